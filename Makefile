@@ -1,0 +1,57 @@
+# Two commands from a fresh clone: `make run` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test test-all lint format types layers wheel check clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftsearch needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing the pinned dependencies into .venv (some minutes the first time) ...'
+	$(INSTALL) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+.typing: 
+	mkdir -p .typing/sftsearch
+	for folder in datasets orchestrator search_spaces trainables; do \
+	  ln -sfn ../../$$folder .typing/sftsearch/$$folder; done
+
+run: .venv/installed  ## search the shipped stride study and print its front
+	$(BIN)/sftsearch run search_spaces/stride.yaml
+
+test: .venv/installed-dev  ## the fast tests, under 15 minutes on two cores
+	$(BIN)/python -m pytest -m 'not slow and not service'
+
+test-all: .venv/installed-dev  ## all tests, under 75 minutes on two cores
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev  ## style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs datasets/*.py orchestrator trainables search_spaces tests
+
+format: .venv/installed-dev  ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/installed-dev .typing  ## strict static types
+	$(BIN)/mypy
+
+layers: .venv/installed-dev .typing  ## the direction of imports
+	PYTHONPATH=.typing $(BIN)/lint-imports
+
+wheel: .venv/installed-dev  ## build the wheel, install it elsewhere, use it
+	bash tests/wheel.sh
+
+check: lint types layers wheel  ## everything but the tests
+
+clean:  ## remove what was built, not what was searched
+	rm -rf .venv .typing .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
