@@ -1,0 +1,131 @@
+"""What a data set declares: modalities, classes, splits, subjects, licence and fingerprint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftsearch.datasets.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SPLITS = ("train", "validation", "test")
+"""Every data set has these, in this order."""
+
+RESERVED_NAMES = ("label", "subject")
+"""Columns of a store that are no modality."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModalitySpec:
+    """The shape of one modality of one sample: `num_tokens` tokens of `num_features` numbers."""
+
+    num_tokens: int
+    """Tokens of a sample, T."""
+    num_features: int
+    """Numbers of a token, F."""
+
+    def __post_init__(self) -> None:
+        for field, count in (("num_tokens", self.num_tokens), ("num_features", self.num_features)):
+            if not _is_count(count, least=1):
+                raise DatasetError(f"`{field}` must be a positive integer, but got {count!r}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSpec:
+    """A data set without its samples; equal fingerprints mean equal samples.
+
+    Raises:
+        DatasetError: a field is not what it must be, or two splits share a subject.
+    """
+
+    name: str
+    """As in `datasets/catalog.py`: lower case, digits and underscores."""
+    modalities: Mapping[str, ModalitySpec]
+    """By name; the insertion order is the modality order everywhere."""
+    classes: tuple[str, ...]
+    """Names of the classes; a label is an index into them."""
+    num_samples: Mapping[str, int]
+    """By split."""
+    subjects: Mapping[str, tuple[str, ...]]
+    """By split, sorted: the people a split was recorded from; empty where none are named."""
+    licence: str
+    """Name of the licence of the samples."""
+    attribution: str
+    """Who is to be credited; shown wherever results are."""
+    source: str
+    """Where the published files are, or how the samples are made."""
+    description: str
+    """One sentence."""
+    fingerprint: str
+    """sha256 of the content, 64 hexadecimal digits."""
+    best_accuracy: float | None = None
+    """Expected test accuracy of the Bayes-optimal classifier, where it is known."""
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_splits()
+        if not re.fullmatch(r"[0-9a-f]{64}", self.fingerprint):
+            raise DatasetError(
+                f"`fingerprint` of '{self.name}' must be 64 hexadecimal digits, "
+                f"but got {self.fingerprint!r}."
+            )
+        best = self.best_accuracy
+        if best is not None and not 0.0 < best <= 1.0:
+            raise DatasetError(
+                f"`best_accuracy` of '{self.name}' must be in (0, 1], but got {best!r}."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def _check_names(self) -> None:
+        for name in (self.name, *self.modalities):
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or name in RESERVED_NAMES:
+                raise DatasetError(
+                    "A name must be lower case letters, digits and underscores and none of "
+                    f"{', '.join(RESERVED_NAMES)}, but got {name!r}."
+                )
+        if not self.modalities:
+            raise DatasetError(f"'{self.name}' must have a modality, but `modalities` is empty.")
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise DatasetError(
+                f"`classes` of '{self.name}' must be two or more different names, "
+                f"but got {self.classes!r}."
+            )
+
+    def _check_splits(self) -> None:
+        for field, by_split in (("num_samples", self.num_samples), ("subjects", self.subjects)):
+            if tuple(by_split) != SPLITS:
+                raise DatasetError(
+                    f"`{field}` of '{self.name}' must name the splits {', '.join(SPLITS)} "
+                    f"in this order, but got {', '.join(map(str, by_split)) or 'none'}."
+                )
+        seen: dict[str, str] = {}
+        for split in SPLITS:
+            if not _is_count(self.num_samples[split], least=1):
+                raise DatasetError(
+                    f"`num_samples` of '{self.name}' must be positive integers, "
+                    f"but got {split}={self.num_samples[split]!r}."
+                )
+            people = self.subjects[split]
+            if people != tuple(sorted(set(people))):
+                raise DatasetError(
+                    f"`subjects` of '{self.name}' must be sorted and named once, "
+                    f"but got {split}={people!r}."
+                )
+            for person in people:
+                if person in seen:
+                    raise DatasetError(
+                        f"Splits of '{self.name}' must not share a subject, "
+                        f"but '{person}' is in {seen[person]} and in {split}."
+                    )
+                seen[person] = split
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

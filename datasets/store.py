@@ -1,0 +1,417 @@
+"""Samples on disk as Arrow, memory-mapped: all trials of a node read the same pages.
+
+A store is a folder:
+
+    manifest.json      the data set's spec, class counts, training statistics, sizes and checksums
+    train.arrow        one Arrow IPC file a split, one record batch, uncompressed; columns
+    validation.arrow     label, subject: int64
+    test.arrow           <modality>: fixed_size_list<float32>[T * F], row-major tokens x features
+
+It is complete from the moment it has its name: it is written beside and renamed. Whatever is read
+here was possibly written by another version, cut short or tampered with, so nothing is believed
+before it is checked; a checksum of everything costs a read of everything and is `verify`'s.
+
+Shapes: N samples, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sftsearch.datasets.errors import DatasetError, SealedSplitError
+from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+FORMAT_VERSION = 1
+"""Raised whenever an older store can no longer be read."""
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
+_STALE_SECONDS = 3600.0  # a build takes seconds; what is older was left by a killed one
+_REMEDY = "Delete the folder, it will be rebuilt."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """The samples of one split; opened from a store, read-only views on the memory map."""
+
+    name: str
+    modalities: dict[str, npt.NDArray[np.float32]]
+    """(N, T, F) by modality, in the order of the spec."""
+    labels: npt.NDArray[np.int64]
+    """(N,), indices into the spec's classes."""
+    subjects: npt.NDArray[np.int64]
+    """(N,), indices into the spec's subjects of this split; -1 where the person is not known."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """An opened store. Pickling it passes the path alone, and the receiver maps the same pages."""
+
+    spec: DatasetSpec
+    path: Path
+    statistics: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+    """Mean and standard deviation of the training split, (F,) each, by modality; a feature that
+    never changes has the deviation 1, so that dividing by it is safe."""
+    class_counts: dict[str, tuple[int, ...]]
+    """Samples of each class, by split."""
+    checksums: dict[str, str]
+    """sha256 of each split's file, by split."""
+
+    def split(self, name: str, *, unseal_test: bool = False) -> Split:
+        """Map one split.
+
+        Args:
+            name: train, validation or test.
+            unseal_test: allow "test"; only the confirmation of a frozen front may.
+
+        Raises:
+            SealedSplitError: the test split, without `unseal_test`.
+            DatasetError: no such split, or its file is damaged.
+        """
+        if name not in SPLITS:
+            raise DatasetError(f"No split is called {name!r}. Known: {', '.join(SPLITS)}.")
+        if name == "test" and not unseal_test:
+            raise SealedSplitError(
+                f"The test split of '{self.spec.name}' is sealed: it is read once, "
+                "by `sftsearch confirm STUDY`. Use the validation split."
+            )
+        return _read_split(self, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.path,)
+
+
+def open_store(path: Path) -> Store:
+    """Open the store in folder `path`: read its manifest and check its files' sizes.
+
+    Raises:
+        DatasetError: there is none, or it is damaged, or of another format version.
+    """
+    path = Path(path).absolute()
+    manifest = _read_manifest(path)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DatasetError(
+            f"The store {path} has format version {version!r:.40}, but this version of sftsearch "
+            f"reads {FORMAT_VERSION}. {_REMEDY}"
+        )
+    try:
+        store = _parse_manifest(path, manifest)
+        sizes = {split: int(manifest["files"][split]["num_bytes"]) for split in SPLITS}
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path / MANIFEST, f"{type(error).__name__}: {error}") from error
+    for split, expected in sizes.items():
+        _check_size(path / f"{split}.arrow", expected)
+    return store
+
+
+def verify(store: Store) -> None:
+    """Read every file of the store and compare its sha256 with the manifest's.
+
+    Raises:
+        DatasetError: a file's bytes are not the ones that were written.
+    """
+    for split, expected in store.checksums.items():
+        file = store.path / f"{split}.arrow"
+        try:
+            actual = file_sha256(file)
+        except OSError as error:
+            raise _damaged(file, str(error.strerror)) from error
+        if actual != expected:
+            raise _damaged(file, f"sha256 is {actual[:12]}, the manifest says {expected[:12]}")
+
+
+def write_store(path: Path, spec: DatasetSpec, splits: Mapping[str, Split]) -> None:
+    """Write a store to the folder `path`, which appears complete or not at all.
+
+    Equal input gives equal bytes. When another process has written the same store meanwhile,
+    theirs stays and ours is dropped.
+
+    Args:
+        path: the folder to make; the folders above it are made too.
+        spec: what the samples are declared to be.
+        splits: the samples, by the names of the spec's splits.
+
+    Raises:
+        DatasetError: the samples are not what the spec declares.
+        OSError: the folder cannot be written.
+    """
+    for name in SPLITS:
+        _check_samples(spec, splits[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path.parent)
+    # Not `mkdtemp`: its mode 0700 would stay, and a shared cache is for others to read.
+    building = path.parent / f".building-{path.name}-{secrets.token_hex(8)}"
+    building.mkdir()
+    try:
+        files = {name: _write_split(building, spec, splits[name]) for name in SPLITS}
+        _write_manifest(building / MANIFEST, spec, splits, files)
+        _sync(building)
+        _publish(building, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    _sync(path.parent)
+
+
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Reading
+
+
+def _damaged(file: Path, why: str) -> DatasetError:
+    # One line, whatever the file holds: names from it are repeated in `why`.
+    what = " ".join(why.split())[:200].rstrip(".")
+    return DatasetError(f"The store {file.parent} is damaged ({file.name}: {what}). {_REMEDY}")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        if path.is_dir():
+            raise _damaged(file, "it is missing") from None
+        raise DatasetError(f"There is no store at {path}.") from None
+    except OSError as error:
+        raise DatasetError(f"Cannot read the store {path}: {error.strerror}.") from error
+    if len(content) > _MAX_MANIFEST_BYTES:
+        raise _damaged(file, "it is too long")
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"not JSON, {error}") from error
+    if not isinstance(manifest, dict):
+        raise _damaged(file, "not a JSON object")
+    return manifest
+
+
+def _parse_manifest(path: Path, manifest: dict[str, Any]) -> Store:
+    fields = dict(manifest["spec"])
+    modalities = {name: ModalitySpec(**shape) for name, shape in fields.pop("modalities").items()}
+    classes = tuple(_text(name) for name in fields.pop("classes"))
+    subjects = {
+        split: tuple(_text(person) for person in people)
+        for split, people in fields.pop("subjects").items()
+    }
+    for field in ("name", "licence", "attribution", "source", "description", "fingerprint"):
+        _text(fields[field])
+    spec = DatasetSpec(modalities=modalities, classes=classes, subjects=subjects, **fields)
+    counts = {split: tuple(map(int, manifest["class_counts"][split])) for split in SPLITS}
+    for split, of_classes in counts.items():
+        if len(of_classes) != spec.num_classes or sum(of_classes) != spec.num_samples[split]:
+            raise ValueError(f"class counts of {split} do not add up")
+    return Store(
+        spec=spec,
+        path=path,
+        statistics={
+            name: (
+                _statistic(manifest["statistics"][name]["mean"], shape, positive=False),
+                _statistic(manifest["statistics"][name]["std"], shape, positive=True),
+            )
+            for name, shape in spec.modalities.items()
+        },
+        class_counts=counts,
+        checksums={split: _text(manifest["files"][split]["sha256"]) for split in SPLITS},
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r:.40}")
+    return value
+
+
+def _statistic(
+    values: list[float], shape: ModalitySpec, *, positive: bool
+) -> npt.NDArray[np.float32]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != shape.num_features or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"statistics must be {shape.num_features} finite numbers")
+    if positive and min(numbers) <= 0:
+        raise ValueError("standard deviations must be positive")
+    statistic = np.array(numbers, dtype=np.float32)
+    statistic.flags.writeable = False
+    return statistic
+
+
+def _check_size(file: Path, expected: int) -> None:
+    try:
+        actual = file.stat().st_size
+    except OSError as error:
+        raise _damaged(file, str(error.strerror)) from error
+    if actual != expected:
+        raise _damaged(file, f"it has {actual} bytes, the manifest says {expected}")
+
+
+def _read_split(store: Store, name: str) -> Split:
+    file, spec = store.path / f"{name}.arrow", store.spec
+    try:
+        # The buffers keep the map alive; the arrays below keep the buffers.
+        reader = pa.ipc.open_file(pa.memory_map(os.fspath(file), "r"))
+        if reader.num_record_batches != 1 or not reader.schema.equals(_schema(spec)):
+            raise _damaged(file, "its columns are not the manifest's")
+        batch = reader.get_batch(0)
+        batch.validate()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file, str(error)) from error
+    if batch.num_rows != spec.num_samples[name]:
+        raise _damaged(file, f"it has {batch.num_rows} samples, not {spec.num_samples[name]}")
+    if any(_num_nulls(column) for column in batch.columns):
+        raise _damaged(file, "it has empty values")
+    labels, subjects = (batch.column(key).to_numpy() for key in ("label", "subject"))
+    counts = np.bincount(labels, minlength=spec.num_classes) if labels.min() >= 0 else ()
+    if tuple(counts) != store.class_counts[name]:
+        raise _damaged(file, "its labels are not those the manifest counts")
+    if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
+        raise _damaged(file, "it has a subject without a name")
+    modalities = {
+        key: batch.column(key)
+        .flatten()
+        .to_numpy()
+        .reshape(-1, shape.num_tokens, shape.num_features)
+        for key, shape in spec.modalities.items()
+    }
+    return Split(name=name, modalities=modalities, labels=labels, subjects=subjects)
+
+
+def _num_nulls(column: pa.Array) -> int:
+    inner = column.flatten().null_count if isinstance(column, pa.FixedSizeListArray) else 0
+    return int(column.null_count + inner)
+
+
+# Writing
+
+
+def _schema(spec: DatasetSpec) -> pa.Schema:
+    return pa.schema(
+        [("label", pa.int64()), ("subject", pa.int64())]
+        + [
+            (name, pa.list_(pa.float32(), shape.num_tokens * shape.num_features))
+            for name, shape in spec.modalities.items()
+        ]
+    )
+
+
+def _check_samples(spec: DatasetSpec, split: Split) -> None:
+    where, count = f"{split.name} of '{spec.name}'", spec.num_samples[split.name]
+    if list(split.modalities) != list(spec.modalities):
+        raise DatasetError(f"{where} has modalities {list(split.modalities)}, not the declared.")
+    for name, shape in spec.modalities.items():
+        x_NTF, expected = split.modalities[name], (count, shape.num_tokens, shape.num_features)
+        if x_NTF.shape != expected or x_NTF.dtype != np.float32:
+            raise DatasetError(
+                f"{name} in {where} must be float32 {expected}, "
+                f"but got {x_NTF.dtype} {x_NTF.shape}."
+            )
+        if not np.isfinite(x_NTF).all():
+            raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
+    codes = (
+        ("labels", split.labels, 0, spec.num_classes),
+        ("subjects", split.subjects, -1, len(spec.subjects[split.name])),
+    )
+    for field, values, low, high in codes:
+        if values.shape != (count,) or values.dtype != np.int64:
+            raise DatasetError(
+                f"`{field}` in {where} must be int64 ({count},), "
+                f"but got {values.dtype} {values.shape}."
+            )
+        if values.min() < low or values.max() >= high:
+            raise DatasetError(
+                f"`{field}` in {where} must be in [{low}, {high}), "
+                f"but got {values.min()} to {values.max()}."
+            )
+
+
+def _write_split(folder: Path, spec: DatasetSpec, split: Split) -> dict[str, Any]:
+    columns = [pa.array(split.labels), pa.array(split.subjects)]
+    for name in spec.modalities:
+        x_NTF = np.ascontiguousarray(split.modalities[name])
+        columns.append(
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(x_NTF.reshape(-1)), x_NTF.shape[1] * x_NTF.shape[2]
+            )
+        )
+    file, schema = folder / f"{split.name}.arrow", _schema(spec)
+    with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    _sync(file)
+    return {"num_bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _write_manifest(
+    file: Path, spec: DatasetSpec, splits: Mapping[str, Split], files: dict[str, Any]
+) -> None:
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "spec": asdict(spec),
+        "class_counts": {
+            name: np.bincount(splits[name].labels, minlength=spec.num_classes).tolist()
+            for name in SPLITS
+        },
+        "statistics": {
+            name: _training_statistics(splits["train"].modalities[name]) for name in spec.modalities
+        },
+        "files": files,
+    }
+    file.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _sync(file)
+
+
+def _training_statistics(tokens: npt.NDArray[np.float32]) -> dict[str, list[float]]:
+    """Return mean and standard deviation of (N, T, F) over samples and tokens, (F,) each."""
+    mean_F = tokens.mean(axis=(0, 1), dtype=np.float64)
+    std_F = tokens.std(axis=(0, 1), dtype=np.float64)
+    std_F[std_F == 0] = 1.0
+    return {"mean": mean_F.tolist(), "std": std_F.tolist()}
+
+
+def _sync(path: Path) -> None:
+    """Wait until `path` is on the disk: a rename must not overtake what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(building: Path, path: Path) -> None:
+    try:
+        building.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _remove_stale(cache: Path) -> None:
+    """Remove what builds that were killed left behind."""
+    for folder in cache.glob(".building-*"):
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
