@@ -63,8 +63,7 @@ def open_dataset(name: str, *, cache: Path | None = None) -> Store:
     dataset = look_up(DATASETS, name, kind="data set")
     spec = dataset.spec()
     path = store_path(spec, cache=cache)
-    if not path.is_dir():
-        _build(path, spec, dataset)
+    _build_if_missing(path, spec, dataset)
     store = open_store(path)
     if store.spec != spec:
         raise DatasetError(
@@ -103,9 +102,10 @@ def cache_folder() -> Path:
         ) from error
 
 
-def _build(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
+def _build_if_missing(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
     try:
-        write_store(path, spec, dataset.load())
+        if not path.is_dir():
+            write_store(path, spec, dataset.load())
     except OSError as error:
         raise DatasetError(
             f"Cannot build the data set '{spec.name}' in {path.parent}: {error.strerror or error}. "

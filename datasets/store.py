@@ -272,21 +272,12 @@ def _check_size(file: Path, expected: int) -> None:
 
 def _read_split(store: Store, name: str) -> Split:
     file, spec = store.path / f"{name}.arrow", store.spec
-    try:
-        # The buffers keep the map alive; the arrays below keep the buffers.
-        reader = pa.ipc.open_file(pa.memory_map(os.fspath(file), "r"))
-        if reader.num_record_batches != 1 or not reader.schema.equals(_schema(spec)):
-            raise _damaged(file, "its columns are not the manifest's")
-        batch = reader.get_batch(0)
-        batch.validate()
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(file, str(error)) from error
+    batch = _read_batch(file, spec)
     if batch.num_rows != spec.num_samples[name]:
         raise _damaged(file, f"it has {batch.num_rows} samples, not {spec.num_samples[name]}")
-    if any(_num_nulls(column) for column in batch.columns):
-        raise _damaged(file, "it has empty values")
     labels, subjects = (batch.column(key).to_numpy() for key in ("label", "subject"))
-    counts = np.bincount(labels, minlength=spec.num_classes) if labels.min() >= 0 else ()
+    in_range = labels.min() >= 0 and labels.max() < spec.num_classes
+    counts = np.bincount(labels, minlength=spec.num_classes).tolist() if in_range else []
     if tuple(counts) != store.class_counts[name]:
         raise _damaged(file, "its labels are not those the manifest counts")
     if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
@@ -299,6 +290,22 @@ def _read_split(store: Store, name: str) -> Split:
         for key, shape in spec.modalities.items()
     }
     return Split(name=name, modalities=modalities, labels=labels, subjects=subjects)
+
+
+def _read_batch(file: Path, spec: DatasetSpec) -> pa.RecordBatch:
+    """Map the one record batch of a file, without nulls and with the columns of `spec`."""
+    try:
+        # The arrays of the batch keep its buffers alive, and these the map.
+        reader = pa.ipc.open_file(pa.memory_map(os.fspath(file), "r"))
+        if reader.num_record_batches != 1 or not reader.schema.equals(_schema(spec)):
+            raise pa.ArrowInvalid("its columns are not the manifest's")
+        batch = reader.get_batch(0)
+        batch.validate()
+        if any(_num_nulls(column) for column in batch.columns):
+            raise pa.ArrowInvalid("it has empty values")
+    except (OSError, OverflowError, pa.ArrowException) as error:
+        raise _damaged(file, str(error)) from error
+    return batch
 
 
 def _num_nulls(column: pa.Array) -> int:
@@ -393,10 +400,13 @@ def _training_statistics(tokens: npt.NDArray[np.float32]) -> dict[str, list[floa
 
 
 def _sync(path: Path) -> None:
-    """Wait until `path` is on the disk: a rename must not overtake what it names."""
+    """Wait until a file or folder is on the disk: a rename must not overtake what it names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that cannot synchronise a folder
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,8 +1,8 @@
 """Two made-up modalities whose best possible accuracy is known in closed form.
 
 A sample has three fair, independent bits: `l` shown by the left modality alone, `r` by the right
-alone, `c` by both. Its class is the pair (l xor r, c), one of four. The first half is synergy, which
-no modality and no sum of modalities' votes can tell; the second is redundancy.
+alone, `c` by both. Its class is the pair (l xor r, c), one of four. The first half is synergy,
+which no modality and no sum of modalities' votes can tell; the second is redundancy.
 
 Every number is noise N(0, 1), except that each token of the left modality adds +-p to feature 0 by
 the sign of `l` and +-s to feature 1 by the sign of `c`; the right likewise with `r` and `c`. With T

@@ -1,7 +1,7 @@
 """Activities of 23 people from the sensors of a smartphone and a smartwatch.
 
 Source: M. Matey-Sanz, S. Casteleyn, C. Granell, "Dataset of inertial measurements of smartphones
-and smartwatches for human activity recognition", Data in Brief 51 (2023), 109809;
+and smartwatches for human activity recognition", Data in Brief (2023), 109809;
 https://doi.org/10.5281/zenodo.8398688, CC BY 4.0. What was changed: `shipped/ATTRIBUTION.md`.
 
 A sample is a window of 1.28 s at 100 Hz, 128 tokens of 3 axes a sensor: acceleration in units of
@@ -59,7 +59,7 @@ def spec() -> DatasetSpec:
         licence="CC BY 4.0",
         attribution=(
             "M. Matey-Sanz, S. Casteleyn, C. Granell: Dataset of inertial measurements of "
-            "smartphones and smartwatches for human activity recognition. Data in Brief 51 (2023), "
+            "smartphones and smartwatches for human activity recognition. Data in Brief (2023), "
             "109809. Resampled, windowed and split by person."
         ),
         source="https://doi.org/10.5281/zenodo.8398688",
