@@ -1,0 +1,1 @@
+"""What a trial trains: fusion models, their cost, and the training loop."""

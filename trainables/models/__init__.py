@@ -1,0 +1,1 @@
+"""The fusion systems, one in a file."""

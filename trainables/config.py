@@ -1,0 +1,197 @@
+"""What a trial is told, in frozen dataclasses of plain values: `asdict` is their canonical JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sftsearch.datasets.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from sftsearch.datasets.spec import DatasetSpec
+
+
+class ConfigError(UserError):
+    """A configuration that is wrong in itself or does not fit the data set."""
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is not an int of at least `at_least` (True is an int to Python, not to us)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"`{name}` must be a whole number from {at_least}, but got {value!r}.")
+
+
+def check_number(name: str, value: Any, *, least: float, below: float, open_: bool = False) -> None:
+    """Refuse what is not a finite number in [least, below), or in (least, below) if `open_`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and least <= value < below and math.isfinite(value)) or (
+        open_ and value == least
+    ):
+        left = "(" if open_ else "["
+        raise ConfigError(f"`{name}` must lie in {left}{least}, {below}), but got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse what is not one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, but got {value!r}.")
+
+
+def _check_modality(spec: DatasetSpec, name: str) -> None:
+    if name not in spec.modalities:
+        near = nearest(name, spec.modalities)
+        hint = f" Did you mean '{near}'?" if near else ""
+        known = ", ".join(spec.modalities)
+        raise ConfigError(f"Data set '{spec.name}' has no modality '{name}'.{hint} Known: {known}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the recipe of the SFT paper's code."""
+
+    epochs: int = 20
+    batch_size: int = 24
+    """Samples a step; the last, incomplete batch of an epoch is trained on too."""
+    learning_rate: float = 1e-3
+    """AdamW's step size at the start; falls when the validation loss stops falling."""
+    weight_decay: float = 0.0
+    clip_norm: float = 0.8
+    """Largest norm of all gradients together."""
+    plateau_patience: int = 10
+    """Epochs without a lower validation loss before the learning rate falls."""
+    plateau_factor: float = 0.1
+    """What the learning rate is multiplied by then."""
+    value: Literal["last", "best"] = "last"
+    """What a trial is worth: the mean of its last three epochs, or its best epoch by top1."""
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs, at_least=1)
+        check_integer("batch_size", self.batch_size, at_least=1)
+        check_number("learning_rate", self.learning_rate, least=0, below=math.inf, open_=True)
+        check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
+        check_number("clip_norm", self.clip_norm, least=0, below=math.inf, open_=True)
+        check_integer("plateau_patience", self.plateau_patience, at_least=0)
+        check_number("plateau_factor", self.plateau_factor, least=0, below=1, open_=True)
+        check_choice("value", self.value, ("last", "best"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """What all token transformers share."""
+
+    modalities: tuple[str, ...] | None = None
+    """The modalities that are used; None: all of the data set. Their order is the data set's."""
+    patch: int = 1
+    """Consecutive samples of a modality that make one token."""
+    dim: int = 40
+    """Width of every token."""
+    num_heads: int = 5
+    """Attention heads; must divide `dim`."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_integer("patch", self.patch, at_least=1)
+        check_integer("dim", self.dim, at_least=1)
+        check_integer("num_heads", self.num_heads, at_least=1)
+        check_number("dropout", self.dropout, least=0, below=1)
+        if self.dim % self.num_heads:
+            got = f"num_heads={self.num_heads}, dim={self.dim}"
+            raise ConfigError(f"`num_heads` must divide `dim`, but got ({got}).")
+        if self.modalities is not None:
+            self._check_modalities(self.modalities)
+            object.__setattr__(self, "modalities", tuple(self.modalities))  # JSON has lists
+
+    @staticmethod
+    def _check_modalities(names: Any) -> None:
+        good = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+        if not good or not names or len(set(names)) < len(names):
+            raise ConfigError(
+                f"`modalities` must be a list of different names, at least one, but got {names!r}."
+            )
+
+    def chosen(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """Return the names of the modalities used, in the data set's order.
+
+        Raises:
+            ConfigError: a name is not a modality of the data set.
+        """
+        if self.modalities is None:
+            return tuple(spec.modalities)
+        for name in self.modalities:
+            _check_modality(spec, name)
+        return tuple(name for name in spec.modalities if name in self.modalities)
+
+    def num_tokens(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the tokens of each chosen modality, CLS not counted: ceil(samples / patch).
+
+        Raises:
+            ConfigError: a modality is unknown, or shorter than one patch.
+        """
+        tokens = {}
+        for name in self.chosen(spec):
+            samples = spec.modalities[name].num_tokens
+            if self.patch > samples:
+                raise ConfigError(
+                    f"`patch` must not be longer than a modality, but got (patch={self.patch}, "
+                    f"{name} has {samples} samples). Take a smaller patch."
+                )
+            tokens[name] = -(-samples // self.patch)
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PooledConfig(TransformerConfig):
+    """What the transformers share that pool each modality before their fused layers."""
+
+    unimodal_layers: int = 1
+    """Layers of each modality on its own, before pooling."""
+    fused_layers: int = 11
+    """Layers on the pooled tokens."""
+    stride: int | Mapping[str, int] = 1
+    """Consecutive tokens that pooling makes one; for all modalities, or by modality."""
+    pooling: Literal["average", "max"] = "average"
+
+    def __post_init__(self) -> None:
+        TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
+        check_integer("unimodal_layers", self.unimodal_layers, at_least=0)
+        check_integer("fused_layers", self.fused_layers, at_least=1)
+        check_choice("pooling", self.pooling, ("average", "max"))
+        if isinstance(self.stride, Mapping):
+            for name, stride in self.stride.items():
+                check_integer(f"stride.{name}", stride, at_least=1)
+            object.__setattr__(self, "stride", dict(self.stride))
+        else:
+            check_integer("stride", self.stride, at_least=1)
+
+    def strides(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the stride of each chosen modality, at most its number of tokens.
+
+        One stride for all may be longer than some modalities, which then keep a single token
+        (SFT paper, Table 3, pools 38 tokens with stride 64), but not longer than all of them.
+
+        Raises:
+            ConfigError: a stride is longer than its tokens, missing, or of an unknown modality.
+        """
+        tokens = self.num_tokens(spec)
+        if not isinstance(self.stride, Mapping):
+            _check_stride("stride", self.stride, max(tokens.values()))
+            return {name: min(self.stride, count) for name, count in tokens.items()}
+        for name in self.stride:
+            _check_modality(spec, name)
+        strides = {}
+        for name, count in tokens.items():
+            if name not in self.stride:
+                raise ConfigError(f"`stride` names no stride for '{name}', which is used.")
+            _check_stride(f"stride.{name}", self.stride[name], count)
+            strides[name] = self.stride[name]
+        return strides
+
+
+def _check_stride(name: str, stride: int, tokens: int) -> None:
+    if stride > tokens:
+        raise ConfigError(
+            f"`{name}` must not be longer than the tokens it pools, but got (stride={stride}, "
+            f"tokens={tokens}). Stride {tokens} already leaves one token."
+        )

@@ -1,0 +1,114 @@
+"""What a model costs, known before it runs: closed forms in whole numbers, and the count to check.
+
+Notation: n tokens, d width. One operation is one multiply-add, everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.trainables.config import TransformerConfig
+
+GIGA = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The price of a configuration, for one sample and one forward pass."""
+
+    gflops: float
+    """1e9 operations as the SFT paper counts them (appendix A.2): no tokenizer, no head."""
+    gmacs: float
+    """1e9 multiply-adds of every matrix product that runs."""
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a model in whole operations; parts add up, and repeat."""
+
+    flops: int
+    macs: int
+    parameters: int
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            self.flops + other.flops, self.macs + other.macs, self.parameters + other.parameters
+        )
+
+    def __mul__(self, times: int) -> Part:
+        return Part(self.flops * times, self.macs * times, self.parameters * times)
+
+
+def total(parts: list[Part]) -> Cost:
+    """Add parts up; integers are divided once, at the end, so that equal counts are equal."""
+    return Cost(
+        sum(part.flops for part in parts) / GIGA,
+        sum(part.macs for part in parts) / GIGA,
+        sum(part.parameters for part in parts),
+    )
+
+
+def tokenizer(spec: DatasetSpec, config: TransformerConfig) -> Part:
+    """All tokenizers: projection of a patch, CLS token and positions. The paper prices none."""
+    d, macs, parameters = config.dim, 0, 0
+    for name, n in config.num_tokens(spec).items():
+        patch_width = config.patch * spec.modalities[name].num_features
+        macs += n * patch_width * d
+        parameters += (patch_width + 1) * d + (n + 1) * d + d
+    return Part(0, macs, parameters)
+
+
+def attention(n: int, d: int, *, priced: int | None = None) -> Part:
+    """Self-attention of n tokens: four projections and two products of n x n.
+
+    `priced`: tokens in the paper's price, where it leaves the CLS token out.
+    """
+    p = n if priced is None else priced
+    return Part(4 * p * d * d + 2 * p * p * d, 4 * n * d * d + 2 * n * n * d, 4 * d * d + 4 * d)
+
+
+def block(n: int, d: int, *, priced: int | None = None) -> Part:
+    """A transformer block, 4nd^2 + 2n^2 d + 2nd^2 + 4nd; the last term is element-wise."""
+    p = n if priced is None else priced
+    mlp = Part(2 * p * d * d + 4 * p * d, 2 * n * d * d, 2 * (d * d + d) + 2 * d)
+    return attention(n, d, priced=priced) + mlp
+
+
+def head(d: int, num_classes: int, *, sequences: int = 1) -> Part:
+    """One head, applied to the CLS token of each sequence; the paper prices none."""
+    return Part(0, sequences * d * num_classes, 2 * d + d * num_classes + num_classes)
+
+
+def shared(part: Part, other: Part) -> Part:
+    """`other` runs on the weights of `part`: its operations count again, its parameters do not."""
+    return Part(part.flops + other.flops, part.macs + other.macs, part.parameters)
+
+
+def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) -> float:
+    """Count the multiply-adds of one sample, in 1e9, by running the model on the meta device.
+
+    On a CPU the counter sees no operation in fused attention; on meta it sees them all, and needs
+    neither memory nor data. It counts two for a multiply-add.
+    """
+    inputs = {
+        name: torch.empty(
+            1, spec.modalities[name].num_tokens, spec.modalities[name].num_features, device="meta"
+        )
+        for name in config.chosen(spec)
+    }
+    weights = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, weights, (inputs,))
+    operations: int = counter.get_total_flops()
+    return operations // 2 / GIGA

@@ -1,0 +1,46 @@
+"""Unimodal transformer: what one modality reaches on its own.
+
+Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4. It is SFT-PO of one modality.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftsearch.trainables import cost
+from sftsearch.trainables.config import ConfigError, PooledConfig
+from sftsearch.trainables.models.fusion import FusionModel
+from sftsearch.trainables.models.sft import pooled_layers, pooled_parts
+
+if TYPE_CHECKING:
+    from sftsearch.datasets.spec import DatasetSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnimodalConfig(PooledConfig):
+    """One modality; `fused_layers` are those behind its pooling."""
+
+
+class Unimodal(FusionModel):
+    """Layers, pooling, layers; the CLS token is classified."""
+
+    def __init__(self, spec: DatasetSpec, config: UnimodalConfig) -> None:
+        check_one_modality(spec, config)
+        super().__init__(spec, config, pooled_layers(spec, config, before_pooling=[]))
+
+
+def unimodal_cost(spec: DatasetSpec, config: UnimodalConfig) -> cost.Cost:
+    """Price the unimodal transformer: n tokens before pooling, 1 + k behind it."""
+    check_one_modality(spec, config)
+    return cost.total(pooled_parts(spec, config))
+
+
+def check_one_modality(spec: DatasetSpec, config: UnimodalConfig) -> None:
+    """Refuse a configuration of several modalities."""
+    names = config.chosen(spec)
+    if len(names) != 1:
+        raise ConfigError(
+            f"`modalities` of a unimodal model must be exactly one, but got {len(names)}: "
+            f"{', '.join(names)}. Name one of them."
+        )
