@@ -174,7 +174,8 @@ def _to_losses(points: ArrayLike, directions: Sequence[str]) -> Floats:
     values = np.asarray(points, dtype=float).reshape(-1, len(directions))
     if np.isnan(values).any():
         raise ValueError("Points cannot be ordered: a value is NaN.")
-    return values * np.array([_SIGNS[direction] for direction in directions])
+    losses: Floats = values * np.array([_SIGNS[direction] for direction in directions])
+    return losses
 
 
 def _area(losses: Floats, worst: Floats) -> float:

@@ -1,0 +1,57 @@
+"""What is measured of a configuration: how a value is called, which way is better, how it prints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+MISSING = "\N{EN DASH}"
+"""What a table shows where a value is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """How a value is called, ordered and printed."""
+
+    label: str
+    direction: Literal["maximize", "minimize"] = "minimize"
+    is_share: bool = False
+    """In [0, 1]; differences are told in points of 0.01."""
+
+    def show(self, value: float | None) -> str:
+        """Return the value as text, shares with three decimals, others with three digits."""
+        if value is None:
+            return MISSING
+        return f"{value:.3f}" if self.is_share else show_number(value)
+
+
+METRICS: dict[str, Metric] = {
+    "top1": Metric(label="top-1 accuracy", direction="maximize", is_share=True),
+    "top5": Metric(label="top-5 accuracy", direction="maximize", is_share=True),
+    "balanced_accuracy": Metric(label="balanced accuracy", direction="maximize", is_share=True),
+    "map": Metric(label="mean average precision", direction="maximize", is_share=True),
+    "loss": Metric(label="loss"),
+    "gflops": Metric(label="GFLOPs"),
+    "gmacs": Metric(label="GMACs"),
+    "parameters": Metric(label="parameters"),
+    "latency_ms": Metric(label="latency (ms)"),
+    "peak_memory_mb": Metric(label="peak memory (MB)"),
+    "seconds": Metric(label="training time (s)"),
+}
+"""What is known of a value by its name; other names are shown as they are, and less is better."""
+
+
+def metric(name: str) -> Metric:
+    """Return what is known of a metric; of an unknown one, its name."""
+    return METRICS.get(name) or Metric(label=name)
+
+
+def show_number(value: float) -> str:
+    """Return three significant digits, or a whole number with separators from 1000 on."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}" if decimals < 7 else f"{value:.2e}"
