@@ -7,7 +7,7 @@ contract test finds it by this list.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,12 +65,12 @@ def open_dataset(name: str, *, cache: Path | None = None) -> Store:
     path = store_path(spec, cache=cache)
     _build_if_missing(path, spec, dataset)
     store = open_store(path)
-    if store.spec != spec:
+    if _content(store.spec) != _content(spec):
         raise DatasetError(
             f"The store {path} is not the '{name}' that this version of sftsearch describes. "
             "Delete the folder, it will be rebuilt."
         )
-    return store
+    return replace(store, spec=spec)  # whose texts may have been improved since it was built
 
 
 def store_path(spec: DatasetSpec, *, cache: Path | None = None) -> Path:
@@ -111,3 +111,9 @@ def _build_if_missing(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
             f"Cannot build the data set '{spec.name}' in {path.parent}: {error.strerror or error}. "
             "Set SFTSEARCH_CACHE to a folder you can write, with enough space."
         ) from error
+
+
+def _content(spec: DatasetSpec) -> tuple[object, ...]:
+    """Return what of a spec depends on the samples; the order of modalities does."""
+    modalities = tuple(spec.modalities.items())
+    return spec.name, modalities, spec.classes, spec.num_samples, spec.subjects, spec.fingerprint

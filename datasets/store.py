@@ -20,7 +20,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import secrets
 import shutil
@@ -251,12 +250,12 @@ def _text(value: object) -> str:
 def _statistic(
     values: list[float], shape: ModalitySpec, *, positive: bool
 ) -> npt.NDArray[np.float32]:
-    numbers = [float(value) for value in values]
-    if len(numbers) != shape.num_features or not all(map(math.isfinite, numbers)):
+    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
+        statistic = np.array([float(value) for value in values]).astype(np.float32)
+    if statistic.shape != (shape.num_features,) or not np.isfinite(statistic).all():
         raise ValueError(f"statistics must be {shape.num_features} finite numbers")
-    if positive and min(numbers) <= 0:
+    if positive and statistic.min() <= 0:
         raise ValueError("standard deviations must be positive")
-    statistic = np.array(numbers, dtype=np.float32)
     statistic.flags.writeable = False
     return statistic
 
