@@ -1,0 +1,245 @@
+"""Admission: price a proposal before it runs; refuse what breaks a limit or repeats.
+
+A space of up to `MAX_TABLE` points is priced whole when the study opens, so that draws come from the
+admitted points alone and the study knows when none is left. A larger or continuous space is priced
+point by point.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.orchestrator.binding import Configuration, bind
+from sftsearch.search_spaces.load import Mistake, StudyFileError
+from sftsearch.search_spaces.space import Point, Space
+from sftsearch.trainables import catalog as models
+from sftsearch.trainables.config import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.search_spaces.load import Source
+    from sftsearch.trainables.cost import Cost
+
+MAX_TABLE = 50_000
+MAX_DRAWS = 2_000
+"""Tries of a uniform draw from a space too large to price whole, before it counts as used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration with its price."""
+
+    point: Point
+    configuration: Configuration
+    cost: Cost
+
+    @property
+    def id(self) -> str:
+        """The configuration's id."""
+        return self.configuration.id
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a proposal does not run."""
+
+    reason: str
+    """`impossible`, `over limit` or `repeat`."""
+    detail: str
+    excess: float
+    """How far beyond the limit, relative to it; 1 for what has no measure."""
+
+
+class Admission:
+    """Prices and admits the points of one study's space; remembers what was admitted."""
+
+    def __init__(
+        self,
+        source: Source,
+        spec: DatasetSpec,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Price the space if it is small enough.
+
+        Raises:
+            StudyFileError: no point of the space, or of one of its branches, can be built, or a
+                value of a parameter is possible in none.
+        """
+        self.space = Space(source.study.space)
+        self.spec = spec
+        self._source = source
+        self._limits = {limit.metric: limit.max for limit in source.study.constraints}
+        self._taken: set[str] = set()
+        self.num_points = self.space.size()
+        self.table: dict[str, Candidate] | None = None
+        """Every admissible configuration by id; None where the space is too large."""
+        self.num_refused: dict[str, int] = {}
+        """Points of the table that were refused, by reason."""
+        if self.num_points <= MAX_TABLE:
+            self.table = self._price_all(on_progress)
+        else:
+            self._check_sample()
+
+    def price(self, point: Point) -> Candidate:
+        """Price a point.
+
+        Raises:
+            ConfigError: the point cannot be built on this data set.
+        """
+        model = self.space.models[point.branch]
+        configuration = bind(model, point.values, self._source.study.training, self.spec)
+        cost = models.MODELS[model].cost(self.spec, configuration.model_config)
+        return Candidate(point, configuration, cost)
+
+    def decide(self, point: Point) -> Candidate | Refusal:
+        """Admit a point or say why not. Admitting is `take`'s part."""
+        try:
+            candidate = self.price(point)
+        except ConfigError as error:
+            return Refusal("impossible", str(error), 1.0)
+        refusal = self._over_limit(candidate)
+        if refusal is None and candidate.id in self._taken:
+            refusal = Refusal("repeat", f"configuration {candidate.id} is in the study", 1.0)
+        return refusal or candidate
+
+    def take(self, candidate_id: str) -> None:
+        """Remember that a configuration is in the study."""
+        self._taken.add(candidate_id)
+
+    @property
+    def num_taken(self) -> int:
+        """How many configurations are in the study."""
+        return len(self._taken)
+
+    def left(self) -> int | None:
+        """Return how many admissible configurations are not in the study; None if unknown."""
+        return None if self.table is None else len(self.table.keys() - self._taken)
+
+    def draw(self, random_: random.Random) -> Candidate | None:
+        """Draw uniformly from the admissible configurations that are not in the study.
+
+        None: there are none left (in a space too large to list: none was met in `MAX_DRAWS` tries).
+        """
+        if self.table is not None:
+            free = [identity for identity in self.table if identity not in self._taken]
+            return self.table[random_.choice(free)] if free else None
+        for _ in range(MAX_DRAWS):
+            decided = self.decide(self.space.draw(random_))
+            if isinstance(decided, Candidate):
+                return decided
+        return None
+
+    def cheapest(self) -> Candidate | None:
+        """Return the cheapest admissible configuration that is not in the study."""
+        free = [c for identity, c in (self.table or {}).items() if identity not in self._taken]
+        return min(free, key=lambda candidate: (candidate.cost.gflops, candidate.id), default=None)
+
+    def _over_limit(self, candidate: Candidate) -> Refusal | None:
+        for metric, limit in self._limits.items():
+            value = getattr(candidate.cost, metric)
+            if value > limit:
+                detail = f"{metric} {value:.6g} is over the limit of {limit:.6g}"
+                return Refusal("over limit", detail, value / limit - 1)
+        return None
+
+    def _price_all(self, on_progress: Callable[[int, int], None] | None) -> dict[str, Candidate]:
+        table: dict[str, Candidate] = {}
+        checker = _ValueChecker(self._source, self.space)
+        for i, point in enumerate(self.space.points()):
+            if on_progress and i % 500 == 0:
+                on_progress(i, int(self.num_points))
+            try:
+                candidate = self.price(point)
+            except ConfigError as error:
+                checker.impossible(point, str(error))
+                self._count("impossible")
+                continue
+            checker.possible(point)
+            if self._over_limit(candidate):
+                self._count("over limit")
+            elif candidate.id in table:
+                self._count("repeat")
+            else:
+                table[candidate.id] = candidate
+        checker.raise_mistakes()
+        if not table:
+            raise StudyFileError(self._source.name, [self._all_refused()])
+        return table
+
+    def _all_refused(self) -> Mistake:
+        limits = ", ".join(f"{metric} <= {limit:g}" for metric, limit in self._limits.items())
+        message = (
+            f"All {self.num_points:.0f} configurations are refused by the constraints ({limits}): "
+            "raise a limit or add smaller values; `sftsearch price` shows the costs without limits."
+        )
+        return self._source.mistake(("constraints",), message)
+
+    def _check_sample(self) -> None:
+        checker = _ValueChecker(self._source, self.space)
+        random_ = random.Random(0)
+        for _ in range(500):
+            point = self.space.draw(random_)
+            try:
+                self.price(point)
+                checker.possible(point)
+            except ConfigError as error:
+                checker.impossible(point, str(error))
+        checker.raise_mistakes()
+
+    def _count(self, reason: str) -> None:
+        self.num_refused[reason] = self.num_refused.get(reason, 0) + 1
+
+
+class _ValueChecker:
+    """Finds the values that are possible nowhere: mistakes of the study file, not points to refuse."""
+
+    def __init__(self, source: Source, space: Space) -> None:
+        self._source = source
+        self._space = space
+        self._possible: set[tuple[int, str, str]] = set()
+        self._seen: dict[tuple[int, str, str], str] = {}
+
+    def possible(self, point: Point) -> None:
+        self._possible.update(self._marks(point))
+
+    def impossible(self, point: Point, message: str) -> None:
+        for mark in self._marks(point):
+            self._seen.setdefault(mark, message)
+
+    def raise_mistakes(self) -> None:
+        """Raise StudyFileError with one line for each value (or whole branch) that never works."""
+        found: dict[tuple[Any, ...], Mistake] = {}
+        whole = {branch for branch, name, _ in self._possible if name == ""}
+        for mark, message in self._seen.items():
+            branch, name, value = mark
+            if mark in self._possible:
+                continue
+            if branch not in whole:  # nothing works here: blame the parameter the message names
+                named = [n for n in re.findall(r"`(\w+)", message) if n in self._known(branch)]
+                place = ("space", branch, *named[:1])
+                found.setdefault(place, self._source.mistake(place, message))
+            elif name:
+                place = self._place(branch, name, value)
+                found.setdefault(place, self._source.mistake(place, message))
+        if found:
+            raise StudyFileError(self._source.name, list(found.values()))
+
+    def _known(self, branch: int) -> set[str]:
+        return self._space.axes[branch].keys() | self._space.literals[branch].keys()
+
+    def _place(self, branch: int, name: str, value: str) -> tuple[str | int, ...]:
+        axis = self._space.axes[branch][name]
+        listed = [repr(one) for one in getattr(axis, "values", [])]
+        position = ("values", listed.index(value)) if value in listed else ()
+        return ("space", branch, name, *position)
+
+    def _marks(self, point: Point) -> list[tuple[int, str, str]]:
+        axes = self._space.axes[point.branch]
+        marks = [(point.branch, name, repr(point.values[name])) for name in axes]
+        return [(point.branch, "", ""), *marks]

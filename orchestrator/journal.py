@@ -1,0 +1,208 @@
+"""The one record of a study: an append-only table of events in SQLite, owned by the driver.
+
+Everything else (Optuna's study, MLflow's runs, reports) is rebuilt or completed from it. An event is
+durable against the death of the process once `append` returns (WAL, one transaction an event).
+
+The events of a study, by kind:
+
+| kind | when | body |
+| --- | --- | --- |
+| `created` | the study began | definition, description, facts |
+| `opened` | a driver took the study | budget (trials), token |
+| `proposed` | the sampler named a configuration | number, model, parameters |
+| `refused` | admission refused it | number, reason, detail, excess |
+| `admitted` | admission took it | number, configuration_id, cost, seeds |
+| `started` | a worker began or went on with a trial | trial, epoch |
+| `epoch` | an epoch of a trial ended | trial, epoch, metrics |
+| `finished` | a trial ended with values | trial, values, groups |
+| `failed` | a trial ended without | trial, reason |
+| `told` | the sampler was told a configuration's outcome | number, state, values |
+| `mirrored` | MLflow holds everything up to an event | through |
+| `ended` | the driver stopped proposing | reason |
+| `confirmed` | the test split was looked at, once | trials |
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+FILE_NAME = "journal.sqlite"
+LOCK_NAME = "driver.lock"
+
+
+class JournalError(UserError):
+    """A journal that cannot be opened, is damaged, or belongs to another driver or definition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the journal."""
+
+    id: int
+    """Position, from 1, without gaps."""
+    time: float
+    """Unix seconds."""
+    kind: str
+    body: dict[str, Any]
+
+
+class Journal:
+    """The journal of one study, open for writing: at most one process holds it.
+
+    Appending is thread-safe. `listen` registers a function that is called after each append, in the
+    appending thread.
+    """
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Open the journal in `folder`, making both if they are missing.
+
+        Raises:
+            JournalError: another driver has the study, or the file is damaged or of another version.
+        """
+        self.folder = folder
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._listeners: list[Callable[[Event], None]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(folder)
+        except OSError as error:
+            raise JournalError(
+                f"Cannot write the study's folder '{folder}': {error.strerror}."
+            ) from error
+        try:
+            self._connection = _connect(folder / FILE_NAME)
+            row = self._connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+        except JournalError:
+            self._lock.close()
+            raise
+        except sqlite3.DatabaseError as error:
+            self._lock.close()
+            raise _damaged(folder / FILE_NAME, error) from error
+        self.last_id: int = row[0]
+
+    def append(self, kind: str, **body: Any) -> Event:
+        """Write one event durably and return it."""
+        with self._mutex:
+            event = Event(self.last_id + 1, self._clock(), kind, body)
+            text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+            try:
+                self._connection.execute(
+                    "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
+                    (event.id, event.time, kind, text),
+                )
+            except sqlite3.OperationalError as error:
+                raise JournalError(
+                    f"Cannot write the journal in '{self.folder}': {error}. The study stops here and "
+                    "loses nothing: mend the disk and resume."
+                ) from error
+            self.last_id = event.id
+        for listener in self._listeners:
+            listener(event)
+        return event
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every event that is appended from now on."""
+        self._listeners.append(listener)
+
+    def events(self, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
+        """Yield the events after the one numbered `after`, in order."""
+        return read_events(self.folder, after=after, through=through)
+
+    def close(self) -> None:
+        """Close the file and let other drivers have the study."""
+        self._connection.close()
+        self._lock.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
+    """Yield events of a study's journal without taking it from its driver.
+
+    Raises:
+        JournalError: there is no journal, or it is damaged or of another version.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise JournalError(f"There is no study in '{folder}' (no {FILE_NAME}).")
+    try:
+        connection = _connect(path)
+        try:
+            rows = connection.execute(
+                "SELECT id, time, kind, body FROM events WHERE id > ? AND id <= ? ORDER BY id",
+                (after, through if through is not None else 2**62),
+            )
+            for id_, moment, kind, body in rows:
+                yield Event(id_, moment, kind, json.loads(body))
+        finally:
+            connection.close()
+    except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and path.stat().st_size == 0:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, time REAL NOT NULL, "
+            "kind TEXT NOT NULL, body TEXT NOT NULL)"
+        )
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    elif version != SCHEMA_VERSION:
+        connection.close()
+        raise JournalError(
+            f"The journal '{path}' has schema version {version}, but this sftsearch reads "
+            f"{SCHEMA_VERSION}: use the version of sftsearch that wrote it."
+        )
+    # The process may die at any moment and nothing is lost; after a power cut the last events may be.
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+def _damaged(path: Path, error: Exception) -> JournalError:
+    return JournalError(
+        f"The journal '{path}' is damaged ({error}). Restore it from a backup, or delete the study's "
+        "folder to start anew."
+    )
+
+
+def _take_lock(folder: Path) -> Any:
+    """Hold an exclusive lock for as long as the returned file is open; it ends with the process."""
+    lock = (folder / LOCK_NAME).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise JournalError(
+            f"The study in '{folder}' is being run by another process (pid {owner}). "
+            "Wait for it, or stop it, and use --resume."
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock

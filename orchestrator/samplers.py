@@ -1,0 +1,196 @@
+"""SAMPLERS: who proposes the next configuration, with Optuna behind it. The one place to add one.
+
+Optuna's study lives in memory and holds one trial for each *configuration* (the mean over its seeds) and
+one for each refused proposal; the journal is the record it is rebuilt from. Its random numbers derive
+from the sampler's seed and the proposal's number alone, so the same history gives the same proposal,
+also in a resumed study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from sftsearch.search_spaces.schema import TPE, Choice, FloatRange, IntRange
+from sftsearch.search_spaces.space import Point, count, on_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sftsearch.orchestrator.admission import Admission
+    from sftsearch.search_spaces.space import Axis, Space
+
+BRANCH = "branch"
+CONSTRAINT = "admission"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class OptunaStudy:
+    """The points of a space as Optuna sees them: asked, forced, told, refused."""
+
+    def __init__(self, space: Space, directions: Sequence[str]) -> None:
+        self.study = optuna.create_study(directions=list(directions))
+        self._labels = [f"{i}:{model}" for i, model in enumerate(space.models)]
+        self._space = space
+        self._axes = [
+            {f"{label}.{name}": _distribution(axis) for name, axis in axes.items()}
+            for label, axes in zip(self._labels, space.axes, strict=True)
+        ]
+
+    @property
+    def num_proposals(self) -> int:
+        """How many configurations were proposed so far: the next one's number."""
+        return len(self.study.get_trials(deepcopy=False))
+
+    def ask(self, sampler: optuna.samplers.BaseSampler) -> tuple[int, Point]:
+        """Let `sampler` propose a point; return its number and the point."""
+        self.study.sampler = sampler
+        trial = self.study.ask()
+        branch = self._labels.index(trial.suggest_categorical(BRANCH, self._labels))
+        drawn: dict[str, Any] = {}
+        for key, distribution in self._axes[branch].items():
+            drawn[key] = trial._suggest(key, distribution)
+        return trial.number, self._point(branch, drawn)
+
+    def force(self, point: Point) -> int:
+        """Enter a point that was chosen otherwise, as running; return its number."""
+        self._add(point, TrialState.RUNNING)
+        return self.num_proposals - 1
+
+    def tell(self, number: int, values: Sequence[float]) -> None:
+        """Tell the mean values of a configuration, in the order of the objectives."""
+        self.study.tell(number, list(values))
+
+    def fail(self, number: int) -> None:
+        """Tell that a configuration gave no value."""
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def refuse(self, number: int, excess: float) -> None:
+        """Tell that a proposal was refused: infeasible by `excess`, and not a failure.
+
+        A failure would be forgotten by TPE, which would propose the same again and again.
+        """
+        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.Trial(self.study, trial_id).set_constraint(CONSTRAINT, max(excess, 1e-9))
+        self.study.tell(number, state=TrialState.PRUNED)
+
+    def replay(
+        self, point: Point, *, values: Sequence[float] | None, state: str, excess: float = 0.0
+    ) -> None:
+        """Enter a proposal of an earlier driver: `complete`, `failed`, `refused` or `running`."""
+        constraints = {CONSTRAINT: max(excess, 1e-9)} if state == "refused" else None
+        self._add(point, _STATES[state], values=values, constraints=constraints)
+
+    def _add(self, point: Point, state: TrialState, **more: Any) -> None:
+        params: dict[str, Any] = {BRANCH: self._labels[point.branch]}
+        distributions: dict[str, BaseDistribution] = {BRANCH: CategoricalDistribution(self._labels)}
+        for name, (key, distribution) in zip(
+            self._space.axes[point.branch], self._axes[point.branch].items(), strict=True
+        ):
+            axis = self._space.axes[point.branch][name]
+            params[key] = _to_optuna(axis, point.values[name])
+            distributions[key] = distribution
+        trial = optuna.create_trial(state=state, params=params, distributions=distributions, **more)
+        self.study.add_trial(trial)
+
+    def _point(self, branch: int, drawn: Mapping[str, Any]) -> Point:
+        axes = self._space.axes[branch]
+        values = {
+            name: _from_optuna(axes[name], value)
+            for name, value in zip(axes, drawn.values(), strict=True)
+        }
+        return Point(branch, {**self._space.literals[branch], **values})
+
+
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "failed": TrialState.FAIL,
+    "refused": TrialState.PRUNED,
+    "running": TrialState.RUNNING,
+}
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if isinstance(axis, Choice):
+        return CategoricalDistribution([_to_optuna(axis, value) for value in axis.values])
+    if isinstance(axis, IntRange):
+        high = axis.low + (axis.high - axis.low) // axis.step * axis.step
+        return IntDistribution(axis.low, high, log=axis.log, step=axis.step)
+    if axis.step is None:
+        return FloatDistribution(axis.low, axis.high, log=axis.log)
+    return FloatDistribution(axis.low, on_grid(axis, int(count(axis)) - 1), step=axis.step)
+
+
+def _to_optuna(axis: Axis, value: Any) -> Any:
+    """Choices travel as their JSON text: lists are not values to Optuna, and 1 equals True."""
+    return json.dumps(value, sort_keys=True) if isinstance(axis, Choice) else value
+
+
+def _from_optuna(axis: Axis, value: Any) -> Any:
+    if isinstance(axis, Choice):
+        return json.loads(value)
+    if isinstance(axis, FloatRange) and axis.step is not None:
+        return on_grid(axis, round((value - axis.low) / axis.step))
+    return value
+
+
+# ------------------------------------------------------------------ samplers
+
+Proposal = tuple[int, Point]
+
+
+def propose_tpe(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+    """Draw the first admitted configurations uniformly, then ask Optuna's TPE."""
+    number = study.num_proposals
+    if admission.num_taken < plan.startup_configurations:
+        return propose_uniform(plan, study, admission)
+    seed = derive_seed(plan.seed, number)
+    return study.ask(optuna.samplers.TPESampler(seed=seed, n_startup_trials=1))
+
+
+def propose_uniform(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+    """Draw uniformly from the admitted configurations that are not in the study."""
+    random_ = random.Random(derive_seed(getattr(plan, "seed", 0), study.num_proposals))
+    candidate = admission.draw(random_)
+    return None if candidate is None else (study.force(candidate.point), candidate.point)
+
+
+def propose_next(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+    """Take the cheapest admitted configuration that is not in the study."""
+    candidate = admission.cheapest()
+    return None if candidate is None else (study.force(candidate.point), candidate.point)
+
+
+SAMPLERS: dict[str, Callable[[Any, OptunaStudy, Admission], Proposal | None]] = {
+    "tpe": propose_tpe,
+    "random": propose_uniform,
+    "exhaustive": propose_next,
+}
+"""The `kind` of `search.sampler` -> the next proposal, or None when nothing is left to propose."""
+
+
+def derive_seed(seed: int, number: int) -> int:
+    """Return the random seed of one proposal: the same in every process and Python version."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def sampler_of(plan: TPE | Any) -> Callable[[OptunaStudy, Admission], Proposal | None]:
+    """Bind a study file's sampler section to its function."""
+    function = SAMPLERS[plan.kind]
+    return lambda study, admission: function(plan, study, admission)

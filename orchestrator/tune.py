@@ -1,0 +1,240 @@
+"""Search on Ray Tune: Searcher, TrialScheduler and Trainable as thin adapters.
+
+Tune places trials on CPUs and GPUs and keeps warm actors; it decides nothing and records nothing that
+counts. Its own experiment state is never restored: a study resumes from the journal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+# Read by Ray when it is imported: no usage reports, no csv/json/tensorboard files for each trial, no
+# copies of Tune's own state.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.worker import Job, TrainingWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.worker import Worker
+    from sftsearch.search_spaces.schema import Resources
+
+REPORT = "sftsearch"
+"""The one key of a Tune result that is ours: the worker's report as JSON text."""
+
+
+class ResourceError(UserError):
+    """What a trial asks for is not there."""
+
+
+class SearchAlgorithm(Searcher):
+    """Tune asks for trials here; `Search` answers."""
+
+    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], slots: int) -> None:
+        super().__init__(metric=REPORT, mode="max")
+        self._search = search
+        self._make_job = make_job
+        self._slots = slots
+        self._keys: dict[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its parts to restore them, and nothing is ever restored from it."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
+        if self._search.num_running >= self._slots:
+            return None
+        assignment = self._search.propose()
+        if assignment is None:
+            finished: str = Searcher.FINISHED
+            return finished if self._search.exhausted else None
+        self._keys[trial_id] = assignment.key
+        return {"job": json.dumps(dataclasses.asdict(self._make_job(assignment)))}
+
+    def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Pass a worker's report on; return whether the trial goes on."""
+        key, report = self._keys[trial_id], json.loads(result[REPORT])
+        for metrics in report["epochs"]:
+            if not self._search.report(key, metrics):
+                return False
+        if "failed" in report:
+            self._search.fail(key, report["failed"])
+        elif "final" in report:
+            self._search.finish(key, **report["final"])
+        return True
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler heard of it."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Hear the last report; a trial whose process died has none and failed."""
+        if error:
+            self._search.fail(
+                self._keys[trial_id],
+                "the worker process died (out of memory, killed, or lost with its node)",
+            )
+        elif result is not None and result.get("done") and REPORT in result:
+            self.hear(trial_id, result)
+        self._keys.pop(trial_id, None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the record."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the journal is the record."""
+
+
+class Scheduler(FIFOScheduler):
+    """Tune asks here whether a trial goes on; `Search` answers."""
+
+    def __init__(self, algorithm: SearchAlgorithm) -> None:
+        super().__init__()
+        self._algorithm = algorithm
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Pass an epoch's report on."""
+        goes_on = self._algorithm.hear(trial.trial_id, result)
+        decision: str = FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP
+        return decision
+
+
+class Training(tune.Trainable):
+    """A worker in a warm actor: one trial after another in the same process."""
+
+    worker_type: type[Worker] = TrainingWorker
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the worker and its first trial."""
+        self._worker = self.worker_type()
+        self._worker.start(Job(**json.loads(config["job"])))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Give the same process the next trial."""
+        self._worker.start(Job(**json.loads(new_config["job"])))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch."""
+        report = self._worker.step()
+        done = "final" in report or "failed" in report
+        return {REPORT: json.dumps(report), "done": done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the worker keeps its own checkpoint in the trial's folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: the worker keeps its own checkpoint in the trial's folder."""
+
+
+def connect(address: str | None, *, num_cpus: int | None = None) -> None:
+    """Start Ray on this machine, or connect to a cluster.
+
+    Raises:
+        ResourceError: there is no cluster at `address`.
+    """
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, **quiet)
+        _tighten_token()
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ResourceError(f"Cannot connect to a Ray cluster at '{address}': {first}") from error
+
+
+def _tighten_token() -> None:
+    """Ray writes its authentication token readable for everybody; only the owner needs it."""
+    from pathlib import Path
+
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and token.owner() == Path.home().owner():
+        token.chmod(0o600)
+
+
+def count_slots(resources: Resources) -> int:
+    """Return how many trials run at a time on the connected cluster.
+
+    Raises:
+        ResourceError: not even one fits, which Ray would wait for without an end.
+    """
+    there = ray.cluster_resources()
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
+    fits = [there.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
+    slots = int(min(fits) + 1e-9)
+    if slots < 1:
+        has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        raise ResourceError(
+            f"A trial asks for {resources.cpus:g} CPUs and {resources.gpus:g} GPUs, but Ray has "
+            f"{has}. Lower `resources`, or name a cluster with --address."
+        )
+    wanted = resources.concurrent_trials
+    return slots if wanted == "auto" else min(wanted, slots)
+
+
+def run(
+    search: Search,
+    resources: Resources,
+    make_job: Callable[[Assignment], Job],
+    *,
+    slots: int,
+    worker: type[Worker] = TrainingWorker,
+) -> None:
+    """Run a search to its end on the connected Ray, `slots` trials at a time."""
+    algorithm = SearchAlgorithm(search, make_job, slots)
+    trainable = type("Training", (Training,), {"worker_type": worker})
+    asked = {"cpu": resources.cpus, "gpu": resources.gpus}
+    with tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {k: v for k, v in asked.items() if v}),
+            tune_config=tune.TuneConfig(
+                search_alg=algorithm,
+                scheduler=Scheduler(algorithm),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=0, checkpoint_at_end=False
+                ),
+            ),
+        )
+        tuner.fit()
+
+
+def trial_folder(study_folder: Path, key: str) -> Path:
+    """Return where a trial keeps its log, checkpoint and weights."""
+    return study_folder / "trials" / key

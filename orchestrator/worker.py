@@ -1,0 +1,227 @@
+"""What happens to a trial where it runs: train, checkpoint, count, measure, log. Knows no Ray.
+
+A worker is warm: it takes one trial after another in the same process. It never raises for what a
+trial does; a trial that goes wrong is reported as failed, with its traceback in the trial's log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.safetensors"
+LOG = "trial.log"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A trial as a worker gets it: plain values that travel between processes."""
+
+    key: str
+    folder: str
+    """The trial's folder: log, checkpoint, final weights."""
+    dataset: str
+    model: str
+    parameters: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+    cost: dict[str, float]
+    """Its price by closed form; the model that runs must count the same."""
+    num_journalled: int
+    threads: int
+    device: str
+
+
+class Worker(Protocol):
+    """Trains trials one after another."""
+
+    def start(self, job: Job) -> None:
+        """Take up a trial, from its checkpoint if it has one."""
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch.
+
+        Returns:
+            `epochs`, a list of metrics by epoch that the journal lacks; at the end also `final`
+            (`values`, `groups`, `facts`), or `failed` (the reason).
+        """
+
+
+class TrainingWorker:
+    """Trains fusion models on a memory-mapped store."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Any] = {}
+        self._job: Job | None = None
+        self._fit: Any = None
+        self._problem = ""
+        self._reported = 0
+        self._started = 0.0
+
+    def start(self, job: Job) -> None:
+        """Build the model and check its price; a problem is reported by the first `step`."""
+        self._job, self._fit, self._problem = job, None, ""
+        self._started = time.perf_counter()
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+        try:
+            self._fit = self._prepare(job)
+        except Exception as error:
+            self._problem = self._explain(error)
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch; see `Worker.step`."""
+        if self._problem:
+            return {"epochs": [], "failed": self._problem}
+        try:
+            return self._step()
+        except Exception as error:
+            return {"epochs": [], "failed": self._explain(error)}
+
+    def _prepare(self, job: Job) -> Any:
+        import torch
+
+        from sftsearch.datasets.catalog import open_dataset
+        from sftsearch.orchestrator.binding import bind
+        from sftsearch.trainables.catalog import build_model
+        from sftsearch.trainables.cost import count_gmacs
+        from sftsearch.trainables.fit import Fit
+
+        torch.set_num_threads(job.threads)
+        _reset_peak_memory(job.device)
+        if job.dataset not in self._stores:
+            self._stores[job.dataset] = open_dataset(job.dataset)
+        store = self._stores[job.dataset]
+        bound = bind(job.model, job.parameters, job.training, store.spec)
+        model = build_model(job.model, store.spec, bound.model_config, job.seed)
+        counted = {
+            "gmacs": count_gmacs(model, store.spec, bound.model_config),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        for name, count in counted.items():
+            if not math.isclose(count, job.cost[name], rel_tol=1e-12):
+                raise RuntimeError(
+                    f"The price says {name}={job.cost[name]!r}, but the model that runs counts "
+                    f"{count!r}: the closed form of '{job.model}' is wrong."
+                )
+        fit = Fit(model, store, bound.train_config, seed=job.seed, device=job.device)
+        self._resume(fit)
+        # Epochs trained again, because no checkpoint was left, are reported again and compared.
+        self._reported = min(job.num_journalled, fit.epoch)
+        return fit
+
+    def _resume(self, fit: Any) -> None:
+        from sftsearch.trainables.checkpoint import CheckpointError
+
+        job = self._assigned()
+        checkpoint = Path(job.folder) / CHECKPOINT
+        if not checkpoint.exists():
+            self._log(f"{job.key}: {job.model} {json.dumps(job.parameters)}, seed {job.seed}")
+            return
+        try:
+            fit.load(checkpoint)
+            self._log(f"going on after epoch {fit.epoch}")
+        except CheckpointError as error:
+            self._log(f"starting anew: {error}")
+
+    def _step(self) -> dict[str, Any]:
+        job, fit = self._assigned(), self._fit
+        if not fit.done:
+            metrics = fit.run_epoch()
+            # The checkpoint comes first: an epoch that was reported can always be gone on from.
+            fit.save(Path(job.folder) / CHECKPOINT)
+            self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
+        report: dict[str, Any] = {"epochs": fit.history[self._reported :]}
+        self._reported = fit.epoch
+        if fit.done:
+            report["final"] = self._final()
+        return report
+
+    def _final(self) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        job, fit = self._assigned(), self._fit
+        weights = Path(job.folder) / WEIGHTS
+        save_file({k: v.contiguous() for k, v in fit.model.state_dict().items()}, weights)
+        values = fit.result() | job.cost
+        values["latency_ms"] = _latency_ms(fit)
+        values["peak_memory_mb"] = _peak_memory_mb(job.device)
+        values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
+        self._log(f"finished after {time.perf_counter() - self._started:.1f} s")
+        return {"values": values, "groups": fit.groups(), "facts": _facts(job)}
+
+    def _explain(self, error: Exception) -> str:
+        """Write the traceback to the trial's log and return the reason in one line."""
+        self._log(traceback.format_exc().rstrip())
+        name = type(error).__name__
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            name = "out of memory"
+        lines = str(error).strip().splitlines()
+        return f"{name}: {lines[0][:400]}" if lines else name
+
+    def _log(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with (Path(self._assigned().folder) / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{stamp} {line}\n")
+
+    def _assigned(self) -> Job:
+        assert self._job is not None, "start() comes first"
+        return self._job
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name() if job.device == "cuda" else "cpu"
+    return {"torch": torch.__version__, "device": name, "threads": job.threads}
+
+
+def _latency_ms(fit: Any, *, repeats: int = 30) -> float:
+    """Return the median time of the forward pass of one validation sample, after five warm-ups."""
+    import statistics
+
+    import torch
+
+    inputs, _ = next(fit.validation_batches.in_order(1))
+    model, times = fit.model.eval(), []
+    with torch.inference_mode():
+        for _ in range(5 + repeats):
+            start = time.perf_counter()
+            model(inputs)
+            if fit.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[5:])
+
+
+def _reset_peak_memory(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak is then that of the process so far
+        return
+
+
+def _peak_memory_mb(device: str) -> float:
+    """Return the trial's peak: allocated CUDA memory, or resident memory of the process (MiB)."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**10

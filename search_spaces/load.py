@@ -1,0 +1,367 @@
+"""Read a study file: YAML with line marks, every mistake at once.
+
+A study file comes from outside and is hostile until checked: it is parsed into plain scalars, lists and
+mappings only (YAML 1.2 core types; no tags, no anchors, no duplicate keys, at most 256 KiB).
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sftsearch.datasets.errors import UserError, nearest
+from sftsearch.search_spaces import schema
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 32
+Place = tuple[str | int, ...]
+"""Where a value stands in the file: keys and list positions from the top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing to mend in a study file."""
+
+    line: int
+    key: str
+    """The dotted path of the value, such as `space[0].stride`; empty for the whole file."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.key + ': ' if self.key else ''}{self.message}"
+
+
+class StudyFileError(UserError):
+    """A study file with mistakes; its text is one line for each."""
+
+    def __init__(self, source: str, mistakes: list[Mistake]) -> None:
+        self.source = source
+        self.mistakes = sorted(mistakes, key=lambda mistake: (mistake.line, mistake.key))
+        super().__init__("\n".join(f"{source}, {mistake}" for mistake in self.mistakes))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A study file that was read: its values and the line of each."""
+
+    name: str
+    study: schema.StudyFile
+    lines: dict[Place, int]
+
+    def mistake(self, place: Place, message: str) -> Mistake:
+        """Return a mistake at `place`, or at the nearest thing around it that has a line."""
+        return Mistake(_line(self.lines, place), dotted(place), message)
+
+
+def find_study_file(name: str) -> Path:
+    """Return the path of a study file: a path, or the name of one that ships.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("sftsearch.search_spaces")))
+    known = sorted(file.stem for file in shipped.glob("*.yaml"))
+    if (
+        path.stem in known
+        and path.suffix in ("", ".yaml")
+        and path.parent.name in ("", shipped.name)
+    ):
+        return shipped / f"{path.stem}.yaml"
+    near = nearest(path.stem, known)
+    hint = f" Did you mean '{near}'?" if near else ""
+    raise UserError(
+        f"There is no study file '{name}'.{hint} Shipped studies: {', '.join(known)}."
+        if not path.is_dir()
+        else f"'{name}' is a folder; a study file is a YAML file."
+    )
+
+
+def read_study(path: Path) -> Source:
+    """Read and check the study file at `path`.
+
+    Raises:
+        StudyFileError: the file has mistakes; all of them are listed.
+        UserError: it cannot be read at all.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"Cannot read the study file '{path}': {error.strerror}.") from error
+    return parse_study(content, name=str(path))
+
+
+def parse_study(content: bytes, *, name: str = "study file") -> Source:
+    """Check the text of a study file; `name` stands in the messages."""
+    data, lines, mistakes = _parse_yaml(content, name)
+    found = list(mistakes)
+    if not isinstance(data, dict):
+        got = "nothing" if data is None else f"a {type(data).__name__}"
+        message = (
+            f"A study file is a mapping with `study`, `dataset`, `search`, `space`; got {got}."
+        )
+        raise StudyFileError(name, [*found, Mistake(1, "", message)])
+    study: schema.StudyFile | None = None
+    try:
+        study = schema.StudyFile.model_validate(data)
+    except ValidationError as error:
+        found += [_from_pydantic(dict(item), data, lines) for item in error.errors()]
+    found += _distribution_mistakes(data, lines)
+    if found or study is None:
+        raise StudyFileError(name, found)
+    return Source(name, study, lines)
+
+
+def dotted(place: Place) -> str:
+    """Write a place as in `space[0].stride.low`."""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
+    return text
+
+
+def _line(lines: dict[Place, int], place: Place) -> int:
+    while place and place not in lines:
+        place = place[:-1]
+    return lines.get(place, 1)
+
+
+# ------------------------------------------------------------------ YAML
+
+
+class _Yaml12(yaml.SafeLoader):
+    """YAML 1.2 scalars: `1e-3` is a number, `yes` and `12:30` are text, and there are no dates."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9][0-9_]*$", list("-+0123456789")),
+    (
+        "float",
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$",
+        list("-+.0123456789"),
+    ),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+.")),
+):
+    _Yaml12.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def _parse_yaml(content: bytes, name: str) -> tuple[Any, dict[Place, int], list[Mistake]]:
+    if len(content) > MAX_BYTES:
+        message = f"The file is larger than {MAX_BYTES // 1024} KiB, the limit of a study file."
+        raise StudyFileError(name, [Mistake(1, "", message)])
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        message = f"The file is not UTF-8 text (byte 0x{content[error.start]:02x})."
+        raise StudyFileError(name, [Mistake(line, "", message)]) from error
+    _refuse_aliases_and_depth(text, name)
+    try:
+        node = yaml.compose(text, Loader=_Yaml12)
+    except yaml.MarkedYAMLError as error:
+        raise StudyFileError(name, [_yaml_mistake(error)]) from error
+    except yaml.YAMLError as error:
+        raise StudyFileError(name, [Mistake(1, "", f"The file is not YAML: {error}")]) from error
+    lines: dict[Place, int] = {(): 1}
+    mistakes: list[Mistake] = []
+    data = None if node is None else _plain(node, (), lines, mistakes)
+    return data, lines, mistakes
+
+
+def _refuse_aliases_and_depth(text: str, name: str) -> None:
+    """Refuse what makes a small file unfold into a huge one, before anything unfolds."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Yaml12):
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                message = f"Anchors and aliases (&, *) are not allowed, got '{event.anchor}'."
+                raise StudyFileError(name, [Mistake(line, "", message)])
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > MAX_DEPTH:
+                message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
+                raise StudyFileError(name, [Mistake(line, "", message)])
+    except yaml.MarkedYAMLError as error:
+        raise StudyFileError(name, [_yaml_mistake(error)]) from error
+    except yaml.YAMLError as error:
+        first = str(error).strip().splitlines()[0]
+        raise StudyFileError(name, [Mistake(1, "", f"The file is not YAML: {first}.")]) from error
+    except RecursionError as error:
+        message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
+        raise StudyFileError(name, [Mistake(1, "", message)]) from error
+
+
+def _yaml_mistake(error: yaml.MarkedYAMLError) -> Mistake:
+    mark = error.problem_mark or error.context_mark
+    return Mistake(mark.line + 1 if mark else 1, "", f"The file is not YAML: {error.problem}.")
+
+
+def _plain(node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mistake]) -> Any:
+    """Turn a YAML node into plain values; note each value's line, and duplicate keys and tags."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        return _plain_mapping(node, place, lines, mistakes)
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        return [_plain(item, (*place, i), lines, mistakes) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+        try:
+            return _SCALARS[kind](node.value)
+        except ValueError:
+            message = f"'{node.value[:40]}' cannot be read as {kind}."
+            mistakes.append(Mistake(lines[place], dotted(place), message))
+            return None
+    message = f"The tag '{node.tag}' is not allowed: only plain values, lists and mappings are."
+    mistakes.append(Mistake(lines[place], dotted(place), message))
+    return None
+
+
+def _plain_mapping(
+    node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mistake]
+) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            mistakes.append(Mistake(line, dotted(place), "A key must be text, not a collection."))
+            continue
+        key = str(key_node.value)
+        here = (*place, key)
+        if key in mapping:
+            message = f"The key stands twice, first in line {lines[here]}."
+            mistakes.append(Mistake(line, dotted(here), message))
+            continue
+        lines[here] = line
+        mapping[key] = _plain(value_node, here, lines, mistakes)
+    return mapping
+
+
+_SCALARS: dict[str, Any] = {
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": lambda text: float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower())),
+    "str": str,
+}
+
+
+# -------------------------------------------------------------- pydantic
+
+
+def _from_pydantic(
+    error: dict[str, Any], data: Any, lines: dict[Place, int], prefix: Place = ()
+) -> Mistake:
+    """Turn one of pydantic's errors into a mistake: our words, the value, the nearest name."""
+    kind = error["type"]
+    place = _place_in_file(error["loc"], data, missing=kind == "missing")
+    line, key = _line(lines, (*prefix, *place)), dotted((*prefix, *place))
+    if kind == "extra_forbidden":
+        known = _known_keys(schema.StudyFile, place[:-1]) if not prefix else error.get("known", [])
+        return Mistake(line, key, unknown(str(place[-1]), known, what="key"))
+    if kind == "missing":
+        return Mistake(line, key, "This key is missing.")
+    if kind == "value_error":
+        return Mistake(line, key, str(error["ctx"]["error"]))
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        known = re.findall(r"'([^']+)'", str(error["ctx"].get("expected_tags", "")))
+        got = error["ctx"].get("tag")
+        if got is None:
+            known_text = f" Known: {', '.join(known)}." if known else ""
+            return Mistake(line, key, f"It needs a `kind`.{known_text}")
+        return Mistake(line, f"{key}.kind", unknown(str(got), known, what="kind"))
+    if kind == "literal_error":
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        return Mistake(line, key, unknown(str(error["input"]), known, what="value"))
+    if kind == "string_pattern_mismatch":
+        rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
+        return Mistake(line, key, f"It must be {rule}, but got {_short(error['input'])}.")
+    message = error["msg"].replace("Input should be", "It should be")
+    return Mistake(line, key, f"{message}, but got {_short(error['input'])}.")
+
+
+def unknown(name: str, known: typing.Iterable[str], *, what: str) -> str:
+    """Say that nothing is called `name`, what is nearest, and all that is known."""
+    names = sorted(known)
+    near = nearest(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
+    return f"No {what} is called '{name}'.{hint} Known: {', '.join(names)}."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _place_in_file(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Place:
+    """Drop what pydantic puts into a location and the file does not have: tags of unions."""
+    place: list[str | int] = []
+    for i, part in enumerate(loc):
+        last = i == len(loc) - 1
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+        elif not (missing and last):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _known_keys(root: type[BaseModel], place: Place) -> list[str]:
+    """Return the keys that the section at `place` may have."""
+    models = [root]
+    for part in place:
+        if isinstance(part, int):
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [m for inner in typing.get_args(annotation) for m in _models_in(inner)]
+    return []
+
+
+def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> list[Mistake]:
+    """Check the distributions of every branch, which pydantic sees as free parameters."""
+    found: list[Mistake] = []
+    space = data.get("space")
+    for i, branch in enumerate(space if isinstance(space, list) else []):
+        for name, value in branch.items() if isinstance(branch, dict) else ():
+            if name == "kind" or not schema.is_distribution(value):
+                continue
+            try:
+                schema.DISTRIBUTION.validate_python(value)
+            except ValidationError as error:
+                prefix = ("space", i, name)
+                known = {
+                    "choice": schema.Choice,
+                    "int": schema.IntRange,
+                    "float": schema.FloatRange,
+                }.get(str(value["kind"]))
+                keys = sorted(known.model_fields) if known else []
+                found += [
+                    _from_pydantic({**item, "known": keys}, value, lines, prefix)
+                    for item in error.errors()
+                ]
+    return found

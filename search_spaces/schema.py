@@ -1,0 +1,241 @@
+"""The study file as types: what may stand in it, with which defaults.
+
+`load.read_study` fills these types from YAML and reports every mistake with its line. What only the
+catalogues know (models, data sets, their parameters) is checked by `orchestrator.binding`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+
+Literals = bool | int | float | str | None | list[Any] | dict[str, Any]
+"""What a parameter may be set to: a YAML scalar, a list or a mapping."""
+
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A mapping of the study file: unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Study(Section):
+    """What the study is called and what it asks."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """Lower-case letters, digits, `-` and `_`: it names a folder and an MLflow experiment."""
+    description: str = Field(default="", max_length=4000)
+
+
+class DatasetChoice(Section):
+    """Which data set the trials train on."""
+
+    kind: str
+    """A name of `sftsearch data list`."""
+
+
+class Objective(Section):
+    """One axis of the front."""
+
+    metric: str
+    goal: Literal["maximize", "minimize"]
+
+
+class Constraint(Section):
+    """A hard limit on a cost that is known before training."""
+
+    metric: Literal["gflops", "gmacs", "parameters"]
+    max: float = Field(gt=0, allow_inf_nan=False)
+
+
+class TPE(Section):
+    """Tree-structured Parzen estimator for several objectives (Optuna's default)."""
+
+    kind: Literal["tpe"]
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    startup_configurations: int = Field(default=10, ge=1)
+    """Admitted configurations drawn at random before the model of the past is used."""
+
+
+class RandomDraw(Section):
+    """Uniform over the admitted configurations, without repeats."""
+
+    kind: Literal["random"]
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class Exhaustive(Section):
+    """Every admitted configuration once, cheapest first. The space must be finite."""
+
+    kind: Literal["exhaustive"]
+
+
+Sampler = Annotated[TPE | RandomDraw | Exhaustive, Field(discriminator="kind")]
+
+
+class SearchPlan(Section):
+    """How configurations are proposed and how many trials there are."""
+
+    sampler: Sampler = TPE(kind="tpe")
+    trials: int = Field(ge=1, le=1_000_000)
+    """Trainings in all: configurations times seeds."""
+    seeds: int = Field(default=1, ge=1, le=1000)
+    """Trials of each configuration, with seeds 0, 1, 2, ..."""
+    ordered: bool = False
+    """Make proposals independent of the order in which concurrent trials end (some slots wait)."""
+
+    @model_validator(mode="after")
+    def _whole_configurations(self) -> SearchPlan:
+        if self.trials % self.seeds:
+            nearest = max(1, round(self.trials / self.seeds)) * self.seeds
+            raise ValueError(
+                f"`trials` must be a multiple of `seeds`, but got (trials={self.trials}, "
+                f"seeds={self.seeds}); the nearest is {nearest}."
+            )
+        return self
+
+
+def _concurrent_trials(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
+        return value
+    raise ValueError(f"It must be `auto` or a whole number from 1 to 100000, but got {value!r}.")
+
+
+ConcurrentTrials = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_concurrent_trials, json_schema_input_type=int | Literal["auto"]),
+]
+
+
+class Resources(Section):
+    """What one trial is given, and how many run at a time."""
+
+    cpus: float = Field(default=1, gt=0, le=1024)
+    """CPUs a trial; its threads are this number, rounded down, at least one."""
+    gpus: float = Field(default=0, ge=0, le=64)
+    """GPUs a trial; fractions share one."""
+    concurrent_trials: ConcurrentTrials = "auto"
+    """`auto`: as many as the CPUs and GPUs hold."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"`gpus` above 1 must be a whole number, but got {gpus}.")
+        return gpus
+
+
+class Choice(Section):
+    """One of the listed values."""
+
+    kind: Literal["choice"]
+    values: list[Literals] = Field(min_length=1, max_length=10_000)
+
+
+class IntRange(Section):
+    """Whole numbers from `low` to `high`, both included."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: int = Field(default=1, ge=1)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> IntRange:
+        check_range(self.low, self.high, log=self.log, stepped=self.step != 1)
+        return self
+
+
+class FloatRange(Section):
+    """Numbers from `low` to `high`, both included; without `step`, any of them."""
+
+    kind: Literal["float"]
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> FloatRange:
+        check_range(self.low, self.high, log=self.log, stepped=self.step is not None)
+        return self
+
+
+def check_range(low: float, high: float, *, log: bool, stepped: bool) -> None:
+    """Raise ValueError for a range that holds nothing or that Optuna cannot draw from."""
+    if low > high:
+        raise ValueError(f"`low <= high` must hold, but got (low={low}, high={high}).")
+    if log and low <= 0:
+        raise ValueError(f"`log: true` needs `low > 0`, but got (low={low}).")
+    if log and stepped:
+        raise ValueError("`log: true` and `step` exclude each other: leave one out.")
+    if not math.isfinite(high - low):
+        raise ValueError(f"The range is too wide for a number (low={low}, high={high}).")
+
+
+Distribution = Annotated[Choice | IntRange | FloatRange, Field(discriminator="kind")]
+DISTRIBUTION: TypeAdapter[Choice | IntRange | FloatRange] = TypeAdapter(Distribution)
+DISTRIBUTION_KINDS = ("choice", "int", "float")
+
+
+class Branch(BaseModel):
+    """One model of the space; every other key is a parameter: a literal or a distribution.
+
+    Parameters are fields of the model's configuration or of the training's; `sftsearch models`
+    lists them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    kind: str
+    """A name of `sftsearch models`."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name: a literal, or one of the distribution types."""
+        return {
+            name: DISTRIBUTION.validate_python(value) if is_distribution(value) else value
+            for name, value in (self.model_extra or {}).items()
+        }
+
+
+def is_distribution(value: object) -> bool:
+    """Tell a distribution from a literal mapping: only a distribution has a `kind`."""
+    return isinstance(value, dict) and "kind" in value
+
+
+class StudyFile(Section):
+    """A whole study file."""
+
+    study: Study
+    dataset: DatasetChoice
+    objectives: list[Objective] = Field(
+        default=[
+            Objective(metric="top1", goal="maximize"),
+            Objective(metric="gflops", goal="minimize"),
+        ],
+        min_length=2,
+        max_length=4,
+    )
+    constraints: list[Constraint] = Field(default=[], max_length=16)
+    search: SearchPlan
+    training: dict[str, Literals] = Field(default={})
+    """Fields of the training configuration that all branches share."""
+    resources: Resources = Resources()
+    space: list[Branch] = Field(min_length=1, max_length=1000)
