@@ -247,9 +247,9 @@ def _text(value: object) -> str:
     return value
 
 
-def _statistic(
-    values: list[float], shape: ModalitySpec, *, positive: bool
-) -> npt.NDArray[np.float32]:
+def _statistic(values: object, shape: ModalitySpec, *, positive: bool) -> npt.NDArray[np.float32]:
+    if not isinstance(values, list):
+        raise TypeError("statistics must be a list")
     with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
         statistic = np.array([float(value) for value in values]).astype(np.float32)
     if statistic.shape != (shape.num_features,) or not np.isfinite(statistic).all():

@@ -1,0 +1,160 @@
+"""What every data set of the catalogue must keep; a new one is tested by being listed."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sftsearch.datasets.catalog import DATASETS, describe, open_dataset, store_path
+from sftsearch.datasets.errors import SealedSplitError
+from sftsearch.datasets.spec import SPLITS
+from sftsearch.datasets.store import verify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftsearch.datasets.store import Split, Store
+
+# Imports first, then waits for a line, so that two of them build at the same moment.
+BUILD = """
+import sys
+from pathlib import Path
+from sftsearch.datasets.catalog import open_dataset
+print("ready", flush=True)
+sys.stdin.readline()
+store = open_dataset(sys.argv[1], cache=Path(sys.argv[2]))
+print(store.spec.fingerprint, store.split("train").labels.sum())
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", params=sorted(DATASETS))
+def store(request: pytest.FixtureRequest, cache: Path) -> Store:
+    return open_dataset(request.param, cache=cache)
+
+
+@pytest.fixture
+def splits(store: Store) -> dict[str, Split]:
+    return {name: store.split(name, unseal_test=True) for name in SPLITS}
+
+
+def test_is_described_without_being_built(store: Store, tmp_path: Path) -> None:
+    spec = describe(store.spec.name)
+    assert spec == store.spec
+    assert DATASETS[spec.name].spec() == spec
+    for text in (spec.licence, spec.attribution, spec.source, spec.description):
+        assert text == text.strip() != ""
+        assert "\n" not in text
+    assert store_path(spec, cache=tmp_path).exists() is False
+
+
+def test_has_the_declared_samples(store: Store, splits: dict[str, Split]) -> None:
+    for name, split in splits.items():
+        count = store.spec.num_samples[name]
+        assert len(split) == count
+        assert list(split.modalities) == list(store.spec.modalities)
+        for modality, shape in store.spec.modalities.items():
+            tokens = split.modalities[modality]
+            assert tokens.shape == (count, shape.num_tokens, shape.num_features)
+            assert tokens.dtype == np.float32
+            assert np.isfinite(tokens).all()
+        assert split.labels.shape == split.subjects.shape == (count,)
+        assert split.labels.dtype == split.subjects.dtype == np.int64
+
+
+def test_has_every_class_in_every_split(store: Store, splits: dict[str, Split]) -> None:
+    for name, split in splits.items():
+        labels, counts = np.unique(split.labels, return_counts=True)
+        assert labels.tolist() == list(range(store.spec.num_classes))
+        assert tuple(counts) == store.class_counts[name]
+
+
+def test_has_no_person_in_two_splits(store: Store, splits: dict[str, Split]) -> None:
+    for name, split in splits.items():
+        people = store.spec.subjects[name]
+        codes = set(split.subjects.tolist())
+        assert codes == (set(range(len(people))) if people else {-1})
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert set(store.spec.subjects[one]).isdisjoint(store.spec.subjects[other])
+
+
+def test_has_no_sample_in_two_splits(store: Store, splits: dict[str, Split]) -> None:
+    del store
+    seen = [
+        {b"".join(t[i].tobytes() for t in split.modalities.values()) for i in range(len(split))}
+        for split in splits.values()
+    ]
+    for one, other in itertools.combinations(seen, 2):
+        assert one.isdisjoint(other)
+
+
+def test_views_are_read_only(store: Store) -> None:
+    split = store.split("train")
+    for array in (*split.modalities.values(), split.labels, split.subjects):
+        assert not array.flags.writeable
+        assert not array.flags.owndata
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_the_test_split_is_sealed(store: Store) -> None:
+    with pytest.raises(SealedSplitError, match="sealed"):
+        store.split("test")
+    assert len(store.split("test", unseal_test=True)) == store.spec.num_samples["test"]
+
+
+def test_statistics_are_those_of_the_training_split(store: Store, splits: dict[str, Split]) -> None:
+    for name, (mean, std) in store.statistics.items():
+        tokens = splits["train"].modalities[name].astype(np.float64)
+        flat = tokens.reshape(-1, tokens.shape[2])
+        assert mean.dtype == std.dtype == np.float32
+        np.testing.assert_allclose(mean, flat.mean(axis=0), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(std, flat.std(axis=0), rtol=1e-6)
+
+
+def test_reopening_gives_the_same(store: Store, cache: Path) -> None:
+    again = open_dataset(store.spec.name, cache=cache)
+    assert again.path == store.path
+    assert again.spec.fingerprint == store.spec.fingerprint
+    verify(again)
+
+
+def test_building_twice_gives_identical_bytes(store: Store, tmp_path: Path) -> None:
+    again = open_dataset(store.spec.name, cache=tmp_path)
+    files = sorted(file.name for file in store.path.iterdir())
+    assert files == sorted(file.name for file in again.path.iterdir())
+    for file in files:
+        assert (store.path / file).read_bytes() == (again.path / file).read_bytes()
+
+
+def test_two_processes_may_build_at_once(store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILD, store.spec.name, str(tmp_path)]
+    with ExitStack() as stack:  # which waits for both, also when a line below fails
+        builders = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(2)
+        ]
+        ready = [builder.stdout.readline() for builder in builders if builder.stdout]
+        assert ready == ["ready\n"] * 2
+        for builder in builders:
+            assert builder.stdin is not None
+            builder.stdin.write("go\n")
+            builder.stdin.flush()
+        printed = [builder.communicate()[0] for builder in builders]
+        assert [builder.returncode for builder in builders] == [0, 0]
+    labels = store.split("train").labels.sum()
+    assert printed == [f"{store.spec.fingerprint} {labels}\n"] * 2
+    assert [folder.name for folder in tmp_path.iterdir()] == [store.path.name]
+    verify(open_dataset(store.spec.name, cache=tmp_path))
