@@ -1,4 +1,4 @@
-"""What is measured of a configuration: how a value is called, which way is better, how it prints."""
+"""What is measured of a configuration: what it is called, which way is better, how it prints."""
 
 from __future__ import annotations
 

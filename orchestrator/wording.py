@@ -52,14 +52,27 @@ def notes(front: Front) -> list[str]:
         "Hypervolume is the share enclosed between the front, an accuracy of 0 and the highest "
         "cost seen, with the cost on a log scale from the lowest (1) to the highest (0)."
     )
-    if front.study.confirmed:
-        lines.append("Test columns were measured once, by `sftsearch confirm`, for the front.")
-    else:
-        lines.append(
-            "The test split is sealed: nothing here has seen it. "
-            f"`sftsearch confirm {front.study.name}` opens it, once, for the front."
-        )
+    lines.append(seal(front))
     return lines
+
+
+def seal(front: Front) -> str:
+    """Return whether the test split has been looked at, and how to."""
+    if front.study.confirmed:
+        return "Test values were measured once, by `sftsearch confirm`, for the front."
+    return (
+        "The test split is sealed: nothing here has seen it. "
+        f"`sftsearch confirm {front.study.name}` opens it, once, for the front."
+    )
+
+
+def gain(c: Configuration, front: Front) -> str:
+    """Return `verdict` without what a heading can say: the difference, and whether it is noise."""
+    if c.status != "finished" or c.difference is None:
+        return verdict(c, front)
+    return show_difference(c.difference, front) + (
+        ", within noise" if c.difference.within_noise else ""
+    )
 
 
 def verdict(configuration: Configuration, front: Front) -> str:
@@ -71,8 +84,7 @@ def verdict(configuration: Configuration, front: Front) -> str:
         return "cheapest on the front" if c.on_front else "dominated"
     change = show_difference(c.difference, front)
     if c.on_front:
-        noise = ", within noise" if c.difference.within_noise else ""
-        return f"{change} over the next cheaper{noise}"
+        return f"{gain(c, front)}, over the next cheaper"
     if c.indistinguishable:
         return f"not distinguishable from the front ({change})"
     return f"dominated ({change})"
@@ -108,7 +120,9 @@ def _interval_notes(front: Front) -> list[str]:
         "Intervals hold the middle 95 % of a bootstrap over "
         f"{front.num_groups} {unit} and the seeds, paired by "
         f"{'subject' if front.groups_are_subjects else 'group'} between configurations; a "
-        "difference whose interval contains 0 is called within noise. Costs are not resampled."
+        "difference whose interval contains 0 is called within noise. Costs are not resampled.",
+        "The share of the resamples that keep a configuration on the front stands under `front "
+        "in`; `near` marks those that are dominated, but by no more than noise.",
     ]
     if single:
         lines.append("With one seed the intervals know nothing of how much another seed changes.")
@@ -129,11 +143,12 @@ class Column:
     key: Callable[[Configuration], float | str | None]
     """None sorts last, whichever way."""
     is_number: bool = True
+    tell: Callable[[Configuration], str] | None = None
+    """The whole of what `show` abbreviates."""
 
 
 def columns(front: Front) -> list[Column]:
     """Return the table's columns; parameters that are the same everywhere are left out."""
-    shown = [front.x, *(name for name in METRICS if name not in (front.x, front.y))]
     measured = {name for c in front.configurations for name in c.values}
     found = [
         Column("", standing, lambda c: standing(c) or None, is_number=False),
@@ -151,15 +166,19 @@ def columns(front: Front) -> list[Column]:
                 "95 % interval", lambda c: _show_interval(c.interval), lambda c: _low(c.interval)
             )
         )
-    found += [_value_column(name) for name in shown if name in measured]
+    if front.x in measured:
+        found.append(_value_column(front.x))
     if front.study.confirmed:
         found += _test_columns(front)
-    found += [_parameter_column(name) for name in varying(front.configurations)]
-    found.append(Column("seeds", lambda c: str(len(c.seeds)), lambda c: float(len(c.seeds))))
+    found += [_parameter_column(name, front) for name in varying(front.configurations)]
+    found.append(
+        Column("verdict", lambda c: verdict(c, front), lambda c: verdict(c, front), is_number=False)
+    )
     if front.num_groups:
         found.append(Column("front in", _show_membership, lambda c: c.membership))
-    said = Column("verdict", lambda c: verdict(c, front), lambda c: verdict(c, front), False)
-    return [*found, said]
+    others = (name for name in METRICS if name not in (front.x, front.y))
+    found += [_value_column(name) for name in others if name in measured]
+    return [*found, Column("seeds", lambda c: str(len(c.seeds)), lambda c: float(len(c.seeds)))]
 
 
 def standing(c: Configuration) -> str:
@@ -198,6 +217,17 @@ def show_parameter(c: Configuration, name: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def brief_parameter(c: Configuration, name: str, front: Front) -> str:
+    """Return `show_parameter`, or `all 4` for a list of all four entries that the study has."""
+    value = c.parameters.get(name)
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        lists = (other.parameters.get(name) for other in front.configurations)
+        known = {entry for other in lists if isinstance(other, (list, tuple)) for entry in other}
+        if set(value) == known:
+            return f"all {len(value)}"
+    return show_parameter(c, name)
+
+
 def _value_column(name: str) -> Column:
     def show(c: Configuration) -> str:
         return metric(name).show(c.values.get(name))
@@ -205,14 +235,21 @@ def _value_column(name: str) -> Column:
     return Column(metric(name).label, show, lambda c: c.values.get(name))
 
 
-def _parameter_column(name: str) -> Column:
+def _parameter_column(name: str, front: Front) -> Column:
     def key(c: Configuration) -> float | str | None:
         value = c.parameters.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         return None if value is None else show_parameter(c, name)
 
-    return Column(name, lambda c: show_parameter(c, name), key)
+    keys = [key(c) for c in front.configurations]
+    return Column(
+        name,
+        lambda c: brief_parameter(c, name, front),
+        key,
+        is_number=not any(isinstance(value, str) for value in keys),
+        tell=lambda c: show_parameter(c, name),
+    )
 
 
 def _test_columns(front: Front) -> list[Column]:

@@ -1,0 +1,331 @@
+"""Reports of a study: one page, a table, a picture or plain data, from the same front.
+
+To add a format, add a function and its line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.errors import UserError, look_up
+from sftsearch.orchestrator.front import Front, summarise
+from sftsearch.orchestrator.measures import metric
+from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
+from sftsearch.orchestrator.wording import (
+    columns,
+    gain,
+    headline,
+    notes,
+    seal,
+    show_mean,
+    standing,
+    varying,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+    from sftsearch.orchestrator.front import Configuration
+    from sftsearch.orchestrator.record import StudyRecord
+
+__all__ = ["FORMATS", "Format", "Front", "headline", "rich_table", "summarise", "write"]
+
+SCHEMA_VERSION = 1
+"""Of the JSON report; raised whenever a key changes its name or meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to write a front down."""
+
+    file_name: str
+    to_text: Callable[[Front], str | bytes]
+
+
+def write(
+    study: StudyRecord,
+    formats: Sequence[str],
+    folder: Path,
+    *,
+    x: str = "gflops",
+    y: str = "top1",
+    max_gflops: float | None = None,
+    top: int | None = None,
+) -> list[Path]:
+    """Write the study's front in every format, and return the files' paths in that order.
+
+    A file appears whole or not at all; one of an earlier report is replaced.
+
+    Args:
+        study: the record to report.
+        formats: names out of `FORMATS`.
+        folder: where the files go; made if it is missing.
+        x: the metric that is the cost.
+        y: the metric that is the quality.
+        max_gflops: leave out configurations that cost more.
+        top: rows of the table, the best by y.
+
+    Raises:
+        UserError: a format or metric is not known, a limit is not positive, or the folder cannot
+            be written to.
+    """
+    chosen = [look_up(FORMATS, name, kind="report format") for name in formats]
+    front = summarise(study, x=x, y=y, max_gflops=max_gflops, top=top)
+    paths = []
+    for style in chosen:
+        text = style.to_text(front)
+        content = text.encode() if isinstance(text, str) else text
+        path = folder / style.file_name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(path, content)
+        except OSError as error:
+            raise UserError(f"Cannot write the report {path}: {error.strerror}.") from error
+        paths.append(path)
+    return paths
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rich_table(front: Front) -> Table:
+    """Return the front for a terminal; with `top`, the best configurations instead."""
+    from rich.table import Table
+    from rich.text import Text
+
+    seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
+    caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
+    table = Table(
+        title=Text(headline(front)),
+        caption=Text(caption),
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+    )
+    for name in ("", "configuration", "model"):
+        table.add_column(name, no_wrap=name == "configuration")
+    for name in (metric(front.y).label, metric(front.x).label):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column("parameters that vary")
+    table.add_column("against the next cheaper of the front")
+    names = varying(front.configurations)
+    for c in front.points if front.top is None else front.table:
+        cells = (
+            standing(c),
+            c.configuration_id,
+            c.model,
+            show_mean(c, front.y),
+            metric(front.x).show(c.values.get(front.x)),
+            _parameters(c, names, front),
+            gain(c, front),
+        )
+        # Text, not str: brackets in a name are not markup.
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
+    return table
+
+
+def _parameters(c: Configuration, names: Sequence[str]) -> str:
+    return ", ".join(
+        f"{n}={show_parameter(c, n)}" for n in names if c.parameters.get(n) is not None
+    )
+
+
+def to_csv(front: Front) -> str:
+    """Return a row a configuration of the table, flat, every number at full precision."""
+    rows = [_flat(c, front) for c in front.table]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(c: Configuration, front: Front) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "configuration_id": c.configuration_id,
+        "model": c.model,
+        "status": c.status,
+        "on_front": int(c.on_front),
+        "knee": int(c.is_knee),
+        "indistinguishable": int(c.indistinguishable),
+        "num_seeds": len(c.seeds),
+    }
+    for name, value in c.values.items():
+        row[name] = value
+        row[f"{name}_sd"] = c.deviations.get(name, "")
+    row |= _ends(f"{front.y}_interval", c.interval)
+    row["front_membership"] = "" if c.membership is None else c.membership
+    row["difference_to"] = "" if c.difference is None else c.difference.other
+    row["difference"] = "" if c.difference is None else c.difference.mean
+    row |= _ends("difference", None if c.difference is None else c.difference.interval)
+    row |= {f"test_{name}": value for name, value in c.test_values.items()}
+    if front.study.confirmed:
+        row |= _ends(f"test_{front.y}_interval", c.test_interval)
+    row |= {f"parameter.{name}": _cell(value) for name, value in c.parameters.items()}
+    row["reasons"] = "; ".join(c.reasons)
+    return row
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> dict[str, float | str]:
+    low, high = ("", "") if interval is None else interval
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _cell(value: object) -> object:
+    return value if isinstance(value, (str, int, float)) else json.dumps(value)
+
+
+def to_json(front: Front) -> str:
+    """Return everything, whatever `top` says; keys stay as they are, see `SCHEMA_VERSION`."""
+    study = asdict(front.study)
+    trials = study.pop("trials")
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "study": study,
+        "front": {
+            "x": front.x,
+            "y": front.y,
+            "directions": dict(zip((front.y, front.x), front.directions, strict=True)),
+            "configuration_ids": [c.configuration_id for c in front.points],
+            "headline": headline(front),
+            "notes": notes(front),
+            "max_gflops": front.max_gflops,
+            "num_filtered": front.num_filtered,
+            "num_groups": front.num_groups,
+            "hypervolume": front.hypervolume,
+            "progress": [asdict(step) for step in front.progress],
+        },
+        "configurations": [
+            asdict(c) | {"indistinguishable": c.indistinguishable, "verdict": verdict(c, front)}
+            for c in front.configurations
+        ],
+        "trials": trials,
+    }
+    return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_markdown(front: Front) -> str:
+    """Return headline, table, notes and facts in GitHub's Markdown."""
+    study = front.study
+    shown = columns(front)
+    lines = [f"# {_escape(study.name)}", "", _escape(headline(front)), ""]
+    if study.description:
+        lines += [_escape(study.description), ""]
+    lines.append(_row(column.header for column in shown))
+    lines.append(_row("---:" if column.is_number else "---" for column in shown))
+    lines += [_row(_escape(column.show(c)) for column in shown) for c in front.table]
+    lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
+    lines += _section("Refused proposals", study.refused)
+    lines += _section("Facts", study.facts)
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _section(title: str, entries: Mapping[str, object]) -> list[str]:
+    rows = [f"- {_escape(name)}: {_escape(str(value))}" for name, value in entries.items()]
+    return ["", f"## {title}", "", *rows] if rows else []
+
+
+_MARKDOWN = str.maketrans(
+    {character: f"\\{character}" for character in "\\`*_[]|"}
+    | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
+)
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return text.translate(_MARKDOWN)
+
+
+def to_png(front: Front) -> bytes:
+    """Return the front as a picture of 1500 x 960 pixels, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    _draw(figure.add_subplot(), front)
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def _draw(axes: Axes, front: Front) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    models = sorted({c.model for c in front.finished})
+    for number, model in enumerate(models):
+        colour = PALETTE[number % len(PALETTE)]
+        for on_front in (False, True):
+            chosen = [c for c in front.finished if c.model == model and c.on_front == on_front]
+            axes.errorbar(
+                [c.values[front.x] for c in chosen],
+                [c.values[front.y] for c in chosen],
+                yerr=[c.deviations.get(front.y, 0.0) for c in chosen],
+                fmt=_MARKERS[number % len(_MARKERS)],
+                color=colour,
+                alpha=1.0 if on_front else 0.35,
+                markersize=9 if on_front else 6,
+                markeredgecolor="white",
+                elinewidth=1.2,
+                zorder=4 if on_front else 2,
+            )
+        axes.plot(
+            [], [], _MARKERS[number % len(_MARKERS)], color=colour, label=model.replace("$", r"\$")
+        )
+    xs, ys = staircase(front)
+    axes.plot(xs, ys, drawstyle="steps-post", color="#444444", linewidth=1.2, zorder=3)
+    if xs and min(c.values[front.x] for c in front.finished) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(metric(front.x).label.replace("$", r"\$"))
+    axes.set_ylabel(f"{metric(front.y).label}, validation".replace("$", r"\$"))
+    axes.set_title(f"{front.study.name}: accuracy against cost".replace("$", r"\$"), loc="left")
+    axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if models:
+        axes.legend(frameon=False, loc="lower right")
+
+
+_MARKERS = "osD^Pp*h"
+
+FORMATS: dict[str, Format] = {
+    "html": Format("report.html", to_html),
+    "csv": Format("report.csv", to_csv),
+    "json": Format("report.json", to_json),
+    "markdown": Format("report.md", to_markdown),
+    "png": Format("report.png", to_png),
+}
