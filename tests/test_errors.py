@@ -37,7 +37,7 @@ def test_nearest(name: str, expected: str | None) -> None:
 
 
 def test_nearest_keeps_the_case_of_what_is_known() -> None:
-    assert nearest("walkin", ["WALKING", "TURNING"]) == "WALKING"
+    assert nearest("walk", ["WALKING", "TURNING"]) == "WALKING"
 
 
 def test_every_error_of_the_user_is_a_value_error() -> None:
