@@ -22,7 +22,7 @@
     const own = chart.layout;
     const family = getComputedStyle(document.body).fontFamily;
     return Object.assign({}, own, {
-      xaxis: Object.assign({}, own.xaxis, axis),
+      xaxis: Object.assign({}, own.xaxis, axis, window.innerWidth < 640 ? { tickangle: -45 } : {}),
       yaxis: Object.assign({}, own.yaxis, axis),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",

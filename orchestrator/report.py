@@ -18,8 +18,10 @@ from sftsearch.orchestrator.front import Front, summarise
 from sftsearch.orchestrator.measures import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
 from sftsearch.orchestrator.wording import (
+    brief_parameter,
     columns,
     gain,
+    gain_heading,
     headline,
     notes,
     seal,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Format", "Front", "headline", "rich_table", "summarise", "write"]
 
+_MARKERS = "osD^Pp*h"
 SCHEMA_VERSION = 1
 """Of the JSON report; raised whenever a key changes its name or meaning."""
 
@@ -124,7 +127,7 @@ def rich_table(front: Front) -> Table:
     for name in (metric(front.y).label, metric(front.x).label):
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column("parameters that vary")
-    table.add_column("against the next cheaper of the front")
+    table.add_column(Text(gain_heading(front)))
     names = varying(front.configurations)
     for c in front.points if front.top is None else front.table:
         cells = (
@@ -141,10 +144,11 @@ def rich_table(front: Front) -> Table:
     return table
 
 
-def _parameters(c: Configuration, names: Sequence[str]) -> str:
-    return ", ".join(
-        f"{n}={show_parameter(c, n)}" for n in names if c.parameters.get(n) is not None
-    )
+def _parameters(c: Configuration, names: Sequence[str], front: Front) -> str:
+    """Return the parameters that a configuration has, with no line break within one."""
+    known = [name for name in names if c.parameters.get(name) is not None]
+    texts = [f"{name}={brief_parameter(c, name, front)}" for name in known]
+    return ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
 
 
 def to_csv(front: Front) -> str:
@@ -319,8 +323,6 @@ def _draw(axes: Axes, front: Front) -> None:
     if models:
         axes.legend(frameon=False, loc="lower right")
 
-
-_MARKERS = "osD^Pp*h"
 
 FORMATS: dict[str, Format] = {
     "html": Format("report.html", to_html),

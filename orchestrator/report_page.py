@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 PALETTE = ("#4e79a7", "#e8812b", "#4f9d55", "#b0629b", "#d94f54", "#3fa7a0", "#9c755f", "#8a8f2f")
 _HARD_SPACE = "\N{NO-BREAK SPACE}"
-_HOVER_WIDTH = 44
+_HOVER_WIDTH = 42
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon")
 
 
@@ -64,6 +64,7 @@ def to_html(front: Front) -> str:
         "head": "".join(_head(column, number) for number, column in enumerate(shown)),
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
+        "caption": escape(_caption(front)),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
         "facts": _definitions(front.study.facts),
@@ -89,6 +90,14 @@ def staircase(front: Front) -> tuple[list[float], list[float]]:
     xs = [c.values[front.x] for c in points] + [end]
     ys = [c.values[front.y] for c in points] + [points[-1].values[front.y]]
     return xs, ys
+
+
+def _caption(front: Front) -> str:
+    bars = "Error bars: ± standard deviation over the seeds. " if front.study.num_seeds > 1 else ""
+    return (
+        f"{bars}The line is the best that each cost affords; points on it are bold, dominated ones "
+        "light. Point at one to see its configuration, click it to find its row."
+    )
 
 
 def _note(text: str) -> str:
@@ -185,21 +194,20 @@ def _hover(c: Configuration, front: Front) -> str:
     lines.append(f"{_escape_label(y.label)} {show_mean(c, front.y)} ({seeds})")
     if c.interval is not None:
         lines.append(f"95 % interval {y.show(c.interval[0])} to {y.show(c.interval[1])}")
-    lines.append(_escape_label(verdict(c, front)))
     names = [front.x, "gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb"]
     costs = [
         f"{metric(name).label} {metric(name).show(c.values[name])}"
         for name in dict.fromkeys(names)
         if name in c.values
     ]
-    chosen = [f"{name} {show_parameter(c, name)}" for name in c.parameters if name != "model"]
-    for facts in (costs, chosen):
-        # Never within a fact, and narrow enough for a phone.
-        text = " · ".join(fact.replace(" ", _HARD_SPACE) for fact in facts)
-        lines += [
-            _escape_label(line)
-            for line in textwrap.wrap(text, _HOVER_WIDTH, break_long_words=False)
-        ]
+    chosen = [f"{name}={show_parameter(c, name)}" for name in c.parameters if name != "model"]
+    for facts in ([verdict(c, front)], costs, chosen):
+        # Narrow enough for a phone, and broken within a fact only if it alone is too long.
+        text = ", ".join(
+            fact.replace(" ", _HARD_SPACE) if len(fact) < _HOVER_WIDTH else fact for fact in facts
+        )
+        wrapped = textwrap.wrap(text, _HOVER_WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines += [_escape_label(line) for line in wrapped]
     return "<br>".join(line.replace(_HARD_SPACE, " ") for line in lines)
 
 

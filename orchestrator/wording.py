@@ -68,11 +68,18 @@ def seal(front: Front) -> str:
 
 def gain(c: Configuration, front: Front) -> str:
     """Return `verdict` without what a heading can say: the difference, and whether it is noise."""
-    if c.status != "finished" or c.difference is None:
-        return verdict(c, front)
-    return show_difference(c.difference, front) + (
-        ", within noise" if c.difference.within_noise else ""
-    )
+    if c.status != "finished":
+        return "; ".join(c.reasons)
+    if c.difference is None:
+        return "cheapest" if c.on_front else MISSING
+    noise = ", within noise" if c.difference.within_noise else ""
+    return show_difference(c.difference, front) + noise
+
+
+def gain_heading(front: Front) -> str:
+    """Return what `gain` is in, to stand above it."""
+    y = metric(front.y)
+    return f"{'points' if y.is_share else y.label} against the front"
 
 
 def verdict(configuration: Configuration, front: Front) -> str:
@@ -82,22 +89,24 @@ def verdict(configuration: Configuration, front: Front) -> str:
         return f"{c.status}: {'; '.join(c.reasons)}"
     if c.difference is None:
         return "cheapest on the front" if c.on_front else "dominated"
-    change = show_difference(c.difference, front)
+    unit = " points" if metric(front.y).is_share else ""
+    change = f"{show_difference(c.difference, front)}{unit}"
     if c.on_front:
-        return f"{gain(c, front)}, over the next cheaper"
+        noise = ", within noise" if c.difference.within_noise else ""
+        return f"{change} over the next cheaper{noise}"
     if c.indistinguishable:
         return f"not distinguishable from the front ({change})"
     return f"dominated ({change})"
 
 
 def show_difference(difference: Difference, front: Front) -> str:
-    """Return a difference with its interval, shares in points of 0.01."""
+    """Return a difference with its interval, of shares in points of 0.01."""
     share = metric(front.y).is_share
 
     def show(value: float) -> str:
         return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
 
-    text = show(difference.mean) + (" points" if share else "")
+    text = show(difference.mean)
     if difference.interval is not None:
         text += f" [{show(difference.interval[0])}, {show(difference.interval[1])}]"
     return text
@@ -122,7 +131,9 @@ def _interval_notes(front: Front) -> list[str]:
         f"{'subject' if front.groups_are_subjects else 'group'} between configurations; a "
         "difference whose interval contains 0 is called within noise. Costs are not resampled.",
         "The share of the resamples that keep a configuration on the front stands under `front "
-        "in`; `near` marks those that are dominated, but by no more than noise.",
+        "in`; `near` marks those that are dominated but not distinguishable from the front: their "
+        "difference from the front point at or below their cost is within noise. Front points are "
+        "compared with the next cheaper one.",
     ]
     if single:
         lines.append("With one seed the intervals know nothing of how much another seed changes.")
@@ -143,6 +154,7 @@ class Column:
     key: Callable[[Configuration], float | str | None]
     """None sorts last, whichever way."""
     is_number: bool = True
+    """Whether it is set to the right; keys that are numbers sort as numbers anyway."""
     tell: Callable[[Configuration], str] | None = None
     """The whole of what `show` abbreviates."""
 
@@ -168,12 +180,18 @@ def columns(front: Front) -> list[Column]:
         )
     if front.x in measured:
         found.append(_value_column(front.x))
+    found.append(
+        Column(
+            gain_heading(front),
+            lambda c: gain(c, front),
+            lambda c: None if c.difference is None else c.difference.mean,
+            is_number=False,
+            tell=lambda c: verdict(c, front),
+        )
+    )
     if front.study.confirmed:
         found += _test_columns(front)
     found += [_parameter_column(name, front) for name in varying(front.configurations)]
-    found.append(
-        Column("verdict", lambda c: verdict(c, front), lambda c: verdict(c, front), is_number=False)
-    )
     if front.num_groups:
         found.append(Column("front in", _show_membership, lambda c: c.membership))
     others = (name for name in METRICS if name not in (front.x, front.y))
