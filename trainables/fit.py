@@ -180,7 +180,7 @@ class Fit:
         self._validation = store.split("validation")
         self._groups = _Groups(store, self._validation)
         self._train_batches = Batches(store, store.split("train"), model.modalities, device)
-        self._validation_batches = Batches(store, self._validation, model.modalities, device)
+        self.validation_batches = Batches(store, self._validation, model.modalities, device)
         self._optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -189,7 +189,10 @@ class Fit:
         )
         _start_moments(self._optimizer)
         self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, factor=config.plateau_factor, patience=config.plateau_patience
+            self._optimizer,
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            eps=0.0,  # or it would not lower rates below 1e-8
         )
 
     @property
@@ -211,7 +214,7 @@ class Fit:
         start = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
-        logits = _predict(self.model, self._validation_batches, EVALUATION_BATCH)
+        logits = _predict(self.model, self.validation_batches, EVALUATION_BATCH)
         metrics = _metrics(logits, self._validation)
         self._plateau.step(metrics["loss"])
         self._correct.append(self._groups.count(_is_right(logits, self._validation)))
@@ -319,10 +322,11 @@ class Fit:
         history, correct = record.get("history"), record.get("correct")
         if not _is_history(history, self.config.epochs, len(self._groups.names), correct):
             raise CheckpointError(path, "its history is damaged")
-        numbers = [record.get("num_bad_epochs"), record.get("learning_rate")]
+        numbers: list[Any] = [record.get("num_bad_epochs"), record.get("learning_rate")]
         if history:
             numbers.append(record.get("best_loss"))
-        if not all(map(_is_number, numbers)) or not isinstance(numbers[0], int):
+        sound = all(_is_number(number) and number >= 0 for number in numbers)
+        if not sound or not isinstance(numbers[0], int):
             raise CheckpointError(path, "the state of its learning rate is damaged")
 
     def _tensors(self) -> dict[str, Tensor]:

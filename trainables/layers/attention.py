@@ -27,8 +27,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Let every token of x attend to every token of x."""
         batch, tokens, dim = x.shape
-        qkv = self.in_projection(x).view(batch, tokens, 3, self.num_heads, -1)
-        q_BHTd, k_BHTd, v_BHTd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Chunks of whole rows, so that their gradients are joined by one copy, not two.
+        heads = (batch, tokens, self.num_heads, -1)
+        q_BHTd, k_BHTd, v_BHTd = (
+            part.view(heads).transpose(1, 2) for part in self.in_projection(x).chunk(3, dim=-1)
+        )
         y_BHTd = F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd)
         out: Tensor = self.out_projection(y_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
         return out

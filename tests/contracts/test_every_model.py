@@ -1,0 +1,210 @@
+"""What every listed model must do: a new one is tested by being listed in MODELS.
+
+Shapes: B batch, T tokens, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
+from sftsearch.trainables.catalog import MODELS, build_model
+from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
+from sftsearch.trainables.config import ConfigError
+from sftsearch.trainables.cost import count_gmacs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from sftsearch.trainables.config import TransformerConfig
+
+NUM_CLASSES = 7
+SPEC: DatasetSpec = replace(
+    describe("synthetic"),
+    modalities={
+        "type": ModalitySpec(num_tokens=13, num_features=5),  # also the name of a module's method
+        "audio": ModalitySpec(num_tokens=6, num_features=1),
+        "text": ModalitySpec(num_tokens=9, num_features=3),
+    },
+    classes=tuple(f"class_{index}" for index in range(NUM_CLASSES)),
+)
+ALONE = ("unimodal",)
+"""Models that take one modality."""
+POOLED = sorted(name for name, system in MODELS.items() if hasattr(system.config, "stride"))
+
+
+def small(name: str, **options: Any) -> TransformerConfig:
+    depth = {"num_layers": 2} if hasattr(MODELS[name].config, "num_layers") else {}
+    if hasattr(MODELS[name].config, "unimodal_layers"):
+        depth = {"unimodal_layers": 1, "fused_layers": 2, "stride": 2}
+    alone = {"modalities": ("type",)} if name in ALONE else {}
+    return MODELS[name].config(**{"dim": 12, "num_heads": 3, "patch": 2} | depth | alone | options)
+
+
+def batch(size: int = 4, seed: int = 1) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(size, shape.num_tokens, shape.num_features, generator=random)
+        for name, shape in SPEC.modalities.items()
+    }
+
+
+@pytest.fixture(params=sorted(MODELS))
+def name(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+def test_gives_a_logit_for_each_class_and_a_gradient_to_each_parameter(name: str) -> None:
+    model = build_model(name, SPEC, small(name), seed=0)
+    logits_BC = model(batch())
+    assert logits_BC.shape == (4, NUM_CLASSES)
+    logits_BC.square().sum().backward()
+    without = [
+        key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
+    assert without == []
+
+
+def test_is_built_from_the_seed_alone(name: str) -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (build_model(name, SPEC, small(name), seed=s) for s in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for key, weights in first.state_dict().items():
+        assert torch.equal(weights, again.state_dict()[key])
+    assert any(
+        not torch.equal(weights, other.state_dict()[key])
+        for key, weights in first.state_dict().items()
+    )
+
+
+def test_costs_what_its_closed_form_says(name: str) -> None:
+    config = small(name)
+    model, cost = build_model(name, SPEC, config, seed=0), MODELS[name].cost(SPEC, config)
+    assert cost.gmacs == count_gmacs(model, SPEC, config)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.gflops > 0
+
+
+def test_counting_operations_leaves_the_model_as_it_was(name: str) -> None:
+    config = small(name)
+    model = build_model(name, SPEC, config, seed=0)
+    before = model.eval()(batch())
+    count_gmacs(model, SPEC, config)
+    assert torch.equal(model(batch()), before)
+
+
+def test_its_configuration_survives_json(name: str) -> None:
+    config = small(name, modalities=("audio",), dropout=0.1)
+    assert MODELS[name].config(**json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> None:
+    subset = ("text",) if name in ALONE else ("text", "type")
+    model = build_model(name, SPEC, small(name, modalities=subset), seed=0).eval()
+    assert model.modalities == tuple(m for m in SPEC.modalities if m in subset)
+    inputs = batch()
+    logits_BC = model(inputs)
+    assert torch.equal(model({**inputs, "audio": inputs["audio"] + 1}), logits_BC)
+    del inputs["audio"]
+    assert torch.equal(model(inputs), logits_BC)
+
+
+def test_every_modality_it_reads_matters(name: str) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    inputs = batch()
+    logits_BC = model(inputs)
+    for modality in model.modalities:
+        changed = model({**inputs, modality: inputs[modality] + torch.randn(1)})
+        assert not torch.allclose(changed, logits_BC), modality
+
+
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(name: str) -> None:
+    model = build_model(name, SPEC, small(name, dropout=0.5), seed=0).double().eval()
+    inputs = {key: x_BTF.double() for key, x_BTF in batch(size=5).items()}
+    together = model(inputs)
+    alone = torch.cat([model({k: x[i : i + 1] for k, x in inputs.items()}) for i in range(5)])
+    # float64: a wider product may add up in another order, nothing else may differ.
+    torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_acts_in_training_alone(name: str) -> None:
+    model = build_model(name, SPEC, small(name, dropout=0.5), seed=0)
+    torch.manual_seed(0)
+    assert not torch.equal(model(batch()), model(batch()))
+    model.eval()
+    assert torch.equal(model(batch()), model(batch()))
+
+
+def test_its_weights_survive_a_file_exactly(name: str, tmp_path: Path) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    write_checkpoint(tmp_path / "model", model.state_dict(), {})
+    other = build_model(name, SPEC, small(name), seed=1).eval()
+    tensors, _ = read_checkpoint(tmp_path / "model", other.state_dict())
+    other.load_state_dict(tensors)
+    assert torch.equal(other(batch()), model(batch()))
+
+
+def refused(name: str, **options: Any) -> str:
+    """Return the one message with which building and pricing refuse a configuration."""
+    config = small(name, **options)
+    with pytest.raises(ConfigError) as building:
+        build_model(name, SPEC, config, seed=0)
+    with pytest.raises(ConfigError) as pricing:
+        MODELS[name].cost(SPEC, config)
+    assert str(building.value) == str(pricing.value)
+    assert "\n" not in str(building.value)
+    return str(building.value)
+
+
+def test_an_unknown_modality_is_refused_with_the_nearest(name: str) -> None:
+    message = refused(name, modalities=("audoi",))
+    assert "'audoi'" in message
+    assert "Did you mean 'audio'?" in message
+
+
+def test_a_patch_longer_than_a_modality_is_refused_with_both(name: str) -> None:
+    message = refused(name, patch=7, modalities=("audio",))
+    assert "patch=7" in message
+    assert "audio has 6 samples" in message
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_both(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"num_heads=5, dim=12"):
+        small(name, num_heads=5)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_stride_longer_than_its_tokens_is_refused_with_both(name: str) -> None:
+    one = {"modalities": ("audio",)}
+    assert "stride=4, tokens=3" in refused(name, stride={"audio": 4}, **one)
+    assert "stride=4, tokens=3" in refused(name, stride=4, **one)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_strides_by_modality_must_name_modalities_of_the_data(name: str) -> None:
+    one = {"modalities": ("audio",)}
+    assert "no modality 'audo'" in refused(name, stride={"audo": 1, "audio": 1}, **one)
+    assert "names no stride for 'audio'" in refused(name, stride={"text": 1}, **one)
+
+
+@pytest.mark.parametrize("name", sorted(set(POOLED) - set(ALONE)))
+def test_one_stride_for_all_leaves_a_short_modality_one_token(name: str) -> None:
+    by_modality = small(name, stride={"type": 5, "audio": 3, "text": 5})
+    assert MODELS[name].cost(SPEC, small(name, stride=5)) == MODELS[name].cost(SPEC, by_modality)
+    assert build_model(name, SPEC, small(name, stride=5), seed=0)(batch()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_unimodal_model_refuses_several_modalities(name: str) -> None:
+    message = refused(name, modalities=None)
+    assert "exactly one" in message
+    assert "type, audio, text" in message

@@ -1,0 +1,134 @@
+"""Costs against the SFT paper's printed figures, and closed forms against counted operations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
+from sftsearch.trainables.catalog import MODELS, build_model
+from sftsearch.trainables.cost import Cost, count_gmacs
+
+
+def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
+    modalities = {
+        name: ModalitySpec(num_tokens=tokens, num_features=features)
+        for name, (tokens, features) in shapes.items()
+    }
+    classes = tuple(f"class_{index}" for index in range(num_classes))
+    return replace(describe("synthetic"), modalities=modalities, classes=classes)
+
+
+VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
+MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
+VGGS_STRIDES = {"rgb": 3, "spec": 60, "flow": 3}
+MOSEI_STRIDES = {"vision": 50, "audio": 50, "text": 2}
+
+
+def price(name: str, spec: DatasetSpec, **options: Any) -> Cost:
+    return MODELS[name].cost(spec, MODELS[name].config(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "options", "formula", "printed"),
+    [
+        ("concat", VGGS, {}, 1.7125, 1.68),
+        ("late_fusion", VGGS, {}, 1.5346, 1.51),
+        ("sft", VGGS, {"stride": VGGS_STRIDES}, 0.2581, 0.25),
+        ("concat", MOSEI, {}, 1.1814, 1.16),
+        ("late_fusion", MOSEI, {}, 0.6054, 0.59),
+        ("sft", MOSEI, {"stride": MOSEI_STRIDES}, 0.1042, 0.10),
+    ],
+)
+def test_gflops_are_those_of_the_sft_paper(
+    name: str, spec: DatasetSpec, options: dict[str, Any], formula: float, printed: float
+) -> None:
+    """Ding et al. 2021, appendix A.2 gives the formula; Table 2 prints 1.6 to 4.2 % less."""
+    gflops = price(name, spec, **options).gflops
+    assert gflops == pytest.approx(formula, abs=0.5e-4)
+    assert gflops == pytest.approx(printed, rel=0.05)
+
+
+def test_a_layer_costs_what_the_appendix_prints() -> None:
+    """One more layer on n = 1276 tokens of width 40: 4nd^2 + 2n^2 d + 2nd^2 + 4nd."""
+    n, d = 1276, 40
+    layer = price("concat", VGGS, num_layers=2).gflops - price("concat", VGGS, num_layers=1).gflops
+    assert layer == pytest.approx((4 * n * d**2 + 2 * n**2 * d + 2 * n * d**2 + 4 * n * d) / 1e9)
+
+
+def test_the_attention_layer_is_what_sft_has_more_than_sft_po() -> None:
+    """Dense attention without MLP in each modality: 4nd^2 + 2n^2 d."""
+    d = 40
+    more = price("sft", VGGS).gflops - price("sft_po", VGGS).gflops
+    expected = sum(4 * n * d**2 + 2 * n**2 * d for n in (38, 1200, 38))
+    assert more == pytest.approx(expected / 1e9)
+
+
+def test_a_longer_stride_never_costs_more() -> None:
+    costs = [price("sft", MOSEI, stride=stride) for stride in range(1, 501)]
+    for finer, coarser in pairwise(costs):
+        assert coarser.gflops <= finer.gflops
+        assert coarser.gmacs <= finer.gmacs
+        assert coarser.parameters == finer.parameters
+
+
+def test_without_pooling_and_unimodal_layers_sft_po_costs_nearly_concat() -> None:
+    """Left is the difference of 1 CLS token: 1 + sum n priced against sum n."""
+    fused = price("sft_po", MOSEI, unimodal_layers=0, fused_layers=12, stride=1)
+    assert fused.gflops == pytest.approx(price("concat", MOSEI).gflops, rel=2e-3)
+
+
+def test_unimodal_costs_sft_po_of_one_modality() -> None:
+    options: dict[str, Any] = {"modalities": ("audio",), "stride": 20, "patch": 3}
+    assert price("unimodal", MOSEI, **options) == price("sft_po", MOSEI, **options)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
+    """Draw a data set, a model and a configuration that fits."""
+    sizes = st.tuples(st.integers(1, 40), st.integers(1, 9))
+    names = draw(st.lists(st.sampled_from("abcd"), min_size=1, unique=True))
+    spec = data_set(draw(st.integers(2, 9)), **{name: draw(sizes) for name in names})
+    model = draw(st.sampled_from(sorted(MODELS)))
+    at_most = 1 if model == "unimodal" else None
+    subset = draw(st.lists(st.sampled_from(names), min_size=1, max_size=at_most, unique=True))
+    shortest = min(spec.modalities[name].num_tokens for name in subset)
+    heads = draw(st.integers(1, 3))
+    options: dict[str, Any] = {
+        "modalities": tuple(subset),
+        "patch": draw(st.integers(1, shortest)),
+        "num_heads": heads,
+        "dim": heads * draw(st.integers(1, 6)),
+    }
+    config = MODELS[model].config
+    if hasattr(config, "num_layers"):
+        return spec, model, config(**options, num_layers=draw(st.integers(1, 3)))
+    tokens = config(**options).num_tokens(spec)
+    return (
+        spec,
+        model,
+        config(
+            **options,
+            unimodal_layers=draw(st.integers(0, 2)),
+            fused_layers=draw(st.integers(1, 3)),
+            stride={name: draw(st.integers(1, count)) for name, count in tokens.items()},
+            pooling=draw(st.sampled_from(["average", "max"])),
+        ),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_every_closed_form_equals_the_count_to_the_last_multiply_add(
+    case: tuple[DatasetSpec, str, Any],
+) -> None:
+    spec, name, config = case
+    model, cost = build_model(name, spec, config, seed=0), MODELS[name].cost(spec, config)
+    assert cost.gmacs == count_gmacs(model, spec, config)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,323 @@
+"""Training: it learns, it repeats bit by bit, it resumes, it says when it diverged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sftsearch.datasets.catalog import open_dataset
+from sftsearch.datasets.spec import SPLITS, ModalitySpec
+from sftsearch.datasets.store import Split, Store, open_store, write_store
+from sftsearch.trainables.catalog import MODELS, build_model
+from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.fit import Fit, TrainingDiverged, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sftsearch.datasets.spec import DatasetSpec
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_dataset("synthetic", cache=tmp_path_factory.mktemp("stores"))
+
+
+def small_store(path: Path, spec: DatasetSpec, people: int) -> Store:
+    """Write 250 samples a split, of one short modality, by as many people (0: unknown)."""
+    random, count, splits = np.random.default_rng(0), 250, {}
+    names = {s: tuple(f"{s}_{p:03d}" for p in range(people)) for s in SPLITS}
+    for name in SPLITS:
+        labels = random.integers(0, 7, count)
+        x_NTF = random.normal(size=(count, 3, 2)).astype(np.float32) * 5
+        x_NTF += labels[:, None, None].astype(np.float32)
+        people_N = np.arange(count) * 7 % people if people else np.full(count, -1)
+        splits[name] = Split(
+            name=name, modalities={"x": x_NTF}, labels=labels, subjects=people_N.astype(np.int64)
+        )
+    spec = replace(
+        spec,
+        modalities={"x": ModalitySpec(num_tokens=3, num_features=2)},
+        classes=tuple("abcdefg"),
+        num_samples=dict.fromkeys(SPLITS, count),
+        subjects=names,
+        best_accuracy=None,
+    )
+    write_store(path, spec, splits)
+    return open_store(path)
+
+
+def start(store: Store, *, seed: int = 0, dropout: float = 0.2, **training: Any) -> Fit:
+    config = MODELS["sft"].config(dim=8, num_heads=2, fused_layers=1, dropout=dropout)
+    model = build_model("sft", store.spec, config, seed)
+    training = {"epochs": 4, "batch_size": 64, "learning_rate": 3e-3} | training
+    return Fit(model, store, TrainConfig(**training), seed=seed)
+
+
+def run(fit: Fit) -> Fit:
+    while not fit.done:
+        fit.run_epoch()
+    return fit
+
+
+def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+
+SECOND_PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from sftsearch.datasets.store import open_store
+from sftsearch.trainables.catalog import MODELS, build_model
+from sftsearch.trainables.config import TrainConfig
+from sftsearch.trainables.fit import Fit
+store = open_store(Path(sys.argv[1]))
+config = MODELS["sft"].config(dim=8, num_heads=2, fused_layers=1, dropout=0.2)
+training = TrainConfig(epochs=4, batch_size=64, learning_rate=3e-3)
+fit = Fit(build_model("sft", store.spec, config, 5), store, training, seed=5)
+fit.run_epoch()
+fit.run_epoch()
+print(json.dumps(fit.history))
+"""
+
+
+def test_another_process_has_bit_equal_losses(store: Store) -> None:
+    torch.manual_seed(123)  # the state around a run must not matter
+    fit = start(store, seed=5)
+    fit.run_epoch()
+    fit.run_epoch()
+    command = [sys.executable, "-P", "-c", SECOND_PROCESS, str(store.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=55)
+    assert timeless(json.loads(done.stdout)) == timeless(fit.history)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
+    store: Store, tmp_path: Path, stop: int
+) -> None:
+    """With plateaus of no patience, so that the learning rate's state counts too."""
+    options: dict[str, Any] = {"plateau_patience": 0, "learning_rate": 0.05, "epochs": 5}
+    whole = run(start(store, **options))
+    first = start(store, **options)
+    for _ in range(stop):
+        first.run_epoch()
+    first.save(tmp_path / "checkpoint")
+    second = start(store, **options)
+    second.load(tmp_path / "checkpoint")
+    assert second.epoch == stop
+    run(second)
+    assert timeless(second.history) == timeless(whole.history)
+    assert second.groups() == whole.groups()
+    assert second.result() == whole.result()
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, second.model.state_dict()[name]), name
+
+
+def test_other_seeds_train_otherwise(store: Store) -> None:
+    """Also when they start from the same weights: order and dropout follow the seed."""
+    first, second = start(store, epochs=1), start(store, seed=1, epochs=1)
+    second.model.load_state_dict(first.model.state_dict())
+    assert first.run_epoch()["train_loss"] != second.run_epoch()["train_loss"]
+
+
+def test_training_leaves_the_random_state_as_it_was(store: Store) -> None:
+    before = torch.random.get_rng_state()
+    start(store).run_epoch()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
+    """Against plain PyTorch: no dropout, one batch of all samples, so that no order matters."""
+    fit = start(store, dropout=0.0, batch_size=2000, weight_decay=0.1, clip_norm=1e-3)
+    reference = start(store, dropout=0.0).model
+    train = store.split("train")
+    inputs = {
+        name: torch.tensor((x_NTF - store.statistics[name][0]) / store.statistics[name][1])
+        for name, x_NTF in train.modalities.items()
+    }
+    optimizer = torch.optim.AdamW(
+        reference.parameters(), lr=3e-3, weight_decay=0.1, foreach=False, fused=False
+    )
+    loss = F.cross_entropy(reference(inputs), torch.tensor(train.labels))
+    loss.backward()
+    gradients = [p.grad for p in reference.parameters() if p.grad is not None]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(1e-3 / norm)
+    optimizer.step()
+    # A sum of 2,000 float32 terms in another order; Adam's first step divides by gradients.
+    assert fit.run_epoch()["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(fit.model.parameters(), reference.parameters(), strict=True):
+        gradient = theirs.grad
+        assert gradient is not None
+        # Adam divides by the gradient's size: where that is only rounding (keys' biases), its sign.
+        known = gradient.abs() > 1e-3 * gradient.abs().max()
+        torch.testing.assert_close(ours[known], theirs[known], rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_incomplete_batch_counts_by_its_samples(store: Store) -> None:
+    """At learning rate ~0 the mean training loss is the loss of the split, however batched."""
+    losses = [
+        start(store, dropout=0.0, batch_size=size, learning_rate=1e-30).run_epoch()["train_loss"]
+        for size in (2000, 1999, 640)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_the_learning_rate_falls_on_a_plateau(store: Store) -> None:
+    """At learning rate ~0 no epoch is better than the first: patience 1 lets one pass."""
+    fit = run(start(store, learning_rate=1e-30, plateau_patience=1, plateau_factor=0.5, epochs=6))
+    rates = [entry["learning_rate"] for entry in fit.history]
+    assert rates == [1e-30, 1e-30, 1e-30, 5e-31, 5e-31, 2.5e-31]
+
+
+def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
+    fit = start(store)
+    last = fit.run_epoch()
+    seen = evaluate(fit.model, store, store.split("validation"), batch_size=7)
+    assert list(last) == [
+        *("epoch", "train_loss", "loss", "top1", "map", "balanced_accuracy"),
+        *("learning_rate", "seconds"),
+    ]
+    assert seen.num_absent_classes == 0
+    assert seen.metrics == pytest.approx({name: last[name] for name in seen.metrics}, rel=1e-5)
+    correct = sum(right for right, _ in seen.groups.values())
+    assert correct / 500 == pytest.approx(last["top1"])
+
+
+def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -> None:
+    last, best = run(start(store)), run(start(store, value="best"))
+    top1 = [entry["top1"] for entry in last.history]
+    assert last.result()["top1"] == pytest.approx(np.mean(top1[-3:]))
+    assert best.result()["top1"] == max(top1)
+    assert set(last.result()) == {"loss", "top1", "map", "balanced_accuracy"}
+    for fit in (last, best):
+        correct = sum(right for right, _ in fit.groups().values())
+        assert correct / 500 == pytest.approx(fit.result()["top1"])
+    short = run(start(store, epochs=2))
+    assert short.result()["top1"] == pytest.approx(np.mean(top1[:2]))
+
+
+def test_without_an_epoch_there_is_no_value(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="No epoch"):
+        start(store).result()
+
+
+@pytest.mark.parametrize("people", [0, 3, 120])
+def test_right_guesses_are_counted_by_subject_or_by_a_hundredth(
+    tmp_path: Path, store: Store, people: int
+) -> None:
+    """Three people have their names; 120 people, and unknown ones, are counted modulo 100."""
+    own = small_store(tmp_path / "store", store.spec, people)
+    fit = start(own)
+    fit.run_epoch()
+    codes = np.arange(250) * 7 % people if people else np.arange(250)
+    names = [f"validation_{code:03d}" if people == 3 else f"{code % 100:02d}" for code in codes]
+    assert {name: size for name, (_, size) in fit.groups().items()} == {
+        name: names.count(name) for name in set(names)
+    }
+    split = own.split("validation")
+    guesses = fit.model({"x": scaled(own, split)}).argmax(dim=1).numpy()
+    for name, (right, _) in fit.groups().items():
+        members = np.array(names) == name
+        assert right == (guesses == split.labels)[members].sum()
+    assert "top5" in fit.history[0]  # seven classes
+
+
+def scaled(store: Store, split: Split) -> torch.Tensor:
+    mean_F, std_F = store.statistics["x"]
+    return torch.tensor((split.modalities["x"] - mean_F) / std_F)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> None:
+    fit = start(store)
+    fit.run_epoch()
+    with torch.no_grad():
+        fit.model.head.linear.bias[0] = float("nan")
+    with pytest.raises(TrainingDiverged, match=r"epoch 2, step 1 is nan"):
+        fit.run_epoch()
+    assert fit.epoch == 1
+
+
+def test_an_absurd_learning_rate_diverges_or_stays_finite_but_never_lies(store: Store) -> None:
+    fit = start(store, learning_rate=1e30)
+    with pytest.raises(TrainingDiverged):
+        run(fit)
+
+
+def test_the_test_split_stays_sealed(store: Store) -> None:
+    """No epoch maps it: its file may be missing altogether."""
+    (store.path / "test.arrow").rename(store.path / "hidden")
+    try:
+        start(store).run_epoch()
+    finally:
+        (store.path / "hidden").rename(store.path / "test.arrow")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", True),
+        ("batch_size", 2.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", "1e-3"),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -1),
+        ("clip_norm", float("inf")),
+        ("plateau_factor", 1.0),
+        ("value", "mean"),
+    ],
+)
+def test_a_training_configuration_is_checked(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(**{field: value})
+    assert f"`{field}`" in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(store: Store) -> None:
+    """Half of synthetic's class is an exclusive or, which only fusion can tell."""
+    config = MODELS["sft_po"].config(dim=16, num_heads=2, fused_layers=2, dropout=0.1)
+    model = build_model("sft_po", store.spec, config, seed=0)
+    run(Fit(model, store, TrainConfig(epochs=15, learning_rate=2e-3), seed=0))
+    test = evaluate(model, store, store.split("test", unseal_test=True))
+    best = store.spec.best_accuracy
+    assert best is not None
+    assert test.metrics["top1"] > best - 0.02
+
+
+def test_sft_tells_activities_from_a_watch(tmp_path: Path) -> None:
+    """On three people it has not seen."""
+    wearables = open_dataset("wearables", cache=tmp_path)
+    config = MODELS["sft"].config(
+        modalities=("watch_acc", "watch_gyro"),
+        patch=8,
+        dim=16,
+        num_heads=2,
+        fused_layers=1,
+        stride=4,
+        dropout=0.2,
+    )
+    model = build_model("sft", wearables.spec, config, seed=0)
+    fit = run(Fit(model, wearables, TrainConfig(epochs=8), seed=0))
+    assert fit.result()["top1"] > 0.80
