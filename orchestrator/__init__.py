@@ -1,0 +1,1 @@
+"""The search: what proposes, places, records and reports trials."""

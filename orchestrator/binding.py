@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftsearch.datasets import catalog as datasets
 from sftsearch.search_spaces.load import Mistake, Source, StudyFileError, unknown
-from sftsearch.search_spaces.schema import Choice
-from sftsearch.search_spaces.space import Axis
+from sftsearch.search_spaces.schema import is_distribution
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import TrainConfig
 
@@ -51,60 +51,88 @@ class Configuration:
 
 
 def check_names(source: Source) -> None:
-    """Check what only the catalogues know.
+    """Check what only the catalogues know, and raise it in one list with the mistakes of form.
 
     Raises:
-        StudyFileError: unknown models, data sets, metrics or parameters, or values of a wrong type;
-            all of them at once.
+        StudyFileError: mistakes of form; unknown models, data sets, metrics or parameters; values
+            of a wrong type; all of them at once.
     """
-    study = source.study
-    found: list[Mistake] = []
-    if study.dataset.kind not in datasets.DATASETS:
-        message = unknown(study.dataset.kind, datasets.DATASETS, what="data set")
+    data = source.data
+    found = list(source.mistakes)
+    dataset = _get(data, "dataset", "kind")
+    if isinstance(dataset, str) and dataset not in datasets.DATASETS:
+        message = unknown(dataset, datasets.DATASETS, what="data set")
         found.append(source.mistake(("dataset", "kind"), message))
     found += _objective_mistakes(source)
-    for name, value in study.training.items():
-        found += _parameter_mistakes(
-            source, ("training", name), name, value, fields_of(TrainConfig)
-        )
-    for i, branch in enumerate(study.space):
-        if branch.kind not in models.MODELS:
-            message = unknown(branch.kind, models.MODELS, what="model")
-            found.append(source.mistake(("space", i, "kind"), message))
-            continue
-        known = parameters_of(branch.kind)
-        for name, value in branch.parameters.items():
-            found += _parameter_mistakes(source, ("space", i, name), name, value, known)
+    training = data.get("training")
+    for name, value in training.items() if isinstance(training, dict) else ():
+        found += _parameter_mistakes(source, ("training", name), value, fields_of(TrainConfig))
+    space = data.get("space")
+    for i, branch in enumerate(space if isinstance(space, list) else []):
+        if isinstance(branch, dict) and isinstance(branch.get("kind"), str):
+            found += _branch_mistakes(source, i, branch)
     if found:
         raise StudyFileError(source.name, found)
 
 
-def _objective_mistakes(source: Source) -> list[Mistake]:
+def _get(data: Any, *keys: str | int) -> Any:
+    """Return the value at a place of data whose form may be wrong, or None."""
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data
+
+
+def _branch_mistakes(source: Source, i: int, branch: dict[str, Any]) -> list[Mistake]:
+    kind = branch["kind"]
+    if kind not in models.MODELS:
+        return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, what="model"))]
     found = []
-    goals = [objective.goal for objective in source.study.objectives]
+    for name, value in branch.items():
+        if name != "kind":
+            found += _parameter_mistakes(source, ("space", i, name), value, parameters_of(kind))
+    return found
+
+
+def _objective_mistakes(source: Source) -> list[Mistake]:
+    if source.checked is None:
+        return []
+    found = []
+    objectives = source.checked.objectives
+    goals = [objective.goal for objective in objectives]
     if set(goals) != {"maximize", "minimize"} or goals[0] != "maximize":
         message = (
             "The first objective must be an accuracy to maximize and another a cost to minimize, "
             f"but got ({', '.join(goals)})."
         )
         found.append(source.mistake(("objectives",), message))
-    seen = set()
-    for i, objective in enumerate(source.study.objectives):
+    metrics = [objective.metric for objective in objectives]
+    for i, (metric, goal) in enumerate(zip(metrics, goals, strict=True)):
         place = ("objectives", i, "metric")
-        if objective.metric not in GOALS:
-            found.append(source.mistake(place, unknown(objective.metric, GOALS, what="metric")))
-        elif objective.goal != GOALS[objective.metric]:
-            message = f"`{objective.metric}` can only be {GOALS[objective.metric]}d."
+        if metric not in GOALS:
+            found.append(source.mistake(place, unknown(metric, GOALS, what="metric")))
+        elif goal != GOALS[metric]:
+            message = f"`{metric}` can only be {GOALS[metric]}d."
             found.append(source.mistake(("objectives", i, "goal"), message))
-        if objective.metric in seen:
-            found.append(source.mistake(place, f"`{objective.metric}` stands twice."))
-        seen.add(objective.metric)
+        if metric in metrics[:i]:
+            found.append(source.mistake(place, f"`{metric}` stands twice."))
+        if metric == "top5" and _num_classes(source.checked.dataset.kind) <= MAX_FOR_TOP5:
+            found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
     return found
 
 
+MAX_FOR_TOP5 = 5
+
+
+def _num_classes(dataset: str) -> float:
+    return len(datasets.describe(dataset).classes) if dataset in datasets.DATASETS else math.inf
+
+
 def _parameter_mistakes(
-    source: Source, place: tuple[str | int, ...], name: str, value: Any, known: Mapping[str, Any]
+    source: Source, place: tuple[str | int, ...], value: Any, known: Mapping[str, Any]
 ) -> list[Mistake]:
+    name = str(place[-1])
     if name not in known:
         return [source.mistake(place, unknown(name, known, what="parameter"))]
     found = []
@@ -119,11 +147,11 @@ def _parameter_mistakes(
 def _values_to_check(
     place: tuple[str | int, ...], value: Any
 ) -> list[tuple[tuple[str | int, ...], Any]]:
-    if isinstance(value, Choice):
-        return [((*place, "values", i), one) for i, one in enumerate(value.values)]
-    if isinstance(value, Axis):
-        return [((*place, "low"), value.low), ((*place, "high"), value.high)]
-    return [(place, value)]
+    if not is_distribution(value):
+        return [(place, value)]
+    if value["kind"] == "choice" and isinstance(value.get("values"), list):
+        return [((*place, "values", i), one) for i, one in enumerate(value["values"])]
+    return [((*place, end), value[end]) for end in ("low", "high") if end in value]
 
 
 # ------------------------------------------------------- fields and their types
@@ -228,3 +256,20 @@ def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:
         "seeds": study.search.seeds,
         "space": [branch.model_dump() for branch in study.space],
     }
+
+
+def describe_models(*, training: bool = False) -> list[dict[str, Any]]:
+    """Return the models with their parameters, types and defaults; or the training's alone."""
+    if training:
+        return [{"model": "training", "paper": "", "parameters": _describe_fields(TrainConfig)}]
+    return [
+        {"model": name, "paper": system.paper, "parameters": _describe_fields(system.config)}
+        for name, system in sorted(models.MODELS.items())
+    ]
+
+
+def _describe_fields(config: type) -> list[dict[str, Any]]:
+    return [
+        {"name": field.name, "type": str(field.type), "default": field.default}
+        for field in dataclasses.fields(config)
+    ]

@@ -7,18 +7,18 @@ The events of a study, by kind:
 
 | kind | when | body |
 | --- | --- | --- |
-| `created` | the study began | definition, description, facts |
+| `created` | the study began | name, description, dataset, objectives, definition, facts |
 | `opened` | a driver took the study | budget (trials), token |
 | `proposed` | the sampler named a configuration | number, model, parameters |
 | `refused` | admission refused it | number, reason, detail, excess |
 | `admitted` | admission took it | number, configuration_id, cost, seeds |
-| `started` | a worker began or went on with a trial | trial, epoch |
+| `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |
 | `epoch` | an epoch of a trial ended | trial, epoch, metrics |
-| `finished` | a trial ended with values | trial, values, groups |
+| `finished` | a trial ended with values | trial, values, groups, facts |
 | `failed` | a trial ended without | trial, reason |
 | `told` | the sampler was told a configuration's outcome | number, state, values |
 | `mirrored` | MLflow holds everything up to an event | through |
-| `ended` | the driver stopped proposing | reason |
+| `ended` | the driver stopped | reason, complete |
 | `confirmed` | the test split was looked at, once | trials |
 """
 

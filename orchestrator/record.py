@@ -1,12 +1,15 @@
-"""What is known of a study and its trials, as reports read it: plain values, no database behind them."""
+"""What is known of a study and its trials, as reports read it: plain values without a database."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 Groups = dict[str, tuple[float, float]]
-"""Samples by subject (or by a fixed hundredth of a split without subjects): name -> (correct, count)."""
+"""Samples by subject, or by a fixed part of a split without subjects: name -> (correct, count)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,3 +54,90 @@ class StudyRecord:
     """Why proposals were refused -> how many were."""
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
+
+
+def from_events(events: Iterable[Any]) -> StudyRecord:
+    """Build the record of a study from its journal's events (`kind`, `time`, `body`), in order.
+
+    Raises:
+        ValueError: there is no `created` event.
+    """
+    created: Mapping[str, Any] | None = None
+    trials: dict[str, TrialRecord] = {}
+    refused: dict[str, int] = {}
+    confirmed = False
+    for event in events:
+        body = event.body
+        if event.kind == "created":
+            created = body
+        elif event.kind == "refused":
+            refused[body["reason"]] = refused.get(body["reason"], 0) + 1
+        elif event.kind == "admitted":
+            trials.update((trial.key, trial) for trial in _admitted(body))
+        elif event.kind in ("started", "finished", "failed"):
+            key = body["trial"]
+            trials[key] = _changed(trials[key], event.kind, body, milliseconds(event.time) / 1e3)
+        elif event.kind == "confirmed":
+            confirmed = True
+            for key, test in body["trials"].items():
+                groups = as_groups(test["groups"])
+                trials[key] = replace(trials[key], test_values=test["values"], test_groups=groups)
+    if created is None:
+        raise ValueError("The journal has no `created` event: the study never began.")
+    started = tuple(trial for trial in trials.values() if trial.started)
+    return study_record(created, refused, started, confirmed=confirmed)
+
+
+def study_record(
+    created: Mapping[str, Any],
+    refused: Mapping[str, int],
+    trials: Iterable[TrialRecord],
+    *,
+    confirmed: bool,
+) -> StudyRecord:
+    """Put a record together from the body of a `created` event and what came after it."""
+    return StudyRecord(
+        name=created["name"],
+        description=created["description"],
+        dataset=created["dataset"],
+        num_seeds=created["num_seeds"],
+        objectives=tuple((metric, goal) for metric, goal in created["objectives"]),
+        facts=dict(created["facts"]),
+        refused=dict(refused),
+        trials=tuple(sorted(trials, key=lambda trial: (trial.started, trial.key))),
+        confirmed=confirmed,
+    )
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a time as MLflow keeps it, so that both records of a study agree."""
+    return round(seconds * 1000)
+
+
+def as_groups(groups: Mapping[str, Any]) -> Groups:
+    """Turn JSON's lists back into pairs."""
+    return {name: (float(correct), float(count)) for name, (correct, count) in groups.items()}
+
+
+def _admitted(body: Mapping[str, Any]) -> list[TrialRecord]:
+    return [
+        TrialRecord(
+            key=f"{body['configuration_id']}-{seed}",
+            configuration_id=body["configuration_id"],
+            model=body["model"],
+            configuration=dict(body["parameters"]),
+            seed=seed,
+            status="running",
+            values=dict(body["cost"]),
+        )
+        for seed in body["seeds"]
+    ]
+
+
+def _changed(trial: TrialRecord, kind: str, body: Mapping[str, Any], time: float) -> TrialRecord:
+    if kind == "started":
+        return replace(trial, started=trial.started or time)
+    if kind == "failed":
+        return replace(trial, status="failed", reason=body["reason"], ended=time)
+    groups = as_groups(body["groups"])
+    return replace(trial, status="finished", values=dict(body["values"]), groups=groups, ended=time)

@@ -99,7 +99,8 @@ class Search:
         self._waiting: list[Trial] = []
         self._untold: list[int] = []
         """Numbers of admitted configurations that the sampler was not told of, in order."""
-        self._used_up = False
+        self.used_up = False
+        """Whether the sampler had nothing left to propose."""
         self._replay()
 
     # ------------------------------------------------------------ proposing
@@ -123,7 +124,16 @@ class Search:
         trial = self._waiting.pop(0)
         self._running[trial.key] = trial
         proposed = self._proposals[trial.number]
-        self._journal.append("started", trial=trial.key, epoch=len(trial.epochs))
+        self._journal.append(
+            "started",
+            trial=trial.key,
+            epoch=len(trial.epochs),
+            configuration_id=proposed.candidate_id,
+            model=proposed.model,
+            parameters=proposed.parameters,
+            seed=trial.seed,
+            cost=proposed.cost,
+        )
         return Assignment(
             trial.key,
             proposed.model,
@@ -134,7 +144,7 @@ class Search:
         )
 
     def _at_end(self) -> bool:
-        return self._used_up or self.num_admitted + self._plan.seeds > self._plan.trials
+        return self.used_up or self.num_admitted + self._plan.seeds > self._plan.trials
 
     def _may_ask(self) -> bool:
         """With `ordered`, the n-th proposal waits until the (n - width)-th is decided."""
@@ -156,7 +166,7 @@ class Search:
             proposal = propose_uniform(self._plan.sampler, self.optuna, self._admission)
             if proposal is not None:
                 self._decide(*proposal)
-        self._used_up = proposal is None
+        self.used_up = proposal is None
 
     def _decide(self, number: int, point: Point) -> bool:
         """Journal a proposal and its admission or refusal; return whether it was admitted."""

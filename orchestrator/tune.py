@@ -6,10 +6,12 @@ counts. Its own experiment state is never restored: a study resumes from the jou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Read by Ray when it is imported: no usage reports, no csv/json/tensorboard files for each trial, no
@@ -30,8 +32,7 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.worker import Job, TrainingWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from sftsearch.orchestrator.search import Assignment, Search
     from sftsearch.orchestrator.worker import Worker
@@ -150,30 +151,37 @@ class Training(tune.Trainable):
         """Nothing: the worker keeps its own checkpoint in the trial's folder."""
 
 
-def connect(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Start Ray on this machine, or connect to a cluster.
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Start Ray on this machine, or connect to a cluster, for the time of the block.
+
+    A Ray that the caller already started is used as it is.
 
     Raises:
         ResourceError: there is no cluster at `address`.
     """
     if ray.is_initialized():
+        yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, **quiet)
-        _tighten_token()
-        return
     try:
-        ray.init(address=address, **quiet)
+        if address is None:
+            ray.init(address="local", include_dashboard=False, **quiet)
+            _tighten_token()
+        else:
+            ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ResourceError(f"Cannot connect to a Ray cluster at '{address}': {first}") from error
+        where = "on this machine" if address is None else f"at '{address}'"
+        raise ResourceError(f"Cannot start or reach Ray {where}: {first}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _tighten_token() -> None:
     """Ray writes its authentication token readable for everybody; only the owner needs it."""
-    from pathlib import Path
-
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file() and token.owner() == Path.home().owner():
         token.chmod(0o600)
@@ -234,7 +242,3 @@ def run(
         )
         tuner.fit()
 
-
-def trial_folder(study_folder: Path, key: str) -> Path:
-    """Return where a trial keeps its log, checkpoint and weights."""
-    return study_folder / "trials" / key

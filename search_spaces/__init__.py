@@ -1,0 +1,1 @@
+"""Study files: their types, how they are read, and the ones that ship."""

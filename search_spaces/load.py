@@ -44,17 +44,32 @@ class StudyFileError(UserError):
 
     def __init__(self, source: str, mistakes: list[Mistake]) -> None:
         self.source = source
-        self.mistakes = sorted(mistakes, key=lambda mistake: (mistake.line, mistake.key))
+        self.mistakes = sorted(set(mistakes), key=lambda mistake: (mistake.line, mistake.key))
         super().__init__("\n".join(f"{source}, {mistake}" for mistake in self.mistakes))
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A study file that was read: its values and the line of each."""
+    """A study file as it was read: its values, the line of each, and what is wrong with its form."""
 
     name: str
-    study: schema.StudyFile
+    data: dict[str, Any]
+    """The plain values, also where they have mistakes."""
     lines: dict[Place, int]
+    mistakes: tuple[Mistake, ...]
+    checked: schema.StudyFile | None
+    """The typed study; None where the form has mistakes."""
+
+    @property
+    def study(self) -> schema.StudyFile:
+        """The typed study.
+
+        Raises:
+            StudyFileError: the form has mistakes.
+        """
+        if self.mistakes or self.checked is None:
+            raise StudyFileError(self.name, list(self.mistakes))
+        return self.checked
 
     def mistake(self, place: Place, message: str) -> Mistake:
         """Return a mistake at `place`, or at the nearest thing around it that has a line."""
@@ -88,10 +103,10 @@ def find_study_file(name: str) -> Path:
 
 
 def read_study(path: Path) -> Source:
-    """Read and check the study file at `path`.
+    """Read the study file at `path` and note every mistake in its form.
 
     Raises:
-        StudyFileError: the file has mistakes; all of them are listed.
+        StudyFileError: it is not a YAML mapping.
         UserError: it cannot be read at all.
     """
     try:
@@ -103,7 +118,7 @@ def read_study(path: Path) -> Source:
 
 
 def parse_study(content: bytes, *, name: str = "study file") -> Source:
-    """Check the text of a study file; `name` stands in the messages."""
+    """Read the text of a study file; `name` stands in the messages. Raises as `read_study`."""
     data, lines, mistakes = _parse_yaml(content, name)
     found = list(mistakes)
     if not isinstance(data, dict):
@@ -118,9 +133,7 @@ def parse_study(content: bytes, *, name: str = "study file") -> Source:
     except ValidationError as error:
         found += [_from_pydantic(dict(item), data, lines) for item in error.errors()]
     found += _distribution_mistakes(data, lines)
-    if found or study is None:
-        raise StudyFileError(name, found)
-    return Source(name, study, lines)
+    return Source(name, data, lines, tuple(found), study)
 
 
 def dotted(place: Place) -> str:
@@ -183,21 +196,21 @@ def _parse_yaml(content: bytes, name: str) -> tuple[Any, dict[Place, int], list[
     return data, lines, mistakes
 
 
+_TOO_DEEP = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
+
+
 def _refuse_aliases_and_depth(text: str, name: str) -> None:
     """Refuse what makes a small file unfold into a huge one, before anything unfolds."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_Yaml12):
-            line = event.start_mark.line + 1
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            message = _TOO_DEEP if depth > MAX_DEPTH else ""
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 message = f"Anchors and aliases (&, *) are not allowed, got '{event.anchor}'."
-                raise StudyFileError(name, [Mistake(line, "", message)])
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            if depth > MAX_DEPTH:
-                message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
+            if message:
+                line = event.start_mark.line + 1
                 raise StudyFileError(name, [Mistake(line, "", message)])
     except yaml.MarkedYAMLError as error:
         raise StudyFileError(name, [_yaml_mistake(error)]) from error
@@ -205,8 +218,7 @@ def _refuse_aliases_and_depth(text: str, name: str) -> None:
         first = str(error).strip().splitlines()[0]
         raise StudyFileError(name, [Mistake(1, "", f"The file is not YAML: {first}.")]) from error
     except RecursionError as error:
-        message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
-        raise StudyFileError(name, [Mistake(1, "", message)]) from error
+        raise StudyFileError(name, [Mistake(1, "", _TOO_DEEP)]) from error
 
 
 def _yaml_mistake(error: yaml.MarkedYAMLError) -> Mistake:

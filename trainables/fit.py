@@ -258,6 +258,20 @@ class Fit:
         self._optimizer.step()
         return loss.detach()
 
+    def seconds_a_step(self, *, repeats: int = 3) -> float:
+        """Return the median seconds of a training step, after one more to warm up.
+
+        It trains on the first batch, so this fit is of no other use afterwards.
+        """
+        inputs, labels = next(self._train_batches.in_order(self.config.batch_size))
+        self.model.train()
+        times = []
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            self._train_step(inputs, labels).item()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))
+
     def result(self) -> dict[str, float]:
         """Return the metrics that count: of the last three epochs, or of the best by top1."""
         chosen = [self.history[epoch] for epoch in self._epochs_that_count()]

@@ -1,0 +1,553 @@
+"""The command line: each command parses, calls one function, prints, and sets the exit code.
+
+Exit codes: 0 all is well; 1 something went wrong; 2 the command or the study file is wrong; 130
+interrupted. Heavy imports (Ray, torch, MLflow) are inside the commands, so that `--help` answers at
+once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _user_errors(command: F) -> F:
+    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from sftsearch.datasets.errors import UserError
+
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            from sftsearch.search_spaces.load import StudyFileError
+
+            shown = click.ClickException(str(error))
+            shown.exit_code = 2 if isinstance(error, StudyFileError) else 1
+            raise shown from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+runs_option = click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    envvar="SFTSEARCH_RUNS",
+    help="Folder of all studies. Also $SFTSEARCH_RUNS.",
+)
+uri_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    help="MLflow's server or store. Default: mlflow.db in the runs folder.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="sftsearch")
+def main() -> None:
+    """Find the Pareto front of accuracy against compute for multimodal fusion models.
+
+    \b
+    A first walk:
+      sftsearch check  stride     read a study file and say all its mistakes
+      sftsearch price  stride     what its configurations cost, before any training
+      sftsearch run    stride     search; --resume goes on after any interruption
+      sftsearch pareto stride     write the front as a page and as files
+      sftsearch confirm stride    look at the test split, once
+      sftsearch ui                browse every trial in MLflow
+    """
+
+
+@main.command()
+@click.argument("file")
+@click.option("--resume", is_flag=True, help="Go on with a study that has begun, or extend it.")
+@click.option("--address", metavar="ADDRESS", help="A Ray cluster, `auto` for the one started here.")
+@runs_option
+@uri_option
+@json_option
+@_user_errors
+def run(
+    file: str,
+    resume: bool,
+    address: str | None,
+    runs: Path,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Search the study FILE and report its front.
+
+    FILE is a YAML file, or the name of a shipped study. Trials are recorded in the study's journal and
+    in MLflow; whatever interrupts the search, the same command with --resume goes on where it stopped.
+    """
+    from rich.console import Console
+
+    from sftsearch.orchestrator.progress import ConsoleWatcher
+    from sftsearch.orchestrator.study import run_study
+
+    with ConsoleWatcher(Console(stderr=as_json)) as watcher:
+        result = run_study(
+            file,
+            runs=runs,
+            resume=resume,
+            tracking_uri=tracking_uri,
+            address=address,
+            watcher=watcher,
+        )
+    if as_json:
+        _echo_json(_result_as_json(result))
+    else:
+        _print_result(result, runs)
+    if not result.complete:
+        click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume", err=True)
+        sys.exit(130)
+    if not any(trial.status == "finished" for trial in result.record.trials):
+        raise click.ClickException("No trial finished: see the reasons above, or `sftsearch show`.")
+
+
+def _result_as_json(result: Any) -> dict[str, Any]:
+    counts = _counts(result.record)
+    return {
+        "study": result.name,
+        "folder": str(result.folder),
+        "complete": result.complete,
+        "tracking_uri": result.tracking_uri,
+        "tracking_problem": result.tracking_problem,
+        "report": [str(path) for path in result.report],
+        **counts,
+    }
+
+
+def _counts(record: Any) -> dict[str, Any]:
+    statuses = [trial.status for trial in record.trials]
+    return {
+        "finished": statuses.count("finished"),
+        "failed": statuses.count("failed"),
+        "running": statuses.count("running"),
+        "refused": record.refused,
+    }
+
+
+def _print_result(result: Any, runs: Path) -> None:
+    from rich.console import Console
+
+    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.study import axes_of
+
+    console = Console()
+    if result.report:
+        x, y = axes_of(result.record)
+        console.print()
+        console.print(report.rich_table(report.summarise(result.record, x=x, y=y)))
+    if result.tracking_problem:
+        console.print(
+            f"[yellow]MLflow lacks a part of the record[/] ({result.tracking_problem}); nothing is "
+            "lost: the next run with --resume completes it.",
+            highlight=False,
+        )
+    if result.report:
+        where = "" if runs == Path("runs") else f" --runs {runs}"
+        page = next((path for path in result.report if path.suffix == ".html"), result.report[0])
+        console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
+        console.print(
+            f"Next:   sftsearch ui{where}                 browse every trial\n"
+            f"        sftsearch pareto {result.name}{where}   write the report anew, with other axes\n"
+            f"        sftsearch confirm {result.name}{where}  evaluate the front on the test split, "
+            "once",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@main.command()
+@click.argument("file")
+@json_option
+@_user_errors
+def check(file: str, as_json: bool) -> None:
+    """Read the study FILE and say all its mistakes, each with its line."""
+    from sftsearch.orchestrator.study import check_study
+
+    source, _, admission = check_study(file)
+    study = source.study
+    size = len(admission.table) if admission.table is not None else None
+    facts = {
+        "study": study.study.name,
+        "dataset": study.dataset.kind,
+        "trials": study.search.trials,
+        "seeds": study.search.seeds,
+        "points": admission.num_points if size is not None else None,
+        "admissible": size,
+        "refused": admission.num_refused,
+    }
+    if as_json:
+        _echo_json(facts)
+        return
+    space = "a space too large to list" if size is None else f"{size} admissible configurations"
+    refused = ", ".join(f"{n} {reason}" for reason, n in admission.num_refused.items())
+    click.echo(
+        f"{source.name}: study '{study.study.name}' is well-formed: {study.search.trials} trials "
+        f"({study.search.seeds} seeds each) over {space}"
+        f"{' (' + refused + ')' if refused else ''} on {study.dataset.kind}."
+    )
+
+
+@main.command()
+@click.argument("file")
+@click.option("--top", default=20, type=click.IntRange(min=0), show_default=True, help="Rows shown.")
+@click.option("--no-time", is_flag=True, help="Skip the measurement behind the estimated time.")
+@json_option
+@_user_errors
+def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
+    """Show what the configurations of the study FILE cost, before any training.
+
+    Costs are exact closed forms; the time is estimated from some training steps measured here and now.
+    """
+    from rich.console import Console
+
+    from sftsearch.orchestrator import prices
+    from sftsearch.orchestrator.study import check_study
+
+    source, spec, admission = check_study(file)
+    console = Console()
+    estimate = None
+    if not no_time:
+        with Console(stderr=True).status("measuring some training steps ..."):
+            estimate = prices.estimate_time(source, spec, admission)
+    listing = prices.list_prices(admission)
+    if as_json:
+        _echo_json(prices.as_json(listing, admission, estimate))
+    else:
+        console.print(prices.rich_table(listing, estimate, top))
+        console.print(prices.in_words(listing, source, admission, estimate), highlight=False)
+
+
+@main.command()
+@click.argument("study")
+@click.option("--x", default=None, help="Cost axis. Default: the study's.")
+@click.option("--y", default=None, help="Accuracy axis. Default: the study's.")
+@click.option("--max-gflops", type=float, help="Leave out configurations that cost more.")
+@click.option("--top", type=click.IntRange(min=1), help="Rows of the table, the best by accuracy.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("html", "csv", "json", "markdown", "png"),
+    help="html, csv, json, markdown or png; may be repeated. Default: all.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the files. Default: the study's folder, or STUDY-report.",
+)
+@runs_option
+@uri_option
+@json_option
+@_user_errors
+def pareto(
+    study: str,
+    x: str | None,
+    y: str | None,
+    max_gflops: float | None,
+    top: int | None,
+    formats: tuple[str, ...],
+    out: Path | None,
+    runs: Path,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Write the front of STUDY, read from MLflow alone, as a page and as files."""
+    from rich.console import Console
+
+    from sftsearch.orchestrator import report, tracking
+    from sftsearch.orchestrator.study import axes_of
+
+    uri = tracking_uri or tracking.default_uri(runs)
+    record = tracking.read_study(uri, study, runs)
+    cost, accuracy = axes_of(record)
+    axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy, "max_gflops": max_gflops, "top": top}
+    beside = runs / study
+    folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
+    front = report.summarise(record, **axes)
+    files = report.write(record, formats, folder, **axes)
+    if as_json:
+        click.echo(report.to_json(front))
+        return
+    console = Console()
+    console.print(report.rich_table(front))
+    console.print()
+    for file in files:
+        console.print(str(file), highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("study")
+@runs_option
+@uri_option
+@json_option
+@_user_errors
+def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
+    """Evaluate the front of STUDY on the test split, once, and report it.
+
+    The look is recorded; a second call shows what the first one saw. Afterwards the study takes no
+    further trials.
+    """
+    from rich.console import Console
+
+    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.confirm import confirm_study
+    from sftsearch.orchestrator.study import axes_of, find_study, mirror_study
+
+    console = Console(stderr=as_json)
+    folder = find_study(study, runs)
+    with console.status("evaluating the front on the test split ..."):
+        record = confirm_study(folder)
+        problem = mirror_study(folder, runs, tracking_uri)
+    x, y = axes_of(record)
+    front = report.summarise(record, x=x, y=y)
+    files = report.write(record, tuple(report.FORMATS), folder / "report", x=x, y=y)
+    if as_json:
+        click.echo(report.to_json(front))
+    else:
+        console.print(report.test_table(front))
+        console.print(f"\nReport: {files[0]}", highlight=False, soft_wrap=True)
+    if problem:
+        click.echo(f"MLflow lacks the test figures ({problem}); call this again later.", err=True)
+
+
+@main.command()
+@click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True)
+@runs_option
+@uri_option
+@_user_errors
+def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
+    """Open the MLflow UI on 127.0.0.1 on the store of the runs folder. Ctrl-C ends it."""
+    from sftsearch.orchestrator import tracking
+
+    uri = tracking_uri or tracking.default_uri(runs)
+    click.echo(f"MLflow UI of {uri} on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.exit(tracking.serve_ui(uri, runs, port))
+
+
+@main.command(name="list")
+@runs_option
+@json_option
+@_user_errors
+def list_(runs: Path, as_json: bool) -> None:
+    """List the studies of the runs folder."""
+    from sftsearch.orchestrator.study import list_studies, read_record
+
+    rows = []
+    for folder in list_studies(runs):
+        record = read_record(folder)
+        rows.append(
+            {
+                "study": record.name,
+                "dataset": record.dataset,
+                **_counts(record),
+                "confirmed": record.confirmed,
+            }
+        )
+    if as_json:
+        _echo_json(rows)
+    elif not rows:
+        click.echo(f"No studies in '{runs}'. Begin with: sftsearch run stride")
+    else:
+        _print_rows(rows, ("study", "dataset", "finished", "failed", "running", "confirmed"))
+
+
+def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in columns:
+        table.add_column(name, justify="right" if isinstance(rows[0][name], int) else "left")
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in columns))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+
+
+@main.command()
+@click.argument("study")
+@runs_option
+@json_option
+@_user_errors
+def status(study: str, runs: Path, as_json: bool) -> None:
+    """Show how far STUDY is: trials, failures with their reasons, refusals."""
+    from sftsearch.orchestrator.study import find_study, read_record, read_state
+
+    folder = find_study(study, runs)
+    record, state = read_record(folder), read_state(folder)
+    facts = {"study": record.name, "folder": str(folder), **state, **_counts(record)}
+    if as_json:
+        _echo_json(facts)
+        return
+    click.echo(f"{record.name}: {state['state']} ({folder})")
+    click.echo(
+        f"{facts['finished']} of {state['trials']} trials finished, {facts['failed']} failed, "
+        f"{facts['running']} unfinished; MLflow lacks {state['unmirrored']} events."
+    )
+    for reason, number in record.refused.items():
+        click.echo(f"refused: {number} x {reason}")
+    for trial in record.trials:
+        if trial.status == "failed":
+            click.echo(f"failed:  {trial.key}  {trial.reason}")
+
+
+@main.command()
+@click.argument("trial")
+@runs_option
+@json_option
+@_user_errors
+def show(trial: str, runs: Path, as_json: bool) -> None:
+    """Show a TRIAL (its key, or the beginning of it) with its values and its log."""
+    import dataclasses
+
+    from sftsearch.orchestrator.study import find_trial
+
+    record, folder, log = find_trial(trial, runs)
+    if as_json:
+        _echo_json(dataclasses.asdict(record) | {"folder": str(folder), "log": log})
+        return
+    click.echo(f"trial {record.key}: {record.status}{': ' + record.reason if record.reason else ''}")
+    click.echo(f"{record.model} {json.dumps(record.configuration)} seed {record.seed}")
+    for name, value in record.values.items():
+        click.echo(f"  {name:<18} {value:.6g}")
+    click.echo(f"{folder}\n")
+    click.echo(log or "(no log)")
+
+
+@main.group()
+def data() -> None:
+    """Data sets: what there is, and what is in one."""
+
+
+@data.command(name="list")
+@json_option
+@_user_errors
+def data_list(as_json: bool) -> None:
+    """List the data sets."""
+    from sftsearch.datasets.catalog import DATASETS, describe
+
+    specs = [describe(name) for name in sorted(DATASETS)]
+    rows = [
+        {
+            "data set": spec.name,
+            "samples": sum(spec.num_samples.values()),
+            "classes": len(spec.classes),
+            "modalities": ", ".join(spec.modalities),
+            "licence": spec.licence,
+        }
+        for spec in specs
+    ]
+    if as_json:
+        _echo_json(rows)
+    else:
+        _print_rows(rows, ("data set", "samples", "classes", "modalities", "licence"))
+
+
+@data.command(name="info")
+@click.argument("name")
+@json_option
+@_user_errors
+def data_info(name: str, as_json: bool) -> None:
+    """Say what the data set NAME holds, whose it is, and under which licence."""
+    from sftsearch.datasets.catalog import open_dataset
+
+    store = open_dataset(name)
+    spec = store.spec
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "description": spec.description,
+        "licence": spec.licence,
+        "attribution": spec.attribution,
+        "source": spec.source,
+        "fingerprint": spec.fingerprint,
+        "store": str(store.path),
+        "modalities": {
+            modality: {"num_tokens": m.num_tokens, "num_features": m.num_features}
+            for modality, m in spec.modalities.items()
+        },
+        "splits": {
+            split: {
+                "samples": number,
+                "subjects": list(spec.subjects[split]),
+                "by class": dict(zip(spec.classes, store.class_counts[split], strict=True)),
+            }
+            for split, number in spec.num_samples.items()
+        },
+        "best_accuracy": spec.best_accuracy,
+    }
+    if as_json:
+        _echo_json(facts)
+        return
+    for key in ("name", "description", "licence", "attribution", "source", "fingerprint", "store"):
+        click.echo(f"{key + ':':<13} {facts[key]}")
+    for modality, m in spec.modalities.items():
+        click.echo(f"modality:     {modality}, {m.num_tokens} tokens x {m.num_features}")
+    for split, entry in facts["splits"].items():
+        people = f", {len(entry['subjects'])} subjects" if entry["subjects"] else ""
+        classes = ", ".join(f"{label} {number}" for label, number in entry["by class"].items())
+        click.echo(f"{split + ':':<13} {entry['samples']} samples{people}; {classes}")
+    if spec.best_accuracy is not None:
+        click.echo(f"best possible test accuracy (Bayes): {spec.best_accuracy:.4f}")
+
+
+@main.command()
+@json_option
+@_user_errors
+def models(as_json: bool) -> None:
+    """List the fusion models and the parameters a study file may give them."""
+    from sftsearch.orchestrator.binding import describe_models
+
+    rows = describe_models()
+    if as_json:
+        _echo_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['model']}  ({row['paper']})")
+        for parameter in row["parameters"]:
+            click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {parameter['default']}")
+    click.echo("every model also takes the parameters of training:")
+    for parameter in describe_models(training=True)[0]["parameters"]:
+        click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {parameter['default']}")
+
+
+@main.command()
+@_user_errors
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors that check YAML while you type."""
+    from sftsearch.search_spaces.schema import StudyFile
+
+    _echo_json(StudyFile.model_json_schema())

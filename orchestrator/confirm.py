@@ -1,0 +1,102 @@
+"""Confirmation: the one look at the test split.
+
+The front of a finished study is frozen, each of its trials is evaluated on the test split with the
+weights it ended with, and the look is journalled before anything of it is shown. A second call returns
+what the first one recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.catalog import open_dataset
+from sftsearch.orchestrator import front as fronts
+from sftsearch.orchestrator import record
+from sftsearch.orchestrator.binding import bind
+from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.study import StudyError, axes_of, read_record, trial_folder
+from sftsearch.orchestrator.worker import WEIGHTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sftsearch.datasets.store import Store
+    from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+
+
+def confirm_study(
+    folder: Path, *, on_trial: Callable[[int, int, str], None] | None = None
+) -> StudyRecord:
+    """Evaluate a study's front on the test split, once, on the record.
+
+    Args:
+        folder: the study's folder.
+        on_trial: hears of each trial: how many are done, how many there are, its key.
+
+    Raises:
+        StudyError: the study is not finished, or a trial's weights are gone.
+    """
+    seen = read_record(folder)
+    if seen.confirmed:
+        return seen
+    with Journal(folder) as journal:
+        return _confirm(folder, journal, seen, on_trial)
+
+
+def _confirm(
+    folder: Path,
+    journal: Journal,
+    seen: StudyRecord,
+    on_trial: Callable[[int, int, str], None] | None,
+) -> StudyRecord:
+    last = [event for event in journal.events() if event.kind in ("opened", "ended")]
+    if not last or last[-1].kind != "ended" or not last[-1].body["complete"]:
+        raise StudyError(
+            f"The study '{seen.name}' is not finished, and its front is not final: run it to its "
+            "end with --resume, then confirm it."
+        )
+    x, y = axes_of(seen)
+    chosen = {point.configuration_id for point in fronts.summarise(seen, x=x, y=y).points}
+    trials = [trial for trial in seen.trials if trial.configuration_id in chosen]
+    created = next(event.body for event in journal.events() if event.kind == "created")
+    store = open_dataset(seen.dataset)
+    if store.spec.fingerprint != created["definition"]["fingerprint"]:
+        raise StudyError(
+            f"The data set '{seen.dataset}' is not the one the study '{seen.name}' was run on "
+            "(its fingerprint differs), so its test split says nothing about this front."
+        )
+    results = {}
+    for done, trial in enumerate(trials):
+        if on_trial:
+            on_trial(done, len(trials), trial.key)
+        training = created["definition"]["training"]
+        results[trial.key] = _evaluate(folder, trial, training, store)
+    journal.append("confirmed", trials=results)
+    return record.from_events(journal.events())
+
+
+def _evaluate(
+    folder: Path, trial: TrialRecord, training: dict[str, Any], store: Store
+) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from sftsearch.trainables.catalog import build_model
+    from sftsearch.trainables.fit import evaluate
+
+    bound = bind(trial.model, trial.configuration, training, store.spec)
+    model = build_model(trial.model, store.spec, bound.model_config, trial.seed)
+    path = trial_folder(folder, trial.key) / WEIGHTS
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise StudyError(
+            f"The weights of trial {trial.key} cannot be read ({first}): restore '{path}'."
+        ) from error
+    evaluation = evaluate(model, store, store.split("test", unseal_test=True))
+    if not all(math.isfinite(value) for value in evaluation.metrics.values()):
+        raise StudyError(f"Trial {trial.key} gives test values that are not finite.")
+    return {"values": evaluation.metrics, "groups": evaluation.groups}

@@ -1,0 +1,180 @@
+"""What a space costs, before any training: exact costs, and an estimate of the time.
+
+The estimate fits seconds a training step = a + b x GMACs to steps of a few configurations, measured
+here and now with the threads a trial is given; nothing is assumed of the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.orchestrator.samplers import derive_seed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.admission import Admission, Candidate
+    from sftsearch.search_spaces.load import Source
+
+NUM_MEASURED = 5
+NUM_DRAWN = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How long the trials of a study would take on this machine."""
+
+    seconds_a_trial: dict[str, float]
+    """Configuration id -> seconds, for the configurations that were listed."""
+    slots: int
+    study_seconds: float
+    """All trials of the study, at the mean of the listed configurations, `slots` at a time."""
+
+
+def list_prices(admission: Admission) -> list[Candidate]:
+    """Return the admissible configurations by rising cost; of a huge space, a sample."""
+    if admission.table is not None:
+        found = list(admission.table.values())
+    else:
+        random_ = random.Random(derive_seed(0, 0))
+        drawn = (admission.draw(random_) for _ in range(NUM_DRAWN))
+        found = list({c.id: c for c in drawn if c is not None}.values())
+    return sorted(found, key=lambda candidate: (candidate.cost.gflops, candidate.id))
+
+
+def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
+    """Measure training steps of configurations from cheap to dear, and extend them to the study."""
+    listing = list_prices(admission)
+    order = sorted(listing, key=lambda candidate: candidate.cost.gmacs)
+    picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
+    chosen = [order[i] for i in sorted(set(picks.tolist()))]
+    resources = source.study.resources
+    threads = max(1, math.floor(resources.cpus))
+    steps = [_seconds_a_step(candidate, spec, threads) for candidate in chosen]
+    a, b = _fit_line([candidate.cost.gmacs for candidate in chosen], steps)
+    seconds = {}
+    for candidate in listing:
+        config = candidate.configuration.train_config
+        num_steps = math.ceil(spec.num_samples["train"] / config.batch_size) * config.epochs
+        seconds[candidate.id] = num_steps * (a + b * candidate.cost.gmacs)
+    slots = _slots(source)
+    mean = math.fsum(seconds.values()) / len(seconds)
+    return Estimate(seconds, slots, source.study.search.trials * mean / slots)
+
+
+def _seconds_a_step(candidate: Candidate, spec: DatasetSpec, threads: int) -> float:
+    import torch
+
+    from sftsearch.datasets.catalog import open_dataset
+    from sftsearch.trainables.catalog import build_model
+    from sftsearch.trainables.fit import Fit
+
+    torch.set_num_threads(threads)
+    bound = candidate.configuration
+    model = build_model(bound.model, spec, bound.model_config, seed=0)
+    return Fit(model, open_dataset(spec.name), bound.train_config, seed=0).seconds_a_step()
+
+
+def _fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Fit y = a + b x with a, b >= 0 by least squares of relative errors."""
+    weights = 1 / np.asarray(y)
+    if len(x) < 2:
+        return y[0], 0.0
+    columns = np.stack([np.ones(len(x)), np.asarray(x)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(columns * weights[:, None], np.ones(len(x)), rcond=None)
+    if a < 0 or b < 0:  # one of the two alone
+        scale = columns[:, 1] * weights
+        return (0.0, float(scale.sum() / (scale**2).sum())) if a < 0 else (float(np.mean(y)), 0.0)
+    return float(a), float(b)
+
+
+def _slots(source: Source) -> int:
+    import os
+
+    resources = source.study.resources
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fits = max(1, int(cpus / resources.cpus))
+    wanted = resources.concurrent_trials
+    return fits if wanted == "auto" else min(wanted, fits)
+
+
+def as_json(
+    listing: list[Candidate], admission: Admission, estimate: Estimate | None
+) -> dict[str, Any]:
+    """Return everything `price` knows, for scripts."""
+    return {
+        "points": admission.num_points if math.isfinite(admission.num_points) else None,
+        "refused": admission.num_refused,
+        "slots": estimate.slots if estimate else None,
+        "study_seconds": estimate.study_seconds if estimate else None,
+        "configurations": [
+            {
+                "configuration_id": candidate.id,
+                "model": candidate.configuration.model,
+                "parameters": candidate.configuration.parameters,
+                **asdict(candidate.cost),
+                "seconds": estimate.seconds_a_trial[candidate.id] if estimate else None,
+            }
+            for candidate in listing
+        ],
+    }
+
+
+def rich_table(listing: list[Candidate], estimate: Estimate | None, top: int) -> Table:
+    """Return `top` configurations, evenly from the cheapest to the dearest, for a terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, title_justify="left")
+    for name in ("configuration", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in ("GFLOPs", "GMACs", "parameters", "s a trial"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("parameters of the study file")
+    picks = np.linspace(0, len(listing) - 1, min(top, len(listing))).round().astype(int)
+    for candidate in [listing[i] for i in picks]:
+        cost = candidate.cost
+        table.add_row(
+            candidate.id,
+            candidate.configuration.model,
+            f"{cost.gflops:.3g}",
+            f"{cost.gmacs:.3g}",
+            f"{cost.parameters:,}",
+            f"{estimate.seconds_a_trial[candidate.id]:,.1f}" if estimate else "-",
+            _in_brief(candidate.configuration.parameters),
+        )
+    return table
+
+
+def _in_brief(parameters: dict[str, Any]) -> str:
+    shown = (
+        f"{name}={'+'.join(value) if isinstance(value, list) else value}"
+        for name, value in parameters.items()
+    )
+    return " ".join(shown).replace("[", "\\[")
+
+
+def in_words(
+    listing: list[Candidate], source: Source, admission: Admission, estimate: Estimate | None
+) -> str:
+    """Say the size of the space, its range of cost, and the time."""
+    if not listing:
+        return "No configuration is admissible."
+    low, high = listing[0].cost.gflops, listing[-1].cost.gflops
+    of = f"of {admission.num_points:,.0f} points" if math.isfinite(admission.num_points) else "drawn"
+    refused = "".join(f", {n:,} {reason}" for reason, n in admission.num_refused.items())
+    text = f"{len(listing):,} admissible configurations {of}{refused}; {low:.3g} to {high:.3g} GFLOPs"
+    text += f", {high / low:.3g} times." if low > 0 else "."
+    if estimate is not None:
+        minutes = estimate.study_seconds / 60
+        text += (
+            f"\n{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
+            f"{estimate.slots} at a time (from training steps measured just now, start-up and "
+            "validation left out)."
+        )
+    return text

@@ -1,0 +1,397 @@
+"""The story of a study, from its file to its front. Also the Python API.
+
+    from sftsearch.orchestrator.study import run_study
+
+    result = run_study("search_spaces/stride.yaml")
+    print(result.record.trials)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.catalog import describe, open_dataset
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator import binding, record
+from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker
+from sftsearch.search_spaces.load import Source, find_study_file, read_study
+from sftsearch.search_spaces.schema import NAME_PATTERN
+
+if TYPE_CHECKING:
+    import optuna
+
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.worker import Worker
+
+DEFAULT_RUNS = Path("runs")
+REPORT_FORMATS = ("html", "csv", "json", "markdown", "png")
+SHOWN_VERSIONS = ("sftsearch", "ray", "optuna", "mlflow", "torch")
+
+
+class StudyError(UserError):
+    """A study that cannot be run as asked: it exists, differs, or was confirmed."""
+
+
+class Watcher:
+    """Hears what a study does; this one keeps silent."""
+
+    def stage(self, text: str) -> None:
+        """Hear that something begins that may take seconds."""
+
+    def opened(self, source: Source, admission: Admission, search: Search, slots: int) -> None:
+        """Hear that trials begin."""
+
+    def event(self, event: Event) -> None:
+        """Hear of an event of the journal; may be called from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What a run of a study left."""
+
+    name: str
+    folder: Path
+    record: StudyRecord
+    complete: bool
+    """False where the run was interrupted and can be resumed."""
+    tracking_uri: str
+    tracking_problem: str
+    """Why MLflow lacks something; empty if it has everything."""
+    report: list[Path]
+    sampler_study: optuna.Study | None
+    """What the sampler was told; None where there was nothing to run."""
+
+
+def check_study(
+    file: str | Path, *, watcher: Watcher | None = None
+) -> tuple[Source, DatasetSpec, Admission]:
+    """Read a study file and check everything that can be checked before a trial runs.
+
+    Raises:
+        UserError: the file has mistakes; all of them are listed.
+    """
+    source = read_study(find_study_file(str(file)))
+    binding.check_names(source)
+    spec = describe(source.study.dataset.kind)
+    return source, spec, Admission(source, spec)
+
+
+def run_study(
+    file: str | Path,
+    *,
+    runs: str | Path = DEFAULT_RUNS,
+    resume: bool = False,
+    tracking_uri: str | None = None,
+    address: str | None = None,
+    watcher: Watcher | None = None,
+    worker: type[Worker] = TrainingWorker,
+    formats: tuple[str, ...] = REPORT_FORMATS,
+) -> StudyResult:
+    """Run a study to its end, or on from where it stopped, and write its report.
+
+    Args:
+        file: a study file, or the name of a shipped one.
+        runs: the folder of all studies; this one's is `runs/<name>`.
+        resume: go on with a study that has begun; with more trials in the file, extend it.
+        tracking_uri: MLflow's; None: an SQLite file in `runs`.
+        address: a Ray cluster; None: this machine.
+        watcher: hears of progress.
+        worker: what trains a trial.
+        formats: report formats to write at the end.
+
+    Raises:
+        UserError: the file has mistakes, the study exists with another definition or is being run
+            by another process, or its resources are not there.
+    """
+    watch = watcher or Watcher()
+    runs = Path(runs).absolute()
+    watch.stage("checking the study file")
+    source, spec, admission = check_study(file)
+    name = source.study.study.name
+    folder = runs / name
+    refuse_if_idle(source, spec, folder, resume=resume)
+    watch.stage(f"opening the data set '{spec.name}'")
+    open_dataset(spec.name)
+    with Journal(folder) as journal:
+        created = open_journal(journal, source, spec)
+        journal.listen(watch.event)
+        journal.listen(functools.partial(_drop_checkpoint, folder))
+        return _run(
+            source, admission, journal, created, runs, tracking_uri, address, watch, worker, formats
+        )
+
+
+def _run(
+    source: Source,
+    admission: Admission,
+    journal: Journal,
+    created: dict[str, Any],
+    runs: Path,
+    tracking_uri: str | None,
+    address: str | None,
+    watch: Watcher,
+    worker: type[Worker],
+    formats: tuple[str, ...],
+) -> StudyResult:
+    watch.stage("starting Ray and MLflow")
+    from sftsearch.orchestrator import tracking, tune
+    from sftsearch.orchestrator.search import Search
+
+    study, folder = source.study, journal.folder
+    uri = tracking_uri or tracking.default_uri(runs)
+    mirror = tracking.Mirror(journal, uri, runs)
+    try:
+        with tune.connected(address):
+            slots = tune.count_slots(study.resources)
+            search = Search(study, journal, admission, slots=slots)
+            opened = {"trials": study.search.trials, "slots": slots, "token": secrets.token_hex(8)}
+            journal.append("opened", **opened)
+            watch.opened(source, admission, search, slots)
+            make_job = functools.partial(_job, source, folder)
+            tune.run(search, study.resources, make_job, slots=slots, worker=worker)
+        complete = search.exhausted
+        reason = "interrupted"
+        if complete:
+            reason = "the space is used up" if search.used_up else "all trials ran"
+        journal.append("ended", reason=reason, complete=complete)
+    except BaseException:
+        mirror.close(patience=5)
+        raise
+    watch.stage("completing MLflow's record")
+    synced = mirror.close()
+    watch.stage("writing the report")
+    result = StudyResult(
+        name=created["name"],
+        folder=folder,
+        record=record.from_events(journal.events()),
+        complete=complete,
+        tracking_uri=uri,
+        tracking_problem="" if synced else mirror.problem or "MLflow is too slow",
+        report=[],
+        sampler_study=search.optuna.study,
+    )
+    return _with_report(result, formats, mirror if synced else None)
+
+
+def _with_report(
+    result: StudyResult, formats: tuple[str, ...], mirror: Any | None
+) -> StudyResult:
+    """Write the report beside the study and, if MLflow has everything, into MLflow."""
+    from dataclasses import replace
+
+    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.tracking import TrackingError
+
+    if not formats or not any(trial.status == "finished" for trial in result.record.trials):
+        return result
+    x, y = axes_of(result.record)
+    files = report.write(result.record, formats, result.folder / "report", x=x, y=y)
+    problem = result.tracking_problem
+    if mirror is not None:
+        try:
+            mirror.log_artifacts(files)
+        except TrackingError as error:
+            problem = str(error)
+    return replace(result, report=files, tracking_problem=problem)
+
+
+def axes_of(study: StudyRecord) -> tuple[str, str]:
+    """Return the cost and the accuracy a study was searched for: the axes of its front."""
+    cost = next(metric for metric, goal in study.objectives if goal == "minimize")
+    return cost, study.objectives[0][0]
+
+
+def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
+    study = source.study
+    return Job(
+        key=assignment.key,
+        folder=str(trial_folder(folder, assignment.key)),
+        dataset=study.dataset.kind,
+        model=assignment.model,
+        parameters=assignment.parameters,
+        training=dict(study.training),
+        seed=assignment.seed,
+        cost=assignment.cost,
+        num_journalled=assignment.num_journalled,
+        threads=max(1, math.floor(study.resources.cpus)),
+        device="cuda" if study.resources.gpus else "cpu",
+    )
+
+
+def trial_folder(folder: Path, key: str) -> Path:
+    """Return where a trial keeps its log, checkpoint and weights."""
+    return folder / "trials" / key
+
+
+def _drop_checkpoint(folder: Path, event: Event) -> None:
+    """Remove the checkpoint of a trial whose end is in the journal."""
+    if event.kind in ("finished", "failed"):
+        (trial_folder(folder, event.body["trial"]) / CHECKPOINT).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------- a study's folder
+
+
+def find_study(name: str, runs: str | Path = DEFAULT_RUNS) -> Path:
+    """Return the folder of the study called `name`.
+
+    Raises:
+        StudyError: the name is not one of a study, or there is none of it.
+    """
+    runs = Path(runs).absolute()
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StudyError(f"'{name}' is not the name of a study: `sftsearch list` shows them.")
+    if not (runs / name / FILE_NAME).is_file():
+        known = ", ".join(study.name for study in list_studies(runs)) or "none"
+        raise StudyError(f"There is no study '{name}' in '{runs}'. Known: {known}.")
+    return runs / name
+
+
+def list_studies(runs: str | Path = DEFAULT_RUNS) -> list[Path]:
+    """Return the folders of all studies, by name."""
+    return sorted(path.parent for path in Path(runs).absolute().glob(f"*/{FILE_NAME}"))
+
+
+def read_record(folder: Path) -> StudyRecord:
+    """Read a study's record from its journal, also while it runs.
+
+    Raises:
+        StudyError: the study was made but never began.
+    """
+    try:
+        return record.from_events(read_events(folder))
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else StudyError(str(error)) from error
+
+
+def refuse_if_idle(source: Source, spec: DatasetSpec, folder: Path, *, resume: bool) -> None:
+    """Refuse what would surprise: a begun study without `--resume`, or one of another definition.
+
+    Raises:
+        StudyError: as above; the study is left as it is.
+    """
+    if not (folder / FILE_NAME).is_file():
+        return
+    name = folder.name
+    events = list(read_events(folder))
+    created = next((event.body for event in events if event.kind == "created"), None)
+    if created is None:
+        return
+    definition = binding.definition_of(source, spec)
+    if _hash(definition) != created["definition_hash"]:
+        theirs = created["definition"]
+        differs = ", ".join(f"`{k}`" for k in definition if definition[k] != theirs.get(k))
+        raise StudyError(
+            f"The study '{name}' exists with another definition (it differs in {differs}). Give "
+            f"this one another `study.name`, or delete '{folder}'."
+        )
+    admitted = sum(len(event.body["seeds"]) for event in events if event.kind == "admitted")
+    if any(event.kind == "confirmed" for event in events) and source.study.search.trials > admitted:
+        raise StudyError(
+            f"The study '{name}' was confirmed: its front is frozen, more trials would be chosen "
+            "by somebody who has seen the test split. Give this one another `study.name`."
+        )
+    if not resume:
+        ended = sum(event.kind in ("finished", "failed") for event in events)
+        raise StudyError(
+            f"The study '{name}' exists in '{folder.parent}' with {ended} of "
+            f"{source.study.search.trials} trials done. Add --resume to go on, "
+            f"`sftsearch pareto {name}` for its front, or give this one another `study.name`."
+        )
+
+
+def open_journal(journal: Journal, source: Source, spec: DatasetSpec) -> dict[str, Any]:
+    """Begin a new study's journal, or return how an old one began."""
+    for event in journal.events(through=journal.last_id):
+        if event.kind == "created":
+            return event.body
+    study, definition = source.study, binding.definition_of(source, spec)
+    versions = {name: importlib.metadata.version(name) for name in SHOWN_VERSIONS}
+    facts = {
+        "data set": spec.name,
+        "licence": spec.licence,
+        "attribution": spec.attribution,
+        "fingerprint": spec.fingerprint,
+        **versions,
+    }
+    body = {
+        "name": study.study.name,
+        "description": study.study.description.strip(),
+        "dataset": spec.name,
+        "num_seeds": study.search.seeds,
+        "objectives": [[objective.metric, objective.goal] for objective in study.objectives],
+        "facts": facts,
+        "definition": definition,
+        "definition_hash": _hash(definition),
+    }
+    return journal.append("created", **body).body
+
+
+def _hash(definition: dict[str, Any]) -> str:
+    text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return where a study stands: state, trials planned, events MLflow lacks."""
+    state, trials, through, last = "never began", 0, 0, 0
+    for event in read_events(folder):
+        last = event.id
+        if event.kind == "opened":
+            state, trials = "running, or killed", event.body["trials"]
+        elif event.kind == "ended":
+            state = "complete" if event.body["complete"] else "interrupted"
+            state += f" ({event.body['reason']})"
+        elif event.kind == "confirmed":
+            state = "confirmed"
+        elif event.kind == "mirrored":
+            through = event.body["through"]
+    unmirrored = max(0, last - through - 1)
+    return {"state": state, "trials": trials, "unmirrored": unmirrored}
+
+
+def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, Path, str]:
+    """Return a trial by its key or the beginning of it: its record, folder and log.
+
+    Raises:
+        StudyError: no trial, or more than one, has such a key.
+    """
+    found = [
+        (trial, folder)
+        for folder in list_studies(runs)
+        for trial in read_record(folder).trials
+        if trial.key.startswith(key)
+    ]
+    if not found:
+        raise StudyError(f"No trial's key begins with '{key}' in '{runs}': see `sftsearch status`.")
+    if len(found) > 1:
+        some = ", ".join(f"{trial.key} ({folder.name})" for trial, folder in found[:8])
+        raise StudyError(f"{len(found)} trials' keys begin with '{key}': {some}. Say more of it.")
+    trial, study_folder = found[0]
+    folder = trial_folder(study_folder, trial.key)
+    log = folder / LOG
+    return trial, folder, log.read_text(errors="replace") if log.is_file() else ""
+
+
+def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:
+    """Write what MLflow lacks of a study that is not running; return why that failed, if it did."""
+    from sftsearch.orchestrator import tracking
+
+    runs = Path(runs).absolute()
+    with Journal(folder) as journal:
+        mirror = tracking.Mirror(journal, tracking_uri or tracking.default_uri(runs), runs)
+        return "" if mirror.close() else mirror.problem or "MLflow is too slow"

@@ -1,0 +1,464 @@
+"""MLflow from the journal: one writer, idempotent, that catches up after an outage.
+
+One experiment a study, a parent run for the study, a child run for each trial. A thread of the driver
+reads what the journal gained and writes it in batches; a tracking server that is slow or away never
+holds up or fails a trial. Runs are found again by their tags, metrics carry the journal's times, so
+writing the same event twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+# Read by MLflow at each request: fail soon, the mirror tries again by itself.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.record import (
+    StudyRecord,
+    TrialRecord,
+    as_groups,
+    milliseconds,
+    study_record,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from mlflow.entities import Run
+
+    from sftsearch.orchestrator.journal import Event, Journal
+
+PREFIX = "sftsearch."
+TEST = "test_"
+MAX_EVENTS = 5_000
+"""Events of one batch of writes."""
+MAX_METRICS = 1_000
+MAX_PARAMS = 100
+
+logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+class TrackingError(UserError):
+    """MLflow cannot be reached, or does not have the study."""
+
+
+def default_uri(runs: Path) -> str:
+    """Return the tracking URI beside the runs: an SQLite file."""
+    return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
+
+
+def open_client(uri: str, runs: Path) -> MlflowClient:
+    """Return a client whose store exists.
+
+    The first use of an SQLite store migrates its tables; two processes doing so at once would break
+    each other, so it happens under a lock.
+
+    Raises:
+        TrackingError: the URI is not one MLflow knows, or the store does not answer.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        with (runs / "mlflow.lock").open("a") as lock:
+            if uri.startswith("sqlite:"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets errors of SQLAlchemy, requests and its own through
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrackingError(f"MLflow does not answer at '{uri}': {first[:300]}") from error
+    return client
+
+
+# ------------------------------------------------------------------ writing
+
+
+@dataclass(slots=True)
+class _Writes:
+    """What one run gains from a batch of events."""
+
+    started: Event | None = None
+    """The `started` event, if it is in the batch: what a new run is made from."""
+    metrics: list[Metric] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    tags: list[RunTag] = field(default_factory=list)
+    status: str = ""
+    ended: int = 0
+
+
+class Mirror:
+    """Writes one study's journal to MLflow, in a thread of its own."""
+
+    def __init__(self, journal: Journal, uri: str, runs: Path, *, interval: float = 1.0) -> None:
+        """Begin to mirror; `interval` seconds lie between two batches."""
+        self.uri = uri
+        self.problem = ""
+        """Why the last try failed; empty while all is well."""
+        self.parent_id = ""
+        self._journal = journal
+        self._runs = runs
+        self._interval = interval
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._created: dict[str, Any] = {}
+        self._run_ids: dict[str, str] = {}
+        self._refused: dict[str, int] = {}
+        self._through = max((e.body["through"] for e in _of_kind(journal, "mirrored")), default=0)
+        self._stop = threading.Event()
+        self._give_up_at = float("inf")
+        self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def lag(self) -> int:
+        """Return how many events MLflow does not have yet."""
+        return self._journal.last_id - self._through
+
+    def close(self, *, patience: float = 20.0) -> bool:
+        """Write what is left, trying for `patience` seconds; return whether all is written."""
+        self._give_up_at = time.monotonic() + patience
+        self._stop.set()
+        self._thread.join(patience + 15)
+        return not self._thread.is_alive() and not self.problem
+
+    def log_artifacts(self, files: Iterable[Path]) -> None:
+        """Put files beside the study's parent run. Call it after `close`.
+
+        Raises:
+            TrackingError: MLflow does not take them.
+        """
+        try:
+            for file in files:
+                self._open().log_artifact(self.parent_id, str(file), artifact_path="report")
+        except Exception as error:
+            raise TrackingError(f"MLflow did not take the report: {_first_line(error)}") from error
+
+    def _loop(self) -> None:
+        pause = 0.0
+        while True:
+            stopping = self._stop.wait(pause)
+            try:
+                while self._catch_up():
+                    pass
+                self.problem, pause = "", self._interval
+                if stopping:
+                    return
+            except Exception as error:  # whatever it is, the study goes on and this is tried again
+                self.problem = _first_line(error)
+                self._client = None
+                pause = min(max(2 * pause, self._interval), 30.0)
+                if time.monotonic() > self._give_up_at:
+                    return
+                if stopping:
+                    time.sleep(0.5)
+
+    def _open(self) -> MlflowClient:
+        """Connect, and learn which runs an earlier try or driver made."""
+        if self._client is None:
+            client = open_client(self.uri, self._runs)
+            self._created = next(iter(_of_kind(self._journal, "created"))).body
+            self._experiment_id = _experiment(client, self._created, self._runs, self.uri)
+            self._run_ids = _find_runs(client, self._experiment_id)
+            if "" not in self._run_ids:
+                self._run_ids[""] = self._make_parent(client)
+            self.parent_id = self._run_ids[""]
+            self._refused = {}
+            for event in self._journal.events(through=self._through):
+                self._note(event)
+            self._client = client
+        return self._client
+
+    def _note(self, event: Event) -> None:
+        body = event.body
+        if event.kind == "refused":
+            self._refused[body["reason"]] = self._refused.get(body["reason"], 0) + 1
+
+    def _catch_up(self) -> bool:
+        """Write one batch; return whether there is more."""
+        through = min(self._journal.last_id, self._through + MAX_EVENTS)
+        if through == self._through:
+            return False
+        client = self._open()
+        writes: dict[str, _Writes] = defaultdict(_Writes)
+        news = False
+        for event in self._journal.events(after=self._through, through=through):
+            news |= event.kind != "mirrored"
+            self._note(event)
+            _translate(event, writes)
+        if news:
+            writes[""].tags.append(RunTag(f"{PREFIX}refused", json.dumps(self._refused)))
+        for key, written in writes.items():
+            if key not in self._run_ids and written.started is not None:
+                self._run_ids[key] = self._make_child(client, written.started)
+            if key in self._run_ids:  # a run that somebody deleted stays deleted
+                self._write(client, self._run_ids[key], written)
+        self._through = through
+        if news:  # that something was mirrored is no news itself, or this would never end
+            self._journal.append("mirrored", through=through)
+        return news
+
+    @staticmethod
+    def _write(client: MlflowClient, run_id: str, written: _Writes) -> None:
+        starts = range(0, max(len(written.metrics), 1), MAX_METRICS)
+        for start in starts:
+            client.log_batch(run_id, metrics=written.metrics[start : start + MAX_METRICS])
+        for start in range(0, max(len(written.params), len(written.tags)), MAX_PARAMS):
+            end = start + MAX_PARAMS
+            client.log_batch(
+                run_id, params=written.params[start:end], tags=written.tags[start:end]
+            )
+        if written.status:
+            client.set_terminated(run_id, written.status, written.ended)
+
+    def _make_child(self, client: MlflowClient, started: Event) -> str:
+        body, facts = started.body, self._created["facts"]
+        run = client.create_run(
+            self._experiment_id,
+            start_time=milliseconds(started.time),
+            run_name=f"{body['model']} {body['trial']}",
+            tags={
+                "mlflow.parentRunId": self.parent_id,
+                f"{PREFIX}trial": body["trial"],
+                f"{PREFIX}configuration_id": body["configuration_id"],
+                f"{PREFIX}model": body["model"],
+                f"{PREFIX}seed": str(body["seed"]),
+                f"{PREFIX}configuration": json.dumps(body["parameters"]),
+                f"{PREFIX}cost": json.dumps(body["cost"]),
+                f"{PREFIX}fingerprint": facts.get("fingerprint", ""),
+                f"{PREFIX}version": facts.get("sftsearch", ""),
+            },
+        )
+        run_id: str = run.info.run_id
+        return run_id
+
+    def _make_parent(self, client: MlflowClient) -> str:
+        created = {name: self._created[name] for name in self._created if name != "definition"}
+        run = client.create_run(
+            self._experiment_id,
+            run_name=self._created["name"],
+            tags={
+                f"{PREFIX}trial": "",
+                f"{PREFIX}created": json.dumps(created),
+                "mlflow.note.content": self._created["description"],
+            },
+        )
+        run_id: str = run.info.run_id
+        return run_id
+
+
+def _of_kind(journal: Journal, kind: str) -> Iterator[Event]:
+    return (event for event in journal.events() if event.kind == kind)
+
+
+def _experiment(client: MlflowClient, created: dict[str, Any], runs: Path, uri: str) -> str:
+    """Return the id of the study's experiment, making it if it is missing.
+
+    Raises:
+        TrackingError: an experiment of this name holds another study.
+    """
+    name, definition = created["name"], created["definition_hash"]
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Beside a local store the files lie with the runs; a server says itself where they go.
+        local = uri.startswith("sqlite:")
+        where = (runs / "mlartifacts").absolute().as_uri() if local else None
+        tags = {f"{PREFIX}definition": definition}
+        made: str = client.create_experiment(name, artifact_location=where, tags=tags)
+        return made
+    theirs = found.tags.get(f"{PREFIX}definition")
+    if found.lifecycle_stage != "active" or theirs != definition:
+        why = "was deleted" if found.lifecycle_stage != "active" else "belongs to another study"
+        raise TrackingError(
+            f"The MLflow experiment '{name}' at '{uri}' {why}: give this study another name, or "
+            "another --tracking-uri."
+        )
+    experiment_id: str = found.experiment_id
+    return experiment_id
+
+
+def _find_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
+    """Return the ids of a study's runs by trial key; the parent's key is empty."""
+    tag = f"{PREFIX}trial"
+    return {
+        run.data.tags[tag]: run.info.run_id
+        for run in _all_runs(client, experiment_id)
+        if tag in run.data.tags
+    }
+
+
+def _all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _translate(event: Event, writes: dict[str, _Writes]) -> None:
+    """Turn one event into what its run gains; equal events give equal writes."""
+    body, moment = event.body, milliseconds(event.time)
+    if event.kind == "opened":
+        writes[""].tags.append(RunTag(f"{PREFIX}trials", str(body["trials"])))
+    elif event.kind == "started":
+        written = writes[body["trial"]]
+        written.started = event
+        shown = {"model": body["model"], **body["parameters"], "seed": body["seed"]}
+        written.params = [Param(name, _text(value)) for name, value in shown.items()]
+    elif event.kind == "epoch":
+        step = body["epoch"]
+        writes[body["trial"]].metrics += [
+            Metric(f"epoch/{name}", value, moment, step)
+            for name, value in body["metrics"].items()
+            if name != "epoch"
+        ]
+    elif event.kind == "finished":
+        _translate_finished(event, writes[body["trial"]])
+    elif event.kind == "failed":
+        failed = writes[body["trial"]]
+        failed.tags.append(RunTag(f"{PREFIX}reason", body["reason"]))
+        failed.status, failed.ended = RunStatus.to_string(RunStatus.FAILED), moment
+    elif event.kind == "confirmed":
+        _translate_confirmed(event, writes)
+    elif event.kind == "ended":
+        status = RunStatus.FINISHED if body["complete"] else RunStatus.KILLED
+        writes[""].status, writes[""].ended = RunStatus.to_string(status), moment
+
+
+def _translate_finished(event: Event, written: _Writes) -> None:
+    body, moment = event.body, milliseconds(event.time)
+    written.metrics += [Metric(name, value, moment, 0) for name, value in body["values"].items()]
+    written.tags += [RunTag(f"{PREFIX}{name}", str(v)) for name, v in body["facts"].items()]
+    written.tags.append(RunTag(f"{PREFIX}groups", json.dumps(body["groups"])))
+    written.status, written.ended = RunStatus.to_string(RunStatus.FINISHED), moment
+
+
+def _text(value: Any) -> str:
+    return "+".join(value) if isinstance(value, list) else str(value)
+
+
+def _translate_confirmed(event: Event, writes: dict[str, _Writes]) -> None:
+    moment = milliseconds(event.time)
+    writes[""].tags.append(RunTag(f"{PREFIX}confirmed", "true"))
+    for key, test in event.body["trials"].items():
+        written = writes[key]
+        written.metrics += [Metric(f"{TEST}{n}", v, moment, 0) for n, v in test["values"].items()]
+        written.tags.append(RunTag(f"{PREFIX}test_groups", json.dumps(test["groups"])))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------ reading
+
+
+def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
+    """Read a study from MLflow alone.
+
+    Raises:
+        TrackingError: MLflow does not answer, or has no such study.
+    """
+    client = open_client(uri, runs)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        found = list(_all_runs(client, experiment.experiment_id)) if experiment else []
+    except MlflowException as error:
+        raise TrackingError(f"MLflow does not answer at '{uri}': {_first_line(error)}") from error
+    ours = {run.data.tags[f"{PREFIX}trial"]: run for run in found if f"{PREFIX}trial" in run.data.tags}
+    parent = ours.pop("", None)
+    if parent is None:
+        raise TrackingError(
+            f"MLflow at '{uri}' has no study '{name}'. `sftsearch list` shows the studies here; "
+            "name another place with --runs or --tracking-uri."
+        )
+    tags = parent.data.tags
+    return study_record(
+        json.loads(tags[f"{PREFIX}created"]),
+        json.loads(tags.get(f"{PREFIX}refused", "{}")),
+        [_trial_record(run) for run in ours.values()],
+        confirmed=tags.get(f"{PREFIX}confirmed") == "true",
+    )
+
+
+_STATUS = {"FINISHED": "finished", "FAILED": "failed"}
+
+
+def _trial_record(run: Run) -> TrialRecord:
+    tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items() if k.startswith(PREFIX)}
+    final = {n: v for n, v in run.data.metrics.items() if not n.startswith(("epoch/", TEST))}
+    test = {n.removeprefix(TEST): v for n, v in run.data.metrics.items() if n.startswith(TEST)}
+    groups = as_groups(json.loads(tags["test_groups"])) if "test_groups" in tags else None
+    return TrialRecord(
+        key=tags["trial"],
+        configuration_id=tags["configuration_id"],
+        model=tags["model"],
+        configuration=json.loads(tags["configuration"]),
+        seed=int(tags["seed"]),
+        status=_STATUS.get(run.info.status, "running"),
+        values=final or json.loads(tags["cost"]),
+        groups=as_groups(json.loads(tags.get("groups", "{}"))),
+        reason=tags.get("reason", ""),
+        started=run.info.start_time / 1e3,
+        ended=(run.info.end_time or 0) / 1e3,
+        test_values=test or None,
+        test_groups=groups,
+    )
+
+
+def list_studies(uri: str, runs: Path) -> list[str]:
+    """Return the names of the studies MLflow has.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    client = open_client(uri, runs)
+    return sorted(e.name for e in client.search_experiments() if f"{PREFIX}definition" in e.tags)
+
+
+def serve_ui(uri: str, runs: Path, port: int) -> int:
+    """Serve MLflow's UI on 127.0.0.1 until it is interrupted; return its exit code.
+
+    Raises:
+        TrackingError: the store does not answer, or the port is taken.
+    """
+    open_client(uri, runs)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TrackingError(
+                f"Port {port} is taken on 127.0.0.1: choose another with --port."
+            ) from error
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    artifacts = (runs / "mlartifacts").absolute().as_uri()
+    command += ["--backend-store-uri", uri, "--default-artifact-root", artifacts, "--workers", "1"]
+    with subprocess.Popen(command) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            return 0
