@@ -15,7 +15,7 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.trainables.config import TransformerConfig
 from sftsearch.trainables.layers.attention import SelfAttention
-from sftsearch.trainables.layers.blocks import Block
+from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import PoolAndFuse, pool, pooled_count
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Tokenizer
 
@@ -91,6 +91,16 @@ def test_a_block_is_the_two_residuals_of_the_authors_code() -> None:
     y = z + block.attend.attention(normed)
     mlp = nn.Sequential(block.norm, block.expand, nn.ReLU(), block.contract)
     torch.testing.assert_close(block(z), y + mlp(y))
+
+
+def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
+    x = torch.rand(100, 100) + 1
+    dropped = dropout(x, 0.3, training=True)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.7)
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=4 * (0.21 / 10_000) ** 0.5)
+    assert dropout(x, 0.3, training=False) is x
+    assert dropout(x, 0.0, training=True) is x
 
 
 @pytest.mark.parametrize("kind", ["average", "max"])

@@ -67,19 +67,19 @@ class Batches:
             for name in names
         }
 
-    def __call__(self, rows: slice | npt.NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
+    def __call__(self, rows: npt.NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
         """Return inputs {modality: (B, T, F)} and labels (B,) of some rows."""
         inputs = {}
         for name, source in self._sources.items():
             mean_F, std_F = self._scales[name]
-            x_BTF = torch.from_numpy(np.array(source[rows])).to(self.device)
+            x_BTF = torch.from_numpy(source[rows]).to(self.device)  # indexing has copied them
             inputs[name] = x_BTF.sub_(mean_F).div_(std_F)
-        return inputs, torch.from_numpy(np.array(self._labels[rows])).to(self.device)
+        return inputs, torch.from_numpy(self._labels[rows]).to(self.device)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield the whole split, front to back."""
         for start in range(0, self.size, batch_size):
-            yield self(slice(start, start + batch_size))
+            yield self(np.arange(start, min(start + batch_size, self.size)))
 
 
 def evaluate(
@@ -153,6 +153,7 @@ class _Groups:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_METRICS = ("loss", "top1", "map", "balanced_accuracy")
 _NO_METRICS = ("epoch", "train_loss", "learning_rate", "seconds")
 
 
@@ -389,7 +390,7 @@ def _is_history(history: object, epochs: int, num_groups: int, correct: object) 
         return False
     return all(
         isinstance(entry, dict)
-        and {"epoch", "loss", "top1", *_NO_METRICS} <= entry.keys()
+        and {*_METRICS, *_NO_METRICS} <= entry.keys() == history[0].keys()
         and all(map(_is_number, entry.values()))
         and entry["epoch"] == number
         and isinstance(counts, list)

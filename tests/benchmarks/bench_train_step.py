@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         "memory_mib": resident_mib("VmHWM") - baseline,
         "gflops": cost.gflops,
         "parameters": cost.parameters,
+        "cost_us": 1e3 * timeit.timeit(lambda: system.cost(spec, config), number=1000),
         "torch": torch.__version__,
     }
 
@@ -138,15 +140,15 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print a Markdown table: measured, as ratio to SFT, and the paper's ratio in brackets."""
-    print("| data | model | ms a step | IQR | MiB | x time | x memory | x GFLOPs |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| data | model | ms a step | IQR | MiB | us to price | x time | x memory | x GFLOPs |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
         printed = row.get("paper_to_sft")
         ratios = [
             f"{row['to_sft'][key]:.2f}" + (f" ({printed[key]:.2f})" if printed else "")
             for key in MEASURES
         ]
-        figures = [f"{row[key]:.0f}" for key in ("step_ms", "iqr_ms", "memory_mib")]
+        figures = [f"{row[key]:.0f}" for key in ("step_ms", "iqr_ms", "memory_mib", "cost_us")]
         print(f"| {' | '.join([row['data'], row['model'], *figures, *ratios])} |")
 
 

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from sftsearch.trainables.layers.tokens import Tokens
 
 
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zero numbers with probability `rate` and divide the others by 1 - rate, in training alone.
+
+    On a CPU a third of a small model's step would go into PyTorch's Bernoulli draws (105 µs for
+    13,056 numbers); uniform ones (32 µs) give the same distribution.
+    """
+    if not training or rate == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    scales = torch.rand_like(x).ge_(rate).div_(1 - rate)
+    return x * scales
+
+
 class AttentionBlock(nn.Module):
     """`z + dropout(attention(LN(z)))`; this norm has no weights (as in the authors' code)."""
 
@@ -30,7 +44,7 @@ class AttentionBlock(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Add to each token what it attends to."""
         update = self.attention(F.layer_norm(z, z.shape[-1:]))
-        return z + F.dropout(update, self.dropout, self.training)
+        return z + dropout(update, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -47,9 +61,9 @@ class Block(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Attend, then transform each token on its own."""
         z = self.attend(z)
-        hidden = F.dropout(self.expand(self.norm(z)), self.dropout, self.training)
+        hidden = dropout(self.expand(self.norm(z)), self.dropout, self.training)
         update = self.contract(F.relu(hidden))
-        return z + F.dropout(update, self.dropout, self.training)
+        return z + dropout(update, self.dropout, self.training)
 
 
 class Each(nn.Module):
