@@ -25,6 +25,7 @@ from sftsearch.orchestrator.wording import (
     headline,
     notes,
     seal,
+    show_interval,
     show_mean,
     standing,
     varying,
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.front import Configuration
     from sftsearch.orchestrator.record import StudyRecord
 
-__all__ = ["FORMATS", "Format", "Front", "headline", "rich_table", "summarise", "write"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Front",
+    "headline",
+    "rich_table",
+    "summarise",
+    "test_table",
+    "write",
+]
 
 _MARKERS = "osD^Pp*h"
 SCHEMA_VERSION = 1
@@ -141,6 +151,32 @@ def rich_table(front: Front) -> Table:
         )
         # Text, not str: brackets in a name are not markup.
         table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
+    return table
+
+
+def test_table(front: Front) -> Table:
+    """Return the confirmed front for a terminal: validation beside test, each with its interval."""
+    from rich.table import Table
+    from rich.text import Text
+
+    caption = f"95 % intervals by bootstrap over subjects and seeds. {seal(front)}"
+    table = Table(caption=Text(caption), caption_justify="left", box=None)
+    y, x = metric(front.y), metric(front.x)
+    for name in ("configuration", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in (x.label, f"validation {y.label}", "interval", f"test {y.label}", "interval"):
+        table.add_column(Text(name), justify="right")
+    for c in front.points:
+        cells = (
+            c.configuration_id,
+            c.model,
+            x.show(c.values.get(front.x)),
+            show_mean(c, front.y),
+            show_interval(c.interval),
+            y.show(c.test_values.get(front.y)),
+            show_interval(c.test_interval),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

@@ -174,9 +174,7 @@ def columns(front: Front) -> list[Column]:
     ]
     if front.num_groups:
         found.append(
-            Column(
-                "95 % interval", lambda c: _show_interval(c.interval), lambda c: _low(c.interval)
-            )
+            Column("95 % interval", lambda c: show_interval(c.interval), lambda c: _low(c.interval))
         )
     if front.x in measured:
         found.append(_value_column(front.x))
@@ -281,14 +279,15 @@ def _test_columns(front: Front) -> list[Column]:
         found.append(
             Column(
                 "test interval",
-                lambda c: _show_interval(c.test_interval),
+                lambda c: show_interval(c.test_interval),
                 lambda c: _low(c.test_interval),
             )
         )
     return found
 
 
-def _show_interval(interval: tuple[float, float] | None) -> str:
+def show_interval(interval: tuple[float, float] | None) -> str:
+    """Return an interval of accuracies as text."""
     return MISSING if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 

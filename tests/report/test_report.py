@@ -462,6 +462,20 @@ def test_the_terminal_table_shows_the_front(study: StudyRecord) -> None:
     assert "within noise" in text
 
 
+def test_the_terminal_table_of_a_confirmed_study_shows_test_beside_validation(
+    confirmed_study: StudyRecord,
+) -> None:
+    front = report.summarise(confirmed_study)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(report.test_table(front))
+    text = console.export_text()
+    for c in front.points:
+        assert c.test_interval is not None
+        line = next(line for line in text.splitlines() if c.configuration_id in line)
+        assert f"{c.test_values['top1']:.3f}" in line
+        assert f"{c.test_interval[0]:.3f} to {c.test_interval[1]:.3f}" in line
+
+
 def test_the_terminal_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(report.rich_table(report.summarise(_hostile(study), top=2)))
