@@ -165,7 +165,7 @@ def test_table(front: Front) -> Table:
     for name in ("configuration", "model"):
         table.add_column(name, no_wrap=True)
     for name in (x.label, f"validation {y.label}", "interval", f"test {y.label}", "interval"):
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", no_wrap=name == "interval")
     for c in front.points:
         cells = (
             c.configuration_id,
