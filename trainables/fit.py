@@ -113,9 +113,9 @@ def _predict(model: FusionModel, batches: Batches, batch_size: int) -> Tensor:
 
 
 def _metrics(logits: Tensor, split: Split) -> dict[str, float]:
-    if not logits.isfinite().all():
-        raise TrainingDiverged(f"Logits on the {split.name} split are not finite.")
     loss = F.cross_entropy(logits, torch.tensor(split.labels))
+    if not (logits.isfinite().all() and loss.isfinite()):
+        raise TrainingDiverged(f"Logits or loss on the {split.name} split are not finite.")
     return {"loss": loss.item(), **score(logits.numpy(), split.labels)}
 
 
