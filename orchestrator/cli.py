@@ -240,7 +240,7 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
     if as_json:
         _echo_json(prices.as_json(listing, admission, estimate))
     else:
-        console.print(prices.rich_table(listing, estimate, top))
+        console.print(prices.rich_table(listing, admission, estimate, top))
         console.print(prices.in_words(listing, source, admission, estimate), highlight=False)
 
 

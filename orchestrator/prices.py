@@ -126,7 +126,9 @@ def as_json(
     }
 
 
-def rich_table(listing: list[Candidate], estimate: Estimate | None, top: int) -> Table:
+def rich_table(
+    listing: list[Candidate], admission: Admission, estimate: Estimate | None, top: int
+) -> Table:
     """Return `top` configurations, evenly from the cheapest to the dearest, for a terminal."""
     from rich.table import Table
 
@@ -135,7 +137,7 @@ def rich_table(listing: list[Candidate], estimate: Estimate | None, top: int) ->
         table.add_column(name, no_wrap=True)
     for name in ("GFLOPs", "GMACs", "parameters", "s a trial"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters of the study file")
+    table.add_column("parameters that vary")
     picks = np.linspace(0, len(listing) - 1, min(top, len(listing))).round().astype(int)
     for candidate in [listing[i] for i in picks]:
         cost = candidate.cost
@@ -146,15 +148,16 @@ def rich_table(listing: list[Candidate], estimate: Estimate | None, top: int) ->
             f"{cost.gmacs:.3g}",
             f"{cost.parameters:,}",
             f"{estimate.seconds_a_trial[candidate.id]:,.1f}" if estimate else "-",
-            _in_brief(candidate.configuration.parameters),
+            _in_brief(candidate, admission),
         )
     return table
 
 
-def _in_brief(parameters: dict[str, Any]) -> str:
+def _in_brief(candidate: Candidate, admission: Admission) -> str:
+    values = candidate.configuration.parameters
     shown = (
-        f"{name}={'+'.join(value) if isinstance(value, list) else value}"
-        for name, value in parameters.items()
+        f"{name}={'+'.join(values[name]) if isinstance(values[name], list) else values[name]}"
+        for name in admission.space.axes[candidate.point.branch]
     )
     return " ".join(shown).replace("[", "\\[")
 

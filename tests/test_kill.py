@@ -1,0 +1,151 @@
+"""SIGKILL of the driver at any moment: resumed, a study is the undisturbed one, in all three stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftsearch.orchestrator import tracking
+from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.study import read_record
+
+DRIVER = Path(__file__).with_name("drive_study.py")
+STUDY = """
+study: {name: kill}
+dataset: {kind: synthetic}
+# ordered: the configurations too are those of the undisturbed study, not only their values
+search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, seeds: 2, ordered: true}
+constraints: [{metric: parameters, max: 6000}]
+training: {epochs: 3, batch_size: 256}
+space:
+  - kind: sft
+    num_heads: 2
+    stride: {kind: choice, values: [1, 2]}
+    dim: {kind: int, low: 4, high: 24, step: 4}
+    fused_layers: {kind: int, low: 1, high: 3}
+  - kind: concat
+    num_heads: 2
+    dim: {kind: int, low: 4, high: 24, step: 4}
+    num_layers: {kind: int, low: 1, high: 3}
+"""
+MEASURED = {"latency_ms", "peak_memory_mb", "seconds"}
+EVENTS = ["proposed", "admitted", "started", "epoch", "finished", "told", "mirrored", "ended"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def start(runs: Path, *options: str) -> subprocess.Popen[str]:
+    file = runs.parent / "kill.yaml"
+    file.write_text(STUDY)
+    command = [sys.executable, "-P", str(DRIVER), str(file), str(runs), *options]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+    )
+
+
+def finish(runs: Path, *options: str) -> dict[str, Any]:
+    process = start(runs, *options)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs = tmp_path_factory.mktemp("undisturbed") / "runs"
+    return check(runs, finish(runs))
+
+
+def check(runs: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Check that the three stores of a finished study agree; return what must not change."""
+    folder = runs / "kill"
+    events = list(read_events(folder))
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    ended = Counter(e.body["trial"] for e in events if e.kind in ("finished", "failed"))
+    assert len(ended) == 8
+    assert set(ended.values()) == {1}
+    epochs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
+    assert len(epochs) == 8 * 3
+    assert set(epochs.values()) == {1}
+    told = Counter(e.body["number"] for e in events if e.kind == "told")
+    assert set(told.values()) == {1}
+    assert result["complete"]
+    states = Counter(trial["state"] for trial in result["optuna"])
+    assert states["COMPLETE"] == len(told) == 4 - states["RUNNING"]
+    journal = read_record(folder)
+    mlflow = tracking.read_study(tracking.default_uri(runs), "kill", runs)
+    assert mlflow == journal
+    assert runs_by_trial(runs) == dict.fromkeys((trial.key for trial in journal.trials), (1, 3))
+    return {
+        "optuna": result["optuna"],
+        "trials": {
+            trial.key: (
+                trial.status,
+                {k: v for k, v in trial.values.items() if k not in MEASURED},
+                trial.groups,
+            )
+            for trial in journal.trials
+        },
+    }
+
+
+def runs_by_trial(runs: Path) -> dict[str, tuple[int, int]]:
+    """Return MLflow's runs and epochs of validation loss by trial."""
+    client = tracking.open_client(tracking.default_uri(runs), runs)
+    experiment = client.get_experiment_by_name("kill")
+    found: dict[str, tuple[int, int]] = {}
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        key = run.data.tags["sftsearch.trial"]
+        if key:
+            steps = len(client.get_metric_history(run.info.run_id, "epoch/loss"))
+            found[key] = (found.get(key, (0, 0))[0] + 1, steps)
+    return found
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_killed_after_a_named_event(tmp_path: Path, kind: str, undisturbed: dict[str, Any]) -> None:
+    number = "1" if kind in ("ended", "told") else "3"
+    runs = tmp_path / "runs"
+    killed = start(runs, "--kill-after", kind, number)
+    killed.communicate(timeout=240)
+    assert killed.returncode == -9
+    last = [event.kind for event in read_events(runs / "kill")]
+    assert kind in last[-2:]  # the mirror's thread may append one more
+    assert check(runs, finish(runs, "--resume")) == undisturbed
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_five_times_at_random_moments(
+    tmp_path: Path, seed: int, undisturbed: dict[str, Any]
+) -> None:
+    runs, random_ = tmp_path / "runs", random.Random(seed)
+    for _ in range(5):
+        process = start(runs, "--resume")
+        before = len(list(read_events(runs / "kill"))) if (runs / "kill").is_dir() else 0
+        wait_for_events(runs / "kill", before + random_.randint(1, 12), process)
+        time.sleep(random_.random() / 5)
+        process.kill()
+        process.communicate(timeout=60)
+    assert check(runs, finish(runs, "--resume")) == undisturbed
+
+
+def wait_for_events(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if (folder / "journal.sqlite").is_file() and len(list(read_events(folder))) >= number:
+            return
+        time.sleep(0.05)

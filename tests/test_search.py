@@ -1,0 +1,299 @@
+"""Search without Ray: a toy training that is a closed form of the configuration and the seed."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from optuna.trial import TrialState
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator import record
+from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.search import Search
+from sftsearch.search_spaces.load import parse_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sftsearch.orchestrator.search import Assignment
+
+STUDY = """
+study: {{name: toy}}
+dataset: {{kind: wearables}}
+search: {{sampler: {sampler}, trials: {trials}, seeds: {seeds}, ordered: {ordered}}}
+constraints: [{{metric: parameters, max: 40000}}]
+training: {{epochs: 2}}
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    stride: {{kind: choice, values: [1, 2, 4, 8, 16]}}
+    dim: {{kind: int, low: 8, high: 64, step: 8}}
+    fused_layers: {{kind: int, low: 1, high: 3}}
+  - kind: concat
+    patch: 8
+    num_heads: 4
+    dim: {{kind: int, low: 8, high: 64, step: 8}}
+    num_layers: {{kind: int, low: 1, high: 3}}
+"""
+TPE = "{kind: tpe, startup_configurations: 4}"
+CREATED: dict[str, Any] = {
+    "name": "toy",
+    "description": "",
+    "dataset": "wearables",
+    "num_seeds": 1,
+    "objectives": [["top1", "maximize"], ["gflops", "minimize"]],
+    "facts": {},
+}
+
+
+def accuracy(assignment: Assignment) -> float:
+    """A value that grows with cost and differs by seed."""
+    return 1 - 1 / (1 + 2000 * assignment.cost["gflops"]) + 0.01 * assignment.seed
+
+
+class Toy:
+    """A study that lives in a folder and can be opened again and again."""
+
+    def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
+                 ordered: bool = False, slots: int = 2) -> None:  # fmt: skip
+        text = STUDY.format(
+            sampler=sampler, trials=trials, seeds=seeds, ordered=str(ordered).lower()
+        )
+        self.source = parse_study(text.encode())
+        check_names(self.source)
+        self.folder, self.slots = folder, slots
+
+    def open(self) -> tuple[Journal, Search]:
+        journal = Journal(self.folder)
+        if journal.last_id == 0:
+            journal.append("created", **CREATED)
+        admission = Admission(self.source, describe("wearables"))
+        return journal, Search(self.source.study, journal, admission, slots=self.slots)
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        with Journal(self.folder) as journal:
+            return [(event.kind, event.body) for event in journal.events()]
+
+
+def run(
+    search: Search,
+    *,
+    slots: int = 2,
+    pick: Callable[[int], int] = lambda _: 0,
+    stop_after: int | None = None,
+) -> None:
+    """Run trials, `slots` at a time; `pick` chooses which of the running ends next."""
+    running: list[Assignment] = []
+    ended = 0
+    while not search.exhausted and ended != stop_after:
+        while len(running) < slots and (assignment := search.propose()) is not None:
+            running.append(assignment)
+        assignment = running.pop(pick(len(running)))
+        finish(search, assignment)
+        ended += 1
+
+
+def finish(search: Search, assignment: Assignment) -> None:
+    for epoch in range(assignment.num_journalled + 1, 3):
+        assert search.report(assignment.key, {"epoch": epoch, "top1": accuracy(assignment) / 2})
+    values = {"top1": accuracy(assignment), **assignment.cost}
+    search.finish(assignment.key, values, {"s01": [1.0, 2.0]})
+
+
+def proposals(events: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    return [(body["branch"], body["values"]) for kind, body in events if kind == "proposed"]
+
+
+def test_every_trial_once_and_the_mean_over_seeds_told_once(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    events = toy.events()
+    finished = [body["trial"] for kind, body in events if kind == "finished"]
+    assert len(finished) == len(set(finished)) == 24
+    told = {body["number"]: body for kind, body in events if kind == "told"}
+    admitted = {body["number"]: body for kind, body in events if kind == "admitted"}
+    assert told.keys() == admitted.keys()
+    assert len(told) == 12
+    complete = [t for t in search.optuna.study.trials if t.state == TrialState.COMPLETE]
+    assert len(complete) == 12
+    for number, body in admitted.items():
+        gflops = body["cost"]["gflops"]
+        mean = 1 - 1 / (1 + 2000 * gflops) + 0.005  # of seeds 0 and 1
+        assert told[number]["values"] == pytest.approx([mean, gflops], rel=1e-12)
+        assert search.optuna.study.trials[number].values == told[number]["values"]
+
+
+def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, trials=60, seeds=1)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    admitted = [body for kind, body in toy.events() if kind == "admitted"]
+    ids = [body["configuration_id"] for body in admitted]
+    assert len(ids) == len(set(ids)) == 60
+    assert max(body["cost"]["parameters"] for body in admitted) <= 40_000
+    refused = [body["reason"] for kind, body in toy.events() if kind == "refused"]
+    assert search.num_refused == {reason: refused.count(reason) for reason in set(refused)}
+    pruned = [t for t in search.optuna.study.trials if t.state == TrialState.PRUNED]
+    assert len(pruned) == len(refused) > 0
+    assert all(trial.constraints["admission"] > 0 for trial in pruned)
+
+
+@pytest.mark.parametrize("sampler", ["{kind: exhaustive}", "{kind: random, seed: 3}"])
+def test_a_used_up_space_ends_the_study(tmp_path: Path, sampler: str) -> None:
+    toy = Toy(tmp_path, sampler=sampler, trials=10_000, seeds=1)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    admission = Admission(toy.source, describe("wearables"))
+    assert admission.table is not None
+    assert search.num_finished == len(admission.table)
+    assert search.used_up
+    if "exhaustive" in sampler:
+        costs = [body["cost"]["gflops"] for kind, body in toy.events() if kind == "admitted"]
+        assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 7, 12])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_resumed_study_has_every_trial_once(
+    tmp_path: Path, stop_after: int, ordered: bool
+) -> None:
+    toy = Toy(tmp_path, ordered=ordered)
+    journal, search = toy.open()
+    run(search, stop_after=stop_after)
+    journal.close()  # as SIGKILL would: nothing else is told
+    journal, resumed = toy.open()
+    run(resumed)
+    journal.close()
+    events = toy.events()
+    finished = [body["trial"] for kind, body in events if kind == "finished"]
+    assert len(finished) == len(set(finished)) == 24
+    told = [body["number"] for kind, body in events if kind == "told"]
+    assert len(told) == len(set(told))
+    numbers = [body["number"] for kind, body in events if kind == "proposed"]
+    assert numbers == list(range(len(numbers)))
+    replayed = toy.open()
+    for a, b in zip(resumed.optuna.study.trials, replayed[1].optuna.study.trials, strict=True):
+        assert (a.params, a.state, a.values) == (b.params, b.state, b.values)
+    replayed[0].close()
+
+
+def test_ordered_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Path) -> None:
+    orders: list[Callable[[int], int]] = [lambda _: 0, lambda n: n - 1, random.Random(1).randrange]
+    found = []
+    for i, pick in enumerate(orders):
+        toy = Toy(tmp_path / str(i), ordered=True, slots=3, seeds=1, trials=30)
+        journal, search = toy.open()
+        run(search, slots=3, pick=pick)
+        journal.close()
+        found.append(proposals(toy.events()))
+    assert found[0] == found[1] == found[2]
+    free = []
+    for i, pick in enumerate(orders[:2]):
+        toy = Toy(tmp_path / f"free{i}", ordered=False, slots=3, seeds=1, trials=30)
+        journal, search = toy.open()
+        run(search, slots=3, pick=pick)
+        journal.close()
+        free.append(proposals(toy.events()))
+    assert free[0] != free[1]  # or the test above could not fail
+
+
+def test_an_ordered_study_resumed_anywhere_is_the_undisturbed_one(tmp_path: Path) -> None:
+    undisturbed = Toy(tmp_path / "a", ordered=True, seeds=1, trials=20)
+    journal, search = undisturbed.open()
+    run(search)
+    journal.close()
+    for stop_after in (1, 5, 11):
+        toy = Toy(tmp_path / str(stop_after), ordered=True, seeds=1, trials=20)
+        journal, search = toy.open()
+        run(search, stop_after=stop_after)
+        journal.close()
+        journal, search = toy.open()
+        run(search)
+        journal.close()
+        assert proposals(toy.events()) == proposals(undisturbed.events())
+
+
+def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, trials=8)
+    journal, search = toy.open()
+    first = search.propose()
+    assert first is not None
+    search.fail(first.key, "it broke")
+    run(search)
+    journal.close()
+    assert (search.num_failed, search.num_finished) == (1, 7)
+    assert search.optuna.study.trials[0].state == TrialState.FAIL
+    with Journal(toy.folder) as again:
+        trials = {trial.key: trial for trial in record.from_events(again.events()).trials}
+    assert (trials[first.key].status, trials[first.key].reason) == ("failed", "it broke")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_fails_the_trial(tmp_path: Path, bad: float) -> None:
+    journal, search = Toy(tmp_path).open()
+    first, second = search.propose(), search.propose()
+    assert first is not None
+    assert second is not None
+    assert not search.report(first.key, {"epoch": 1, "top1": bad})
+    search.finish(second.key, {"top1": bad, **second.cost}, {})
+    reasons = [event.body["reason"] for event in journal.events() if event.kind == "failed"]
+    journal.close()
+    assert reasons == [
+        "`top1` is not finite in epoch 1",
+        "the objective `top1` has no finite value",
+    ]
+
+
+def test_an_epoch_told_again_must_repeat_its_values(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    journal, search = toy.open()
+    trial = search.propose()
+    assert trial is not None
+    search.report(trial.key, {"epoch": 1, "top1": 0.5, "seconds": 1.0})
+    journal.close()
+    journal, search = toy.open()
+    again = search.propose()
+    assert again is not None
+    assert (again.key, again.num_journalled) == (trial.key, 1)
+    assert search.report(again.key, {"epoch": 1, "top1": 0.5, "seconds": 2.0})
+    assert not search.report(again.key, {"epoch": 1, "top1": 0.25, "seconds": 2.0})
+    kinds = [event.kind for event in journal.events()]
+    journal.close()
+    assert kinds.count("epoch") == 1
+    assert kinds[-1] == "failed"
+
+
+def test_a_trial_that_ended_is_not_heard_again(tmp_path: Path) -> None:
+    journal, search = Toy(tmp_path).open()
+    trial = search.propose()
+    assert trial is not None
+    finish(search, trial)
+    last = journal.last_id
+    search.finish(trial.key, {"top1": 1.0, **trial.cost}, {})
+    search.fail(trial.key, "late")
+    assert not search.report(trial.key, {"epoch": 3, "top1": 1.0})
+    assert journal.last_id == last
+    journal.close()
+
+
+def test_more_trials_extend_a_finished_study(tmp_path: Path) -> None:
+    small = Toy(tmp_path, trials=6)
+    journal, search = small.open()
+    run(search)
+    journal.close()
+    large = Toy(tmp_path, trials=10)
+    journal, search = large.open()
+    assert search.num_finished == 6
+    run(search)
+    journal.close()
+    assert search.num_finished == 10
