@@ -24,8 +24,8 @@ help:  ## this list
 	for folder in datasets orchestrator search_spaces trainables; do \
 	  ln -sfn ../../$$folder .typing/sftsearch/$$folder; done
 
-run: .venv/installed  ## search the shipped stride study and print its front
-	$(BIN)/sftsearch run search_spaces/stride.yaml
+run: .venv/installed  ## search the shipped stride study (or go on with it) and print its front
+	$(BIN)/sftsearch run search_spaces/stride.yaml --resume
 
 test: .venv/installed-dev  ## the fast tests, under 15 minutes on two cores
 	$(BIN)/python -m pytest -m 'not slow and not service'

@@ -1,8 +1,8 @@
 """Confirmation: the one look at the test split.
 
 The front of a finished study is frozen, each of its trials is evaluated on the test split with the
-weights it ended with, and the look is journalled before anything of it is shown. A second call returns
-what the first one recorded.
+weights it ended with, and the look is journalled before anything of it is shown. A second call
+returns what the first one recorded.
 """
 
 from __future__ import annotations

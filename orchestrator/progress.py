@@ -6,7 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -22,6 +21,8 @@ from sftsearch.orchestrator.pareto import non_dominated
 from sftsearch.orchestrator.study import Watcher
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sftsearch.orchestrator.admission import Admission
     from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Search

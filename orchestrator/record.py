@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,30 +63,24 @@ def from_events(events: Iterable[Any]) -> StudyRecord:
     Raises:
         ValueError: there is no `created` event.
     """
-    created: Mapping[str, Any] | None = None
+    events = list(events)
+    created = [event.body for event in events if event.kind == "created"]
+    tests = [event.body["trials"] for event in events if event.kind == "confirmed"]
+    refused = Counter(event.body["reason"] for event in events if event.kind == "refused")
     trials: dict[str, TrialRecord] = {}
-    refused: dict[str, int] = {}
-    confirmed = False
     for event in events:
-        body = event.body
-        if event.kind == "created":
-            created = body
-        elif event.kind == "refused":
-            refused[body["reason"]] = refused.get(body["reason"], 0) + 1
-        elif event.kind == "admitted":
-            trials.update((trial.key, trial) for trial in _admitted(body))
+        if event.kind == "admitted":
+            trials.update((trial.key, trial) for trial in _admitted(event.body))
         elif event.kind in ("started", "finished", "failed"):
-            key = body["trial"]
-            trials[key] = _changed(trials[key], event.kind, body, milliseconds(event.time) / 1e3)
-        elif event.kind == "confirmed":
-            confirmed = True
-            for key, test in body["trials"].items():
-                groups = as_groups(test["groups"])
-                trials[key] = replace(trials[key], test_values=test["values"], test_groups=groups)
-    if created is None:
+            key = event.body["trial"]
+            trials[key] = _changed(trials[key], event)
+    if not created:
         raise ValueError("The journal has no `created` event: the study never began.")
+    for key, test in tests[0].items() if tests else ():
+        groups = as_groups(test["groups"])
+        trials[key] = replace(trials[key], test_values=dict(test["values"]), test_groups=groups)
     started = tuple(trial for trial in trials.values() if trial.started)
-    return study_record(created, refused, started, confirmed=confirmed)
+    return study_record(created[0], refused, started, confirmed=bool(tests))
 
 
 def study_record(
@@ -134,10 +129,11 @@ def _admitted(body: Mapping[str, Any]) -> list[TrialRecord]:
     ]
 
 
-def _changed(trial: TrialRecord, kind: str, body: Mapping[str, Any], time: float) -> TrialRecord:
-    if kind == "started":
+def _changed(trial: TrialRecord, event: Any) -> TrialRecord:
+    body, time = event.body, milliseconds(event.time) / 1e3
+    if event.kind == "started":
         return replace(trial, started=trial.started or time)
-    if kind == "failed":
+    if event.kind == "failed":
         return replace(trial, status="failed", reason=body["reason"], ended=time)
     groups = as_groups(body["groups"])
     return replace(trial, status="finished", values=dict(body["values"]), groups=groups, ended=time)

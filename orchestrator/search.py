@@ -1,8 +1,9 @@
 """Search: decides everything, and knows neither Ray nor a clock.
 
-It is asked for the next trial (`propose`), hears of epochs (`report`) and of ends (`finish`, `fail`), and
-writes each decision to the journal before anybody acts on it. `replay` brings back the state of an
-earlier driver from the journal, so that a study can be killed at any moment and resumed.
+It is asked for the next trial (`propose`), hears of epochs (`report`) and of ends (`finish`,
+`fail`), and writes each decision to the journal before anybody acts on it. `replay` brings back the
+state of an earlier driver from the journal, so that a study can be killed at any moment and
+resumed.
 """
 
 from __future__ import annotations
@@ -292,7 +293,7 @@ class Search:
             self._tell(self._untold.pop(0))
 
     def _tell(self, number: int) -> None:
-        """Tell the sampler, once, the mean over seeds; a configuration with a failed seed failed."""
+        """Tell the sampler, once, the mean over seeds; with a failed seed, a failure."""
         state, values = _outcome(self._proposals[number])
         self._journal.append("told", number=number, state=state, values=values)
         if values is None:

@@ -1,9 +1,9 @@
 """The story of a study, from its file to its front. Also the Python API.
 
-    from sftsearch.orchestrator.study import run_study
-
-    result = run_study("search_spaces/stride.yaml")
-    print(result.record.trials)
+Example:
+    >>> from sftsearch.orchestrator.study import run_study
+    >>> result = run_study("search_spaces/stride.yaml")
+    >>> print(result.record.trials)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,78 +121,70 @@ def run_study(
     runs = Path(runs).absolute()
     watch.stage("checking the study file")
     source, spec, admission = check_study(file)
-    name = source.study.study.name
-    folder = runs / name
-    refuse_if_idle(source, spec, folder, resume=resume)
+    folder = runs / source.study.study.name
+    refuse_surprises(source, spec, folder, resume=resume)
     watch.stage(f"opening the data set '{spec.name}'")
     open_dataset(spec.name)
     with Journal(folder) as journal:
-        created = open_journal(journal, source, spec)
+        begin_or_continue(journal, source, spec)
         journal.listen(watch.event)
         journal.listen(functools.partial(_drop_checkpoint, folder))
-        return _run(
-            source, admission, journal, created, runs, tracking_uri, address, watch, worker, formats
+        watch.stage("starting Ray and MLflow")
+        from sftsearch.orchestrator import tracking  # MLflow takes seconds to import
+
+        uri = tracking_uri or tracking.default_uri(runs)
+        mirror = tracking.Mirror(journal, uri, runs)
+        try:
+            search = _search(source, admission, journal, address, watch, worker)
+        except BaseException:
+            mirror.close(patience=5)
+            raise
+        watch.stage("completing MLflow's record")
+        synced = mirror.close()
+        watch.stage("writing the report")
+        result = StudyResult(
+            name=folder.name,
+            folder=folder,
+            record=record.from_events(journal.events()),
+            complete=search.exhausted,
+            tracking_uri=uri,
+            tracking_problem="" if synced else mirror.problem or "MLflow is too slow",
+            report=[],
+            sampler_study=search.optuna.study,
         )
+        return _with_report(result, formats, mirror if synced else None)
 
 
-def _run(
+def _search(
     source: Source,
     admission: Admission,
     journal: Journal,
-    created: dict[str, Any],
-    runs: Path,
-    tracking_uri: str | None,
     address: str | None,
     watch: Watcher,
     worker: type[Worker],
-    formats: tuple[str, ...],
-) -> StudyResult:
-    watch.stage("starting Ray and MLflow")
-    from sftsearch.orchestrator import tracking, tune
+) -> Search:
+    """Run the trials on Ray; journal the driver's beginning and end."""
+    from sftsearch.orchestrator import tune  # Ray takes seconds to import
     from sftsearch.orchestrator.search import Search
 
-    study, folder = source.study, journal.folder
-    uri = tracking_uri or tracking.default_uri(runs)
-    mirror = tracking.Mirror(journal, uri, runs)
-    try:
-        with tune.connected(address):
-            slots = tune.count_slots(study.resources)
-            search = Search(study, journal, admission, slots=slots)
-            opened = {"trials": study.search.trials, "slots": slots, "token": secrets.token_hex(8)}
-            journal.append("opened", **opened)
-            watch.opened(source, admission, search, slots)
-            make_job = functools.partial(_job, source, folder)
-            tune.run(search, study.resources, make_job, slots=slots, worker=worker)
-        complete = search.exhausted
-        reason = "interrupted"
-        if complete:
-            reason = "the space is used up" if search.used_up else "all trials ran"
-        journal.append("ended", reason=reason, complete=complete)
-    except BaseException:
-        mirror.close(patience=5)
-        raise
-    watch.stage("completing MLflow's record")
-    synced = mirror.close()
-    watch.stage("writing the report")
-    result = StudyResult(
-        name=created["name"],
-        folder=folder,
-        record=record.from_events(journal.events()),
-        complete=complete,
-        tracking_uri=uri,
-        tracking_problem="" if synced else mirror.problem or "MLflow is too slow",
-        report=[],
-        sampler_study=search.optuna.study,
-    )
-    return _with_report(result, formats, mirror if synced else None)
+    study = source.study
+    with tune.connected(address):
+        slots = tune.count_slots(study.resources)
+        search = Search(study, journal, admission, slots=slots)
+        token = secrets.token_hex(8)
+        journal.append("opened", trials=study.search.trials, slots=slots, token=token)
+        watch.opened(source, admission, search, slots)
+        make_job = functools.partial(_job, source, journal.folder)
+        tune.run(search, study.resources, make_job, slots=slots, worker=worker)
+    reason = "interrupted"
+    if search.exhausted:
+        reason = "the space is used up" if search.used_up else "all trials ran"
+    journal.append("ended", reason=reason, complete=search.exhausted)
+    return search
 
 
-def _with_report(
-    result: StudyResult, formats: tuple[str, ...], mirror: Any | None
-) -> StudyResult:
+def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | None) -> StudyResult:
     """Write the report beside the study and, if MLflow has everything, into MLflow."""
-    from dataclasses import replace
-
     from sftsearch.orchestrator import report
     from sftsearch.orchestrator.tracking import TrackingError
 
@@ -278,7 +270,7 @@ def read_record(folder: Path) -> StudyRecord:
         raise error if isinstance(error, UserError) else StudyError(str(error)) from error
 
 
-def refuse_if_idle(source: Source, spec: DatasetSpec, folder: Path, *, resume: bool) -> None:
+def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume: bool) -> None:
     """Refuse what would surprise: a begun study without `--resume`, or one of another definition.
 
     Raises:
@@ -314,11 +306,11 @@ def refuse_if_idle(source: Source, spec: DatasetSpec, folder: Path, *, resume: b
         )
 
 
-def open_journal(journal: Journal, source: Source, spec: DatasetSpec) -> dict[str, Any]:
-    """Begin a new study's journal, or return how an old one began."""
+def begin_or_continue(journal: Journal, source: Source, spec: DatasetSpec) -> None:
+    """Begin a new study's journal; leave one that has begun as it is."""
     for event in journal.events(through=journal.last_id):
         if event.kind == "created":
-            return event.body
+            return
     study, definition = source.study, binding.definition_of(source, spec)
     versions = {name: importlib.metadata.version(name) for name in SHOWN_VERSIONS}
     facts = {
@@ -338,7 +330,7 @@ def open_journal(journal: Journal, source: Source, spec: DatasetSpec) -> dict[st
         "definition": definition,
         "definition_hash": _hash(definition),
     }
-    return journal.append("created", **body).body
+    journal.append("created", **body)
 
 
 def _hash(definition: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """MLflow from the journal: one writer, idempotent, that catches up after an outage.
 
-One experiment a study, a parent run for the study, a child run for each trial. A thread of the driver
-reads what the journal gained and writes it in batches; a tracking server that is slow or away never
-holds up or fails a trial. Runs are found again by their tags, metrics carry the journal's times, so
-writing the same event twice changes nothing.
+One experiment a study, a parent run for the study, a child run for each trial. A thread of the
+driver reads what the journal gained and writes it in batches; a tracking server that is slow or
+away never holds up or fails a trial. Runs are found again by their tags, metrics carry the
+journal's times, so writing the same event twice changes nothing.
 """
 
 from __future__ import annotations
@@ -222,9 +222,7 @@ class Mirror:
             client.log_batch(run_id, metrics=written.metrics[start : start + MAX_METRICS])
         for start in range(0, max(len(written.params), len(written.tags)), MAX_PARAMS):
             end = start + MAX_PARAMS
-            client.log_batch(
-                run_id, params=written.params[start:end], tags=written.tags[start:end]
-            )
+            client.log_batch(run_id, params=written.params[start:end], tags=written.tags[start:end])
         if written.status:
             client.set_terminated(run_id, written.status, written.ended)
 
@@ -387,7 +385,9 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
         found = list(_all_runs(client, experiment.experiment_id)) if experiment else []
     except MlflowException as error:
         raise TrackingError(f"MLflow does not answer at '{uri}': {_first_line(error)}") from error
-    ours = {run.data.tags[f"{PREFIX}trial"]: run for run in found if f"{PREFIX}trial" in run.data.tags}
+    ours = {
+        run.data.tags[f"{PREFIX}trial"]: run for run in found if f"{PREFIX}trial" in run.data.tags
+    }
     parent = ours.pop("", None)
     if parent is None:
         raise TrackingError(

@@ -1,7 +1,7 @@
 """Search on Ray Tune: Searcher, TrialScheduler and Trainable as thin adapters.
 
-Tune places trials on CPUs and GPUs and keeps warm actors; it decides nothing and records nothing that
-counts. Its own experiment state is never restored: a study resumes from the journal.
+Tune places trials on CPUs and GPUs and keeps warm actors; it decides nothing and records nothing
+that counts. Its own experiment state is never restored: a study resumes from the journal.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# Read by Ray when it is imported: no usage reports, no csv/json/tensorboard files for each trial, no
-# copies of Tune's own state.
+# Read by Ray when it is imported: no usage reports, no csv/json/tensorboard files for each trial,
+# no copies of Tune's own state.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
@@ -60,14 +61,13 @@ class SearchAlgorithm(Searcher):
         """Nothing: Tune pickles its parts to restore them, and nothing is ever restored from it."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
         if self._search.num_running >= self._slots:
             return None
         assignment = self._search.propose()
         if assignment is None:
-            finished: str = Searcher.FINISHED
-            return finished if self._search.exhausted else None
+            return Searcher.FINISHED if self._search.exhausted else None
         self._keys[trial_id] = assignment.key
         return {"job": json.dumps(dataclasses.asdict(self._make_job(assignment)))}
 
@@ -113,7 +113,7 @@ class Scheduler(FIFOScheduler):
     """Tune asks here whether a trial goes on; `Search` answers."""
 
     def __init__(self, algorithm: SearchAlgorithm) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._algorithm = algorithm
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -139,8 +139,11 @@ class Training(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch."""
-        report = self._worker.step()
+        """Train one epoch; an error of the worker itself fails the trial and keeps the process."""
+        try:
+            report = self._worker.step()
+        except Exception as error:
+            report = {"epochs": [], "failed": f"{type(error).__name__}: {error}"}
         done = "final" in report or "failed" in report
         return {REPORT: json.dumps(report), "done": done}
 
@@ -193,7 +196,7 @@ def count_slots(resources: Resources) -> int:
     Raises:
         ResourceError: not even one fits, which Ray would wait for without an end.
     """
-    there = ray.cluster_resources()
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     asked = {"CPU": resources.cpus, "GPU": resources.gpus}
     fits = [there.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
     slots = int(min(fits) + 1e-9)
@@ -216,6 +219,7 @@ def run(
     worker: type[Worker] = TrainingWorker,
 ) -> None:
     """Run a search to its end on the connected Ray, `slots` trials at a time."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
     algorithm = SearchAlgorithm(search, make_job, slots)
     trainable = type("Training", (Training,), {"worker_type": worker})
     asked = {"cpu": resources.cpus, "gpu": resources.gpus}
@@ -241,4 +245,3 @@ def run(
             ),
         )
         tuner.fit()
-

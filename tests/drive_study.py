@@ -2,8 +2,8 @@
 
     python -P tests/drive_study.py FILE RUNS [--resume] [--kill-after KIND NUMBER]
 
-The last line printed is JSON: what Optuna holds at the end. With `--kill-after` the process sends itself
-SIGKILL as soon as the journal holds NUMBER events of that KIND, written by this process.
+The last line printed is JSON: what Optuna holds at the end. With `--kill-after` the process sends
+itself SIGKILL as soon as the journal holds NUMBER events of that KIND, written by this process.
 """
 
 from __future__ import annotations

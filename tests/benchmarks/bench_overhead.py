@@ -1,11 +1,11 @@
 """What the search itself costs: trials whose training does nothing, against the plain stack.
 
-Ours is the whole path: journal, admission, TPE with one told value a configuration, Ray Tune with warm
-actors, MLflow, in one driver. Plain is Ray Tune with `OptunaSearch`, `MLflowLoggerCallback` and warm
-actors too, on the same space, objectives, number of epochs and SQLite store. Each arm runs in a process
-of its own, in turns, in this one run; time is from the first proposal to the end, Ray's own start left
-out on both sides. Memory is the growth of the driver's resident size a trial between a small and a
-large study of the same arm.
+Ours is the whole path: journal, admission, TPE with one told value a configuration, Ray Tune with
+warm actors, MLflow, in one driver. Plain is Ray Tune with `OptunaSearch`, `MLflowLoggerCallback`
+and warm actors too, on the same space, objectives, number of epochs and SQLite store. Each arm runs
+in a process of its own, in turns, in this one run; time is from the first proposal to the end,
+Ray's own start left out on both sides. Memory is the growth of the driver's resident size a trial
+between a small and a large study of the same arm.
 
 Run with `python -P tests/benchmarks/bench_overhead.py`; the last line is JSON.
 """

@@ -1,0 +1,240 @@
+"""The whole path on real Ray and MLflow: a small study on `synthetic`, resumed, confirmed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator import confirm, study, tracking, tune
+from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.journal import Journal, read_events
+from sftsearch.orchestrator.study import StudyResult, read_record, run_study
+
+STUDY = """
+study: {{name: small, description: A test.}}
+dataset: {{kind: synthetic}}
+search: {{sampler: {{kind: exhaustive}}, trials: {trials}, seeds: 2}}
+training: {{epochs: 3, batch_size: 64, learning_rate: 3e-3}}
+resources: {{cpus: 1, concurrent_trials: {concurrent}}}
+space:
+  - kind: sft
+    num_heads: 2
+    stride: {{kind: choice, values: [1, 2]}}
+    dim: {{kind: choice, values: {dims}}}
+    fused_layers: 1
+"""
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Any:
+    """One Ray for this file's studies: starting it takes seconds."""
+    with tune.connected(None):
+        yield
+
+
+def write(
+    folder: Path, *, trials: int = 8, dims: str = "[8, 16]", concurrent: str = "auto"
+) -> Path:
+    file = folder / "small.yaml"
+    file.write_text(STUDY.format(trials=trials, dims=dims, concurrent=concurrent))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    folder = tmp_path_factory.mktemp("study")
+    return run_study(write(folder), runs=folder / "runs")
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_front_comes_out_of_real_trials(finished: StudyResult) -> None:
+    assert finished.complete
+    assert finished.tracking_problem == ""
+    assert [trial.status for trial in finished.record.trials] == ["finished"] * 8
+    assert {path.name for path in finished.report} == {
+        "report.html", "report.csv", "report.json", "report.md", "report.png",
+    }  # fmt: skip
+    for trial in finished.record.trials:
+        assert trial.values["top1"] == pytest.approx(
+            sum(correct for correct, _ in trial.groups.values())
+            / sum(count for _, count in trial.groups.values()),
+            rel=1e-12,
+        )
+        assert trial.values["peak_memory_mb"] > 50
+        assert trial.values["latency_ms"] > 0
+        assert trial.test_values is None
+
+
+def test_mlflow_alone_holds_the_same_record(finished: StudyResult) -> None:
+    runs = finished.folder.parent
+    assert tracking.read_study(finished.tracking_uri, "small", runs) == finished.record
+    client = tracking.open_client(finished.tracking_uri, runs)
+    experiment = client.get_experiment_by_name("small")
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == 9
+    parent = next(run for run in found if run.data.tags["sftsearch.trial"] == "")
+    children = [run for run in found if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    for run in children:
+        assert len(client.get_metric_history(run.info.run_id, "epoch/top1")) == 3
+        assert run.data.params["dim"] in ("8", "16")
+        assert {"fingerprint", "torch", "device", "threads", "version"} <= {
+            tag.removeprefix("sftsearch.") for tag in run.data.tags
+        }
+        assert not any("test" in name for name in run.data.metrics)
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+    assert "report/report.html" in artifacts
+
+
+def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: StudyResult) -> None:
+    trial = finished.record.trials[0]
+    epochs = [
+        event.body["metrics"]["top1"]
+        for event in read_events(finished.folder)
+        if event.kind == "epoch" and event.body["trial"] == trial.key
+    ]
+    assert len(epochs) == 3
+    assert trial.values["top1"] == pytest.approx(sum(epochs) / 3, rel=1e-12)
+
+
+def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: StudyResult) -> None:
+    for trial in finished.record.trials:
+        folder = study.trial_folder(finished.folder, trial.key)
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "trial.log",
+            "weights.safetensors",
+        ]
+    shown = call("show", finished.record.trials[0].key, "--runs", finished.folder.parent)
+    assert shown.exit_code == 0
+    assert "finished after" in shown.output
+
+
+def test_what_exists_is_not_run_over(finished: StudyResult, tmp_path: Path) -> None:
+    runs = finished.folder.parent
+    before = len(list(read_events(finished.folder)))
+    again = call("run", write(tmp_path), "--runs", runs)
+    assert again.exit_code == 1
+    assert "8 of 8 trials done. Add --resume" in again.output
+    other = call("run", write(tmp_path, dims="[8, 24]"), "--runs", runs, "--resume")
+    assert other.exit_code == 1
+    assert "exists with another definition (it differs in `space`)" in other.output
+    with Journal(finished.folder):
+        second = call("run", write(tmp_path), "--runs", runs, "--resume")
+    assert second.exit_code == 1
+    assert f"is being run by another process (pid {os.getpid()})" in second.output
+    assert len(list(read_events(finished.folder))) == before
+
+
+def test_a_larger_budget_extends_and_an_equal_one_changes_nothing(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first = run_study(write(tmp_path, trials=2), runs=runs, formats=())
+    second = run_study(write(tmp_path, trials=4), runs=runs, resume=True, formats=())
+    assert len(second.record.trials) == 4
+    assert second.record.trials[:2] == first.record.trials
+    third = run_study(write(tmp_path, trials=4), runs=runs, resume=True, formats=())
+    assert third.record == second.record
+    assert tracking.read_study(third.tracking_uri, "small", runs) == third.record
+
+
+def test_equal_trials_have_equal_values_in_other_processes(
+    finished: StudyResult, tmp_path: Path
+) -> None:
+    alone = run_study(write(tmp_path, trials=2, concurrent="1"), runs=tmp_path, formats=())
+    theirs = {trial.key: trial for trial in finished.record.trials}
+    measured = {"latency_ms", "peak_memory_mb", "seconds"}
+    for trial in alone.record.trials:
+        same = theirs[trial.key]
+        assert trial.groups == same.groups
+        for name in trial.values.keys() - measured:
+            assert trial.values[name] == same.values[name], name
+
+
+def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
+    runs = finished.folder.parent
+    before = call("pareto", "small", "--runs", runs, "--json")
+    assert "test" not in json.loads(before.output)["configurations"][0].get("values", {})
+    confirmed = confirm.confirm_study(finished.folder)
+    assert confirmed.confirmed
+    on_front = [trial for trial in confirmed.trials if trial.test_values]
+    assert 0 < len(on_front) <= len(confirmed.trials)
+    assert {trial.seed for trial in on_front} == {0, 1}
+    looks = [event for event in read_events(finished.folder) if event.kind == "confirmed"]
+    again = call("confirm", "small", "--runs", runs, "--json")
+    assert again.exit_code == 0, again.output
+    assert [event for event in read_events(finished.folder) if event.kind == "confirmed"] == looks
+    assert tracking.read_study(finished.tracking_uri, "small", runs) == read_record(finished.folder)
+    for trial in on_front:
+        assert trial.test_values is not None
+        assert trial.test_groups is not None
+        correct = sum(right for right, _ in trial.test_groups.values())
+        count = sum(number for _, number in trial.test_groups.values())
+        assert trial.test_values["top1"] == pytest.approx(correct / count, rel=1e-12)
+    more = call("run", write(finished.folder, trials=80), "--runs", runs, "--resume")
+    assert more.exit_code == 1
+    assert "was confirmed" in more.output
+
+
+def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
+    run_study(write(tmp_path, trials=2), runs=tmp_path, formats=())
+    with Journal(tmp_path / "small") as journal:
+        journal.append("opened", trials=4, slots=1, token="")
+    with pytest.raises(study.StudyError, match="is not finished"):
+        confirm.confirm_study(tmp_path / "small")
+
+
+class BreakingWorker:
+    """Fails in every way a trial can, one after another."""
+
+    def start(self, job: Any) -> None:
+        self.job = job
+
+    def step(self) -> dict[str, Any]:
+        fate = (self.job.parameters["dim"], self.job.seed)
+        if fate == (8, 0):
+            os._exit(1)  # as the kernel does to a process that takes too much memory
+        if fate == (8, 1):
+            raise RuntimeError("a bug in the worker itself")
+        if fate == (16, 0):
+            return {"epochs": [{"epoch": 1, "top1": float("nan")}]}
+        values = {"top1": 0.5, **self.job.cost}
+        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+
+
+def test_whatever_a_trial_does_the_study_goes_on(tmp_path: Path) -> None:
+    result = run_study(
+        write(tmp_path, concurrent="1"), runs=tmp_path, worker=BreakingWorker, formats=()
+    )
+    assert result.complete
+    by_fate: dict[tuple[int, int], set[str]] = {}
+    for trial in result.record.trials:
+        fate = (trial.configuration["dim"], trial.seed)
+        by_fate.setdefault(fate, set()).add(trial.reason or trial.status)
+    died = "the worker process died (out of memory, killed, or lost with its node)"
+    assert by_fate == {
+        (8, 0): {died},
+        (8, 1): {"RuntimeError: a bug in the worker itself"},
+        (16, 0): {"`top1` is not finite in epoch 1"},
+        (16, 1): {"finished"},
+    }
+    assert tracking.read_study(result.tracking_uri, "small", tmp_path) == result.record
+
+
+def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(file.read_text().replace("cpus: 1,", "cpus: 1000,"))
+    with pytest.raises(UserError, match="A trial asks for 1000 CPUs and 0 GPUs, but Ray has"):
+        run_study(file, runs=tmp_path)
+    file.write_text(file.read_text().replace("cpus: 1000,", "cpus: 1, gpus: 0.5,"))
+    with pytest.raises(UserError, match=r"1 CPUs and 0\.5 GPUs, but Ray has"):
+        run_study(file, runs=tmp_path, resume=True)
