@@ -1,8 +1,8 @@
 """Admission: price a proposal before it runs; refuse what breaks a limit or repeats.
 
-A space of up to `MAX_TABLE` points is priced whole when the study opens, so that draws come from the
-admitted points alone and the study knows when none is left. A larger or continuous space is priced
-point by point.
+A space of up to `MAX_TABLE` points is priced whole when the study opens, so that draws come from
+the admitted points alone and the study knows when none is left. A larger or continuous space is
+priced point by point.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.orchestrator.binding import Configuration, bind
 from sftsearch.search_spaces.load import Mistake, StudyFileError
-from sftsearch.search_spaces.space import Point, Space
+from sftsearch.search_spaces.space import Point, Space, count, values
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import Source
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_TABLE = 50_000
 MAX_DRAWS = 2_000
 """Tries of a uniform draw from a space too large to price whole, before it counts as used up."""
+MAX_TRIES = 200
+"""Points with one value that are tried, in such a space, before the value counts as impossible."""
+MAX_CHECKED = 1_000
+"""Values of an axis beyond which, in such a space, it is not checked value by value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Admission:
         if self.num_points <= MAX_TABLE:
             self.table = self._price_all(on_progress)
         else:
-            self._check_sample()
+            self._check_values()
 
     def price(self, point: Point) -> Candidate:
         """Price a point.
@@ -157,10 +161,10 @@ class Admission:
             try:
                 candidate = self.price(point)
             except ConfigError as error:
-                checker.impossible(point, str(error))
+                checker.impossible(point, self.space.axes[point.branch], str(error))
                 self._count("impossible")
                 continue
-            checker.possible(point)
+            checker.possible(point, self.space.axes[point.branch])
             if self._over_limit(candidate):
                 self._count("over limit")
             elif candidate.id in table:
@@ -180,24 +184,41 @@ class Admission:
         )
         return self._source.mistake(("constraints",), message)
 
-    def _check_sample(self) -> None:
+    def _check_values(self) -> None:
+        """Find a buildable point for each branch, and for each value of its short axes."""
         checker = _ValueChecker(self._source, self.space)
         random_ = random.Random(0)
-        for _ in range(500):
-            point = self.space.draw(random_)
+        for branch, axes in enumerate(self.space.axes):
+            if not self._try_values(checker, branch, {}, random_):
+                continue
+            for name, axis in axes.items():
+                for value in values(axis) if count(axis) <= MAX_CHECKED else []:
+                    self._try_values(checker, branch, {name: value}, random_)
+        checker.raise_mistakes()
+
+    def _try_values(
+        self, checker: _ValueChecker, branch: int, fixed: dict[str, Any], random_: random.Random
+    ) -> bool:
+        message, point = "", Point(branch, {})
+        for _ in range(MAX_TRIES):
+            drawn = self.space.draw_in(branch, random_)
+            point = Point(branch, {**drawn.values, **fixed})
             try:
                 self.price(point)
-                checker.possible(point)
             except ConfigError as error:
-                checker.impossible(point, str(error))
-        checker.raise_mistakes()
+                message = str(error)
+                continue
+            checker.possible(point, fixed)
+            return True
+        checker.impossible(point, fixed, message)
+        return False
 
     def _count(self, reason: str) -> None:
         self.num_refused[reason] = self.num_refused.get(reason, 0) + 1
 
 
 class _ValueChecker:
-    """Finds the values that are possible nowhere: mistakes of the study file, not points to refuse."""
+    """Finds the values that are possible nowhere: mistakes of the study file, not refusals."""
 
     def __init__(self, source: Source, space: Space) -> None:
         self._source = source
@@ -205,11 +226,13 @@ class _ValueChecker:
         self._possible: set[tuple[int, str, str]] = set()
         self._seen: dict[tuple[int, str, str], str] = {}
 
-    def possible(self, point: Point) -> None:
-        self._possible.update(self._marks(point))
+    def possible(self, point: Point, names: Collection[str]) -> None:
+        """Note that a point can be built, with its values of the parameters `names`."""
+        self._possible.update(_marks(point, names))
 
-    def impossible(self, point: Point, message: str) -> None:
-        for mark in self._marks(point):
+    def impossible(self, point: Point, names: Collection[str], message: str) -> None:
+        """Note that a point cannot be built, perhaps because of its values of `names`."""
+        for mark in _marks(point, names):
             self._seen.setdefault(mark, message)
 
     def raise_mistakes(self) -> None:
@@ -239,7 +262,7 @@ class _ValueChecker:
         position = ("values", listed.index(value)) if value in listed else ()
         return ("space", branch, name, *position)
 
-    def _marks(self, point: Point) -> list[tuple[int, str, str]]:
-        axes = self._space.axes[point.branch]
-        marks = [(point.branch, name, repr(point.values[name])) for name in axes]
-        return [(point.branch, "", ""), *marks]
+
+def _marks(point: Point, names: Collection[str]) -> list[tuple[int, str, str]]:
+    marks = [(point.branch, name, repr(point.values[name])) for name in names]
+    return [(point.branch, "", ""), *marks]

@@ -1,8 +1,8 @@
 """Names of a study file <-> fields of the model and training configurations.
 
 `load` knows the form of a study file; what only the catalogues know (data sets, models, their
-parameters and types) is checked and resolved here. A parameter of a branch is a field of the model's
-configuration or of `TrainConfig`; no name is in both.
+parameters and types) is checked and resolved here. A parameter of a branch is a field of the
+model's configuration or of `TrainConfig`; no name is in both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftsearch.datasets import catalog as datasets
 from sftsearch.search_spaces.load import Mistake, Source, StudyFileError, unknown
-from sftsearch.search_spaces.schema import is_distribution
+from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution
 from sftsearch.trainables import catalog as models
-from sftsearch.trainables.config import TrainConfig
+from sftsearch.trainables.config import ConfigError, TrainConfig
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -54,23 +54,22 @@ def check_names(source: Source) -> None:
     """Check what only the catalogues know, and raise it in one list with the mistakes of form.
 
     Raises:
-        StudyFileError: mistakes of form; unknown models, data sets, metrics or parameters; values
-            of a wrong type; all of them at once.
+        StudyFileError: mistakes of form; unknown models, data sets, metrics, modalities or
+            parameters; values of a wrong type; all of them at once.
     """
     data = source.data
     found = list(source.mistakes)
     dataset = _get(data, "dataset", "kind")
-    if isinstance(dataset, str) and dataset not in datasets.DATASETS:
+    spec = datasets.describe(dataset) if dataset in _names_of(datasets.DATASETS) else None
+    if isinstance(dataset, str) and spec is None:
         message = unknown(dataset, datasets.DATASETS, what="data set")
         found.append(source.mistake(("dataset", "kind"), message))
-    found += _objective_mistakes(source)
-    training = data.get("training")
-    for name, value in training.items() if isinstance(training, dict) else ():
-        found += _parameter_mistakes(source, ("training", name), value, fields_of(TrainConfig))
+    found += _objective_mistakes(source, spec)
+    found += _training_mistakes(source)
     space = data.get("space")
     for i, branch in enumerate(space if isinstance(space, list) else []):
         if isinstance(branch, dict) and isinstance(branch.get("kind"), str):
-            found += _branch_mistakes(source, i, branch)
+            found += _branch_mistakes(source, i, branch, spec)
     if found:
         raise StudyFileError(source.name, found)
 
@@ -84,49 +83,101 @@ def _get(data: Any, *keys: str | int) -> Any:
     return data
 
 
-def _branch_mistakes(source: Source, i: int, branch: dict[str, Any]) -> list[Mistake]:
+def _names_of(table: Mapping[str, Any]) -> list[str]:
+    """Return the names as a list, which may be asked for what cannot be a key."""
+    return list(table)
+
+
+def _training_mistakes(source: Source) -> list[Mistake]:
+    training = source.data.get(TRAINING)
+    found = []
+    for name, value in training.items() if isinstance(training, dict) else ():
+        place = (TRAINING, name)
+        if is_distribution(value):
+            message = "`training` holds for all trials: put what is searched into `space`."
+            found.append(source.mistake(place, message))
+        else:
+            found += _parameter_mistakes(source, place, value, fields_of(TRAINING))
+    if not found and isinstance(training, dict):
+        try:
+            TrainConfig(**training)
+        except ConfigError as error:
+            named = [name for name in re.findall(r"`(\w+)", str(error)) if name in training]
+            found.append(source.mistake((TRAINING, *named[:1]), str(error)))
+    return found
+
+
+def _branch_mistakes(
+    source: Source, i: int, branch: dict[str, Any], spec: DatasetSpec | None
+) -> list[Mistake]:
     kind = branch["kind"]
     if kind not in models.MODELS:
         return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, what="model"))]
     found = []
     for name, value in branch.items():
-        if name != "kind":
-            found += _parameter_mistakes(source, ("space", i, name), value, parameters_of(kind))
+        if name == "kind":
+            continue
+        place = ("space", i, name)
+        mistakes = _parameter_mistakes(source, place, value, parameters_of(kind))
+        if spec is not None and not mistakes:
+            mistakes = _modality_mistakes(source, place, value, spec)
+        found += mistakes
     return found
 
 
-def _objective_mistakes(source: Source) -> list[Mistake]:
-    if source.checked is None:
-        return []
+def _modality_mistakes(
+    source: Source, place: tuple[str | int, ...], value: Any, spec: DatasetSpec
+) -> list[Mistake]:
+    """Check the names in `modalities` (lists) and in what is set by modality (mappings)."""
     found = []
-    objectives = source.checked.objectives
-    goals = [objective.goal for objective in objectives]
-    if set(goals) != {"maximize", "minimize"} or goals[0] != "maximize":
+    for where, one in _values_to_check(place, value):
+        names = one if place[-1] == "modalities" or isinstance(one, dict) else None
+        for name in names or ():
+            if name not in spec.modalities:
+                message = unknown(str(name), spec.modalities, what=f"modality of '{spec.name}'")
+                found.append(source.mistake(where, message))
+    return found
+
+
+def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+    """Check metrics and goals, also of a file with mistakes of form elsewhere."""
+    objectives = source.data.get("objectives")
+    if not isinstance(objectives, list):
+        return []
+    found: list[Mistake] = []
+    metrics = [_get(objective, "metric") for objective in objectives]
+    goals = [_get(objective, "goal") for objective in objectives]
+    for i, (metric, goal) in enumerate(zip(metrics, goals, strict=True)):
+        if isinstance(metric, str) and isinstance(goal, str):
+            twice = metric in metrics[:i]
+            found += _metric_mistakes(source, i, metric, goal, spec, twice=twice)
+    if not found and (goals[:1] != ["maximize"] or "minimize" not in goals):
         message = (
             "The first objective must be an accuracy to maximize and another a cost to minimize, "
-            f"but got ({', '.join(goals)})."
+            f"but got ({', '.join(map(str, goals))})."
         )
         found.append(source.mistake(("objectives",), message))
-    metrics = [objective.metric for objective in objectives]
-    for i, (metric, goal) in enumerate(zip(metrics, goals, strict=True)):
-        place = ("objectives", i, "metric")
-        if metric not in GOALS:
-            found.append(source.mistake(place, unknown(metric, GOALS, what="metric")))
-        elif goal != GOALS[metric]:
-            message = f"`{metric}` can only be {GOALS[metric]}d."
-            found.append(source.mistake(("objectives", i, "goal"), message))
-        if metric in metrics[:i]:
-            found.append(source.mistake(place, f"`{metric}` stands twice."))
-        if metric == "top5" and _num_classes(source.checked.dataset.kind) <= MAX_FOR_TOP5:
-            found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
+    return found
+
+
+def _metric_mistakes(
+    source: Source, i: int, metric: str, goal: str, spec: DatasetSpec | None, *, twice: bool
+) -> list[Mistake]:
+    place = ("objectives", i, "metric")
+    if metric not in GOALS:
+        return [source.mistake(place, unknown(metric, GOALS, what="metric"))]
+    found = []
+    if goal in ("maximize", "minimize") and goal != GOALS[metric]:
+        message = f"`{metric}` can only be {GOALS[metric]}d."
+        found.append(source.mistake(("objectives", i, "goal"), message))
+    if twice:
+        found.append(source.mistake(place, f"`{metric}` stands twice."))
+    if metric == "top5" and spec is not None and spec.num_classes <= MAX_FOR_TOP5:
+        found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
     return found
 
 
 MAX_FOR_TOP5 = 5
-
-
-def _num_classes(dataset: str) -> float:
-    return len(datasets.describe(dataset).classes) if dataset in datasets.DATASETS else math.inf
 
 
 def _parameter_mistakes(
@@ -151,28 +202,42 @@ def _values_to_check(
         return [(place, value)]
     if value["kind"] == "choice" and isinstance(value.get("values"), list):
         return [((*place, "values", i), one) for i, one in enumerate(value["values"])]
-    return [((*place, end), value[end]) for end in ("low", "high") if end in value]
+    ends = [((*place, end), value[end]) for end in ("low", "high") if end in value]
+    if value["kind"] != "float":
+        return ends
+    return [(where, float(end) if _is_whole(end) else end) for where, end in ends]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
 
 
 # ------------------------------------------------------- fields and their types
 
+TRAINING = "training"
+
 
 @functools.cache
-def fields_of(config: type) -> dict[str, TypeAdapter[Any]]:
-    """Return the fields of a configuration dataclass, each with a strict check of its type."""
-    names = {"Mapping": Mapping, "Literal": Literal}
-    hints = typing.get_type_hints(config, localns=names)
+def fields_of(name: str) -> dict[str, TypeAdapter[Any]]:
+    """Return the fields of a model's configuration, or of `TRAINING`'s, each with its strict check.
+
+    They are in alphabetical order.
+    """
+    config = _config_of(name)
+    hints = typing.get_type_hints(config, localns={"Mapping": Mapping, "Literal": Literal})
     strict = ConfigDict(strict=True, arbitrary_types_allowed=False)
-    return {
-        field.name: TypeAdapter(hints[field.name], config=strict)
-        for field in dataclasses.fields(config)
-    }
+    names = sorted(field.name for field in dataclasses.fields(config))
+    return {field: TypeAdapter(hints[field], config=strict) for field in names}
+
+
+def _config_of(name: str) -> type[Any]:
+    return TrainConfig if name == TRAINING else models.MODELS[name].config
 
 
 @functools.cache
 def parameters_of(model: str) -> dict[str, TypeAdapter[Any]]:
     """Return every parameter a branch of this model may have, training included."""
-    return fields_of(models.MODELS[model].config) | fields_of(TrainConfig)
+    return fields_of(model) | fields_of(TRAINING)
 
 
 def _checked(adapter: TypeAdapter[Any], value: Any) -> Any:
@@ -211,34 +276,38 @@ def bind(
     Raises:
         ConfigError: the values cannot be put together (heads that do not divide the width, ...).
     """
-    config_type = models.MODELS[model].config
-    own = fields_of(config_type)
-    shared = {**training, **{k: v for k, v in values.items() if k not in own}}
-    parameters = {name: _frozen(value) for name, value in values.items() if name in own}
-    model_config = config_type(**parameters)
+    own = fields_of(model)
+    shared = {**training, **{name: v for name, v in values.items() if name not in own}}
+    model_config = models.MODELS[model].config(
+        **{name: _exact(own, name, value) for name, value in values.items() if name in own}
+    )
     chosen = model_config.chosen(spec)
     if chosen != model_config.modalities:
         model_config = dataclasses.replace(model_config, modalities=chosen)
-    train_config = TrainConfig(**{name: _frozen(value) for name, value in shared.items()})
+    fields = fields_of(TRAINING)
+    train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)
 
 
+def _exact(fields: Mapping[str, TypeAdapter[Any]], name: str, value: Any) -> Any:
+    """Return a value as its field's type: 0 and 0.0 are one dropout, and one configuration."""
+    try:
+        return _checked(fields[name], value)
+    except ValueError as error:
+        raise ConfigError(f"`{name}`: {error}") from error
+
+
 def _identity(model: str, model_config: Any, train_config: TrainConfig, fingerprint: str) -> str:
     content = [
         model,
-        [[name, getattr(model_config, name)] for name in _names(type(model_config))],
-        [[name, getattr(train_config, name)] for name in _names(TrainConfig)],
+        [[name, getattr(model_config, name)] for name in fields_of(model)],
+        [[name, getattr(train_config, name)] for name in fields_of(TRAINING)],
         fingerprint,
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _names(config: type) -> tuple[str, ...]:
-    return tuple(sorted(field.name for field in dataclasses.fields(config)))
 
 
 def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:
@@ -261,7 +330,7 @@ def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:
 def describe_models(*, training: bool = False) -> list[dict[str, Any]]:
     """Return the models with their parameters, types and defaults; or the training's alone."""
     if training:
-        return [{"model": "training", "paper": "", "parameters": _describe_fields(TrainConfig)}]
+        return [{"model": TRAINING, "paper": "", "parameters": _describe_fields(TrainConfig)}]
     return [
         {"model": name, "paper": system.paper, "parameters": _describe_fields(system.config)}
         for name, system in sorted(models.MODELS.items())

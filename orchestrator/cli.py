@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+
+class _StudyFileMistakes(click.ClickException):
+    """The study file is wrong, as a wrong command is."""
+
+    exit_code = 2
+
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -35,9 +42,9 @@ def _user_errors(command: F) -> F:
         except UserError as error:
             from sftsearch.search_spaces.load import StudyFileError
 
-            shown = click.ClickException(str(error))
-            shown.exit_code = 2 if isinstance(error, StudyFileError) else 1
-            raise shown from error
+            in_file = isinstance(error, StudyFileError)
+            kind = _StudyFileMistakes if in_file else click.ClickException
+            raise kind(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
@@ -69,7 +76,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="sftsearch")
 def main() -> None:
-    """Find the Pareto front of accuracy against compute for multimodal fusion models.
+    r"""Find the Pareto front of accuracy against compute for multimodal fusion models.
 
     \b
     A first walk:
@@ -85,7 +92,7 @@ def main() -> None:
 @main.command()
 @click.argument("file")
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun, or extend it.")
-@click.option("--address", metavar="ADDRESS", help="A Ray cluster, `auto` for the one started here.")
+@click.option("--address", metavar="ADDRESS", help="A Ray cluster; `auto`: the one started here.")
 @runs_option
 @uri_option
 @json_option
@@ -100,8 +107,9 @@ def run(
 ) -> None:
     """Search the study FILE and report its front.
 
-    FILE is a YAML file, or the name of a shipped study. Trials are recorded in the study's journal and
-    in MLflow; whatever interrupts the search, the same command with --resume goes on where it stopped.
+    FILE is a YAML file, or the name of a shipped study. Trials are recorded in the study's journal
+    and in MLflow; whatever interrupts the search, the same command with --resume goes on where it
+    stopped.
     """
     from rich.console import Console
 
@@ -122,7 +130,8 @@ def run(
     else:
         _print_result(result, runs)
     if not result.complete:
-        click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume", err=True)
+        where = "" if runs == Path("runs") else f" --runs {runs}"
+        click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume{where}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
         raise click.ClickException("No trial finished: see the reasons above, or `sftsearch show`.")
@@ -172,14 +181,15 @@ def _print_result(result: Any, runs: Path) -> None:
         where = "" if runs == Path("runs") else f" --runs {runs}"
         page = next((path for path in result.report if path.suffix == ".html"), result.report[0])
         console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
-        console.print(
-            f"Next:   sftsearch ui{where}                 browse every trial\n"
-            f"        sftsearch pareto {result.name}{where}   write the report anew, with other axes\n"
-            f"        sftsearch confirm {result.name}{where}  evaluate the front on the test split, "
-            "once",
-            highlight=False,
-            soft_wrap=True,
-        )
+        next_steps = {
+            "ui": "browse every trial",
+            f"pareto {result.name}": "write the report anew, with other axes",
+            f"confirm {result.name}": "evaluate the front on the test split, once",
+        }
+        width = max(len(step) for step in next_steps)
+        for label, (step, what) in zip(("Next:", "", ""), next_steps.items(), strict=True):
+            call = f"sftsearch {step}{where}{' ' * (width - len(step))}"
+            console.print(f"{label:<7} {call}  {what}", highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -187,7 +197,11 @@ def _print_result(result: Any, runs: Path) -> None:
 @json_option
 @_user_errors
 def check(file: str, as_json: bool) -> None:
-    """Read the study FILE and say all its mistakes, each with its line."""
+    """Read the study FILE and say all its mistakes, each with its line.
+
+    FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
+    code is 2 where there is a mistake.
+    """
     from sftsearch.orchestrator.study import check_study
 
     source, _, admission = check_study(file)
@@ -216,14 +230,15 @@ def check(file: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("file")
-@click.option("--top", default=20, type=click.IntRange(min=0), show_default=True, help="Rows shown.")
+@click.option("--top", default=20, type=click.IntRange(min=1), show_default=True, help="Rows.")
 @click.option("--no-time", is_flag=True, help="Skip the measurement behind the estimated time.")
 @json_option
 @_user_errors
 def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
-    """Show what the configurations of the study FILE cost, before any training.
+    """Price the configurations of the study FILE, untrained.
 
-    Costs are exact closed forms; the time is estimated from some training steps measured here and now.
+    Costs are exact closed forms; the time is estimated from some training steps measured here and
+    now. The rows shown go evenly from the cheapest configuration to the dearest; --json has all.
     """
     from rich.console import Console
 
@@ -278,7 +293,10 @@ def pareto(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    """Write the front of STUDY, read from MLflow alone, as a page and as files."""
+    """Write the front of STUDY as a page and as files.
+
+    It is read from MLflow alone, so it also works where the runs folder is not, by --tracking-uri.
+    """
     from rich.console import Console
 
     from sftsearch.orchestrator import report, tracking
@@ -287,7 +305,8 @@ def pareto(
     uri = tracking_uri or tracking.default_uri(runs)
     record = tracking.read_study(uri, study, runs)
     cost, accuracy = axes_of(record)
-    axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy, "max_gflops": max_gflops, "top": top}
+    axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy}
+    axes |= {"max_gflops": max_gflops, "top": top}
     beside = runs / study
     folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
     front = report.summarise(record, **axes)
@@ -309,7 +328,7 @@ def pareto(
 @json_option
 @_user_errors
 def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
-    """Evaluate the front of STUDY on the test split, once, and report it.
+    """Evaluate the front of STUDY on the test split, once.
 
     The look is recorded; a second call shows what the first one saw. Afterwards the study takes no
     further trials.
@@ -357,25 +376,48 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
 @_user_errors
 def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
-    from sftsearch.orchestrator.study import list_studies, read_record
+    from sftsearch.orchestrator.study import list_studies
 
-    rows = []
-    for folder in list_studies(runs):
-        record = read_record(folder)
-        rows.append(
-            {
-                "study": record.name,
-                "dataset": record.dataset,
-                **_counts(record),
-                "confirmed": record.confirmed,
-            }
-        )
+    rows = [_study_row(folder) for folder in list_studies(runs)]
     if as_json:
         _echo_json(rows)
     elif not rows:
         click.echo(f"No studies in '{runs}'. Begin with: sftsearch run stride")
     else:
         _print_rows(rows, ("study", "dataset", "finished", "failed", "running", "confirmed"))
+        for row in rows:
+            if row["problem"]:
+                click.echo(f"{row['study']}: {row['problem']}", err=True)
+
+
+def _study_row(folder: Path) -> dict[str, Any]:
+    """Return a study's line of the list; one that cannot be read does not hide the others."""
+    from sftsearch.datasets.errors import UserError
+    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.study import read_record
+
+    problem = ""
+    try:
+        record = read_record(folder)
+    except UserError as error:
+        problem = str(error)
+        record = StudyRecord(
+            name=folder.name,
+            description="",
+            dataset="?",
+            num_seeds=0,
+            objectives=(),
+            facts={},
+            refused={},
+            trials=(),
+        )
+    return {
+        "study": record.name,
+        "dataset": record.dataset,
+        **_counts(record),
+        "confirmed": record.confirmed,
+        "problem": problem,
+    }
 
 
 def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
@@ -404,7 +446,10 @@ def _cell(value: Any) -> str:
 @json_option
 @_user_errors
 def status(study: str, runs: Path, as_json: bool) -> None:
-    """Show how far STUDY is: trials, failures with their reasons, refusals."""
+    """Show how far STUDY is, and what failed.
+
+    Trials by state, failed ones with their reasons, refused proposals, and what MLflow lacks.
+    """
     from sftsearch.orchestrator.study import find_study, read_record, read_state
 
     folder = find_study(study, runs)
@@ -431,7 +476,10 @@ def status(study: str, runs: Path, as_json: bool) -> None:
 @json_option
 @_user_errors
 def show(trial: str, runs: Path, as_json: bool) -> None:
-    """Show a TRIAL (its key, or the beginning of it) with its values and its log."""
+    """Show one TRIAL with its values and its log.
+
+    TRIAL is a trial's key, or the beginning of it; reports and `sftsearch status` name them.
+    """
     import dataclasses
 
     from sftsearch.orchestrator.study import find_trial
@@ -440,7 +488,8 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
     if as_json:
         _echo_json(dataclasses.asdict(record) | {"folder": str(folder), "log": log})
         return
-    click.echo(f"trial {record.key}: {record.status}{': ' + record.reason if record.reason else ''}")
+    why = f": {record.reason}" if record.reason else ""
+    click.echo(f"trial {record.key}: {record.status}{why}")
     click.echo(f"{record.model} {json.dumps(record.configuration)} seed {record.seed}")
     for name, value in record.values.items():
         click.echo(f"  {name:<18} {value:.6g}")
@@ -528,7 +577,10 @@ def data_info(name: str, as_json: bool) -> None:
 @json_option
 @_user_errors
 def models(as_json: bool) -> None:
-    """List the fusion models and the parameters a study file may give them."""
+    """List the fusion models and their parameters.
+
+    Each parameter with its type and default; a study file gives one a value, or a range to search.
+    """
     from sftsearch.orchestrator.binding import describe_models
 
     rows = describe_models()
@@ -537,17 +589,25 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['model']}  ({row['paper']})")
-        for parameter in row["parameters"]:
-            click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {parameter['default']}")
+        _echo_parameters(row["parameters"])
     click.echo("every model also takes the parameters of training:")
-    for parameter in describe_models(training=True)[0]["parameters"]:
-        click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {parameter['default']}")
+    _echo_parameters(describe_models(training=True)[0]["parameters"])
+
+
+def _echo_parameters(parameters: list[dict[str, Any]]) -> None:
+    for parameter in parameters:
+        default = "all of the data set" if parameter["default"] is None else parameter["default"]
+        click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {default}")
 
 
 @main.command()
 @_user_errors
 def schema() -> None:
-    """Print the JSON Schema of study files, for editors that check YAML while you type."""
+    """Print the JSON Schema of study files.
+
+    Editors use it to check YAML while you type: save it, and name it in a study file's first line,
+    `# yaml-language-server: $schema=study.schema.json`.
+    """
     from sftsearch.search_spaces.schema import StudyFile
 
     _echo_json(StudyFile.model_json_schema())

@@ -1,7 +1,7 @@
 """The one record of a study: an append-only table of events in SQLite, owned by the driver.
 
-Everything else (Optuna's study, MLflow's runs, reports) is rebuilt or completed from it. An event is
-durable against the death of the process once `append` returns (WAL, one transaction an event).
+Everything else (Optuna's study, MLflow's runs, reports) is rebuilt or completed from it. An event
+is durable against the death of the process once `append` returns (WAL, one transaction an event).
 
 The events of a study, by kind:
 
@@ -24,6 +24,7 @@ The events of a study, by kind:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -71,7 +72,8 @@ class Journal:
         """Open the journal in `folder`, making both if they are missing.
 
         Raises:
-            JournalError: another driver has the study, or the file is damaged or of another version.
+            JournalError: another driver has the study, the folder cannot be written, or the file is
+            damaged or of another version.
         """
         self.folder = folder
         self._clock = clock
@@ -85,15 +87,10 @@ class Journal:
                 f"Cannot write the study's folder '{folder}': {error.strerror}."
             ) from error
         try:
-            self._connection = _connect(folder / FILE_NAME)
-            row = self._connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+            self._connection, self.last_id = _open_to_write(folder / FILE_NAME)
         except JournalError:
             self._lock.close()
             raise
-        except sqlite3.DatabaseError as error:
-            self._lock.close()
-            raise _damaged(folder / FILE_NAME, error) from error
-        self.last_id: int = row[0]
 
     def append(self, kind: str, **body: Any) -> Event:
         """Write one event durably and return it."""
@@ -107,8 +104,8 @@ class Journal:
                 )
             except sqlite3.OperationalError as error:
                 raise JournalError(
-                    f"Cannot write the journal in '{self.folder}': {error}. The study stops here and "
-                    "loses nothing: mend the disk and resume."
+                    f"Cannot write the journal in '{self.folder}': {error}. The study stops here "
+                    "and loses nothing: mend the disk and resume."
                 ) from error
             self.last_id = event.id
         for listener in self._listeners:
@@ -136,7 +133,7 @@ class Journal:
 
 
 def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
-    """Yield events of a study's journal without taking it from its driver.
+    """Yield events of a study's journal without taking it from its driver, and without writing.
 
     Raises:
         JournalError: there is no journal, or it is damaged or of another version.
@@ -144,48 +141,93 @@ def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> 
     path = folder / FILE_NAME
     if not path.is_file():
         raise JournalError(f"There is no study in '{folder}' (no {FILE_NAME}).")
+    previous = after
     try:
-        connection = _connect(path)
-        try:
+        with contextlib.closing(_open_to_read(path)) as connection:
+            if _is_new(connection):
+                return
+            _check_version(connection, path)
             rows = connection.execute(
                 "SELECT id, time, kind, body FROM events WHERE id > ? AND id <= ? ORDER BY id",
                 (after, through if through is not None else 2**62),
             )
             for id_, moment, kind, body in rows:
+                if id_ != previous + 1:
+                    raise _damaged(path, f"event {previous + 1} is missing")
+                previous = id_
                 yield Event(id_, moment, kind, json.loads(body))
-        finally:
-            connection.close()
     except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
         raise _damaged(path, error) from error
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0 and path.stat().st_size == 0:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("BEGIN")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, time REAL NOT NULL, "
-            "kind TEXT NOT NULL, body TEXT NOT NULL)"
+def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:
+    """Return a connection that writes, with the number of the last event; make what is missing."""
+    try:
+        connection = sqlite3.connect(
+            path, timeout=30, isolation_level=None, check_same_thread=False
         )
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-    elif version != SCHEMA_VERSION:
+    except sqlite3.OperationalError as error:
+        raise JournalError(f"Cannot open the journal '{path}': {error}.") from error
+    try:
+        if _is_new(connection):
+            _create(connection)
+        _check_version(connection, path)
+        # The process may die at any moment and nothing is lost; after a power cut the last events
+        # may be.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        row = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+    except JournalError:
         connection.close()
+        raise
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damaged(path, error) from error
+    return connection, row[0]
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Make the table and its version at once: killed half-way, there is neither."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(
+        "CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, "
+        "body TEXT NOT NULL)"
+    )
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """Return a connection that cannot write, also where the folder is another user's."""
+    options = "mode=ro"
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    if not in_use and not os.access(path.parent, os.W_OK):
+        options += "&immutable=1"  # SQLite could not make the files by which it locks
+    uri = f"{path.absolute().as_uri()}?{options}"
+    try:
+        return sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+    except sqlite3.OperationalError as error:
+        raise JournalError(f"Cannot open the journal '{path}': {error}.") from error
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Tell whether the file holds nothing yet: its driver is making it, or died doing so."""
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
         raise JournalError(
             f"The journal '{path}' has schema version {version}, but this sftsearch reads "
             f"{SCHEMA_VERSION}: use the version of sftsearch that wrote it."
         )
-    # The process may die at any moment and nothing is lost; after a power cut the last events may be.
-    connection.execute("PRAGMA synchronous=NORMAL")
-    return connection
 
 
-def _damaged(path: Path, error: Exception) -> JournalError:
+def _damaged(path: Path, problem: object) -> JournalError:
     return JournalError(
-        f"The journal '{path}' is damaged ({error}). Restore it from a backup, or delete the study's "
-        "folder to start anew."
+        f"The journal '{path}' is damaged ({problem}). Restore it from a backup, or delete the "
+        "study's folder to start anew."
     )
 
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sftsearch.orchestrator.admission import Admission, Candidate
 from sftsearch.orchestrator.samplers import derive_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.orchestrator.admission import Admission, Candidate
     from sftsearch.search_spaces.load import Source
 
 NUM_MEASURED = 5
-NUM_DRAWN = 1_000
+NUM_DRAWN = 5_000
+"""Points drawn from a space too large to price whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,17 @@ def list_prices(admission: Admission) -> list[Candidate]:
         found = list(admission.table.values())
     else:
         random_ = random.Random(derive_seed(0, 0))
-        drawn = (admission.draw(random_) for _ in range(NUM_DRAWN))
-        found = list({c.id: c for c in drawn if c is not None}.values())
+        drawn = (admission.decide(admission.space.draw(random_)) for _ in range(NUM_DRAWN))
+        found = list({c.id: c for c in drawn if isinstance(c, Candidate)}.values())
     return sorted(found, key=lambda candidate: (candidate.cost.gflops, candidate.id))
 
 
 def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
     """Measure training steps of configurations from cheap to dear, and extend them to the study."""
     listing = list_prices(admission)
+    slots = _slots(source)
+    if not listing:
+        return Estimate({}, slots, math.nan)
     order = sorted(listing, key=lambda candidate: candidate.cost.gmacs)
     picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
     chosen = [order[i] for i in sorted(set(picks.tolist()))]
@@ -63,7 +67,6 @@ def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Es
         config = candidate.configuration.train_config
         num_steps = math.ceil(spec.num_samples["train"] / config.batch_size) * config.epochs
         seconds[candidate.id] = num_steps * (a + b * candidate.cost.gmacs)
-    slots = _slots(source)
     mean = math.fsum(seconds.values()) / len(seconds)
     return Estimate(seconds, slots, source.study.search.trials * mean / slots)
 
@@ -112,12 +115,12 @@ def as_json(
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
         "slots": estimate.slots if estimate else None,
-        "study_seconds": estimate.study_seconds if estimate else None,
+        "study_seconds": estimate.study_seconds if estimate and listing else None,
         "configurations": [
             {
                 "configuration_id": candidate.id,
                 "model": candidate.configuration.model,
-                "parameters": candidate.configuration.parameters,
+                "configuration": candidate.configuration.parameters,
                 **asdict(candidate.cost),
                 "seconds": estimate.seconds_a_trial[candidate.id] if estimate else None,
             }
@@ -129,37 +132,58 @@ def as_json(
 def rich_table(
     listing: list[Candidate], admission: Admission, estimate: Estimate | None, top: int
 ) -> Table:
-    """Return `top` configurations, evenly from the cheapest to the dearest, for a terminal."""
+    """Return `top` configurations, evenly from the cheapest to the dearest, for a terminal.
+
+    What all configurations share is said by `in_words`, not in each row; ids are in the JSON.
+    """
     from rich.table import Table
 
-    table = Table(box=None, title_justify="left")
-    for name in ("configuration", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in ("GFLOPs", "GMACs", "parameters", "s a trial"):
+    varying, _ = _split_by_variation(listing)
+    table = Table(box=None)
+    for name in ("GFLOPs", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters that vary")
+    if estimate is not None:
+        table.add_column("s a trial", justify="right", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("what varies", overflow="fold")
     picks = np.linspace(0, len(listing) - 1, min(top, len(listing))).round().astype(int)
     for candidate in [listing[i] for i in picks]:
-        cost = candidate.cost
-        table.add_row(
-            candidate.id,
-            candidate.configuration.model,
-            f"{cost.gflops:.3g}",
-            f"{cost.gmacs:.3g}",
-            f"{cost.parameters:,}",
-            f"{estimate.seconds_a_trial[candidate.id]:,.1f}" if estimate else "-",
-            _in_brief(candidate, admission),
-        )
+        bound, cost = candidate.configuration, candidate.cost
+        seconds = [f"{estimate.seconds_a_trial[candidate.id]:,.1f}"] if estimate else []
+        shown = {name: bound.parameters[name] for name in varying if name in bound.parameters}
+        brief = _in_brief(shown, admission.spec)
+        table.add_row(f"{cost.gflops:.3g}", f"{cost.parameters:,}", *seconds, bound.model, brief)
     return table
 
 
-def _in_brief(candidate: Candidate, admission: Admission) -> str:
-    values = candidate.configuration.parameters
-    shown = (
-        f"{name}={'+'.join(values[name]) if isinstance(values[name], list) else values[name]}"
-        for name in admission.space.axes[candidate.point.branch]
-    )
-    return " ".join(shown).replace("[", "\\[")
+def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of the parameters that vary, and those that all configurations share."""
+    values: dict[str, dict[str, Any]] = {}
+    counts: dict[str, int] = {}
+    for candidate in listing:
+        for name, value in candidate.configuration.parameters.items():
+            values.setdefault(name, {})[repr(value)] = value
+            counts[name] = counts.get(name, 0) + 1
+    shared = {
+        name: next(iter(found.values()))
+        for name, found in values.items()
+        if len(found) == 1 and counts[name] == len(listing)
+    }
+    return [name for name, found in values.items() if len(found) > 1], shared
+
+
+def _in_brief(parameters: dict[str, Any], spec: DatasetSpec) -> str:
+    from rich.markup import escape
+
+    shown = []
+    for name, value in parameters.items():
+        text = str(value)
+        if isinstance(value, list):
+            text = "all" if value == list(spec.modalities) else f"[{', '.join(map(str, value))}]"
+        elif isinstance(value, float):
+            text = f"{value:.4g}"
+        shown.append(f"{name}={text}")
+    return escape(" ".join(shown))
 
 
 def in_words(
@@ -169,10 +193,14 @@ def in_words(
     if not listing:
         return "No configuration is admissible."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops
-    of = f"of {admission.num_points:,.0f} points" if math.isfinite(admission.num_points) else "drawn"
+    of = f"of {admission.num_points:,.0f} points"
+    if admission.table is None:
+        of = f"among {NUM_DRAWN:,} points drawn from the space"
     refused = "".join(f", {n:,} {reason}" for reason, n in admission.num_refused.items())
-    text = f"{len(listing):,} admissible configurations {of}{refused}; {low:.3g} to {high:.3g} GFLOPs"
-    text += f", {high / low:.3g} times." if low > 0 else "."
+    _, shared = _split_by_variation(listing)
+    text = f"In all: {_in_brief(shared, admission.spec)}.\n" if shared else ""
+    text += f"{len(listing):,} admissible configurations {of}{refused}; "
+    text += f"{low:.3g} to {high:.3g} GFLOPs" + (f", {high / low:.3g} times." if low > 0 else ".")
     if estimate is not None:
         minutes = estimate.study_seconds / 60
         text += (

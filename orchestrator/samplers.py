@@ -1,9 +1,9 @@
 """SAMPLERS: who proposes the next configuration, with Optuna behind it. The one place to add one.
 
-Optuna's study lives in memory and holds one trial for each *configuration* (the mean over its seeds) and
-one for each refused proposal; the journal is the record it is rebuilt from. Its random numbers derive
-from the sampler's seed and the proposal's number alone, so the same history gives the same proposal,
-also in a resumed study.
+Optuna's study lives in memory and holds one trial for each *configuration* (the mean over its
+seeds) and one for each refused proposal; the journal is the record it is rebuilt from. Its random
+numbers derive from the sampler's seed and the proposal's number alone, so the same history gives
+the same proposal, also in a resumed study.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import (
@@ -41,7 +41,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class OptunaStudy:
     """The points of a space as Optuna sees them: asked, forced, told, refused."""
 
-    def __init__(self, space: Space, directions: Sequence[str]) -> None:
+    def __init__(self, space: Space, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
         self.study = optuna.create_study(directions=list(directions))
         self._labels = [f"{i}:{model}" for i, model in enumerate(space.models)]
         self._space = space
@@ -155,7 +155,12 @@ Proposal = tuple[int, Point]
 
 
 def propose_tpe(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
-    """Draw the first admitted configurations uniformly, then ask Optuna's TPE."""
+    """Draw the first admitted configurations uniformly, then ask Optuna's TPE.
+
+    TPE itself would propose for ever; None once every admissible configuration is in the study.
+    """
+    if admission.left() == 0:
+        return None
     number = study.num_proposals
     if admission.num_taken < plan.startup_configurations:
         return propose_uniform(plan, study, admission)

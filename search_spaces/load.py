@@ -1,7 +1,8 @@
 """Read a study file: YAML with line marks, every mistake at once.
 
-A study file comes from outside and is hostile until checked: it is parsed into plain scalars, lists and
-mappings only (YAML 1.2 core types; no tags, no anchors, no duplicate keys, at most 256 KiB).
+A study file comes from outside and is hostile until checked: it is parsed into plain scalars, lists
+and mappings only (YAML 1.2 core types; no other tags, no anchors, no duplicate keys, one document,
+at most 256 KiB), and what it says is shown only in printable characters.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import typing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,8 +21,13 @@ from pydantic import BaseModel, ValidationError
 from sftsearch.datasets.errors import UserError, nearest
 from sftsearch.search_spaces import schema
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+MAX_SHOWN = 50
+"""Mistakes that are shown of a file; the rest are counted."""
 Place = tuple[str | int, ...]
 """Where a value stands in the file: keys and list positions from the top."""
 
@@ -36,7 +42,9 @@ class Mistake:
     message: str
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.key + ': ' if self.key else ''}{self.message}"
+        """Return one line of printable characters."""
+        text = f"line {self.line}: {self.key + ': ' if self.key else ''}{self.message}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class StudyFileError(UserError):
@@ -45,12 +53,15 @@ class StudyFileError(UserError):
     def __init__(self, source: str, mistakes: list[Mistake]) -> None:
         self.source = source
         self.mistakes = sorted(set(mistakes), key=lambda mistake: (mistake.line, mistake.key))
-        super().__init__("\n".join(f"{source}, {mistake}" for mistake in self.mistakes))
+        shown = [f"{source}, {mistake}" for mistake in self.mistakes[:MAX_SHOWN]]
+        if len(self.mistakes) > MAX_SHOWN:
+            shown.append(f"{source}: and {len(self.mistakes) - MAX_SHOWN} mistakes more.")
+        super().__init__("\n".join(shown))
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A study file as it was read: its values, the line of each, and what is wrong with its form."""
+    """A study file as it was read: its values, their lines, and what is wrong with its form."""
 
     name: str
     data: dict[str, Any]
@@ -83,7 +94,7 @@ def find_study_file(name: str) -> Path:
         UserError: neither exists.
     """
     path = Path(name)
-    if path.is_file():
+    if _is(path, Path.is_file):
         return path
     shipped = Path(str(resources.files("sftsearch.search_spaces")))
     known = sorted(file.stem for file in shipped.glob("*.yaml"))
@@ -97,9 +108,17 @@ def find_study_file(name: str) -> Path:
     hint = f" Did you mean '{near}'?" if near else ""
     raise UserError(
         f"There is no study file '{name}'.{hint} Shipped studies: {', '.join(known)}."
-        if not path.is_dir()
+        if not _is(path, Path.is_dir)
         else f"'{name}' is a folder; a study file is a YAML file."
     )
+
+
+def _is(path: Path, what: Callable[[Path], bool]) -> bool:
+    """Ask for the kind of a path; what cannot be a path (too long a name, ...) is of no kind."""
+    try:
+        return what(path)
+    except (OSError, ValueError):
+        return False
 
 
 def read_study(path: Path) -> Source:
@@ -140,8 +159,13 @@ def dotted(place: Place) -> str:
     """Write a place as in `space[0].stride.low`."""
     text = ""
     for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{shown(part)}"
     return text
+
+
+def shown(name: str) -> str:
+    """Return a name as it may stand in a message: cut where it is long."""
+    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def _line(lines: dict[Place, int], place: Place) -> int:
@@ -154,15 +178,37 @@ def _line(lines: dict[Place, int], place: Place) -> int:
 
 
 class _Yaml12(yaml.SafeLoader):
-    """YAML 1.2 scalars: `1e-3` is a number, `yes` and `12:30` are text, and there are no dates."""
+    """YAML 1.2 scalars: `1e-3` is a number, `yes` and `12:30` are text, and there are no dates.
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    What makes a small file unfold into a huge one is refused before anything unfolds.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.depth += 1
+        anchor = getattr(event, "anchor", None)
+        if anchor is not None:
+            message = f"Anchors and aliases (&, *) are not allowed, got '{shown(anchor)}'."
+            raise _RefusedError(problem=message, problem_mark=event.start_mark)
+        if self.depth > MAX_DEPTH:
+            message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
+            raise _RefusedError(problem=message, problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
+class _RefusedError(yaml.MarkedYAMLError):
+    """YAML that a study file may not have."""
+
+
+_Yaml12.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?[0-9][0-9_]*$", list("-+0123456789")),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
     (
         "float",
         r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$",
@@ -183,47 +229,33 @@ def _parse_yaml(content: bytes, name: str) -> tuple[Any, dict[Place, int], list[
         line = content[: error.start].count(b"\n") + 1
         message = f"The file is not UTF-8 text (byte 0x{content[error.start]:02x})."
         raise StudyFileError(name, [Mistake(line, "", message)]) from error
-    _refuse_aliases_and_depth(text, name)
     try:
         node = yaml.compose(text, Loader=_Yaml12)
     except yaml.MarkedYAMLError as error:
         raise StudyFileError(name, [_yaml_mistake(error)]) from error
-    except yaml.YAMLError as error:
-        raise StudyFileError(name, [Mistake(1, "", f"The file is not YAML: {error}")]) from error
+    except yaml.reader.ReaderError as error:
+        raise StudyFileError(name, [_character_mistake(text, error)]) from error
     lines: dict[Place, int] = {(): 1}
     mistakes: list[Mistake] = []
     data = None if node is None else _plain(node, (), lines, mistakes)
     return data, lines, mistakes
 
 
-_TOO_DEEP = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
-
-
-def _refuse_aliases_and_depth(text: str, name: str) -> None:
-    """Refuse what makes a small file unfold into a huge one, before anything unfolds."""
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Yaml12):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            message = _TOO_DEEP if depth > MAX_DEPTH else ""
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                message = f"Anchors and aliases (&, *) are not allowed, got '{event.anchor}'."
-            if message:
-                line = event.start_mark.line + 1
-                raise StudyFileError(name, [Mistake(line, "", message)])
-    except yaml.MarkedYAMLError as error:
-        raise StudyFileError(name, [_yaml_mistake(error)]) from error
-    except yaml.YAMLError as error:
-        first = str(error).strip().splitlines()[0]
-        raise StudyFileError(name, [Mistake(1, "", f"The file is not YAML: {first}.")]) from error
-    except RecursionError as error:
-        raise StudyFileError(name, [Mistake(1, "", _TOO_DEEP)]) from error
-
-
 def _yaml_mistake(error: yaml.MarkedYAMLError) -> Mistake:
     mark = error.problem_mark or error.context_mark
-    return Mistake(mark.line + 1 if mark else 1, "", f"The file is not YAML: {error.problem}.")
+    message = f"The file is not YAML: {error.problem}."
+    if isinstance(error, _RefusedError):
+        message = str(error.problem)
+    elif error.context == "expected a single document in the stream":
+        message = "The file holds more than one document: leave out this `---`."
+    return Mistake(mark.line + 1 if mark else 1, "", message)
+
+
+def _character_mistake(text: str, error: yaml.reader.ReaderError) -> Mistake:
+    """Say where a character stands that YAML does not allow, such as a control character."""
+    line = text[: error.position].count("\n") + 1
+    character = f"U+{ord(text[error.position]):04X}"
+    return Mistake(line, "", f"The file is not YAML: the character {character} is not allowed.")
 
 
 def _plain(node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mistake]) -> Any:
@@ -234,14 +266,12 @@ def _plain(node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mist
         return _plain_mapping(node, place, lines, mistakes)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
         return [_plain(item, (*place, i), lines, mistakes) for i, item in enumerate(node.value)]
+    message = f"The tag '{shown(node.tag)}' is not allowed: only plain values are."
     if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
         try:
             return _SCALARS[kind](node.value)
         except ValueError:
-            message = f"'{node.value[:40]}' cannot be read as {kind}."
-            mistakes.append(Mistake(lines[place], dotted(place), message))
-            return None
-    message = f"The tag '{node.tag}' is not allowed: only plain values, lists and mappings are."
+            message = f"{_short(node.value)} cannot be read as {kind}."
     mistakes.append(Mistake(lines[place], dotted(place), message))
     return None
 
@@ -266,12 +296,37 @@ def _plain_mapping(
     return mapping
 
 
+def _to_null(text: str) -> None:
+    if text not in ("", "~", "null", "Null", "NULL"):
+        raise ValueError(text)
+
+
+def _to_bool(text: str) -> bool:
+    if text not in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _to_int(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text, base)
+
+
+def _to_float(text: str) -> float:
+    return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
+
+
+def _to_text(text: str) -> str:
+    text.encode()  # half a surrogate pair, "\\ud800", is a UnicodeEncodeError, a ValueError
+    return text
+
+
 _SCALARS: dict[str, Any] = {
-    "null": lambda _: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": int,
-    "float": lambda text: float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower())),
-    "str": str,
+    "null": _to_null,
+    "bool": _to_bool,
+    "int": _to_int,
+    "float": _to_float,
+    "str": _to_text,
 }
 
 
@@ -314,7 +369,7 @@ def unknown(name: str, known: typing.Iterable[str], *, what: str) -> str:
     names = sorted(known)
     near = nearest(name, names)
     hint = f" Did you mean '{near}'?" if near else ""
-    return f"No {what} is called '{name}'.{hint} Known: {', '.join(names)}."
+    return f"No {what} is called '{shown(name)}'.{hint} Known: {', '.join(names)}."
 
 
 def _short(value: object) -> str:
@@ -326,13 +381,18 @@ def _place_in_file(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> P
     """Drop what pydantic puts into a location and the file does not have: tags of unions."""
     place: list[str | int] = []
     for i, part in enumerate(loc):
-        last = i == len(loc) - 1
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        if _has(data, part):
             data = data[part]
-        elif not (missing and last):
+        elif not (missing and i == len(loc) - 1):
             continue
         place.append(part)
     return tuple(place)
+
+
+def _has(data: Any, part: str | int) -> bool:
+    if isinstance(data, list):
+        return isinstance(part, int) and part < len(data)
+    return isinstance(data, dict) and part in data
 
 
 def _known_keys(root: type[BaseModel], place: Place) -> list[str]:
@@ -366,14 +426,16 @@ def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> lis
                 schema.DISTRIBUTION.validate_python(value)
             except ValidationError as error:
                 prefix = ("space", i, name)
-                known = {
-                    "choice": schema.Choice,
-                    "int": schema.IntRange,
-                    "float": schema.FloatRange,
-                }.get(str(value["kind"]))
-                keys = sorted(known.model_fields) if known else []
+                keys = _DISTRIBUTION_KEYS.get(str(value["kind"]), [])
                 found += [
                     _from_pydantic({**item, "known": keys}, value, lines, prefix)
                     for item in error.errors()
                 ]
     return found
+
+
+_DISTRIBUTION_KEYS = {
+    "choice": sorted(schema.Choice.model_fields),
+    "int": sorted(schema.IntRange.model_fields),
+    "float": sorted(schema.FloatRange.model_fields),
+}

@@ -6,6 +6,7 @@ catalogues know (models, data sets, their parameters) is checked by `orchestrato
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,9 @@ from pydantic import (
 Literals = bool | int | float | str | None | list[Any] | dict[str, Any]
 """What a parameter may be set to: a YAML scalar, a list or a mapping."""
 
+
+MAX_WHOLE = 2**53
+"""Whole numbers of a range are within this: floats hold them exactly."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -146,14 +150,23 @@ class Choice(Section):
     kind: Literal["choice"]
     values: list[Literals] = Field(min_length=1, max_length=10_000)
 
+    @field_validator("values")
+    @classmethod
+    def _different(cls, values: list[Literals]) -> list[Literals]:
+        texts = [json.dumps(value, sort_keys=True) for value in values]
+        if len(set(texts)) < len(texts):
+            twice = next(text for i, text in enumerate(texts) if text in texts[:i])
+            raise ValueError(f"`values` must be different, but {twice[:60]} stands twice.")
+        return values
+
 
 class IntRange(Section):
     """Whole numbers from `low` to `high`, both included."""
 
     kind: Literal["int"]
-    low: int
-    high: int
-    step: int = Field(default=1, ge=1)
+    low: int = Field(ge=-MAX_WHOLE, le=MAX_WHOLE)
+    high: int = Field(ge=-MAX_WHOLE, le=MAX_WHOLE)
+    step: int = Field(default=1, ge=1, le=MAX_WHOLE)
     log: bool = False
 
     @model_validator(mode="after")
@@ -174,6 +187,11 @@ class FloatRange(Section):
     @model_validator(mode="after")
     def _possible(self) -> FloatRange:
         check_range(self.low, self.high, log=self.log, stepped=self.step is not None)
+        if self.step is not None and (self.high - self.low) / self.step > MAX_WHOLE:
+            raise ValueError(
+                f"The range has too many steps (low={self.low}, high={self.high}, "
+                f"step={self.step}): take a longer step, or none."
+            )
         return self
 
 

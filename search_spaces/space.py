@@ -1,7 +1,7 @@
 """A search space as points: its size, all of them in order, one at random.
 
-A point is a branch (by position) and a value for each of the branch's parameters. Nothing here knows
-what a parameter means.
+A point is a branch (by position) and a value for each of the branch's parameters. Nothing here
+knows what a parameter means.
 """
 
 from __future__ import annotations
@@ -45,8 +45,15 @@ class Space:
             self.literals.append({k: v for k, v in parameters.items() if not isinstance(v, Axis)})
 
     def size(self) -> float:
-        """Return the number of points; infinite where a range is continuous."""
-        return sum(math.prod(count(axis) for axis in axes.values()) for axes in self.axes)
+        """Return the number of points; infinite where a range is continuous.
+
+        Whole below 2**53; beyond, a float near it.
+        """
+        size = sum(
+            math.prod((float(count(axis)) for axis in axes.values()), start=1.0)
+            for axes in self.axes
+        )
+        return int(size) if size < 2**53 else size
 
     def points(self) -> Iterator[Point]:
         """Yield every point of a finite space, branch by branch."""
@@ -56,7 +63,10 @@ class Space:
 
     def draw(self, random_: random.Random) -> Point:
         """Return a point: a branch with equal chances, then each parameter by its distribution."""
-        i = random_.randrange(len(self.axes))
+        return self.draw_in(random_.randrange(len(self.axes)), random_)
+
+    def draw_in(self, i: int, random_: random.Random) -> Point:
+        """Return a point of the i-th branch, each parameter drawn by its distribution."""
         drawn = {name: draw(axis, random_) for name, axis in self.axes[i].items()}
         return Point(i, {**self.literals[i], **drawn})
 
@@ -89,12 +99,12 @@ def values(axis: Axis) -> list[Any]:
 
 def on_grid(axis: FloatRange, i: int) -> float:
     """Return the i-th value of a stepped range in decimal arithmetic: 0.3, not 0.1 + 0.1 + 0.1."""
-    return float(Decimal(str(axis.low)) + i * Decimal(str(axis.step)))
+    return float(Decimal(str(axis.low)) + i * Decimal(str(axis.step or 0)))
 
 
 def draw(axis: Axis, random_: random.Random) -> Any:
     """Draw one value of an axis."""
-    if isinstance(axis, FloatRange) and axis.step is None:
+    if isinstance(axis, FloatRange) and (axis.step is None or axis.low == axis.high):
         if not axis.log:
             return random_.uniform(axis.low, axis.high)
         drawn = math.exp(random_.uniform(math.log(axis.low), math.log(axis.high)))
@@ -102,6 +112,9 @@ def draw(axis: Axis, random_: random.Random) -> Any:
     if isinstance(axis, IntRange) and axis.log:
         drawn = math.exp(random_.uniform(math.log(axis.low - 0.5), math.log(axis.high + 0.5)))
         return min(max(round(drawn), axis.low), axis.high)
+    i = random_.randrange(int(count(axis)))
     if isinstance(axis, IntRange):
-        return axis.low + axis.step * random_.randrange(int(count(axis)))
-    return random_.choice(values(axis))
+        return axis.low + axis.step * i
+    if isinstance(axis, FloatRange):
+        return on_grid(axis, i)
+    return axis.values[i]
