@@ -347,21 +347,30 @@ def _from_pydantic(
         return Mistake(line, key, "This key is missing.")
     if kind == "value_error":
         return Mistake(line, key, str(error["ctx"]["error"]))
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        known = re.findall(r"'([^']+)'", str(error["ctx"].get("expected_tags", "")))
-        got = error["ctx"].get("tag")
-        if got is None:
-            known_text = f" Known: {', '.join(known)}." if known else ""
-            return Mistake(line, key, f"It needs a `kind`.{known_text}")
-        return Mistake(line, f"{key}.kind", unknown(str(got), known, what="kind"))
+    if kind == "union_tag_not_found":
+        kinds = [model.model_fields["kind"] for model in _models_at(schema.StudyFile, place)]
+        known = [typing.get_args(field.annotation)[0] for field in kinds]
+        return Mistake(line, key, f"It needs a `kind`. Known: {', '.join(known)}.")
+    if kind == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
+        return Mistake(line, f"{key}.kind", unknown(str(error["ctx"]["tag"]), known, what="kind"))
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
         return Mistake(line, key, unknown(str(error["input"]), known, what="value"))
     if kind == "string_pattern_mismatch":
         rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
         return Mistake(line, key, f"It must be {rule}, but got {_short(error['input'])}.")
-    message = error["msg"].replace("Input should be", "It should be")
+    message = _RULES.get(kind, error["msg"].replace("Input should be", "It should be"))
     return Mistake(line, key, f"{message}, but got {_short(error['input'])}.")
+
+
+_RULES = {
+    "model_type": "It must be a mapping of keys to values",
+    "dict_type": "It must be a mapping of keys to values",
+    "list_type": "It must be a list",
+    "too_short": "The list is too short",
+    "too_long": "The list is too long",
+}
 
 
 def unknown(name: str, known: typing.Iterable[str], *, what: str) -> str:
@@ -397,13 +406,17 @@ def _has(data: Any, part: str | int) -> bool:
 
 def _known_keys(root: type[BaseModel], place: Place) -> list[str]:
     """Return the keys that the section at `place` may have."""
+    return sorted({name for model in _models_at(root, place) for name in model.model_fields})
+
+
+def _models_at(root: type[BaseModel], place: Place) -> list[type[BaseModel]]:
     models = [root]
     for part in place:
         if isinstance(part, int):
             continue
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         models = [model for field in fields for model in _models_in(field.annotation)]
-    return sorted({name for model in models for name in model.model_fields})
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,382 @@
+"""Study files as they come from outside: a mistake is a line with its place; nothing crashes."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.search_spaces.load import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_SHOWN,
+    Source,
+    StudyFileError,
+    find_study_file,
+    parse_study,
+    read_study,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VALID = """\
+study:
+  name: small
+  description: three strides
+dataset: {kind: wearables}
+constraints:
+  - {metric: gflops, max: 1e-3}
+search:
+  sampler: {kind: random, seed: 3}
+  trials: 6
+  seeds: 2
+training:
+  learning_rate: 1e-3
+resources: {cpus: 1}
+space:
+  - kind: sft
+    patch: 8
+    dim: {kind: choice, values: [20, 40]}
+    dropout: {kind: float, low: 0.0, high: 0.3, step: 0.1}
+    fused_layers: {kind: int, low: 1, high: 3}
+"""
+
+
+def parse(text: str | bytes) -> Source:
+    return parse_study(text if isinstance(text, bytes) else text.encode(), name="s.yaml")
+
+
+def mistakes_of(text: str | bytes) -> list[str]:
+    """Return the lines of the message, without the file's name in front."""
+    try:
+        source = parse(text)
+        source.study  # noqa: B018
+    except StudyFileError as error:
+        lines = str(error).splitlines()
+        assert all(line.startswith("s.yaml") for line in lines)
+        return [line.removeprefix("s.yaml, ") for line in lines]
+    return []
+
+
+def changed(old: str, new: str) -> str:
+    assert VALID.count(old) == 1, old
+    return VALID.replace(old, new)
+
+
+def test_the_values_and_the_lines_of_a_valid_file() -> None:
+    source = parse(VALID)
+    assert source.mistakes == ()
+    assert source.data == yaml.safe_load(VALID.replace("1e-3", "0.001"))
+    assert source.study.search.trials == 6
+    assert source.study.constraints[0].max == 1e-3
+    assert source.lines[("search", "trials")] == 9
+    assert source.lines[("space", 0, "fused_layers", "high")] == 19
+    assert str(source.mistake(("space", 0, "dim", "values", 1), "no")) == (
+        "line 17: space[0].dim.values[1]: no"
+    )
+    assert str(source.mistake(("space", 0, "absent", "deep"), "no")).startswith("line 15: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: A study file is a mapping with `study`, `dataset`, `search`, `space`; "
+              "got nothing."),
+        (b"# only a comment\n", "line 1: A study file is a mapping with `study`, `dataset`, "
+                                "`search`, `space`; got nothing."),
+        (b"- 1\n", "line 1: A study file is a mapping with `study`, `dataset`, `search`, "
+                   "`space`; got a list."),
+        (b"\x89PNG\r\n\x1a\n\x00", "line 1: The file is not UTF-8 text (byte 0x89)."),
+        (b"study:\n  name: caf\xe9\n", "line 2: The file is not UTF-8 text (byte 0xe9)."),
+        (b"study:\n  name: a\x00b\n", "line 2: The file is not YAML: the character U+0000 is not "
+                                      "allowed."),
+        (b"study: [1, 2\n", "line 2: The file is not YAML: expected ',' or ']', but got "
+                            "'<stream end>'."),
+        (b"study: {name: x}\n dataset: 1\n", "line 2: The file is not YAML: expected <block end>, "
+                                             "but found '<block mapping start>'."),
+        (b"a: &x [1]\nb: *x\n", "line 1: Anchors and aliases (&, *) are not allowed, got 'x'."),
+        (b"study: *nowhere\n", "line 1: Anchors and aliases (&, *) are not allowed, got "
+                               "'nowhere'."),
+        (VALID.encode() + b"---\nstudy: 1\n", "line 20: The file holds more than one document: "
+                                              "leave out this `---`."),
+        (b"x: " + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "line 1: Lists and mappings are nested "
+                                                       "deeper than 32 levels."),
+        (b"x: " + b"{a: " * 10_000, "line 1: Lists and mappings are nested deeper than 32 levels."),
+        (b"#" * (MAX_BYTES + 1), "line 1: The file is larger than 256 KiB, the limit of a study "
+                                 "file."),
+    ],
+)  # fmt: skip
+def test_what_is_no_study_file_at_all_is_one_line(content: bytes, message: str) -> None:
+    assert mistakes_of(content) == [message]
+
+
+def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
+    rows = ["a: &a [ha, ha]"]
+    rows += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi")]  # noqa: B905
+    start = time.perf_counter()
+    assert mistakes_of("\n".join(rows)) == [
+        "line 1: Anchors and aliases (&, *) are not allowed, got 'a'."
+    ]
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  trials: 6\n", "  trials: 6\n  trials: 8\n",
+         "line 10: search.trials: The key stands twice, first in line 9."),
+        ("  trials: 6\n", "  trials: !!python/object/apply:os.system ['true']\n",
+         "line 9: search.trials: The tag 'tag:yaml.org,2002:python/object/apply:os.system' is not "
+         "allowed: only plain values are."),
+        ("  trials: 6\n", "  trials: !secret 6\n",
+         "line 9: search.trials: The tag '!secret' is not allowed: only plain values are."),
+        ("name: small", "name: !!binary c21hbGw=",
+         "line 2: study.name: The tag 'tag:yaml.org,2002:binary' is not allowed: only plain values "
+         "are."),
+        ("cpus: 1", "cpus: !!int one", "line 13: resources.cpus: 'one' cannot be read as int."),
+        ("cpus: 1", "cpus: !!bool perhaps",
+         "line 13: resources.cpus: 'perhaps' cannot be read as bool."),
+        ("three strides", '"\\ud800"',
+         "line 3: study.description: '\\ud800' cannot be read as str."),
+        ("cpus: 1", "? [cpus, gpus] : 1",
+         "line 13: resources: A key must be text, not a collection."),
+        ("  trials: 6\n", "  tirals: 6\n",
+         "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: ordered, "
+         "sampler, seeds, trials."),
+        ("seed: 3", "sed: 3", "line 8: search.sampler.sed: No key is called 'sed'. Did you mean "
+         "'seed'? Known: kind, seed, startup_configurations."),
+        ("kind: random", "kind: randm", "line 8: search.sampler.kind: No kind is called 'randm'. "
+         "Did you mean 'random'? Known: exhaustive, random, tpe."),
+        ("{kind: random, seed: 3}", "{seed: 3}",
+         "line 8: search.sampler: It needs a `kind`. Known: tpe, random, exhaustive."),
+        ("metric: gflops", "metric: glops", "line 6: constraints[0].metric: No value is called "
+         "'glops'. Did you mean 'gflops'? Known: gflops, gmacs, parameters."),
+        ("max: 1e-3", "max: .inf",
+         "line 6: constraints[0].max: It should be a finite number, but got inf."),
+        ("max: 1e-3", "max: .nan",
+         "line 6: constraints[0].max: It should be a finite number, but got nan."),
+        ("max: 1e-3", "max: 0",
+         "line 6: constraints[0].max: It should be greater than 0, but got 0."),
+        ("  trials: 6\n", "  trials: 7\n", "line 7: search: `trials` must be a multiple of `seeds`,"
+         " but got (trials=7, seeds=2); the nearest is 8."),
+        ("  trials: 6\n", "  trials: six\n",
+         "line 9: search.trials: It should be a valid integer, but got 'six'."),
+        ("  trials: 6\n", "  trials: true\n",
+         "line 9: search.trials: It should be a valid integer, but got True."),
+        ("  trials: 6\n", f"  trials: {'9' * 5000}\n",
+         f"line 9: search.trials: '{'9' * 56}... cannot be read as int."),
+        ("cpus: 1", "gpus: 1.5",
+         "line 13: resources.gpus: `gpus` above 1 must be a whole number, but got 1.5."),
+        ("cpus: 1", "concurrent_trials: many", "line 13: resources.concurrent_trials: It must be "
+         "`auto` or a whole number from 1 to 100000, but got 'many'."),
+        ("{kind: wearables}", "wearables", "line 4: dataset: It must be a mapping of keys to "
+         "values, but got 'wearables'."),
+        ("[20, 40]", "[]", "line 17: space[0].dim.values: The list is too short, but got []."),
+        ("[20, 40]", "[20, 40, 20]",
+         "line 17: space[0].dim.values: `values` must be different, but 20 stands twice."),
+        ("kind: choice", "kind: choise", "line 17: space[0].dim.kind: No kind is called 'choise'. "
+         "Did you mean 'choice'? Known: choice, float, int."),
+        ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, hihg: 3}",
+         "line 19: space[0].fused_layers.high: This key is missing."),
+        ("{kind: int, low: 1, high: 3}", "{kind: int, low: 3, high: 1}",
+         "line 19: space[0].fused_layers: `low <= high` must hold, but got (low=3, high=1)."),
+        ("{kind: int, low: 1, high: 3}", "{kind: int, low: 0, high: 3, log: true}",
+         "line 19: space[0].fused_layers: `log: true` needs `low > 0`, but got (low=0)."),
+        ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, high: 3, log: true, step: 2}",
+         "line 19: space[0].fused_layers: `log: true` and `step` exclude each other: leave one "
+         "out."),
+        ("{kind: int, low: 1, high: 3}", f"{{kind: int, low: 1, high: {10**400}}}",
+         "line 19: space[0].fused_layers.high: It should be less than or equal to "
+         "9007199254740992, but got 100000000000000000000000000000000000000000000000000000000...."),
+        ("high: 0.3, step: 0.1", "high: .inf",
+         "line 18: space[0].dropout.high: It should be a finite number, but got inf."),
+        ("low: 0.0, high: 0.3, step: 0.1", "low: -1e308, high: 1e308",
+         "line 18: space[0].dropout: The range is too wide for a number (low=-1e+308, "
+         "high=1e+308)."),
+        ("high: 0.3, step: 0.1", "high: 0.3, step: 1e-300", "line 18: space[0].dropout: The range "
+         "has too many steps (low=0.0, high=0.3, step=1e-300): take a longer step, or none."),
+    ],
+)  # fmt: skip
+def test_each_mistake_has_its_line_its_place_and_a_remedy(old: str, new: str, message: str) -> None:
+    assert message in mistakes_of(changed(old, new))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc", "a/b", "", "..", "a" * 65, "Upper", "-first", "a b", "a\\nb", "ü"]
+)
+def test_a_study_cannot_be_called_what_is_no_folder(name: str) -> None:
+    """The name becomes a folder below the runs folder: it must not lead anywhere else."""
+    (line,) = mistakes_of(changed("name: small", f'name: "{name}"'))
+    rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
+    assert line.startswith(f"line 2: study.name: It must be {rule}, but got '")
+
+
+def test_the_longest_name_is_64_characters() -> None:
+    assert mistakes_of(changed("name: small", f"name: {'a' * 64}")) == []
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
+    """Those of form, of names and of values are one list."""
+    text = (
+        VALID.replace("name: small", "name: Small")
+        .replace("kind: wearables", "kind: wearable")
+        .replace("trials: 6", "tirals: 6")
+        .replace("learning_rate", "learning_rat")
+        .replace("kind: sft", "kind: stf")
+        .replace("high: 0.3", "high: -0.3")
+    )
+    with pytest.raises(StudyFileError) as caught:
+        check_names(parse(text))
+    numbers = [int(re.findall(r"line (\d+)", line)[0]) for line in str(caught.value).splitlines()]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == {2, 4, 7, 9, 12, 15, 18}
+    assert "Did you mean 'wearables'?" in str(caught.value)
+    assert "Did you mean 'sft'?" in str(caught.value)
+    assert "Did you mean 'learning_rate'?" in str(caught.value)
+
+
+def test_a_flood_of_mistakes_is_cut() -> None:
+    lines = mistakes_of(VALID + "".join(f"k{i}: 1\n" for i in range(500)))
+    assert len(lines) == MAX_SHOWN + 1
+    assert lines[-1] == f"s.yaml: and {500 - MAX_SHOWN} mistakes more."
+
+
+def test_messages_hold_no_control_characters() -> None:
+    """A name out of a file must not colour the terminal, nor break the line."""
+    (line,) = mistakes_of(VALID + '"\\e[31m\\nred": 1\n')
+    assert "\\x1b[31m\\nred" in line
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1E+3", 1000.0), (".5", 0.5), ("5.", 5.0), ("-2", -2), ("0o17", 15),
+        ("0x1F", 31), ("010", 10), ("true", True), ("False", False), ("null", None), ("~", None),
+        ("", None), (".inf", float("inf")), ("-.INF", float("-inf")),
+        *((s, s) for s in ("yes", "no", "on", "off", "y", "12:30", "1:2:3", "2020-01-01",
+                           "2020-01-01 10:00:00", "1_000", "1e", "0b1", "=", "<<", "0.1.2",
+                           ".Nan", "TrUe")),
+        ("'1'", "1"), ('"true"', "true"), ("!!str 12", "12"),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    """YAML 1.2.2, section 10.3.2 (core schema)."""
+    read = parse(f"x: {text}\n").data["x"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read() -> None:
+    assert parse(b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode()).study.search.trials == 6
+
+
+def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = find_study_file("stride")
+    assert shipped == find_study_file("stride.yaml") == find_study_file("search_spaces/stride.yaml")
+    assert shipped.is_file()
+    (tmp_path / "stride.yaml").write_text(VALID)
+    assert read_study(find_study_file("stride.yaml")).study.study.name == "small"
+    for name, message in {
+        "strid": "There is no study file 'strid'. Did you mean 'stride'? Shipped studies: ",
+        "elsewhere/stride.yaml": "There is no study file 'elsewhere/stride.yaml'.",
+        str(tmp_path): f"'{tmp_path}' is a folder; a study file is a YAML file.",
+        "x" * 5000: "There is no study file 'xxx",
+        "a\0b": "There is no study file 'a\0b'",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            find_study_file(name)
+        assert str(caught.value).startswith(message)
+
+
+def test_a_study_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Cannot read the study file '.*gone': No such file"):
+        read_study(tmp_path / "gone")
+
+
+# ------------------------------------------------------------------ fuzzing
+
+
+def survives(content: bytes) -> None:
+    """Parse and check; any error but the user's is a defect, and so is an unprintable message."""
+    try:
+        check_names(parse(content))
+    except UserError as error:
+        for line in str(error).splitlines():
+            assert line.isprintable()
+
+
+@settings(max_examples=200, deadline=2000)
+@given(st.binary(max_size=2000))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    survives(content)
+
+
+WORDS = ["kind", "values", "low", "high", "step", "log", "choice", "int", "float", "sft", "tpe",
+         "stride", "modalities", "objectives", "metric", "goal", "top1", "gflops", "maximize",
+         "study", "dataset", "search", "space", "training", "wearables", "name", "trials",
+         "parameters", "model_config", "__class__", "resources", "constraints"]  # fmt: skip
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 2**63])
+PLAIN = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.sampled_from(WORDS) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=2000)
+@given(st.data())
+def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataObject) -> None:
+    tree = parse(VALID).data
+    holder = tree
+    while True:
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        key = data.draw(st.sampled_from(keys))
+        inner = holder[key]
+        if not isinstance(inner, dict | list) or data.draw(st.booleans()):
+            break
+        holder = inner
+    holder[key] = data.draw(PLAIN)
+    if isinstance(holder, dict) and data.draw(st.booleans()):
+        holder[data.draw(st.sampled_from(WORDS))] = data.draw(PLAIN)
+    survives(yaml.dump(tree, allow_unicode=True, sort_keys=False).encode(errors="replace"))
+
+
+MARKS = [b"&a ", b"*a", b"- ", b"!!set ", b"{", b"]", b"\n", b"? ", b": "]
+
+
+@settings(max_examples=200, deadline=2000)
+@given(st.data())
+def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
+    content = bytearray(VALID.encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content)))
+        put = data.draw(st.binary(max_size=3) | st.sampled_from(MARKS))
+        content[at : at + data.draw(st.integers(0, 6))] = put
+    survives(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"x: [" + b"1," * 120_000 + b"]", b"k: 1\n" * 50_000, b"? \n" * 80_000, b'"' + b"\\" * 250_000,
+     b"x: 1e" + b"9" * 250_000, b"x: a" + b"\n  a" * 60_000, b"a" * 250_000 + b": 1"],
+)  # fmt: skip
+def test_the_largest_files_are_read_within_seconds(content: bytes) -> None:
+    assert len(content) <= MAX_BYTES
+    start = time.perf_counter()
+    survives(content)
+    assert time.perf_counter() - start < 20
