@@ -249,10 +249,26 @@ def _checked(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
         return adapter.validate_python(_frozen(value))
     except ValidationError as error:
-        # A union reports every member; the last one stands for the widest form.
-        problem = error.errors()[-1]["msg"].replace("Input should be", "It should be")
+        # A union reports each of its members; null is what a parameter has that is left out.
+        problems = [one for one in error.errors() if one["type"] != "none_required"]
+        wanted = dict.fromkeys(_WANTED.get(one["type"]) or _rest(one["msg"]) for one in problems)
         got = json.dumps(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
-        raise ValueError(f"{problem}, but got {got}.") from error
+        raise ValueError(f"It must be {' or '.join(wanted)}, but got {got}.") from error
+
+
+def _rest(message: str) -> str:
+    return message.removeprefix("Input should be ")
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+}
 
 
 def _frozen(value: Any) -> Any:
