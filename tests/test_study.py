@@ -1,11 +1,10 @@
-"""The whole path on real Ray and MLflow: a small study on `synthetic`, resumed, confirmed, refused."""
+"""The whole path on real Ray and MLflow: a small study, resumed, extended, confirmed, refused."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +14,9 @@ from sftsearch.orchestrator import confirm, study, tracking, tune
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.journal import Journal, read_events
 from sftsearch.orchestrator.study import StudyResult, read_record, run_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STUDY = """
 study: {{name: small, description: A test.}}

@@ -1,0 +1,295 @@
+"""The mirror of a journal in MLflow: complete, once, and patient with a server that is away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.orchestrator import record, tracking
+from sftsearch.orchestrator.journal import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CREATED: dict[str, Any] = {
+    "name": "mirrored",
+    "description": "A test.",
+    "dataset": "synthetic",
+    "num_seeds": 1,
+    "objectives": [["top1", "maximize"], ["gflops", "minimize"]],
+    "facts": {"fingerprint": "f" * 64, "sftsearch": "0"},
+    "definition": {},
+    "definition_hash": "d" * 64,
+}
+COST = {"gflops": 0.5, "gmacs": 0.25, "parameters": 10}
+
+
+def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> None:
+    """Append what a search would of trials `first` to `last` - 1; every fifth fails."""
+    if journal.last_id == 0:
+        journal.append("created", **CREATED)
+    journal.append("opened", trials=last, slots=1, token="")
+    for i in range(first, last):
+        base = {"configuration_id": f"c{i:011d}", "model": "sft", "parameters": {"dim": i}}
+        trial = f"c{i:011d}-0"
+        journal.append("proposed", number=i, branch=0, values={"dim": i})
+        journal.append("admitted", number=i, seeds=[0], cost=COST, **base)
+        journal.append("started", trial=trial, epoch=0, seed=0, cost=COST, **base)
+        for epoch in range(1, epochs + 1):
+            metrics = {"epoch": epoch, "loss": 1 / epoch, "top1": i / 100 + epoch / 1000}
+            journal.append("epoch", trial=trial, epoch=epoch, metrics=metrics)
+        if i % 5 == 4:
+            journal.append("failed", trial=trial, reason="it broke")
+            continue
+        groups = {"s1": [i / 7, 10.0], "s2": [1.0, 5.0]}
+        values = {"top1": i / 100, **COST}
+        journal.append("finished", trial=trial, values=values, groups=groups, facts={"torch": "2"})
+        journal.append("told", number=i, state="complete", values=[i / 100, 0.5])
+    journal.append("refused", number=last, reason="over limit", detail="", excess=0.1)
+    journal.append("ended", reason="all trials ran", complete=True)
+
+
+def expected(journal: Journal) -> record.StudyRecord:
+    return record.from_events(journal.events())
+
+
+def snapshot(uri: str, runs: Path) -> list[Any]:
+    """Return everything MLflow holds of the study, run by run."""
+    client = tracking.open_client(uri, runs)
+    experiment = client.get_experiment_by_name("mirrored")
+    found = []
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        histories = {
+            name: [(m.step, m.value, m.timestamp) for m in history]
+            for name in sorted(run.data.metrics)
+            if (history := client.get_metric_history(run.info.run_id, name))
+        }
+        found.append((run.info.run_id, run.info.status, run.data.params, histories))
+    return sorted(found)
+
+
+def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 12)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+    assert tracking.list_studies(uri, tmp_path) == ["mirrored"]
+
+
+def test_writing_everything_again_changes_nothing(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 6)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        once = snapshot(uri, tmp_path)
+        events = [event for event in journal.events() if event.kind != "mirrored"]
+    # A journal that does not know it was mirrored: as after a kill between MLflow and the journal.
+    times = iter([event.time for event in events] + [0.0] * 9)
+    with Journal(tmp_path / "again", clock=lambda: next(times)) as journal:
+        for event in events:
+            journal.append(event.kind, **event.body)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    assert snapshot(uri, tmp_path) == once
+
+
+def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 3, 7)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        assert mirror.lag() <= 1  # that it was mirrored is itself not mirrored
+        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+    assert len(snapshot(uri, tmp_path)) == 8
+
+
+def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    client = tracking.open_client(uri, tmp_path)
+    client.create_experiment("mirrored")
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert not mirror.close(patience=0.5)
+        assert "'mirrored'" in mirror.problem
+        assert "belongs to another study" in mirror.problem
+    experiment = client.get_experiment_by_name("mirrored")
+    assert client.search_runs([experiment.experiment_id]) == []
+
+
+def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        client = tracking.open_client(uri, tmp_path)
+        deleted = snapshot(uri, tmp_path)[0][0]
+        if client.get_run(deleted).data.tags["sftsearch.trial"] == "":
+            deleted = snapshot(uri, tmp_path)[1][0]
+        client.delete_run(deleted)
+        journal.append("epoch", trial="c00000000000-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        journal.append("epoch", trial="c00000000001-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        journal.append("epoch", trial="c00000000002-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    assert len(snapshot(uri, tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("sqlite:////proc/nowhere/mlflow.db", "MLflow does not answer at"),
+        ("nonsense://x", "MLflow does not answer at"),
+        ("http://127.0.0.1:9", "MLflow does not answer at"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_clear_line(
+    tmp_path: Path, uri: str, said: str
+) -> None:
+    with pytest.raises(tracking.TrackingError, match=said) as caught:
+        tracking.read_study(uri, "mirrored", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(tracking.TrackingError, match="has no study 'nothing'"):
+        tracking.read_study(tracking.default_uri(tmp_path), "nothing", tmp_path)
+
+
+# ------------------------------------------------------------- a real server
+
+
+class Server:
+    """A real MLflow server on 127.0.0.1 that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.3)
+        raise AssertionError("the MLflow server did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.service
+@pytest.mark.timeout(300)
+def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
+    tmp_path: Path, server: Server
+) -> None:
+    server.start()
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 4)
+        mirror = tracking.Mirror(journal, server.uri, tmp_path, interval=0.2)
+        wait_until(lambda: mirror.lag() <= 1)
+        server.kill()
+        add_trials(journal, 4, 40)
+        wait_until(lambda: mirror.problem != "")
+        assert mirror.lag() > 100
+        server.start()
+        assert mirror.close(patience=60), mirror.problem
+        assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
+        report = tmp_path / "report.json"
+        report.write_text(json.dumps({"a": 1}))
+        mirror.log_artifacts([report])
+        client = tracking.open_client(server.uri, tmp_path)
+        assert [f.path for f in client.list_artifacts(mirror.parent_id, "report")] == [
+            "report/report.json"
+        ]
+    runs = snapshot(server.uri, tmp_path)
+    assert len(runs) == 41
+    for _, _, params, histories in runs:
+        if params:
+            assert [step for step, *_ in histories["epoch/loss"]] == [1, 2, 3]
+
+
+@pytest.mark.service
+@pytest.mark.timeout(180)
+def test_the_ui_serves_the_runs_folder_on_the_loopback_alone(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sftsearch = Path(sys.executable).with_name("sftsearch")
+    command = [str(sftsearch), "ui", "--runs", str(tmp_path), "--port", str(port)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        wait_until(lambda: answers(port), seconds=90)
+        listening = Path("/proc/net/tcp").read_text()
+        assert f"0100007F:{port:04X}" in listening
+        assert f"00000000:{port:04X}" not in listening
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+        assert not answers(port)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(condition: Any, *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
