@@ -147,7 +147,7 @@ class TrainingWorker:
 
         job, fit = self._assigned(), self._fit
         weights = Path(job.folder) / WEIGHTS
-        save_file({k: v.contiguous() for k, v in fit.model.state_dict().items()}, weights)
+        save_file({name: t.contiguous() for name, t in fit.weights().items()}, weights)
         values = fit.result() | job.cost
         values["latency_ms"] = _latency_ms(fit)
         values["peak_memory_mb"] = _peak_memory_mb(job.device)

@@ -217,6 +217,25 @@ def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -
     assert short.result()["top1"] == pytest.approx(np.mean(top1[:2]))
 
 
+def test_the_weights_that_count_give_the_value_also_after_a_resume(
+    store: Store, tmp_path: Path
+) -> None:
+    fit = start(store, value="best", epochs=5)
+    for _ in range(3):
+        fit.run_epoch()
+    fit.save(tmp_path / "checkpoint")
+    resumed = start(store, value="best", epochs=5)
+    resumed.load(tmp_path / "checkpoint")
+    for one in (run(fit), run(resumed)):
+        chosen = build_model("sft", store.spec, one.model.config, seed=9)
+        chosen.load_state_dict(one.weights())
+        again = evaluate(chosen, store, store.split("validation"))
+        assert again.metrics["top1"] == one.result()["top1"]
+    last = run(start(store, epochs=5))
+    assert all(last.weights()[n] is t or last.weights()[n].equal(t)
+               for n, t in last.model.state_dict().items())  # fmt: skip
+
+
 def test_without_an_epoch_there_is_no_value(store: Store) -> None:
     with pytest.raises(RuntimeError, match="No epoch"):
         start(store).result()

@@ -177,6 +177,9 @@ class Fit:
         self.config, self.seed, self.device = config, seed, device
         self.history: list[dict[str, float]] = []
         self._correct: list[list[int]] = []  # by epoch and group
+        self._best: dict[str, Tensor] = {}  # weights of the best epoch, where that one counts
+        if config.value == "best":
+            self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self._fingerprint = store.spec.fingerprint
         self._validation = store.split("validation")
         self._groups = _Groups(store, self._validation)
@@ -228,7 +231,14 @@ class Fit:
                 "seconds": time.perf_counter() - start,
             }
         )
+        if self._best and self._epochs_that_count() == [self.epoch - 1]:
+            for name, tensor in self.model.state_dict().items():
+                self._best[name].copy_(tensor)
         return self.history[-1]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that count: of the last epoch, or of the best as `value` says."""
+        return self._best or self.model.state_dict()
 
     def _train_epoch(self) -> float:
         """Return the mean loss of the epoch's samples."""
@@ -347,6 +357,7 @@ class Fit:
     def _tensors(self) -> dict[str, Tensor]:
         """Return weights and moments, by name, as they are (not copies)."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in self._best.items()}
         for name, parameter in self.model.named_parameters():
             moments: Mapping[str, Tensor] = self._optimizer.state[parameter]
             tensors |= {f"optimizer.{name}.{key}": moments[key] for key in _MOMENTS}
