@@ -199,18 +199,16 @@ class Admission:
     def _try_values(
         self, checker: _ValueChecker, branch: int, fixed: dict[str, Any], random_: random.Random
     ) -> bool:
-        message, point = "", Point(branch, {})
         for _ in range(MAX_TRIES):
             drawn = self.space.draw_in(branch, random_)
             point = Point(branch, {**drawn.values, **fixed})
             try:
                 self.price(point)
             except ConfigError as error:
-                message = str(error)
-                continue
-            checker.possible(point, fixed)
-            return True
-        checker.impossible(point, fixed, message)
+                checker.impossible(point, fixed, str(error))
+            else:
+                checker.possible(point, fixed)
+                return True
         return False
 
     def _count(self, reason: str) -> None:
@@ -233,7 +231,10 @@ class _ValueChecker:
     def impossible(self, point: Point, names: Collection[str], message: str) -> None:
         """Note that a point cannot be built, perhaps because of its values of `names`."""
         for mark in _marks(point, names):
-            self._seen.setdefault(mark, message)
+            name = f"`{mark[1]}`"  # a message that names the parameter is better than another
+            known = self._seen.get(mark, "")
+            if not known or (name in message and name not in known):
+                self._seen[mark] = message
 
     def raise_mistakes(self) -> None:
         """Raise StudyFileError with one line for each value (or whole branch) that never works."""

@@ -1,0 +1,259 @@
+"""What is admitted: prices one by one, limits, repeats, mistakes of values, uniform draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from scipy import stats
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator import admission as admissions
+from sftsearch.orchestrator.admission import Admission, Candidate, Refusal
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.space import Point
+from sftsearch.trainables.catalog import build_model
+from sftsearch.trainables.cost import count_gmacs
+
+if TYPE_CHECKING:
+    from sftsearch.search_spaces.load import Source
+
+WEARABLES = describe("wearables")
+SPACE = """\
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    dim: {kind: choice, values: [8, 16]}
+    stride: {kind: choice, values: [1, 4, 16]}
+    fused_layers: {kind: int, low: 1, high: 2}
+  - kind: late_fusion
+    patch: 8
+    num_heads: 2
+    num_layers: {kind: int, low: 1, high: 4}
+    dim: 8
+"""
+
+
+def source_of(space: str, constraints: str = "[]", training: str = "{}") -> Source:
+    text = (
+        "study: {name: small}\ndataset: {kind: wearables}\nsearch: {trials: 1}\n"
+        f"constraints: {constraints}\ntraining: {training}\n{space}"
+    )
+    source = parse_study(text.encode(), name="s.yaml")
+    check_names(source)
+    return source
+
+
+def admission_of(space: str = SPACE, constraints: str = "[]") -> Admission:
+    return Admission(source_of(space, constraints), WEARABLES)
+
+
+def table_of(admission: Admission) -> dict[str, Candidate]:
+    assert admission.table is not None
+    return admission.table
+
+
+def mistakes_of(space: str, constraints: str = "[]") -> list[str]:
+    with pytest.raises(StudyFileError) as caught:
+        admission_of(space, constraints)
+    return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
+
+
+def test_every_point_is_in_the_table_at_the_cost_of_its_model() -> None:
+    """Against the parameters and the counted operations of the model that would be built."""
+    admission = admission_of()
+    assert admission.num_points == len(table_of(admission)) == 2 * 3 * 2 + 4
+    assert admission.num_refused == {}
+    for candidate in table_of(admission).values():
+        bound = candidate.configuration
+        model = build_model(bound.model, WEARABLES, bound.model_config, seed=0)
+        assert candidate.cost.parameters == sum(p.numel() for p in model.parameters())
+        counted = count_gmacs(model, WEARABLES, bound.model_config)
+        assert candidate.cost.gmacs == pytest.approx(counted, rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["gflops", "gmacs", "parameters"])
+def test_a_limit_refuses_exactly_what_is_over_it(metric: str) -> None:
+    """Against the unlimited table, one by one; what costs as much as the limit is admitted."""
+    costs = {i: getattr(c.cost, metric) for i, c in table_of(admission_of()).items()}
+    limit = sorted(costs.values())[len(costs) // 2]
+    admission = admission_of(constraints=f"[{{metric: {metric}, max: {limit!r}}}]")
+    assert table_of(admission).keys() == {i for i, cost in costs.items() if cost <= limit}
+    assert admission.num_refused == {"over limit": sum(cost > limit for cost in costs.values())}
+    for point in admission.space.points():
+        decided = admission.decide(point)
+        if isinstance(decided, Refusal):
+            cost = getattr(admission.price(point).cost, metric)
+            assert decided.reason == "over limit"
+            assert decided.excess == pytest.approx(cost / limit - 1)
+            assert decided.detail == f"{metric} {cost:.6g} is over the limit of {limit:.6g}"
+        else:
+            assert decided.id in table_of(admission)
+
+
+def test_limits_that_refuse_all_are_a_mistake_of_the_file() -> None:
+    constraints = "[{metric: gflops, max: 1e-9}, {metric: parameters, max: 2}]"
+    assert mistakes_of(SPACE, constraints) == [
+        "line 4: constraints: All 16 configurations are refused by the constraints (gflops <= "
+        "1e-09, parameters <= 2): raise a limit or add smaller values; `sftsearch price` shows "
+        "the costs without limits."
+    ]
+
+
+def test_a_repeat_is_counted_once_and_refused_once_taken() -> None:
+    space = SPACE + "  - {kind: late_fusion, patch: 8, num_heads: 2, num_layers: 3, dim: 8}\n"
+    admission = admission_of(space)
+    assert admission.num_points == 17
+    assert len(table_of(admission)) == 16
+    assert admission.num_refused == {"repeat": 1}
+    point = list(admission.space.points())[-1]
+    decided = admission.decide(point)
+    assert isinstance(decided, Candidate)
+    admission.take(decided.id)
+    assert (admission.num_taken, admission.left()) == (1, 15)
+    again = admission.decide(point)
+    assert isinstance(again, Refusal)
+    assert (again.reason, again.excess) == ("repeat", 1.0)
+    assert decided.id in again.detail
+
+
+def test_points_that_cannot_be_built_are_refused_where_their_values_work_elsewhere() -> None:
+    """Dim 10 goes with 5 heads and not with 4, dim 8 the other way round: no value is wrong."""
+    space = """\
+space:
+  - kind: unimodal
+    modalities: [watch_acc]
+    patch: 8
+    fused_layers: 1
+    dim: {kind: choice, values: [8, 10]}
+    num_heads: {kind: choice, values: [4, 5]}
+"""
+    admission = admission_of(space)
+    assert len(table_of(admission)) == 2
+    assert admission.num_refused == {"impossible": 2}
+    refused = admission.decide(Point(0, {**next(admission.space.points()).values, "num_heads": 5}))
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.excess) == ("impossible", 1.0)
+    assert refused.detail == "`num_heads` must divide `dim`, but got (num_heads=5, dim=8)."
+
+
+LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_a_value_that_is_possible_nowhere_is_a_mistake_at_its_line(more: str) -> None:
+    space = """\
+space:
+  - kind: sft
+    patch: 8
+    fused_layers: 1
+    dim: {kind: choice, values: [8, 10]}
+    num_heads:
+      kind: choice
+      values:
+        - 4
+        - 3
+        - 5
+    stride: {kind: choice, values: [1, 16, 17]}
+"""
+    assert mistakes_of(space + more) == [
+        "line 15: space[0].num_heads.values[1]: `num_heads` must divide `dim`, but got "
+        "(num_heads=3, dim=8).",
+        "line 17: space[0].stride.values[2]: `stride` must not be longer than the tokens it pools, "
+        "but got (stride=17, tokens=16). Stride 16 already leaves one token.",
+    ]
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_a_branch_where_nothing_works_is_a_mistake_at_the_value_to_blame(more: str) -> None:
+    space = SPACE + (
+        "  - kind: concat\n    patch: 200\n    num_layers: {kind: int, low: 1, high: 2}\n" + more
+    )
+    assert mistakes_of(space) == [
+        "line 19: space[2].patch: `patch` must not be longer than a modality, but got (patch=200, "
+        "phone_acc has 128 samples). Take a smaller patch."
+    ]
+
+
+def test_a_continuous_space_with_impossible_points_is_no_mistake() -> None:
+    """Each learning rate is met once; one drawn beside an impossible width is not to blame."""
+    space = """\
+space:
+  - kind: sft
+    patch: 8
+    fused_layers: 1
+    dim: {kind: choice, values: [8, 10]}
+    num_heads: {kind: choice, values: [4, 5]}
+    stride: {kind: int, low: 1, high: 16}
+"""
+    admission = admission_of(space + LARGE)
+    assert (admission.table, admission.left()) == (None, None)
+    random_ = random.Random(0)
+    decided = [admission.decide(admission.space.draw(random_)) for _ in range(400)]
+    impossible = sum(isinstance(one, Refusal) and one.reason == "impossible" for one in decided)
+    assert stats.binomtest(impossible, 400, 0.5).pvalue > 0.001
+    assert admission.draw(random_) is not None
+
+
+def test_a_space_too_large_to_list_is_priced_point_by_point() -> None:
+    admission = admission_of(SPACE + LARGE, "[{metric: parameters, max: 8000}]")
+    assert admission.num_points > admissions.MAX_TABLE
+    assert admission.table is None
+    random_ = random.Random(0)
+    for _ in range(50):
+        drawn = admission.draw(random_)
+        assert drawn is not None
+        assert drawn.cost.parameters <= 8000
+        admission.take(drawn.id)
+    assert admission.num_taken == 50
+
+
+def test_a_large_space_with_nothing_to_admit_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admissions, "MAX_DRAWS", 50)
+    admission = admission_of(SPACE + LARGE, "[{metric: parameters, max: 2}]")
+    assert admission.draw(random.Random(0)) is None
+
+
+def test_draws_are_uniform_over_what_is_left_and_never_repeat() -> None:
+    """Chi-square over configurations, not over branches: each is as likely as any other."""
+    admission = admission_of(constraints="[{metric: parameters, max: 8000}]")
+    table = table_of(admission)
+    taken = list(table)[::4]
+    for identity in taken:
+        admission.take(identity)
+    random_ = random.Random(5)
+    counts = Counter(c.id for _ in range(4000) if (c := admission.draw(random_)) is not None)
+    assert counts.keys() == table.keys() - set(taken)
+    assert stats.chisquare(list(counts.values())).pvalue > 0.001
+    seen = []
+    while (candidate := admission.draw(random_)) is not None:
+        seen.append(candidate.id)
+        admission.take(candidate.id)
+    assert sorted(seen) == sorted(counts)
+    assert admission.left() == 0
+
+
+def test_the_cheapest_comes_first_until_none_is_left() -> None:
+    admission = admission_of()
+    order = []
+    while (candidate := admission.cheapest()) is not None:
+        order.append((candidate.cost.gflops, candidate.id))
+        admission.take(candidate.id)
+    assert order == sorted((c.cost.gflops, i) for i, c in table_of(admission).items())
+
+
+def test_progress_is_told_while_pricing() -> None:
+    told: list[tuple[int, int]] = []
+    Admission(source_of(SPACE), WEARABLES, on_progress=lambda *at: told.append(at))
+    assert told == [(0, 16)]
+
+
+def test_other_data_has_other_prices() -> None:
+    spec: Any = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
+    other = Admission(source_of(SPACE), spec)
+    assert not table_of(other).keys() & table_of(admission_of()).keys()
