@@ -138,7 +138,14 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 def _to_optuna(axis: Axis, value: Any) -> Any:
     """Choices travel as their JSON text: lists are not values to Optuna, and 1 equals True."""
-    return json.dumps(value, sort_keys=True) if isinstance(axis, Choice) else value
+    if isinstance(axis, Choice):
+        return json.dumps(value, sort_keys=True)
+    if isinstance(axis, FloatRange) and axis.step is not None:
+        # Optuna keeps what it draws in binary arithmetic, 0.30000000000000004: a study that is
+        # rebuilt must hold the same, or it may go on otherwise.
+        drawn = axis.low + round((value - axis.low) / axis.step) * axis.step
+        return min(max(drawn, axis.low), on_grid(axis, int(count(axis)) - 1))
+    return value
 
 
 def _from_optuna(axis: Axis, value: Any) -> Any:

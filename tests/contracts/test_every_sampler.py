@@ -1,0 +1,156 @@
+"""What every sampler promises, on a finite and on a continuous space, through real admission."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.admission import Admission, Candidate
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.samplers import SAMPLERS, OptunaStudy, sampler_of
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.schema import StudyFile
+
+if TYPE_CHECKING:
+    from sftsearch.search_spaces.space import Point
+
+WEARABLES = describe("wearables")
+FINITE = """\
+  - kind: sft
+    patch: 8
+    fused_layers: 1
+    dim: {kind: choice, values: [8, 16]}
+    num_heads: {kind: choice, values: [4, 8, 16]}
+    stride: {kind: choice, values: [1, 16, {phone_acc: 2, watch_acc: 4}]}
+    modalities: [phone_acc, watch_acc]
+    dropout: {kind: float, low: 0.0, high: 0.3, step: 0.3}
+  - {kind: unimodal, patch: 8, num_heads: 4, dim: 8, modalities: [watch_acc], fused_layers: 2}
+"""
+CONTINUOUS = (
+    FINITE
+    + """\
+  - kind: concat
+    dim: 20
+    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}
+"""
+)
+# 2 x 3 x 3 x 2 + 1 points; dim 8 does not divide by 16 heads: 6 are impossible.
+NUM_ADMISSIBLE = 31
+Record = dict[str, Any]
+
+
+def admission_of(space: str, sampler: str) -> tuple[Admission, Any]:
+    text = (
+        "study: {name: small}\ndataset: {kind: wearables}\n"
+        f"search: {{trials: 1, sampler: {{kind: {sampler}}}}}\nspace:\n{space}"
+    )
+    source = parse_study(text.encode())
+    check_names(source)
+    return Admission(source, WEARABLES), sampler_of(source.study.search.sampler)
+
+
+class Run:
+    """A search without training: asks, admits, and tells values that only depend on the point."""
+
+    def __init__(self, space: str, sampler: str) -> None:
+        self.admission, self.sample = admission_of(space, sampler)
+        self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
+        self.records: list[Record] = []
+
+    def step(self) -> Candidate | bool | None:
+        """Return what was admitted, False for a refusal, None at the end."""
+        proposal = self.sample(self.optuna, self.admission)
+        if proposal is None:
+            return None
+        number, point = proposal
+        assert number == len(self.records)
+        decided = self.admission.decide(point)
+        if not isinstance(decided, Candidate):
+            self.optuna.refuse(number, decided.excess)
+            self.records.append({"point": point, "state": "refused", "excess": decided.excess})
+            return False
+        self.admission.take(decided.id)
+        if number % 7 == 3:
+            self.optuna.fail(number)
+            self.records.append({"point": point, "state": "failed"})
+        else:
+            values = [1 / (1 + decided.cost.parameters / 1e4), decided.cost.gflops]
+            self.optuna.tell(number, values)
+            self.records.append({"point": point, "state": "complete", "values": values})
+        return decided
+
+    def resumed(self, space: str, sampler: str) -> Run:
+        """Return this run as a journal gives it back: through JSON, into a new study."""
+        again = Run(space, sampler)
+        for record in self.records:
+            again.optuna.replay(
+                record["point"],
+                values=json.loads(json.dumps(record.get("values"))),
+                state=record["state"],
+                excess=record.get("excess", 0.0),
+            )
+            if record["state"] != "refused":
+                again.admission.take(again.admission.price(record["point"]).id)
+        again.records = list(self.records)
+        return again
+
+
+def text_of(point: Point) -> str:
+    return json.dumps([point.branch, point.values], sort_keys=True)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_proposes_points_of_the_space_and_covers_it_once(sampler: str) -> None:
+    run = Run(FINITE, sampler)
+    inside = {text_of(point) for point in run.admission.space.points()}
+    admitted = []
+    for _ in range(2000):
+        decided = run.step()
+        if decided is None:
+            break
+        assert text_of(run.records[-1]["point"]) in inside
+        if isinstance(decided, Candidate):
+            admitted.append(decided.id)
+    assert run.step() is None
+    assert len(set(admitted)) == len(admitted) == NUM_ADMISSIBLE
+    assert run.admission.left() == 0
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
+def test_proposes_points_of_a_continuous_space(sampler: str) -> None:
+    run = Run(CONTINUOUS, sampler)
+    for _ in range(40):
+        assert run.step() is not None
+    drawn = [record["point"].values for record in run.records if record["point"].branch == 2]
+    rates = [values["learning_rate"] for values in drawn]
+    assert len(set(rates)) == len(rates) > 0
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "space"),
+    [
+        (sampler, space)
+        for sampler, space in itertools.product(sorted(SAMPLERS), (FINITE, CONTINUOUS))
+        if (sampler, space) != ("exhaustive", CONTINUOUS)
+    ],
+)
+def test_the_same_history_gives_the_same_proposals(sampler: str, space: str) -> None:
+    """Twice over, and once resumed after each 5 proposals."""
+    first, second, resumed = (Run(space, sampler) for _ in range(3))
+    for i in range(25):
+        if i % 5 == 0:
+            resumed = resumed.resumed(space, sampler)
+        for run in (first, second, resumed):
+            run.step()
+        assert first.records == second.records == resumed.records
+    assert len(first.records) == 25
+
+
+def test_every_sampler_of_study_files_is_listed() -> None:
+    kinds = StudyFile.model_json_schema()["$defs"]["SearchPlan"]["properties"]["sampler"]
+    assert kinds["discriminator"]["mapping"].keys() == SAMPLERS.keys()
