@@ -25,7 +25,6 @@ from sftsearch.orchestrator.wording import (
     headline,
     notes,
     seal,
-    show_interval,
     show_mean,
     standing,
     varying,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from rich.table import Table
+    from rich.console import Group
 
     from sftsearch.orchestrator.front import Configuration
     from sftsearch.orchestrator.record import StudyRecord
@@ -118,66 +117,68 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def rich_table(front: Front) -> Table:
-    """Return the front for a terminal; with `top`, the best configurations instead."""
+def rich_table(front: Front) -> Group:
+    """Return the front for a terminal; with `top`, the best configurations instead.
+
+    The parameters stand below the table, a line a configuration, so that 80 columns are enough.
+    """
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
-    caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
-    table = Table(
-        title=Text(headline(front)),
-        caption=Text(caption),
-        title_justify="left",
-        caption_justify="left",
-        box=None,
-    )
+    shown = front.points if front.top is None else front.table
+    table = Table(box=None, pad_edge=False)
     for name in ("", "configuration", "model"):
-        table.add_column(name, no_wrap=name == "configuration")
+        table.add_column(name, no_wrap=True)
     for name in (metric(front.y).label, metric(front.x).label):
         table.add_column(Text(name), justify="right", no_wrap=True)
-    table.add_column("parameters that vary")
     table.add_column(Text(gain_heading(front)))
-    names = varying(front.configurations)
-    for c in front.points if front.top is None else front.table:
+    for c in shown:
         cells = (
             standing(c),
             c.configuration_id,
             c.model,
             show_mean(c, front.y),
             metric(front.x).show(c.values.get(front.x)),
-            _parameters(c, names, front),
             gain(c, front),
         )
         # Text, not str: brackets in a name are not markup.
         table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
-    return table
+    names = varying(front.configurations)
+    lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
+    seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
+    caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
+    below = Text("\n".join(lines), style="dim")
+    return Group(Text(headline(front), style="bold"), "", table, "", below, "", Text(caption))
 
 
-def test_table(front: Front) -> Table:
+def test_table(front: Front) -> Group:
     """Return the confirmed front for a terminal: validation beside test, each with its interval."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    caption = f"95 % intervals by bootstrap over subjects and seeds. {seal(front)}"
-    table = Table(caption=Text(caption), caption_justify="left", box=None)
+    table = Table(box=None, pad_edge=False)
     y, x = metric(front.y), metric(front.x)
     for name in ("configuration", "model"):
         table.add_column(name, no_wrap=True)
-    for name in (x.label, f"validation {y.label}", "interval", f"test {y.label}", "interval"):
-        table.add_column(Text(name), justify="right", no_wrap=name == "interval")
+    for name in (x.label, "validation", "test"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for c in front.points:
         cells = (
             c.configuration_id,
             c.model,
             x.show(c.values.get(front.x)),
-            show_mean(c, front.y),
-            show_interval(c.interval),
-            y.show(c.test_values.get(front.y)),
-            show_interval(c.test_interval),
+            _with_interval(y.show(c.values.get(front.y)), c.interval),
+            _with_interval(y.show(c.test_values.get(front.y)), c.test_interval),
         )
         table.add_row(*(Text(cell) for cell in cells))
-    return table
+    caption = f"Mean {y.label}; 95 % intervals by bootstrap over subjects and seeds. {seal(front)}"
+    return Group(table, "", Text(caption))
+
+
+def _with_interval(shown: str, interval: tuple[float, float] | None) -> str:
+    return shown if interval is None else f"{shown} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _parameters(c: Configuration, names: Sequence[str], front: Front) -> str:

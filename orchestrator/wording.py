@@ -215,21 +215,22 @@ def show_mean(c: Configuration, name: str) -> str:
 
 
 def varying(configurations: Iterable[Configuration]) -> list[str]:
-    """Return the parameters that are not the same in every configuration."""
+    """Return the parameters that are not the same in every configuration that has them."""
     seen: dict[str, set[str]] = {}
     rows = list(configurations)
     for name in dict.fromkeys(name for c in rows for name in c.parameters):
-        seen[name] = {show_parameter(c, name) for c in rows}
+        having = (c for c in rows if c.parameters.get(name) is not None)
+        seen[name] = {show_parameter(c, name) for c in having}
     return [name for name, values in seen.items() if len(values) > 1 and name != "model"]
 
 
 def show_parameter(c: Configuration, name: str) -> str:
-    """Return a parameter's value as text; lists without brackets."""
+    """Return a parameter's value as text; lists as `a+b`."""
     value = c.parameters.get(name)
     if value is None:
         return MISSING
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
+        return "+".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,8 +1,9 @@
-"""How accurate the configuration is that the main job would choose, on people nobody has trained on.
+"""How accurate the configuration is that the main job chooses, on people nobody trained on.
 
 Runs `stride.yaml` with three seeds a configuration, takes the configuration of best mean validation
-top-1, and confirms it: mean test top-1 over its seeds, with a 95 % interval over people and seeds. Beside
-it what simple features and logistic regression reach on the same test split, C chosen on validation.
+top-1, and confirms it: mean test top-1 over its seeds, with a 95 % interval over people and seeds.
+Beside it what simple features and logistic regression reach on the same test split, C chosen on
+validation.
 
 Run with `python -P tests/benchmarks/bench_accuracy.py`; the last line is JSON.
 """

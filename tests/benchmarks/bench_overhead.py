@@ -186,7 +186,7 @@ def main() -> None:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return ours to plain: seconds by size, and memory a trial between the smallest and largest."""
+    """Return ours to plain: seconds by size, memory a trial between smallest and largest."""
     of = {(row["arm"], row["trials"]): row for row in rows}
     sizes = sorted({row["trials"] for row in rows})
     found = {

@@ -473,7 +473,7 @@ def test_the_terminal_table_of_a_confirmed_study_shows_test_beside_validation(
         assert c.test_interval is not None
         line = next(line for line in text.splitlines() if c.configuration_id in line)
         assert f"{c.test_values['top1']:.3f}" in line
-        assert f"{c.test_interval[0]:.3f} to {c.test_interval[1]:.3f}" in line
+        assert f"[{c.test_interval[0]:.3f}, {c.test_interval[1]:.3f}]" in line
 
 
 def test_the_terminal_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
