@@ -1,0 +1,342 @@
+"""The one record: nothing acknowledged is lost, one writer at a time, damage is said in a line."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.orchestrator.journal import (
+    FILE_NAME,
+    LOCK_NAME,
+    SCHEMA_VERSION,
+    Journal,
+    JournalError,
+    read_events,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRITER = """
+import sys
+from pathlib import Path
+from sftsearch.orchestrator.journal import Journal
+with Journal(Path(sys.argv[1])) as journal:
+    while True:
+        event = journal.append("epoch", trial="t", values=[journal.last_id] * 50)
+        print(event.id, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that appends events without end and prints each number once it is written."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ids_of(folder: Path, **part: Any) -> list[int]:
+    return [event.id for event in read_events(folder, **part)]
+
+
+def test_events_come_back_as_they_were_appended(tmp_path: Path) -> None:
+    ticks = itertools.count(100.5)
+    bodies = [{"a": 1, "b": [0.1, None, "ü\u2028"]}, {}, {"nested": {"x": [1e-300, 2**53]}}]
+    with Journal(tmp_path / "deep" / "study", clock=lambda: next(ticks)) as journal:
+        appended = [journal.append("kind", **body) for body in bodies]
+        assert list(journal.events()) == appended
+    assert [(event.id, event.time, event.body) for event in appended] == [
+        (i + 1, 100.5 + i, body) for i, body in enumerate(bodies)
+    ]
+
+
+def test_numbers_have_no_gaps_across_reopening(tmp_path: Path) -> None:
+    for _ in range(4):
+        with Journal(tmp_path) as journal:
+            for _ in range(5):
+                journal.append("tick")
+    assert ids_of(tmp_path) == list(range(1, 21))
+    assert ids_of(tmp_path, after=7, through=9) == [8, 9]
+    assert ids_of(tmp_path, after=20) == []
+
+
+def test_threads_append_and_read_at_once(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        heard = []
+        journal.listen(heard.append)
+
+        def append(name: int) -> None:
+            for i in range(40):
+                journal.append("tick", thread=name, i=i)
+                list(journal.events(after=journal.last_id - 1))
+
+        threads = [threading.Thread(target=append, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    events = list(read_events(tmp_path))
+    assert [event.id for event in events] == list(range(1, 161))
+    assert sorted(heard, key=lambda event: event.id) == events
+    for name in range(4):
+        assert [e.body["i"] for e in events if e.body["thread"] == name] == list(range(40))
+
+
+def test_what_is_no_json_is_refused_and_leaves_no_gap(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("tick")
+        with pytest.raises(ValueError, match="JSON compliant"):
+            journal.append("tick", value=float("nan"))
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            journal.append("tick", value=object())
+        journal.append("tick")
+    assert ids_of(tmp_path) == [1, 2]
+
+
+def test_a_second_driver_is_refused_and_told_the_first_ones_pid(tmp_path: Path) -> None:
+    with writer(tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(JournalError) as caught:
+            Journal(tmp_path)
+        assert str(caught.value) == (
+            f"The study in '{tmp_path}' is being run by another process (pid {process.pid}). Wait "
+            "for it, or stop it, and use --resume."
+        )
+    Journal(tmp_path).close()
+    assert (tmp_path / LOCK_NAME).read_text() == str(os.getpid())
+
+
+def test_the_same_process_cannot_open_it_twice_either(tmp_path: Path) -> None:
+    with Journal(tmp_path), pytest.raises(JournalError, match=f"pid {os.getpid()}"):
+        Journal(tmp_path)
+    Journal(tmp_path).close()
+
+
+def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
+    """SIGKILL at five random moments: whatever was printed as written is there, in order."""
+    random_ = random.Random(0)
+    acknowledged = 0
+    for _ in range(5):
+        with writer(tmp_path) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(random_.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            printed = process.stdout.read().split("\n")[:-1]  # complete lines alone
+            process.wait()
+        acknowledged = max([acknowledged, *map(int, printed)])
+        listed = ids_of(tmp_path)
+        assert listed == list(range(1, len(listed) + 1))
+        assert acknowledged <= len(listed) <= acknowledged + 1  # the last may lack its print
+    assert acknowledged > 50
+    with Journal(tmp_path) as journal:
+        assert journal.last_id == len(ids_of(tmp_path))
+    for event in read_events(tmp_path):
+        assert event.body == {"trial": "t", "values": [event.id - 1] * 50}
+
+
+def test_a_reader_sees_a_whole_beginning_while_another_process_writes(tmp_path: Path) -> None:
+    with writer(tmp_path) as process:
+        assert process.stdout is not None
+        seen, end = 0, time.monotonic() + 1
+        acknowledged = int(process.stdout.readline())
+        while time.monotonic() < end:
+            listed = ids_of(tmp_path)
+            assert listed == list(range(1, len(listed) + 1))
+            assert len(listed) >= max(seen, acknowledged)
+            seen, acknowledged = len(listed), int(process.stdout.readline())
+        assert seen > 5
+        assert process.poll() is None
+
+
+# ------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Return the folder of a journal with 400 events."""
+    with Journal(tmp_path) as journal:
+        for i in range(400):
+            journal.append("tick", i=i, text="x" * 100)
+    return tmp_path
+
+
+def refusals(folder: Path) -> list[str]:
+    """Return what a reader and a driver are told, who must leave the file as it is."""
+    before = (folder / FILE_NAME).read_bytes()
+    found = []
+    for use in (lambda: ids_of(folder), lambda: Journal(folder).close()):
+        try:
+            use()
+        except JournalError as error:
+            found.append(str(error))
+    assert (folder / FILE_NAME).read_bytes() == before
+    return found
+
+
+def test_garbage_is_said_to_be_damaged_by_both(study: Path) -> None:
+    (study / FILE_NAME).write_bytes(random.Random(0).randbytes(10_000))
+    message = (
+        f"The journal '{study / FILE_NAME}' is damaged (file is not a database). Restore it from a "
+        "backup, or delete the study's folder to start anew."
+    )
+    assert refusals(study) == [message, message]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_damage_is_one_line_or_harmless(study: Path, seed: int) -> None:
+    random_ = random.Random(seed)
+    content = bytearray((study / FILE_NAME).read_bytes())
+    for _ in range(40):
+        content[random_.randrange(100, len(content))] ^= 0xFF
+    (study / FILE_NAME).write_bytes(content)
+    for message in refusals(study):
+        assert "is damaged (" in message
+        assert "\n" not in message
+
+
+def test_a_file_cut_short_is_damaged(study: Path) -> None:
+    content = (study / FILE_NAME).read_bytes()
+    (study / FILE_NAME).write_bytes(content[: len(content) // 2])
+    assert "is damaged (database disk image is malformed)" in refusals(study)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("DELETE FROM events WHERE id = 7", "is damaged (event 7 is missing)"),
+        ("UPDATE events SET body = '{\"i\": ' WHERE id = 7", "is damaged (Expecting value"),
+        ("UPDATE events SET body = CAST(x'ff22' AS TEXT) WHERE id = 7", "is damaged (Could not"),
+        ("DROP TABLE events; CREATE TABLE other (x)", "is damaged (no such table: events)"),
+        (f"PRAGMA user_version={SCHEMA_VERSION + 1}", "has schema version 2, but this sftsearch "
+         "reads 1: use the version of sftsearch that wrote it."),
+        ("PRAGMA user_version=0", "has schema version 0, but this sftsearch reads 1"),
+    ],
+)  # fmt: skip
+def test_a_journal_that_was_changed_is_said_to_be(study: Path, change: str, problem: str) -> None:
+    with contextlib.closing(sqlite3.connect(study / FILE_NAME)) as connection:
+        connection.executescript(change)
+    with pytest.raises(JournalError) as caught:
+        ids_of(study)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_journal_is_one_line_and_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match=r"There is no study in '.*' \(no journal.sqlite\)"):
+        ids_of(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("header", [b"", None], ids=["empty file", "no table yet"])
+def test_a_driver_killed_while_it_made_the_journal_has_left_an_empty_one(
+    tmp_path: Path, header: bytes | None
+) -> None:
+    path = tmp_path / FILE_NAME
+    path.touch()
+    if header is None:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        assert path.stat().st_size > 0
+    assert ids_of(tmp_path) == []
+    with Journal(tmp_path) as journal:
+        assert journal.append("created").id == 1
+    assert ids_of(tmp_path) == [1]
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(JournalError, match="Cannot open the journal"):
+        Journal(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match=r"Cannot write the study's folder '.*': File exists"):
+        Journal(tmp_path / "file")
+
+
+# ------------------------------------------------------- another user's folder
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from sftsearch.orchestrator.journal import Journal, JournalError, read_events
+if os.getuid() == 0:  # root may write anywhere
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+folder = Path(sys.argv[1])
+print(len(list(read_events(folder))))
+for where in (folder, folder / "new"):
+    try:
+        Journal(where)
+    except JournalError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def readable(study: Path) -> Iterator[Path]:
+    """Return a folder with a journal that its reader cannot write."""
+    with tempfile.TemporaryDirectory() as outer:  # pytest's own folders are closed to others
+        folder = Path(outer) / "study"
+        shutil.copytree(study, folder)
+        for path in (Path(outer), folder, *folder.iterdir()):
+            path.chmod(0o755 if path.is_dir() and os.getuid() == 0 else 0o555)
+        yield folder
+        for path in (Path(outer), folder):
+            path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_read_and_not_driven(readable: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, str(readable)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "400",
+        f"Cannot write the study's folder '{readable}': Permission denied.",
+        f"Cannot write the study's folder '{readable / 'new'}': Permission denied.",
+    ]
+
+
+def test_a_full_disk_stops_the_study_with_a_line(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk; what was written stays."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from sftsearch.orchestrator.journal import Journal, JournalError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal(Path({str(tmp_path)!r}))
+journal.append("tick", text="x")
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
+    while True:
+        journal.append("tick", text="x" * 5000)
+except JournalError as error:
+    print(error)
+    print(journal.last_id)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message, last_id = done.stdout.splitlines()
+    assert message.startswith(f"Cannot write the journal in '{tmp_path}': ")
+    assert message.endswith("loses nothing: mend the disk and resume.")
+    assert ids_of(tmp_path) == list(range(1, int(last_id) + 1))
