@@ -92,7 +92,7 @@ class ConsoleWatcher(Watcher):
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=study.search.trials, completed=done)
+            self._task = self._progress.add_task(self._best(), total=study.search.trials, completed=done)
             self._progress.start()
 
     def event(self, event: Event) -> None:
