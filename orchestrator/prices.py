@@ -1,7 +1,8 @@
 """What a space costs, before any training: exact costs, and an estimate of the time.
 
-The estimate fits seconds a training step = a + b x GMACs to steps of a few configurations, measured
-here and now with the threads a trial is given; nothing is assumed of the machine.
+The estimate fits seconds a training step = a + b x GMACs of its batch to steps of a few
+configurations, measured here and now with the threads a trial is given; nothing is assumed of the
+machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.schema import Resources
 
 NUM_MEASURED = 5
 NUM_DRAWN = 5_000
@@ -52,36 +54,46 @@ def list_prices(admission: Admission) -> list[Candidate]:
 def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
     """Measure training steps of configurations from cheap to dear, and extend them to the study."""
     listing = list_prices(admission)
-    slots = _slots(source)
+    slots = _slots(source.study.resources)
     if not listing:
         return Estimate({}, slots, math.nan)
-    order = sorted(listing, key=lambda candidate: candidate.cost.gmacs)
+    order = sorted(listing, key=_batch_gmacs)
     picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
     chosen = [order[i] for i in sorted(set(picks.tolist()))]
-    resources = source.study.resources
-    threads = max(1, math.floor(resources.cpus))
-    steps = [_seconds_a_step(candidate, spec, threads) for candidate in chosen]
-    a, b = _fit_line([candidate.cost.gmacs for candidate in chosen], steps)
+    steps = _measure_steps(chosen, spec, source.study.resources)
+    a, b = _fit_line([_batch_gmacs(candidate) for candidate in chosen], steps)
     seconds = {}
     for candidate in listing:
         config = candidate.configuration.train_config
         num_steps = math.ceil(spec.num_samples["train"] / config.batch_size) * config.epochs
-        seconds[candidate.id] = num_steps * (a + b * candidate.cost.gmacs)
+        seconds[candidate.id] = num_steps * (a + b * _batch_gmacs(candidate))
     mean = math.fsum(seconds.values()) / len(seconds)
     return Estimate(seconds, slots, source.study.search.trials * mean / slots)
 
 
-def _seconds_a_step(candidate: Candidate, spec: DatasetSpec, threads: int) -> float:
+def _batch_gmacs(candidate: Candidate) -> float:
+    return candidate.cost.gmacs * candidate.configuration.train_config.batch_size
+
+
+def _measure_steps(chosen: list[Candidate], spec: DatasetSpec, resources: Resources) -> list[float]:
+    """Return the seconds of a training step of each configuration, with a trial's resources."""
     import torch
 
     from sftsearch.datasets.catalog import open_dataset
     from sftsearch.trainables.catalog import build_model
     from sftsearch.trainables.fit import Fit
 
+    device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
+    store, threads = open_dataset(spec.name), torch.get_num_threads()
+    torch.set_num_threads(max(1, math.floor(resources.cpus)))
+    seconds = []
+    for candidate in chosen:
+        bound = candidate.configuration
+        model = build_model(bound.model, spec, bound.model_config, seed=0)
+        fit = Fit(model, store, bound.train_config, seed=0, device=device)
+        seconds.append(fit.seconds_a_step())
     torch.set_num_threads(threads)
-    bound = candidate.configuration
-    model = build_model(bound.model, spec, bound.model_config, seed=0)
-    return Fit(model, open_dataset(spec.name), bound.train_config, seed=0).seconds_a_step()
+    return seconds
 
 
 def _fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
@@ -91,16 +103,16 @@ def _fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
         return y[0], 0.0
     columns = np.stack([np.ones(len(x)), np.asarray(x)], axis=1)
     (a, b), *_ = np.linalg.lstsq(columns * weights[:, None], np.ones(len(x)), rcond=None)
-    if a < 0 or b < 0:  # one of the two alone
-        scale = columns[:, 1] * weights
-        return (0.0, float(scale.sum() / (scale**2).sum())) if a < 0 else (float(np.mean(y)), 0.0)
-    return float(a), float(b)
+    if a >= 0 and b >= 0:
+        return float(a), float(b)
+    scale = columns[:, 1 if a < 0 else 0] * weights  # one of the two alone
+    alone = float(scale.sum() / (scale**2).sum())
+    return (0.0, alone) if a < 0 else (alone, 0.0)
 
 
-def _slots(source: Source) -> int:
+def _slots(resources: Resources) -> int:
     import os
 
-    resources = source.study.resources
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     fits = max(1, int(cpus / resources.cpus))
     wanted = resources.concurrent_trials
