@@ -357,7 +357,13 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
 
 
 @main.command()
-@click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True)
+@click.option(
+    "--port",
+    default=5000,
+    type=click.IntRange(1, 65535),
+    show_default=True,
+    help="Where it listens.",
+)
 @runs_option
 @uri_option
 @_user_errors

@@ -1,0 +1,99 @@
+"""What every shipped study promises: it is well-formed, described, priced, and fits its budget."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jsonschema
+import pytest
+import yaml
+
+import sftsearch.search_spaces
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.binding import check_names, definition_of
+from sftsearch.orchestrator.prices import list_prices
+from sftsearch.orchestrator.study import check_study
+from sftsearch.search_spaces.load import find_study_file, read_study
+from sftsearch.search_spaces.schema import StudyFile
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.admission import Admission
+
+FOLDER = Path(next(iter(sftsearch.search_spaces.__path__)))
+STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@functools.cache
+def admission_of(name: str) -> Admission:
+    """Price a study's space, once for all tests."""
+    return check_study(name)[2]
+
+
+def test_there_are_studies() -> None:
+    assert {"stride", "stride_paper"} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_it_is_well_formed_and_its_names_are_known(name: str) -> None:
+    source = read_study(find_study_file(name))
+    check_names(source)
+    study = source.study
+    assert study.study.name == name
+    assert len(study.study.description.split()) >= 5
+    assert definition_of(source, describe(study.dataset.kind))["dataset"] == study.dataset.kind
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_it_says_in_its_first_lines_what_it_asks(name: str) -> None:
+    first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) <= 110
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_budget_fits_its_space(name: str) -> None:
+    """An exhaustive study runs exactly its space; another asks for no more than there is."""
+    search = read_study(find_study_file(name)).study.search
+    admission = admission_of(name)
+    asked = search.trials // search.seeds
+    if search.sampler.kind == "exhaustive":
+        assert asked == len(admission.table or ())
+    elif admission.table is not None:
+        assert asked <= len(admission.table)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_point_is_priced_and_most_are_admitted(name: str) -> None:
+    admission = admission_of(name)
+    listing = list_prices(admission)
+    assert all(candidate.cost.gflops > 0 for candidate in listing)
+    assert all(math.isfinite(candidate.cost.gmacs) for candidate in listing)
+    assert sum(admission.num_refused.values()) < admission.num_points / 2
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_json_schema_that_editors_use_accepts_it(name: str) -> None:
+    """Draft 2020-12, against the values as the loader reads them (YAML 1.2)."""
+    schema = StudyFile.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    data = read_study(find_study_file(name)).data
+    jsonschema.Draft202012Validator(schema).validate(data)
+
+
+def test_the_json_schema_refuses_what_the_loader_refuses() -> None:
+    validator = jsonschema.Draft202012Validator(StudyFile.model_json_schema())
+    data = yaml.safe_load((FOLDER / "stride.yaml").read_text())
+    for change in ({"search": {"trials": 0}}, {"sampler": 1}, {"space": []}, {"dataset": "x"}):
+        assert not validator.is_valid(data | change)
+
+
+def test_stride_spans_costs_and_models() -> None:
+    """The first study anybody runs: a wide range of costs, and systems to compare."""
+    listing = list_prices(admission_of("stride"))
+    assert listing[-1].cost.gflops >= 10 * listing[0].cost.gflops
+    assert len({candidate.configuration.model for candidate in listing}) >= 3
+    strides = {candidate.configuration.parameters.get("stride") for candidate in listing}
+    assert len(strides - {None}) >= 4
