@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.orchestrator.binding import Configuration, bind
+from sftsearch.orchestrator.nearest import Nearest
 from sftsearch.search_spaces.load import Mistake, StudyFileError
 from sftsearch.search_spaces.space import Point, Space, count, values
 from sftsearch.trainables import catalog as models
@@ -87,6 +88,8 @@ class Admission:
         """Points of the table that were refused, by reason."""
         if self.num_points <= MAX_TABLE:
             self.table = self._price_all(on_progress)
+            free = ((identity, candidate.point) for identity, candidate in self.table.items())
+            self._nearest = Nearest(self.space, free)
         else:
             self._check_values()
 
@@ -115,6 +118,8 @@ class Admission:
     def take(self, candidate_id: str) -> None:
         """Remember that a configuration is in the study."""
         self._taken.add(candidate_id)
+        if self.table is not None:
+            self._nearest.take(candidate_id)
 
     @property
     def num_taken(self) -> int:
@@ -138,6 +143,15 @@ class Admission:
             if isinstance(decided, Candidate):
                 return decided
         return None
+
+    def nearest(self, point: Point) -> Candidate | None:
+        """Return the admissible configuration nearest to `point` that is not in the study.
+
+        It is of the same branch; None: that branch has none left. For a space that is priced whole.
+        """
+        assert self.table is not None, "only a space that is priced whole has neighbours"
+        identity = self._nearest.find(point)
+        return None if identity is None else self.table[identity]
 
     def cheapest(self) -> Candidate | None:
         """Return the cheapest admissible configuration that is not in the study."""

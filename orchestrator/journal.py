@@ -7,7 +7,7 @@ The events of a study, by kind:
 
 | kind | when | body |
 | --- | --- | --- |
-| `created` | the study began | name, description, dataset, objectives, definition, facts |
+| `created` | the study began | name, data set, objectives, definition, refused, facts |
 | `opened` | a driver took the study | budget (trials), token |
 | `proposed` | the sampler named a configuration | number, model, parameters |
 | `refused` | admission refused it | number, reason, detail, excess |

@@ -92,7 +92,9 @@ class ConsoleWatcher(Watcher):
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task(self._best(), total=study.search.trials, completed=done)
+            self._task = self._progress.add_task(
+                self._best(), total=study.search.trials, completed=done
+            )
             self._progress.start()
 
     def event(self, event: Event) -> None:

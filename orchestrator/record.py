@@ -52,7 +52,10 @@ class StudyRecord:
     facts: dict[str, str]
     """Fingerprints, versions, device, licence: shown at the foot of a report."""
     refused: dict[str, int]
-    """Why proposals were refused -> how many were."""
+    """Why configurations were refused before they trained -> how many were.
+
+    In a space that is priced whole these are points of the space, else proposals.
+    """
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
 
@@ -98,7 +101,7 @@ def study_record(
         num_seeds=created["num_seeds"],
         objectives=tuple((metric, goal) for metric, goal in created["objectives"]),
         facts=dict(created["facts"]),
-        refused=dict(refused),
+        refused=dict(Counter(created.get("refused", {})) + Counter(refused)),
         trials=tuple(sorted(trials, key=lambda trial: (trial.started, trial.key))),
         confirmed=confirmed,
     )

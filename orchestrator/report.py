@@ -283,7 +283,7 @@ def to_markdown(front: Front) -> str:
     lines.append(_row("---:" if column.is_number else "---" for column in shown))
     lines += [_row(_escape(column.show(c)) for column in shown) for c in front.table]
     lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
-    lines += _section("Refused proposals", study.refused)
+    lines += _section("Refused before training", study.refused)
     lines += _section("Facts", study.facts)
     return "\n".join(lines) + "\n"
 

@@ -280,7 +280,7 @@ def _tiles(front: Front) -> str:
         "on the front": f"{len(front.points)} of {len(front.finished)}",
         "trials finished": f"{finished} of {len(trials)}",
         "seeds each": str(front.study.num_seeds),
-        "proposals refused": str(refused),
+        "refused unrun": str(refused),
         "hypervolume": show_number(front.hypervolume),
     }
     if front.max_gflops is not None:
@@ -316,14 +316,14 @@ def _row(c: Configuration, shown: list[Column]) -> str:
 
 
 def _lists(front: Front) -> str:
-    """Return the refused proposals and the failed trials, where there are any."""
+    """Return what was refused and the failed trials, where there are any."""
     failed = {
         trial.key: trial.reason or "no reason given"
         for trial in front.study.trials
         if trial.status == "failed"
     }
     refused = {reason: str(count) for reason, count in front.study.refused.items()}
-    sections = {"Refused proposals": refused, "Failed trials": failed}
+    sections = {"Refused before training": refused, "Failed trials": failed}
     return "".join(
         f"<section><h2>{title}</h2>{_definitions(entries)}</section>"
         for title, entries in sections.items()

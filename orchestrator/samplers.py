@@ -39,7 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class OptunaStudy:
-    """The points of a space as Optuna sees them: asked, forced, told, refused."""
+    """The points of a space as Optuna sees them: drawn, entered, told, refused."""
 
     def __init__(self, space: Space, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
         self.study = optuna.create_study(directions=list(directions))
@@ -55,18 +55,21 @@ class OptunaStudy:
         """How many configurations were proposed so far: the next one's number."""
         return len(self.study.get_trials(deepcopy=False))
 
-    def ask(self, sampler: optuna.samplers.BaseSampler) -> tuple[int, Point]:
-        """Let `sampler` propose a point; return its number and the point."""
-        self.study.sampler = sampler
-        trial = self.study.ask()
-        branch = self._labels.index(trial.suggest_categorical(BRANCH, self._labels))
-        drawn: dict[str, Any] = {}
-        for key, distribution in self._axes[branch].items():
-            drawn[key] = trial._suggest(key, distribution)
-        return trial.number, self._point(branch, drawn)
+    def draw(self, sampler: optuna.samplers.BaseSampler) -> Point:
+        """Let `sampler` draw a point from what the study knows, and leave the study as it is."""
+        trial = optuna.create_trial(state=TrialState.RUNNING)
+        trial.number = self.num_proposals
+        labels = CategoricalDistribution(self._labels)
+        drawn = sampler.sample_independent(self.study, trial, BRANCH, labels)
+        branch = self._labels.index(drawn)
+        values = {
+            key: sampler.sample_independent(self.study, trial, key, distribution)
+            for key, distribution in self._axes[branch].items()
+        }
+        return self._point(branch, values)
 
-    def force(self, point: Point) -> int:
-        """Enter a point that was chosen otherwise, as running; return its number."""
+    def enter(self, point: Point) -> int:
+        """Enter a proposal, as running; return its number."""
         self._add(point, TrialState.RUNNING)
         return self.num_proposals - 1
 
@@ -138,14 +141,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 def _to_optuna(axis: Axis, value: Any) -> Any:
     """Choices travel as their JSON text: lists are not values to Optuna, and 1 equals True."""
-    if isinstance(axis, Choice):
-        return json.dumps(value, sort_keys=True)
-    if isinstance(axis, FloatRange) and axis.step is not None:
-        # Optuna keeps what it draws in binary arithmetic, 0.30000000000000004: a study that is
-        # rebuilt must hold the same, or it may go on otherwise.
-        drawn = axis.low + round((value - axis.low) / axis.step) * axis.step
-        return min(max(drawn, axis.low), on_grid(axis, int(count(axis)) - 1))
-    return value
+    return json.dumps(value, sort_keys=True) if isinstance(axis, Choice) else value
 
 
 def _from_optuna(axis: Axis, value: Any) -> Any:
@@ -162,30 +158,36 @@ Proposal = tuple[int, Point]
 
 
 def propose_tpe(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
-    """Draw the first admitted configurations uniformly, then ask Optuna's TPE.
+    """Draw the first admitted configurations uniformly, then let Optuna's TPE draw.
 
-    TPE itself would propose for ever; None once every admissible configuration is in the study.
+    TPE itself draws the same again and again, and what is not admissible. In a space that is
+    priced whole the nearest admissible new configuration is proposed instead.
     """
-    if admission.left() == 0:
-        return None
-    number = study.num_proposals
     if admission.num_taken < plan.startup_configurations:
         return propose_uniform(plan, study, admission)
-    seed = derive_seed(plan.seed, number)
-    return study.ask(optuna.samplers.TPESampler(seed=seed, n_startup_trials=1))
+    seed = derive_seed(plan.seed, study.num_proposals)
+    # The independent TPE is Optuna's own choice for several objectives and conditional spaces.
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=False)
+    point = study.draw(sampler)
+    if admission.table is not None:
+        candidate = admission.nearest(point)
+        if candidate is None:
+            return propose_uniform(plan, study, admission)
+        point = candidate.point
+    return study.enter(point), point
 
 
 def propose_uniform(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
     """Draw uniformly from the admitted configurations that are not in the study."""
     random_ = random.Random(derive_seed(getattr(plan, "seed", 0), study.num_proposals))
     candidate = admission.draw(random_)
-    return None if candidate is None else (study.force(candidate.point), candidate.point)
+    return None if candidate is None else (study.enter(candidate.point), candidate.point)
 
 
 def propose_next(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
     """Take the cheapest admitted configuration that is not in the study."""
     candidate = admission.cheapest()
-    return None if candidate is None else (study.force(candidate.point), candidate.point)
+    return None if candidate is None else (study.enter(candidate.point), candidate.point)
 
 
 SAMPLERS: dict[str, Callable[[Any, OptunaStudy, Admission], Proposal | None]] = {

@@ -126,7 +126,7 @@ def run_study(
     watch.stage(f"opening the data set '{spec.name}'")
     open_dataset(spec.name)
     with Journal(folder) as journal:
-        begin_or_continue(journal, source, spec)
+        begin_or_continue(journal, source, spec, admission)
         journal.listen(watch.event)
         journal.listen(functools.partial(_drop_checkpoint, folder))
         watch.stage("starting Ray and MLflow")
@@ -306,7 +306,9 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
         )
 
 
-def begin_or_continue(journal: Journal, source: Source, spec: DatasetSpec) -> None:
+def begin_or_continue(
+    journal: Journal, source: Source, spec: DatasetSpec, admission: Admission
+) -> None:
     """Begin a new study's journal; leave one that has begun as it is."""
     for event in journal.events(through=journal.last_id):
         if event.kind == "created":
@@ -327,6 +329,7 @@ def begin_or_continue(journal: Journal, source: Source, spec: DatasetSpec) -> No
         "num_seeds": study.search.seeds,
         "objectives": [[objective.metric, objective.goal] for objective in study.objectives],
         "facts": facts,
+        "refused": admission.num_refused,
         "definition": definition,
         "definition_hash": _hash(definition),
     }

@@ -1,4 +1,4 @@
-"""SIGKILL of the driver at any moment: resumed, a study is the undisturbed one, in all three stores."""
+"""SIGKILL of the driver at any moment: resumed, a study is the undisturbed one in all stores."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ def test_every_kind_of_axis_goes_through_optuna_and_back_unchanged() -> None:
     sampler = optuna.samplers.RandomSampler(seed=0)
     seen = Counter()
     for _ in range(150):
-        number, point = study.ask(sampler)
+        point = study.draw(sampler)
+        number = study.enter(point)
         study.tell(number, [0.0])
         again = OptunaStudy(space, ["maximize"])
         again.replay(point, values=[0.0], state="complete")
@@ -210,7 +211,7 @@ def test_what_optuna_holds_of_each_outcome() -> None:
     study = study_of(admission)
     points = [admission.space.draw(random.Random(i)) for i in range(4)]
     for point in points:
-        study.force(point)
+        study.enter(point)
     study.tell(0, [0.9, 0.1])
     study.refuse(1, 0.5)
     study.fail(2)

@@ -140,11 +140,32 @@ def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) ->
     ids = [body["configuration_id"] for body in admitted]
     assert len(ids) == len(set(ids)) == 60
     assert max(body["cost"]["parameters"] for body in admitted) <= 40_000
-    refused = [body["reason"] for kind, body in toy.events() if kind == "refused"]
-    assert search.num_refused == {reason: refused.count(reason) for reason in set(refused)}
+    # Priced whole: what is over the limit is not even proposed.
+    assert search.num_refused == {}
+    assert Admission(toy.source, describe("wearables")).num_refused["over limit"] > 0
+
+
+def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, trials=60, seeds=1)
+    rate = "patch: 8\n    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}"
+    text = STUDY.format(sampler=TPE, trials=60, seeds=1, ordered="false")
+    toy.source = parse_study(text.replace("patch: 8", rate).encode())
+    check_names(toy.source)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    admitted = [body for kind, body in toy.events() if kind == "admitted"]
+    assert len(admitted) == 60
+    assert max(body["cost"]["parameters"] for body in admitted) <= 40_000
+    refused = [body for kind, body in toy.events() if kind == "refused"]
+    assert search.num_refused == {"over limit": len(refused)}
     pruned = [t for t in search.optuna.study.trials if t.state == TrialState.PRUNED]
-    assert len(pruned) == len(refused) > 0
+    assert [trial.number for trial in pruned] == [body["number"] for body in refused]
+    assert 0 < len(pruned) < 60
     assert all(trial.constraints["admission"] > 0 for trial in pruned)
+    again, replayed = toy.open()
+    again.close()
+    assert replayed.num_refused == search.num_refused
 
 
 @pytest.mark.parametrize("sampler", ["{kind: exhaustive}", "{kind: random, seed: 3}"])
