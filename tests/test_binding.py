@@ -64,8 +64,8 @@ def test_a_valid_file_passes() -> None:
         ("kind: concat", "kind: conkat",
          "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "
          "concat, late_fusion, sft, sft_po, unimodal."),
-        ("patch: 8", "pacth: 8",
-         "line 10: space[0].pacth: No parameter is called 'pacth'. Did you mean 'patch'? Known: "
+        ("patch: 8", "ptach: 8",
+         "line 10: space[0].ptach: No parameter is called 'ptach'. Did you mean 'patch'? Known: "
          "batch_size, clip_norm, dim, dropout, epochs, fused_layers, learning_rate, modalities, "
          "num_heads, patch, plateau_factor, plateau_patience, pooling, stride, unimodal_layers, "
          "value, weight_decay."),

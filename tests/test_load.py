@@ -95,7 +95,7 @@ def test_the_values_and_the_lines_of_a_valid_file() -> None:
         (b"- 1\n", "line 1: A study file is a mapping with `study`, `dataset`, `search`, "
                    "`space`; got a list."),
         (b"\x89PNG\r\n\x1a\n\x00", "line 1: The file is not UTF-8 text (byte 0x89)."),
-        (b"study:\n  name: caf\xe9\n", "line 2: The file is not UTF-8 text (byte 0xe9)."),
+        (b"study:\n  name: \xe9\n", "line 2: The file is not UTF-8 text (byte 0xe9)."),
         (b"study:\n  name: a\x00b\n", "line 2: The file is not YAML: the character U+0000 is not "
                                       "allowed."),
         (b"study: [1, 2\n", "line 2: The file is not YAML: expected ',' or ']', but got "
@@ -182,7 +182,7 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
         ("[20, 40]", "[]", "line 17: space[0].dim.values: The list is too short, but got []."),
         ("[20, 40]", "[20, 40, 20]",
          "line 17: space[0].dim.values: `values` must be different, but 20 stands twice."),
-        ("kind: choice", "kind: choise", "line 17: space[0].dim.kind: No kind is called 'choise'. "
+        ("kind: choice", "kind: chice", "line 17: space[0].dim.kind: No kind is called 'chice'. "
          "Did you mean 'choice'? Known: choice, float, int."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, hihg: 3}",
          "line 19: space[0].fused_layers.high: This key is missing."),
