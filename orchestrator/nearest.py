@@ -79,7 +79,7 @@ class _Ranks:
         self.ordered = not isinstance(axis, Choice) or all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in known
         )
-        known = sorted(set(known)) if self.ordered else known
+        known = sorted(known) if self.ordered else known
         self._position = {repr(v): i / max(len(known) - 1, 1) for i, v in enumerate(known)}
 
     def of(self, value: Any) -> float:

@@ -146,7 +146,7 @@ def _to_optuna(axis: Axis, value: Any) -> Any:
 
 def _from_optuna(axis: Axis, value: Any) -> Any:
     if isinstance(axis, Choice):
-        return json.loads(value)
+        return next(one for one in axis.values if _to_optuna(axis, one) == value)
     if isinstance(axis, FloatRange) and axis.step is not None:
         return on_grid(axis, round((value - axis.low) / axis.step))
     return value

@@ -38,6 +38,18 @@ CONTINUOUS = (
     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}
 """
 )
+# One branch, and values that are equal or alike in one sense or another.
+ALIKE = """\
+  - kind: sft
+    patch: 8
+    fused_layers: 1
+    num_heads: 4
+    dim: 8
+    modalities: [phone_acc, watch_acc]
+    stride: {kind: choice, values: [1, {watch_acc: 4, phone_acc: 2}, {watch_acc: 2, phone_acc: 4}]}
+    dropout: {kind: choice, values: [0, 0.0, 0.1]}
+    pooling: {kind: choice, values: [max, average]}
+"""
 # 2 x 3 x 3 x 2 + 1 points; dim 8 does not divide by 16 heads: 6 are impossible.
 NUM_ADMISSIBLE = 31
 Record = dict[str, Any]
@@ -104,8 +116,13 @@ def text_of(point: Point) -> str:
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_proposes_points_of_the_space_and_covers_it_once(sampler: str) -> None:
-    run = Run(FINITE, sampler)
+@pytest.mark.parametrize(
+    ("space", "num_admissible"), [(FINITE, NUM_ADMISSIBLE), (ALIKE, 12)], ids=["finite", "alike"]
+)
+def test_proposes_points_of_the_space_and_covers_it_once(
+    sampler: str, space: str, num_admissible: int
+) -> None:
+    run = Run(space, sampler)
     inside = {text_of(point) for point in run.admission.space.points()}
     admitted = []
     for _ in range(2000):
@@ -116,7 +133,7 @@ def test_proposes_points_of_the_space_and_covers_it_once(sampler: str) -> None:
         if isinstance(decided, Candidate):
             admitted.append(decided.id)
     assert run.step() is None
-    assert len(set(admitted)) == len(admitted) == NUM_ADMISSIBLE
+    assert len(set(admitted)) == len(admitted) == num_admissible
     assert run.admission.left() == 0
 
 
