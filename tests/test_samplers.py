@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator.admission import Admission, Candidate
 from sftsearch.orchestrator.samplers import OptunaStudy, derive_seed, sampler_of
 from sftsearch.search_spaces.load import parse_study
@@ -34,6 +35,9 @@ space:
 """
 
 
+FEW = "[{metric: gflops, max: 5e-4}]"
+
+
 def admission_of(space: str = WIDE, constraints: str = "[]") -> Admission:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\nsearch: {trials: 1}\n"
@@ -54,15 +58,19 @@ def study_of(admission: Admission) -> OptunaStudy:
     return OptunaStudy(admission.space, ["maximize", "minimize"])
 
 
-def test_tpe_is_not_starved_where_few_proposals_are_admissible() -> None:
-    """One point in 11 is admissible, yet 100 acceptances cost fewer than 200 refusals.
+@pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
+def test_tpe_is_not_starved_where_few_proposals_are_admissible(
+    max_table: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One point in 11 is admissible, yet 100 acceptances cost few refusals; of a list, none.
 
     Refusals that TPE is told as failures are forgotten, and it proposes the same again and again:
     thousands for ten acceptances. Told as infeasible and pruned, it learns where the limit is.
     """
-    admission = admission_of(constraints="[{metric: gflops, max: 5e-4}]")
-    assert admission.table is not None
-    assert 10 < admission.num_points / len(admission.table) < 20
+    listed = admission_of(constraints=FEW)
+    assert 10 < listed.num_points / len(listed.table or ()) < 20
+    monkeypatch.setattr(admissions, "MAX_TABLE", max_table)
+    admission = admission_of(constraints=FEW)
     sample, study = sampler_of(plan("tpe")), study_of(admission)
     num_refused = 0
     while admission.num_taken < 100:
@@ -74,7 +82,7 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible() -> None:
         else:
             num_refused += 1
             study.refuse(number, decided.excess)
-    assert num_refused < 200
+    assert num_refused <= most
 
 
 def _some(proposal: Proposal | None) -> Proposal:
