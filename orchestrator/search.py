@@ -96,6 +96,7 @@ class Search:
         self._admission = admission
         self._slots = slots
         self._proposals: dict[int, _Proposed] = {}
+        """By number, until the sampler knows what became of them."""
         self._running: dict[str, Trial] = {}
         self._waiting: list[Trial] = []
         self._untold: list[int] = []
@@ -185,6 +186,7 @@ class Search:
             self._journal.append("refused", number=number, **body)
             self._note_refused(number, decided.reason, decided.excess)
             self.optuna.refuse(number, decided.excess)
+            del self._proposals[number]
             return False
         body = _admitted_body(number, decided, self._plan.seeds)
         self._journal.append("admitted", **body)
@@ -300,7 +302,7 @@ class Search:
             self.optuna.fail(number)
         else:
             self.optuna.tell(number, values)
-        self._proposals[number].told = True
+        del self._proposals[number]
 
     # ------------------------------------------------------------ replaying
 
@@ -309,11 +311,12 @@ class Search:
         trials: dict[str, Trial] = {}
         for event in self._journal.events(through=self._journal.last_id):
             self._replay_event(event, trials)
-        for number in sorted(self._proposals):
-            self._replay_to_optuna(number)
-        for number in sorted(self._proposals):
-            proposed = self._proposals[number]
-            if proposed.refused is None and not proposed.candidate_id:
+        for number, proposed in sorted(self._proposals.items()):
+            self._replay_to_optuna(proposed)
+            if proposed.told or proposed.refused is not None:
+                del self._proposals[number]
+        for number, proposed in list(self._proposals.items()):
+            if not proposed.candidate_id:
                 self._admit_or_refuse(number)
         for number in list(self._untold) if not self._plan.ordered else []:
             if not self._proposals[number].pending:
@@ -341,8 +344,7 @@ class Search:
             self._proposals[body["number"]].told = True
             self._untold.remove(body["number"])
 
-    def _replay_to_optuna(self, number: int) -> None:
-        proposed = self._proposals[number]
+    def _replay_to_optuna(self, proposed: _Proposed) -> None:
         if proposed.refused is not None:
             state, values, excess = "refused", None, proposed.refused
         elif proposed.told:
