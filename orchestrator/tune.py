@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,8 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address not in (None, "auto"):
+        _check_reachable(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
@@ -181,6 +184,20 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address nobody answers at; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://") or not host or not port.isdigit():
+        raise ResourceError(
+            f"`--address` must be `auto` or HOST:PORT of a Ray cluster, but got '{address}'. Run "
+            "the driver on a machine of the cluster; `ray start` names the address."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"No Ray cluster answers at '{address}': {error}.") from error
 
 
 def _tighten_token() -> None:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 LOG = "trial.log"
+NO_MEMORY = ("out of memory", "can't allocate memory")
+"""How torch says it on CUDA devices and on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +161,7 @@ class TrainingWorker:
         """Write the traceback to the trial's log and return the reason in one line."""
         self._log(traceback.format_exc().rstrip())
         name = type(error).__name__
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             name = "out of memory"
         lines = str(error).strip().splitlines()
         return f"{name}: {lines[0][:400]}" if lines else name

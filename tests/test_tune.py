@@ -1,0 +1,127 @@
+"""Placement on a real Ray that is told of CPUs and GPUs this machine may not have."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+
+from sftsearch.orchestrator import tune
+from sftsearch.orchestrator.study import run_study
+from sftsearch.search_spaces.schema import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(120)
+
+STUDY = """
+study: {{name: placed}}
+dataset: {{kind: synthetic}}
+search: {{sampler: {{kind: exhaustive}}, trials: 6}}
+resources: {{cpus: {cpus}, gpus: {gpus}, concurrent_trials: {concurrent}}}
+space: [{{kind: sft, num_heads: 1, dim: {{kind: int, low: 1, high: 6}}}}]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Noting:
+    """Trains nothing; notes when and with which GPU it ran."""
+
+    def start(self, job: Any) -> None:
+        self.job, self.began = job, time.time()
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+
+    def step(self) -> dict[str, Any]:
+        if self.job.device == "cuda":  # the second process takes its time to start: wait for it
+            deadline = time.monotonic() + 60
+            while len(list(Path(self.job.folder).parent.iterdir())) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        time.sleep(0.3)
+        note = {
+            "began": self.began,
+            "ended": time.time(),
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "device": self.job.device,
+            "threads": self.job.threads,
+        }
+        (Path(self.job.folder) / "note.json").write_text(json.dumps(note))
+        values = {"top1": 0.5, **self.job.cost}
+        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+
+
+def run(folder: Path, *, cpus: float, gpus: float, concurrent: str = "auto") -> list[Any]:
+    file = folder / "placed.yaml"
+    file.write_text(STUDY.format(cpus=cpus, gpus=gpus, concurrent=concurrent))
+    result = run_study(file, runs=folder, worker=Noting, formats=())
+    assert result.complete
+    return [json.loads(path.read_text()) for path in result.folder.glob("trials/*/note.json")]
+
+
+def most_at_once(notes: list[Any]) -> int:
+    return max(
+        sum(other["began"] <= note["began"] < other["ended"] for other in notes) for note in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "concurrent", "slots"),
+    [
+        (1, 0, "auto", 4),
+        (3, 0, "auto", 1),
+        (0.5, 0, "auto", 8),
+        (1, 1, "auto", 1),
+        (1, 0.5, "auto", 2),
+        (0.5, 0.25, "auto", 4),
+        (1, 0.5, 1, 1),
+        (1, 0, 99, 4),
+    ],
+)
+def test_slots_are_what_fits(cpus: float, gpus: float, concurrent: Any, slots: int) -> None:
+    resources = Resources(cpus=cpus, gpus=gpus, concurrent_trials=concurrent)
+    assert tune.count_slots(resources) == slots
+
+
+def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> None:
+    notes = run(tmp_path, cpus=1, gpus=0.5)
+    assert len(notes) == 6
+    assert most_at_once(notes) == 2
+    assert {note["gpu"] for note in notes} == {"0"}
+    assert {note["device"] for note in notes} == {"cuda"}
+
+
+def test_concurrency_and_threads_follow_the_study_file(tmp_path: Path) -> None:
+    notes = run(tmp_path, cpus=2, gpus=0, concurrent="1")
+    assert most_at_once(notes) == 1
+    assert {note["threads"] for note in notes} == {2}
+    assert {note["device"] for note in notes} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "No Ray cluster answers at '127.0.0.1:1'"),
+        ("127.0.0.1:99999", "No Ray cluster answers"),
+        ("nonsense", "must be `auto` or HOST:PORT"),
+        ("ray://127.0.0.1:10001", "must be `auto` or HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # or the one of this file is used
+    with pytest.raises(tune.ResourceError, match=said) as caught, tune.connected(address):
+        pass
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,142 @@
+"""A trial where it runs: from its checkpoint, with the price it was promised, never raising."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.binding import bind
+from sftsearch.orchestrator.worker import CHECKPOINT, LOG, WEIGHTS, Job, TrainingWorker
+from sftsearch.trainables.catalog import MODELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARAMETERS = {"dim": 8, "num_heads": 2, "fused_layers": 1}
+TRAINING = {"epochs": 4, "batch_size": 256}
+UNREPEATABLE = {"seconds", "latency_ms", "peak_memory_mb"}
+
+
+def job(folder: Path, **changed: Any) -> Job:
+    spec = describe("synthetic")
+    bound = bind("sft", PARAMETERS, TRAINING, spec)
+    cost = dataclasses.asdict(MODELS["sft"].cost(spec, bound.model_config))
+    plain = Job(
+        key="c-0",
+        folder=str(folder),
+        dataset="synthetic",
+        model="sft",
+        parameters=PARAMETERS,
+        training=TRAINING,
+        seed=0,
+        cost=cost,
+        num_journalled=0,
+        threads=1,
+        device="cpu",
+    )
+    return dataclasses.replace(plain, **changed)
+
+
+def run(worker: TrainingWorker) -> list[dict[str, Any]]:
+    reports = [worker.step()]
+    while "final" not in reports[-1] and "failed" not in reports[-1]:
+        reports.append(worker.step())
+    return reports
+
+
+def epochs(reports: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in epoch.items() if name not in UNREPEATABLE}
+        for report in reports
+        for epoch in report["epochs"]
+    ]
+
+
+def start(job: Job) -> TrainingWorker:
+    worker = TrainingWorker()
+    worker.start(job)
+    return worker
+
+
+def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
+    reports = run(start(job(tmp_path)))
+    assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
+    final = reports[-1]["final"]
+    assert final["values"]["top1"] == pytest.approx(
+        sum(epoch["top1"] for epoch in epochs(reports)[1:]) / 3
+    )
+    assert final["facts"] == {"torch": torch.__version__, "device": "cpu", "threads": 1}
+    assert (tmp_path / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize("num_journalled", [0, 1, 2])
+def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
+    tmp_path: Path, num_journalled: int
+) -> None:
+    undisturbed = run(start(job(tmp_path / "a")))
+    first = start(job(tmp_path / "b"))
+    for _ in range(2):
+        first.step()
+    second = run(start(job(tmp_path / "b", num_journalled=num_journalled)))
+    assert epochs(second) == epochs(undisturbed)[num_journalled:]
+    assert "going on after epoch 2" in (tmp_path / "b" / LOG).read_text()
+    ours, theirs = second[-1]["final"], undisturbed[-1]["final"]
+    for name in theirs["values"].keys() - UNREPEATABLE:
+        assert ours["values"][name] == theirs["values"][name]
+    assert ours["groups"] == theirs["groups"]
+
+
+def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_path: Path) -> None:
+    undisturbed = run(start(job(tmp_path / "a")))
+    first = start(job(tmp_path / "b"))
+    for _ in range(2):
+        first.step()
+    (tmp_path / "b" / CHECKPOINT).write_bytes(b"\x80\x04garbage")
+    second = run(start(job(tmp_path / "b", num_journalled=2)))
+    assert epochs(second) == epochs(undisturbed)  # to be compared with the journal's
+    assert "starting anew" in (tmp_path / "b" / LOG).read_text()
+
+
+def test_a_trial_that_had_finished_reports_its_end_again(tmp_path: Path) -> None:
+    once = run(start(job(tmp_path)))
+    again = run(start(job(tmp_path, num_journalled=4)))
+    assert epochs(again) == []
+    assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
+
+
+def test_a_wrong_price_fails_the_trial(tmp_path: Path) -> None:
+    wrong = job(tmp_path).cost | {"gmacs": 1.0}
+    report = start(job(tmp_path, cost=wrong)).step()
+    assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
+
+
+def test_one_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
+    worker = TrainingWorker()
+    worker.start(job(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
+    report = worker.step()
+    assert report["failed"].startswith("ConfigError: `num_heads` must divide `dim`")
+    assert "Traceback" in (tmp_path / "bad" / LOG).read_text()
+    worker.start(job(tmp_path / "good"))
+    fresh = run(start(job(tmp_path / "fresh")))
+    assert epochs(run(worker)) == epochs(fresh)
+
+
+def test_running_out_of_memory_is_a_reason(tmp_path: Path) -> None:
+    worker = start(job(tmp_path))
+
+    def out_of_memory() -> None:
+        torch.empty(2**50)  # a real allocation that no machine can give
+
+    worker._fit.run_epoch = out_of_memory
+    assert worker.step()["failed"].startswith("out of memory: ")
+
+
+def test_a_diverging_trial_says_where(tmp_path: Path) -> None:
+    training = TRAINING | {"learning_rate": 1e30, "clip_norm": 1e30}
+    reports = run(start(job(tmp_path, training=training)))
+    assert "failed" in reports[-1]
+    assert "TrainingDiverged" in reports[-1]["failed"]
