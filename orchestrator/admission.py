@@ -20,7 +20,7 @@ from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import Source
@@ -63,13 +63,7 @@ class Refusal:
 class Admission:
     """Prices and admits the points of one study's space; remembers what was admitted."""
 
-    def __init__(
-        self,
-        source: Source,
-        spec: DatasetSpec,
-        *,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, spec: DatasetSpec) -> None:
         """Price the space if it is small enough.
 
         Raises:
@@ -87,7 +81,7 @@ class Admission:
         self.num_refused: dict[str, int] = {}
         """Points of the table that were refused, by reason."""
         if self.num_points <= MAX_TABLE:
-            self.table = self._price_all(on_progress)
+            self.table = self._price_all()
             free = ((identity, candidate.point) for identity, candidate in self.table.items())
             self._nearest = Nearest(self.space, free)
         else:
@@ -166,12 +160,10 @@ class Admission:
                 return Refusal("over limit", detail, value / limit - 1)
         return None
 
-    def _price_all(self, on_progress: Callable[[int, int], None] | None) -> dict[str, Candidate]:
+    def _price_all(self) -> dict[str, Candidate]:
         table: dict[str, Candidate] = {}
         checker = _ValueChecker(self._source, self.space)
-        for i, point in enumerate(self.space.points()):
-            if on_progress and i % 500 == 0:
-                on_progress(i, int(self.num_points))
+        for point in self.space.points():
             try:
                 candidate = self.price(point)
             except ConfigError as error:

@@ -22,7 +22,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class _StudyFileMistakes(click.ClickException):
-    """The study file is wrong, as a wrong command is."""
+    """The study file is wrong or not there, as a command may be."""
 
     exit_code = 2
 
@@ -40,9 +40,9 @@ def _user_errors(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            from sftsearch.search_spaces.load import StudyFileError
+            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
 
-            in_file = isinstance(error, StudyFileError)
+            in_file = isinstance(error, NoStudyFileError | StudyFileError)
             kind = _StudyFileMistakes if in_file else click.ClickException
             raise kind(str(error)) from error
         except KeyboardInterrupt:
@@ -50,6 +50,13 @@ def _user_errors(command: F) -> F:
             sys.exit(130)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _spinner(text: str) -> Any:
+    """Return a context that shows, in a terminal, that something goes on."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{text} ...")
 
 
 def _echo_json(value: Any) -> None:
@@ -204,7 +211,8 @@ def check(file: str, as_json: bool) -> None:
     """
     from sftsearch.orchestrator.study import check_study
 
-    source, _, admission = check_study(file)
+    with _spinner("checking the study file"):
+        source, _, admission = check_study(file)
     study = source.study
     size = len(admission.table) if admission.table is not None else None
     facts = {
@@ -245,11 +253,12 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
     from sftsearch.orchestrator import prices
     from sftsearch.orchestrator.study import check_study
 
-    source, spec, admission = check_study(file)
+    with _spinner("pricing the space"):
+        source, spec, admission = check_study(file)
     console = Console()
     estimate = None
     if not no_time:
-        with Console(stderr=True).status("measuring some training steps ..."):
+        with _spinner("measuring some training steps"):
             estimate = prices.estimate_time(source, spec, admission)
     listing = prices.list_prices(admission)
     if as_json:

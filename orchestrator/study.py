@@ -76,9 +76,7 @@ class StudyResult:
     """What the sampler was told; None where there was nothing to run."""
 
 
-def check_study(
-    file: str | Path, *, watcher: Watcher | None = None
-) -> tuple[Source, DatasetSpec, Admission]:
+def check_study(file: str | Path) -> tuple[Source, DatasetSpec, Admission]:
     """Read a study file and check everything that can be checked before a trial runs.
 
     Raises:

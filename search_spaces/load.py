@@ -47,6 +47,10 @@ class Mistake:
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+class NoStudyFileError(UserError):
+    """There is no study file where one was named, or it cannot be read."""
+
+
 class StudyFileError(UserError):
     """A study file with mistakes; its text is one line for each."""
 
@@ -91,7 +95,7 @@ def find_study_file(name: str) -> Path:
     """Return the path of a study file: a path, or the name of one that ships.
 
     Raises:
-        UserError: neither exists.
+        NoStudyFileError: neither exists.
     """
     path = Path(name)
     if _is(path, Path.is_file):
@@ -106,7 +110,7 @@ def find_study_file(name: str) -> Path:
         return shipped / f"{path.stem}.yaml"
     near = nearest(path.stem, known)
     hint = f" Did you mean '{near}'?" if near else ""
-    raise UserError(
+    raise NoStudyFileError(
         f"There is no study file '{name}'.{hint} Shipped studies: {', '.join(known)}."
         if not _is(path, Path.is_dir)
         else f"'{name}' is a folder; a study file is a YAML file."
@@ -126,13 +130,14 @@ def read_study(path: Path) -> Source:
 
     Raises:
         StudyFileError: it is not a YAML mapping.
-        UserError: it cannot be read at all.
+        NoStudyFileError: it cannot be read at all.
     """
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"Cannot read the study file '{path}': {error.strerror}.") from error
+        message = f"Cannot read the study file '{path}': {error.strerror}."
+        raise NoStudyFileError(message) from error
     return parse_study(content, name=str(path))
 
 

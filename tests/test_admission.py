@@ -247,12 +247,6 @@ def test_the_cheapest_comes_first_until_none_is_left() -> None:
     assert order == sorted((c.cost.gflops, i) for i, c in table_of(admission).items())
 
 
-def test_progress_is_told_while_pricing() -> None:
-    told: list[tuple[int, int]] = []
-    Admission(source_of(SPACE), WEARABLES, on_progress=lambda *at: told.append(at))
-    assert told == [(0, 16)]
-
-
 def test_other_data_has_other_prices() -> None:
     spec: Any = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     other = Admission(source_of(SPACE), spec)

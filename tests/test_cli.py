@@ -139,13 +139,13 @@ def test_the_version_is_the_packages() -> None:
         (["fly"], 2, "No such command 'fly'"),
         (["price", "stride", "--top", "none"], 2, "Invalid value for '--top'"),
         (["check"], 2, "Missing argument 'FILE'"),
-        (["check", "strid"], 1, "Error: There is no study file 'strid'. Did you mean 'stride'?"),
+        (["check", "strid"], 2, "Error: There is no study file 'strid'. Did you mean 'stride'?"),
         (["data", "info", "wearble"], 1, "Error: No data set is called 'wearble'. Did you mean "
                                          "'wearables'?"),
         (["status", "small"], 1, "Error: There is no study 'small' in "),
         (["status", "../small"], 1, "Error: '../small' is not the name of a study"),
         (["show", "abc"], 1, "Error: No trial's key begins with 'abc'"),
-        (["run", "strid"], 1, "Error: There is no study file 'strid'."),
+        (["run", "strid"], 2, "Error: There is no study file 'strid'."),
     ],
 )  # fmt: skip
 def test_mistakes_of_the_command_are_a_line_and_a_code(

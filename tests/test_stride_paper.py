@@ -1,0 +1,43 @@
+"""`stride_paper` at its full size: every stride takes a step, the cheapest a whole trial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from sftsearch.datasets.catalog import open_dataset
+from sftsearch.orchestrator.study import check_study, run_study
+from sftsearch.search_spaces.load import find_study_file
+from sftsearch.trainables.catalog import build_model
+from sftsearch.trainables.fit import Fit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_every_configuration_trains_a_step() -> None:
+    torch.set_num_threads(1)
+    _, spec, admission = check_study("stride_paper")
+    assert admission.table is not None
+    assert len(admission.table) == 8
+    store = open_dataset(spec.name)
+    for candidate in admission.table.values():
+        bound = candidate.configuration
+        model = build_model(bound.model, spec, bound.model_config, seed=0)
+        assert Fit(model, store, bound.train_config, seed=0).seconds_a_step(repeats=1) > 0
+
+
+def test_the_cheapest_configuration_runs_as_a_trial(tmp_path: Path) -> None:
+    text = find_study_file("stride_paper").read_text()
+    text = text.replace("epochs: 20", "epochs: 1").replace("trials: 40", "trials: 1")
+    file = tmp_path / "stride_paper.yaml"
+    file.write_text(text.replace("seeds: 5", "seeds: 1"))
+    result = run_study(file, runs=tmp_path)
+    (trial,) = result.record.trials
+    assert (trial.status, trial.configuration["stride"]) == ("finished", 128)
+    assert trial.values["parameters"] == 196_765
+    assert trial.values["top1"] > 0.5
