@@ -149,10 +149,13 @@ class Search:
         return self.used_up or self.num_admitted + self._plan.seeds > self._plan.trials
 
     def _may_ask(self) -> bool:
-        """With `ordered`, the n-th proposal waits until the (n - width)-th is decided."""
+        """With `ordered`, the n-th proposal waits until the (n - width)-th is decided.
+
+        The width is one trial more than run at a time, so that no process waits for its next one.
+        """
         if not self._plan.ordered:
             return True
-        width = max(1, math.ceil(self._slots / self._plan.seeds))
+        width = math.ceil((self._slots + 1) / self._plan.seeds)
         while len(self._untold) >= width:
             if self._proposals[self._untold[0]].pending:
                 return False

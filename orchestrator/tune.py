@@ -51,11 +51,11 @@ class ResourceError(UserError):
 class SearchAlgorithm(Searcher):
     """Tune asks for trials here; `Search` answers."""
 
-    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], slots: int) -> None:
+    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], limit: int) -> None:
         super().__init__(metric=REPORT, mode="max")
         self._search = search
         self._make_job = make_job
-        self._slots = slots
+        self._limit = limit
         self._keys: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class SearchAlgorithm(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
-        if self._search.num_running >= self._slots:
+        if self._search.num_running >= self._limit:
             return None
         assignment = self._search.propose()
         if assignment is None:
@@ -213,18 +213,28 @@ def count_slots(resources: Resources) -> int:
     Raises:
         ResourceError: not even one fits, which Ray would wait for without an end.
     """
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
-    fits = [there.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
-    slots = int(min(fits) + 1e-9)
-    if slots < 1:
+    fits = _count_fitting(resources)
+    if fits < 1:
+        there = _there()
         has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
         raise ResourceError(
             f"A trial asks for {resources.cpus:g} CPUs and {resources.gpus:g} GPUs, but Ray has "
             f"{has}. Lower `resources`, or name a cluster with --address."
         )
     wanted = resources.concurrent_trials
-    return slots if wanted == "auto" else min(wanted, slots)
+    return fits if wanted == "auto" else min(wanted, fits)
+
+
+def _count_fitting(resources: Resources) -> int:
+    there = _there()
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
+    fits = [there.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
+    return int(min(fits) + 1e-9)
+
+
+def _there() -> dict[str, float]:
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return there
 
 
 def run(
@@ -237,7 +247,10 @@ def run(
 ) -> None:
     """Run a search to its end on the connected Ray, `slots` trials at a time."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
-    algorithm = SearchAlgorithm(search, make_job, slots)
+    # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops a warm
+    # process that has no next trial.
+    limit = slots + 1 if slots == _count_fitting(resources) else slots
+    algorithm = SearchAlgorithm(search, make_job, limit)
     trainable = type("Training", (Training,), {"worker_type": worker})
     asked = {"cpu": resources.cpus, "gpu": resources.gpus}
     with tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch:

@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, default=24)
     asked = parser.parse_args()
     text = find_study_file("stride").read_text()
-    text = text.replace("  seeds: 2", f"  seeds: {SEEDS}\n  ordered: true")  # one result for all
-    text = text.replace("  trials: 60", f"  trials: {SEEDS * asked.configurations}")
+    text = text.replace("  seeds: 2", f"  seeds: {SEEDS}")
+    text = text.replace("  trials: 72", f"  trials: {SEEDS * asked.configurations}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "stride.yaml")
         file.write_text(text)
