@@ -114,7 +114,7 @@ class Search:
 
     @property
     def exhausted(self) -> bool:
-        """Tell whether no further trial will be handed out."""
+        """Tell whether every trial has ended and none will be added."""
         return not self._waiting and not self._running and self._at_end()
 
     def propose(self) -> Assignment | None:
@@ -310,7 +310,7 @@ class Search:
     # ------------------------------------------------------------ replaying
 
     def _replay(self) -> None:
-        """Rebuild everything from the journal; finish what a killed driver had begun."""
+        """Rebuild everything from the journal."""
         trials: dict[str, Trial] = {}
         for event in self._journal.events(through=self._journal.last_id):
             self._replay_event(event, trials)
@@ -318,6 +318,10 @@ class Search:
             self._replay_to_optuna(proposed)
             if proposed.told or proposed.refused is not None:
                 del self._proposals[number]
+        self._finish_what_was_begun()
+
+    def _finish_what_was_begun(self) -> None:
+        """Decide what was proposed and tell what was decided, where a kill came in between."""
         for number, proposed in list(self._proposals.items()):
             if not proposed.candidate_id:
                 self._admit_or_refuse(number)
@@ -325,6 +329,8 @@ class Search:
             if not self._proposals[number].pending:
                 self._untold.remove(number)
                 self._tell(number)
+        if self._plan.ordered and self._at_end():
+            self._tell_decided()
 
     def _replay_event(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body

@@ -57,6 +57,8 @@ class SearchAlgorithm(Searcher):
         self._make_job = make_job
         self._limit = limit
         self._keys: dict[str, str] = {}
+        self.problem: UserError | None = None
+        """Why the search itself cannot go on (a full disk under the journal, say)."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its parts to restore them, and nothing is ever restored from it."""
@@ -64,6 +66,10 @@ class SearchAlgorithm(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
+        with self._noting_problems():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> Any:
         if self._search.num_running >= self._limit:
             return None
         assignment = self._search.propose()
@@ -74,6 +80,10 @@ class SearchAlgorithm(Searcher):
 
     def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass a worker's report on; return whether the trial goes on."""
+        with self._noting_problems():
+            return self._hear(trial_id, result)
+
+    def _hear(self, trial_id: str, result: dict[str, Any]) -> bool:
         key, report = self._keys[trial_id], json.loads(result[REPORT])
         for metrics in report["epochs"]:
             if not self._search.report(key, metrics):
@@ -84,6 +94,15 @@ class SearchAlgorithm(Searcher):
             self._search.finish(key, **report["final"])
         return True
 
+    @contextlib.contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        """Keep a problem of our own: Tune would wrap it in a traceback of its own."""
+        try:
+            yield
+        except UserError as error:
+            self.problem = error
+            raise
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler heard of it."""
 
@@ -92,10 +111,9 @@ class SearchAlgorithm(Searcher):
     ) -> None:
         """Hear the last report; a trial whose process died has none and failed."""
         if error:
-            self._search.fail(
-                self._keys[trial_id],
-                "the worker process died (out of memory, killed, or lost with its node)",
-            )
+            reason = "the worker process died (out of memory, killed, or lost with its node)"
+            with self._noting_problems():
+                self._search.fail(self._keys[trial_id], reason)
         elif result is not None and result.get("done") and REPORT in result:
             self.hear(trial_id, result)
         self._keys.pop(trial_id, None)
@@ -274,4 +292,9 @@ def run(
                 ),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception as error:
+            raise algorithm.problem or error from error
+        if algorithm.problem is not None:
+            raise algorithm.problem
