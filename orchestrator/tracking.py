@@ -8,10 +8,12 @@ journal's times, so writing the same event twice changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -278,7 +280,9 @@ def _experiment(client: MlflowClient, created: dict[str, Any], runs: Path, uri: 
         # Beside a local store the files lie with the runs; a server says itself where they go.
         local = uri.startswith("sqlite:")
         where = (runs / "mlartifacts").absolute().as_uri() if local else None
+        # The kind opens MLflow's page on trained models rather than on language-model traces.
         tags = {f"{PREFIX}definition": definition}
+        tags["mlflow.experimentKind"] = "custom_model_development"
         made: str = client.create_experiment(name, artifact_location=where, tags=tags)
         return made
     theirs = found.tags.get(f"{PREFIX}definition")
@@ -456,9 +460,24 @@ def serve_ui(uri: str, runs: Path, port: int) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     artifacts = (runs / "mlartifacts").absolute().as_uri()
     command += ["--backend-store-uri", uri, "--default-artifact-root", artifacts, "--workers", "1"]
-    with subprocess.Popen(command) as server:
+    # Without its queues for jobs, which start eight processes more.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
             return server.wait()
         except KeyboardInterrupt:
-            server.terminate()
             return 0
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            _end_group(server)
+
+
+def _end_group(server: subprocess.Popen[bytes]) -> None:
+    """End a server with all the processes it started, politely first."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)

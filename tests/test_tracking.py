@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -253,7 +254,10 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
 
 @pytest.mark.service
 @pytest.mark.timeout(180)
-def test_the_ui_serves_the_runs_folder_on_the_loopback_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
+    tmp_path: Path, end: signal.Signals
+) -> None:
     uri = tracking.default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
@@ -271,13 +275,23 @@ def test_the_ui_serves_the_runs_folder_on_the_loopback_alone(tmp_path: Path) -> 
         listening = Path("/proc/net/tcp").read_text()
         assert f"0100007F:{port:04X}" in listening
         assert f"00000000:{port:04X}" not in listening
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=30)
+        process.send_signal(end)
+        assert process.wait(timeout=30) == 0
         assert not answers(port)
+        assert not servers_on(port)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def servers_on(port: int) -> list[str]:
+    """Return the command lines of processes that name the port."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(port) in line and "mlflow" in line]
 
 
 def answers(port: int) -> bool:
