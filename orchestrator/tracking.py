@@ -280,7 +280,7 @@ def _experiment(client: MlflowClient, created: dict[str, Any], runs: Path, uri: 
         # Beside a local store the files lie with the runs; a server says itself where they go.
         local = uri.startswith("sqlite:")
         where = (runs / "mlartifacts").absolute().as_uri() if local else None
-        # The kind opens MLflow's page on trained models rather than on language-model traces.
+        # To MLflow this is about trained models, not about traces of language models.
         tags = {f"{PREFIX}definition": definition}
         tags["mlflow.experimentKind"] = "custom_model_development"
         made: str = client.create_experiment(name, artifact_location=where, tags=tags)
