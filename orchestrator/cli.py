@@ -132,12 +132,12 @@ def run(
             address=address,
             watcher=watcher,
         )
+    where = _where(runs, tracking_uri)
     if as_json:
         _echo_json(_result_as_json(result))
     else:
-        _print_result(result, runs)
+        _print_result(result, where)
     if not result.complete:
-        where = "" if runs == Path("runs") else f" --runs {runs}"
         click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume{where}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
@@ -167,8 +167,15 @@ def _counts(record: Any) -> dict[str, Any]:
     }
 
 
-def _print_result(result: Any, runs: Path) -> None:
+def _where(runs: Path, tracking_uri: str | None) -> str:
+    """Return the options that a next command needs to find the same study."""
+    options = "" if runs == Path("runs") else f" --runs {runs}"
+    return options if tracking_uri is None else f"{options} --tracking-uri {tracking_uri}"
+
+
+def _print_result(result: Any, where: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from sftsearch.orchestrator import report
     from sftsearch.orchestrator.study import axes_of
@@ -180,12 +187,11 @@ def _print_result(result: Any, runs: Path) -> None:
         console.print(report.rich_table(report.summarise(result.record, x=x, y=y)))
     if result.tracking_problem:
         console.print(
-            f"[yellow]MLflow lacks a part of the record[/] ({result.tracking_problem}); nothing is "
-            "lost: the next run with --resume completes it.",
+            "[yellow]MLflow lacks a part of the record;[/] nothing is lost: the next run with "
+            f"--resume completes it. {escape(result.tracking_problem)}",
             highlight=False,
         )
     if result.report:
-        where = "" if runs == Path("runs") else f" --runs {runs}"
         page = next((path for path in result.report if path.suffix == ".html"), result.report[0])
         console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
         next_steps = {
@@ -381,6 +387,9 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
     from sftsearch.orchestrator import tracking
 
     uri = tracking_uri or tracking.default_uri(runs)
+    if uri.startswith(("http:", "https:")):
+        click.echo(f"The MLflow server of these studies is {uri}: open it in a browser.")
+        return
     click.echo(f"MLflow UI of {uri} on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.exit(tracking.serve_ui(uri, runs, port))
 

@@ -148,8 +148,8 @@ def rich_table(front: Front) -> Group:
     lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
     seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
     caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
-    below = Text("\n".join(lines), style="dim")
-    return Group(Text(headline(front), style="bold"), "", table, "", below, "", Text(caption))
+    below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
+    return Group(Text(headline(front), style="bold"), "", table, "", *below, Text(caption))
 
 
 def test_table(front: Front) -> Group:

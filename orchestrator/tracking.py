@@ -86,8 +86,7 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets errors of SQLAlchemy, requests and its own through
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrackingError(f"MLflow does not answer at '{uri}': {first[:300]}") from error
+        raise TrackingError(f"MLflow does not answer at '{uri}': {_first_line(error)}") from error
     return client
 
 
@@ -371,7 +370,7 @@ def _translate_confirmed(event: Event, writes: dict[str, _Writes]) -> None:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:200] if lines else type(error).__name__
 
 
 # ------------------------------------------------------------------ reading
