@@ -1,0 +1,46 @@
+"""The pages say what is so: their study file is one, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.cli import main
+from sftsearch.search_spaces.load import parse_study
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_study_file_of_the_readme_is_well_formed() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)
+    source = parse_study(text.encode(), name="README.md")
+    check_names(source)
+    admission = Admission(source, describe(source.study.dataset.kind))
+    assert admission.table is not None
+    assert len(admission.table) * source.study.search.seeds >= source.study.search.trials
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_first_walk_names_commands_that_exist() -> None:
+    walked = re.findall(r"^sftsearch (\w+)", PAGES[0].read_text(), flags=re.MULTILINE)
+    assert len(walked) >= 7
+    assert set(walked) <= set(main.commands)
+
+
+def test_files_in_the_readme_s_tree_exist() -> None:
+    tree = PAGES[0].read_text().split("```text\norchestrator/")[1].split("```")[0]
+    named = re.findall(r"\b(\w+\.(?:py|md))\b", tree)
+    assert len(named) > 15
+    present = {path.name for path in ROOT.glob("*/*")}
+    assert [name for name in named if name not in present] == []
