@@ -7,6 +7,7 @@ priced point by point.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Admission:
             free = ((identity, candidate.point) for identity, candidate in self.table.items())
             self._nearest = Nearest(self.space, free)
         else:
+            self._refuse_endless_listing()
             self._check_values()
 
     def price(self, point: Point) -> Candidate:
@@ -189,6 +191,17 @@ class Admission:
             "raise a limit or add smaller values; `sftsearch price` shows the costs without limits."
         )
         return self._source.mistake(("constraints",), message)
+
+    def _refuse_endless_listing(self) -> None:
+        sampler = self._source.study.search.sampler.kind
+        if sampler == "exhaustive":
+            size = f"{self.num_points:,.0f} points" if math.isfinite(self.num_points) else "no end"
+            message = (
+                f"`exhaustive` lists at most {MAX_TABLE:,} points, but the space has {size}: give "
+                "its ranges a `step` or fewer values, or take `random` or `tpe`."
+            )
+            place = ("search", "sampler", "kind")
+            raise StudyFileError(self._source.name, [self._source.mistake(place, message)])
 
     def _check_values(self) -> None:
         """Find a buildable point for each branch, and for each value of its short axes."""

@@ -329,7 +329,8 @@ def _identity(model: str, model_config: Any, train_config: TrainConfig, fingerpr
 def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:
     """Return what makes the study the study it is: space, data, objectives, constraints, training.
 
-    The budget (trials, seeds, resources, sampler) is left out: changing it extends the same study.
+    The budget (trials, resources, sampler) is left out: changing it extends the same study. Seeds
+    are part of it: a configuration is judged by all of them.
     """
     study = source.study
     return {

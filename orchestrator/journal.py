@@ -8,7 +8,7 @@ The events of a study, by kind:
 | kind | when | body |
 | --- | --- | --- |
 | `created` | the study began | name, data set, objectives, definition, refused, facts |
-| `opened` | a driver took the study | budget (trials), token |
+| `opened` | a driver took the study | budget (trials), slots |
 | `proposed` | the sampler named a configuration | number, model, parameters |
 | `refused` | admission refused it | number, reason, detail, excess |
 | `admitted` | admission took it | number, configuration_id, cost, seeds |

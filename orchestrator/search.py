@@ -85,7 +85,6 @@ class Search:
         self.objectives = [objective.metric for objective in study.objectives]
         directions = [objective.goal for objective in study.objectives]
         self.optuna = OptunaStudy(admission.space, directions)
-        self.num_refused: dict[str, int] = {}
         self.num_finished = 0
         self.num_failed = 0
         self.num_admitted = 0
@@ -187,7 +186,6 @@ class Search:
         if isinstance(decided, Refusal):
             body = {"reason": decided.reason, "detail": decided.detail, "excess": decided.excess}
             self._journal.append("refused", number=number, **body)
-            self._note_refused(number, decided.reason, decided.excess)
             self.optuna.refuse(number, decided.excess)
             del self._proposals[number]
             return False
@@ -195,10 +193,6 @@ class Search:
         self._journal.append("admitted", **body)
         self._note_admitted(body)
         return True
-
-    def _note_refused(self, number: int, reason: str, excess: float) -> None:
-        self._proposals[number].refused = excess
-        self.num_refused[reason] = self.num_refused.get(reason, 0) + 1
 
     def _note_admitted(self, body: Mapping[str, Any]) -> None:
         number = body["number"]
@@ -337,7 +331,7 @@ class Search:
         if event.kind == "proposed":
             self._proposals[body["number"]] = _Proposed(Point(body["branch"], body["values"]))
         elif event.kind == "refused":
-            self._note_refused(body["number"], body["reason"], body["excess"])
+            self._proposals[body["number"]].refused = body["excess"]
         elif event.kind == "admitted":
             self._note_admitted(body)
             trials.update((trial.key, trial) for trial in self._waiting[-len(body["seeds"]) :])

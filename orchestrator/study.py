@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import math
 import re
-import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,8 +168,7 @@ def _search(
     with tune.connected(address):
         slots = tune.count_slots(study.resources)
         search = Search(study, journal, admission, slots=slots)
-        token = secrets.token_hex(8)
-        journal.append("opened", trials=study.search.trials, slots=slots, token=token)
+        journal.append("opened", trials=study.search.trials, slots=slots)
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
         tune.run(search, study.resources, make_job, slots=slots, worker=worker)

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeVar
 
 # Read by MLflow at each request: fail soon, the mirror tries again by itself.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -42,19 +43,22 @@ from sftsearch.orchestrator.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from mlflow.entities import Run
 
     from sftsearch.orchestrator.journal import Event, Journal
 
+T = TypeVar("T")
 PREFIX = "sftsearch."
 TEST = "test_"
 MAX_EVENTS = 5_000
 """Events of one batch of writes."""
-MAX_METRICS = 1_000
+MAX_METRICS = 800
 MAX_PARAMS = 100
+"""MLflow takes 1,000 entries in one call, of them 100 parameters and 100 tags."""
+RUNNING = RunStatus.to_string(RunStatus.RUNNING)
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -122,7 +126,7 @@ class Mirror:
         self._experiment_id = ""
         self._created: dict[str, Any] = {}
         self._run_ids: dict[str, str] = {}
-        self._refused: dict[str, int] = {}
+        self._refused: Counter[str] = Counter()
         self._through = max((e.body["through"] for e in _of_kind(journal, "mirrored")), default=0)
         self._stop = threading.Event()
         self._give_up_at = float("inf")
@@ -181,16 +185,9 @@ class Mirror:
             if "" not in self._run_ids:
                 self._run_ids[""] = self._make_parent(client)
             self.parent_id = self._run_ids[""]
-            self._refused = {}
-            for event in self._journal.events(through=self._through):
-                self._note(event)
+            self._refused = _reasons(self._journal.events(through=self._through))
             self._client = client
         return self._client
-
-    def _note(self, event: Event) -> None:
-        body = event.body
-        if event.kind == "refused":
-            self._refused[body["reason"]] = self._refused.get(body["reason"], 0) + 1
 
     def _catch_up(self) -> bool:
         """Write one batch; return whether there is more."""
@@ -198,13 +195,14 @@ class Mirror:
         if through == self._through:
             return False
         client = self._open()
+        events = list(self._journal.events(after=self._through, through=through))
+        news = any(event.kind != "mirrored" for event in events)
         writes: dict[str, _Writes] = defaultdict(_Writes)
-        news = False
-        for event in self._journal.events(after=self._through, through=through):
-            news |= event.kind != "mirrored"
-            self._note(event)
+        for event in events:
             _translate(event, writes)
-        if news:
+        refused = _reasons(events)
+        if refused:
+            self._refused += refused
             writes[""].tags.append(RunTag(f"{PREFIX}refused", json.dumps(self._refused)))
         for key, written in writes.items():
             if key not in self._run_ids and written.started is not None:
@@ -218,13 +216,16 @@ class Mirror:
 
     @staticmethod
     def _write(client: MlflowClient, run_id: str, written: _Writes) -> None:
-        starts = range(0, max(len(written.metrics), 1), MAX_METRICS)
-        for start in starts:
-            client.log_batch(run_id, metrics=written.metrics[start : start + MAX_METRICS])
-        for start in range(0, max(len(written.params), len(written.tags)), MAX_PARAMS):
-            end = start + MAX_PARAMS
-            client.log_batch(run_id, params=written.params[start:end], tags=written.tags[start:end])
-        if written.status:
+        for metrics, params, tags in zip_longest(
+            _batched(written.metrics, MAX_METRICS),
+            _batched(written.params, MAX_PARAMS),
+            _batched(written.tags, MAX_PARAMS),
+            fillvalue=(),
+        ):
+            client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+        if written.status == RUNNING:
+            client.update_run(run_id, status=RUNNING)
+        elif written.status:
             client.set_terminated(run_id, written.status, written.ended)
 
     def _make_child(self, client: MlflowClient, started: Event) -> str:
@@ -261,6 +262,15 @@ class Mirror:
         )
         run_id: str = run.info.run_id
         return run_id
+
+
+def _reasons(events: Iterable[Event]) -> Counter[str]:
+    return Counter(event.body["reason"] for event in events if event.kind == "refused")
+
+
+def _batched(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the entries in order, at most `size` at a time."""
+    return (entries[start : start + size] for start in range(0, len(entries), size))
 
 
 def _of_kind(journal: Journal, kind: str) -> Iterator[Event]:
@@ -322,6 +332,7 @@ def _translate(event: Event, writes: dict[str, _Writes]) -> None:
     body, moment = event.body, milliseconds(event.time)
     if event.kind == "opened":
         writes[""].tags.append(RunTag(f"{PREFIX}trials", str(body["trials"])))
+        writes[""].status = RUNNING
     elif event.kind == "started":
         written = writes[body["trial"]]
         written.started = event
@@ -429,16 +440,6 @@ def _trial_record(run: Run) -> TrialRecord:
         test_values=test or None,
         test_groups=groups,
     )
-
-
-def list_studies(uri: str, runs: Path) -> list[str]:
-    """Return the names of the studies MLflow has.
-
-    Raises:
-        TrackingError: MLflow does not answer.
-    """
-    client = open_client(uri, runs)
-    return sorted(e.name for e in client.search_experiments() if f"{PREFIX}definition" in e.tags)
 
 
 def serve_ui(uri: str, runs: Path, port: int) -> int:

@@ -209,7 +209,6 @@ def check_range(low: float, high: float, *, log: bool, stepped: bool) -> None:
 
 Distribution = Annotated[Choice | IntRange | FloatRange, Field(discriminator="kind")]
 DISTRIBUTION: TypeAdapter[Choice | IntRange | FloatRange] = TypeAdapter(Distribution)
-DISTRIBUTION_KINDS = ("choice", "int", "float")
 
 
 class Branch(BaseModel):

@@ -251,3 +251,28 @@ def test_other_data_has_other_prices() -> None:
     spec: Any = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     other = Admission(source_of(SPACE), spec)
     assert not table_of(other).keys() & table_of(admission_of()).keys()
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        "learning_rate: {kind: float, low: 0.001, high: 0.01}",
+        "epochs: {kind: int, low: 1, high: 60000}",
+    ],
+)
+def test_an_exhaustive_search_of_a_space_without_a_list_is_a_mistake(axis: str) -> None:
+    text = f"""
+study: {{name: endless}}
+dataset: {{kind: synthetic}}
+search:
+  sampler: {{kind: exhaustive}}
+  trials: 4
+space:
+  - kind: sft
+    num_heads: 1
+    {axis}
+"""
+    with pytest.raises(StudyFileError, match="`exhaustive` lists at most 50,000 points") as caught:
+        Admission(parse_study(text.encode()), describe("synthetic"))
+    (mistake,) = caught.value.mistakes
+    assert (mistake.line, mistake.key) == (5, "search.sampler.kind")

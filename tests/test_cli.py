@@ -65,7 +65,7 @@ def runs(tmp_path: Path) -> Path:
             objectives=[["top1", "maximize"], ["gflops", "minimize"]], facts={}, definition={},
             definition_hash="",
         )  # fmt: skip
-        journal.append("opened", trials=4, slots=1, token="t")
+        journal.append("opened", trials=4, slots=1)
         cost = {"gflops": 0.5, "gmacs": 0.6, "parameters": 100}
         journal.append(
             "admitted", number=0, configuration_id="abc", model="sft", cost=cost, seeds=[0, 1],

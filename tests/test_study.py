@@ -190,7 +190,7 @@ def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
 def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
     run_study(write(tmp_path, trials=2), runs=tmp_path, formats=())
     with Journal(tmp_path / "small") as journal:
-        journal.append("opened", trials=4, slots=1, token="")
+        journal.append("opened", trials=4, slots=1)
     with pytest.raises(study.StudyError, match="is not finished"):
         confirm.confirm_study(tmp_path / "small")
 

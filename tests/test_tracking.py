@@ -39,7 +39,7 @@ def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> N
     """Append what a search would of trials `first` to `last` - 1; every fifth fails."""
     if journal.last_id == 0:
         journal.append("created", **CREATED)
-    journal.append("opened", trials=last, slots=1, token="")
+    journal.append("opened", trials=last, slots=1)
     for i in range(first, last):
         base = {"configuration_id": f"c{i:011d}", "model": "sft", "parameters": {"dim": i}}
         trial = f"c{i:011d}-0"
@@ -86,7 +86,6 @@ def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
         mirror = tracking.Mirror(journal, uri, tmp_path)
         assert mirror.close()
         assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
-    assert tracking.list_studies(uri, tmp_path) == ["mirrored"]
 
 
 def test_writing_everything_again_changes_nothing(tmp_path: Path) -> None:
@@ -117,6 +116,26 @@ def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None
         assert mirror.lag() <= 1  # that it was mirrored is itself not mirrored
         assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
     assert len(snapshot(uri, tmp_path)) == 8
+
+
+def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+
+    def parent_status() -> str:
+        return next(status for run, status, *_ in snapshot(uri, tmp_path) if run == parent)
+
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        parent = mirror.parent_id
+        assert parent_status() == "FINISHED"
+        journal.append("opened", trials=4, slots=1)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert parent_status() == "RUNNING"
+        journal.append("ended", reason="interrupted", complete=False)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert parent_status() == "KILLED"
 
 
 def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
