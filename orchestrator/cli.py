@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sftsearch.orchestrator import terminal
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -132,77 +134,16 @@ def run(
             address=address,
             watcher=watcher,
         )
-    where = _where(runs, tracking_uri)
+    where = terminal.where_options(runs, tracking_uri)
     if as_json:
-        _echo_json(_result_as_json(result))
+        _echo_json(terminal.result_as_json(result))
     else:
-        _print_result(result, where)
+        terminal.print_result(result, where)
     if not result.complete:
         click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume{where}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
         raise click.ClickException("No trial finished: see the reasons above, or `sftsearch show`.")
-
-
-def _result_as_json(result: Any) -> dict[str, Any]:
-    counts = _counts(result.record)
-    return {
-        "study": result.name,
-        "folder": str(result.folder),
-        "complete": result.complete,
-        "tracking_uri": result.tracking_uri,
-        "tracking_problem": result.tracking_problem,
-        "report": [str(path) for path in result.report],
-        **counts,
-    }
-
-
-def _counts(record: Any) -> dict[str, Any]:
-    statuses = [trial.status for trial in record.trials]
-    return {
-        "finished": statuses.count("finished"),
-        "failed": statuses.count("failed"),
-        "running": statuses.count("running"),
-        "refused": record.refused,
-    }
-
-
-def _where(runs: Path, tracking_uri: str | None) -> str:
-    """Return the options that a next command needs to find the same study."""
-    options = "" if runs == Path("runs") else f" --runs {runs}"
-    return options if tracking_uri is None else f"{options} --tracking-uri {tracking_uri}"
-
-
-def _print_result(result: Any, where: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    from sftsearch.orchestrator import report
-    from sftsearch.orchestrator.study import axes_of
-
-    console = Console()
-    if result.report:
-        x, y = axes_of(result.record)
-        console.print()
-        console.print(report.rich_table(report.summarise(result.record, x=x, y=y)))
-    if result.tracking_problem:
-        console.print(
-            "[yellow]MLflow lacks a part of the record;[/] nothing is lost: the next run with "
-            f"--resume completes it. {escape(result.tracking_problem)}",
-            highlight=False,
-        )
-    if result.report:
-        page = next((path for path in result.report if path.suffix == ".html"), result.report[0])
-        console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
-        next_steps = {
-            "ui": "browse every trial",
-            f"pareto {result.name}": "write the report anew, with other axes",
-            f"confirm {result.name}": "evaluate the front on the test split, once",
-        }
-        width = max(len(step) for step in next_steps)
-        for label, (step, what) in zip(("Next:", "", ""), next_steps.items(), strict=True):
-            call = f"sftsearch {step}{where}{' ' * (width - len(step))}"
-            console.print(f"{label:<7} {call}  {what}", highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -402,66 +343,18 @@ def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
     from sftsearch.orchestrator.study import list_studies
 
-    rows = [_study_row(folder) for folder in list_studies(runs)]
+    rows = [terminal.study_row(folder) for folder in list_studies(runs)]
     if as_json:
         _echo_json(rows)
     elif not rows:
         click.echo(f"No studies in '{runs}'. Begin with: sftsearch run stride")
     else:
-        _print_rows(rows, ("study", "dataset", "finished", "failed", "running", "confirmed"))
+        terminal.print_rows(
+            rows, ("study", "dataset", "finished", "failed", "running", "confirmed")
+        )
         for row in rows:
             if row["problem"]:
                 click.echo(f"{row['study']}: {row['problem']}", err=True)
-
-
-def _study_row(folder: Path) -> dict[str, Any]:
-    """Return a study's line of the list; one that cannot be read does not hide the others."""
-    from sftsearch.datasets.errors import UserError
-    from sftsearch.orchestrator.record import StudyRecord
-    from sftsearch.orchestrator.study import read_record
-
-    problem = ""
-    try:
-        record = read_record(folder)
-    except UserError as error:
-        problem = str(error)
-        record = StudyRecord(
-            name=folder.name,
-            description="",
-            dataset="?",
-            num_seeds=0,
-            objectives=(),
-            facts={},
-            refused={},
-            trials=(),
-        )
-    return {
-        "study": record.name,
-        "dataset": record.dataset,
-        **_counts(record),
-        "confirmed": record.confirmed,
-        "problem": problem,
-    }
-
-
-def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for name in columns:
-        table.add_column(name, justify="right" if isinstance(rows[0][name], int) else "left")
-    for row in rows:
-        table.add_row(*(_cell(row[name]) for name in columns))
-    Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
 @main.command()
@@ -478,7 +371,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
 
     folder = find_study(study, runs)
     record, state = read_record(folder), read_state(folder)
-    facts = {"study": record.name, "folder": str(folder), **state, **_counts(record)}
+    facts = {"study": record.name, "folder": str(folder), **state, **terminal.counts(record)}
     if as_json:
         _echo_json(facts)
         return
@@ -547,7 +440,7 @@ def data_list(as_json: bool) -> None:
     if as_json:
         _echo_json(rows)
     else:
-        _print_rows(rows, ("data set", "samples", "classes", "modalities", "licence"))
+        terminal.print_rows(rows, ("data set", "samples", "classes", "modalities", "licence"))
 
 
 @data.command(name="info")
@@ -558,43 +451,11 @@ def data_info(name: str, as_json: bool) -> None:
     """Say what the data set NAME holds, whose it is, and under which licence."""
     from sftsearch.datasets.catalog import open_dataset
 
-    store = open_dataset(name)
-    spec = store.spec
-    facts: dict[str, Any] = {
-        "name": spec.name,
-        "description": spec.description,
-        "licence": spec.licence,
-        "attribution": spec.attribution,
-        "source": spec.source,
-        "fingerprint": spec.fingerprint,
-        "store": str(store.path),
-        "modalities": {
-            modality: {"num_tokens": m.num_tokens, "num_features": m.num_features}
-            for modality, m in spec.modalities.items()
-        },
-        "splits": {
-            split: {
-                "samples": number,
-                "subjects": list(spec.subjects[split]),
-                "by class": dict(zip(spec.classes, store.class_counts[split], strict=True)),
-            }
-            for split, number in spec.num_samples.items()
-        },
-        "best_accuracy": spec.best_accuracy,
-    }
+    facts = terminal.store_facts(open_dataset(name))
     if as_json:
         _echo_json(facts)
-        return
-    for key in ("name", "description", "licence", "attribution", "source", "fingerprint", "store"):
-        click.echo(f"{key + ':':<13} {facts[key]}")
-    for modality, m in spec.modalities.items():
-        click.echo(f"modality:     {modality}, {m.num_tokens} tokens x {m.num_features}")
-    for split, entry in facts["splits"].items():
-        people = f", {len(entry['subjects'])} subjects" if entry["subjects"] else ""
-        classes = ", ".join(f"{label} {number}" for label, number in entry["by class"].items())
-        click.echo(f"{split + ':':<13} {entry['samples']} samples{people}; {classes}")
-    if spec.best_accuracy is not None:
-        click.echo(f"best possible test accuracy (Bayes): {spec.best_accuracy:.4f}")
+    else:
+        terminal.print_store(facts)
 
 
 @main.command()
@@ -613,15 +474,9 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['model']}  ({row['paper']})")
-        _echo_parameters(row["parameters"])
+        terminal.print_parameters(row["parameters"])
     click.echo("every model also takes the parameters of training:")
-    _echo_parameters(describe_models(training=True)[0]["parameters"])
-
-
-def _echo_parameters(parameters: list[dict[str, Any]]) -> None:
-    for parameter in parameters:
-        default = "all of the data set" if parameter["default"] is None else parameter["default"]
-        click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {default}")
+    terminal.print_parameters(describe_models(training=True)[0]["parameters"])
 
 
 @main.command()
