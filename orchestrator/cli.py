@@ -82,20 +82,24 @@ uri_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
-@click.group(context_settings=CONTEXT)
+# \b keeps click from folding the lines below it into one paragraph.
+HELP = """Find the Pareto front of accuracy against compute for multimodal fusion models.
+
+\b
+A first walk:
+  sftsearch check  stride     read a study file and say all its mistakes
+  sftsearch price  stride     what its configurations cost, untrained
+  sftsearch run    stride     search; --resume goes on after any interruption
+  sftsearch pareto stride     write the front as a page and as files
+  sftsearch confirm stride    look at the test split, once
+  sftsearch ui                browse every trial in MLflow
+"""
+
+
+@click.group(context_settings=CONTEXT, help=HELP)
 @click.version_option(package_name="sftsearch")
 def main() -> None:
-    r"""Find the Pareto front of accuracy against compute for multimodal fusion models.
-
-    \b
-    A first walk:
-      sftsearch check  stride     read a study file and say all its mistakes
-      sftsearch price  stride     what its configurations cost, before any training
-      sftsearch run    stride     search; --resume goes on after any interruption
-      sftsearch pareto stride     write the front as a page and as files
-      sftsearch confirm stride    look at the test split, once
-      sftsearch ui                browse every trial in MLflow
-    """
+    """Hold the commands together; the help is `HELP`."""
 
 
 @main.command()

@@ -328,3 +328,12 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     )
     assert len(done.stdout) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_help_shows_the_first_walk_line_by_line() -> None:
+    lines = call("--help").output.splitlines()
+    walk = [line.strip() for line in lines if line.strip().startswith("sftsearch ")]
+    assert [line.split()[1] for line in walk] == [
+        "check", "price", "run", "pareto", "confirm", "ui",
+    ]  # fmt: skip
+    assert not any("\\b" in line for line in lines)
