@@ -164,6 +164,7 @@ class Admission:
 
     def _price_all(self) -> dict[str, Candidate]:
         table: dict[str, Candidate] = {}
+        least: dict[str, float] = dict.fromkeys(self._limits, math.inf)
         checker = _ValueChecker(self._source, self.space)
         for point in self.space.points():
             try:
@@ -173,6 +174,9 @@ class Admission:
                 self._count("impossible")
                 continue
             checker.possible(point, self.space.axes[point.branch])
+            least = {
+                name: min(known, getattr(candidate.cost, name)) for name, known in least.items()
+            }
             if self._over_limit(candidate):
                 self._count("over limit")
             elif candidate.id in table:
@@ -181,14 +185,15 @@ class Admission:
                 table[candidate.id] = candidate
         checker.raise_mistakes()
         if not table:
-            raise StudyFileError(self._source.name, [self._all_refused()])
+            raise StudyFileError(self._source.name, [self._all_refused(least)])
         return table
 
-    def _all_refused(self) -> Mistake:
+    def _all_refused(self, least: dict[str, float]) -> Mistake:
         limits = ", ".join(f"{metric} <= {limit:g}" for metric, limit in self._limits.items())
+        costs = ", ".join(f"{metric} {cost:.3g}" for metric, cost in least.items())
         message = (
-            f"All {self.num_points:.0f} configurations are refused by the constraints ({limits}): "
-            "raise a limit or add smaller values; `sftsearch price` shows the costs without limits."
+            f"All {self.num_points:.0f} configurations are refused by the constraints ({limits}); "
+            f"the least there is: {costs}. Raise a limit or add smaller values."
         )
         return self._source.mistake(("constraints",), message)
 

@@ -98,10 +98,12 @@ def test_a_limit_refuses_exactly_what_is_over_it(metric: str) -> None:
 
 def test_limits_that_refuse_all_are_a_mistake_of_the_file() -> None:
     constraints = "[{metric: gflops, max: 1e-9}, {metric: parameters, max: 2}]"
+    costs = [candidate.cost for candidate in table_of(admission_of()).values()]
+    gflops, parameters = min(c.gflops for c in costs), min(c.parameters for c in costs)
     assert mistakes_of(SPACE, constraints) == [
         "line 4: constraints: All 16 configurations are refused by the constraints (gflops <= "
-        "1e-09, parameters <= 2): raise a limit or add smaller values; `sftsearch price` shows "
-        "the costs without limits."
+        f"1e-09, parameters <= 2); the least there is: gflops {gflops:.3g}, parameters "
+        f"{float(parameters):.3g}. Raise a limit or add smaller values."
     ]
 
 
