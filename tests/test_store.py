@@ -515,9 +515,12 @@ def test_a_cache_that_cannot_be_one_names_the_variable(tmp_path: Path) -> None:
 
 
 UNPRIVILEGED = """
-import os, sys
+import os, sys, tempfile
 from pathlib import Path
 from sftsearch.datasets.catalog import open_dataset
+# Whatever is imported late is imported now: the checkout may be in a folder only its owner enters.
+with tempfile.TemporaryDirectory() as folder:
+    len(open_dataset("synthetic", cache=Path(folder)).split("train"))
 if os.getuid() == 0:
     os.setgid(int(sys.argv[2]))
     os.setuid(int(sys.argv[2]))
