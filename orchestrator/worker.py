@@ -6,6 +6,7 @@ trial does; a trial that goes wrong is reported as failed, with its traceback in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -70,8 +71,8 @@ class TrainingWorker:
         """Build the model and check its price; a problem is reported by the first `step`."""
         self._job, self._fit, self._problem = job, None, ""
         self._started = time.perf_counter()
-        Path(job.folder).mkdir(parents=True, exist_ok=True)
         try:
+            Path(job.folder).mkdir(parents=True, exist_ok=True)
             self._fit = self._prepare(job)
         except Exception as error:
             self._problem = self._explain(error)
@@ -159,7 +160,8 @@ class TrainingWorker:
 
     def _explain(self, error: Exception) -> str:
         """Write the traceback to the trial's log and return the reason in one line."""
-        self._log(traceback.format_exc().rstrip())
+        with contextlib.suppress(OSError):  # a log that cannot be written must not hide the reason
+            self._log(traceback.format_exc().rstrip())
         name = type(error).__name__
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             name = "out of memory"

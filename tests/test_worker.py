@@ -140,3 +140,9 @@ def test_a_diverging_trial_says_where(tmp_path: Path) -> None:
     reports = run(start(job(tmp_path, training=training)))
     assert "failed" in reports[-1]
     assert "TrainingDiverged" in reports[-1]["failed"]
+
+
+def test_a_folder_that_cannot_be_made_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    report = start(job(tmp_path / "file" / "trial")).step()
+    assert report["failed"].startswith("NotADirectoryError: ")
