@@ -123,7 +123,7 @@ def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_every_closed_form_equals_the_count_to_the_last_multiply_add(
     case: tuple[DatasetSpec, str, Any],

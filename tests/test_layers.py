@@ -20,11 +20,6 @@ from sftsearch.trainables.layers.pooling import PoolAndFuse, pool, pooled_count
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Tokenizer
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def test_a_token_is_the_projection_of_a_patch_plus_its_position() -> None:
     """Seven samples in patches of three are three tokens; two samples of zeros fill the last."""
     tokenize = ModalityTokenizer(num_tokens=3, patch=3, num_features=2, dim=5).double()

@@ -317,7 +317,7 @@ def survives(content: bytes) -> None:
             assert line.isprintable()
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.binary(max_size=2000))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     survives(content)
@@ -338,7 +338,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataObject) -> None:
     tree = parse(VALID).data
@@ -359,7 +359,7 @@ def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataOb
 MARKS = [b"&a ", b"*a", b"- ", b"!!set ", b"{", b"]", b"\n", b"? ", b": "]
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
     content = bytearray(VALID.encode())

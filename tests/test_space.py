@@ -49,7 +49,6 @@ def stepped_ranges(draw: st.DrawFn) -> FloatRange:
 FINITE = CHOICES | int_ranges() | stepped_ranges()
 
 
-@settings(deadline=None)
 @given(FINITE)
 def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis) -> None:
     listed = space.values(axis)
@@ -57,7 +56,6 @@ def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis)
     assert len({json.dumps(value) for value in listed}) == len(listed)
 
 
-@settings(deadline=None)
 @given(FINITE, st.integers(0, 2**32))
 def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, seed: int) -> None:
     listed = [json.dumps(value) for value in space.values(axis)]
@@ -65,7 +63,6 @@ def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, s
     assert all(json.dumps(space.draw(axis, random_)) in listed for _ in range(20))
 
 
-@settings(deadline=None)
 @given(stepped_ranges())
 def test_the_values_of_a_stepped_range_are_exact_decimals(axis: FloatRange) -> None:
     """Against fractions: value i is the float nearest to low + i step, and the next is too far."""
@@ -137,7 +134,7 @@ def axis_of(values: list[Any]) -> dict[str, Any]:
     return {"kind": "choice", "values": values}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from("abc"), FINITE, max_size=2), min_size=1, max_size=3
