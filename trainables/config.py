@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,21 @@ class TrainConfig:
     """What the learning rate is multiplied by then."""
     value: Literal["last", "best"] = "last"
     """What a trial is worth: the mean of its last three epochs, or its best epoch by top1."""
+    mixup: Literal["none", "manifold", "input", "modality"] = "none"
+    """What is mixed: latents after a drawn layer (SFT paper, sec. 3.4), the inputs by one weight,
+    or the inputs by a weight a modality (MBT paper)."""
+    mixup_alpha: float = 0.3
+    """Weights are drawn from Beta(alpha, alpha)."""
+    mixup_warmup: int = 5
+    """Epochs at the start that mix nothing."""
+    mixup_weights: Literal["batch", "sample"] = "batch"
+    """Whether a batch shares its weights (the paper), or every sample has its own (its code)."""
+    regression_loss: Literal["l1", "l2"] = "l1"
+    """Absolute or squared error, where the labels are numbers."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products by autocast; weights and moments stay float32."""
+    compile: bool = False
+    """Compile the training step: pays on GPUs from some minutes of training on."""
 
     def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, at_least=1)
@@ -75,6 +91,25 @@ class TrainConfig:
         check_integer("plateau_patience", self.plateau_patience, at_least=0)
         check_number("plateau_factor", self.plateau_factor, least=0, below=1, open_=True)
         check_choice("value", self.value, ("last", "best"))
+        check_choice("mixup", self.mixup, ("none", "manifold", "input", "modality"))
+        check_number("mixup_alpha", self.mixup_alpha, least=0, below=math.inf, open_=True)
+        check_integer("mixup_warmup", self.mixup_warmup, at_least=0)
+        if self.mixup != "none" and self.mixup_warmup >= self.epochs:
+            got = f"mixup_warmup={self.mixup_warmup}, epochs={self.epochs}"
+            raise ConfigError(
+                f"`mixup_warmup` must be below `epochs` to mix anything, but got ({got})."
+            )
+        check_choice("mixup_weights", self.mixup_weights, ("batch", "sample"))
+        check_choice("regression_loss", self.regression_loss, ("l1", "l2"))
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        if not isinstance(self.compile, bool):
+            raise ConfigError(f"`compile` must be true or false, but got {self.compile!r}.")
+
+    def canonical(self) -> TrainConfig:
+        """Return the one configuration of all that train alike: what is never read is default."""
+        if self.mixup != "none":
+            return self
+        return dataclasses.replace(self, mixup_alpha=0.3, mixup_warmup=5, mixup_weights="batch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
