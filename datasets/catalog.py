@@ -116,4 +116,5 @@ def _build_if_missing(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
 def _content(spec: DatasetSpec) -> tuple[object, ...]:
     """Return what of a spec depends on the samples; the order of modalities does."""
     modalities = tuple(spec.modalities.items())
-    return spec.name, modalities, spec.classes, spec.num_samples, spec.subjects, spec.fingerprint
+    declared = spec.name, spec.task, spec.classes, spec.num_samples, spec.subjects
+    return *declared, modalities, spec.fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sftsearch.datasets.errors import DatasetError
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 """Every data set has these, in this order."""
 
-RESERVED_NAMES = ("label", "subject")
-"""Columns of a store that are no modality."""
+RESERVED_NAMES = ("label", "subject", "fused", "bottleneck")
+"""Columns of a store, and sequences of a model, that are no modality."""
+
+Task = Literal["classification", "multilabel", "regression"]
+"""What a label is: one class, a yes or no for each of several labels, or a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,11 +29,17 @@ class ModalitySpec:
     """Tokens of a sample, T."""
     num_features: int
     """Numbers of a token, F."""
+    variable_length: bool = False
+    """Whether a sample may have fewer valid tokens; with none of them the modality is missing."""
 
     def __post_init__(self) -> None:
         for field, count in (("num_tokens", self.num_tokens), ("num_features", self.num_features)):
             if not _is_count(count, least=1):
                 raise DatasetError(f"`{field}` must be a positive integer, but got {count!r}.")
+        if not isinstance(self.variable_length, bool):
+            raise DatasetError(
+                f"`variable_length` must be true or false, but got {self.variable_length!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +55,7 @@ class DatasetSpec:
     modalities: Mapping[str, ModalitySpec]
     """By name; the insertion order is the modality order everywhere."""
     classes: tuple[str, ...]
-    """Names of the classes; a label is an index into them."""
+    """Names of the classes, or of the labels of a multi-label task; empty for regression."""
     num_samples: Mapping[str, int]
     """By split."""
     subjects: Mapping[str, tuple[str, ...]]
@@ -61,11 +70,14 @@ class DatasetSpec:
     """One sentence."""
     fingerprint: str
     """sha256 of the content, 64 hexadecimal digits."""
+    task: Task = "classification"
+    """What is to be predicted."""
     best_accuracy: float | None = None
     """Expected test accuracy of the Bayes-optimal classifier, where it is known."""
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_classes()
         self._check_splits()
         if not re.fullmatch(r"[0-9a-f]{64}", self.fingerprint):
             raise DatasetError(
@@ -80,8 +92,13 @@ class DatasetSpec:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """How many classes (or labels) there are; none for regression."""
         return len(self.classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model gives for a sample: one for each class or label, or one."""
+        return 1 if self.task == "regression" else len(self.classes)
 
     def _check_names(self) -> None:
         for name in (self.name, *self.modalities):
@@ -92,10 +109,29 @@ class DatasetSpec:
                 )
         if not self.modalities:
             raise DatasetError(f"'{self.name}' must have a modality, but `modalities` is empty.")
-        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+        for name, shape in self.modalities.items():
+            if shape.variable_length and f"{name}_length" in self.modalities:
+                raise DatasetError(
+                    f"No modality of '{self.name}' may be called '{name}_length': the lengths of "
+                    f"'{name}' are."
+                )
+
+    def _check_classes(self) -> None:
+        if self.task not in get_args(Task):
             raise DatasetError(
-                f"`classes` of '{self.name}' must be two or more different names, "
+                f"`task` of '{self.name}' must be one of {', '.join(get_args(Task))}, "
+                f"but got {self.task!r}."
+            )
+        if self.task == "regression" and self.classes:
+            raise DatasetError(
+                f"`classes` of '{self.name}' must be empty, for its task is regression, "
                 f"but got {self.classes!r}."
+            )
+        least = {"classification": 2, "multilabel": 1, "regression": 0}[self.task]
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < least:
+            raise DatasetError(
+                f"`classes` of '{self.name}' must be {('', 'one', 'two')[least]} or more different "
+                f"names, but got {self.classes!r}."
             )
 
     def _check_splits(self) -> None:

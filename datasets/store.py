@@ -376,7 +376,7 @@ def _write_manifest(
 ) -> None:
     manifest = {
         "format_version": FORMAT_VERSION,
-        "spec": asdict(spec),
+        "spec": _spec_fields(spec),
         "class_counts": {
             name: np.bincount(splits[name].labels, minlength=spec.num_classes).tolist()
             for name in SPLITS
@@ -388,6 +388,17 @@ def _write_manifest(
     }
     file.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     _sync(file)
+
+
+def _spec_fields(spec: DatasetSpec) -> dict[str, Any]:
+    """Return a spec as JSON, without what older stores had no word for and do not need."""
+    fields = asdict(spec)
+    if spec.task == "classification":
+        del fields["task"]
+    for shape in fields["modalities"].values():
+        if not shape["variable_length"]:
+            del shape["variable_length"]
+    return fields
 
 
 def _training_statistics(tokens: npt.NDArray[np.float32]) -> dict[str, list[float]]:
