@@ -195,7 +195,7 @@ def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
     last = fit.run_epoch()
     seen = evaluate(fit.model, store, store.split("validation"), batch_size=7)
     assert list(last) == [
-        *("epoch", "train_loss", "loss", "top1", "map", "balanced_accuracy"),
+        *("epoch", "train_loss", "loss", "top1", "map", "balanced_accuracy", "macro_f1"),
         *("learning_rate", "seconds"),
     ]
     assert seen.num_absent_classes == 0
@@ -209,7 +209,7 @@ def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -
     top1 = [entry["top1"] for entry in last.history]
     assert last.result()["top1"] == pytest.approx(np.mean(top1[-3:]))
     assert best.result()["top1"] == max(top1)
-    assert set(last.result()) == {"loss", "top1", "map", "balanced_accuracy"}
+    assert set(last.result()) == {"loss", "top1", "map", "balanced_accuracy", "macro_f1"}
     for fit in (last, best):
         correct = sum(right for right, _ in fit.groups().values())
         assert correct / 500 == pytest.approx(fit.result()["top1"])

@@ -101,7 +101,7 @@ def evaluate(
     return Evaluation(
         _metrics(logits, split),
         groups.by_name(correct),
-        num_absent_classes(split.labels, logits.shape[1]),
+        num_absent_classes("classification", split.labels, logits.shape[1]),
     )
 
 
@@ -116,7 +116,7 @@ def _metrics(logits: Tensor, split: Split) -> dict[str, float]:
     loss = F.cross_entropy(logits, torch.tensor(split.labels))
     if not (logits.isfinite().all() and loss.isfinite()):
         raise TrainingDiverged(f"Logits or loss on the {split.name} split are not finite.")
-    return {"loss": loss.item(), **score(logits.numpy(), split.labels)}
+    return {"loss": loss.item(), **score("classification", logits.numpy(), split.labels)}
 
 
 def _is_right(logits: Tensor, split: Split) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,9 @@
-"""What a model's logits are worth. Shapes: N samples, C classes."""
+"""What a model's outputs are worth, by task. Shapes: N samples, C outputs of a sample.
+
+Definitions and their sources are on the page `docs/metrics.md`; every metric is computed by
+scikit-learn where it has it. Means over classes (or labels) leave out those without samples, which
+scikit-learn would count as 0: see `num_absent_classes`.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +13,131 @@ import numpy as np
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
+    f1_score,
     recall_score,
     top_k_accuracy_score,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
+
+    from sftsearch.datasets.spec import Task
 
 TOP_K = 5
 
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("top1", "top5", "map", "balanced_accuracy", "macro_f1"),
+    "multilabel": ("map", "micro_f1", "macro_f1"),
+    "regression": ("mae", "pearson", "acc2", "acc2_nonzero", "f1", "f1_nonzero", "acc7"),
+}
+"""The names that `score` returns; `top5` only with more than five classes."""
 
-def score(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return the metrics of a split, fractions from 0 to 1.
 
-    - `top1`: right guesses; of equal logits the first class is the guess.
-    - `top5`: labels among the five largest logits; only with more than five classes.
-    - `map`: mean over the classes present of the average precision of ranking all samples by the
-      logit of the class, as it is (SFT paper's code). scikit-learn would count a class without
-      samples as 0: it is left out here, see `num_absent_classes`.
-    - `balanced_accuracy`: mean recall of the classes present.
+def score(
+    task: Task,
+    outputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32],
+) -> dict[str, float]:
+    """Return the metrics of a split: fractions from 0 to 1, but `mae` and `pearson`.
 
     Args:
-        logits: (N, C), finite.
-        labels: (N,), in [0, C).
+        task: what is predicted.
+        outputs: (N, C), finite: logits, or predictions (N, 1) for regression.
+        labels: classes (N,) in [0, C), or 0 and 1 (N, C), or numbers (N,), as in a `Split`.
     """
-    num_classes = logits.shape[1]
+    return _SCORES[task](outputs, labels)
+
+
+def num_absent_classes(
+    task: Task, labels: npt.NDArray[np.int64] | npt.NDArray[np.float32], num_outputs: int
+) -> int:
+    """Return how many classes (or labels) no sample has; the means of `score` lack them."""
+    if task == "regression":
+        return 0
+    present = np.unique(labels) if task == "classification" else np.flatnonzero(labels.any(axis=0))
+    return num_outputs - len(present)
+
+
+def _score_classes(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """Score a classification; of equal logits the first class is the guess."""
     present = np.unique(labels)
     guesses = logits.argmax(axis=1)
     metrics = {"top1": float(accuracy_score(labels, guesses))}
-    if num_classes > TOP_K:
-        classes = np.arange(num_classes)
+    if logits.shape[1] > TOP_K:
+        classes = np.arange(logits.shape[1])
         # With two classes scikit-learn wants one column; here there are at least six.
         metrics["top5"] = float(top_k_accuracy_score(labels, logits, k=TOP_K, labels=classes))
     precisions = [average_precision_score(labels == c, logits[:, c]) for c in present]
     metrics["map"] = float(np.mean(precisions))
-    recall = recall_score(labels, guesses, labels=present, average="macro", zero_division=0.0)
-    metrics["balanced_accuracy"] = float(recall)
+    means = {"labels": present, "average": "macro", "zero_division": 0.0}
+    metrics["balanced_accuracy"] = float(recall_score(labels, guesses, **means))
+    metrics["macro_f1"] = float(f1_score(labels, guesses, **means))
     return metrics
 
 
-def num_absent_classes(labels: npt.NDArray[np.int64], num_classes: int) -> int:
-    """Return how many classes no label names; the means over classes in `score` lack them."""
-    return num_classes - len(np.unique(labels))
+def _score_labels(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """Score a multi-label task; a label is guessed where its logit is at least 0 (sigmoid 0.5)."""
+    truths, guesses = labels > 0, logits >= 0
+    present = np.flatnonzero(truths.any(axis=0))
+    precisions = [average_precision_score(truths[:, c], logits[:, c]) for c in present]
+    # Column by column: scikit-learn takes a single label for two classes.
+    f1s = [f1_score(truths[:, c], guesses[:, c]) for c in present]
+    return {
+        "map": float(np.mean(precisions)) if precisions else 0.0,
+        "micro_f1": float(f1_score(truths.ravel(), guesses.ravel(), zero_division=0.0)),
+        "macro_f1": float(np.mean(f1s)) if f1s else 0.0,
+    }
+
+
+def _score_numbers(
+    outputs: npt.NDArray[np.floating], labels: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """Score a regression; sentiment's two classes are told by the sign, in both conventions."""
+    predictions_N, truths_N = outputs[:, 0].astype(np.float64), labels.astype(np.float64)
+    signed = truths_N != 0
+    acc2, f1 = _score_signs(predictions_N >= 0, truths_N >= 0)
+    acc2_nonzero, f1_nonzero = _score_signs(predictions_N[signed] > 0, truths_N[signed] > 0)
+    return {
+        "mae": float(np.abs(predictions_N - truths_N).mean()),
+        "pearson": _pearson(predictions_N, truths_N),
+        "acc2": acc2,
+        "acc2_nonzero": acc2_nonzero,
+        "f1": f1,
+        "f1_nonzero": f1_nonzero,
+        "acc7": float((_seventh(predictions_N) == _seventh(truths_N)).mean()),
+    }
+
+
+def _score_signs(
+    guesses: npt.NDArray[np.bool_], truths: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return accuracy and weighted F1 of two classes; 0 where there are no samples."""
+    if not len(truths):
+        return 0.0, 0.0
+    f1 = f1_score(truths, guesses, average="weighted", zero_division=0.0)
+    return float(accuracy_score(truths, guesses)), float(f1)
+
+
+def _pearson(x_N: npt.NDArray[np.float64], y_N: npt.NDArray[np.float64]) -> float:
+    """Return the correlation of two series; 0 where one of them is constant."""
+    if not (np.ptp(x_N) and np.ptp(y_N)):
+        return 0.0
+    return float(np.clip(np.corrcoef(x_N, y_N)[0, 1], -1.0, 1.0))
+
+
+def _seventh(y_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the nearest of the seven degrees from -3 to 3; halves go to the even one."""
+    return np.rint(y_N).clip(-3.0, 3.0)
+
+
+_SCORES: dict[Task, Callable[..., dict[str, float]]] = {
+    "classification": _score_classes,
+    "multilabel": _score_labels,
+    "regression": _score_numbers,
+}
