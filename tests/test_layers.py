@@ -6,6 +6,7 @@ Shapes: B batch, n tokens, F features, P patch, D width.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -16,15 +17,19 @@ from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.trainables.config import TransformerConfig
 from sftsearch.trainables.layers.attention import SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
-from sftsearch.trainables.layers.pooling import PoolAndFuse, pool, pooled_count
-from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Tokenizer
+from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
+from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
+from sftsearch.trainables.windows import Pattern, Windows, windows_of_stride
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def test_a_token_is_the_projection_of_a_patch_plus_its_position() -> None:
     """Seven samples in patches of three are three tokens; two samples of zeros fill the last."""
     tokenize = ModalityTokenizer(num_tokens=3, patch=3, num_features=2, dim=5).double()
     x = torch.randn(4, 7, 2, dtype=torch.float64)
-    z = tokenize(x)
+    z = tokenize(x).z
     assert z.shape == (4, 1 + 3, 5)
     weight, bias = tokenize.projection.weight, tokenize.projection.bias
     for sample in range(4):
@@ -53,7 +58,7 @@ def test_patches_round_up(samples: int, patch: int, tokens: int) -> None:
     config = TransformerConfig(patch=patch)
     assert config.num_tokens(spec) == {"x": tokens}
     z = Tokenizer(spec, config)({"x": torch.zeros(1, samples, 2)})
-    assert z["x"].shape == (1, 1 + tokens, 40)
+    assert z["x"].z.shape == (1, 1 + tokens, 40)
 
 
 def test_attention_is_that_of_torch_multihead_attention() -> None:
@@ -66,7 +71,7 @@ def test_attention_is_that_of_torch_multihead_attention() -> None:
         theirs.in_proj_bias.copy_(ours.in_projection.bias)
         theirs.out_proj.load_state_dict(ours.out_projection.state_dict())
     x = torch.randn(2, 7, 12, dtype=torch.float64)
-    torch.testing.assert_close(ours(x), theirs(x, x, x)[0])
+    torch.testing.assert_close(ours(x)[0], theirs(x, x, x)[0])
 
 
 def test_attention_starts_as_torch_multihead_attention_does() -> None:
@@ -83,9 +88,9 @@ def test_a_block_is_the_two_residuals_of_the_authors_code() -> None:
     z = torch.randn(2, 5, 6, dtype=torch.float64)
     centred = z - z.mean(-1, keepdim=True)
     normed = centred / (z.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    y = z + block.attend.attention(normed)
+    y = z + block.attend.attention(normed)[0]
     mlp = nn.Sequential(block.norm, block.expand, nn.ReLU(), block.contract)
-    torch.testing.assert_close(block(z), y + mlp(y))
+    torch.testing.assert_close(block(Sequence(z)).z, y + mlp(y))
 
 
 def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
@@ -98,33 +103,177 @@ def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
     assert dropout(x, 0.0, training=True) is x
 
 
-@pytest.mark.parametrize("kind", ["average", "max"])
-@pytest.mark.parametrize(("tokens", "stride"), [(12, 1), (12, 3), (13, 4), (5, 5), (5, 9)])
-def test_pooling_takes_whole_windows_and_leaves_at_least_one_token(
-    kind: str, tokens: int, stride: int
+def strided_pairs(tokens: int, window: int) -> Tensor:
+    """Draw the map of the strided pattern: one's window, and the same residue."""
+    i = torch.arange(tokens)
+    return (i[:, None] // window == i // window) | ((i[:, None] - i) % window == 0)
+
+
+def fixed_pairs(tokens: int, window: int, summary: int) -> Tensor:
+    """Draw the map of the fixed pattern: one's window, and the columns of the summaries."""
+    i = torch.arange(tokens)
+    columns = torch.zeros(tokens, dtype=torch.bool)
+    for k in range(0, tokens, window):
+        columns[k + window - summary : k + window + 1] = True
+    return (i[:, None] // window == i // window) | columns
+
+
+PATTERNS = [
+    pytest.param(kind, window, tokens, id=f"{kind}-{tokens}-by-{window}")
+    for kind in ("strided", "fixed")
+    for window, tokens in [(4, 13), (4, 16), (4, 5), (7, 50), (32, 20)]
+]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("kind", "window", "tokens"), PATTERNS)
+def test_sparse_attention_is_dense_attention_under_a_map(
+    kind: Literal["strided", "fixed"], window: int, tokens: int, padded: bool
 ) -> None:
-    x = torch.randn(2, tokens, 3, dtype=torch.float64)
-    pooled = pool(x, stride, kind)
-    count = pooled_count(tokens, stride)
-    assert pooled.shape == (2, count, 3)
-    for window in range(count):
-        of_window = x[:, window * stride : (window + 1) * stride]
-        expected = of_window.mean(dim=1) if kind == "average" else of_window.amax(dim=1)
-        torch.testing.assert_close(pooled[:, window], expected)
+    """Output, gradients and attention received against a masked (T, T) map in float64."""
+    pattern, summary = Pattern(kind, window, 2), 2
+    attention = SelfAttention(dim=12, num_heads=3, pattern=pattern, report_received=True).double()
+    pairs = strided_pairs(tokens, window)
+    if kind == "fixed":
+        pairs = fixed_pairs(tokens, window, summary)
+    lengths = torch.tensor([1, tokens // 2, tokens] if padded else [tokens] * 3)
+    valid = torch.arange(tokens) < lengths[:, None]
+    x = torch.randn(3, tokens, 12, dtype=torch.float64, requires_grad=True)
+
+    def reference(x: Tensor) -> tuple[Tensor, Tensor]:
+        heads = attention.in_projection(x).view(3, tokens, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        scores = heads[0] @ heads[1].transpose(-1, -2) / 2
+        allowed = pairs & valid[:, None, None, :]
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1).nan_to_num()
+        y = (weights @ heads[2]).transpose(1, 2).reshape(3, tokens, 12)
+        asked = weights[:, :, 1:, 1:] * valid[:, None, 1:, None]
+        return attention.out_projection(y), asked.mean(dim=1).sum(dim=1)
+
+    expected, expected_received = reference(x)
+    out, received = attention(x, valid if padded else None)
+    assert received is not None
+    read = valid[:, :, None]  # what a padded token attends to is of no meaning
+    torch.testing.assert_close(out * read, expected * read)
+    torch.testing.assert_close(received * valid[:, 1:], expected_received)
+    wanted = torch.randn(3, tokens, 12, dtype=torch.float64) * read
+    if not padded:  # rows of the reference that attend to nothing have no gradient
+        of_ours = torch.autograd.grad((out * wanted).sum() + received.square().sum(), x)
+        theirs = (expected * wanted).sum() + expected_received.square().sum()
+        torch.testing.assert_close(of_ours, torch.autograd.grad(theirs, x))
+
+
+@pytest.mark.parametrize("kind", ["strided", "fixed"])
+@pytest.mark.parametrize(("window", "summary"), [(32, 8), (5, 2), (2, 1)])
+def test_a_pattern_counts_its_pairs(
+    kind: Literal["strided", "fixed"], window: int, summary: int
+) -> None:
+    for tokens in range(1, 140):
+        pairs = strided_pairs(tokens, window)
+        if kind == "fixed":
+            pairs = fixed_pairs(tokens, window, summary)
+        assert Pattern(kind, window, summary).num_pairs(tokens) == int(pairs.sum())
+
+
+def test_the_fixed_pattern_at_1201_tokens_is_that_of_the_authors_code() -> None:
+    """Rows have 349, 356 or 357 entries, and columns outside the windows are alike in all rows."""
+    pairs = fixed_pairs(1201, 32, 8)
+    assert set(pairs.sum(dim=1).tolist()) == {349, 356, 357}
+    assert Pattern("fixed", 32, 8).num_pairs(1201) == int(pairs.sum())
+    summary = Pattern("fixed", 32, 8).summary_tokens(1201)
+    assert pairs.all(dim=0).nonzero().flatten().tolist() == summary
+    assert int(pairs.sum()) / 1201**2 == pytest.approx(0.296, abs=5e-4)
+
+
+def by_hand(x: Tensor, bounds: list[tuple[int, int]], kind: str, weights: Tensor) -> Tensor:
+    pooled = []
+    for start, stop in bounds:
+        of_window, w = x[:, start:stop], weights[:, start:stop, None]
+        if kind == "attention":
+            pooled.append((of_window * w).sum(dim=1) / (w.sum(dim=1) + 1e-5))
+        else:
+            pooled.append(of_window.mean(dim=1) if kind == "average" else of_window.amax(dim=1))
+    return torch.stack(pooled, dim=1)
+
+
+WINDOWS = [
+    (windows_of_stride(12, 1), [(i, i + 1) for i in range(12)]),
+    (windows_of_stride(12, 3), [(0, 3), (3, 6), (6, 9), (9, 12)]),
+    (windows_of_stride(13, 4), [(0, 4), (4, 8), (8, 12)]),
+    (windows_of_stride(128, 65), [(0, 65)]),
+    (windows_of_stride(5, 9), [(0, 5)]),
+    (Windows(13, 4), [(0, 3), (3, 6), (6, 9), (9, 13)]),
+    (Windows(5, 3), [(0, 1), (1, 3), (3, 5)]),
+    (Windows(7, 7), [(i, i + 1) for i in range(7)]),
+]
+
+
+@pytest.mark.parametrize("kind", ["average", "max", "attention"])
+@pytest.mark.parametrize(("windows", "bounds"), WINDOWS)
+def test_pooling_makes_one_token_of_each_window(
+    kind: str, windows: Windows, bounds: list[tuple[int, int]]
+) -> None:
+    assert windows.bounds() == bounds
+    z = torch.randn(2, 1 + windows.num_tokens, 3, dtype=torch.float64)
+    received = torch.rand(2, windows.num_tokens, dtype=torch.float64)
+    pooled, valid = Pool(windows, kind)(Sequence(z, None, received))
+    assert valid is None
+    if windows.count == windows.num_tokens:
+        assert torch.equal(pooled, z[:, 1:])
+    else:
+        torch.testing.assert_close(pooled, by_hand(z[:, 1:], bounds, kind, received))
+
+
+@pytest.mark.parametrize("kind", ["average", "max", "attention"])
+@pytest.mark.parametrize("windows", [Windows(12, 4), Windows(13, 4), windows_of_stride(13, 4)])
+def test_pooling_reads_valid_tokens_alone_and_masks_empty_windows(
+    kind: str, windows: Windows
+) -> None:
+    """Against each sample cut to its own length; the windows are those of the padded length."""
+    n = windows.num_tokens
+    lengths = [0, 4, n - 1, n]
+    z = torch.randn(4, 1 + n, 3, dtype=torch.float64)
+    received = torch.rand(4, n, dtype=torch.float64)
+    valid = torch.arange(1 + n) <= torch.tensor(lengths)[:, None]
+    pooled, kept = Pool(windows, kind)(Sequence(z, valid, received))
+    assert kept is not None
+    for i, length in enumerate(lengths):
+        bounds = [(a, min(b, length)) for a, b in windows.bounds()]
+        assert kept[i].tolist() == [a < b for a, b in bounds]
+        full = [bound for bound in bounds if bound[0] < bound[1]]
+        if full:
+            expected = by_hand(z[i : i + 1, 1:], full, kind, received[i : i + 1])
+            torch.testing.assert_close(pooled[i : i + 1, : len(full)], expected)
+        assert pooled[i, len(full) :].abs().sum() == 0
+
+
+def test_a_token_budget_leaves_exactly_that_many_tokens_and_drops_none() -> None:
+    for n in range(1, 40):
+        for k in range(1, n + 1):
+            bounds = Windows(n, k).bounds()
+            assert len(bounds) == k
+            assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
+            sizes = {stop - start for start, stop in bounds}
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_pooling_by_equal_attention_is_average_pooling() -> None:
+    z = torch.randn(2, 13, 3)
+    evenly = Pool(Windows(12, 5), "attention")(Sequence(z, None, torch.ones(2, 12)))[0]
+    average = Pool(Windows(12, 5), "average")(Sequence(z))[0]
+    torch.testing.assert_close(evenly, average, rtol=1e-5, atol=1e-5)
 
 
 def test_pooling_agrees_with_torch_pooling() -> None:
-    x = torch.randn(2, 13, 3)
+    z = torch.randn(2, 14, 3)
     for kind, theirs in (("average", nn.AvgPool1d(4)), ("max", nn.MaxPool1d(4))):
-        torch.testing.assert_close(pool(x, 4, kind), theirs(x.transpose(1, 2)).transpose(1, 2))
+        pooled, _ = Pool(windows_of_stride(13, 4), kind)(Sequence(z))
+        torch.testing.assert_close(pooled, theirs(z[:, 1:].transpose(1, 2)).transpose(1, 2))
 
 
 def test_a_stride_as_long_as_the_tokens_leaves_one_token_a_modality() -> None:
-    tokens = {"a": torch.randn(2, 1 + 6, 3), "b": torch.randn(2, 1 + 4, 3)}
-    fused = PoolAndFuse({"a": 6, "b": 99}, "average")(tokens)[FUSED]
-    expected = [
-        tokens["a"][:, 0] + tokens["b"][:, 0],
-        tokens["a"][:, 1:].mean(dim=1),
-        tokens["b"][:, 1:].mean(dim=1),
-    ]
-    torch.testing.assert_close(fused, torch.stack(expected, dim=1))
+    a, b = torch.randn(2, 1 + 6, 3), torch.randn(2, 1 + 4, 3)
+    windows = {"a": windows_of_stride(6, 6), "b": windows_of_stride(4, 99)}
+    fused = PoolAndFuse(windows, "average")({"a": Sequence(a), "b": Sequence(b)})[FUSED]
+    expected = [a[:, 0] + b[:, 0], a[:, 1:].mean(dim=1), b[:, 1:].mean(dim=1)]
+    torch.testing.assert_close(fused.z, torch.stack(expected, dim=1))
+    assert fused.valid is None

@@ -14,7 +14,7 @@ import torch
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
-from sftsearch.trainables.layers.tokens import FUSED
+from sftsearch.trainables.layers.tokens import FUSED, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,26 +101,28 @@ def test_the_paper_strides_leave_45_and_46_fused_tokens(
     tokens = model.tokenizer(x)
     for layer in model.layers[:3]:  # unimodal layer, attention layer, pooling
         tokens = layer(tokens)
-    assert {name: z.shape for name, z in tokens.items()} == {FUSED: (2, fused, 40)}
+    assert {name: one.z.shape for name, one in tokens.items()} == {FUSED: (2, fused, 40)}
 
 
 def test_without_pooling_all_tokens_are_fused() -> None:
     model = build("sft_po", SMALL, unimodal_layers=0, stride=1)
     x = {name: torch.zeros(1, 12, 4) for name in SMALL.modalities}
-    assert model.layers[0](model.tokenizer(x))[FUSED].shape == (1, 1 + 12 + 12, 40)
+    assert model.layers[0](model.tokenizer(x))[FUSED].z.shape == (1, 1 + 12 + 12, 40)
 
 
-@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize("pooling", ["average", "max", "attention"])
 def test_order_inside_a_pooling_window_does_not_matter_across_windows_it_does(
     pooling: str,
 ) -> None:
-    """Attention is dense, so behind the tokenizer only pooling knows the order of tokens."""
-    model = small("sft", unimodal_layers=2, fused_layers=2, stride=4, pooling=pooling)
+    """Behind the tokenizer only pooling knows the order of tokens, if attention is dense."""
+    options: dict[str, Any] = {"unimodal_layers": 2, "fused_layers": 2, "stride": 4}
+    model = small("sft", sparse_attention="dense", pooling=pooling, **options)
+    sparse = small("sft", sparse_attention="strided", window=3, pooling=pooling, **options)
 
-    def logits(order: list[int]) -> Tensor:
+    def logits(order: list[int], model: FusionModel = model) -> Tensor:
         tokens = model.tokenizer(samples())
-        z = tokens["left"]
-        tokens["left"] = torch.cat([z[:, :1], z[:, 1:][:, order]], dim=1)
+        z = tokens["left"].z
+        tokens["left"] = Sequence(torch.cat([z[:, :1], z[:, 1:][:, order]], dim=1))
         for layer in model.layers:
             tokens = layer(tokens)
         scores: Tensor = model.head(tokens)
@@ -131,6 +133,8 @@ def test_order_inside_a_pooling_window_does_not_matter_across_windows_it_does(
     across = logits([4, 1, 2, 3, 0, 5, 6, 7, 8, 9, 10, 11])
     torch.testing.assert_close(inside, given, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(across, given, rtol=1e-4)
+    swapped = logits([2, 0, 3, 1, 4, 5, 6, 7, 11, 10, 9, 8], sparse)
+    assert not torch.allclose(swapped, logits(list(range(12)), sparse), rtol=1e-4)
 
 
 def test_late_fusion_is_a_sum_of_functions_of_one_modality_each() -> None:
@@ -157,9 +161,9 @@ def test_late_fusion_is_a_sum_of_functions_of_one_modality_each() -> None:
 def test_the_fused_cls_token_is_the_sum_of_the_modalities_cls_tokens() -> None:
     model = small("sft_po", unimodal_layers=0, stride=12)
     tokens = model.tokenizer(samples())
-    fused = model.layers[0](tokens)[FUSED]
-    torch.testing.assert_close(fused[:, 0], tokens["left"][:, 0] + tokens["right"][:, 0])
-    torch.testing.assert_close(fused[:, 1], tokens["left"][:, 1:].mean(dim=1))
+    fused, left, right = model.layers[0](tokens)[FUSED].z, tokens["left"].z, tokens["right"].z
+    torch.testing.assert_close(fused[:, 0], left[:, 0] + right[:, 0])
+    torch.testing.assert_close(fused[:, 1], left[:, 1:].mean(dim=1))
 
 
 def test_modalities_swapped_with_their_weights_give_the_same_logits() -> None:
@@ -189,8 +193,8 @@ def test_concat_classifies_the_cls_token_of_the_first_modality() -> None:
     model = small("concat", num_layers=1)
     tokens = model.tokenizer(samples())
     joined = model.layers[0](tokens)[FUSED]
-    assert torch.equal(joined, torch.cat([tokens["left"], tokens["right"]], dim=1))
-    z = model.layers[1]({FUSED: joined})[FUSED]
+    assert torch.equal(joined.z, torch.cat([tokens["left"].z, tokens["right"].z], dim=1))
+    z = model.layers[1]({FUSED: joined})[FUSED].z
     torch.testing.assert_close(model(samples()), model.head.linear(model.head.norm(z[:, 0])))
 
 

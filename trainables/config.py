@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sftsearch.datasets.errors import UserError, nearest
+from sftsearch.trainables.windows import Windows, pools, windows_of_stride
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -65,7 +66,8 @@ class TrainConfig:
     plateau_factor: float = 0.1
     """What the learning rate is multiplied by then."""
     value: Literal["last", "best"] = "last"
-    """What a trial is worth: the mean of its last three epochs, or its best epoch by top1."""
+    """What a trial is worth: the mean of its last three epochs, or its best epoch by the first
+    metric of the task: top1, map or mae."""
     mixup: Literal["none", "manifold", "input", "modality"] = "none"
     """What is mixed: latents after a drawn layer (SFT paper, sec. 3.4), the inputs by one weight,
     or the inputs by a weight a modality (MBT paper)."""
@@ -80,7 +82,8 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: matrix products by autocast; weights and moments stay float32."""
     compile: bool = False
-    """Compile the training step: pays on GPUs from some minutes of training on."""
+    """Compile the model with torch.compile, in training and evaluation. Costs a minute or two at
+    the start of each trial, so it pays in long training runs."""
 
     def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, at_least=1)
@@ -158,6 +161,14 @@ class TransformerConfig:
             _check_modality(spec, name)
         return tuple(name for name in spec.modalities if name in self.modalities)
 
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """Return the one configuration of all that give the same model on this data set.
+
+        Raises:
+            ConfigError: the configuration does not fit the data set.
+        """
+        return dataclasses.replace(self, modalities=self.chosen(spec))
+
     def num_tokens(self, spec: DatasetSpec) -> dict[str, int]:
         """Return the tokens of each chosen modality, CLS not counted: ceil(samples / patch).
 
@@ -177,51 +188,88 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PooledConfig(TransformerConfig):
-    """What the transformers share that pool each modality before their fused layers."""
+class PoolingConfig(TransformerConfig):
+    """What the transformers share that pool tokens: by stride or by budget; neither: not at all."""
 
-    unimodal_layers: int = 1
-    """Layers of each modality on its own, before pooling."""
-    fused_layers: int = 11
-    """Layers on the pooled tokens."""
-    stride: int | Mapping[str, int] = 1
-    """Consecutive tokens that pooling makes one; for all modalities, or by modality."""
-    pooling: Literal["average", "max"] = "average"
+    stride: int | Mapping[str, int] | None = None
+    """Consecutive tokens that pooling makes one; the last, incomplete window is left out (the
+    paper's way). For all modalities, or by modality."""
+    tokens: int | Mapping[str, int] | None = None
+    """Token budget: how many tokens are left of a modality, or all where it has fewer; windows
+    differ by at most one token, and none is left out. For all modalities, or by modality."""
+    pooling: Literal["average", "max", "attention"] = "average"
+    """`attention` weighs each token by the attention it received in the layer before."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
-        check_integer("unimodal_layers", self.unimodal_layers, at_least=0)
-        check_integer("fused_layers", self.fused_layers, at_least=1)
-        check_choice("pooling", self.pooling, ("average", "max"))
-        if isinstance(self.stride, Mapping):
-            for name, stride in self.stride.items():
-                check_integer(f"stride.{name}", stride, at_least=1)
-            object.__setattr__(self, "stride", dict(self.stride))
-        else:
-            check_integer("stride", self.stride, at_least=1)
+        check_choice("pooling", self.pooling, ("average", "max", "attention"))
+        if self.stride is not None and self.tokens is not None:
+            got = f"stride={self.stride}, tokens={self.tokens}"
+            raise ConfigError(f"`stride` and `tokens` exclude each other, but got ({got}).")
+        for name in ("stride", "tokens"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                for modality, one in value.items():
+                    check_integer(f"{name}.{modality}", one, at_least=1)
+                object.__setattr__(self, name, dict(value))
+            elif value is not None:
+                check_integer(name, value, at_least=1)
 
-    def strides(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the stride of each chosen modality, at most its number of tokens.
+    def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the tokens of each sequence that is pooled, CLS not counted."""
+        return self.num_tokens(spec)
+
+    def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
+        """Return the windows of each sequence that is pooled: of each chosen modality.
 
         One stride for all may be longer than some modalities, which then keep a single token
         (SFT paper, Table 3, pools 38 tokens with stride 64), but not longer than all of them.
 
         Raises:
-            ConfigError: a stride is longer than its tokens, missing, or of an unknown modality.
+            ConfigError: a stride is longer than its tokens; a value is missing, or of an unknown
+                modality.
         """
-        tokens = self.num_tokens(spec)
-        if not isinstance(self.stride, Mapping):
-            _check_stride("stride", self.stride, max(tokens.values()))
-            return {name: min(self.stride, count) for name, count in tokens.items()}
-        for name in self.stride:
-            _check_modality(spec, name)
-        strides = {}
-        for name, count in tokens.items():
-            if name not in self.stride:
-                raise ConfigError(f"`stride` names no stride for '{name}', which is used.")
-            _check_stride(f"stride.{name}", self.stride[name], count)
-            strides[name] = self.stride[name]
-        return strides
+        tokens = self.num_pooled_tokens(spec)
+        if self.stride is None:
+            budgets = self._by_modality("tokens", self.tokens, tokens, spec)
+            return {m: Windows(n, min(budgets.get(m, n), n)) for m, n in tokens.items()}
+        strides = self._by_modality("stride", self.stride, tokens, spec)
+        for name, stride in strides.items():
+            if isinstance(self.stride, Mapping):
+                _check_stride(f"stride.{name}", stride, tokens[name])
+            else:
+                _check_stride("stride", stride, max(tokens.values()))
+        return {m: windows_of_stride(n, strides[m]) for m, n in tokens.items()}
+
+    @staticmethod
+    def _by_modality(
+        name: str,
+        value: int | Mapping[str, int] | None,
+        known: Mapping[str, int],
+        spec: DatasetSpec,
+    ) -> Mapping[str, int]:
+        if not isinstance(value, Mapping):
+            return {} if value is None else dict.fromkeys(known, value)
+        for modality in value:
+            if modality not in known:
+                _check_modality(spec, modality)
+        for modality in known:
+            if modality not in value:
+                raise ConfigError(f"`{name}` names nothing for '{modality}', which is used.")
+        return value
+
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """See `TransformerConfig.canonical`: a stride that leaves nothing out is a budget."""
+        windows = self.windows(spec)
+        exact = all(one.stride is None for one in windows.values())
+        longest = {name: one.longest for name, one in windows.items()}
+        return dataclasses.replace(
+            self,
+            modalities=self.chosen(spec),
+            tokens={name: one.count for name, one in windows.items()} if exact else None,
+            stride=None if exact else longest,
+            pooling=self.pooling if pools(windows.values()) else "average",
+        )
 
 
 def _check_stride(name: str, stride: int, tokens: int) -> None:
@@ -230,3 +278,18 @@ def _check_stride(name: str, stride: int, tokens: int) -> None:
             f"`{name}` must not be longer than the tokens it pools, but got (stride={stride}, "
             f"tokens={tokens}). Stride {tokens} already leaves one token."
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MidFusionConfig(PoolingConfig):
+    """What the transformers share that fuse in the middle: layers, pooling, fused layers."""
+
+    unimodal_layers: int = 1
+    """Layers of each modality on its own, before pooling."""
+    fused_layers: int = 11
+    """Layers on the pooled tokens."""
+
+    def __post_init__(self) -> None:
+        PoolingConfig.__post_init__(self)
+        check_integer("unimodal_layers", self.unimodal_layers, at_least=0)
+        check_integer("fused_layers", self.fused_layers, at_least=1)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.windows import Pattern
 
 GIGA = 1_000_000_000
 
@@ -66,13 +67,32 @@ def tokenizer(spec: DatasetSpec, config: TransformerConfig) -> Part:
     return Part(0, macs, parameters)
 
 
-def attention(n: int, d: int, *, priced: int | None = None) -> Part:
-    """Self-attention of n tokens: four projections and two products of n x n.
+def attention(
+    n: int,
+    d: int,
+    *,
+    priced: int | None = None,
+    pattern: Pattern | None = None,
+    num_heads: int = 1,
+) -> Part:
+    """Self-attention of n tokens: four projections and two products over the pairs that attend.
 
-    `priced`: tokens in the paper's price, where it leaves the CLS token out.
+    Args:
+        n: tokens, CLS included.
+        d: width.
+        priced: tokens in the paper's price, where it leaves the CLS token out.
+        pattern: which pairs attend; None: all n x n.
+        num_heads: only counts with a pattern, whose values have a column of ones for each head.
     """
     p = n if priced is None else priced
-    return Part(4 * p * d * d + 2 * p * p * d, 4 * n * d * d + 2 * n * n * d, 4 * d * d + 4 * d)
+    parameters = 4 * d * d + 4 * d
+    if pattern is None or n <= pattern.window:
+        return Part(4 * p * d * d + 2 * p * p * d, 4 * n * d * d + 2 * n * n * d, parameters)
+    windows = -(-n // pattern.window)
+    far = windows if pattern.kind == "strided" else pattern.num_summary_tokens(n)
+    run = windows * pattern.window * (pattern.window + far) * (2 * d + num_heads)
+    flops = 4 * p * d * d + 2 * pattern.num_pairs(p) * d
+    return Part(flops, 4 * n * d * d + run, parameters)
 
 
 def block(n: int, d: int, *, priced: int | None = None) -> Part:
@@ -82,9 +102,9 @@ def block(n: int, d: int, *, priced: int | None = None) -> Part:
     return attention(n, d, priced=priced) + mlp
 
 
-def head(d: int, num_classes: int, *, sequences: int = 1) -> Part:
+def head(d: int, num_outputs: int, *, sequences: int = 1) -> Part:
     """One head, applied to the CLS token of each sequence; the paper prices none."""
-    return Part(0, sequences * d * num_classes, 2 * d + d * num_classes + num_classes)
+    return Part(0, sequences * d * num_outputs, 2 * d + d * num_outputs + num_outputs)
 
 
 def shared(part: Part, other: Part) -> Part:
@@ -98,17 +118,17 @@ def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) 
     On a CPU the counter sees no operation in fused attention; on meta it sees them all, and needs
     neither memory nor data. It counts two for a multiply-add.
     """
-    inputs = {
-        name: torch.empty(
-            1, spec.modalities[name].num_tokens, spec.modalities[name].num_features, device="meta"
-        )
-        for name in config.chosen(spec)
-    }
+    with torch.device("meta"):
+        shapes = {name: spec.modalities[name] for name in config.chosen(spec)}
+        inputs = {m: torch.empty(1, one.num_tokens, one.num_features) for m, one in shapes.items()}
+        lengths = {
+            m: torch.empty(1, dtype=torch.int64) for m, one in shapes.items() if one.variable_length
+        }
     weights = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, weights, (inputs,))
+        torch.func.functional_call(model, weights, (inputs, lengths))
     operations: int = counter.get_total_flops()
     return operations // 2 / GIGA

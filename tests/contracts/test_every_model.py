@@ -39,6 +39,8 @@ SPEC: DatasetSpec = replace(
 ALONE = ("unimodal",)
 """Models that take one modality."""
 POOLED = sorted(name for name, system in MODELS.items() if hasattr(system.config, "stride"))
+POOLED_APART = sorted(set(POOLED) - {"concat"})
+"""Models that pool modality by modality."""
 
 
 def small(name: str, **options: Any) -> TransformerConfig:
@@ -181,21 +183,21 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_both(name: str) -> 
         small(name, num_heads=5)
 
 
-@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("name", POOLED_APART)
 def test_a_stride_longer_than_its_tokens_is_refused_with_both(name: str) -> None:
     one = {"modalities": ("audio",)}
     assert "stride=4, tokens=3" in refused(name, stride={"audio": 4}, **one)
     assert "stride=4, tokens=3" in refused(name, stride=4, **one)
 
 
-@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("name", POOLED_APART)
 def test_strides_by_modality_must_name_modalities_of_the_data(name: str) -> None:
     one = {"modalities": ("audio",)}
     assert "no modality 'audo'" in refused(name, stride={"audo": 1, "audio": 1}, **one)
-    assert "names no stride for 'audio'" in refused(name, stride={"text": 1}, **one)
+    assert "names nothing for 'audio'" in refused(name, stride={"text": 1}, **one)
 
 
-@pytest.mark.parametrize("name", sorted(set(POOLED) - set(ALONE)))
+@pytest.mark.parametrize("name", sorted(set(POOLED_APART) - set(ALONE)))
 def test_one_stride_for_all_leaves_a_short_modality_one_token(name: str) -> None:
     by_modality = small(name, stride={"type": 5, "audio": 3, "text": 5})
     assert MODELS[name].cost(SPEC, small(name, stride=5)) == MODELS[name].cost(SPEC, by_modality)

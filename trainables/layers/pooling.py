@@ -1,4 +1,4 @@
-"""Fewer tokens by pooling. Shapes: B batch, n tokens, k pooled tokens, s stride, D width."""
+"""Fewer tokens by pooling. Shapes: B batch, n tokens without CLS, k pooled tokens, D width."""
 
 from __future__ import annotations
 
@@ -7,30 +7,110 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sftsearch.trainables.layers.tokens import FUSED, Tokens
+from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sftsearch.trainables.windows import Windows
 
-def pooled_count(num_tokens: int, stride: int) -> int:
-    """Return how many tokens are left: floor(n / s), at least one."""
-    return max(1, num_tokens // stride)
+SMALL = 1e-5
+"""Added to a sum of weights before dividing by it, as in the SFT authors' code."""
 
 
-def pool(x: Tensor, stride: int, kind: str) -> Tensor:
-    """Pool windows of `stride` tokens that do not overlap, channel by channel.
+class Pool(nn.Module):
+    """One token for each window of tokens, channel by channel, of the valid ones alone.
 
-    Shape: (B, n, D) -> (B, k, D). Tokens behind the last whole window are left out; with
-    s >= n all tokens are one window.
+    `average`, `max`, or `attention`: the mean weighted by the attention that each token received
+    in the layer before (SFT paper, eq. 12, read as the attention received: the sum over a row of
+    softmax weights, as printed, would be 1 for every token).
+
+    Shape: a sequence (B, 1 + n, D) -> (B, k, D) and its mask (B, k), without the CLS token. A
+    window without a valid token is masked.
     """
-    stride = min(stride, x.shape[1])
-    if stride == 1:
-        return x
-    count = pooled_count(x.shape[1], stride)
-    windows = x[:, : count * stride].unflatten(1, (count, stride))
-    pooled: Tensor = windows.mean(dim=2) if kind == "average" else windows.amax(dim=2)
-    return pooled
+
+    index: Tensor | None
+    inside: Tensor | None
+
+    def __init__(self, windows: Windows, kind: str) -> None:
+        super().__init__()
+        self.windows, self.kind = windows, kind
+        index, inside = windows.index()
+        even = all(inside)
+        self.register_buffer("index", None if even else torch.tensor(index), persistent=False)
+        self.register_buffer(
+            "inside",
+            None if even else torch.tensor(inside).view(windows.count, -1),
+            persistent=False,
+        )
+
+    def forward(self, sequence: Sequence) -> tuple[Tensor, Tensor | None]:
+        """Pool all tokens but the first."""
+        z, valid = sequence.z[:, 1:], sequence.valid
+        if valid is not None:
+            valid = valid[:, 1:]
+        if self.windows.count == self.windows.num_tokens:
+            return z, valid
+        x_BksD, inside = self._cut(z), self.inside
+        if valid is not None:
+            in_window = self._cut(valid)
+            inside = in_window if inside is None else in_window & inside
+        if self.kind == "max":
+            pooled = _highest(x_BksD, inside)
+        elif self.kind == "attention":
+            assert sequence.received is not None, "attention pooling comes behind attention"
+            pooled = _mean(x_BksD, inside, self._cut(sequence.received))
+        else:
+            pooled = _mean(x_BksD, inside, None)
+        return pooled, None if valid is None or inside is None else inside.any(dim=-1)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """Cut (B, n, ...) into windows, (B, k, s, ...); short windows repeat a token."""
+        windows = self.windows
+        if self.index is None:
+            x = x[:, : windows.count * windows.longest]
+        else:
+            x = x.index_select(1, self.index)
+        cut: Tensor = x.unflatten(1, (windows.count, windows.longest))
+        return cut
+
+
+def _highest(x: Tensor, inside: Tensor | None) -> Tensor:
+    if inside is None:
+        return x.amax(dim=2)
+    hidden = ~inside.unsqueeze(-1)
+    highest = x.masked_fill(hidden, torch.finfo(x.dtype).min).amax(dim=2)
+    return highest.masked_fill(hidden.all(dim=-2), 0.0)
+
+
+def _mean(x: Tensor, inside: Tensor | None, weights: Tensor | None) -> Tensor:
+    if inside is None and weights is None:
+        return x.mean(dim=2)
+    if weights is None:
+        assert inside is not None
+        weights = inside.to(x.dtype)
+        total = weights.sum(dim=-1, keepdim=True).clamp(min=1.0)  # an empty window has none
+    else:
+        weights = weights if inside is None else weights * inside
+        total = weights.sum(dim=-1, keepdim=True) + SMALL
+    return (x * (weights / total).unsqueeze(-1)).sum(dim=2)
+
+
+class PoolEach(nn.Module):
+    """Pool every sequence, keep its CLS token: {m: (B, 1 + n, D)} -> {m: (B, 1 + k, D)}."""
+
+    def __init__(self, windows: Mapping[str, Windows], kind: str) -> None:
+        super().__init__()
+        self.names = tuple(windows)
+        self.pools = nn.ModuleList([Pool(one, kind) for one in windows.values()])
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Pool the sequences."""
+        pooled = {}
+        for name, pool in zip(self.names, self.pools, strict=True):
+            z, valid = pool(tokens[name])
+            pooled[name] = _behind(tokens[name].z[:, :1], [z], [valid])
+        return pooled
 
 
 class PoolAndFuse(nn.Module):
@@ -39,12 +119,31 @@ class PoolAndFuse(nn.Module):
     Shape: {modality: (B, 1 + n, D)} -> {FUSED: (B, 1 + sum k, D)}.
     """
 
-    def __init__(self, strides: Mapping[str, int], kind: str) -> None:
+    def __init__(self, windows: Mapping[str, Windows], kind: str) -> None:
         super().__init__()
-        self.strides, self.kind = dict(strides), kind
+        self.names = tuple(windows)
+        self.pools = nn.ModuleList([Pool(one, kind) for one in windows.values()])
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Pool every modality and join what is left behind the sum of the CLS tokens."""
-        cls_B1D = torch.stack([z[:, :1] for z in tokens.values()]).sum(dim=0)
-        pooled = [pool(tokens[name][:, 1:], s, self.kind) for name, s in self.strides.items()]
-        return {FUSED: torch.cat([cls_B1D, *pooled], dim=1)}
+        cls_B1D = torch.stack([sequence.z[:, :1] for sequence in tokens.values()]).sum(dim=0)
+        pooled = [pool(tokens[name]) for name, pool in zip(self.names, self.pools, strict=True)]
+        return {FUSED: _behind(cls_B1D, [z for z, _ in pooled], [valid for _, valid in pooled])}
+
+
+def _behind(cls_B1D: Tensor, parts: list[Tensor], masks: list[Tensor | None]) -> Sequence:
+    """Join parts (B, k, D) behind a CLS token, with their masks."""
+    return Sequence(
+        torch.cat([cls_B1D, *parts], dim=1), join_masks([None, *masks], [cls_B1D, *parts])
+    )
+
+
+def join_masks(masks: list[Tensor | None], parts: list[Tensor]) -> Tensor | None:
+    """Return the mask of joined parts (B, k, D); None where none of them has one."""
+    if all(mask is None for mask in masks):
+        return None
+    whole = [
+        z.new_ones(z.shape[:2], dtype=torch.bool) if mask is None else mask
+        for mask, z in zip(masks, parts, strict=True)
+    ]
+    return torch.cat(whole, dim=1)

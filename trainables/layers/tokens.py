@@ -6,7 +6,7 @@ n = ceil(T / P) tokens, D width. Every sequence carries its CLS token at positio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
 
-Tokens = dict[str, Tensor]
-"""The state between layers: sequence -> (B, 1 + n, D). A sequence is a modality, or `FUSED`."""
+
+class Sequence(NamedTuple):
+    """Tokens of one sequence, and what is known of them."""
+
+    z: Tensor
+    """(B, 1 + n, D); the CLS token first."""
+    valid: Tensor | None = None
+    """(B, 1 + n): whether a token holds a sample; None: all do. The CLS token always counts."""
+    received: Tensor | None = None
+    """(B, n): attention that each token received in the layer before; where pooling asks for it."""
+
+
+Tokens = dict[str, Sequence]
+"""The state between layers, by name: a modality, or one of the names below."""
 
 FUSED = "fused"
-"""Name of the one sequence that is left when the modalities have been fused."""
+"""The one sequence that is left when the modalities have been fused."""
+BOTTLENECK = "bottleneck"
+"""The tokens through which modalities exchange what they know; they carry no CLS token."""
 
 
 class ModalityTokenizer(nn.Module):
@@ -36,14 +50,27 @@ class ModalityTokenizer(nn.Module):
         self.cls = nn.Parameter(torch.randn(1, dim))
         self.positions = nn.Parameter(torch.randn(1 + num_tokens, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn samples into tokens."""
+    def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
+        """Turn samples into tokens.
+
+        Args:
+            x: (B, T, F).
+            length: (B,), how many samples of each row are real; the others are not read. A row
+                without any is a missing modality: all that is left of it is its CLS token.
+        """
+        valid = None
+        if length is not None:
+            padded = torch.arange(x.shape[1], device=x.device) >= length[:, None]
+            x = x.masked_fill(padded.unsqueeze(-1), 0.0)
+            positions = torch.arange(1 + self.num_tokens, device=x.device)
+            valid = positions <= (length[:, None] + self.patch - 1) // self.patch
         missing = self.num_tokens * self.patch - x.shape[1]
         if missing:
             x = F.pad(x, (0, 0, 0, missing))
         patches = x.reshape(x.shape[0], self.num_tokens, -1)
         cls_B1D = self.cls.expand(x.shape[0], 1, -1)
-        return torch.cat([cls_B1D, self.projection(patches)], dim=1) + self.positions
+        z = torch.cat([cls_B1D, self.projection(patches)], dim=1) + self.positions
+        return Sequence(z, valid)
 
 
 class Tokenizer(nn.Module):
@@ -64,7 +91,10 @@ class Tokenizer(nn.Module):
             ]
         )
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tokens:
-        """Tokenize every chosen modality of the inputs."""
+    def forward(
+        self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
+    ) -> Tokens:
+        """Tokenize every chosen modality of the inputs; one that `lengths` lacks is whole."""
+        known = lengths or {}
         pairs = zip(self.names, self.modalities, strict=True)
-        return {name: tokenize(inputs[name]) for name, tokenize in pairs}
+        return {name: tokenize(inputs[name], known.get(name)) for name, tokenize in pairs}

@@ -1,10 +1,11 @@
 """Concat: early fusion, every token attends to every token of every modality.
 
-Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4.
+Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4; pooled as in their Table 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,23 +13,48 @@ import torch
 from torch import nn
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import TransformerConfig, check_integer
-from sftsearch.trainables.layers.tokens import FUSED, Tokens
+from sftsearch.trainables.config import ConfigError, PoolingConfig, check_integer
+from sftsearch.trainables.layers.pooling import PoolEach, join_masks
+from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 from sftsearch.trainables.models.fusion import FusionModel, block_layers
+from sftsearch.trainables.windows import pools
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.trainables.windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConcatConfig(TransformerConfig):
-    """Early fusion."""
+class ConcatConfig(PoolingConfig):
+    """Early fusion; `stride` or `tokens`, one whole number, pools behind the first layer."""
 
     num_layers: int = 12
 
     def __post_init__(self) -> None:
-        TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
+        PoolingConfig.__post_init__(self)  # super() does not work in a class with slots
         check_integer("num_layers", self.num_layers, at_least=1)
+
+    def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the tokens of the joined sequence but its first: other CLS tokens are pooled."""
+        for name in ("stride", "tokens"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping) and list(value) != [FUSED]:
+                raise ConfigError(f"`{name}` of concat must be one whole number, but got {value}.")
+        tokens = self.num_tokens(spec)
+        return {FUSED: sum(tokens.values()) + len(tokens) - 1}
+
+    def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
+        """Return the windows of the joined sequence."""
+        return check_layers_behind(PoolingConfig.windows(self, spec), self.num_layers)
+
+
+def check_layers_behind(windows: dict[str, Windows], num_layers: int) -> dict[str, Windows]:
+    """Refuse pooling behind the first layer where that is the last one, too."""
+    if num_layers == 1 and pools(windows.values()):
+        raise ConfigError(
+            "`num_layers` must be at least 2 to pool behind the first layer, but got 1."
+        )
+    return windows
 
 
 class Join(nn.Module):
@@ -36,25 +62,43 @@ class Join(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Join the sequences in their order."""
-        return {FUSED: torch.cat(list(tokens.values()), dim=1)}
+        parts = [sequence.z for sequence in tokens.values()]
+        valid = join_masks([sequence.valid for sequence in tokens.values()], parts)
+        return {FUSED: Sequence(torch.cat(parts, dim=1), valid)}
 
 
 class Concat(FusionModel):
     """Layers on the joined sequence; the CLS token of the first modality is classified."""
 
     def __init__(self, spec: DatasetSpec, config: ConcatConfig) -> None:
-        layers = [Join(), *block_layers(config, [FUSED], config.num_layers)]
-        super().__init__(spec, config, layers)
+        layers = [Join(), *pooled_behind_first(config, config.windows(spec), config.num_layers)]
+        super().__init__(spec, config, layers, readout=[FUSED])
+
+
+def pooled_behind_first(
+    config: PoolingConfig, windows: dict[str, Windows], num_layers: int
+) -> list[nn.Module]:
+    """Return layers for the sequences of `windows`, and the pooling behind the first of them."""
+    by_attention = config.pooling == "attention" and pools(windows.values())
+    first = block_layers(config, tuple(windows), 1, report_received=by_attention)
+    return [
+        *first,
+        PoolEach(windows, config.pooling),
+        *block_layers(config, tuple(windows), num_layers - 1),
+    ]
 
 
 def concat_cost(spec: DatasetSpec, config: ConcatConfig) -> cost.Cost:
     """Price Concat: the paper counts sum n tokens, without the CLS tokens that run too."""
-    tokens = config.num_tokens(spec).values()
-    layer = cost.block(sum(tokens) + len(tokens), config.dim, priced=sum(tokens))
+    windows, num_modalities = config.windows(spec)[FUSED], len(config.chosen(spec))
+    joined, pooled = windows.num_tokens, windows.count
+    not_priced = num_modalities - 1 if pooled == joined else 0
     return cost.total(
         [
             cost.tokenizer(spec, config),
-            layer * config.num_layers,
-            cost.head(config.dim, spec.num_classes),
+            cost.block(joined + 1, config.dim, priced=joined + 1 - num_modalities),
+            cost.block(pooled + 1, config.dim, priced=pooled - not_priced)
+            * (config.num_layers - 1),
+            cost.head(config.dim, spec.num_outputs),
         ]
     )

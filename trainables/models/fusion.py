@@ -10,42 +10,90 @@ from sftsearch.trainables.layers.blocks import Block, Each, Head
 from sftsearch.trainables.layers.tokens import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.layers.tokens import Tokens
 
 
 class FusionModel(nn.Module):
     """A token transformer; its systems differ in their layers alone.
 
-    Shape: {modality: (B, T, F)} -> logits (B, C). Modalities that are not chosen are not read.
+    Shape: {modality: (B, T, F)} -> outputs (B, C). Modalities that are not chosen are not read.
     """
 
     def __init__(
-        self, spec: DatasetSpec, config: TransformerConfig, layers: Iterable[nn.Module]
+        self,
+        spec: DatasetSpec,
+        config: TransformerConfig,
+        layers: Iterable[nn.Module],
+        *,
+        readout: Iterable[str],
+        average: bool = False,
     ) -> None:
+        """Put a model together.
+
+        Args:
+            spec: the data set.
+            config: the configuration.
+            layers: from tokens to tokens. Manifold mixup may mix behind those with an attribute
+                `mixing_point` that is true.
+            readout: sequences whose CLS tokens are classified.
+            average: average their outputs instead of adding them up.
+        """
         super().__init__()
         self.config = config
         self.modalities = config.chosen(spec)
         self.tokenizer = Tokenizer(spec, config)
         self.layers = nn.ModuleList(layers)
-        self.head = Head(dim=config.dim, num_classes=spec.num_classes)
+        self.head = Head(readout, dim=config.dim, num_outputs=spec.num_outputs, average=average)
+        self.mixing_points = tuple(
+            i for i, layer in enumerate(self.layers) if getattr(layer, "mixing_point", False)
+        )
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Score the classes of a batch."""
-        tokens = self.tokenizer(inputs)
-        for layer in self.layers:
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        lengths: dict[str, Tensor] | None = None,
+        after_layer: Callable[[int, Tokens], Tokens] | None = None,
+    ) -> Tensor:
+        """Give the outputs of a batch.
+
+        Args:
+            inputs: {modality: (B, T, F)}.
+            lengths: {modality: (B,)}, its real samples; the others are never read. 0: the modality
+                is missing. A modality that is not named is whole.
+            after_layer: called behind each of `mixing_points` with its number and the tokens;
+                what it returns goes on.
+        """
+        tokens = self.tokenizer(inputs, lengths)
+        for i, layer in enumerate(self.layers):
             tokens = layer(tokens)
-        logits: Tensor = self.head(tokens)
-        return logits
+            if after_layer is not None and i in self.mixing_points:
+                tokens = after_layer(i, tokens)
+        outputs: Tensor = self.head(tokens)
+        return outputs
 
 
-def block_layers(config: TransformerConfig, names: Iterable[str], count: int) -> list[nn.Module]:
-    """Return `count` layers with one block for each sequence of `names`."""
-    return [Each({name: build_block(config) for name in names}) for _ in range(count)]
+def block_layers(
+    config: TransformerConfig, names: Collection[str], count: int, *, report_received: bool = False
+) -> list[nn.Module]:
+    """Return `count` layers with one block for each sequence of `names`.
 
-
-def build_block(config: TransformerConfig) -> Block:
-    """Return one block of the configuration's width."""
-    return Block(dim=config.dim, num_heads=config.num_heads, dropout=config.dropout)
+    `report_received`: the last of them says how much attention each token received.
+    """
+    return [
+        Each(
+            {
+                name: Block(
+                    dim=config.dim,
+                    num_heads=config.num_heads,
+                    dropout=config.dropout,
+                    report_received=report_received and i == count - 1,
+                )
+                for name in names
+            }
+        )
+        for i in range(count)
+    ]

@@ -1,7 +1,7 @@
 """Late fusion (LF): modalities meet in the sum of their logits.
 
-Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4. Their code copies the CLS token
-after the first layer by mistake; here there is one.
+Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4; pooled as in their Table 3. Their
+code copies the CLS token after the first layer by mistake; here there is one.
 """
 
 from __future__ import annotations
@@ -10,39 +10,49 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import TransformerConfig, check_integer
-from sftsearch.trainables.models.fusion import FusionModel, block_layers
+from sftsearch.trainables.config import PoolingConfig, check_integer
+from sftsearch.trainables.models.concat import check_layers_behind, pooled_behind_first
+from sftsearch.trainables.models.fusion import FusionModel
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.trainables.windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LateFusionConfig(TransformerConfig):
-    """Late fusion."""
+class LateFusionConfig(PoolingConfig):
+    """Late fusion; `stride` or `tokens` pools each modality behind its first layer."""
 
     num_layers: int = 12
     """Layers of each modality."""
 
     def __post_init__(self) -> None:
-        TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
+        PoolingConfig.__post_init__(self)  # super() does not work in a class with slots
         check_integer("num_layers", self.num_layers, at_least=1)
+
+    def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
+        """Return the windows of each modality."""
+        return check_layers_behind(PoolingConfig.windows(self, spec), self.num_layers)
 
 
 class LateFusion(FusionModel):
     """Layers of each modality on its own; one head for all, its logits summed."""
 
     def __init__(self, spec: DatasetSpec, config: LateFusionConfig) -> None:
-        super().__init__(spec, config, block_layers(config, config.chosen(spec), config.num_layers))
+        layers = pooled_behind_first(config, config.windows(spec), config.num_layers)
+        super().__init__(spec, config, layers, readout=config.chosen(spec))
 
 
 def late_fusion_cost(spec: DatasetSpec, config: LateFusionConfig) -> cost.Cost:
-    """Price late fusion: each modality's layers on its n tokens."""
-    tokens = config.num_tokens(spec).values()
+    """Price late fusion: each modality's layers on its n tokens, k behind the first layer."""
+    windows = config.windows(spec).values()
+    first = [cost.block(w.num_tokens + 1, config.dim, priced=w.num_tokens) for w in windows]
+    others = [cost.block(w.count + 1, config.dim, priced=w.count) for w in windows]
     return cost.total(
         [
             cost.tokenizer(spec, config),
-            *(cost.block(n + 1, config.dim, priced=n) * config.num_layers for n in tokens),
-            cost.head(config.dim, spec.num_classes, sequences=len(tokens)),
+            *first,
+            *(block * (config.num_layers - 1) for block in others),
+            cost.head(config.dim, spec.num_outputs, sequences=len(windows)),
         ]
     )

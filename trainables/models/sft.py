@@ -5,15 +5,22 @@ Source: Ding, Rich, Wang, Stier, Turk, Sen, Höllerer 2021, arXiv:2111.11992.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import PooledConfig
+from sftsearch.trainables.config import (
+    ConfigError,
+    MidFusionConfig,
+    check_choice,
+    check_integer,
+)
 from sftsearch.trainables.layers.blocks import AttentionBlock, Each
-from sftsearch.trainables.layers.pooling import PoolAndFuse, pooled_count
+from sftsearch.trainables.layers.pooling import PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import FusionModel, block_layers
+from sftsearch.trainables.windows import Pattern, pools
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,57 +29,112 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SFTConfig(PooledConfig):
+class SFTConfig(MidFusionConfig):
     """SFT; the defaults are its paper's: 1 unimodal layer, 11 fused ones, width 40, 5 heads."""
+
+    sparse_attention: Literal["strided", "fixed", "dense"] = "strided"
+    """Which tokens attend to each other in the layer before pooling. The paper says `strided`,
+    which is the default. Its code builds `fixed` and applies no mask, so its results come from
+    `dense`, and so do its costs."""
+    window: int = 32
+    """Tokens that attend to each other whatever the pattern; also the stride of `strided`."""
+    summary: int = 8
+    """Tokens at the end of each window that all tokens see in `fixed`."""
+
+    def __post_init__(self) -> None:
+        MidFusionConfig.__post_init__(self)  # super() does not work in a class with slots
+        check_choice("sparse_attention", self.sparse_attention, ("strided", "fixed", "dense"))
+        check_integer("window", self.window, at_least=2)
+        check_integer("summary", self.summary, at_least=1)
+        if self.sparse_attention == "fixed" and self.summary >= self.window:
+            got = f"summary={self.summary}, window={self.window}"
+            raise ConfigError(f"`summary` must be below `window`, but got ({got}).")
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """The pattern of the sparse layer; None: dense."""
+        if self.sparse_attention == "dense":
+            return None
+        return Pattern(self.sparse_attention, self.window, self.summary)
+
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """See `TransformerConfig.canonical`: within one window every pattern is dense."""
+        same: Self = MidFusionConfig.canonical(self, spec)
+        longest = 1 + max(self.num_tokens(spec).values())
+        if self.sparse_attention == "dense" or longest <= self.window:
+            return dataclasses.replace(same, sparse_attention="dense", window=32, summary=8)
+        if self.sparse_attention == "strided":
+            return dataclasses.replace(same, summary=8)
+        return same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SFTPoolingOnlyConfig(PooledConfig):
+class SFTPoolingOnlyConfig(MidFusionConfig):
     """SFT-PO: SFT with pooling only."""
 
 
 class SFT(FusionModel):
-    """Unimodal layers, one more attention layer a modality, pooling, fused layers.
-
-    The attention layer is dense within its modality. The paper calls it sparse, but the mask of
-    the released code is never applied, and the paper's costs are those of dense attention.
-    """
+    """Unimodal layers, a sparse attention layer for each modality, pooling, fused layers."""
 
     def __init__(self, spec: DatasetSpec, config: SFTConfig) -> None:
-        attend = Each(
+        sparse = Each(
             {
                 name: AttentionBlock(
-                    dim=config.dim, num_heads=config.num_heads, dropout=config.dropout
+                    dim=config.dim,
+                    num_heads=config.num_heads,
+                    dropout=config.dropout,
+                    pattern=config.pattern,
+                    report_received=pools_by_attention(spec, config),
                 )
                 for name in config.chosen(spec)
-            }
+            },
+            mixing_point=False,
         )
-        super().__init__(spec, config, pooled_layers(spec, config, before_pooling=[attend]))
+        super().__init__(spec, config, pooled_layers(spec, config, sparse), readout=[FUSED])
 
 
 class SFTPoolingOnly(FusionModel):
-    """SFT without the attention layer: mid fusion of pooled tokens."""
+    """SFT without the sparse attention layer: mid fusion of pooled tokens."""
 
     def __init__(self, spec: DatasetSpec, config: SFTPoolingOnlyConfig) -> None:
-        super().__init__(spec, config, pooled_layers(spec, config, before_pooling=[]))
+        super().__init__(spec, config, pooled_layers(spec, config), readout=[FUSED])
 
 
 def pooled_layers(
-    spec: DatasetSpec, config: PooledConfig, *, before_pooling: list[nn.Module]
+    spec: DatasetSpec, config: MidFusionConfig, sparse: nn.Module | None = None
 ) -> list[nn.Module]:
-    """Return unimodal layers, `before_pooling`, the pooling and the fused layers."""
+    """Return unimodal layers, the sparse layer if there is one, the pooling and fused layers.
+
+    Raises:
+        ConfigError: attention pooling without attention before it.
+    """
+    by_attention = sparse is None and pools_by_attention(spec, config)
+    if by_attention and config.unimodal_layers == 0:
+        raise ConfigError("`pooling: attention` needs attention before it: `unimodal_layers` is 0.")
     return [
-        *block_layers(config, config.chosen(spec), config.unimodal_layers),
-        *before_pooling,
-        PoolAndFuse(config.strides(spec), config.pooling),
+        *block_layers(
+            config, config.chosen(spec), config.unimodal_layers, report_received=by_attention
+        ),
+        *([] if sparse is None else [sparse]),
+        PoolAndFuse(config.windows(spec), config.pooling),
         *block_layers(config, [FUSED], config.fused_layers),
     ]
 
 
+def pools_by_attention(spec: DatasetSpec, config: MidFusionConfig) -> bool:
+    """Say whether the layer before pooling must report the attention that tokens receive."""
+    return config.pooling == "attention" and pools(config.windows(spec).values())
+
+
 def sft_cost(spec: DatasetSpec, config: SFTConfig) -> cost.Cost:
-    """Price SFT: the attention layer counts as dense, 4nd^2 + 2n^2 d."""
-    attend = [cost.attention(n + 1, config.dim, priced=n) for n in config.num_tokens(spec).values()]
-    return cost.total([*pooled_parts(spec, config), *attend])
+    """Price SFT: its sparse layer 4nd^2 + 2pd, where p pairs of n tokens attend; n^2 if dense."""
+    sparse = [
+        cost.attention(
+            n + 1, config.dim, priced=n, pattern=config.pattern, num_heads=config.num_heads
+        )
+        for n in config.num_tokens(spec).values()
+    ]
+    return cost.total([*pooled_parts(spec, config), *sparse])
 
 
 def sft_pooling_only_cost(spec: DatasetSpec, config: SFTPoolingOnlyConfig) -> cost.Cost:
@@ -80,16 +142,14 @@ def sft_pooling_only_cost(spec: DatasetSpec, config: SFTPoolingOnlyConfig) -> co
     return cost.total(pooled_parts(spec, config))
 
 
-def pooled_parts(spec: DatasetSpec, config: PooledConfig) -> list[cost.Part]:
+def pooled_parts(spec: DatasetSpec, config: MidFusionConfig) -> list[cost.Part]:
     """Price the layers of `pooled_layers`: n tokens a modality, then 1 + sum k fused ones."""
-    tokens, strides = config.num_tokens(spec), config.strides(spec)
-    fused = 1 + sum(pooled_count(n, strides[name]) for name, n in tokens.items())
+    windows = config.windows(spec).values()
+    unimodal = [cost.block(w.num_tokens + 1, config.dim, priced=w.num_tokens) for w in windows]
+    fused = 1 + sum(w.count for w in windows)
     return [
         cost.tokenizer(spec, config),
-        *(
-            cost.block(n + 1, config.dim, priced=n) * config.unimodal_layers
-            for n in tokens.values()
-        ),
+        *(block * config.unimodal_layers for block in unimodal),
         cost.block(fused, config.dim) * config.fused_layers,
-        cost.head(config.dim, spec.num_classes),
+        cost.head(config.dim, spec.num_outputs),
     ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import ConfigError, PooledConfig
+from sftsearch.trainables.config import ConfigError, MidFusionConfig
+from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import FusionModel
 from sftsearch.trainables.models.sft import pooled_layers, pooled_parts
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnimodalConfig(PooledConfig):
+class UnimodalConfig(MidFusionConfig):
     """One modality; `fused_layers` are those behind its pooling."""
 
 
@@ -27,7 +28,7 @@ class Unimodal(FusionModel):
 
     def __init__(self, spec: DatasetSpec, config: UnimodalConfig) -> None:
         check_one_modality(spec, config)
-        super().__init__(spec, config, pooled_layers(spec, config, before_pooling=[]))
+        super().__init__(spec, config, pooled_layers(spec, config), readout=[FUSED])
 
 
 def unimodal_cost(spec: DatasetSpec, config: UnimodalConfig) -> cost.Cost:
