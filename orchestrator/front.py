@@ -20,6 +20,8 @@ from sftsearch.orchestrator.measures import METRICS, metric
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from sftsearch.orchestrator.record import Groups, StudyRecord, TrialRecord
 
 Status = Literal["finished", "incomplete", "failed"]
@@ -28,10 +30,10 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How much more accurate a configuration is than another, and how sure that is."""
+    """How much more accurate a configuration (or model) is than another, and how sure that is."""
 
     other: str
-    """Id of the other configuration."""
+    """Id of the other configuration (or the model's name)."""
     mean: float
     interval: Interval | None
     """None where no groups were recorded, or the metric is not counted by group."""
@@ -110,6 +112,9 @@ class Front:
     groups_are_subjects: bool
     hypervolume: float
     progress: tuple[Progress, ...]
+    draws: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    """Bootstrap draws of the accuracy of each finished configuration, (R,), by id; paired, so that
+    differences of two are draws too. Without those that counted no groups."""
 
     @property
     def points(self) -> tuple[Configuration, ...]:
@@ -165,7 +170,9 @@ def summarise(
     finished.sort(key=lambda c: c.configuration_id)  # draws must not depend on who ended first
     scale = _Scale.over(finished, x, y, directions)
     finished = _find_front(finished, x, y, directions)
-    finished, num_groups = _compare(finished, x, y, directions)
+    counted = _with_groups(finished) if y == "top1" else []
+    draws = _draws(counted)
+    finished = _compare(finished, x, y, directions, draws)
     finished = _read_test(finished, study)
     ordered = _order(finished, [c for c in kept if c.status != "finished"], x, y, directions)
     return Front(
@@ -177,10 +184,11 @@ def summarise(
         top=top,
         max_gflops=max_gflops,
         num_filtered=len(grouped) - len(kept),
-        num_groups=num_groups,
+        num_groups=len(counted[0].groups[0]) if counted else 0,
         groups_are_subjects=_are_subjects(finished),
         hypervolume=scale.hypervolume([c for c in finished if c.on_front]),
         progress=_progress(study, finished, scale),
+        draws=draws,
     )
 
 
@@ -325,32 +333,38 @@ def _find_front(
     return marked
 
 
-def _compare(
-    finished: Sequence[Configuration], x: str, y: str, directions: tuple[str, str]
-) -> tuple[list[Configuration], int]:
-    """Add intervals, memberships and differences; return them and the number of groups."""
-    costs = {c.configuration_id: _cost(c, x, directions) for c in finished}
-    counted = _with_groups(finished) if y == "top1" else []
+def _draws(counted: Sequence[Configuration]) -> dict[str, NDArray[np.float64]]:
     draws = pareto.resample_accuracies([c.groups for c in counted])
-    column = {c.configuration_id: draws[:, n] for n, c in enumerate(counted)}
-    shares = pareto.membership(draws, [costs[c.configuration_id] for c in counted])
-    # Among fewer than all, the share would be of another front.
-    complete = len(counted) == len(finished)
-    share = {c.configuration_id: float(s) for c, s in zip(counted, shares, strict=True)}
+    return {c.configuration_id: draws[:, n] for n, c in enumerate(counted)}
+
+
+def _compare(
+    finished: Sequence[Configuration],
+    x: str,
+    y: str,
+    directions: tuple[str, str],
+    draws: Mapping[str, NDArray[np.float64]],
+) -> list[Configuration]:
+    """Add intervals, memberships and differences."""
+    costs = {c.configuration_id: _cost(c, x, directions) for c in finished}
+    share: dict[str, float] = {}
+    if finished and len(draws) == len(finished):  # among fewer, it would be of another front
+        members = pareto.membership(np.stack([*draws.values()], axis=1), [costs[i] for i in draws])
+        share = {i: float(member) for i, member in zip(draws, members, strict=True)}
     front = sorted((c for c in finished if c.on_front), key=lambda c: costs[c.configuration_id])
     compared = []
     for c in finished:
-        own = column.get(c.configuration_id)
+        own = draws.get(c.configuration_id)
         rival = _rival(c, front, costs)
         compared.append(
             replace(
                 c,
                 interval=None if own is None else pareto.percentile_interval(own),
-                membership=share[c.configuration_id] if complete else None,
-                difference=None if rival is None else _difference(c, rival, y, column),
+                membership=share.get(c.configuration_id),
+                difference=None if rival is None else difference(c, rival, y, draws),
             )
         )
-    return compared, len(counted[0].groups[0]) if counted else 0
+    return compared
 
 
 def _cost(c: Configuration, x: str, directions: tuple[str, str]) -> float:
@@ -380,10 +394,11 @@ def _rival(
     return below[-1] if below else None
 
 
-def _difference(
-    c: Configuration, other: Configuration, y: str, column: Mapping[str, np.ndarray[Any, Any]]
+def difference(
+    c: Configuration, other: Configuration, y: str, draws: Mapping[str, NDArray[np.float64]]
 ) -> Difference:
-    own, rival = column.get(c.configuration_id), column.get(other.configuration_id)
+    """Return how much more of `y` a configuration has than another, with what `draws` tell."""
+    own, rival = draws.get(c.configuration_id), draws.get(other.configuration_id)
     interval = None if own is None or rival is None else pareto.percentile_interval(own - rival)
     mean = c.values[y] - other.values[y]
     return Difference(other=other.configuration_id, mean=mean, interval=interval)
@@ -450,12 +465,3 @@ def _progress(
         volume = pareto.hypervolume(front, (0.0, 0.0), _BOTH_BEST_AT_ONE)
         curve.append(Progress(num_trials=number, seconds=seconds, hypervolume=volume))
     return tuple(curve)
-
-
-def between(c: Configuration, other: Configuration, front: Front) -> Difference:
-    """Return the difference of two finished configurations, resampled for the two alone."""
-    column: dict[str, np.ndarray[Any, Any]] = {}
-    if front.y == "top1" and len(_with_groups([c, other])) == 2:
-        draws = pareto.resample_accuracies([c.groups, other.groups])
-        column = {c.configuration_id: draws[:, 0], other.configuration_id: draws[:, 1]}
-    return _difference(c, other, front.y, column)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError, look_up
+from sftsearch.orchestrator import families
 from sftsearch.orchestrator.front import Front, summarise
 from sftsearch.orchestrator.measures import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
 
     from sftsearch.orchestrator.front import Configuration
     from sftsearch.orchestrator.record import StudyRecord
@@ -149,7 +152,23 @@ def rich_table(front: Front) -> Group:
     seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
     caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
-    return Group(Text(headline(front), style="bold"), "", table, "", *below, Text(caption))
+    parts = (Text(headline(front), style="bold"), "", table, "", *below, *_rich_families(front))
+    return Group(*parts, Text(caption))
+
+
+def _rich_families(front: Front) -> list[Table | Text]:
+    from rich.table import Table
+    from rich.text import Text
+
+    compared = families.compare_families(front)
+    if compared is None:
+        return []
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(families.headers(compared, front)):
+        table.add_column(Text(name), justify="right" if n else "left")
+    for cells in families.rows(compared, front, intervals=False):
+        table.add_row(*(Text(cell) for cell in cells))
+    return [table, Text(), Text("\n".join(families.notes(compared, front)), style="dim"), Text()]
 
 
 def test_table(front: Front) -> Group:
@@ -238,6 +257,7 @@ def to_json(front: Front) -> str:
     """Return everything, whatever `top` says; keys stay as they are, see `SCHEMA_VERSION`."""
     study = asdict(front.study)
     trials = study.pop("trials")
+    compared = families.compare_families(front)
     document = {
         "schema_version": SCHEMA_VERSION,
         "study": study,
@@ -258,6 +278,7 @@ def to_json(front: Front) -> str:
             asdict(c) | {"indistinguishable": c.indistinguishable, "verdict": verdict(c, front)}
             for c in front.configurations
         ],
+        "families": None if compared is None else asdict(compared),
         "trials": trials,
     }
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -283,9 +304,21 @@ def to_markdown(front: Front) -> str:
     lines.append(_row("---:" if column.is_number else "---" for column in shown))
     lines += [_row(_escape(column.show(c)) for column in shown) for c in front.table]
     lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
+    lines += _families(front)
     lines += _section("Refused before training", study.refused)
     lines += _section("Facts", study.facts)
     return "\n".join(lines) + "\n"
+
+
+def _families(front: Front) -> list[str]:
+    compared = families.compare_families(front)
+    if compared is None:
+        return []
+    heads = [_escape(head) for head in families.headers(compared, front)]
+    table = [[_escape(cell) for cell in cells] for cells in families.rows(compared, front)]
+    ruler = ["---", *("---:" for _ in heads[1:])]
+    told = [f"- {_escape(note)}" for note in families.notes(compared, front)]
+    return ["", "## Models compared", "", *map(_row, [heads, ruler, *table]), "", *told]
 
 
 def _row(cells: Any) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from sftsearch.orchestrator import families
 from sftsearch.orchestrator.measures import metric, show_number
 from sftsearch.orchestrator.wording import (
     columns,
@@ -65,6 +66,7 @@ def to_html(front: Front) -> str:
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
         "caption": escape(_caption(front)),
+        "families": _families(front),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
         "facts": _definitions(front.study.facts),
@@ -313,6 +315,27 @@ def _row(c: Configuration, shown: list[Column]) -> str:
         cells.append(f"<td{kind}{order}>{text}</td>")
     place = escape(standing(c) or "dominated")
     return f'<tr class="{place}" data-id="{escape(c.configuration_id)}">{"".join(cells)}</tr>'
+
+
+def _families(front: Front) -> str:
+    """Return the section that compares the models, where there are several."""
+    compared = families.compare_families(front)
+    if compared is None:
+        return ""
+    heads = [f'<th scope="col">{escape(head)}</th>' for head in families.headers(compared, front)]
+    rows = [
+        "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        for cells in families.rows(compared, front)
+    ]
+    return (
+        '<section><h2>Models compared</h2><div class="scroll" tabindex="0" role="region" '
+        'aria-label="Models at equal compute and equal tuning"><table id="families"><thead><tr>'
+        f"{''.join(heads)}</tr></thead><tbody>"
+        f"{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
+        '<ul class="notes">'
+        f"{''.join(f'<li>{_note(note)}</li>' for note in families.notes(compared, front))}</ul>"
+        "</section>"
+    )
 
 
 def _lists(front: Front) -> str:

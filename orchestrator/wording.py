@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.front import between
+from sftsearch.orchestrator.front import difference
 from sftsearch.orchestrator.measures import METRICS, MISSING, metric
 
 if TYPE_CHECKING:
@@ -99,16 +99,16 @@ def verdict(configuration: Configuration, front: Front) -> str:
     return f"dominated ({change})"
 
 
-def show_difference(difference: Difference, front: Front) -> str:
+def show_difference(change: Difference, front: Front) -> str:
     """Return a difference with its interval, of shares in points of 0.01."""
     share = metric(front.y).is_share
 
     def show(value: float) -> str:
         return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
 
-    text = show(difference.mean)
-    if difference.interval is not None:
-        text += f" [{show(difference.interval[0])}, {show(difference.interval[1])}]"
+    text = show(change.mean)
+    if change.interval is not None:
+        text += f" [{show(change.interval[0])}, {show(change.interval[1])}]"
     return text
 
 
@@ -118,8 +118,8 @@ def _half_cost(cheaper: Configuration, best: Configuration, front: Front) -> str
     lost = abs(best.values[front.y] - cheaper.values[front.y])
     amount = f"{100 * lost:.1f} points" if y.is_share else f"{lost:.3g} {y.label}"
     price = "half the cost" if share > 0.45 else f"{100 * share:.0f} % of that cost"
-    difference = between(best, cheaper, front)
-    return f"{price} loses {amount}{' (within noise)' if difference.within_noise else ''}"
+    change = difference(best, cheaper, front.y, front.draws)
+    return f"{price} loses {amount}{' (within noise)' if change.within_noise else ''}"
 
 
 def _interval_notes(front: Front) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -371,10 +372,18 @@ def test_json_has_null_for_what_is_not_a_number() -> None:
 
 
 def test_markdown_has_a_table_of_equal_rows(study: StudyRecord) -> None:
-    lines = report.to_markdown(report.summarise(study)).splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 22
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    front_table, family_table = _tables(report.to_markdown(report.summarise(study)))
+    assert len(front_table) == 22
+    assert len(family_table) == 7  # five models
+
+
+def _tables(markdown: str) -> list[list[str]]:
+    """Return the rows of each table, which must have equally many cells."""
+    lines = itertools.groupby(markdown.split("\n"), key=lambda line: line.startswith("|"))
+    tables = [list(rows) for is_table, rows in lines if is_table]
+    for rows in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    return tables
 
 
 def _hostile(study: StudyRecord) -> StudyRecord:
@@ -424,8 +433,7 @@ def test_text_of_a_study_stays_text_in_the_other_formats(
     assert document["study"]["name"] == HOSTILE
     markdown = (tmp_path / "report.md").read_text()
     assert "<img" not in markdown
-    rows = [line for line in markdown.split("\n") if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert len(_tables(markdown)) == 2
 
 
 def _plotly() -> str:

@@ -141,6 +141,23 @@ def test_a_click_on_a_point_marks_its_row(
     assert chosen.get_attribute("data-id") == hovered
 
 
+def test_the_models_are_compared_in_a_table(
+    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+) -> None:
+    page, seen = open_page(study)
+    heads = page.locator("#families th").all_inner_texts()
+    assert (heads[0], heads[-1]) == ("model", "expected best of 3")
+    names = page.locator("#families tbody td:first-child").all_inner_texts()
+    assert names == ["concat", "late_fusion", "sft", "sft_po", "unimodal"]
+    for level in range(2, len(heads)):
+        cells = page.locator(f"#families tbody td:nth-child({level})").all_inner_texts()
+        assert sum("*" in cell for cell in cells) == 1
+    page.get_by_label("Filter").fill("sft_po")  # filters the other table alone
+    assert page.locator("#families tbody tr:visible").count() == 5
+    assert page.get_by_role("heading", name="Models compared").is_visible()
+    assert (seen.requests, seen.complaints) == ([], [])
+
+
 @pytest.mark.parametrize("header", ["GFLOPs", "parameters", "stride", "latency (ms)"])
 def test_a_header_sorts_by_number(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord, header: str

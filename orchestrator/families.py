@@ -1,0 +1,233 @@
+"""Families of configurations, one a model, compared fairly: at equal compute and at equal tuning.
+
+Equal compute: for each of some costs, the best configuration of every family that is no dearer.
+
+Equal tuning: the best of more tries is better by luck alone, so every family is credited with the
+expected best of as many configurations as the least tried family ran.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator.front import Difference, difference
+from sftsearch.orchestrator.measures import MISSING, metric
+from sftsearch.orchestrator.wording import show_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sftsearch.orchestrator.front import Configuration, Front, Interval
+
+NUM_LEVELS = 4
+"""Costs of the front that are compared at; the highest cost of all comes last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Best:
+    """The best configuration of a family that is no dearer than a level."""
+
+    model: str
+    configuration_id: str
+    value: float
+    interval: Interval | None
+    difference: Difference | None
+    """To the best family of the level; None of itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """A cost, and the best of every family that has something to offer for it."""
+
+    cost: float
+    families: tuple[Best, ...]
+    """The best family first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """What a family is expected to reach with so many tries."""
+
+    model: str
+    num_run: int
+    """Finished configurations."""
+    value: float
+    interval: Interval | None
+    difference: Difference | None
+    """To the best family, by its name; None of itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Families:
+    """The comparison of a study's families."""
+
+    names: tuple[str, ...]
+    levels: tuple[Level, ...]
+    num_drawn: int
+    """Configurations each family is credited with: as many as the least tried one ran."""
+    tuned: tuple[Tuned, ...]
+
+
+def compare_families(front: Front) -> Families | None:
+    """Return the comparison of the finished configurations by model; None of fewer than two."""
+    names = tuple(sorted({c.model for c in front.finished}))
+    if len(names) < 2:
+        return None
+    members = {name: [c for c in front.finished if c.model == name] for name in names}
+    num_drawn = min(map(len, members.values()))
+    return Families(
+        names=names,
+        levels=tuple(_level(front, cost) for cost in _levels(front)),
+        num_drawn=num_drawn,
+        tuned=tuple(_tune(front, members, num_drawn)),
+    )
+
+
+def _levels(front: Front) -> list[float]:
+    costs = [c.values[front.x] for c in front.points]
+    picks = np.linspace(0, len(costs) - 1, min(NUM_LEVELS, len(costs))).round().astype(int)
+    every = [c.values[front.x] for c in front.finished]
+    last = max(every) if front.directions[1] == "minimize" else min(every)
+    return list(dict.fromkeys([*(costs[i] for i in picks), last]))
+
+
+def _level(front: Front, cost: float) -> Level:
+    sign = 1 if front.directions[1] == "minimize" else -1
+    best: dict[str, Configuration] = {}
+    for c in _by_quality(front, front.finished):
+        if sign * c.values[front.x] <= sign * cost:
+            best[c.model] = c  # the last is the best
+    ranked = _by_quality(front, list(best.values()))[::-1]
+    return Level(
+        cost=cost,
+        families=tuple(
+            Best(
+                model=c.model,
+                configuration_id=c.configuration_id,
+                value=c.values[front.y],
+                interval=c.interval,
+                difference=None
+                if c is ranked[0]
+                else difference(c, ranked[0], front.y, front.draws),
+            )
+            for c in ranked
+        ),
+    )
+
+
+def _by_quality(front: Front, configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Return the configurations from the worst to the best."""
+    sign = 1 if front.directions[0] == "maximize" else -1
+    return sorted(configurations, key=lambda c: (sign * c.values[front.y], c.configuration_id))
+
+
+def _tune(
+    front: Front, members: Mapping[str, Sequence[Configuration]], num_drawn: int
+) -> list[Tuned]:
+    """Return what each family reaches, in the order of `members`."""
+    values, draws = {}, {}
+    for name, found in members.items():
+        ranked = _by_quality(front, found)
+        weights = best_of(len(ranked), num_drawn)
+        values[name] = float(weights @ np.array([c.values[front.y] for c in ranked]))
+        # The ranking stays as it is: in each draw anew, the luckiest of near equals would count.
+        own = [front.draws[c.configuration_id] for c in ranked if c.configuration_id in front.draws]
+        if len(own) == len(ranked):
+            draws[name] = weights @ np.stack(own)
+    best = (max if front.directions[0] == "maximize" else min)(values, key=values.__getitem__)
+    return [
+        Tuned(
+            model=name,
+            num_run=len(found),
+            value=values[name],
+            interval=pareto.percentile_interval(draws[name]) if name in draws else None,
+            difference=None if name == best else _behind(name, best, values, draws),
+        )
+        for name, found in members.items()
+    ]
+
+
+def _behind(
+    name: str, best: str, values: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
+) -> Difference:
+    known = name in draws and best in draws
+    interval = pareto.percentile_interval(draws[name] - draws[best]) if known else None
+    return Difference(other=best, mean=values[name] - values[best], interval=interval)
+
+
+def best_of(num_run: int, num_drawn: int) -> NDArray[np.float64]:
+    """Return how likely each configuration is the best of those drawn, worst first, (num_run,).
+
+    Of n configurations in rising order, k drawn without replacement, the i-th (from 1) is the
+    best in C(i - 1, k - 1) of the C(n, k) draws: it and k - 1 below it. The weighted sum of their
+    values is the expected best.
+
+    Args:
+        num_run: n, the configurations there are.
+        num_drawn: k, from 1 to n.
+
+    Source: the expected validation performance of Dodge et al. 2019, arXiv:1909.03004, eq. 1,
+    drawn without replacement.
+    """
+    whole = math.comb(num_run, num_drawn)
+    counts = [math.comb(i, num_drawn - 1) / whole for i in range(num_run)]
+    return np.array(counts)
+
+
+# ------------------------------------------------------------------ the table in words
+
+
+def headers(families: Families, front: Front) -> list[str]:
+    """Return the heads of the table's columns."""
+    x = metric(front.x)
+    sign = "\N{LESS-THAN OR EQUAL TO}" if front.directions[1] == "minimize" else ""
+    levels = [f"{sign} {x.show(level.cost)} {x.label}".strip() for level in families.levels]
+    return ["model", *levels, f"expected best of {families.num_drawn}"]
+
+
+def rows(families: Families, front: Front, *, intervals: bool = True) -> list[list[str]]:
+    """Return a row a family: its best at each cost, and what it reaches with equal tuning.
+
+    The best of a column is marked `*`, and what the data cannot tell from it, `~`.
+    """
+    y = metric(front.y)
+
+    def show(found: Best | Tuned) -> str:
+        text = f"{y.show(found.value)}{_mark(found)}"
+        return f"{text} [{show_interval(found.interval)}]" if intervals and found.interval else text
+
+    table = []
+    for name, tuned in zip(families.names, families.tuned, strict=True):
+        cells = [name]
+        for level in families.levels:
+            own = next((best for best in level.families if best.model == name), None)
+            cells.append(MISSING if own is None else show(own))
+        table.append([*cells, show(tuned)])
+    return table
+
+
+def _mark(found: Best | Tuned) -> str:
+    if found.difference is None:
+        return "*"
+    return "~" if found.difference.within_noise else ""
+
+
+def notes(families: Families, front: Front) -> list[str]:
+    """Return how the table is to be read."""
+    counts = ", ".join(f"{tuned.model} {tuned.num_run}" for tuned in families.tuned)
+    k = families.num_drawn
+    what = "configuration" if k == 1 else "configurations"
+    return [
+        "Equal compute: under each cost stands the best that a model reached without being dearer. "
+        f"Equal tuning: the expected best of {k} {what} drawn from those that a model finished "
+        f"({counts}), as many as the least tried model has.",
+        "* is the best of its column; ~ is not distinguishable from it, by the bootstrap that the "
+        "front uses. Which configurations are the best ones is taken as found.",
+    ]
