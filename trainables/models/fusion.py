@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.cost import Cost
     from sftsearch.trainables.layers.tokens import Tokens
 
 
@@ -74,6 +76,20 @@ class FusionModel(nn.Module):
                 tokens = after_layer(i, tokens)
         outputs: Tensor = self.head(tokens)
         return outputs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class System:
+    """A fusion system: how it is configured, built and priced."""
+
+    config: type[TransformerConfig]
+    build: Callable[[DatasetSpec, Any], FusionModel]
+    cost: Callable[[DatasetSpec, Any], Cost]
+    """A closed form, without building anything; equal to what the built model counts."""
+    paper: str
+
+
+SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"
 
 
 def block_layers(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import PoolingConfig, check_integer
 from sftsearch.trainables.models.concat import check_layers_behind, pooled_behind_first
-from sftsearch.trainables.models.fusion import FusionModel
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -56,3 +56,10 @@ def late_fusion_cost(spec: DatasetSpec, config: LateFusionConfig) -> cost.Cost:
             cost.head(config.dim, spec.num_outputs, sequences=len(windows)),
         ]
     )
+
+
+SYSTEMS = {
+    "late_fusion": System(
+        config=LateFusionConfig, build=LateFusion, cost=late_fusion_cost, paper=SFT_PAPER
+    ),
+}

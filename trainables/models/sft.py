@@ -19,7 +19,7 @@ from sftsearch.trainables.config import (
 from sftsearch.trainables.layers.blocks import AttentionBlock, Each
 from sftsearch.trainables.layers.pooling import PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED
-from sftsearch.trainables.models.fusion import FusionModel, block_layers
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System, block_layers
 from sftsearch.trainables.windows import Pattern, pools
 
 if TYPE_CHECKING:
@@ -153,3 +153,14 @@ def pooled_parts(spec: DatasetSpec, config: MidFusionConfig) -> list[cost.Part]:
         cost.block(fused, config.dim) * config.fused_layers,
         cost.head(config.dim, spec.num_outputs),
     ]
+
+
+SYSTEMS = {
+    "sft": System(config=SFTConfig, build=SFT, cost=sft_cost, paper=SFT_PAPER),
+    "sft_po": System(
+        config=SFTPoolingOnlyConfig,
+        build=SFTPoolingOnly,
+        cost=sft_pooling_only_cost,
+        paper=SFT_PAPER,
+    ),
+}

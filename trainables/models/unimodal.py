@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, MidFusionConfig
 from sftsearch.trainables.layers.tokens import FUSED
-from sftsearch.trainables.models.fusion import FusionModel
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
 from sftsearch.trainables.models.sft import pooled_layers, pooled_parts
 
 if TYPE_CHECKING:
@@ -45,3 +45,8 @@ def check_one_modality(spec: DatasetSpec, config: UnimodalConfig) -> None:
             f"`modalities` of a unimodal model must be exactly one, but got {len(names)}: "
             f"{', '.join(names)}. Name one of them."
         )
+
+
+SYSTEMS = {
+    "unimodal": System(config=UnimodalConfig, build=Unimodal, cost=unimodal_cost, paper=SFT_PAPER),
+}
