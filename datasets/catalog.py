@@ -36,6 +36,8 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "synthetic": Dataset(spec=synthetic.spec, load=synthetic.load),
+    "synthetic_rating": Dataset(spec=synthetic.rating_spec, load=synthetic.load_rating),
+    "synthetic_tags": Dataset(spec=synthetic.tags_spec, load=synthetic.load_tags),
     "wearables": Dataset(spec=wearables.spec, load=wearables.load),
 }
 

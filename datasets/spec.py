@@ -73,7 +73,8 @@ class DatasetSpec:
     task: Task = "classification"
     """What is to be predicted."""
     best_accuracy: float | None = None
-    """Expected test accuracy of the Bayes-optimal classifier, where it is known."""
+    """Expected test accuracy of the Bayes-optimal classifier, where it is known; of a multi-label
+    task, its share of right labels."""
 
     def __post_init__(self) -> None:
         self._check_names()

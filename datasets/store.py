@@ -4,14 +4,16 @@ A store is a folder:
 
     manifest.json      the data set's spec, class counts, training statistics, sizes and checksums
     train.arrow        one Arrow IPC file a split, one record batch, uncompressed; columns
-    validation.arrow     label, subject: int64
-    test.arrow           <modality>: fixed_size_list<float32>[T * F], row-major tokens x features
+    validation.arrow     label: int64, or fixed_size_list<float32>[C] (multilabel), or float32
+    test.arrow             (regression); subject: int64
+                         <modality>: fixed_size_list<float32>[T * F], row-major tokens x features
+                         <modality>_length: int64, where its length varies; padding is zero
 
 It is complete from the moment it has its name: it is written beside and renamed. Whatever is read
 here was possibly written by another version, cut short or tampered with, so nothing is believed
 before it is checked; a checksum of everything costs a read of everything and is `verify`'s.
 
-Shapes: N samples, T tokens, F features.
+Shapes: N samples, T tokens, F features, C classes or labels.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +58,13 @@ class Split:
     name: str
     modalities: dict[str, npt.NDArray[np.float32]]
     """(N, T, F) by modality, in the order of the spec."""
-    labels: npt.NDArray[np.int64]
-    """(N,), indices into the spec's classes."""
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    """By task: (N,) indices into the spec's classes, int64; (N, C) of 0 and 1, float32; or
+    (N,) numbers, float32."""
     subjects: npt.NDArray[np.int64]
     """(N,), indices into the spec's subjects of this split; -1 where the person is not known."""
+    lengths: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """(N,) valid tokens from the front, of each modality of variable length; 0: it is missing."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,10 +77,10 @@ class Store:
     spec: DatasetSpec
     path: Path
     statistics: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-    """Mean and standard deviation of the training split, (F,) each, by modality; a feature that
-    never changes has the deviation 1, so that dividing by it is safe."""
+    """Mean and standard deviation of the training split's valid tokens, (F,) each, by modality; a
+    feature that never changes has the deviation 1, so that dividing by it is safe."""
     class_counts: dict[str, tuple[int, ...]]
-    """Samples of each class, by split."""
+    """Samples of each class, or with each label, by split; empty for regression."""
     checksums: dict[str, str]
     """sha256 of each split's file, by split."""
 
@@ -219,12 +225,12 @@ def _parse_manifest(path: Path, manifest: dict[str, Any]) -> Store:
         split: tuple(_text(person) for person in people)
         for split, people in fields.pop("subjects").items()
     }
-    for field in ("name", "licence", "attribution", "source", "description", "fingerprint"):
-        _text(fields[field])
+    for key in ("name", "licence", "attribution", "source", "description", "fingerprint"):
+        _text(fields[key])
     spec = DatasetSpec(modalities=modalities, classes=classes, subjects=subjects, **fields)
     counts = {split: tuple(map(int, manifest["class_counts"][split])) for split in SPLITS}
     for split, of_classes in counts.items():
-        if len(of_classes) != spec.num_classes or sum(of_classes) != spec.num_samples[split]:
+        if not _add_up(of_classes, spec, spec.num_samples[split]):
             raise ValueError(f"class counts of {split} do not add up")
     return Store(
         spec=spec,
@@ -239,6 +245,14 @@ def _parse_manifest(path: Path, manifest: dict[str, Any]) -> Store:
         class_counts=counts,
         checksums={split: _text(manifest["files"][split]["sha256"]) for split in SPLITS},
     )
+
+
+def _add_up(counts: tuple[int, ...], spec: DatasetSpec, num_samples: int) -> bool:
+    if len(counts) != spec.num_classes:
+        return False
+    if spec.task == "classification":
+        return sum(counts) == num_samples
+    return all(0 <= count <= num_samples for count in counts)
 
 
 def _text(value: object) -> str:
@@ -274,21 +288,32 @@ def _read_split(store: Store, name: str) -> Split:
     batch = _read_batch(file, spec)
     if batch.num_rows != spec.num_samples[name]:
         raise _damaged(file, f"it has {batch.num_rows} samples, not {spec.num_samples[name]}")
-    labels, subjects = (batch.column(key).to_numpy() for key in ("label", "subject"))
-    in_range = labels.min() >= 0 and labels.max() < spec.num_classes
-    counts = np.bincount(labels, minlength=spec.num_classes).tolist() if in_range else []
-    if tuple(counts) != store.class_counts[name]:
+    labels = _values(batch.column("label"))
+    subjects = batch.column("subject").to_numpy()
+    lengths = {key: batch.column(_length(key)).to_numpy() for key in _variable(spec)}
+    fault = _label_fault(spec, labels) or _length_fault(spec, lengths)
+    if fault:
+        raise _damaged(file, fault)
+    if _class_counts(spec, labels) != store.class_counts[name]:
         raise _damaged(file, "its labels are not those the manifest counts")
     if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
         raise _damaged(file, "it has a subject without a name")
     modalities = {
-        key: batch.column(key)
-        .flatten()
-        .to_numpy()
-        .reshape(-1, shape.num_tokens, shape.num_features)
+        key: _values(batch.column(key)).reshape(-1, shape.num_tokens, shape.num_features)
         for key, shape in spec.modalities.items()
     }
-    return Split(name=name, modalities=modalities, labels=labels, subjects=subjects)
+    return Split(
+        name=name, modalities=modalities, labels=labels, subjects=subjects, lengths=lengths
+    )
+
+
+def _values(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a column as (N,), or as (N, width) where it is one of lists."""
+    if isinstance(column, pa.FixedSizeListArray):
+        values: npt.NDArray[Any] = column.flatten().to_numpy()
+        return values.reshape(-1, column.type.list_size)
+    values = column.to_numpy()
+    return values
 
 
 def _read_batch(file: Path, spec: DatasetSpec) -> pa.RecordBatch:
@@ -312,63 +337,159 @@ def _num_nulls(column: pa.Array) -> int:
     return int(column.null_count + inner)
 
 
+# What is checked of samples, read or to be written
+
+
+def _variable(spec: DatasetSpec) -> list[str]:
+    return [name for name, shape in spec.modalities.items() if shape.variable_length]
+
+
+def _length(modality: str) -> str:
+    """Return the name of the column of a modality's lengths."""
+    return f"{modality}_length"
+
+
+def _label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
+    """Say what the values of labels of the right shape must be, or None where they are."""
+    if spec.task == "regression":
+        return None if np.isfinite(labels).all() else "`labels` must be finite"
+    if spec.task == "multilabel":
+        return None if ((labels == 0) | (labels == 1)).all() else "`labels` must be 0 or 1"
+    low, high = labels.min(), labels.max()
+    if low >= 0 and high < spec.num_classes:
+        return None
+    return f"`labels` must be in [0, {spec.num_classes}), but got {low} to {high}"
+
+
+def _length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]]) -> str | None:
+    """Say what lengths of the right shape must be, or None where they are."""
+    for name, length_N in lengths.items():
+        low, high, most = length_N.min(), length_N.max(), spec.modalities[name].num_tokens
+        if low < 0 or high > most:
+            return f"lengths of {name} must be in [0, {most}], but got {low} to {high}"
+    if len(lengths) < len(spec.modalities):
+        return None  # the others are never missing
+    empty = np.logical_and.reduce([length_N == 0 for length_N in lengths.values()])
+    if empty.any():
+        return f"every sample must have a modality, but number {empty.argmax()} has none"
+    return None
+
+
+def _class_counts(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...]:
+    """Count the samples of each class, or with each label."""
+    if spec.task == "regression":
+        return ()
+    if spec.task == "multilabel":
+        return tuple(np.count_nonzero(labels, axis=0).tolist())
+    return tuple(np.bincount(labels, minlength=spec.num_classes).tolist())
+
+
 # Writing
 
 
 def _schema(spec: DatasetSpec) -> pa.Schema:
+    label = {
+        "classification": pa.int64(),
+        "multilabel": pa.list_(pa.float32(), spec.num_outputs),
+        "regression": pa.float32(),
+    }[spec.task]
     return pa.schema(
-        [("label", pa.int64()), ("subject", pa.int64())]
+        [("label", label), ("subject", pa.int64())]
         + [
             (name, pa.list_(pa.float32(), shape.num_tokens * shape.num_features))
             for name, shape in spec.modalities.items()
         ]
+        + [(_length(name), pa.int64()) for name in _variable(spec)]
     )
 
 
 def _check_samples(spec: DatasetSpec, split: Split) -> None:
-    where, count = f"{split.name} of '{spec.name}'", spec.num_samples[split.name]
+    where = f"{split.name} of '{spec.name}'"
     if list(split.modalities) != list(spec.modalities):
         raise DatasetError(f"{where} has modalities {list(split.modalities)}, not the declared.")
+    if list(split.lengths) != _variable(spec):
+        raise DatasetError(
+            f"{where} must have lengths of {_variable(spec)}, but got {list(split.lengths)}."
+        )
+    _check_arrays(spec, split, where)
+    fault = _label_fault(spec, split.labels) or _length_fault(spec, split.lengths)
+    if fault:
+        raise DatasetError(f"In {where}, {fault}.")
+    low, high = split.subjects.min(), split.subjects.max()
+    if low < -1 or high >= len(spec.subjects[split.name]):
+        raise DatasetError(
+            f"In {where}, `subjects` must be in [-1, {len(spec.subjects[split.name])}), "
+            f"but got {low} to {high}."
+        )
+    for name in spec.modalities:
+        _check_tokens(name, where, split)
+
+
+def _check_arrays(spec: DatasetSpec, split: Split, where: str) -> None:
+    """Check types and shapes alone."""
+    count = spec.num_samples[split.name]
+    num_labels = (count, spec.num_classes) if spec.task == "multilabel" else (count,)
+    label = np.int64 if spec.task == "classification" else np.float32
+    _check_array("`labels`", where, split.labels, label, num_labels)
+    _check_array("`subjects`", where, split.subjects, np.int64, (count,))
+    for name, length_N in split.lengths.items():
+        _check_array(f"lengths of {name}", where, length_N, np.int64, (count,))
     for name, shape in spec.modalities.items():
-        x_NTF, expected = split.modalities[name], (count, shape.num_tokens, shape.num_features)
-        if x_NTF.shape != expected or x_NTF.dtype != np.float32:
-            raise DatasetError(
-                f"{name} in {where} must be float32 {expected}, "
-                f"but got {x_NTF.dtype} {x_NTF.shape}."
-            )
-        if not np.isfinite(x_NTF).all():
-            raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
-    codes = (
-        ("labels", split.labels, 0, spec.num_classes),
-        ("subjects", split.subjects, -1, len(spec.subjects[split.name])),
+        expected = (count, shape.num_tokens, shape.num_features)
+        _check_array(name, where, split.modalities[name], np.float32, expected)
+
+
+def _check_array(
+    what: str,
+    where: str,
+    values: npt.NDArray[Any],
+    dtype: type[np.generic],
+    shape: tuple[int, ...],
+) -> None:
+    if values.shape != shape or values.dtype != dtype:
+        raise DatasetError(
+            f"{what} in {where} must be {np.dtype(dtype)} {shape}, "
+            f"but got {values.dtype} {values.shape}."
+        )
+
+
+def _check_tokens(name: str, where: str, split: Split) -> None:
+    x_NTF = split.modalities[name]
+    if not np.isfinite(x_NTF).all():
+        raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
+    if name not in split.lengths:
+        return
+    if x_NTF[~_valid(split, name)].any():
+        raise DatasetError(f"{name} in {where} must be zero after each sample's length.")
+    if split.name == "train" and not split.lengths[name].any():
+        raise DatasetError(f"{name} in {where} must not be missing from every sample.")
+
+
+def _valid(split: Split, name: str) -> npt.NDArray[np.bool_]:
+    """Return which tokens (N, T) of a modality of variable length are valid."""
+    valid_NT: npt.NDArray[np.bool_] = (
+        np.arange(split.modalities[name].shape[1]) < split.lengths[name][:, None]
     )
-    for field, values, low, high in codes:
-        if values.shape != (count,) or values.dtype != np.int64:
-            raise DatasetError(
-                f"`{field}` in {where} must be int64 ({count},), "
-                f"but got {values.dtype} {values.shape}."
-            )
-        if values.min() < low or values.max() >= high:
-            raise DatasetError(
-                f"`{field}` in {where} must be in [{low}, {high}), "
-                f"but got {values.min()} to {values.max()}."
-            )
+    return valid_NT
 
 
 def _write_split(folder: Path, spec: DatasetSpec, split: Split) -> dict[str, Any]:
-    columns = [pa.array(split.labels), pa.array(split.subjects)]
-    for name in spec.modalities:
-        x_NTF = np.ascontiguousarray(split.modalities[name])
-        columns.append(
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(x_NTF.reshape(-1)), x_NTF.shape[1] * x_NTF.shape[2]
-            )
-        )
+    columns = [_column(split.labels), pa.array(split.subjects)]
+    columns += [_column(split.modalities[name]) for name in spec.modalities]
+    columns += [pa.array(split.lengths[name]) for name in _variable(spec)]
     file, schema = folder / f"{split.name}.arrow", _schema(spec)
     with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
     _sync(file)
     return {"num_bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    """Return (N,) as it is, and more axes as lists of what a sample has, row-major."""
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, math.prod(values.shape[1:]))
 
 
 def _write_manifest(
@@ -377,12 +498,9 @@ def _write_manifest(
     manifest = {
         "format_version": FORMAT_VERSION,
         "spec": _spec_fields(spec),
-        "class_counts": {
-            name: np.bincount(splits[name].labels, minlength=spec.num_classes).tolist()
-            for name in SPLITS
-        },
+        "class_counts": {name: _class_counts(spec, splits[name].labels) for name in SPLITS},
         "statistics": {
-            name: _training_statistics(splits["train"].modalities[name]) for name in spec.modalities
+            name: _training_statistics(splits["train"], name) for name in spec.modalities
         },
         "files": files,
     }
@@ -401,10 +519,13 @@ def _spec_fields(spec: DatasetSpec) -> dict[str, Any]:
     return fields
 
 
-def _training_statistics(tokens: npt.NDArray[np.float32]) -> dict[str, list[float]]:
-    """Return mean and standard deviation of (N, T, F) over samples and tokens, (F,) each."""
-    mean_F = tokens.mean(axis=(0, 1), dtype=np.float64)
-    std_F = tokens.std(axis=(0, 1), dtype=np.float64)
+def _training_statistics(split: Split, name: str) -> dict[str, list[float]]:
+    """Return mean and standard deviation of a modality over all valid tokens, (F,) each."""
+    x_NTF = split.modalities[name]
+    if name in split.lengths:
+        x_NTF = x_NTF[_valid(split, name)][None]
+    mean_F = x_NTF.mean(axis=(0, 1), dtype=np.float64)
+    std_F = x_NTF.std(axis=(0, 1), dtype=np.float64)
     std_F[std_F == 0] = 1.0
     return {"mean": mean_F.tolist(), "std": std_F.tolist()}
 

@@ -1,8 +1,9 @@
-"""Two made-up modalities whose best possible accuracy is known in closed form.
+"""Three made-up data sets of two modalities, whose best possible result is known in closed form.
 
-A sample has three fair, independent bits: `l` shown by the left modality alone, `r` by the right
-alone, `c` by both. Its class is the pair (l xor r, c), one of four. The first half is synergy,
-which no modality and no sum of modalities' votes can tell; the second is redundancy.
+**synthetic**, a classification. A sample has three fair, independent bits: `l` shown by the left
+modality alone, `r` by the right alone, `c` by both. Its class is the pair (l xor r, c), one of
+four. The first half is synergy, which no modality and no sum of modalities' votes can tell; the
+second is redundancy.
 
 Every number is noise N(0, 1), except that each token of the left modality adds +-p to feature 0 by
 the sign of `l` and +-s to feature 1 by the sign of `c`; the right likewise with `r` and `c`. With T
@@ -20,6 +21,25 @@ tokens the amplitudes are p = PRIVATE / sqrt(T) and s = SHARED / sqrt(T), so T d
   pair of the best halves, and **the best accuracy is X C**.
 - One modality alone says nothing of the xor (the other bit is fair), and of `c` it says
   Phi(SHARED): **alone the best accuracy is Phi(SHARED) / 2**. Chance is 1/4.
+
+**synthetic_tags**, multi-label, and **synthetic_rating**, a regression, have a right modality of
+variable length: it is missing from one sample in ten, and otherwise has 1 to 8 tokens, each number
+as likely. What a token shows does not depend on how many there are: longer says more.
+
+- A sample of `synthetic_tags` has three fair, independent tags. Every number is noise N(0, 1), to
+  which a token of modality m adds +-a by the sign of tag k in feature k, a = TAG_AMPLITUDES[m][k].
+  As above, the deviations add up in squares: with n tokens on the right tag k is guessed right with
+  probability Phi(sqrt(6 left_k^2 + n right_k^2)). The best accuracy is the mean over tags and n.
+  Tags are fair and errors go both ways alike, so among a tag's guesses and truths, halves both,
+  misses are as many as false alarms: the F1 of these guesses, micro and macro, is the same number.
+- The label of a sample of `synthetic_rating` is u + v + RATING_NOISE e, all three N(0, 1). Every
+  number is noise N(0, 1), to which each token adds RATING_AMPLITUDE u in feature 0 on the left, v
+  on the right. Given n tokens that show it, u is normal with variance r(n) = 1 / (1 + n
+  RATING_AMPLITUDE^2) (Bayes' rule for normal distributions), and the label with the sum of r(6),
+  r(n) and RATING_NOISE^2. The best guess is its mean; the mean of a normal variable's absolute
+  value is sqrt(2 / pi) deviations, so **the best mean absolute error is the mean over n of
+  sqrt(2 / pi (r(6) + r(n) + RATING_NOISE^2))**. The best guess explains 2 - r(6) - mean r(n) of the
+  label's variance 2 + RATING_NOISE^2: the square of its correlation with the label.
 """
 
 from __future__ import annotations
@@ -27,6 +47,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +56,8 @@ from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 from sftsearch.datasets.store import Split
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy.typing as npt
 
 GENERATOR_VERSION = 1
@@ -51,6 +74,18 @@ MODALITIES = {
 }
 NUM_SAMPLES = {"train": 2000, "validation": 500, "test": 1000}
 CLASSES = ("same_off", "same_on", "different_off", "different_on")
+
+VARIABLE_MODALITIES = {
+    "left": ModalitySpec(num_tokens=6, num_features=3),
+    "right": ModalitySpec(num_tokens=8, num_features=3, variable_length=True),
+}
+"""Of `synthetic_tags` and `synthetic_rating`."""
+MISSING = 0.1
+"""Probability that a sample lacks the right modality."""
+TAGS = ("left", "right", "both")
+TAG_AMPLITUDES = {"left": (0.9, 0.3, 0.4), "right": (0.0, 0.9, 0.5)}
+RATING_AMPLITUDE = 1.5
+RATING_NOISE = 0.5
 
 
 def spec() -> DatasetSpec:
@@ -75,11 +110,54 @@ def spec() -> DatasetSpec:
 
 def load() -> dict[str, Split]:
     """Generate the samples; every split has a random stream of its own."""
-    seeds = np.random.SeedSequence(SEED).spawn(len(SPLITS))
-    return {
-        name: _generate(name, NUM_SAMPLES[name], np.random.default_rng(seed))
-        for name, seed in zip(SPLITS, seeds, strict=True)
-    }
+    return _load(_generate)
+
+
+def tags_spec() -> DatasetSpec:
+    """Return what the multi-label data set declares."""
+    parameters = {"tags": TAGS, "amplitudes": TAG_AMPLITUDES}
+    return replace(
+        spec(),
+        name="synthetic_tags",
+        task="multilabel",
+        modalities=dict(VARIABLE_MODALITIES),
+        classes=TAGS,
+        description=(
+            "Three made-up tags, shown by two modalities; one of them varies in length and is "
+            "missing from a tenth of the samples. The best possible accuracy and F1 are known."
+        ),
+        fingerprint=_variable_fingerprint("synthetic_tags", parameters),
+        best_accuracy=float(np.mean(best_tag_accuracies())),
+    )
+
+
+def load_tags() -> dict[str, Split]:
+    """Generate the samples of the multi-label data set."""
+    return _load(_generate_tags)
+
+
+def rating_spec() -> DatasetSpec:
+    """Return what the regression data set declares."""
+    parameters = {"amplitude": RATING_AMPLITUDE, "noise": RATING_NOISE}
+    return replace(
+        spec(),
+        name="synthetic_rating",
+        task="regression",
+        modalities=dict(VARIABLE_MODALITIES),
+        classes=(),
+        description=(
+            "A made-up number, shown by two modalities; one of them varies in length and is "
+            f"missing from a tenth of the samples. The best possible MAE is {best_mae():.4f}, the "
+            f"best Pearson correlation {best_pearson():.4f}."
+        ),
+        fingerprint=_variable_fingerprint("synthetic_rating", parameters),
+        best_accuracy=None,
+    )
+
+
+def load_rating() -> dict[str, Split]:
+    """Generate the samples of the regression data set."""
+    return _load(_generate_rating)
 
 
 def best_accuracy() -> float:
@@ -92,6 +170,45 @@ def best_accuracy() -> float:
 def best_accuracy_alone() -> float:
     """Return the accuracy of the best classifier that sees one modality, whichever."""
     return _phi(SHARED) / 2
+
+
+def best_tag_accuracies() -> tuple[float, ...]:
+    """Return how often the best guess of each tag is right; the module derives it."""
+    num_left = VARIABLE_MODALITIES["left"].num_tokens
+    pairs = zip(TAG_AMPLITUDES["left"], TAG_AMPLITUDES["right"], strict=True)
+    return tuple(
+        sum(
+            odds * _phi(math.sqrt(num_left * left**2 + length * right**2))
+            for length, odds in _length_odds().items()
+        )
+        for left, right in pairs
+    )
+
+
+def best_mae() -> float:
+    """Return the mean absolute error of the best guess of a rating; the module derives it."""
+    return sum(
+        odds * math.sqrt(2 / math.pi * (_rating_variance(length) + RATING_NOISE**2))
+        for length, odds in _length_odds().items()
+    )
+
+
+def best_pearson() -> float:
+    """Return the correlation of the best guesses of ratings with the ratings."""
+    left = sum(odds * _rating_variance(length) for length, odds in _length_odds().items())
+    return math.sqrt((2 - left) / (2 + RATING_NOISE**2))
+
+
+def _rating_variance(length: int) -> float:
+    """Return the variance of u + v given the tokens, of which the right has `length`."""
+    counts = (VARIABLE_MODALITIES["left"].num_tokens, length)
+    return sum(1 / (1 + count * RATING_AMPLITUDE**2) for count in counts)
+
+
+def _length_odds() -> dict[int, float]:
+    """Return the probability of each length of the right modality."""
+    longest = VARIABLE_MODALITIES["right"].num_tokens
+    return {0: MISSING} | dict.fromkeys(range(1, longest + 1), (1 - MISSING) / longest)
 
 
 def _phi(z: float) -> float:
@@ -111,6 +228,25 @@ def _fingerprint() -> str:
         "num_samples": [NUM_SAMPLES[split] for split in SPLITS],
     }
     return hashlib.sha256(f"synthetic {json.dumps(parameters)}".encode()).hexdigest()
+
+
+def _variable_fingerprint(name: str, parameters: Mapping[str, object]) -> str:
+    shared = {
+        "version": GENERATOR_VERSION,
+        "seed": SEED,
+        "missing": MISSING,
+        "modalities": {key: asdict(shape) for key, shape in VARIABLE_MODALITIES.items()},
+        "num_samples": NUM_SAMPLES,
+    }
+    return hashlib.sha256(f"{name} {json.dumps({**shared, **parameters})}".encode()).hexdigest()
+
+
+def _load(generate: Callable[[str, int, np.random.Generator], Split]) -> dict[str, Split]:
+    seeds = np.random.SeedSequence(SEED).spawn(len(SPLITS))
+    return {
+        name: generate(name, NUM_SAMPLES[name], np.random.default_rng(seed))
+        for name, seed in zip(SPLITS, seeds, strict=True)
+    }
 
 
 def _generate(name: str, num_samples: int, random: np.random.Generator) -> Split:
@@ -138,3 +274,44 @@ def _show(
     x_NTF[:, :, 0] += (2 * private[:, None] - 1) * PRIVATE / math.sqrt(shape.num_tokens)
     x_NTF[:, :, 1] += (2 * common[:, None] - 1) * SHARED / math.sqrt(shape.num_tokens)
     return x_NTF.astype(np.float32)
+
+
+def _generate_tags(name: str, num_samples: int, random: np.random.Generator) -> Split:
+    tags_NC = random.integers(0, 2, size=(num_samples, len(TAGS)))
+    shown = {key: (2 * tags_NC - 1) * np.array(TAG_AMPLITUDES[key]) for key in VARIABLE_MODALITIES}
+    return _show_variable(name, shown, tags_NC, random)
+
+
+def _generate_rating(name: str, num_samples: int, random: np.random.Generator) -> Split:
+    u, v, noise = random.standard_normal((3, num_samples))
+    nothing = np.zeros(num_samples)
+    shown = {
+        key: np.stack([RATING_AMPLITUDE * value, nothing, nothing], axis=1)
+        for key, value in (("left", u), ("right", v))
+    }
+    return _show_variable(name, shown, u + v + RATING_NOISE * noise, random)
+
+
+def _show_variable(
+    name: str,
+    shown: dict[str, npt.NDArray[np.float64]],
+    labels: npt.NDArray[np.generic],
+    random: np.random.Generator,
+) -> Split:
+    """Return samples whose every valid token is noise plus what its modality shows, (N, F)."""
+    longest = VARIABLE_MODALITIES["right"].num_tokens
+    length_N = random.integers(1, longest + 1, size=len(labels))
+    length_N[random.random(len(labels)) < MISSING] = 0
+    modalities = {}
+    for key, shape in VARIABLE_MODALITIES.items():
+        x_NTF = random.standard_normal((len(labels), shape.num_tokens, shape.num_features))
+        x_NTF += shown[key][:, None, :]
+        modalities[key] = x_NTF.astype(np.float32)
+    modalities["right"][np.arange(longest) >= length_N[:, None]] = 0.0
+    return Split(
+        name=name,
+        modalities=modalities,
+        labels=labels.astype(np.float32),
+        subjects=np.full(len(labels), -1, dtype=np.int64),
+        lengths={"right": length_N},
+    )

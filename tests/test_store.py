@@ -46,6 +46,21 @@ SPEC = DatasetSpec(
     description="A few random numbers.",
     fingerprint="0" * 64,
 )
+VARIABLE = {
+    "zebra": ModalitySpec(num_tokens=3, num_features=2, variable_length=True),
+    "ant": ModalitySpec(num_tokens=2, num_features=1, variable_length=True),
+}
+SPECS = {
+    "classification": replace(SPEC, modalities=VARIABLE),
+    "multilabel": replace(SPEC, task="multilabel", classes=("big", "red", "old")),
+    "regression": replace(
+        SPEC,
+        task="regression",
+        classes=(),
+        modalities={**SPEC.modalities, "zebra": VARIABLE["zebra"]},
+    ),
+}
+"""One of each task; the first is all of variable length, the last half."""
 
 
 def samples(spec: DatasetSpec = SPEC) -> dict[str, Split]:
@@ -61,10 +76,37 @@ def samples(spec: DatasetSpec = SPEC) -> dict[str, Split]:
                 )
                 for key, shape in spec.modalities.items()
             },
-            labels=np.arange(count, dtype=np.int64) % spec.num_classes,
+            labels=labels(spec, count),
             subjects=np.arange(count, dtype=np.int64) % people if people else np.full(count, -1),
+            # Each counts from another start, so that no sample of seven lacks both.
+            lengths={
+                key: np.arange(start, start + count) % (shape.num_tokens + 1)
+                for start, (key, shape) in enumerate(spec.modalities.items())
+                if shape.variable_length
+            },
         )
+        for key, lengths in splits[name].lengths.items():
+            tokens = splits[name].modalities[key]
+            for sample, length in enumerate(lengths):
+                tokens[sample, length:] = 0
     return splits
+
+
+def labels(spec: DatasetSpec, count: int) -> np.ndarray:
+    numbers = np.arange(count, dtype=np.int64)
+    if spec.task == "classification":
+        return numbers % spec.num_classes
+    if spec.task == "multilabel":  # the first is in every sample, the last in none of three
+        return (numbers[:, None] % 4 < [4, 2, 0]).astype(np.float32)
+    return (numbers / 3).astype(np.float32)
+
+
+@pytest.fixture(params=SPECS)
+def varied(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store of each task."""
+    spec = SPECS[request.param]
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    return open_store(tmp_path / "tiny")
 
 
 @pytest.fixture
@@ -105,6 +147,50 @@ def test_reads_back_what_was_written(store: Store) -> None:
         np.testing.assert_array_equal(split.subjects, expected.subjects)
 
 
+def test_tasks_and_lengths_are_read_back(varied: Store) -> None:
+    assert varied.spec == SPECS[varied.spec.task]
+    verify(varied)
+    for name, expected in samples(varied.spec).items():
+        split = pickle.loads(pickle.dumps(varied)).split(name, unseal_test=True)
+        assert len(split) == varied.spec.num_samples[name]
+        np.testing.assert_array_equal(split.labels, expected.labels, strict=True)
+        assert list(split.lengths) == list(expected.lengths)
+        for key, lengths in expected.lengths.items():
+            np.testing.assert_array_equal(split.lengths[key], lengths, strict=True)
+        for key, tokens in expected.modalities.items():
+            np.testing.assert_array_equal(split.modalities[key], tokens)
+
+
+def test_class_counts_are_positives_of_labels_and_none_of_numbers(varied: Store) -> None:
+    assert (
+        varied.class_counts["train"]
+        == {
+            "classification": (4, 3),
+            "multilabel": (7, 4, 0),
+            "regression": (),
+        }[varied.spec.task]
+    )
+
+
+def test_statistics_are_of_valid_tokens(varied: Store) -> None:
+    train = samples(varied.spec)["train"]
+    for name, (mean, std) in varied.statistics.items():
+        tokens = train.modalities[name].astype(np.float64)
+        lengths = train.lengths.get(name, [tokens.shape[1]] * len(tokens))
+        valid = [tokens[i, t] for i, length in enumerate(lengths) for t in range(length)]
+        np.testing.assert_allclose(mean, np.mean(valid, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(std, np.std(valid, axis=0), rtol=1e-5)
+
+
+def test_what_older_stores_lack_is_not_written(store: Store, varied: Store) -> None:
+    """A store without lengths, of classes, is byte for byte what it was before there were any."""
+    written = json.loads((store.path / "manifest.json").read_text())["spec"]
+    assert "task" not in written
+    assert written["modalities"]["ant"] == {"num_tokens": 2, "num_features": 1}
+    spec = json.loads((varied.path / "manifest.json").read_text())["spec"]
+    assert spec.get("task", "classification") == varied.spec.task
+
+
 def test_test_split_stays_sealed(store: Store) -> None:
     with pytest.raises(SealedSplitError, match="sftsearch confirm"):
         store.split("test")
@@ -142,13 +228,18 @@ def mapping_of(array: np.ndarray) -> str:
     raise AssertionError("the array is in no mapping")
 
 
-def test_views_are_the_file_itself(store: Store) -> None:
+@pytest.mark.parametrize("task", ["fixed", *SPECS])
+def test_views_are_the_file_itself(tmp_path: Path, task: str) -> None:
+    spec = SPECS.get(task, SPEC)
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    store = open_store(tmp_path / "tiny")
     file = store.path / "train.arrow"
     before = pa.total_allocated_bytes()
     splits = [store.split("train"), open_store(store.path).split("train")]
     assert pa.total_allocated_bytes() == before
     for split in splits:
-        for array in (*split.modalities.values(), split.labels, split.subjects):
+        others = (split.labels, split.subjects, *split.lengths.values())
+        for array in (*split.modalities.values(), *others):
             assert not array.flags.owndata
             assert not array.flags.writeable
             fields = mapping_of(array).split()
@@ -199,6 +290,12 @@ def set_in(*keys: str | int, value: object) -> Callable[[dict[str, Any]], object
         set_in("spec", "subjects", "test", value=["s1"]),
         set_in("spec", "fingerprint", value="0" * 63 + "\n"),
         set_in("spec", "best_accuracy", value=1.5),
+        set_in("spec", "task", value="clustering"),
+        set_in("spec", "task", value=["regression"]),
+        set_in("spec", "task", value=None),
+        set_in("spec", "task", value="regression"),
+        set_in("spec", "modalities", "ant", "variable_length", value=1),
+        set_in("spec", "modalities", "ant", "variable_length", value=[]),
         set_in("statistics", "ant", "mean", value=[float("nan")]),
         set_in("statistics", "ant", "mean", value=[1e300]),
         set_in("statistics", "ant", "std", value=[0.0]),
@@ -218,6 +315,105 @@ def test_a_damaged_manifest_is_refused(
     with pytest.raises(DatasetError) as raised:
         open_store(store.path)
     assert_one_line(raised.value, str(store.path), "damaged", "Delete the folder")
+
+
+@pytest.mark.parametrize("counts", [[7, 4], [8, 4, 0], [7, -1, 0], [7, 4, "x"], None])
+def test_counts_of_labels_that_cannot_be_are_refused(tmp_path: Path, counts: object) -> None:
+    spec = SPECS["multilabel"]
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    edit_manifest(open_store(tmp_path / "tiny"), set_in("class_counts", "train", value=counts))
+    with pytest.raises(DatasetError, match=r"damaged .* Delete the folder"):
+        open_store(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("counts", [[6, 4, 0], [4, 7, 0]])
+def test_labels_other_than_the_counted_are_refused(tmp_path: Path, counts: list[int]) -> None:
+    spec = SPECS["multilabel"]
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    edit_manifest(open_store(tmp_path / "tiny"), set_in("class_counts", "train", value=counts))
+    with pytest.raises(DatasetError, match="its labels are not those the manifest counts"):
+        open_store(tmp_path / "tiny").split("train")
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_store_of_another_task_is_refused(store: Store, task: str) -> None:
+    """The manifest says another task than the columns do."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["spec"]["task"] = task
+        if task == "regression":
+            manifest["spec"]["classes"] = []
+            manifest["class_counts"] = {split: [] for split in SPLITS}
+
+    edit_manifest(store, change)
+    with pytest.raises(DatasetError, match="its columns are not the manifest's"):
+        open_store(store.path).split("train")
+
+
+def test_lengths_the_manifest_does_not_expect_are_refused(varied: Store) -> None:
+    """And those it expects and does not find."""
+    for value in (True, False):
+        edit_manifest(varied, set_in("spec", "modalities", "ant", "variable_length", value=value))
+        if varied.spec.modalities["ant"].variable_length != value:
+            with pytest.raises(DatasetError, match="its columns are not the manifest's"):
+                open_store(varied.path).split("train")
+        else:
+            assert len(open_store(varied.path).split("train")) == 7
+
+
+def overwrite(store: Store, before: np.ndarray, after: np.ndarray) -> None:
+    """Change numbers in the training split's file; they must be in it once."""
+    file = store.path / "train.arrow"
+    content = file.read_bytes()
+    assert content.count(before.tobytes()) == 1
+    assert len(before.tobytes()) == len(after.tobytes())
+    file.write_bytes(content.replace(before.tobytes(), after.tobytes()))
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "message"),
+    [
+        ("multilabel", 2.0, "`labels` must be 0 or 1"),
+        ("multilabel", 0.5, "`labels` must be 0 or 1"),
+        ("multilabel", np.nan, "`labels` must be 0 or 1"),
+        ("multilabel", -1.0, "`labels` must be 0 or 1"),
+        ("regression", np.nan, "`labels` must be finite"),
+        ("regression", -np.inf, "`labels` must be finite"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(
+    tmp_path: Path, task: str, value: float, message: str
+) -> None:
+    spec = SPECS[task]
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    before = samples(spec)["train"].labels
+    after = before.copy()
+    after.flat[-1] = value
+    overwrite(open_store(tmp_path / "tiny"), before, after)
+    with pytest.raises(DatasetError, match=f"train.arrow: {message}"):
+        open_store(tmp_path / "tiny").split("train")
+
+
+@pytest.mark.parametrize(
+    ("sample", "length", "message"),
+    [
+        (0, -1, r"lengths of ant must be in \[0, 2\], but got -1 to 2"),
+        (0, 3, r"lengths of ant must be in \[0, 2\], but got 0 to 3"),
+        (0, 2**62, r"lengths of ant must be in"),
+        (4, 0, r"every sample must have a modality, but number 4 has none"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(
+    tmp_path: Path, sample: int, length: int, message: str
+) -> None:
+    spec = SPECS["classification"]
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    before = samples(spec)["train"].lengths["ant"]
+    after = before.copy()
+    after[sample] = length
+    overwrite(open_store(tmp_path / "tiny"), before, after)
+    with pytest.raises(DatasetError, match=f"train.arrow: {message}"):
+        open_store(tmp_path / "tiny").split("train")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +506,7 @@ def test_codes_out_of_range_are_refused(store: Store, name: str, value: int) -> 
     if name == "subjects":
         where = content.index(codes["subjects"].tobytes(), where + 8 * len(wrong))
     file.write_bytes(content[:where] + wrong.tobytes() + content[where + 8 * len(wrong) :])
-    with pytest.raises(DatasetError, match=r"train.arrow: its labels|subject without a name"):
+    with pytest.raises(DatasetError, match=r"train.arrow: `labels` must be|subject without a name"):
         open_store(store.path).split("train")
 
 
@@ -324,8 +520,12 @@ def test_another_store_in_its_place_is_refused(store: Store, tmp_path: Path) -> 
         open_store(store.path).split("train")
 
 
-def test_random_damage_ends_in_one_line_or_in_samples(store: Store) -> None:
+@pytest.mark.parametrize("task", ["fixed", *SPECS])
+def test_random_damage_ends_in_one_line_or_in_samples(tmp_path: Path, task: str) -> None:
     """Bytes of the manifest and of Arrow's own bookkeeping, a thousand times."""
+    spec = SPECS.get(task, SPEC)
+    write_store(tmp_path / "tiny", spec, samples(spec))
+    store = open_store(tmp_path / "tiny")
     draw = random.Random(0)
     for name in ("manifest.json", "train.arrow"):
         file = store.path / name
@@ -379,6 +579,69 @@ def test_samples_that_are_not_as_declared_are_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+LENGTHS = np.array([1, 2, 0, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        ("classification", {"lengths": {}}, r"lengths of \['zebra', 'ant'\], but got \[\]"),
+        ("regression", {"lengths": {"ant": LENGTHS}}, r"of \['zebra'\], but got \['ant'\]"),
+        ("multilabel", {"lengths": {"ant": LENGTHS}}, r"lengths of \[\], but got \['ant'\]"),
+        ("regression", {"lengths": {"zebra": LENGTHS[:6]}}, r"must be int64 \(7,\), but got int64"),
+        ("regression", {"lengths": {"zebra": LENGTHS / 1}}, "but got float64"),
+        ("regression", {"lengths": {"zebra": LENGTHS + 2}}, r"in \[0, 3\], but got 2 to 4"),
+        ("regression", {"lengths": {"zebra": LENGTHS - 1}}, r"in \[0, 3\], but got -1 to 1"),
+        ("regression", {"lengths": {"zebra": LENGTHS * 0}}, "zebra .* must be zero after"),
+        ("regression", {"labels": np.zeros(7, np.int64)}, r"float32 \(7,\), but got int64"),
+        ("regression", {"labels": np.full(7, np.nan, np.float32)}, "`labels` must be finite"),
+        ("multilabel", {"labels": np.zeros(7, np.float32)}, r"\(7, 3\), but got float32 \(7,\)"),
+        ("multilabel", {"labels": np.full((7, 3), 2, np.float32)}, "`labels` must be 0 or 1"),
+    ],
+)
+def test_lengths_and_labels_that_are_not_as_declared_are_not_written(
+    tmp_path: Path, task: str, fields: dict[str, Any], message: str
+) -> None:
+    splits = samples(SPECS[task])
+    splits["train"] = replace(splits["train"], **fields)
+    with pytest.raises(DatasetError, match=message) as raised:
+        write_store(tmp_path / "tiny", SPECS[task], splits)
+    assert_one_line(raised.value, "train of 'tiny'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_padding_that_is_not_zero_is_not_written(tmp_path: Path) -> None:
+    spec = SPECS["regression"]
+    splits = samples(spec)
+    splits["test"].modalities["zebra"][1, 1, 0] = 1e-30  # sample 1 has one token
+    with pytest.raises(DatasetError, match=r"zebra in test .* must be zero after each sample's"):
+        write_store(tmp_path / "tiny", spec, splits)
+
+
+def test_a_modality_may_be_missing_but_from_all_of_training(tmp_path: Path) -> None:
+    spec = SPECS["regression"]
+    for name in ("test", "validation", "train"):
+        splits = samples(spec)
+        splits[name].modalities["zebra"][:] = 0
+        splits[name].lengths["zebra"][:] = 0
+        if name == "train":
+            with pytest.raises(DatasetError, match=r"zebra .* must not be missing from every"):
+                write_store(tmp_path / name, spec, splits)
+        else:
+            write_store(tmp_path / name, spec, splits)
+            split = open_store(tmp_path / name).split(name, unseal_test=True)
+            assert not split.lengths["zebra"].any()
+
+
+def test_nobody_may_lack_every_modality(tmp_path: Path) -> None:
+    spec = SPECS["classification"]
+    splits = samples(spec)
+    splits["train"].modalities["ant"][4] = 0
+    splits["train"].lengths["ant"][4] = 0
+    with pytest.raises(DatasetError, match="must have a modality, but number 4 has none"):
+        write_store(tmp_path / "tiny", spec, splits)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -386,6 +649,14 @@ def test_samples_that_are_not_as_declared_are_not_written(
         ({"modalities": {"label": ModalitySpec(num_tokens=1, num_features=1)}}, "'label'"),
         ({"modalities": {}}, "must have a modality"),
         ({"classes": ("one",)}, "two or more"),
+        ({"classes": ()}, "two or more"),
+        ({"task": "multilabel", "classes": ()}, "one or more"),
+        ({"task": "multilabel", "classes": ("a", "a")}, "different names"),
+        ({"task": "regression"}, "must be empty, for its task is regression"),
+        ({"task": "Regression"}, "one of classification, multilabel, regression"),
+        ({"modalities": {"fused": ModalitySpec(num_tokens=1, num_features=1)}}, "'fused'"),
+        ({"modalities": {"bottleneck": VARIABLE["ant"]}}, "'bottleneck'"),
+        ({"modalities": {**VARIABLE, "ant_length": VARIABLE["ant"]}}, "called 'ant_length'"),
         ({"num_samples": {"train": 7, "test": 3}}, "train, validation, test in this order"),
         ({"num_samples": {"train": 7, "validation": 0, "test": 3}}, "validation=0"),
         ({"subjects": {"train": ("b", "a"), "validation": (), "test": ()}}, "sorted"),

@@ -1,16 +1,17 @@
-"""The closed form of the best accuracy, against Bayes' rule worked out sample by sample."""
+"""The closed forms of the best results, against Bayes' rule worked out sample by sample."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from sftsearch.datasets import synthetic
+from sftsearch.trainables.metrics import score
 
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Split
@@ -99,3 +100,156 @@ def test_fingerprint_follows_the_parameters(monkeypatch: pytest.MonkeyPatch) -> 
     after = synthetic.spec()
     assert after.fingerprint != before
     assert after.best_accuracy == synthetic.best_accuracy() < 0.95
+
+
+# Variable lengths: tags and ratings
+
+
+@pytest.fixture(scope="module")
+def many_tags() -> Split:
+    return synthetic._generate_tags("train", 100_000, np.random.default_rng(7))
+
+
+@pytest.fixture(scope="module")
+def many_ratings() -> Split:
+    return synthetic._generate_rating("train", 100_000, np.random.default_rng(7))
+
+
+def valid_tokens(split: Split, name: str) -> np.ndarray:
+    """Return (N, T, 1), one where a token is valid."""
+    num_tokens = split.modalities[name].shape[1]
+    lengths = split.lengths.get(name, np.full(len(split), num_tokens))
+    return (np.arange(num_tokens) < lengths[:, None]).astype(np.float64)[:, :, None]
+
+
+def bayes_log_odds(split: Split) -> np.ndarray:
+    """Weigh all eight states of the tags by their likelihood on the valid tokens, (N, C)."""
+    likelihood = np.zeros((2, len(split), 3))
+    for tags in itertools.product((0, 1), repeat=3):
+        log = np.zeros(len(split))
+        for name, tokens in split.modalities.items():
+            mean = (2 * np.array(tags) - 1) * np.array(synthetic.TAG_AMPLITUDES[name])
+            squares = (tokens.astype(np.float64) - mean) ** 2 * valid_tokens(split, name)
+            log -= 0.5 * squares.sum(axis=(1, 2))
+        for tag, value in enumerate(tags):
+            likelihood[value, :, tag] += np.exp(log)
+    return np.log(likelihood[1]) - np.log(likelihood[0])
+
+
+def test_the_best_tags_are_what_bayes_rule_reaches(many_tags: Split) -> None:
+    log_odds = bayes_log_odds(many_tags)
+    best = synthetic.best_tag_accuracies()
+    for tag, expected in enumerate(best):
+        accuracy = ((log_odds[:, tag] >= 0) == many_tags.labels[:, tag]).mean()
+        deviation = math.sqrt(expected * (1 - expected) / len(many_tags))
+        assert accuracy == pytest.approx(expected, abs=4 * deviation)
+    metrics = score("multilabel", log_odds, many_tags.labels)
+    for name in ("micro_f1", "macro_f1"):  # as is said of them: both equal the best accuracy
+        assert metrics[name] == pytest.approx(np.mean(best), abs=0.002)
+    assert synthetic.tags_spec().best_accuracy == np.mean(best)
+
+
+def bayes_ratings(split: Split) -> np.ndarray:
+    """Return the posterior means of u + v, one grid of values for each, (N,)."""
+    grid = np.linspace(-6, 6, 601)
+    total = np.zeros(len(split))
+    for name, tokens in split.modalities.items():
+        x_NT, valid_NT = tokens[:, :, 0].astype(np.float64), valid_tokens(split, name)[:, :, 0]
+        # The squares of x - a g, without what does not depend on g.
+        along = synthetic.RATING_AMPLITUDE * grid
+        log_NG = (x_NT * valid_NT).sum(axis=1)[:, None] * along
+        log_NG -= 0.5 * valid_NT.sum(axis=1)[:, None] * along**2 + 0.5 * grid**2
+        weights_NG = np.exp(log_NG - log_NG.max(axis=1, keepdims=True))
+        total += weights_NG @ grid / weights_NG.sum(axis=1)
+    return total
+
+
+def test_the_best_ratings_are_what_bayes_rule_reaches() -> None:
+    split = synthetic._generate_rating("train", 20_000, np.random.default_rng(7))
+    metrics = score("regression", bayes_ratings(split)[:, None], split.labels)
+    # The deviation of a normal variable's absolute value is sqrt(pi / 2 - 1) of its mean.
+    deviation = synthetic.best_mae() * math.sqrt((math.pi / 2 - 1) / len(split))
+    assert metrics["mae"] == pytest.approx(synthetic.best_mae(), abs=4 * deviation)
+    assert metrics["pearson"] == pytest.approx(synthetic.best_pearson(), abs=0.01)
+
+
+def test_no_line_through_the_means_does_better(many_ratings: Split) -> None:
+    """Least squares a length, fitted to the very samples, knowing nothing of the generator."""
+    errors = []
+    for length in range(9):
+        rows = many_ratings.lengths["right"] == length
+        means = [
+            many_ratings.modalities[name][rows, :, 0].sum(axis=1, dtype=np.float64)
+            for name in ("left", "right")
+        ]
+        inputs, truths = np.stack(means, axis=1), many_ratings.labels[rows].astype(np.float64)
+        weights = np.linalg.lstsq(inputs, truths, rcond=None)[0]
+        errors.append(np.abs(inputs @ weights - truths))
+    mae = np.concatenate(errors).mean()
+    assert mae == pytest.approx(synthetic.best_mae(), abs=0.005)
+
+
+def test_the_best_results_where_the_right_is_always_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By hand: the means over lengths have one term, six tokens on the left alone."""
+    assert sum(synthetic._length_odds().values()) == pytest.approx(1.0)
+    monkeypatch.setattr(synthetic, "MISSING", 1.0)
+    expected = [0.98625683, 0.76878364, 0.83640656]  # Phi of 0.9, 0.3 and 0.4 times sqrt(6)
+    assert synthetic.best_tag_accuracies() == pytest.approx(expected, abs=1e-8)
+    variance = 1 / (1 + 6 * 1.5**2) + 1  # of u, six times seen, and of v, never seen
+    assert synthetic.best_mae() == pytest.approx(math.sqrt(2 / math.pi * (variance + 0.25)))
+    assert synthetic.best_pearson() == pytest.approx(math.sqrt((2 - variance) / 2.25))
+    assert f"{synthetic.best_mae():.4f}" in synthetic.rating_spec().description
+    assert synthetic.rating_spec().best_accuracy is None
+
+
+def test_lengths_are_those_stated(many_tags: Split, many_ratings: Split) -> None:
+    """The counts of 0 to 8 tokens, within four deviations; what is behind them is zero."""
+    for split in (many_tags, many_ratings):
+        counts = np.bincount(split.lengths["right"], minlength=9)
+        for length, odds in synthetic._length_odds().items():
+            deviation = math.sqrt(len(split) * odds * (1 - odds))
+            assert counts[length] == pytest.approx(len(split) * odds, abs=4 * deviation)
+        padding = split.modalities["right"] * (1 - valid_tokens(split, "right"))
+        assert not padding.any()
+        assert list(split.lengths) == ["right"]
+
+
+@pytest.mark.parametrize("name", ["tags", "rating"])
+def test_shipped_splits_are_near_the_best(name: str) -> None:
+    load = {"tags": synthetic.load_tags, "rating": synthetic.load_rating}[name]
+    for split in load().values():
+        if name == "tags":
+            right = (bayes_log_odds(split) >= 0) == split.labels
+            best = synthetic.tags_spec().best_accuracy
+            assert right.mean() == pytest.approx(best, abs=3 * math.sqrt(0.05 / len(split)))
+        else:
+            mae = np.abs(bayes_ratings(split) - split.labels).mean()
+            assert mae == pytest.approx(synthetic.best_mae(), abs=3 * 0.45 / math.sqrt(len(split)))
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [(synthetic.load_tags, "8b2b8a2048dd8240"), (synthetic.load_rating, "ca690ce9a5460d14")],
+)
+def test_variable_samples_are_the_same_everywhere(load: Any, expected: str) -> None:
+    digest = hashlib.sha256()
+    for split in load().values():
+        for array in (split.labels, *split.lengths.values(), *split.modalities.values()):
+            digest.update(array.round(3).tobytes())
+    assert digest.hexdigest()[:16] == expected
+
+
+def test_fingerprints_of_variable_sets_follow_their_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs = (synthetic.spec, synthetic.tags_spec, synthetic.rating_spec)
+    before = [spec().fingerprint for spec in specs]
+    assert len(set(before)) == 3
+    monkeypatch.setattr(synthetic, "MISSING", 0.2)
+    after = [spec().fingerprint for spec in specs]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
+    monkeypatch.setattr(synthetic, "RATING_NOISE", 1.0)
+    assert synthetic.tags_spec().fingerprint == after[1]
+    assert synthetic.rating_spec().fingerprint != after[2]

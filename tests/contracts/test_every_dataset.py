@@ -68,15 +68,57 @@ def test_has_the_declared_samples(store: Store, splits: dict[str, Split]) -> Non
             assert tokens.shape == (count, shape.num_tokens, shape.num_features)
             assert tokens.dtype == np.float32
             assert np.isfinite(tokens).all()
-        assert split.labels.shape == split.subjects.shape == (count,)
-        assert split.labels.dtype == split.subjects.dtype == np.int64
+        assert split.subjects.shape == (count,)
+        assert split.subjects.dtype == np.int64
+
+
+def test_has_labels_of_its_task(store: Store, splits: dict[str, Split]) -> None:
+    task, num_classes = store.spec.task, store.spec.num_classes
+    assert store.spec.num_outputs == (num_classes or 1)
+    for split in splits.values():
+        if task == "classification":
+            assert split.labels.shape == (len(split),)
+            assert split.labels.dtype == np.int64
+            assert set(split.labels.tolist()) <= set(range(num_classes))
+        else:
+            shape = (len(split), num_classes) if task == "multilabel" else (len(split),)
+            assert split.labels.shape == shape
+            assert split.labels.dtype == np.float32
+            assert np.isfinite(split.labels).all()
+            assert task == "regression" or set(np.unique(split.labels)) == {0.0, 1.0}
 
 
 def test_has_every_class_in_every_split(store: Store, splits: dict[str, Split]) -> None:
+    """Every label of a multi-label task has samples with it and without it."""
     for name, split in splits.items():
-        labels, counts = np.unique(split.labels, return_counts=True)
-        assert labels.tolist() == list(range(store.spec.num_classes))
-        assert tuple(counts) == store.class_counts[name]
+        counts = store.class_counts[name]
+        assert len(counts) == store.spec.num_classes
+        if store.spec.task == "classification":
+            expected = [(split.labels == c).sum() for c in range(len(counts))]
+        else:
+            expected = [(split.labels[:, c] == 1).sum() for c in range(len(counts))]
+        assert list(counts) == expected
+        assert all(0 < count < len(split) for count in counts)
+
+
+def test_has_lengths_of_what_varies_and_zeros_behind(
+    store: Store, splits: dict[str, Split]
+) -> None:
+    shapes = store.spec.modalities
+    variable = [name for name, shape in shapes.items() if shape.variable_length]
+    for split in splits.values():
+        assert list(split.lengths) == variable
+        longest = np.zeros(len(split), dtype=np.int64)
+        for name, shape in shapes.items():
+            lengths = split.lengths.get(name, np.full(len(split), shape.num_tokens))
+            assert lengths.shape == (len(split),)
+            assert lengths.dtype == np.int64
+            assert lengths.min() >= 0
+            assert lengths.max() <= shape.num_tokens
+            for tokens, length in zip(split.modalities[name], lengths, strict=True):
+                assert not tokens[length:].any()
+            longest = np.maximum(longest, lengths)
+        assert longest.min() > 0  # nobody lacks every modality
 
 
 def test_has_no_person_in_two_splits(store: Store, splits: dict[str, Split]) -> None:
@@ -100,7 +142,8 @@ def test_has_no_sample_in_two_splits(store: Store, splits: dict[str, Split]) -> 
 
 def test_views_are_read_only(store: Store) -> None:
     split = store.split("train")
-    for array in (*split.modalities.values(), split.labels, split.subjects):
+    arrays = (*split.modalities.values(), split.labels, split.subjects, *split.lengths.values())
+    for array in arrays:
         assert not array.flags.writeable
         assert not array.flags.owndata
         with pytest.raises(ValueError, match="read-only"):
@@ -115,8 +158,10 @@ def test_the_test_split_is_sealed(store: Store) -> None:
 
 def test_statistics_are_those_of_the_training_split(store: Store, splits: dict[str, Split]) -> None:
     for name, (mean, std) in store.statistics.items():
-        tokens = splits["train"].modalities[name].astype(np.float64)
-        flat = tokens.reshape(-1, tokens.shape[2])
+        train = splits["train"]
+        tokens = train.modalities[name].astype(np.float64)
+        lengths = train.lengths.get(name, np.full(len(train), tokens.shape[1]))
+        flat = np.concatenate([x[:length] for x, length in zip(tokens, lengths, strict=True)])
         assert mean.dtype == std.dtype == np.float32
         np.testing.assert_allclose(mean, flat.mean(axis=0), rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(std, flat.std(axis=0), rtol=1e-6)
@@ -155,6 +200,6 @@ def test_two_processes_may_build_at_once(store: Store, tmp_path: Path) -> None:
         printed = [builder.communicate()[0] for builder in builders]
         assert [builder.returncode for builder in builders] == [0, 0]
     labels = store.split("train").labels.sum()
-    assert printed == [f"{store.spec.fingerprint} {labels}\n"] * 2
+    assert printed == [f"{store.spec.fingerprint} {labels!s}\n"] * 2
     assert [folder.name for folder in tmp_path.iterdir()] == [store.path.name]
     verify(open_dataset(store.spec.name, cache=tmp_path))
