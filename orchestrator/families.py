@@ -1,4 +1,6 @@
-"""Families of configurations, one a model, compared fairly: at equal compute and at equal tuning.
+"""Families of configurations compared fairly: at equal compute and at equal tuning.
+
+A family is a model, or a model with its values of some parameters (`pooling`, `mixup`, ...).
 
 Equal compute: for each of some costs, the best configuration of every family that is no dearer.
 
@@ -17,7 +19,7 @@ import numpy as np
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.front import Difference, difference
 from sftsearch.orchestrator.measures import MISSING, metric
-from sftsearch.orchestrator.wording import show_interval
+from sftsearch.orchestrator.wording import show_interval, show_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ NUM_LEVELS = 4
 class Best:
     """The best configuration of a family that is no dearer than a level."""
 
-    model: str
+    family: str
     configuration_id: str
     value: float
     interval: Interval | None
@@ -55,7 +57,7 @@ class Level:
 class Tuned:
     """What a family is expected to reach with so many tries."""
 
-    model: str
+    family: str
     num_run: int
     """Finished configurations."""
     value: float
@@ -76,18 +78,26 @@ class Families:
 
 
 def compare_families(front: Front) -> Families | None:
-    """Return the comparison of the finished configurations by model; None of fewer than two."""
-    names = tuple(sorted({c.model for c in front.finished}))
+    """Return the comparison of the families of finished configurations; None of fewer than two."""
+    names = tuple(sorted({family_of(c, front.by) for c in front.finished}))
     if len(names) < 2:
         return None
-    members = {name: [c for c in front.finished if c.model == name] for name in names}
+    members = {
+        name: [c for c in front.finished if family_of(c, front.by) == name] for name in names
+    }
     num_drawn = min(map(len, members.values()))
     return Families(
-        names=names,
+        names=tuple(members),
         levels=tuple(_level(front, cost) for cost in _levels(front)),
         num_drawn=num_drawn,
         tuned=tuple(_tune(front, members, num_drawn)),
     )
+
+
+def family_of(c: Configuration, by: Sequence[str]) -> str:
+    """Return the name of a configuration's family: its model, with the values of `by` it has."""
+    known = [name for name in by if c.parameters.get(name) is not None]
+    return " ".join([c.model, *(f"{name}={show_parameter(c, name)}" for name in known)])
 
 
 def _levels(front: Front) -> list[float]:
@@ -103,13 +113,13 @@ def _level(front: Front, cost: float) -> Level:
     best: dict[str, Configuration] = {}
     for c in _by_quality(front, front.finished):
         if sign * c.values[front.x] <= sign * cost:
-            best[c.model] = c  # the last is the best
+            best[family_of(c, front.by)] = c  # the last is the best
     ranked = _by_quality(front, list(best.values()))[::-1]
     return Level(
         cost=cost,
         families=tuple(
             Best(
-                model=c.model,
+                family=family_of(c, front.by),
                 configuration_id=c.configuration_id,
                 value=c.values[front.y],
                 interval=c.interval,
@@ -144,7 +154,7 @@ def _tune(
     best = (max if front.directions[0] == "maximize" else min)(values, key=values.__getitem__)
     return [
         Tuned(
-            model=name,
+            family=name,
             num_run=len(found),
             value=values[name],
             interval=pareto.percentile_interval(draws[name]) if name in draws else None,
@@ -189,7 +199,7 @@ def headers(families: Families, front: Front) -> list[str]:
     x = metric(front.x)
     sign = "\N{LESS-THAN OR EQUAL TO}" if front.directions[1] == "minimize" else ""
     levels = [f"{sign} {x.show(level.cost)} {x.label}".strip() for level in families.levels]
-    return ["model", *levels, f"expected best of {families.num_drawn}"]
+    return ["family", *levels, f"expected best of {families.num_drawn}"]
 
 
 def rows(families: Families, front: Front, *, intervals: bool = True) -> list[list[str]]:
@@ -207,7 +217,7 @@ def rows(families: Families, front: Front, *, intervals: bool = True) -> list[li
     for name, tuned in zip(families.names, families.tuned, strict=True):
         cells = [name]
         for level in families.levels:
-            own = next((best for best in level.families if best.model == name), None)
+            own = next((best for best in level.families if best.family == name), None)
             cells.append(MISSING if own is None else show(own))
         table.append([*cells, show(tuned)])
     return table
@@ -221,13 +231,13 @@ def _mark(found: Best | Tuned) -> str:
 
 def notes(families: Families, front: Front) -> list[str]:
     """Return how the table is to be read."""
-    counts = ", ".join(f"{tuned.model} {tuned.num_run}" for tuned in families.tuned)
+    counts = ", ".join(f"{tuned.family} {tuned.num_run}" for tuned in families.tuned)
     k = families.num_drawn
     what = "configuration" if k == 1 else "configurations"
     return [
-        "Equal compute: under each cost stands the best that a model reached without being dearer. "
-        f"Equal tuning: the expected best of {k} {what} drawn from those that a model finished "
-        f"({counts}), as many as the least tried model has.",
+        "Equal compute: under each cost stands the best that a family reached without being "
+        f"dearer. Equal tuning: the expected best of {k} {what} drawn from those that a family "
+        f"finished ({counts}), as many as the least tried one has.",
         "* is the best of its column; ~ is not distinguishable from it, by the bootstrap that the "
         "front uses. Which configurations are the best ones is taken as found.",
     ]

@@ -103,6 +103,8 @@ class Front:
     """Of y and x."""
     configurations: tuple[Configuration, ...]
     """The front by rising cost, then the others by accuracy, then what has not finished."""
+    by: tuple[str, ...]
+    """Parameters that set a family apart, beside its model."""
     top: int | None
     max_gflops: float | None
     num_filtered: int
@@ -142,6 +144,7 @@ def summarise(
     *,
     x: str = "gflops",
     y: str = "top1",
+    by: Sequence[str] = (),
     max_gflops: float | None = None,
     top: int | None = None,
 ) -> Front:
@@ -154,13 +157,17 @@ def summarise(
         x: the metric that is the cost.
         y: the metric that is the quality; intervals exist for `top1` alone, which is counted by
             subject.
+        by: parameters that set families apart, beside the model; names out of the study.
         max_gflops: leave out configurations that cost more.
         top: how many rows the table shows, the best by y; the front is of all.
 
     Raises:
-        UserError: a metric is not in the record, or a limit is not positive.
+        UserError: a metric or parameter is not in the record, or a limit is not positive.
     """
     _check(study, x, y, max_gflops, top)
+    known = {name: None for trial in study.trials for name in trial.configuration}
+    for name in by:
+        look_up(known, name, kind="parameter of this study")
     directions = (_direction(study, y), _direction(study, x))
     grouped = [_group(trials, study, x, y) for trials in _by_configuration(study).values()]
     kept = [
@@ -181,6 +188,7 @@ def summarise(
         y=y,
         directions=directions,
         configurations=tuple(ordered),
+        by=tuple(by),
         top=top,
         max_gflops=max_gflops,
         num_filtered=len(grouped) - len(kept),

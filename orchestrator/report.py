@@ -75,6 +75,7 @@ def write(
     *,
     x: str = "gflops",
     y: str = "top1",
+    by: Sequence[str] = (),
     max_gflops: float | None = None,
     top: int | None = None,
 ) -> list[Path]:
@@ -88,6 +89,7 @@ def write(
         folder: where the files go; made if it is missing.
         x: the metric that is the cost.
         y: the metric that is the quality.
+        by: parameters that set families apart, beside the model.
         max_gflops: leave out configurations that cost more.
         top: rows of the table, the best by y.
 
@@ -96,7 +98,7 @@ def write(
             be written to.
     """
     chosen = [look_up(FORMATS, name, kind="report format") for name in formats]
-    front = summarise(study, x=x, y=y, max_gflops=max_gflops, top=top)
+    front = summarise(study, x=x, y=y, by=by, max_gflops=max_gflops, top=top)
     paths = []
     for style in chosen:
         text = style.to_text(front)
@@ -318,7 +320,7 @@ def _families(front: Front) -> list[str]:
     table = [[_escape(cell) for cell in cells] for cells in families.rows(compared, front)]
     ruler = ["---", *("---:" for _ in heads[1:])]
     told = [f"- {_escape(note)}" for note in families.notes(compared, front)]
-    return ["", "## Models compared", "", *map(_row, [heads, ruler, *table]), "", *told]
+    return ["", "## Families compared", "", *map(_row, [heads, ruler, *table]), "", *told]
 
 
 def _row(cells: Any) -> str:

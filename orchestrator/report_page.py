@@ -318,7 +318,7 @@ def _row(c: Configuration, shown: list[Column]) -> str:
 
 
 def _families(front: Front) -> str:
-    """Return the section that compares the models, where there are several."""
+    """Return the section that compares the families, where there are several."""
     compared = families.compare_families(front)
     if compared is None:
         return ""
@@ -328,8 +328,8 @@ def _families(front: Front) -> str:
         for cells in families.rows(compared, front)
     ]
     return (
-        '<section><h2>Models compared</h2><div class="scroll" tabindex="0" role="region" '
-        'aria-label="Models at equal compute and equal tuning"><table id="families"><thead><tr>'
+        '<section><h2>Families compared</h2><div class="scroll" tabindex="0" role="region" '
+        'aria-label="Families at equal compute and equal tuning"><table id="families"><thead><tr>'
         f"{''.join(heads)}</tr></thead><tbody>"
         f"{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
         '<ul class="notes">'

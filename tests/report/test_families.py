@@ -1,4 +1,4 @@
-"""Models compared at equal compute and at equal tuning, against enumeration and by hand."""
+"""Families compared at equal compute and at equal tuning, against enumeration and by hand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import families, report, report_page
 from sftsearch.orchestrator.record import StudyRecord, TrialRecord
 
@@ -94,7 +95,7 @@ def test_the_expected_best_of_hundreds_does_not_overflow() -> None:
 def test_equal_tuning_draws_as_many_as_the_least_tried_ran() -> None:
     found = compared(report.summarise(two_models()))
     assert found.num_drawn == 3
-    by_name = {tuned.model: tuned for tuned in found.tuned}
+    by_name = {tuned.family: tuned for tuned in found.tuned}
     assert (by_name["a"].num_run, by_name["b"].num_run) == (3, 4)
     assert by_name["a"].value == pytest.approx(0.7)  # all three are drawn
     best = [max(drawn) for drawn in itertools.combinations(B.values(), 3)]
@@ -115,7 +116,7 @@ def test_equal_compute_takes_the_best_that_is_no_dearer() -> None:
     found = compared(report.summarise(two_models()))
     assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]  # the front, then the dearest
     for level in found.levels:
-        told = {best.model: best.value for best in level.families}
+        told = {best.family: best.value for best in level.families}
         for name, curve in (("a", A), ("b", B)):
             affordable = [top1 for cost, top1 in curve.items() if cost <= level.cost]
             assert told.get(name) == max(affordable, default=None)
@@ -146,21 +147,39 @@ def test_a_quality_to_minimize_is_ranked_the_other_way() -> None:
         )
     )
     found = compared(report.summarise(study, y="mae"))
-    best = {best.model: best.value for best in found.levels[-1].families}
+    best = {best.family: best.value for best in found.levels[-1].families}
     assert best == {"a": 0.7, "b": 0.6}
-    assert found.levels[-1].families[0].model == "b"
-    expected = {tuned.model: tuned.value for tuned in found.tuned}
+    assert found.levels[-1].families[0].family == "b"
+    expected = {tuned.family: tuned.value for tuned in found.tuned}
     least = statistics.fmean(min(pair) for pair in itertools.combinations([0.9, 0.7, 0.8], 2))
     assert expected["a"] == pytest.approx(least)
     assert expected["b"] == pytest.approx(0.6)
     assert all(tuned.interval is None for tuned in found.tuned)
 
 
+def test_parameters_set_families_apart() -> None:
+    """Three settings of one model: two values of `pooling`, and none."""
+    shapes: list[dict[str, object]] = [{"pooling": "max", "dim": 4}, {"pooling": "average"}, {}]
+    study = study_of(
+        *(
+            replace(trial("a", n, 0.5 + n / 100, 1.0), configuration=shapes[n % 3] | {"lr": n})
+            for n in range(6)
+        )
+    )
+    assert families.compare_families(report.summarise(study)) is None
+    found = compared(report.summarise(study, by=["pooling"]))
+    assert found.names == ("a", "a pooling=average", "a pooling=max")
+    assert [tuned.num_run for tuned in found.tuned] == [2, 2, 2]
+    assert [tuned.value for tuned in found.tuned] == pytest.approx([0.55, 0.54, 0.53])
+    with pytest.raises(UserError, match=r"No parameter of this study is called 'poling'\. Did you"):
+        report.summarise(study, by=["poling"])
+
+
 def test_one_model_is_not_compared(study: StudyRecord) -> None:
     alone = replace(study, trials=tuple(t for t in study.trials if t.model == "sft"))
     front = report.summarise(alone)
     assert families.compare_families(front) is None
-    assert "Models compared" not in report.to_markdown(front) + report_page.to_html(front)
+    assert "Families compared" not in report.to_markdown(front) + report_page.to_html(front)
     assert json.loads(report.to_json(front))["families"] is None
     assert families.compare_families(report.summarise(study_of())) is None
 
@@ -173,7 +192,7 @@ def test_every_format_shows_each_model(study: StudyRecord) -> None:
     terminal = console.export_text()
     page, markdown = report_page.to_html(front), report.to_markdown(front)
     document = json.loads(report.to_json(front))["families"]
-    assert [tuned["model"] for tuned in document["tuned"]] == list(found.names)
+    assert [tuned["family"] for tuned in document["tuned"]] == list(found.names)
     for text in (terminal, page, markdown):
         assert f"expected best of {found.num_drawn}" in " ".join(text.split())
     for name, tuned in zip(found.names, found.tuned, strict=True):

@@ -146,7 +146,7 @@ def test_the_models_are_compared_in_a_table(
 ) -> None:
     page, seen = open_page(study)
     heads = page.locator("#families th").all_inner_texts()
-    assert (heads[0], heads[-1]) == ("model", "expected best of 3")
+    assert (heads[0], heads[-1]) == ("family", "expected best of 3")
     names = page.locator("#families tbody td:first-child").all_inner_texts()
     assert names == ["concat", "late_fusion", "sft", "sft_po", "unimodal"]
     for level in range(2, len(heads)):
@@ -154,7 +154,7 @@ def test_the_models_are_compared_in_a_table(
         assert sum("*" in cell for cell in cells) == 1
     page.get_by_label("Filter").fill("sft_po")  # filters the other table alone
     assert page.locator("#families tbody tr:visible").count() == 5
-    assert page.get_by_role("heading", name="Models compared").is_visible()
+    assert page.get_by_role("heading", name="Families compared").is_visible()
     assert (seen.requests, seen.complaints) == ([], [])
 
 
