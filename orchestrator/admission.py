@@ -8,6 +8,7 @@ priced point by point.
 from __future__ import annotations
 
 import math
+import operator
 import random
 import re
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Admission:
             ConfigError: the point cannot be built on this data set.
         """
         model = self.space.models[point.branch]
-        configuration = bind(model, point.values, self._source.study.training, self.spec)
+        configuration = bind(model, point.parameters, self._source.study.training, self.spec)
         cost = models.MODELS[model].cost(self.spec, configuration.model_config)
         return Candidate(point, configuration, cost)
 
@@ -126,16 +127,16 @@ class Admission:
         """Return how many admissible configurations are not in the study; None if unknown."""
         return None if self.table is None else len(self.table.keys() - self._taken)
 
-    def draw(self, random_: random.Random) -> Candidate | None:
-        """Draw uniformly from the admissible configurations that are not in the study.
+    def draw(self, random_: random.Random, branch: int | None = None) -> Candidate | None:
+        """Draw uniformly from the admissible configurations, of a branch, not in the study.
 
         None: there are none left (in a space too large to list: none was met in `MAX_DRAWS` tries).
         """
         if self.table is not None:
-            free = [identity for identity in self.table if identity not in self._taken]
-            return self.table[random_.choice(free)] if free else None
+            free = self._free(branch)
+            return random_.choice(free) if free else None
         for _ in range(MAX_DRAWS):
-            decided = self.decide(self.space.draw(random_))
+            decided = self.decide(self.space.draw(random_, branch))
             if isinstance(decided, Candidate):
                 return decided
         return None
@@ -149,10 +150,18 @@ class Admission:
         identity = self._nearest.find(point)
         return None if identity is None else self.table[identity]
 
-    def cheapest(self) -> Candidate | None:
-        """Return the cheapest admissible configuration that is not in the study."""
-        free = [c for identity, c in (self.table or {}).items() if identity not in self._taken]
-        return min(free, key=lambda candidate: (candidate.cost.gflops, candidate.id), default=None)
+    def cheapest(self, branch: int | None = None) -> Candidate | None:
+        """Return the cheapest admissible configuration, of a branch, that is not in the study."""
+        key = operator.attrgetter("cost.gflops", "id")
+        return min(self._free(branch), key=key, default=None)
+
+    def _free(self, branch: int | None) -> list[Candidate]:
+        """Return the configurations of the table, of a branch, that are not in the study."""
+        return [
+            candidate
+            for identity, candidate in (self.table or {}).items()
+            if identity not in self._taken and branch in (None, candidate.point.branch)
+        ]
 
     def _over_limit(self, candidate: Candidate) -> Refusal | None:
         for metric, limit in self._limits.items():
@@ -224,7 +233,7 @@ class Admission:
         self, checker: _ValueChecker, branch: int, fixed: dict[str, Any], random_: random.Random
     ) -> bool:
         for _ in range(MAX_TRIES):
-            drawn = self.space.draw_in(branch, random_)
+            drawn = self.space.draw(random_, branch)
             point = Point(branch, {**drawn.values, **fixed})
             try:
                 self.price(point)

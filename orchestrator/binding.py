@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 import typing
@@ -20,21 +21,24 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftsearch.datasets import catalog as datasets
-from sftsearch.search_spaces.load import Mistake, Source, StudyFileError, unknown
-from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution
+from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
+from sftsearch.search_spaces.schema import MAX_WHOLE, Objective, is_distribution, members
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.metrics import METRICS, TOP_K
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
 
-MEASURED = ("top1", "top5", "map", "balanced_accuracy", "loss")
-"""Metrics of a finished trial, on validation; `top5` only with more than five classes."""
-MACHINE = ("latency_ms", "peak_memory_mb", "seconds")
-"""Measured in the trial, dependent on the machine."""
-PRICED = ("gflops", "gmacs", "parameters")
-"""Costs that are known before training."""
-GOALS = dict.fromkeys(MEASURED, "maximize") | dict.fromkeys(("loss", *MACHINE, *PRICED), "minimize")
+MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
+"""Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""
+COSTS = ("gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb", "seconds")
+"""Known before training, and measured in the trial, dependent on the machine."""
+GOALS: dict[str, Literal["maximize", "minimize"]] = {
+    name: "minimize" if name in ("mae", "loss", *COSTS) else "maximize"
+    for name in (*itertools.chain(*MEASURED.values()), *COSTS)
+}
+"""Metric -> the only way in which it is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +130,27 @@ def _branch_mistakes(
 
 
 def _modality_mistakes(
-    source: Source, place: tuple[str | int, ...], value: Any, spec: DatasetSpec
+    source: Source, place: Place, value: Any, spec: DatasetSpec
 ) -> list[Mistake]:
-    """Check the names in `modalities` (lists) and in what is set by modality (mappings)."""
-    found = []
-    for where, one in _values_to_check(place, value):
-        names = one if place[-1] == "modalities" or isinstance(one, dict) else None
-        for name in names or ():
-            if name not in spec.modalities:
-                message = unknown(str(name), spec.modalities, what=f"modality of '{spec.name}'")
-                found.append(source.mistake(where, message))
-    return found
+    what = f"modality of '{spec.name}'"
+    return [
+        source.mistake(where, unknown(name, spec.modalities, what=what))
+        for where, name in _named_modalities(place, value)
+        if name not in spec.modalities
+    ]
+
+
+def _named_modalities(place: Place, value: Any) -> list[tuple[Place, str]]:
+    """Return the names in `modalities` (lists) and in what is set by modality (mappings)."""
+    entries = [keys for keys, _ in members(str(place[-1]), value)]
+    if entries[0][1:]:
+        return [((*place, name), name) for _, name in entries]
+    named = [
+        (where, one)
+        for where, one in _values_to_check(place, value)
+        if place[-1] == "modalities" or isinstance(one, dict)
+    ]
+    return [(where, str(name)) for where, one in named for name in one or ()]
 
 
 def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
@@ -151,37 +165,43 @@ def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistak
         if isinstance(metric, str) and isinstance(goal, str):
             twice = metric in metrics[:i]
             found += _metric_mistakes(source, i, metric, goal, spec, twice=twice)
-    if not found and (goals[:1] != ["maximize"] or "minimize" not in goals):
+    costs = [metric for metric in metrics if metric in COSTS]
+    if not found and (metrics[:1] == costs[:1] or not costs):
         message = (
-            "The first objective must be an accuracy to maximize and another a cost to minimize, "
-            f"but got ({', '.join(map(str, goals))})."
+            f"The first objective must be an accuracy ({', '.join(_measured(spec))}) and another "
+            f"a cost ({', '.join(COSTS)}), but got ({', '.join(map(str, metrics))})."
         )
         found.append(source.mistake(("objectives",), message))
     return found
+
+
+def _measured(spec: DatasetSpec | None) -> list[str]:
+    """Return the metrics of the data set's task; of an unknown data set, those of all tasks."""
+    tasks = MEASURED if spec is None else {spec.task: MEASURED[spec.task]}
+    return list(dict.fromkeys(itertools.chain(*tasks.values())))
 
 
 def _metric_mistakes(
     source: Source, i: int, metric: str, goal: str, spec: DatasetSpec | None, *, twice: bool
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
-    if metric not in GOALS:
-        return [source.mistake(place, unknown(metric, GOALS, what="metric"))]
+    known = [*_measured(spec), *COSTS]
+    if metric not in known:
+        what = f"metric of {spec.task}" if spec else "metric"
+        return [source.mistake(place, unknown(metric, known, what=what))]
     found = []
     if goal in ("maximize", "minimize") and goal != GOALS[metric]:
         message = f"`{metric}` can only be {GOALS[metric]}d."
         found.append(source.mistake(("objectives", i, "goal"), message))
     if twice:
         found.append(source.mistake(place, f"`{metric}` stands twice."))
-    if metric == "top5" and spec is not None and spec.num_classes <= MAX_FOR_TOP5:
+    if metric == "top5" and spec is not None and spec.num_classes <= TOP_K:
         found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
     return found
 
 
-MAX_FOR_TOP5 = 5
-
-
 def _parameter_mistakes(
-    source: Source, place: tuple[str | int, ...], value: Any, known: Mapping[str, Any]
+    source: Source, place: Place, value: Any, known: Mapping[str, Any]
 ) -> list[Mistake]:
     name = str(place[-1])
     if name not in known:
@@ -195,9 +215,16 @@ def _parameter_mistakes(
     return found
 
 
-def _values_to_check(
-    place: tuple[str | int, ...], value: Any
-) -> list[tuple[tuple[str | int, ...], Any]]:
+def _values_to_check(place: Place, value: Any) -> list[tuple[Place, Any]]:
+    """Return what a parameter is set to, with its place; of a mapping, perhaps entry by entry."""
+    found: list[tuple[Place, Any]] = []
+    for (_, *key), part in members(str(place[-1]), value):
+        for where, one in _values_of((*place, *key), part):
+            found.append((where, {key[0]: one} if key else one))
+    return found
+
+
+def _values_of(place: Place, value: Any) -> list[tuple[Place, Any]]:
     if not is_distribution(value):
         return [(place, value)]
     if value["kind"] == "choice" and isinstance(value.get("values"), list):
@@ -281,11 +308,13 @@ def _frozen(value: Any) -> Any:
 def bind(
     model: str, values: Mapping[str, Any], training: Mapping[str, Any], spec: DatasetSpec
 ) -> Configuration:
-    """Resolve a point of a space to a configuration.
+    """Resolve a point of a space to a configuration, in its canonical form.
+
+    What trains alike is one configuration, with one id: the first of several spellings is shown.
 
     Args:
         model: a name of the model catalogue.
-        values: the branch's parameters, as in the study file.
+        values: the branch's parameters, as in the study file (`Point.parameters`).
         training: what the study file's `training` section sets for all branches.
         spec: the data set; `modalities` is put into its order, absent ones become all of them.
 
@@ -298,10 +327,10 @@ def bind(
         **{name: _exact(own, name, value) for name, value in values.items() if name in own}
     )
     chosen = model_config.chosen(spec)
-    if chosen != model_config.modalities:
-        model_config = dataclasses.replace(model_config, modalities=chosen)
+    model_config = model_config.canonical(spec)
     fields = fields_of(TRAINING)
     train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
+    train_config = train_config.canonical()
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)
@@ -324,6 +353,19 @@ def _identity(model: str, model_config: Any, train_config: TrainConfig, fingerpr
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_objectives(source: Source, spec: DatasetSpec) -> Source:
+    """Return the source with the objectives it does not name: the task's own metric, and GFLOPs.
+
+    The task's own metric is its first: `top1`, `map` (multi-label) or `mae` (regression).
+    """
+    if "objectives" in source.data:
+        return source
+    pair = (METRICS[spec.task][0], "gflops")
+    objectives = [Objective(metric=metric, goal=GOALS[metric]) for metric in pair]
+    study = source.study.model_copy(update={"objectives": objectives})
+    return dataclasses.replace(source, checked=study)
 
 
 def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:

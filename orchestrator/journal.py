@@ -9,7 +9,7 @@ The events of a study, by kind:
 | --- | --- | --- |
 | `created` | the study began | name, data set, objectives, definition, refused, facts |
 | `opened` | a driver took the study | budget (trials), slots |
-| `proposed` | the sampler named a configuration | number, model, parameters |
+| `proposed` | the sampler named a point | number, branch, values |
 | `refused` | admission refused it | number, reason, detail, excess |
 | `admitted` | admission took it | number, configuration_id, cost, seeds |
 | `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |

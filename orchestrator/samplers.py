@@ -8,6 +8,7 @@ the same proposal, also in a resumed study.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -55,13 +56,14 @@ class OptunaStudy:
         """How many configurations were proposed so far: the next one's number."""
         return len(self.study.get_trials(deepcopy=False))
 
-    def draw(self, sampler: optuna.samplers.BaseSampler) -> Point:
-        """Let `sampler` draw a point from what the study knows, and leave the study as it is."""
+    def draw(self, sampler: optuna.samplers.BaseSampler, branch: int | None) -> Point:
+        """Let `sampler` draw a point, of a branch, and leave the study as it is."""
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = self.num_proposals
-        labels = CategoricalDistribution(self._labels)
-        drawn = sampler.sample_independent(self.study, trial, BRANCH, labels)
-        branch = self._labels.index(drawn)
+        if branch is None:
+            labels = CategoricalDistribution(self._labels)
+            drawn = sampler.sample_independent(self.study, trial, BRANCH, labels)
+            branch = self._labels.index(drawn)
         values = {
             key: sampler.sample_independent(self.study, trial, key, distribution)
             for key, distribution in self._axes[branch].items()
@@ -157,45 +159,52 @@ def _from_optuna(axis: Axis, value: Any) -> Any:
 Proposal = tuple[int, Point]
 
 
-def propose_tpe(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+def propose_tpe(
+    plan: Any, study: OptunaStudy, admission: Admission, branch: int | None
+) -> Proposal | None:
     """Draw the first admitted configurations uniformly, then let Optuna's TPE draw.
 
     TPE itself draws the same again and again, and what is not admissible. In a space that is
     priced whole the nearest admissible new configuration is proposed instead.
     """
     if admission.num_taken < plan.startup_configurations:
-        return propose_uniform(plan, study, admission)
+        return propose_uniform(plan, study, admission, branch)
     seed = derive_seed(plan.seed, study.num_proposals)
     # The independent TPE is Optuna's own choice for several objectives and conditional spaces.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=False)
-    point = study.draw(sampler)
+    point = study.draw(sampler, branch)
     if admission.table is not None:
         candidate = admission.nearest(point)
         if candidate is None:
-            return propose_uniform(plan, study, admission)
+            return propose_uniform(plan, study, admission, branch)
         point = candidate.point
     return study.enter(point), point
 
 
-def propose_uniform(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+def propose_uniform(
+    plan: Any, study: OptunaStudy, admission: Admission, branch: int | None
+) -> Proposal | None:
     """Draw uniformly from the admitted configurations that are not in the study."""
     random_ = random.Random(derive_seed(getattr(plan, "seed", 0), study.num_proposals))
-    candidate = admission.draw(random_)
+    candidate = admission.draw(random_, branch)
     return None if candidate is None else (study.enter(candidate.point), candidate.point)
 
 
-def propose_next(plan: Any, study: OptunaStudy, admission: Admission) -> Proposal | None:
+def propose_next(
+    plan: Any, study: OptunaStudy, admission: Admission, branch: int | None
+) -> Proposal | None:
     """Take the cheapest admitted configuration that is not in the study."""
-    candidate = admission.cheapest()
+    candidate = admission.cheapest(branch)
     return None if candidate is None else (study.enter(candidate.point), candidate.point)
 
 
-SAMPLERS: dict[str, Callable[[Any, OptunaStudy, Admission], Proposal | None]] = {
+SAMPLERS: dict[str, Callable[[Any, OptunaStudy, Admission, int | None], Proposal | None]] = {
     "tpe": propose_tpe,
     "random": propose_uniform,
     "exhaustive": propose_next,
 }
-"""The `kind` of `search.sampler` -> the next proposal, or None when nothing is left to propose."""
+"""The `kind` of `search.sampler` -> the next proposal, of a branch where one is given; None when
+nothing is left to propose."""
 
 
 def derive_seed(seed: int, number: int) -> int:
@@ -204,7 +213,6 @@ def derive_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def sampler_of(plan: TPE | Any) -> Callable[[OptunaStudy, Admission], Proposal | None]:
+def sampler_of(plan: TPE | Any) -> Callable[[OptunaStudy, Admission, int | None], Proposal | None]:
     """Bind a study file's sampler section to its function."""
-    function = SAMPLERS[plan.kind]
-    return lambda study, admission: function(plan, study, admission)
+    return functools.partial(SAMPLERS[plan.kind], plan)

@@ -8,7 +8,9 @@ resumed.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +93,7 @@ class Search:
         """Trials, that is configurations times seeds."""
         self._plan = study.search
         self._sample = sampler_of(study.search.sampler)
+        self._sample_uniformly = functools.partial(propose_uniform, study.search.sampler)
         self._journal = journal
         self._admission = admission
         self._slots = slots
@@ -100,6 +103,10 @@ class Search:
         self._waiting: list[Trial] = []
         self._untold: list[int] = []
         """Numbers of admitted configurations that the sampler was not told of, in order."""
+        self._admitted = [0] * len(admission.space.axes)
+        """Configurations by branch."""
+        self._refused: Counter[int | None] = Counter()
+        """Refusals in a row; by branch, where they take turns."""
         self.used_up = False
         """Whether the sampler had nothing left to propose."""
         self._replay()
@@ -162,15 +169,27 @@ class Search:
         return True
 
     def _admit_next(self) -> None:
-        for _ in range(MAX_REFUSALS):
-            proposal = self._sample(self.optuna, self._admission)
-            if proposal is None or self._decide(*proposal):
-                break
+        """Admit a configuration; with `balance`, of the branch with the fewest that has one left.
+
+        All of it follows from what the journal holds: a resumed study goes on the same.
+        """
+        if self._plan.balance == "branches":
+            turns = sorted(range(len(self._admitted)), key=self._admitted.__getitem__)
+            self.used_up = not any(self._admit_of(branch) for branch in turns)
         else:
-            proposal = propose_uniform(self._plan.sampler, self.optuna, self._admission)
-            if proposal is not None:
-                self._decide(*proposal)
-        self.used_up = proposal is None
+            self.used_up = not self._admit_of(None)
+
+    def _admit_of(self, branch: int | None) -> bool:
+        """Admit a configuration, of a branch; return whether there was one left."""
+        admitted = False
+        while not admitted:
+            starved = self._refused[branch] >= MAX_REFUSALS
+            sample = self._sample_uniformly if starved else self._sample
+            proposal = sample(self.optuna, self._admission, branch)
+            if proposal is None:
+                return False
+            admitted = self._decide(*proposal)
+        return True
 
     def _decide(self, number: int, point: Point) -> bool:
         """Journal a proposal and its admission or refusal; return whether it was admitted."""
@@ -187,6 +206,7 @@ class Search:
             body = {"reason": decided.reason, "detail": decided.detail, "excess": decided.excess}
             self._journal.append("refused", number=number, **body)
             self.optuna.refuse(number, decided.excess)
+            self._refused[self._turn_of(proposed)] += 1
             del self._proposals[number]
             return False
         body = _admitted_body(number, decided, self._plan.seeds)
@@ -203,11 +223,16 @@ class Search:
         proposed.cost = dict(body["cost"])
         proposed.pending = len(body["seeds"])
         self._admission.take(proposed.candidate_id)
+        self._admitted[proposed.point.branch] += 1
+        self._refused[self._turn_of(proposed)] = 0
         self._untold.append(number)
         for seed in body["seeds"]:
             trial = Trial(trial_key(proposed.candidate_id, seed), number, seed)
             self._waiting.append(trial)
             self.num_admitted += 1
+
+    def _turn_of(self, proposed: _Proposed) -> int | None:
+        return proposed.point.branch if self._plan.balance == "branches" else None
 
     # ------------------------------------------------------------ listening
 
@@ -331,7 +356,9 @@ class Search:
         if event.kind == "proposed":
             self._proposals[body["number"]] = _Proposed(Point(body["branch"], body["values"]))
         elif event.kind == "refused":
-            self._proposals[body["number"]].refused = body["excess"]
+            proposed = self._proposals[body["number"]]
+            proposed.refused = body["excess"]
+            self._refused[self._turn_of(proposed)] += 1
         elif event.kind == "admitted":
             self._note_admitted(body)
             trials.update((trial.key, trial) for trial in self._waiting[-len(body["seeds"]) :])

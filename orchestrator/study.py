@@ -84,6 +84,7 @@ def check_study(file: str | Path) -> tuple[Source, DatasetSpec, Admission]:
     source = read_study(find_study_file(str(file)))
     binding.check_names(source)
     spec = describe(source.study.dataset.kind)
+    source = binding.with_objectives(source, spec)
     return source, spec, Admission(source, spec)
 
 
@@ -199,7 +200,7 @@ def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | No
 
 def axes_of(study: StudyRecord) -> tuple[str, str]:
     """Return the cost and the accuracy a study was searched for: the axes of its front."""
-    cost = next(metric for metric, goal in study.objectives if goal == "minimize")
+    cost = next(metric for metric, _ in study.objectives if metric in binding.COSTS)
     return cost, study.objectives[0][0]
 
 

@@ -437,19 +437,23 @@ def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> lis
     found: list[Mistake] = []
     space = data.get("space")
     for i, branch in enumerate(space if isinstance(space, list) else []):
-        for name, value in branch.items() if isinstance(branch, dict) else ():
-            if name == "kind" or not schema.is_distribution(value):
-                continue
-            try:
-                schema.DISTRIBUTION.validate_python(value)
-            except ValidationError as error:
-                prefix = ("space", i, name)
-                keys = _DISTRIBUTION_KEYS.get(str(value["kind"]), [])
-                found += [
-                    _from_pydantic({**item, "known": keys}, value, lines, prefix)
-                    for item in error.errors()
-                ]
+        for name, parameter in branch.items() if isinstance(branch, dict) else ():
+            for place, value in schema.members(name, parameter) if name != "kind" else ():
+                if schema.is_distribution(value):
+                    found += _mistakes_of(value, lines, ("space", i, *place))
     return found
+
+
+def _mistakes_of(distribution: Any, lines: dict[Place, int], place: Place) -> list[Mistake]:
+    try:
+        schema.DISTRIBUTION.validate_python(distribution)
+    except ValidationError as error:
+        keys = _DISTRIBUTION_KEYS.get(str(distribution["kind"]), [])
+        return [
+            _from_pydantic({**item, "known": keys}, distribution, lines, place)
+            for item in error.errors()
+        ]
+    return []
 
 
 _DISTRIBUTION_KEYS = {

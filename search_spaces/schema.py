@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from sftsearch.search_spaces.papers import PaperName  # noqa: TC001 - pydantic evaluates it
+
 Literals = bool | int | float | str | None | list[Any] | dict[str, Any]
 """What a parameter may be set to: a YAML scalar, a list or a mapping."""
 
@@ -42,6 +44,8 @@ class Study(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     """Lower-case letters, digits, `-` and `_`: it names a folder and an MLflow experiment."""
     description: str = Field(default="", max_length=4000)
+    paper: PaperName | None = None
+    """The paper's table that the study redoes; `sftsearch price` shows it beside our costs."""
 
 
 class DatasetChoice(Section):
@@ -100,6 +104,9 @@ class SearchPlan(Section):
     """Trials of each configuration, with seeds 0, 1, 2, ..."""
     ordered: bool = False
     """Make proposals independent of the order in which concurrent trials end (some slots wait)."""
+    balance: Literal["none", "branches"] = "none"
+    """`branches`: every branch of the space gets as many configurations as any other, give or take
+    one, until it has none left; the sampler chooses within the branch whose turn it is."""
 
     @model_validator(mode="after")
     def _whole_configurations(self) -> SearchPlan:
@@ -215,7 +222,8 @@ class Branch(BaseModel):
     """One model of the space; every other key is a parameter: a literal or a distribution.
 
     Parameters are fields of the model's configuration or of the training's; `sftsearch models`
-    lists them.
+    lists them. A parameter that is set by modality may have a distribution for each:
+    `tokens: {watch_acc: {kind: choice, values: [1, 4]}, phone_acc: 2}`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -225,16 +233,32 @@ class Branch(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters by name: a literal, or one of the distribution types."""
+        """The parameters by name: a literal, or one of the distribution types.
+
+        A mapping that holds distributions is one parameter a key, `tokens.watch_acc`.
+        """
+        parts = [
+            part
+            for name, parameter in (self.model_extra or {}).items()
+            for part in members(name, parameter)
+        ]
         return {
-            name: DISTRIBUTION.validate_python(value) if is_distribution(value) else value
-            for name, value in (self.model_extra or {}).items()
+            ".".join(keys): DISTRIBUTION.validate_python(part) if is_distribution(part) else part
+            for keys, part in parts
         }
 
 
 def is_distribution(value: object) -> bool:
     """Tell a distribution from a literal mapping: only a distribution has a `kind`."""
     return isinstance(value, dict) and "kind" in value
+
+
+def members(name: str, value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return a parameter with its name; of a mapping that holds distributions, every entry."""
+    whole = not isinstance(value, dict) or is_distribution(value)
+    if whole or not any(map(is_distribution, value.values())):
+        return [((name,), value)]
+    return [((name, str(key)), entry) for key, entry in value.items()]
 
 
 class StudyFile(Section):
@@ -250,6 +274,8 @@ class StudyFile(Section):
         min_length=2,
         max_length=4,
     )
+    """An accuracy first, then a cost. Where the file has none: what the data set's task is judged
+    by (`top1`; `map` for several labels; `mae` for regression), and `gflops`."""
     constraints: list[Constraint] = Field(default=[], max_length=16)
     search: SearchPlan
     training: dict[str, Literals] = Field(default={})

@@ -29,7 +29,20 @@ class Point:
 
     branch: int
     values: Mapping[str, Any]
-    """Parameter -> value; the literals of the branch included."""
+    """Parameter -> value; the literals of the branch included, mappings with distributions by key
+    (`tokens.watch_acc`)."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values as a study file writes them, mappings put together."""
+        whole: dict[str, Any] = {}
+        for name, value in self.values.items():
+            parameter, _, key = name.partition(".")
+            if key:
+                whole.setdefault(parameter, {})[key] = value
+            else:
+                whole[name] = value
+        return whole
 
 
 class Space:
@@ -61,12 +74,9 @@ class Space:
             for chosen in itertools.product(*(values(axis) for axis in axes.values())):
                 yield Point(i, {**self.literals[i], **dict(zip(axes, chosen, strict=True))})
 
-    def draw(self, random_: random.Random) -> Point:
-        """Return a point: a branch with equal chances, then each parameter by its distribution."""
-        return self.draw_in(random_.randrange(len(self.axes)), random_)
-
-    def draw_in(self, i: int, random_: random.Random) -> Point:
-        """Return a point of the i-th branch, each parameter drawn by its distribution."""
+    def draw(self, random_: random.Random, branch: int | None = None) -> Point:
+        """Return a point: of any branch with equal chances, each parameter by its distribution."""
+        i = random_.randrange(len(self.axes)) if branch is None else branch
         drawn = {name: draw(axis, random_) for name, axis in self.axes[i].items()}
         return Point(i, {**self.literals[i], **drawn})
 

@@ -8,34 +8,38 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
+from sftsearch.datasets import catalog as datasets
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding
-from sftsearch.orchestrator.binding import bind, check_names, definition_of
+from sftsearch.orchestrator.binding import bind, check_names, definition_of, with_objectives
 from sftsearch.search_spaces.load import StudyFileError, parse_study
-from sftsearch.trainables.catalog import MODELS
+from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
 
 WEARABLES = describe("wearables")
-VALID = """\
-study: {name: small}
-dataset: {kind: wearables}
+OBJECTIVES = """\
 objectives:
   - {metric: top1, goal: maximize}
   - {metric: gflops, goal: minimize}
-search: {trials: 4, sampler: {kind: random}}
-training: {epochs: 2}
+"""
+VALID = f"""\
+study: {{name: small}}
+dataset: {{kind: wearables}}
+{OBJECTIVES}search: {{trials: 4, sampler: {{kind: random}}}}
+training: {{epochs: 2}}
 space:
   - kind: sft
     patch: 8
-    stride: {kind: choice, values: [1, 2]}
+    stride: {{kind: choice, values: [1, 2]}}
     modalities: [watch_acc, phone_acc]
   - kind: concat
-    dim: {kind: int, low: 20, high: 40, step: 20}
+    dim: {{kind: int, low: 20, high: 40, step: 20}}
     num_heads: 4
 """
 
@@ -59,24 +63,21 @@ def test_a_valid_file_passes() -> None:
     ("old", "new", "message"),
     [
         ("kind: wearables", "kind: wearble",
-         "line 2: dataset.kind: No data set is called 'wearble'. Did you mean 'wearables'? Known: "
-         "synthetic, wearables."),
+         "line 2: dataset.kind: No data set is called 'wearble'. Did you mean 'wearables'? Known"),
         ("kind: concat", "kind: conkat",
-         "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "
-         "concat, late_fusion, sft, sft_po, unimodal."),
+         "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "),
         ("patch: 8", "ptach: 8",
          "line 10: space[0].ptach: No parameter is called 'ptach'. Did you mean 'patch'? Known: "
-         "batch_size, clip_norm, dim, dropout, epochs, fused_layers, learning_rate, modalities, "
-         "num_heads, patch, plateau_factor, plateau_patience, pooling, stride, unimodal_layers, "
-         "value, weight_decay."),
-        ("num_heads: 4", "stride: 4", "line 15: space[1].stride: No parameter is called 'stride'."),
+         "batch_size, "),
+        ("num_heads: 4", "fused_layers: 4",
+         "line 15: space[1].fused_layers: No parameter is called 'fused_layers'."),
         ("epochs: 2", "epoch: 2",
          "line 7: training.epoch: No parameter is called 'epoch'. Did you mean 'epochs'?"),
         ("epochs: 2", "patch: 8", "line 7: training.patch: No parameter is called 'patch'. "),
         ("metric: top1", "metric: tpo1",
-         "line 4: objectives[0].metric: No metric is called 'tpo1'. Did you mean 'top1'? Known: "
-         "balanced_accuracy, gflops, gmacs, latency_ms, loss, map, parameters, peak_memory_mb, "
-         "seconds, top1, top5."),
+         "line 4: objectives[0].metric: No metric of classification is called 'tpo1'. Did you mean "
+         "'top1'? Known: balanced_accuracy, gflops, gmacs, latency_ms, loss, macro_f1, map, "
+         "parameters, peak_memory_mb, seconds, top1, top5."),
         ("[watch_acc, phone_acc]", "[watch_acc, phone_mic]",
          "line 12: space[0].modalities: No modality of 'wearables' is called 'phone_mic'. Did you "
          "mean 'phone_acc'? Known: phone_acc, phone_gyro, watch_acc, watch_gyro."),
@@ -85,6 +86,21 @@ def test_a_valid_file_passes() -> None:
          "'watch_ac'."),
         ("values: [1, 2]", "values: [1, {watch_acc: 1, phone: 2}]",
          "line 11: space[0].stride.values[1]: No modality of 'wearables' is called 'phone'."),
+        ("{kind: choice, values: [1, 2]}", "{phone_acc: 2, watch: {kind: choice, values: [1, 2]}}",
+         "line 11: space[0].stride.watch: No modality of 'wearables' is called 'watch'. Did you "
+         "mean 'watch_acc'?"),
+        ("{kind: choice, values: [1, 2]}", "{fone_acc: 2, watch_acc: {kind: choice, values: [1]}}",
+         "line 11: space[0].stride.fone_acc: No modality of 'wearables' is called 'fone_acc'."),
+        ("{kind: choice, values: [1, 2]}", "{watch_acc: {kind: choice, values: [1, two]}}",
+         "line 11: space[0].stride.watch_acc.values[1]: It must be a whole number, but got "
+         '{"watch_acc": "two"}.'),
+        ("{kind: choice, values: [1, 2]}",
+         "{watch_acc: {kind: int, low: 1, high: 2}, phone_acc: x}",
+         "line 11: space[0].stride.phone_acc: It must be a whole number, but got "
+         '{"phone_acc": "x"}.'),
+        ("patch: 8", "patch: {watch_acc: {kind: choice, values: [8]}}",
+         "line 10: space[0].patch.watch_acc.values[0]: It must be a whole number, but got "
+         '{"watch_acc": 8}.'),
         ("patch: 8", "patch: eight",
          'line 10: space[0].patch: It must be a whole number, but got "eight".'),
         ("patch: 8", "patch: 8.0",
@@ -96,7 +112,7 @@ def test_a_valid_file_passes() -> None:
         ("[watch_acc, phone_acc]", "watch_acc",
          'line 12: space[0].modalities: It must be a list, but got "watch_acc".'),
         ("patch: 8", "pooling: mean",
-         "line 10: space[0].pooling: It must be 'average' or 'max', but got \"mean\"."),
+         "line 10: space[0].pooling: It must be 'average'"),
         ("epochs: 2", "epochs: 0",
          "line 7: training.epochs: `epochs` must be a whole number from 1, but got 0."),
         ("epochs: 2", "learning_rate: .nan", "line 7: training.learning_rate: `learning_rate` must "
@@ -107,8 +123,13 @@ def test_a_valid_file_passes() -> None:
         ("goal: maximize", "goal: minimize",
          "line 4: objectives[0].goal: `top1` can only be maximized."),
         ("{metric: gflops, goal: minimize}", "{metric: map, goal: maximize}",
-         "line 3: objectives: The first objective must be an accuracy to maximize and another a "
-         "cost to minimize, but got (maximize, maximize)."),
+         "line 3: objectives: The first objective must be an accuracy (top1, top5, map, "
+         "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, "
+         "latency_ms, peak_memory_mb, seconds), but got (top1, map)."),
+        ("{metric: top1, goal: maximize}", "{metric: gmacs, goal: minimize}",
+         "line 3: objectives: The first objective must be an accuracy (top1, "),
+        ("{metric: gflops, goal: minimize}", "{metric: loss, goal: minimize}",
+         "line 3: objectives: The first objective must be an accuracy (top1, "),
         ("metric: gflops, goal: minimize", "metric: top1, goal: maximize",
          "line 5: objectives[1].metric: `top1` stands twice."),
         ("metric: top1", "metric: top5", "line 4: objectives[0].metric: `top5` says nothing with "
@@ -133,6 +154,65 @@ def test_a_range_of_fractions_is_none_of_whole_numbers() -> None:
     ]
 
 
+MADE_UP = {
+    "multilabel": dataclasses.replace(WEARABLES, task="multilabel"),
+    "regression": dataclasses.replace(WEARABLES, task="regression", classes=()),
+}
+
+
+@pytest.fixture
+def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let `wearables` be a data set of another task."""
+    task: str = request.param
+    monkeypatch.setattr(datasets, "describe", lambda name: MADE_UP[task])
+    return task
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "goal"),
+    [
+        ("multilabel", "micro_f1", "maximize"),
+        ("multilabel", "loss", "minimize"),
+        ("regression", "mae", "minimize"),
+        ("regression", "pearson", "maximize"),
+    ],
+    indirect=["task"],
+)
+def test_an_accuracy_is_any_metric_of_the_task_in_its_own_direction(
+    task: str, metric: str, goal: str
+) -> None:
+    new = f"{{metric: {metric}, goal: {goal}}}"
+    check_names(parse("{metric: top1, goal: maximize}", new))
+    other = "maximize" if goal == "minimize" else "minimize"
+    assert mistakes_of("{metric: top1, goal: maximize}", new.replace(goal, other)) == [
+        f"line 4: objectives[0].goal: `{metric}` can only be {goal}d."
+    ]
+
+
+@pytest.mark.parametrize("task", MADE_UP, indirect=True)
+def test_what_the_task_does_not_have_is_a_mistake_with_what_it_has(task: str) -> None:
+    (line,) = mistakes_of("top1", "top1")
+    assert line.startswith(
+        f"line 4: objectives[0].metric: No metric of {task} is called 'top1'. Known: "
+    )
+    known = {name.strip(". ") for name in line.split("Known:")[1].split(",")}
+    assert known == {*binding.METRICS[task], "loss", *binding.COSTS}
+
+
+@pytest.mark.parametrize(
+    ("spec", "first"),
+    [(WEARABLES, ("top1", "maximize")), (MADE_UP["multilabel"], ("map", "maximize")),
+     (MADE_UP["regression"], ("mae", "minimize"))],
+    ids=["classification", *MADE_UP],
+)  # fmt: skip
+def test_objectives_that_are_not_named_are_the_tasks_own(spec: Any, first: Any) -> None:
+    source = with_objectives(parse(OBJECTIVES, ""), spec)
+    pairs = [(objective.metric, objective.goal) for objective in source.study.objectives]
+    assert pairs == [first, ("gflops", "minimize")]
+    named = parse("metric: top1", "metric: map")
+    assert with_objectives(named, spec).study == named.study
+
+
 def test_objectives_are_checked_beside_mistakes_of_form() -> None:
     text = VALID.replace("metric: top1", "metric: topl").replace("trials: 4", "trials: no")
     with pytest.raises(StudyFileError) as caught:
@@ -152,10 +232,10 @@ def identity(model: str = "sft", /, **values: Any) -> str:
 
 def test_an_id_does_not_change_from_version_to_version() -> None:
     """Pinned: another id here means that resumed studies would run everything anew."""
-    assert identity() == "096132c49d30"
+    assert identity() == "437bd13ed2b7"
     per_modality = {"watch_acc": 2, "phone_acc": 4}
     values = {"stride": per_modality, "modalities": ["watch_acc", "phone_acc"], "dropout": 0.1}
-    assert identity("sft_po", **values) == "8a2b7dac6a4c"
+    assert identity("sft_po", **values) == "3034ea7025ba"
 
 
 def test_modalities_are_a_set() -> None:
@@ -196,15 +276,71 @@ def test_a_whole_number_is_the_float_it_stands_for() -> None:
 
 
 def test_every_other_value_is_another_configuration() -> None:
+    """Where it matters: stride 3 leaves a token out, 17 of them attend sparsely, inputs mix."""
+    base = {"stride": 3, "mixup": "input", "epochs": 9, "sparse_attention": "fixed", "window": 12}
     others: dict[str, Any] = {
         "patch": 4, "dim": 20, "num_heads": 4, "dropout": 0.1, "unimodal_layers": 2,
-        "fused_layers": 3, "stride": 2, "pooling": "max", "modalities": ["watch_acc"],
-        "epochs": 3, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0.1,
+        "fused_layers": 3, "stride": 5, "tokens": 5, "pooling": "max", "modalities": ["watch_acc"],
+        "sparse_attention": "strided", "window": 11, "summary": 7,
+        "epochs": 8, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0.1,
         "clip_norm": 1.0, "plateau_patience": 5, "plateau_factor": 0.5, "value": "best",
+        "mixup": "manifold", "mixup_alpha": 0.4, "mixup_warmup": 4, "mixup_weights": "sample",
+        "regression_loss": "l2", "precision": "bfloat16", "compile": True,
     }  # fmt: skip
     assert others.keys() == binding.parameters_of("sft").keys()
-    ids = [identity(), identity("sft_po"), *(identity(**{name: others[name]}) for name in others)]
+    ids = [identity(**base)]
+    for name, value in others.items():
+        changed = base | {name: value} | ({"stride": None} if name == "tokens" else {})
+        ids.append(identity(**changed))
     assert len(set(ids)) == len(ids)
+
+
+ALONE = {"modalities": ["watch_acc"]}
+WATCH = {"modalities": ["watch_acc", "watch_gyro"]}
+SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # Eight samples make a token: there are 16 of a sensor.
+    ("sft", {"stride": 4}, {"tokens": 4}),
+    ("sft_po", {"stride": 16}, {"tokens": dict.fromkeys(WEARABLES.modalities, 1)}),
+    ("late_fusion", {"stride": 2}, {"tokens": 8}),
+    ("concat", {"stride": 4, **ALONE}, {"tokens": 4, **ALONE}),
+    ("sft", {"tokens": 99}, {}),
+    ("sft", {"stride": 1, "pooling": "max"}, {"tokens": 16}),
+    ("concat", {"pooling": "attention"}, {}),
+    ("sft", {"sparse_attention": "strided", "window": 17}, {"sparse_attention": "dense"}),
+    ("sft", {"mixup": "none", "mixup_alpha": 0.9}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "one", "other"), SPELLINGS)
+def test_what_trains_alike_is_one_configuration(
+    model: str, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """And the model that is built is the one that was written: the same logits, bit for bit."""
+    common = {"patch": 8, "dim": 8, "num_heads": 2}
+    x = {m: torch.randn(3, 128, 3) for m in WEARABLES.modalities}
+    bounds = [bind(model, common | values, {}, WEARABLES) for values in (one, other)]
+    assert bounds[0].id == bounds[1].id
+    assert bounds[0].model_config == bounds[1].model_config
+    for values, bound in zip((one, other), bounds, strict=True):
+        own = {k: v for k, v in (common | values).items() if k in binding.fields_of(model)}
+        built = [
+            build_model(model, WEARABLES, config, seed=0).eval()
+            for config in (MODELS[model].config(**own), bound.model_config)
+        ]
+        inputs = {m: x[m] for m in bound.model_config.modalities}
+        assert torch.equal(built[0](inputs), built[1](inputs))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"stride": 3}, {"tokens": 5}),  # the stride leaves out the last of 16 tokens
+        ({"stride": 2, "pooling": "max"}, {"stride": 2}),
+        ({"tokens": {"watch_acc": 2, "watch_gyro": 4}}, {"tokens": 2}),
+    ],
+)  # fmt: skip
+def test_what_trains_otherwise_is_another(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert identity(**WATCH, **one) != identity(**WATCH, **other)
 
 
 def test_other_data_is_another_configuration_and_a_mere_rewording_is_not() -> None:
@@ -247,8 +383,8 @@ def test_what_cannot_be_put_together_is_said(values: dict[str, Any], message: st
         ("{kind: random}", "{kind: tpe, seed: 4}"),
         ("study: {name: small}", "study: {name: small, description: said better}"),
         ("space:\n", "resources: {cpus: 2}\nspace:\n"),
-        ("objectives:\n  - {metric: top1, goal: maximize}\n  - {metric: gflops, goal: minimize}\n",
-         ""),
+        ("trials: 4", "trials: 4, balance: branches"),
+        (OBJECTIVES, ""),
         ("low: 20, high: 40, step: 20", "step: 20, low: 20, high: 40"),
     ],
 )  # fmt: skip

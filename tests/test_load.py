@@ -149,8 +149,11 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
         ("cpus: 1", "? [cpus, gpus] : 1",
          "line 13: resources: A key must be text, not a collection."),
         ("  trials: 6\n", "  tirals: 6\n",
-         "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: ordered, "
-         "sampler, seeds, trials."),
+         "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: balance, "
+         "ordered, sampler, seeds, trials."),
+        ("  trials: 6\n", "  trials: 6\n  balance: branch\n",
+         "line 10: search.balance: No value is called 'branch'. Did you mean 'branches'? Known: "
+         "branches, none."),
         ("seed: 3", "sed: 3", "line 8: search.sampler.sed: No key is called 'sed'. Did you mean "
          "'seed'? Known: kind, seed, startup_configurations."),
         ("kind: random", "kind: randm", "line 8: search.sampler.kind: No kind is called 'randm'. "
@@ -186,6 +189,12 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "Did you mean 'choice'? Known: choice, float, int."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, hihg: 3}",
          "line 19: space[0].fused_layers.high: This key is missing."),
+        ("{kind: int, low: 1, high: 3}", "{left: 2, right: {kind: chice, values: [1]}}",
+         "line 19: space[0].fused_layers.right.kind: No kind is called 'chice'. Did you mean "
+         "'choice'? Known: choice, float, int."),
+        ("{kind: int, low: 1, high: 3}", "\n      left: 2\n      right: {kind: choice, value: [1]}",
+         "line 21: space[0].fused_layers.right.value: No key is called 'value'. Did you mean "
+         "'values'? Known: kind, values."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 3, high: 1}",
          "line 19: space[0].fused_layers: `low <= high` must hold, but got (low=3, high=1)."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 0, high: 3, log: true}",

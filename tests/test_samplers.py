@@ -74,7 +74,7 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     sample, study = sampler_of(plan("tpe")), study_of(admission)
     num_refused = 0
     while admission.num_taken < 100:
-        number, point = _some(sample(study, admission))
+        number, point = _some(sample(study, admission, None))
         decided = admission.decide(point)
         if isinstance(decided, Candidate):
             admission.take(decided.id)
@@ -102,7 +102,7 @@ def test_tpe_finds_better_points_than_chance() -> None:
         sample, study = sampler_of(plan(kind, seed=1)), study_of(admission)
         seen = []
         for _ in range(80):
-            number, point = _some(sample(study, admission))
+            number, point = _some(sample(study, admission, None))
             candidate = admission.price(point)
             admission.take(candidate.id)
             study.tell(number, [-distance(point), candidate.cost.gflops])
@@ -115,7 +115,10 @@ def test_tpe_finds_better_points_than_chance() -> None:
 def test_another_seed_gives_other_proposals(kind: str) -> None:
     admission = admission_of()
     drawn = [
-        [str(sampler_of(plan(kind, seed=seed))(study_of(admission), admission)) for _ in range(3)]
+        [
+            str(sampler_of(plan(kind, seed=seed))(study_of(admission), admission, None))
+            for _ in range(3)
+        ]
         for seed in (0, 1)
     ]
     assert len({*drawn[0]}) == len({*drawn[1]}) == 1
@@ -151,7 +154,7 @@ def test_exhaustive_goes_from_the_cheapest_to_the_dearest_and_ends() -> None:
     admission = admission_of(constraints="[{metric: gflops, max: 1e-4}]")
     sample, study = sampler_of(plan("exhaustive")), study_of(admission)
     costs = []
-    while (proposal := sample(study, admission)) is not None:
+    while (proposal := sample(study, admission, None)) is not None:
         candidate = admission.price(proposal[1])
         admission.take(candidate.id)
         study.tell(proposal[0], [0.5, candidate.cost.gflops])
@@ -166,12 +169,15 @@ def test_tpe_begins_with_uniform_draws_that_count_only_what_was_admitted() -> No
     uniform, tpe = sampler_of(plan("random")), sampler_of(plan("tpe", startup_configurations=5))
     ours, theirs = study_of(admission), study_of(admission)
     for number in range(5):
-        (_, one), (_, other) = _some(uniform(ours, admission)), _some(tpe(theirs, admission))
+        (_, one), (_, other) = (
+            _some(uniform(ours, admission, None)),
+            _some(tpe(theirs, admission, None)),
+        )
         assert one == other
         admission.take(admission.price(one).id)
         for study in (ours, theirs):
             study.tell(number, [float(number), 1.0])
-    assert uniform(ours, admission) != tpe(theirs, admission)
+    assert uniform(ours, admission, None) != tpe(theirs, admission, None)
 
 
 AXES: dict[str, Any] = {
@@ -189,12 +195,14 @@ AXES: dict[str, Any] = {
 
 def test_every_kind_of_axis_goes_through_optuna_and_back_unchanged() -> None:
     """1, 1.0, True and "1" stay apart; 0.3 is 0.3; lists and mappings come back as they were."""
-    space = Space([Branch(kind="one", literal=[1], **AXES), Branch(kind="one", tenths=0.7)])
+    mapping = {"left": AXES["alike"], "right": 2}
+    first = Branch(kind="one", literal=[1], mapping=mapping, **AXES)
+    space = Space([first, Branch(kind="one", tenths=0.7)])
     study = OptunaStudy(space, ["maximize"])
     sampler = optuna.samplers.RandomSampler(seed=0)
     seen = Counter()
     for _ in range(150):
-        point = study.draw(sampler)
+        point = study.draw(sampler, None)
         number = study.enter(point)
         study.tell(number, [0.0])
         again = OptunaStudy(space, ["maximize"])
@@ -206,6 +214,8 @@ def test_every_kind_of_axis_goes_through_optuna_and_back_unchanged() -> None:
             assert point.values == {"tenths": 0.7}
             continue
         assert point.values["literal"] == [1]
+        left = point.values["mapping.left"]
+        assert point.parameters["mapping"] == {"left": left, "right": 2}
         seen.update(f"{name}={point.values[name]!r}" for name in AXES)
     tenths = {f"tenths={value!r}" for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
     assert {key for key in seen if key.startswith("tenths")} == tenths

@@ -162,12 +162,27 @@ def test_points_come_branch_by_branch_with_their_literals() -> None:
     ]
 
 
+def test_a_mapping_may_hold_a_distribution_for_each_key() -> None:
+    """Each is an axis of its own; a point's parameters are the mappings put together again."""
+    tokens = {"left": axis_of([1, 2]), "right": 7, "top": axis_of([4])}
+    whole = Space(branches({"tokens": tokens, "a": {"left": 3}}))
+    assert {name: space.values(axis) for name, axis in whole.axes[0].items()} == {
+        "tokens.left": [1, 2],
+        "tokens.top": [4],
+    }
+    assert whole.size() == 2
+    assert [point.parameters for point in whole.points()] == [
+        {"a": {"left": 3}, "tokens": {"left": left, "right": 7, "top": 4}} for left in (1, 2)
+    ]
+    assert whole.draw(random.Random(0)) in list(whole.points())
+
+
 def test_branches_are_drawn_with_equal_chances_whatever_their_size() -> None:
     whole = Space(branches({"a": axis_of(list(range(100)))}, {}))
     random_ = random.Random(3)
     counts = Counter(whole.draw(random_).branch for _ in range(4000))
     assert stats.binomtest(counts[0], 4000).pvalue > 0.001
-    assert {whole.draw_in(1, random_).branch for _ in range(10)} == {1}
+    assert {whole.draw(random_, 1).branch for _ in range(10)} == {1}
 
 
 def test_the_size_of_an_enormous_space_is_a_number() -> None:

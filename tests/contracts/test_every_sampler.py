@@ -25,7 +25,7 @@ FINITE = """\
     fused_layers: 1
     dim: {kind: choice, values: [8, 16]}
     num_heads: {kind: choice, values: [4, 8, 16]}
-    stride: {kind: choice, values: [1, 16, {phone_acc: 2, watch_acc: 4}]}
+    stride: {phone_acc: 2, watch_acc: {kind: choice, values: [1, 4, 16]}}
     modalities: [phone_acc, watch_acc]
     dropout: {kind: float, low: 0.0, high: 0.3, step: 0.3}
   - {kind: unimodal, patch: 8, num_heads: 4, dim: 8, modalities: [watch_acc], fused_layers: 2}
@@ -38,7 +38,8 @@ CONTINUOUS = (
     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}
 """
 )
-# One branch, and values that are equal or alike in one sense or another.
+# One branch, and values that are equal or alike in one sense or another: stride 1 pools nothing,
+# whatever the kind of pooling, so that 2 x 3 x 2 configurations are 10.
 ALIKE = """\
   - kind: sft
     patch: 8
@@ -73,9 +74,9 @@ class Run:
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
         self.records: list[Record] = []
 
-    def step(self) -> Candidate | bool | None:
-        """Return what was admitted, False for a refusal, None at the end."""
-        proposal = self.sample(self.optuna, self.admission)
+    def step(self, branch: int | None = None) -> Candidate | bool | None:
+        """Return what was admitted, False for a refusal, None at the end (of a branch)."""
+        proposal = self.sample(self.optuna, self.admission, branch)
         if proposal is None:
             return None
         number, point = proposal
@@ -116,8 +117,32 @@ def text_of(point: Point) -> str:
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("branch", [0, 1])
+def test_proposes_points_of_the_branch_that_is_asked_for_until_none_is_left(
+    sampler: str, branch: int
+) -> None:
+    """Also while the other branch has outcomes, more of them or fewer."""
+    run = Run(FINITE, sampler)
+    assert isinstance(run.step(1 - branch), Candidate)
+    admitted = []
+    while isinstance(decided := run.step(branch), Candidate):
+        assert decided.point.branch == run.records[-1]["point"].branch == branch
+        admitted.append(decided.id)
+    assert decided is None
+    assert len(set(admitted)) == len(admitted) == (NUM_ADMISSIBLE - 1, 1)[branch]
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
+def test_proposes_points_of_a_branch_of_a_continuous_space(sampler: str) -> None:
+    run = Run(CONTINUOUS, sampler)
+    for i in range(30):
+        assert run.step((0, 2)[i % 2]) is not None
+    assert [record["point"].branch for record in run.records] == [0, 2] * 15
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize(
-    ("space", "num_admissible"), [(FINITE, NUM_ADMISSIBLE), (ALIKE, 12)], ids=["finite", "alike"]
+    ("space", "num_admissible"), [(FINITE, NUM_ADMISSIBLE), (ALIKE, 10)], ids=["finite", "alike"]
 )
 def test_proposes_points_of_the_space_and_covers_it_once(
     sampler: str, space: str, num_admissible: int
