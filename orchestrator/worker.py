@@ -191,12 +191,13 @@ def _latency_ms(fit: Any, *, repeats: int = 30) -> float:
 
     import torch
 
-    inputs, _ = next(fit.validation_batches.in_order(1))
-    model, times = fit.model.eval(), []
+    inputs, lengths, _ = next(fit.validation_batches.in_order(1))
+    fit.model.eval()
+    times = []
     with torch.inference_mode():
         for _ in range(5 + repeats):
             start = time.perf_counter()
-            model(inputs)
+            fit.network(inputs, lengths)
             if fit.device == "cuda":
                 torch.cuda.synchronize()
             times.append(1e3 * (time.perf_counter() - start))

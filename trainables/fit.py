@@ -1,6 +1,6 @@
 """One trial's training, an epoch at a time, and the evaluation of a model.
 
-Shapes: N samples of a split, B of a batch, T tokens, F features, C classes.
+Shapes: N samples of a split, B of a batch, T tokens, F features, C outputs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +17,23 @@ import torch
 import torch.nn.functional as F
 
 from sftsearch.trainables.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from sftsearch.trainables.metrics import num_absent_classes, score
+from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.metrics import METRICS, TOP_K, num_absent_classes, score
+from sftsearch.trainables.mixup import Mixup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
     from torch import Tensor
 
+    from sftsearch.datasets.spec import DatasetSpec, Task
     from sftsearch.datasets.store import Split, Store
-    from sftsearch.trainables.config import TrainConfig
+    from sftsearch.trainables.mixup import Inputs, Lengths, Mix
     from sftsearch.trainables.models.fusion import FusionModel
+
+    Batch = tuple[Inputs, Lengths, Tensor]
 
 EVALUATION_BATCH = 512
 """Samples at once where no gradient is needed."""
@@ -37,6 +43,17 @@ LAST_EPOCHS = 3
 
 NUM_GROUPS = 100
 """Most groups a split is counted in."""
+
+COUNTED: dict[Task, str] = {"classification": "top1", "regression": "acc2"}
+"""By task, the metric that is a share of right decisions, one a sample: groups count these.
+
+A multi-label task has none. Its average precisions and F1s are functions of a whole split, which
+no sums over samples give back; and the share of labels decided right, which could be counted, is
+no metric of ours: an interval for it would be read as one for them.
+"""
+
+LOWER_IS_BETTER = ("loss", "mae")
+"""Metrics whose best epoch is the lowest."""
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818  (a fate of a trial, not an error in it)
@@ -50,9 +67,9 @@ class Evaluation:
     metrics: dict[str, float]
     """`loss` and the metrics of `metrics.score`."""
     groups: dict[str, list[float]]
-    """Subject (or one of a hundred fixed parts) -> [right guesses, samples]."""
+    """Subject (or one of a hundred fixed parts) -> [right decisions, samples]; see `COUNTED`."""
     num_absent_classes: int
-    """Classes without a sample, which the means over classes leave out."""
+    """Classes (or labels) without a sample, which the means over them leave out."""
 
 
 class Batches:
@@ -62,70 +79,174 @@ class Batches:
         self.device, self.size = device, len(split)
         self._labels = split.labels
         self._sources = {name: split.modalities[name] for name in names}
+        self._lengths = {name: split.lengths[name] for name in names if name in split.lengths}
         self._scales = {
             name: tuple(torch.tensor(values, device=device) for values in store.statistics[name])
             for name in names
         }
 
-    def __call__(self, rows: npt.NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return inputs {modality: (B, T, F)} and labels (B,) of some rows."""
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """Return inputs {modality: (B, T, F)}, lengths {modality: (B,)} and labels of some rows.
+
+        Lengths are those of the modalities that vary in it; behind them the inputs are zeros.
+        """
+        lengths = {name: self._on_device(source[rows]) for name, source in self._lengths.items()}
         inputs = {}
         for name, source in self._sources.items():
             mean_F, std_F = self._scales[name]
-            x_BTF = torch.from_numpy(source[rows]).to(self.device)  # indexing has copied them
-            inputs[name] = x_BTF.sub_(mean_F).div_(std_F)
-        return inputs, torch.from_numpy(self._labels[rows]).to(self.device)
+            x_BTF = self._on_device(source[rows]).sub_(mean_F).div_(std_F)  # indexing has copied
+            if name in lengths:
+                places = torch.arange(x_BTF.shape[1], device=self.device)
+                x_BTF.masked_fill_((places >= lengths[name][:, None]).unsqueeze(-1), 0.0)
+            inputs[name] = x_BTF
+        return inputs, lengths, self._on_device(self._labels[rows])
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield the whole split, front to back."""
         for start in range(0, self.size, batch_size):
             yield self(np.arange(start, min(start + batch_size, self.size)))
+
+    def _on_device(self, rows: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
+
+
+class CompileError(ConfigError):
+    """`compile` is asked for where nothing can be compiled."""
+
+    def __init__(self, device: str, error: Exception) -> None:
+        why = str(error).strip().split("\n", 1)[0].rstrip(".")
+        super().__init__(
+            f"`compile` needs a C++ compiler, and Triton on GPUs, but got (compile=True, "
+            f"device={device}: {why}). Install them, or leave `compile` out."
+        )
+
+
+class Network:
+    """A model as its training runs it: in its precision, compiled or not."""
+
+    def __init__(
+        self,
+        model: FusionModel,
+        config: TrainConfig,
+        device: str,
+        compiled_sizes: Sequence[int] = (),
+    ) -> None:
+        """Prepare, but compile nothing yet.
+
+        Args:
+            model: the model.
+            config: its training's; `precision` and `compile` are used.
+            device: where it runs.
+            compiled_sizes: B of the batches that are compiled, if any are. The last ones of an
+                epoch are best left out: a graph of their own would cost more than it saves.
+        """
+        self.model, self._device, self._sizes = model, torch.device(device).type, compiled_sizes
+        self._is_half = config.precision == "bfloat16"
+        self._compiled: Callable[..., Tensor] | None = None
+        if config.compile and compiled_sizes:
+            # A worker's models share the code that is compiled: the graphs of the last would count.
+            torch.compiler.reset()
+            # With shapes as they are: a graph for any shape would be made or not, by what was seen
+            # before, and a resumed run would not repeat the undisturbed one bit by bit.
+            self._compiled = torch.compile(model, dynamic=False)
+
+    def __call__(self, inputs: Inputs, lengths: Lengths, mix: Mix | None = None) -> Tensor:
+        """Return outputs (B, C) in float32; `mix` mixes the latents.
+
+        Raises:
+            CompileError: there is no compiler.
+        """
+        size = len(next(iter(inputs.values())))
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._is_half):
+            if self._compiled is None or size not in self._sizes:
+                outputs: Tensor = self.model(inputs, lengths, mix.after_layer if mix else None)
+                return outputs.float()
+            after_layer = mix.after_every_layer if mix and mix.layer is not None else None
+            try:
+                return self._compiled(inputs, lengths, after_layer).float()
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                raise CompileError(self._device, error) from error
 
 
 def evaluate(
     model: FusionModel,
     store: Store,
     split: Split,
+    config: TrainConfig | None = None,
     *,
     device: str = "cpu",
     batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
     """Score a model, which must be on `device`, on a split.
 
+    Args:
+        model: the model.
+        store: of its data set.
+        split: one of the store's.
+        config: how it was trained: its precision and its loss are used; never compiled.
+        device: where it runs.
+        batch_size: samples at once.
+
     Raises:
-        TrainingDiverged: a logit is not finite.
+        TrainingDiverged: an output is not finite.
     """
-    logits = _predict(model, Batches(store, split, model.modalities, device), batch_size)
+    config = config or TrainConfig()
+    network = Network(model, config, device)
+    outputs = _predict(network, Batches(store, split, model.modalities, device), batch_size)
     groups = _Groups(store, split)
-    correct = groups.count(_is_right(logits, split))
+    correct = groups.count(_is_right(store.spec.task, outputs, split))
     return Evaluation(
-        _metrics(logits, split),
+        _metrics(store.spec.task, config, outputs, split),
         groups.by_name(correct),
-        num_absent_classes("classification", split.labels, logits.shape[1]),
+        num_absent_classes(store.spec.task, split.labels, outputs.shape[1]),
     )
 
 
 @torch.inference_mode()
-def _predict(model: FusionModel, batches: Batches, batch_size: int) -> Tensor:
-    """Return logits (N, C) on the CPU."""
-    model.eval()
-    return torch.cat([model(inputs).cpu() for inputs, _ in batches.in_order(batch_size)])
+def _predict(network: Network, batches: Batches, batch_size: int) -> Tensor:
+    """Return outputs (N, C) on the CPU."""
+    network.model.eval()
+    return torch.cat(
+        [network(inputs, lengths).cpu() for inputs, lengths, _ in batches.in_order(batch_size)]
+    )
 
 
-def _metrics(logits: Tensor, split: Split) -> dict[str, float]:
-    loss = F.cross_entropy(logits, torch.tensor(split.labels))
-    if not (logits.isfinite().all() and loss.isfinite()):
-        raise TrainingDiverged(f"Logits or loss on the {split.name} split are not finite.")
-    return {"loss": loss.item(), **score("classification", logits.numpy(), split.labels)}
+def _losses(task: Task, config: TrainConfig, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of each sample, (B,).
+
+    Cross-entropy; the mean binary cross-entropy of the labels; absolute or squared error.
+    """
+    if task == "classification":
+        return F.cross_entropy(outputs, labels, reduction="none")
+    if task == "multilabel":
+        entropies = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        return entropies.mean(dim=1)
+    errors = outputs[:, 0] - labels
+    return errors.abs() if config.regression_loss == "l1" else errors.square()
 
 
-def _is_right(logits: Tensor, split: Split) -> npt.NDArray[np.bool_]:
-    right: npt.NDArray[np.bool_] = logits.numpy().argmax(axis=1) == split.labels
+def _metrics(task: Task, config: TrainConfig, outputs: Tensor, split: Split) -> dict[str, float]:
+    loss = _losses(task, config, outputs, torch.tensor(split.labels)).mean()
+    if not (outputs.isfinite().all() and loss.isfinite()):
+        raise TrainingDiverged(f"Outputs or loss on the {split.name} split are not finite.")
+    return {"loss": loss.item(), **score(task, outputs.numpy(), split.labels)}
+
+
+def _is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]:
+    """Return whether each sample was decided right, (N,), as `COUNTED` says."""
+    right: npt.NDArray[np.bool_] = np.zeros(len(split), dtype=bool)
+    if task == "classification":
+        right = outputs.numpy().argmax(axis=1) == split.labels
+    elif task == "regression":
+        right = (outputs[:, 0].numpy() >= 0) == (split.labels >= 0)
     return right
 
 
 class _Groups:
-    """By whom samples are counted: subjects, or parts of the split where none are known."""
+    """By whom samples are counted: subjects, or parts of the split where none are known.
+
+    There are none where the task has nothing to count.
+    """
 
     def __init__(self, store: Store, split: Split) -> None:
         names = store.spec.subjects[split.name]
@@ -136,12 +257,15 @@ class _Groups:
         else:
             codes = codes % NUM_GROUPS
             self.names = [f"{group:02d}" for group in range(NUM_GROUPS)]
+        if store.spec.task not in COUNTED:
+            self.names = []
         self._codes = codes
         self.sizes = self.count(np.ones(len(split), dtype=bool))
 
     def count(self, right: npt.NDArray[np.bool_]) -> list[int]:
-        """Count right guesses (N,) by group."""
-        return [int(n) for n in np.bincount(self._codes[right], minlength=len(self.names))]
+        """Count right decisions (N,) by group."""
+        counts = np.bincount(self._codes[right], minlength=len(self.names))
+        return [int(n) for n in counts[: len(self.names)]]
 
     def by_name(self, correct: npt.NDArray[np.float64] | list[int]) -> dict[str, list[float]]:
         """Return {group: [correct, samples]} of the groups that have samples."""
@@ -153,7 +277,6 @@ class _Groups:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_METRICS = ("loss", "top1", "map", "balanced_accuracy")
 _NO_METRICS = ("epoch", "train_loss", "learning_rate", "seconds")
 
 
@@ -180,11 +303,17 @@ class Fit:
         self._best: dict[str, Tensor] = {}  # weights of the best epoch, where that one counts
         if config.value == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
-        self._fingerprint = store.spec.fingerprint
+        self._task, self._fingerprint = store.spec.task, store.spec.fingerprint
+        self._metric_names = _metric_names(store.spec)
         self._validation = store.split("validation")
         self._groups = _Groups(store, self._validation)
         self._train_batches = Batches(store, store.split("train"), model.modalities, device)
         self.validation_batches = Batches(store, self._validation, model.modalities, device)
+        train, validation = self._train_batches.size, self.validation_batches.size
+        sizes = (min(config.batch_size, train), min(EVALUATION_BATCH, validation))
+        self.network = Network(self.model, config, device, sizes)
+        inputs, lengths, _ = self._train_batches(np.arange(1))
+        self._mixup = Mixup(config, self.model, inputs, lengths)
         self._optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -218,10 +347,11 @@ class Fit:
         start = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
-        logits = _predict(self.model, self.validation_batches, EVALUATION_BATCH)
-        metrics = _metrics(logits, self._validation)
+        outputs = _predict(self.network, self.validation_batches, EVALUATION_BATCH)
+        metrics = _metrics(self._task, self.config, outputs, self._validation)
         self._plateau.step(metrics["loss"])
-        self._correct.append(self._groups.count(_is_right(logits, self._validation)))
+        right = _is_right(self._task, outputs, self._validation)
+        self._correct.append(self._groups.count(right))
         self.history.append(
             {
                 "epoch": float(self.epoch + 1),
@@ -244,13 +374,15 @@ class Fit:
         """Return the mean loss of the epoch's samples."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self._train_batches.size)
+        mixes = self.config.mixup != "none" and self.epoch >= self.config.mixup_warmup
         self.model.train()
         losses, sizes = [], []
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(int(random.integers(2**63)))
             for start in range(0, len(order), self.config.batch_size):
                 rows = order[start : start + self.config.batch_size]
-                losses.append(self._train_step(*self._train_batches(rows)))
+                mix = self._mixup.draw(len(rows), random) if mixes else None
+                losses.append(self._train_step(self._train_batches(rows), mix))
                 sizes.append(len(rows))
         # One transfer an epoch: asking for each loss would make a GPU wait after every step.
         values = torch.stack(losses).tolist()
@@ -261,8 +393,14 @@ class Fit:
                 )
         return float(np.average(values, weights=sizes))
 
-    def _train_step(self, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(self.model(inputs), labels)
+    def _train_step(self, batch: Batch, mix: Mix | None) -> Tensor:
+        """Return the loss of the batch before the step."""
+        inputs, lengths, labels = batch
+        losses = partial(_losses, self._task, self.config)
+        if mix is None:
+            loss = losses(self.network(inputs, lengths), labels).mean()
+        else:
+            loss = mix.loss(losses, self.network(*mix.inputs(inputs, lengths), mix), labels)
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -272,27 +410,31 @@ class Fit:
     def seconds_a_step(self, *, repeats: int = 3) -> float:
         """Return the median seconds of a training step, after one more to warm up.
 
-        It trains on the first batch, so this fit is of no other use afterwards.
+        It trains on the first batch, mixed if batches are, so this fit is of no other use
+        afterwards.
         """
-        inputs, labels = next(self._train_batches.in_order(self.config.batch_size))
+        batch = next(self._train_batches.in_order(self.config.batch_size))
+        random, mixes = np.random.default_rng(self.seed), self.config.mixup != "none"
         self.model.train()
         times = []
         for _ in range(1 + repeats):
             start = time.perf_counter()
-            self._train_step(inputs, labels).item()
+            mix = self._mixup.draw(len(batch[2]), random) if mixes else None
+            self._train_step(batch, mix).item()
             times.append(time.perf_counter() - start)
         return float(np.median(times[1:]))
 
     def result(self) -> dict[str, float]:
-        """Return the metrics that count: of the last three epochs, or of the best by top1."""
+        """Return the metrics that count: of the last three epochs, or of the best one."""
         chosen = [self.history[epoch] for epoch in self._epochs_that_count()]
         names = [name for name in chosen[0] if name not in _NO_METRICS]
         return {name: float(np.mean([entry[name] for entry in chosen])) for name in names}
 
     def groups(self) -> dict[str, list[float]]:
-        """Return {subject: [right guesses, samples]}; guesses are means over epochs that count.
+        """Return {subject: [right decisions, samples]}, means over the epochs that count.
 
-        Where no subjects are known, sample i of the split belongs to group i % 100.
+        Where no subjects are known, sample i of the split belongs to group i % 100. What counts as
+        a decision says `COUNTED`.
         """
         chosen = [self._correct[epoch] for epoch in self._epochs_that_count()]
         return self._groups.by_name(np.mean(chosen, axis=0))
@@ -301,7 +443,9 @@ class Fit:
         if not self.history:
             raise RuntimeError("No epoch has been run yet.")
         if self.config.value == "best":
-            return [max(range(self.epoch), key=lambda epoch: self.history[epoch]["top1"])]
+            name = METRICS[self._task][0]
+            sign = -1 if name in LOWER_IS_BETTER else 1
+            return [max(range(self.epoch), key=lambda epoch: sign * self.history[epoch][name])]
         return list(range(max(0, self.epoch - LAST_EPOCHS), self.epoch))
 
     def save(self, path: Path) -> None:
@@ -345,7 +489,8 @@ class Fit:
                 why = f"its {key} is {run.get(key)!r:.80}, this run's is {value!r:.80}"
                 raise CheckpointError(path, why)
         history, correct = record.get("history"), record.get("correct")
-        if not _is_history(history, self.config.epochs, len(self._groups.names), correct):
+        names = {*self._metric_names, *_NO_METRICS}
+        if not _is_history(history, names, self.config.epochs, len(self._groups.names), correct):
             raise CheckpointError(path, "its history is damaged")
         numbers: list[Any] = [record.get("num_bad_epochs"), record.get("learning_rate")]
         if history:
@@ -393,7 +538,15 @@ def _is_number(value: object) -> bool:
     return -1e300 < value < 1e300  # `isfinite` cannot take a whole number of 400 digits
 
 
-def _is_history(history: object, epochs: int, num_groups: int, correct: object) -> bool:
+def _metric_names(spec: DatasetSpec) -> set[str]:
+    """Return the names that an evaluation gives on this data set."""
+    names = {"loss", *METRICS[spec.task]}
+    return names if spec.num_outputs > TOP_K else names - {"top5"}
+
+
+def _is_history(
+    history: object, names: set[str], epochs: int, num_groups: int, correct: object
+) -> bool:
     """Say whether `history` and `correct` are those of at most `epochs` epochs."""
     if not isinstance(history, list) or not isinstance(correct, list):
         return False
@@ -401,7 +554,7 @@ def _is_history(history: object, epochs: int, num_groups: int, correct: object) 
         return False
     return all(
         isinstance(entry, dict)
-        and {*_METRICS, *_NO_METRICS} <= entry.keys() == history[0].keys()
+        and entry.keys() == names
         and all(map(_is_number, entry.values()))
         and entry["epoch"] == number
         and isinstance(counts, list)
