@@ -57,13 +57,16 @@ def total(parts: list[Part]) -> Cost:
     )
 
 
-def tokenizer(spec: DatasetSpec, config: TransformerConfig) -> Part:
-    """All tokenizers: projection of a patch, CLS token and positions. The paper prices none."""
+def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = False) -> Part:
+    """All tokenizers: projection of a patch, CLS token and positions. The paper prices none.
+
+    `plain`: the projection alone, and without bias.
+    """
     d, macs, parameters = config.dim, 0, 0
     for name, n in config.num_tokens(spec).items():
         patch_width = config.patch * spec.modalities[name].num_features
         macs += n * patch_width * d
-        parameters += (patch_width + 1) * d + (n + 1) * d + d
+        parameters += patch_width * d + (0 if plain else d + (n + 1) * d + d)
     return Part(0, macs, parameters)
 
 
@@ -95,16 +98,40 @@ def attention(
     return Part(flops, 4 * n * d * d + run, parameters)
 
 
+def cross_attention(n: int, s: int, d: int, *, priced: tuple[int, int] | None = None) -> Part:
+    """Attention of n queries to s keys, 2nd^2 + 2sd^2 + 2nsd; `attention` where n is s.
+
+    `priced`: both numbers in the paper's price, where it leaves the CLS tokens out.
+    """
+    p, q = priced or (n, s)
+    flops, macs = (2 * (a + b) * d * d + 2 * a * b * d for a, b in ((p, q), (n, s)))
+    return Part(flops, macs, 4 * d * d + 4 * d)
+
+
+def mlp(n: int, d: int, *, hidden: int | None = None, priced: int | None = None) -> Part:
+    """A norm and two layers of `hidden` (d), 2ndh + 4nd; the last term is element-wise."""
+    p, h = n if priced is None else priced, d if hidden is None else hidden
+    return Part(2 * p * d * h + 4 * p * d, 2 * n * d * h, 2 * d * h + h + d + 2 * d)
+
+
 def block(n: int, d: int, *, priced: int | None = None) -> Part:
-    """A transformer block, 4nd^2 + 2n^2 d + 2nd^2 + 4nd; the last term is element-wise."""
-    p = n if priced is None else priced
-    mlp = Part(2 * p * d * d + 4 * p * d, 2 * n * d * d, 2 * (d * d + d) + 2 * d)
-    return attention(n, d, priced=priced) + mlp
+    """A transformer block, 4nd^2 + 2n^2 d + 2nd^2 + 4nd."""
+    return attention(n, d, priced=priced) + mlp(n, d, priced=priced)
 
 
 def head(d: int, num_outputs: int, *, sequences: int = 1) -> Part:
     """One head, applied to the CLS token of each sequence; the paper prices none."""
     return Part(0, sequences * d * num_outputs, 2 * d + d * num_outputs + num_outputs)
+
+
+def norm(d: int) -> Part:
+    """A layer norm with weights; nothing but parameters."""
+    return Part(0, 0, 2 * d)
+
+
+def linear(d: int, num_outputs: int) -> Part:
+    """A linear layer on one token, as in heads; the paper prices none."""
+    return Part(0, d * num_outputs, (d + 1) * num_outputs)
 
 
 def shared(part: Part, other: Part) -> Part:

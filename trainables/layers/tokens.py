@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
 
@@ -37,6 +39,29 @@ BOTTLENECK = "bottleneck"
 """The tokens through which modalities exchange what they know; they carry no CLS token."""
 
 
+def cut_patches(
+    x: Tensor, length: Tensor | None, *, num_tokens: int, patch: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the patches (B, n, P F), with zeros for samples that are not real, and which hold one.
+
+    Args:
+        x: (B, T, F).
+        length: (B,), how many samples of each row are real; None: all of them.
+        num_tokens: n.
+        patch: P.
+    """
+    valid = None
+    if length is not None:
+        padded = torch.arange(x.shape[1], device=x.device) >= length[:, None]
+        x = x.masked_fill(padded.unsqueeze(-1), 0.0)
+        starts = patch * torch.arange(num_tokens, device=x.device)
+        valid = starts < length[:, None]
+    missing = num_tokens * patch - x.shape[1]
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.reshape(x.shape[0], num_tokens, -1), valid
+
+
 class ModalityTokenizer(nn.Module):
     """`[cls; x W + b] + p` of one modality (SFT paper, sec. 3), with patches of samples.
 
@@ -58,16 +83,9 @@ class ModalityTokenizer(nn.Module):
             length: (B,), how many samples of each row are real; the others are not read. A row
                 without any is a missing modality: all that is left of it is its CLS token.
         """
-        valid = None
-        if length is not None:
-            padded = torch.arange(x.shape[1], device=x.device) >= length[:, None]
-            x = x.masked_fill(padded.unsqueeze(-1), 0.0)
-            positions = torch.arange(1 + self.num_tokens, device=x.device)
-            valid = positions <= (length[:, None] + self.patch - 1) // self.patch
-        missing = self.num_tokens * self.patch - x.shape[1]
-        if missing:
-            x = F.pad(x, (0, 0, 0, missing))
-        patches = x.reshape(x.shape[0], self.num_tokens, -1)
+        patches, valid = cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch)
+        if valid is not None:
+            valid = F.pad(valid, (1, 0), value=True)
         cls_B1D = self.cls.expand(x.shape[0], 1, -1)
         z = torch.cat([cls_B1D, self.projection(patches)], dim=1) + self.positions
         return Sequence(z, valid)
@@ -76,12 +94,19 @@ class ModalityTokenizer(nn.Module):
 class Tokenizer(nn.Module):
     """The tokenizers of all chosen modalities; reads no other input."""
 
-    def __init__(self, spec: DatasetSpec, config: TransformerConfig) -> None:
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        config: TransformerConfig,
+        *,
+        kind: Callable[..., nn.Module] = ModalityTokenizer,
+    ) -> None:
+        """Make the tokenizers; `kind`: of a modality, `ModalityTokenizer` or one called alike."""
         super().__init__()
         self.names = config.chosen(spec)
         self.modalities = nn.ModuleList(
             [
-                ModalityTokenizer(
+                kind(
                     num_tokens=num_tokens,
                     patch=config.patch,
                     num_features=spec.modalities[name].num_features,

@@ -31,8 +31,10 @@ class FusionModel(nn.Module):
         config: TransformerConfig,
         layers: Iterable[nn.Module],
         *,
-        readout: Iterable[str],
+        readout: Iterable[str] = (),
         average: bool = False,
+        tokenizer: nn.Module | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         """Put a model together.
 
@@ -43,13 +45,17 @@ class FusionModel(nn.Module):
                 `mixing_point` that is true.
             readout: sequences whose CLS tokens are classified.
             average: average their outputs instead of adding them up.
+            tokenizer: another one than the SFT paper's, as `Tokenizer`.
+            head: another one than `Head`, which `readout` and `average` are for.
         """
         super().__init__()
         self.config = config
         self.modalities = config.chosen(spec)
-        self.tokenizer = Tokenizer(spec, config)
+        self.tokenizer = tokenizer or Tokenizer(spec, config)
         self.layers = nn.ModuleList(layers)
-        self.head = Head(readout, dim=config.dim, num_outputs=spec.num_outputs, average=average)
+        self.head = head or Head(
+            readout, dim=config.dim, num_outputs=spec.num_outputs, average=average
+        )
         self.mixing_points = tuple(
             i for i, layer in enumerate(self.layers) if getattr(layer, "mixing_point", False)
         )
