@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import record
+from sftsearch.orchestrator import search as searches
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.binding import check_names
 from sftsearch.orchestrator.journal import Journal
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Assignment
 
 STUDY = """
 study: {{name: toy}}
 dataset: {{kind: wearables}}
-search: {{sampler: {sampler}, trials: {trials}, seeds: {seeds}, ordered: {ordered}}}
+search:
+  {{sampler: {sampler}, trials: {trials}, seeds: {seeds}, ordered: {ordered}, balance: {balance}}}
 constraints: [{{metric: parameters, max: 40000}}]
 training: {{epochs: 2}}
 space:
@@ -41,6 +46,18 @@ space:
     dim: {{kind: int, low: 8, high: 64, step: 8}}
     num_layers: {{kind: int, low: 1, high: 3}}
 """
+CONTINUOUS = STUDY.replace(
+    "patch: 8", "patch: 8\n    learning_rate: {{kind: float, low: 1e-4, high: 1e-2, log: true}}"
+)
+TINY = """\
+  - kind: unimodal
+    patch: 8
+    num_heads: 4
+    dim: {{kind: choice, values: [8, 16, 512]}}
+    modalities: [watch_acc]
+    fused_layers: 1
+"""
+"""A branch of two admissible configurations: the third is over the limit."""
 TPE = "{kind: tpe, startup_configurations: 4}"
 CREATED: dict[str, Any] = {
     "name": "toy",
@@ -61,9 +78,14 @@ class Toy:
     """A study that lives in a folder and can be opened again and again."""
 
     def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
-                 ordered: bool = False, slots: int = 2) -> None:  # fmt: skip
-        text = STUDY.format(
-            sampler=sampler, trials=trials, seeds=seeds, ordered=str(ordered).lower()
+                 ordered: bool = False, slots: int = 2, balance: str = "none",
+                 text: str = STUDY) -> None:  # fmt: skip
+        text = text.format(
+            sampler=sampler,
+            trials=trials,
+            seeds=seeds,
+            ordered=str(ordered).lower(),
+            balance=balance,
         )
         self.source = parse_study(text.encode())
         check_names(self.source)
@@ -146,11 +168,7 @@ def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) ->
 
 
 def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, trials=60, seeds=1)
-    rate = "patch: 8\n    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}"
-    text = STUDY.format(sampler=TPE, trials=60, seeds=1, ordered="false")
-    toy.source = parse_study(text.replace("patch: 8", rate).encode())
-    check_names(toy.source)
+    toy = Toy(tmp_path, trials=60, seeds=1, text=CONTINUOUS)
     journal, search = toy.open()
     run(search)
     journal.close()
@@ -319,3 +337,127 @@ def test_more_trials_extend_a_finished_study(tmp_path: Path) -> None:
     run(search)
     journal.close()
     assert search.num_finished == 10
+
+
+# ------------------------------------------------------------------- balance
+
+
+def turns(events: list[tuple[str, dict[str, Any]]]) -> list[int]:
+    """Return the branch of each admitted configuration, in order."""
+    branches = {body["number"]: body["branch"] for kind, body in events if kind == "proposed"}
+    return [branches[body["number"]] for kind, body in events if kind == "admitted"]
+
+
+def balanced(folder: Path, sampler: str, text: str = STUDY, **more: Any) -> Toy:
+    return Toy(folder, sampler=sampler, balance="branches", seeds=1, text=text + TINY, **more)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "text"),
+    [(TPE, STUDY), ("{kind: random}", STUDY), ("{kind: exhaustive}", STUDY),
+     (TPE, CONTINUOUS), ("{kind: random}", CONTINUOUS)],
+    ids=["tpe", "random", "exhaustive", "tpe-continuous", "random-continuous"],
+)  # fmt: skip
+def test_balanced_branches_take_turns_until_they_are_used_up(
+    tmp_path: Path, sampler: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third branch has two configurations; a third of the trials fail and count."""
+    monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
+    toy = balanced(tmp_path, sampler, text, trials=27)
+    journal, search = toy.open()
+    for i in range(27):
+        assignment = search.propose()
+        assert assignment is not None
+        if i % 3 == 1:
+            search.fail(assignment.key, "it broke")
+        else:
+            finish(search, assignment)
+    assert search.exhausted
+    journal.close()
+    order = turns(toy.events())
+    assert order[:6] == [0, 1, 2] * 2
+    assert order[6:] == [0, 1] * 10 + [0]
+
+
+def test_the_cheapest_of_each_branch_come_first_where_branches_take_turns(tmp_path: Path) -> None:
+    toy = balanced(tmp_path, "{kind: exhaustive}", trials=30)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    order = turns(toy.events())
+    costs = [body["cost"]["gflops"] for kind, body in toy.events() if kind == "admitted"]
+    for branch in range(3):
+        own = [cost for cost, of in zip(costs, order, strict=True) if of == branch]
+        assert own == sorted(own)
+    assert costs != sorted(costs)
+
+
+@pytest.mark.parametrize("sampler", [TPE, "{kind: random}", "{kind: exhaustive}"])
+def test_a_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, sampler: str) -> None:
+    toy = balanced(tmp_path, sampler, trials=10_000)
+    journal, search = toy.open()
+    run(search)
+    journal.close()
+    admission = Admission(toy.source, describe("wearables"))
+    assert admission.table is not None
+    assert search.used_up
+    assert search.num_finished == len(admission.table)
+
+
+class KilledError(Exception):
+    """The driver dies."""
+
+
+@pytest.mark.parametrize("balance", ["branches", "none"])
+@pytest.mark.parametrize("text", [STUDY, CONTINUOUS], ids=["listed", "continuous"])
+def test_a_study_killed_after_any_event_proposes_what_the_undisturbed_one_does(
+    tmp_path: Path, text: str, balance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between two refusals, of which 3 in a row end the sampler's turn here."""
+    monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
+    monkeypatch.setattr(searches, "MAX_REFUSALS", 3)
+
+    def study(name: str) -> Toy:
+        return Toy(tmp_path / name, trials=24, seeds=1, ordered=True, balance=balance,
+                   text=text + TINY)  # fmt: skip
+
+    undisturbed = study("undisturbed")
+    journal, search = undisturbed.open()
+    run(search)
+    journal.close()
+    events = undisturbed.events()
+    refused = [i for i, (kind, _) in enumerate(events, start=1) if kind == "refused"]
+    assert bool(refused) == (text == CONTINUOUS)
+    for last in {5, 20, len(events) // 2, *refused[::4]}:
+        toy = study(str(last))
+        journal, search = toy.open()
+        journal.listen(functools.partial(_die_after, last))
+        with pytest.raises(KilledError):
+            run(search)
+        journal.close()
+        journal, search = toy.open()
+        run(search)
+        journal.close()
+        assert proposals(toy.events()) == proposals(events)
+
+
+def _die_after(last: int, event: Event) -> None:
+    if event.id == last:
+        raise KilledError
+
+
+def test_turns_may_begin_in_a_study_that_is_extended(tmp_path: Path) -> None:
+    """`balance` is part of the budget: the branches that are behind catch up."""
+    first = Toy(tmp_path, sampler="{kind: random}", seeds=1, trials=12)
+    journal, search = first.open()
+    run(search)
+    journal.close()
+    before = turns(first.events())
+    assert before.count(0) > before.count(1) + 2
+    second = Toy(tmp_path, sampler="{kind: random}", seeds=1, trials=24, balance="branches")
+    journal, search = second.open()
+    run(search)
+    journal.close()
+    order = turns(second.events())
+    assert order[:12] == before
+    assert order.count(0) == order.count(1) == 12
