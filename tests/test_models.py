@@ -202,3 +202,39 @@ def test_unimodal_is_sft_po_of_one_modality() -> None:
     options: dict[str, Any] = {"modalities": ("right",), "stride": 3, "fused_layers": 2}
     alone, pooled = small("unimodal", **options), small("sft_po", **options)
     torch.testing.assert_close(alone(samples()), pooled(samples()))
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "attention"])
+@pytest.mark.parametrize("sparse_attention", ["strided", "fixed", "dense"])
+def test_padding_changes_nothing_in_any_pattern_and_pooling(
+    sparse_attention: str, pooling: str
+) -> None:
+    model = small(
+        "sft",
+        sparse_attention=sparse_attention,
+        window=5,
+        summary=2,
+        pooling=pooling,
+        tokens=5,
+        fused_layers=2,
+    )
+    lengths = {"left": torch.tensor([12, 5, 0]), "right": torch.tensor([1, 12, 7])}
+    spoilt = {
+        name: x.masked_fill((torch.arange(12) >= lengths[name][:, None])[:, :, None], torch.nan)
+        for name, x in samples().items()
+    }
+    given = model(samples(), lengths)
+    assert given.isfinite().all()
+    assert torch.equal(model(spoilt, lengths), given)
+
+
+def test_padding_more_changes_nothing_but_the_windows() -> None:
+    """Samples of 8 of 12 tokens, pooled one by one, against the model of 8 tokens."""
+    shorter = data_set(3, left=(8, 4), right=(8, 4))
+    options: dict[str, Any] = {"dim": 8, "num_heads": 2, "fused_layers": 2, "window": 4}
+    long, short = (build("sft", spec, **options).double() for spec in (SMALL, shorter))
+    weights = {key: w[:9] if "positions" in key else w for key, w in long.state_dict().items()}
+    short.load_state_dict(weights)
+    cut = {name: x[:, :8] for name, x in samples().items()}
+    lengths = dict.fromkeys(SMALL.modalities, torch.full((3,), 8))
+    torch.testing.assert_close(long(samples(), lengths), short(cut), rtol=1e-12, atol=1e-12)

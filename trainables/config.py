@@ -256,7 +256,7 @@ class PoolingConfig(TransformerConfig):
         for modality in known:
             if modality not in value:
                 raise ConfigError(f"`{name}` names nothing for '{modality}', which is used.")
-        return value
+        return {modality: value[modality] for modality in known}
 
     def canonical(self, spec: DatasetSpec) -> Self:
         """See `TransformerConfig.canonical`: a stride that leaves nothing out is a budget."""

@@ -6,9 +6,11 @@ Shapes: B batch, T tokens, F features, C classes.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
-from sftsearch.trainables.config import ConfigError
+from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import count_gmacs
+from sftsearch.trainables.layers.tokens import Sequence
+from sftsearch.trainables.mixup import Mixup
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.layers.tokens import Tokens
 
 NUM_CLASSES = 7
 SPEC: DatasetSpec = replace(
@@ -43,10 +48,21 @@ POOLED_APART = sorted(set(POOLED) - {"concat"})
 """Models that pool modality by modality."""
 
 
+SMALL = {
+    "num_layers": 2,
+    "fusion_layer": 1,
+    "unimodal_layers": 1,
+    "fused_layers": 2,
+    "crossmodal_layers": 2,
+    "memory_layers": 1,
+    "window": 4,  # of eight tokens, so that the pattern is sparse
+}
+
+
 def small(name: str, **options: Any) -> TransformerConfig:
-    depth = {"num_layers": 2} if hasattr(MODELS[name].config, "num_layers") else {}
-    if hasattr(MODELS[name].config, "unimodal_layers"):
-        depth = {"unimodal_layers": 1, "fused_layers": 2, "stride": 2}
+    depth = {key: value for key, value in SMALL.items() if hasattr(MODELS[name].config, key)}
+    if "fused_layers" in depth:
+        depth |= {"stride": 2}
     alone = {"modalities": ("type",)} if name in ALONE else {}
     return MODELS[name].config(**{"dim": 12, "num_heads": 3, "patch": 2} | depth | alone | options)
 
@@ -136,6 +152,168 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(name: str) -> Non
     alone = torch.cat([model({k: x[i : i + 1] for k, x in inputs.items()}) for i in range(5)])
     # float64: a wider product may add up in another order, nothing else may differ.
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
+
+
+def lengths(size: int = 4) -> dict[str, Tensor]:
+    """Let samples be whole, cut, and without a modality; "audio" is always whole."""
+    cut = torch.arange(size) % 4
+    return {
+        "type": torch.tensor([13, 7, 1, 0])[cut],
+        "text": torch.tensor([9, 0, 9, 2])[cut],
+    }
+
+
+def spoil(inputs: dict[str, Tensor], known: dict[str, Tensor], value: float) -> dict[str, Tensor]:
+    """Put a value into every sample that is not real."""
+    spoilt = dict(inputs)
+    for key, length in known.items():
+        padded = torch.arange(inputs[key].shape[1]) >= length[:, None]
+        spoilt[key] = inputs[key].masked_fill(padded[:, :, None], value)
+    return spoilt
+
+
+@pytest.mark.parametrize("value", [0.0, 1e6, math.nan, math.inf])
+def test_a_padded_value_changes_nothing_bit_for_bit(name: str, value: float) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    outputs = model(batch(), lengths())
+    assert outputs.isfinite().all()
+    assert torch.equal(model(spoil(batch(), lengths(), value), lengths()), outputs)
+
+
+def test_a_padded_value_changes_no_gradient(name: str) -> None:
+    def gradients(inputs: dict[str, Tensor]) -> list[Tensor | None]:
+        model = build_model(name, SPEC, small(name), seed=0)
+        model(inputs, lengths()).square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    spoilt = spoil(batch(), lengths(), math.nan)
+    for given, of_spoilt in zip(gradients(batch()), gradients(spoilt), strict=True):
+        assert (given is None) == (of_spoilt is None)
+        if given is not None and of_spoilt is not None:
+            assert given.isfinite().all()
+            assert torch.equal(given, of_spoilt)
+
+
+def test_whole_lengths_change_nothing(name: str) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).double().eval()
+    inputs = {key: x_BTF.double() for key, x_BTF in batch().items()}
+    whole = {key: torch.full((4,), shape.num_tokens) for key, shape in SPEC.modalities.items()}
+    torch.testing.assert_close(model(inputs, whole), model(inputs), rtol=1e-12, atol=1e-12)
+
+
+def test_a_token_without_a_real_sample_is_not_read(name: str) -> None:
+    """What the tokenizer adds at a padded place, its position, does not matter either."""
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    known = {"type": torch.tensor([4, 3, 2, 0])}  # patches of 2: at most two tokens are real
+    outputs = model(batch(), known)
+    table = model.tokenizer.modalities[0]
+    with torch.no_grad():
+        for positions in (p for key, p in table.named_parameters() if key == "positions"):
+            positions[3:] += 7.0
+    assert torch.equal(model(batch(), known), outputs)
+
+
+def test_a_real_sample_matters_whatever_is_padded(name: str) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    known, inputs = {"type": torch.full((4,), 5)}, batch()
+    outputs = model(inputs, known)
+    inputs["type"][:, 4] += 1.0  # the last real one
+    assert not torch.allclose(model(inputs, known), outputs)
+
+
+def test_it_can_miss_any_modality(name: str) -> None:
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    for modality in model.modalities:
+        missing = {modality: torch.zeros(4, dtype=torch.int64)}
+        outputs = model(batch(), missing)
+        assert outputs.isfinite().all()
+        assert torch.equal(model({**batch(), modality: batch(seed=2)[modality]}, missing), outputs)
+
+
+def test_torch_export_gives_the_same_logits(name: str) -> None:
+    """The exported program also takes other batch sizes than the one it was traced with."""
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    read = {key: x_BTF for key, x_BTF in batch().items() if key in model.modalities}
+    known = {key: length for key, length in lengths().items() if key in model.modalities}
+    size = torch.export.Dim("size", min=2, max=64)
+    for arguments in ((read,), (read, known)):
+        by_name = [{key: {0: size} for key in argument} for argument in arguments]
+        shapes = dict(zip(("inputs", "lengths"), by_name, strict=False))
+        program = torch.export.export(model, arguments, dynamic_shapes=shapes)
+        torch.testing.assert_close(program.module()(*arguments), model(*arguments))
+    other = {key: x_BTF for key, x_BTF in batch(size=7).items() if key in model.modalities}
+    program = torch.export.export(model, (read,), dynamic_shapes={"inputs": by_name[0]})
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_same_probabilities(name: str, precision: torch.dtype) -> None:
+    """By autocast, as in training; within 1e-2."""
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    for known in (None, lengths()):
+        exact = model(batch(), known).softmax(dim=1)
+        with torch.autocast("cpu", dtype=precision):
+            half = model(batch(), known).float().softmax(dim=1)
+        torch.testing.assert_close(half, exact, rtol=0, atol=1e-2)
+
+
+def test_manifold_mixup_can_mix_behind_its_transformer_layers(name: str) -> None:
+    """All of them are called, in their order, and what is returned goes on."""
+    model = build_model(name, SPEC, small(name), seed=0).eval()
+    seen: list[int] = []
+
+    def swap(i: int, tokens: Tokens) -> Tokens:
+        seen.append(i)
+        return {key: Sequence(one.z.flip(0), one.valid) for key, one in tokens.items()}
+
+    def keep(i: int, tokens: Tokens) -> Tokens:
+        return tokens
+
+    outputs = model(batch())
+    assert torch.equal(model(batch(), None, keep), outputs)
+    swapped = model(batch(), None, swap)
+    assert tuple(seen) == model.mixing_points
+    assert len(seen) > 0
+    expected = outputs if len(seen) % 2 == 0 else outputs.flip(0)
+    torch.testing.assert_close(swapped, expected)
+
+
+@pytest.mark.parametrize("weights", ["batch", "sample"])
+@pytest.mark.parametrize("mixup", ["manifold", "input", "modality"])
+def test_mixup_mixes_its_batches(name: str, mixup: Any, weights: Any) -> None:
+    model = build_model(name, SPEC, small(name), seed=0)
+    config = TrainConfig(mixup=mixup, mixup_weights=weights, mixup_alpha=2.0)
+    known = {key: length for key, length in lengths().items() if key in model.modalities}
+    inputs = spoil({key: batch()[key] for key in model.modalities}, known, 0.0)
+    mix = Mixup(config, model, inputs, known).draw(4, np.random.default_rng(0))
+    outputs = model(*mix.inputs(inputs, known), mix.after_layer)
+    assert outputs.isfinite().all()
+    assert not torch.allclose(outputs, model(batch(), lengths()))
+    outputs.square().sum().backward()
+
+
+def test_equal_outcomes_have_one_canonical_configuration(name: str) -> None:
+    config = small(name)
+    same = config.canonical(SPEC)
+    assert same == same.canonical(SPEC)
+    assert same == replace(config, modalities=config.chosen(SPEC)).canonical(SPEC)
+    assert MODELS[name].cost(SPEC, same) == MODELS[name].cost(SPEC, config)
+    model = build_model(name, SPEC, config, seed=0).eval()
+    assert torch.equal(build_model(name, SPEC, same, seed=0).eval()(batch()), model(batch()))
+
+
+@pytest.mark.parametrize("name", POOLED_APART)
+def test_a_stride_that_drops_nothing_is_a_token_budget(name: str) -> None:
+    one = {"modalities": ("text",), "patch": 1}  # nine tokens
+    budget = small(name, tokens=3, stride=None, **one)
+    model = build_model(name, SPEC, budget, seed=0).eval()
+    for stride in (3, {"text": 3}, {"text": 3, "type": 2}):
+        config = small(name, stride=stride, tokens=None, **one)
+        assert config.canonical(SPEC) == budget.canonical(SPEC)
+        assert torch.equal(build_model(name, SPEC, config, seed=0).eval()(batch()), model(batch()))
+    for other in ({"stride": 2}, {"tokens": 4}, {"stride": 3, "pooling": "max"}):
+        config = small(name, **{"stride": None, "tokens": None, **other}, **one)
+        assert config.canonical(SPEC) != budget.canonical(SPEC)
 
 
 def test_dropout_acts_in_training_alone(name: str) -> None:

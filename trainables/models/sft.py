@@ -108,9 +108,9 @@ def pooled_layers(
     Raises:
         ConfigError: attention pooling without attention before it.
     """
+    if sparse is None:
+        check_attention(spec, config)
     by_attention = sparse is None and pools_by_attention(spec, config)
-    if by_attention and config.unimodal_layers == 0:
-        raise ConfigError("`pooling: attention` needs attention before it: `unimodal_layers` is 0.")
     return [
         *block_layers(
             config, config.chosen(spec), config.unimodal_layers, report_received=by_attention
@@ -126,6 +126,12 @@ def pools_by_attention(spec: DatasetSpec, config: MidFusionConfig) -> bool:
     return config.pooling == "attention" and pools(config.windows(spec).values())
 
 
+def check_attention(spec: DatasetSpec, config: MidFusionConfig) -> None:
+    """Refuse attention pooling where no layer comes before it."""
+    if config.unimodal_layers == 0 and pools_by_attention(spec, config):
+        raise ConfigError("`pooling: attention` needs attention before it: `unimodal_layers` is 0.")
+
+
 def sft_cost(spec: DatasetSpec, config: SFTConfig) -> cost.Cost:
     """Price SFT: its sparse layer 4nd^2 + 2pd, where p pairs of n tokens attend; n^2 if dense."""
     sparse = [
@@ -139,6 +145,7 @@ def sft_cost(spec: DatasetSpec, config: SFTConfig) -> cost.Cost:
 
 def sft_pooling_only_cost(spec: DatasetSpec, config: SFTPoolingOnlyConfig) -> cost.Cost:
     """Price SFT-PO."""
+    check_attention(spec, config)
     return cost.total(pooled_parts(spec, config))
 
 

@@ -12,7 +12,7 @@ from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, MidFusionConfig
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
-from sftsearch.trainables.models.sft import pooled_layers, pooled_parts
+from sftsearch.trainables.models.sft import check_attention, pooled_layers, pooled_parts
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -34,6 +34,7 @@ class Unimodal(FusionModel):
 def unimodal_cost(spec: DatasetSpec, config: UnimodalConfig) -> cost.Cost:
     """Price the unimodal transformer: n tokens before pooling, 1 + k behind it."""
     check_one_modality(spec, config)
+    check_attention(spec, config)
     return cost.total(pooled_parts(spec, config))
 
 
