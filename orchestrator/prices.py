@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sftsearch.orchestrator import papers
 from sftsearch.orchestrator.admission import Admission, Candidate
 from sftsearch.orchestrator.samplers import derive_seed
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from sftsearch.datasets.spec import DatasetSpec
@@ -120,10 +122,15 @@ def _slots(resources: Resources) -> int:
 
 
 def as_json(
-    listing: list[Candidate], admission: Admission, estimate: Estimate | None
+    listing: list[Candidate],
+    admission: Admission,
+    estimate: Estimate | None,
+    source: Source | None = None,
 ) -> dict[str, Any]:
-    """Return everything `price` knows, for scripts."""
+    """Return everything `price` knows, for scripts; the paper's table where `source` names one."""
+    paper = source.study.study.paper if source else None
     return {
+        "paper": papers.as_json(paper) if paper else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
         "slots": estimate.slots if estimate else None,
@@ -200,8 +207,23 @@ def _in_brief(parameters: dict[str, Any], spec: DatasetSpec) -> str:
 
 def in_words(
     listing: list[Candidate], source: Source, admission: Admission, estimate: Estimate | None
-) -> str:
-    """Say the size of the space, its range of cost, and the time."""
+) -> Group:
+    """Say the size of the space, its range of cost, and the time; show the paper's table."""
+    from rich.console import Group
+
+    told = [_size_in_words(listing, admission)]
+    if estimate is not None and listing:
+        minutes = estimate.study_seconds / 60
+        told.append(
+            f"{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
+            f"{estimate.slots} at a time (from training steps measured just now, start-up and "
+            "validation left out)."
+        )
+    paper = source.study.study.paper
+    return Group(*told, "", papers.rich_table(paper)) if paper else Group(*told)
+
+
+def _size_in_words(listing: list[Candidate], admission: Admission) -> str:
     if not listing:
         return "No configuration is admissible."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops
@@ -212,12 +234,5 @@ def in_words(
     _, shared = _split_by_variation(listing)
     text = f"In all: {_in_brief(shared, admission.spec)}.\n" if shared else ""
     text += f"{len(listing):,} admissible configurations {of}{refused}; "
-    text += f"{low:.3g} to {high:.3g} GFLOPs" + (f", {high / low:.3g} times." if low > 0 else ".")
-    if estimate is not None:
-        minutes = estimate.study_seconds / 60
-        text += (
-            f"\n{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
-            f"{estimate.slots} at a time (from training steps measured just now, start-up and "
-            "validation left out)."
-        )
-    return text
+    times = f", {high / low:.3g} times" if low > 0 else ""
+    return f"{text}{low:.3g} to {high:.3g} GFLOPs{times}."
