@@ -155,8 +155,8 @@ def summarise(
     Args:
         study: the record, possibly of a study that still runs.
         x: the metric that is the cost.
-        y: the metric that is the quality; intervals exist for `top1` alone, which is counted by
-            subject.
+        y: the metric that is the quality; only those that are counted by subject, `top1` and
+            `acc2`, have intervals.
         by: parameters that set families apart, beside the model; names out of the study.
         max_gflops: leave out configurations that cost more.
         top: how many rows the table shows, the best by y; the front is of all.
@@ -177,7 +177,7 @@ def summarise(
     finished.sort(key=lambda c: c.configuration_id)  # draws must not depend on who ended first
     scale = _Scale.over(finished, x, y, directions)
     finished = _find_front(finished, x, y, directions)
-    counted = _with_groups(finished) if y == "top1" else []
+    counted = _with_groups(finished) if metric(y).is_counted else []
     draws = _draws(counted)
     finished = _compare(finished, x, y, directions, draws)
     finished = _read_test(finished, study)

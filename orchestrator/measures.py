@@ -18,6 +18,8 @@ class Metric:
     direction: Literal["maximize", "minimize"] = "minimize"
     is_share: bool = False
     """In [0, 1]; differences are told in points of 0.01."""
+    is_counted: bool = False
+    """The share of right decisions that trials count by subject: it has intervals."""
 
     def show(self, value: float | None) -> str:
         """Return the value as text, shares with three decimals, others with three digits."""
@@ -26,11 +28,24 @@ class Metric:
         return f"{value:.3f}" if self.is_share else show_number(value)
 
 
+def _share(label: str, *, is_counted: bool = False) -> Metric:
+    return Metric(label=label, direction="maximize", is_share=True, is_counted=is_counted)
+
+
 METRICS: dict[str, Metric] = {
-    "top1": Metric(label="top-1 accuracy", direction="maximize", is_share=True),
-    "top5": Metric(label="top-5 accuracy", direction="maximize", is_share=True),
-    "balanced_accuracy": Metric(label="balanced accuracy", direction="maximize", is_share=True),
-    "map": Metric(label="mean average precision", direction="maximize", is_share=True),
+    "top1": _share("top-1 accuracy", is_counted=True),
+    "top5": _share("top-5 accuracy"),
+    "map": _share("mean average precision"),
+    "balanced_accuracy": _share("balanced accuracy"),
+    "macro_f1": _share("macro F1"),
+    "micro_f1": _share("micro F1"),
+    "mae": Metric(label="mean absolute error"),
+    "pearson": Metric(label="Pearson's r", direction="maximize"),
+    "acc2": _share("accuracy of the sign", is_counted=True),
+    "acc2_nonzero": _share("accuracy of the sign, without zeros"),
+    "f1": _share("F1 of the sign"),
+    "f1_nonzero": _share("F1 of the sign, without zeros"),
+    "acc7": _share("accuracy of seven steps"),
     "loss": Metric(label="loss"),
     "gflops": Metric(label="GFLOPs"),
     "gmacs": Metric(label="GMACs"),

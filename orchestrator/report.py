@@ -388,7 +388,9 @@ def _draw(axes: Axes, front: Front) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(metric(front.x).label.replace("$", r"\$"))
     axes.set_ylabel(f"{metric(front.y).label}, validation".replace("$", r"\$"))
-    axes.set_title(f"{front.study.name}: accuracy against cost".replace("$", r"\$"), loc="left")
+    axes.set_title(
+        f"{front.study.name}: {metric(front.y).label} against cost".replace("$", r"\$"), loc="left"
+    )
     axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

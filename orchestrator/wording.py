@@ -48,9 +48,10 @@ def notes(front: Front) -> list[str]:
         "The study uses one split of its data: what it says is conditional on that split. The "
         "front is picked by the very values shown, so its best are likely a little too good."
     )
+    worst = "0" if y.is_share else "the worst seen"
     lines.append(
-        "Hypervolume is the share enclosed between the front, an accuracy of 0 and the highest "
-        "cost seen, with the cost on a log scale from the lowest (1) to the highest (0)."
+        f"Hypervolume is the share enclosed between the front, {y.label} of {worst} and the "
+        "highest cost seen, with the cost on a log scale from the lowest (1) to the highest (0)."
     )
     lines.append(seal(front))
     return lines
@@ -276,7 +277,7 @@ def _test_columns(front: Front) -> list[Column]:
         return metric(front.y).show(c.test_values.get(front.y))
 
     found = [Column(label, show, lambda c: c.test_values.get(front.y))]
-    if front.y == "top1":
+    if metric(front.y).is_counted:
         found.append(
             Column(
                 "test interval",

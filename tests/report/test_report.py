@@ -220,6 +220,32 @@ def test_other_metrics_have_their_own_direction_and_no_interval(study: StudyReco
     assert 0 < front.hypervolume <= 1
 
 
+def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
+    tmp_path: Path,
+) -> None:
+    """Costs 1, 10, 100 with errors 0.9, 0.6, 0.7: two on the front, the last dominated."""
+    errors = {"a": (0.9, 1.0), "b": (0.6, 10.0), "c": (0.7, 100.0)}
+    study = small_study(
+        *(
+            trial(name, 0, {"mae": mae, "acc2": 1 - mae / 2, "gflops": cost})
+            for name, (mae, cost) in errors.items()
+        ),
+        objectives=(("mae", "minimize"), ("gflops", "minimize")),
+    )
+    front = report.summarise(study, y="mae")
+    assert [c.configuration_id for c in front.points] == ["a", "b"]
+    # Costs lie at 1, 1/2, 0; errors run from the worst seen, 0.9, to the best, 0.6.
+    assert front.hypervolume == pytest.approx(0.5)
+    assert all(c.interval is None for c in front.finished)
+    assert "mean absolute error of the worst seen" in " ".join(wording.notes(front))
+    assert report.headline(front) == (
+        "2 of 3 configurations are on the front; the best reaches 0.600 mean absolute error at "
+        "10.0 GFLOPs; 10 % of that cost loses 0.3 mean absolute error."
+    )
+    assert len(report.write(study, list(report.FORMATS), tmp_path, y="mae")) == len(report.FORMATS)
+    assert all(c.interval is not None for c in report.summarise(study, y="acc2").finished)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
