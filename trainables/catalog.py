@@ -19,6 +19,8 @@ FILES = (
     "concat",
     "late_fusion",
     "unimodal",
+    "mult",
+    "mbt",
 )
 """Modules of `models/`; each has `SYSTEMS`, its systems by name."""
 
