@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sftsearch.datasets import synthetic
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import Split, Store, open_store, write_store
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
-from sftsearch.trainables.fit import Fit, TrainingDiverged, evaluate
+from sftsearch.trainables.fit import COUNTED, Batches, Fit, TrainingDiverged, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +64,16 @@ def small_store(path: Path, spec: DatasetSpec, people: int) -> Store:
     )
     write_store(path, spec, splits)
     return open_store(path)
+
+
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_dataset("synthetic_tags", cache=tmp_path_factory.mktemp("stores"))
+
+
+@pytest.fixture(scope="module")
+def rating(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_dataset("synthetic_rating", cache=tmp_path_factory.mktemp("stores"))
 
 
 def start(store: Store, *, seed: int = 0, dropout: float = 0.2, **training: Any) -> Fit:
@@ -110,12 +122,23 @@ def test_another_process_has_bit_equal_losses(store: Store) -> None:
     assert timeless(json.loads(done.stdout)) == timeless(fit.history)
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("stop", "changed"),
+    [
+        (0, {}),
+        (1, {}),
+        (3, {}),
+        (1, {"mixup": "manifold", "mixup_warmup": 1}),
+        (3, {"mixup": "manifold", "mixup_warmup": 2, "mixup_weights": "sample"}),
+        (3, {"mixup": "modality", "mixup_warmup": 0}),
+        (1, {"precision": "bfloat16"}),
+    ],
+)
 def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
-    store: Store, tmp_path: Path, stop: int
+    store: Store, tmp_path: Path, stop: int, changed: dict[str, Any]
 ) -> None:
     """With plateaus of no patience, so that the learning rate's state counts too."""
-    options: dict[str, Any] = {"plateau_patience": 0, "learning_rate": 0.05, "epochs": 5}
+    options = {"plateau_patience": 0, "learning_rate": 0.05, "epochs": 5} | changed
     whole = run(start(store, **options))
     first = start(store, **options)
     for _ in range(stop):
@@ -314,11 +337,15 @@ def test_a_training_configuration_is_checked(field: str, value: Any) -> None:
     assert repr(value) in str(error.value)
 
 
-def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(store: Store) -> None:
+@pytest.mark.parametrize("mixup", ["none", "manifold", "input", "modality"])
+def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(
+    store: Store, mixup: Any
+) -> None:
     """Half of synthetic's class is an exclusive or, which only fusion can tell."""
     config = MODELS["sft_po"].config(dim=16, num_heads=2, fused_layers=2, dropout=0.1)
     model = build_model("sft_po", store.spec, config, seed=0)
-    run(Fit(model, store, TrainConfig(epochs=15, learning_rate=2e-3), seed=0))
+    training = TrainConfig(epochs=15, learning_rate=2e-3, mixup=mixup)
+    run(Fit(model, store, training, seed=0))
     test = evaluate(model, store, store.split("test", unseal_test=True))
     best = store.spec.best_accuracy
     assert best is not None
@@ -340,3 +367,152 @@ def test_sft_tells_activities_from_a_watch(tmp_path: Path) -> None:
     model = build_model("sft", wearables.spec, config, seed=0)
     fit = run(Fit(model, wearables, TrainConfig(epochs=8), seed=0))
     assert fit.result()["top1"] > 0.80
+
+
+# Mixup
+
+
+def test_warm_up_epochs_and_evaluation_are_not_mixed(store: Store) -> None:
+    plain = start(store, epochs=3)
+    mixed = start(store, epochs=3, mixup="manifold", mixup_warmup=2)
+    for _ in range(2):
+        assert timeless([plain.run_epoch()]) == timeless([mixed.run_epoch()])
+    mixed.model.load_state_dict(plain.model.state_dict())
+    assert mixed.run_epoch()["train_loss"] != plain.run_epoch()["train_loss"]
+    seen = evaluate(mixed.model, store, store.split("validation"))
+    assert seen.metrics["loss"] == pytest.approx(mixed.history[-1]["loss"], rel=1e-6)
+
+
+# Tasks and lengths
+
+
+def small_fit(store: Store, **training: Any) -> Fit:
+    config = MODELS["sft_po"].config(dim=16, num_heads=2, fused_layers=1)
+    model = build_model("sft_po", store.spec, config, seed=0)
+    return Fit(model, store, TrainConfig(**{"learning_rate": 2e-3} | training), seed=0)
+
+
+def on_test_split(fit: Fit, store: Store) -> dict[str, float]:
+    return evaluate(fit.model, store, store.split("test", unseal_test=True), fit.config).metrics
+
+
+@pytest.mark.parametrize(("loss", "mixup"), [("l1", "none"), ("l2", "none"), ("l1", "manifold")])
+def test_ratings_are_learned_nearly_as_well_as_can_be(rating: Store, loss: Any, mixup: Any) -> None:
+    """The least mean absolute error is 0.567; that of guessing 0 is sqrt(2 / pi) 1.5 = 1.197."""
+    fit = run(small_fit(rating, epochs=8, regression_loss=loss, mixup=mixup))
+    found = on_test_split(fit, rating)
+    assert found["mae"] < 1.06 * synthetic.best_mae()
+    assert found["pearson"] > 0.97 * synthetic.best_pearson()
+    assert fit.history[-1]["loss"] == pytest.approx(fit.history[-1]["mae"]) or loss == "l2"
+
+
+@pytest.mark.parametrize("mixup", ["none", "manifold"])
+def test_tags_are_learned_nearly_as_well_as_can_be(tags: Store, mixup: Any) -> None:
+    fit = run(small_fit(tags, epochs=8, mixup=mixup))
+    best = float(np.mean(synthetic.best_tag_accuracies()))  # which is also the best F1
+    assert on_test_split(fit, tags)["micro_f1"] > best - 0.02
+
+
+def test_the_losses_are_those_of_the_tasks(tags: Store, rating: Store) -> None:
+    """Against float64, at weights that stay."""
+    for store, loss in ((tags, "l1"), (rating, "l1"), (rating, "l2")):
+        fit = small_fit(store, epochs=1, learning_rate=1e-30, regression_loss=loss, batch_size=300)
+        entry, split = fit.run_epoch(), store.split("validation")
+        inputs, lengths, _ = fit.validation_batches(np.arange(len(split)))
+        p, y = fit.model(inputs, lengths).detach().double(), torch.tensor(split.labels).double()
+        if store is tags:
+            expected = -(y * p.sigmoid().log() + (1 - y) * (1 - p.sigmoid()).log()).mean()
+        else:
+            errors = p[:, 0] - y
+            expected = errors.abs().mean() if loss == "l1" else errors.square().mean()
+        assert entry["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_batches_bring_lengths_and_zeros_behind_them(rating: Store) -> None:
+    split = rating.split("train")
+    batches = Batches(rating, split, ("left", "right"), "cpu")
+    rows = np.array([5, 3, 11, 700])
+    inputs, lengths, labels = batches(rows)
+    assert list(lengths) == ["right"]
+    assert lengths["right"].tolist() == split.lengths["right"][rows].tolist()
+    assert labels.tolist() == split.labels[rows].tolist()
+    for row, length, x_TF in zip(rows, lengths["right"], inputs["right"], strict=True):
+        mean_F, std_F = rating.statistics["right"]
+        expected = (split.modalities["right"][row, :length] - mean_F) / std_F
+        np.testing.assert_allclose(x_TF[:length], expected, rtol=1e-6)
+        assert (x_TF[length:] == 0).all()
+
+
+def test_padding_is_never_seen(rating: Store) -> None:
+    """Garbage behind the lengths gives the same outputs, bit by bit."""
+    fit = small_fit(rating)
+    inputs, lengths, _ = fit.validation_batches(np.arange(50))
+    before = fit.network(inputs, lengths)
+    places = torch.arange(inputs["right"].shape[1])
+    inputs["right"][places >= lengths["right"][:, None]] = math.nan
+    assert torch.equal(fit.network(inputs, lengths), before)
+
+
+def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> None:
+    fit = run(small_fit(rating, epochs=4, learning_rate=0.03, value="best"))
+    errors = [entry["mae"] for entry in fit.history]
+    assert errors[-1] != min(errors) != errors[0]  # or the test would show nothing
+    assert fit.result()["mae"] == min(errors)
+
+
+def test_groups_count_decisions_where_a_metric_is_their_share(
+    rating: Store, tags: Store, tmp_path: Path
+) -> None:
+    """Signs of ratings, which are acc2; nothing of tags, whose metrics are no such shares."""
+    counts = run(small_fit(rating, epochs=1))
+    right, count = np.sum(list(counts.groups().values()), axis=0)
+    assert count == 500
+    assert right / count == pytest.approx(counts.result()[COUNTED["regression"]])
+    none = small_fit(tags, epochs=2)
+    none.run_epoch()
+    none.save(tmp_path / "checkpoint")
+    resumed = small_fit(tags, epochs=2)
+    resumed.load(tmp_path / "checkpoint")
+    resumed.run_epoch()
+    assert resumed.groups() == {}
+    assert evaluate(resumed.model, tags, tags.split("validation")).groups == {}
+
+
+# Precision and compilation
+
+
+def test_bfloat16_trains_nearly_the_same_in_float32_weights(store: Store) -> None:
+    """Matrix products have eight bits: 0.4 % each, averaged over an epoch's samples."""
+    whole, half = (start(store, dropout=0.0, precision=p) for p in ("float32", "bfloat16"))
+    for _ in range(2):
+        expected, entry = whole.run_epoch(), half.run_epoch()
+        assert entry["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-2)
+        assert entry["train_loss"] != expected["train_loss"]
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=2e-2)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    again = evaluate(half.model, store, store.split("validation"), half.config)
+    assert again.metrics["loss"] == half.history[-1]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch uses it itself
+def test_a_compiled_run_is_nearly_the_same_and_repeats_bit_by_bit(
+    rating: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, mixed training and evaluation are compiled; 2,000 samples end in a part batch."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 150}
+    options |= {"mixup": "manifold", "mixup_warmup": 1}
+    plain, whole = (run(small_fit(rating, **options, compile=c)) for c in (False, True))
+    for ours, theirs in zip(whole.history, plain.history, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    first = small_fit(rating, **options, compile=True)
+    first.run_epoch()
+    first.save(tmp_path / "checkpoint")
+    second = small_fit(rating, **options, compile=True)
+    second.load(tmp_path / "checkpoint")
+    assert timeless(run(second).history) == timeless(whole.history)

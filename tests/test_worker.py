@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,14 +25,14 @@ TRAINING = {"epochs": 4, "batch_size": 256}
 UNREPEATABLE = {"seconds", "latency_ms", "peak_memory_mb"}
 
 
-def job(folder: Path, **changed: Any) -> Job:
-    spec = describe("synthetic")
+def job(folder: Path, dataset: str = "synthetic", **changed: Any) -> Job:
+    spec = describe(dataset)
     bound = bind("sft", PARAMETERS, TRAINING, spec)
     cost = dataclasses.asdict(MODELS["sft"].cost(spec, bound.model_config))
     plain = Job(
         key="c-0",
         folder=str(folder),
-        dataset="synthetic",
+        dataset=dataset,
         model="sft",
         parameters=PARAMETERS,
         training=TRAINING,
@@ -71,6 +75,16 @@ def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> N
     )
     assert final["facts"] == {"torch": torch.__version__, "device": "cpu", "threads": 1}
     assert (tmp_path / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("rating", "mae"), ("tags", "map")])
+def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, metric: str) -> None:
+    training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
+    training |= {"precision": "bfloat16", "value": "best"}
+    final = run(start(job(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
+    assert 0 < final["values"][metric] < 2
+    assert final["values"]["latency_ms"] > 0
+    assert bool(final["groups"]) == (dataset == "rating")
 
 
 @pytest.mark.parametrize("num_journalled", [0, 1, 2])
@@ -146,3 +160,25 @@ def test_a_folder_that_cannot_be_made_is_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     report = start(job(tmp_path / "file" / "trial")).step()
     assert report["failed"].startswith("NotADirectoryError: ")
+
+
+WITHOUT_COMPILER = """
+import json, sys
+from sftsearch.orchestrator.worker import Job, TrainingWorker
+worker = TrainingWorker()
+worker.start(Job(**json.loads(sys.argv[1])))
+print(worker.step()["failed"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_compiling_without_a_compiler_is_a_clear_reason(tmp_path: Path) -> None:
+    training = TRAINING | {"compile": True}
+    described = json.dumps(dataclasses.asdict(job(tmp_path / "trial", training=training)))
+    command = [sys.executable, "-P", "-c", WITHOUT_COMPILER, described]
+    environment = os.environ | {"CXX": "/no/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("CompileError: `compile` needs a C++ compiler, and Triton on")
+    assert "InvalidCxxCompiler" in done.stdout
+    assert done.stdout.endswith("Install them, or leave `compile` out.\n")
