@@ -288,13 +288,14 @@ class _ValueChecker:
             raise StudyFileError(self._source.name, list(found.values()))
 
     def _known(self, branch: int) -> set[str]:
-        return self._space.axes[branch].keys() | self._space.literals[branch].keys()
+        names = self._space.axes[branch].keys() | self._space.literals[branch].keys()
+        return {name.partition(".")[0] for name in names}
 
     def _place(self, branch: int, name: str, value: str) -> tuple[str | int, ...]:
         axis = self._space.axes[branch][name]
         listed = [repr(one) for one in getattr(axis, "values", [])]
         position = ("values", listed.index(value)) if value in listed else ()
-        return ("space", branch, name, *position)
+        return ("space", branch, *name.split("."), *position)
 
 
 def _marks(point: Point, names: Collection[str]) -> list[tuple[int, str, str]]:

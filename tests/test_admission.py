@@ -37,6 +37,7 @@ space:
     num_layers: {kind: int, low: 1, high: 4}
     dim: 8
 """
+LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
 
 
 def source_of(space: str, constraints: str = "[]", training: str = "{}") -> Source:
@@ -124,6 +125,42 @@ def test_a_repeat_is_counted_once_and_refused_once_taken() -> None:
     assert decided.id in again.detail
 
 
+BY_MODALITY = """\
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    dim: 8
+    fused_layers: 1
+    modalities: {kind: choice, values: [[watch_acc], [phone_acc, watch_acc]]}
+    tokens:
+      phone_acc: {kind: choice, values: [1, 4]}
+      watch_acc: {kind: choice, values: [1, 4, 16, 17]}
+"""
+
+
+def test_what_trains_alike_is_a_repeat() -> None:
+    """Without the phone its tokens do not matter; 17 tokens of 16 are 16: 3 + 2 x 3 are left."""
+    admission = admission_of(BY_MODALITY)
+    assert admission.num_points == 2 * 2 * 4
+    assert len(table_of(admission)) == 9
+    assert admission.num_refused == {"repeat": 7}
+    tokens = [c.configuration.parameters["tokens"] for c in table_of(admission).values()]
+    assert all(one.keys() == {"phone_acc", "watch_acc"} for one in tokens)
+    for point in admission.space.points():
+        assert admission.price(point).id in table_of(admission)
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_a_modalitys_value_that_is_possible_nowhere_is_a_mistake_at_its_line(more: str) -> None:
+    space = BY_MODALITY.replace("tokens", "stride") + more
+    (line,) = mistakes_of(space)
+    assert line.startswith(
+        "line 15: space[0].stride.watch_acc.values[3]: `stride.watch_acc` must not be longer than "
+        "the tokens it pools, but got (stride=17, tokens=16)."
+    )
+
+
 def test_points_that_cannot_be_built_are_refused_where_their_values_work_elsewhere() -> None:
     """Dim 10 goes with 5 heads and not with 4, dim 8 the other way round: no value is wrong."""
     space = """\
@@ -142,9 +179,6 @@ space:
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.excess) == ("impossible", 1.0)
     assert refused.detail == "`num_heads` must divide `dim`, but got (num_heads=5, dim=8)."
-
-
-LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
 
 
 @pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])

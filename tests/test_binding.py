@@ -306,6 +306,8 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sft", {"tokens": 99}, {}),
     ("sft", {"stride": 1, "pooling": "max"}, {"tokens": 16}),
     ("concat", {"pooling": "attention"}, {}),
+    ("sft", {**WATCH, "stride": {"watch_acc": 2, "watch_gyro": 4, "phone_acc": 8}},
+     {**WATCH, "tokens": {"watch_acc": 8, "watch_gyro": 4}}),
     ("sft", {"sparse_attention": "strided", "window": 17}, {"sparse_attention": "dense"}),
     ("sft", {"mixup": "none", "mixup_alpha": 0.9}, {}),
 ]  # fmt: skip
