@@ -247,6 +247,21 @@ def test_equal_outcomes_share_a_canonical_configuration() -> None:
     assert not same({"strategy": "cross"}, {"strategy": "vanilla"})
 
 
+@pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("strategy", ["bottleneck", "vanilla", "cross"])
+def test_padding_changes_nothing_whatever_fuses(strategy: str, update: str) -> None:
+    """Padded values bit for bit; a sample of which nothing is padded up to the order of sums."""
+    model = small(num_layers=3, fusion_layer=1, strategy=strategy, update=update)
+    x, lengths = samples(), {"first": torch.tensor([6, 2, 0]), "third": torch.tensor([4, 0, 4])}
+    outputs = model(x, lengths)
+    spoilt = {name: x_BTF.clone() for name, x_BTF in x.items()}
+    spoilt["first"][1, 2:] = spoilt["first"][2] = spoilt["third"][1] = torch.nan
+    assert outputs.isfinite().all()
+    assert torch.equal(model(spoilt, lengths), outputs)
+    torch.testing.assert_close(outputs[:1], model(x)[:1], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(outputs[1:], model(x)[1:])
+
+
 def test_what_does_not_fit_is_refused() -> None:
     config = MODELS["mbt"].config
     with pytest.raises(ConfigError, match=r"fusion_layer=5, num_layers=4"):
