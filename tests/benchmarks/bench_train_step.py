@@ -3,7 +3,10 @@
 A step is forward, backward and AdamW on random samples of the shapes of VGGSound and MOSEI, on one
 thread. Each model runs in a process of its own, so that its peak of resident memory is its own;
 memory is that peak above what the process had before its first step. The paper measured on an RTX
-3090, so ratios to SFT are what compares.
+3090, so ratios to SFT are what compares. Beside MOSEI stand the milliseconds of the authors' own
+code, run at the same setting (batch 8, one thread) on a machine of this kind.
+
+Also: strided sparse attention against dense attention at 1,216 tokens, forward and backward.
 
 Run with `python -P tests/benchmarks/bench_train_step.py`; the last line is JSON.
 """
@@ -43,12 +46,24 @@ PAPER = {
         "sft": (4.27, 0.48, 0.25),
         "late_fusion": (12.32, 1.35, 1.51),
         "concat": (10.93, 1.52, 1.68),
+        "mult": (16.73, 1.18, 2.64),
+        "mbt": (12.02, 1.35, 1.52),
     },
     "mosei": {
         "sft": (3.99, 0.09, 0.10),
         "late_fusion": (7.66, 0.49, 0.59),
         "concat": (8.02, 1.04, 1.16),
+        "mult": (11.49, 0.62, 1.03),
+        "mbt": (7.42, 0.50, 0.59),
     },
+}
+# The authors' code on MOSEI shapes, batch 8, one thread: milliseconds a step, peak MiB.
+AUTHORS = {
+    "sft": (546, 545),
+    "late_fusion": (2994, 1585),
+    "mbt": (3204, 1510),
+    "mult": (3639, 2072),
+    "concat": (6793, 2850),
 }
 MEASURES = ("step_ms", "memory_mib", "gflops")
 
@@ -73,12 +88,7 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         classes=tuple(f"class_{index}" for index in range(shape["classes"])),
     )
     system = MODELS[name]
-    options: dict[str, Any] = (
-        {"stride": shape["stride"]} if hasattr(system.config, "stride") else {}
-    )
-    if name == "unimodal":
-        options["modalities"] = (shape["longest"],)
-    config = system.config(**options)
+    config = system.config(**options_of(name, shape))
     model = build_model(name, spec, config, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     inputs = {key: torch.randn(batch, *sizes) for key, sizes in shape["modalities"].items()}
@@ -109,6 +119,48 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
     }
 
 
+def options_of(name: str, shape: dict[str, Any]) -> dict[str, Any]:
+    """Return what the SFT paper sets; the rest are defaults."""
+    if name in ("sft", "sft_po"):
+        return {"stride": shape["stride"]}
+    if name == "unimodal":
+        return {"stride": shape["stride"], "modalities": (shape["longest"],)}
+    return {"fusion_layer": 1} if name == "mbt" else {}
+
+
+def measure_sparse(repeats: int) -> dict[str, float]:
+    """Time strided and dense attention by turns: 1,216 tokens, batch 8, 5 heads of 8, one thread.
+
+    Queries, keys and values are cut from one tensor, as in a layer; the projections are left out.
+    """
+    import torch
+
+    from sftsearch.trainables.layers.attention import attend, attend_strided
+    from sftsearch.trainables.windows import Pattern
+
+    torch.set_num_threads(1)
+    pattern = Pattern("strided", 32, 8)
+    in_BTD = torch.randn(8, 1216, 3 * 40, requires_grad=True)
+    out_BHTd = torch.randn(8, 5, 1216, 8)
+
+    def step(sparse: bool) -> float:
+        q, k, v = (x.unflatten(2, (5, 8)).transpose(1, 2) for x in in_BTD.chunk(3, dim=2))
+        start = time.perf_counter()
+        if sparse:
+            y, _ = attend_strided(q, k, v, pattern, None, report_received=False)
+        else:
+            y = attend(q, k, v)
+        torch.autograd.grad(y, in_BTD, out_BHTd)
+        return 1e3 * (time.perf_counter() - start)
+
+    pairs = [(step(sparse=False), step(sparse=True)) for _ in range(2 + repeats)][2:]
+    return {
+        "dense_ms": statistics.median(dense for dense, _ in pairs),
+        "strided_ms": statistics.median(strided for _, strided in pairs),
+        "times_faster": statistics.median(dense / strided for dense, strided in pairs),
+    }
+
+
 def resident_mib(field: str) -> float:
     """Read VmRSS (resident now) or VmHWM (its peak) of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -136,19 +188,34 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
         if row["model"] in printed:
             pairs = zip(MEASURES, printed[row["model"]], printed["sft"], strict=True)
             row["paper_to_sft"] = {key: value / of_sft for key, value, of_sft in pairs}
+        if row["data"] == "mosei" and row["model"] in AUTHORS:
+            row["authors"] = dict(
+                zip(("step_ms", "memory_mib"), AUTHORS[row["model"]], strict=True)
+            )
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print a Markdown table: measured, as ratio to SFT, and the paper's ratio in brackets."""
-    print("| data | model | ms a step | IQR | MiB | us to price | x time | x memory | x GFLOPs |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| data | model | ms a step | IQR | authors' ms | MiB | authors' MiB | us to price "
+        "| x time | x memory | x GFLOPs |"
+    )
+    print("| --- | --- |" + " ---: |" * 9)
     for row in rows:
         printed = row.get("paper_to_sft")
         ratios = [
             f"{row['to_sft'][key]:.2f}" + (f" ({printed[key]:.2f})" if printed else "")
             for key in MEASURES
         ]
-        figures = [f"{row[key]:.0f}" for key in ("step_ms", "iqr_ms", "memory_mib", "cost_us")]
+        authors = row.get("authors", {})
+        figures = [
+            f"{row['step_ms']:.0f}",
+            f"{row['iqr_ms']:.0f}",
+            str(authors.get("step_ms", "")),
+            f"{row['memory_mib']:.0f}",
+            str(authors.get("memory_mib", "")),
+            f"{row['cost_us']:.0f}",
+        ]
         print(f"| {' | '.join([row['data'], row['model'], *figures, *ratios])} |")
 
 
@@ -172,8 +239,13 @@ def main() -> None:
             rows.append(measure_apart(name, data, args.batch, args.steps))
     add_ratios(rows)
     print_table(rows)
+    sparse = measure_sparse(repeats=15)
+    print(
+        f"strided against dense attention at 1,216 tokens: {sparse['strided_ms']:.1f} ms against "
+        f"{sparse['dense_ms']:.1f} ms, {sparse['times_faster']:.1f} times faster"
+    )
     facts = {"batch": args.batch, "steps": args.steps, "threads": 1, "cpus": os.cpu_count()}
-    print(json.dumps({**facts, "machine": platform.machine(), "rows": rows}))
+    print(json.dumps({**facts, "machine": platform.machine(), "sparse": sparse, "rows": rows}))
 
 
 if __name__ == "__main__":
