@@ -134,11 +134,6 @@ def linear(d: int, num_outputs: int) -> Part:
     return Part(0, d * num_outputs, (d + 1) * num_outputs)
 
 
-def shared(part: Part, other: Part) -> Part:
-    """`other` runs on the weights of `part`: its operations count again, its parameters do not."""
-    return Part(part.flops + other.flops, part.macs + other.macs, part.parameters)
-
-
 def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) -> float:
     """Count the multiply-adds of one sample, in 1e9, by running the model on the meta device.
 
