@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from sftsearch.orchestrator import papers
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.trainables.cost import GIGA
 
+ROOT = Path(__file__).parent.parent
 SIZES = {"VGGS": (38, 1200, 38), "MOSEI": (500, 500, 50)}
 POOLED = {"VGGS": 45, "MOSEI": 46}
 """Fused tokens of SFT, CLS included: 1 + 12 + 20 + 12 and 1 + 10 + 10 + 25."""
@@ -92,3 +95,31 @@ def test_json_has_the_deviations_too() -> None:
     assert row["printed"]["VGGS100 mAP"] == {"mean": 57.18, "std": 0.39}
     assert row["gflops"]["VGGS"] == pytest.approx(by_hand("SFT", "VGGS"))
     assert row["difference"] == {"VGGS": None, "MOSEI": None}
+
+
+def test_the_page_on_costs_shows_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
+    page = (ROOT / "docs" / "cost.md").read_text().splitlines()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(printed) == 12 + 12 + 5
+    assert [line for line in printed if line not in page] == []
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_without_output_projections_table_2_is_within_2_percent(
+    shape: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reading of the page on costs: 3nd^2 + 2n^2 d for attention, against a sum by hand."""
+    projected = dict.fromkeys(("Concat", "LF"), 12 * sum(SIZES[shape]))
+    projected["MulT"] = 21 * sum(SIZES[shape])
+    projected["MBT"] = 12 * sum(SIZES[shape]) + 11 * 3 * 4
+    projected["SFT"] = 2 * sum(SIZES[shape]) + 11 * POOLED[shape]
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    for priced in papers.price_table("SFT table 2"):
+        less = by_hand(priced.row.name, shape) - projected[priced.row.name] * 1600 / GIGA
+        paper = papers.mean_of(priced.row.printed[f"{shape} GFLOPs"])
+        assert less == pytest.approx(paper, rel=0.02)
+        assert f"| {less:.4f} | {less / paper - 1:+.1%} |" in printed
