@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from sftsearch.datasets import catalog as datasets
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding
@@ -18,6 +17,7 @@ from sftsearch.orchestrator.binding import bind, check_names, definition_of, wit
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.metrics import METRICS
 
 if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
@@ -154,18 +154,15 @@ def test_a_range_of_fractions_is_none_of_whole_numbers() -> None:
     ]
 
 
-MADE_UP = {
-    "multilabel": dataclasses.replace(WEARABLES, task="multilabel"),
-    "regression": dataclasses.replace(WEARABLES, task="regression", classes=()),
-}
+TASKS = {"multilabel": "synthetic_tags", "regression": "synthetic_rating"}
 
 
-@pytest.fixture
-def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Let `wearables` be a data set of another task."""
-    task: str = request.param
-    monkeypatch.setattr(datasets, "describe", lambda name: MADE_UP[task])
-    return task
+def of_task(task: str, objectives: str) -> Source:
+    text = (
+        f"study: {{name: small}}\ndataset: {{kind: {TASKS[task]}}}\n{objectives}"
+        "search: {trials: 4}\nspace: [{kind: sft}]\n"
+    )
+    return parse_study(text.encode(), name="s.yaml")
 
 
 @pytest.mark.parametrize(
@@ -176,41 +173,47 @@ def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         ("regression", "mae", "minimize"),
         ("regression", "pearson", "maximize"),
     ],
-    indirect=["task"],
 )
 def test_an_accuracy_is_any_metric_of_the_task_in_its_own_direction(
     task: str, metric: str, goal: str
 ) -> None:
-    new = f"{{metric: {metric}, goal: {goal}}}"
-    check_names(parse("{metric: top1, goal: maximize}", new))
-    other = "maximize" if goal == "minimize" else "minimize"
-    assert mistakes_of("{metric: top1, goal: maximize}", new.replace(goal, other)) == [
-        f"line 4: objectives[0].goal: `{metric}` can only be {goal}d."
-    ]
-
-
-@pytest.mark.parametrize("task", MADE_UP, indirect=True)
-def test_what_the_task_does_not_have_is_a_mistake_with_what_it_has(task: str) -> None:
-    (line,) = mistakes_of("top1", "top1")
-    assert line.startswith(
-        f"line 4: objectives[0].metric: No metric of {task} is called 'top1'. Known: "
+    objectives = OBJECTIVES.replace("top1, goal: maximize", f"{metric}, goal: {goal}")
+    check_names(of_task(task, objectives))
+    turned = {"maximize": "minimize", "minimize": "maximize"}[goal]
+    with pytest.raises(StudyFileError) as caught:
+        check_names(of_task(task, objectives.replace(goal, turned, 1)))
+    assert str(caught.value) == (
+        f"s.yaml, line 4: objectives[0].goal: `{metric}` can only be {goal}d."
     )
-    known = {name.strip(". ") for name in line.split("Known:")[1].split(",")}
-    assert known == {*binding.METRICS[task], "loss", *binding.COSTS}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_the_task_does_not_have_is_a_mistake_with_what_it_has(task: str) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        check_names(of_task(task, OBJECTIVES))
+    (mistake,) = caught.value.mistakes
+    assert (mistake.line, mistake.key) == (4, "objectives[0].metric")
+    said, known = mistake.message.split("Known: ")
+    assert said == f"No metric of {task} is called 'top1'. "
+    assert set(known.rstrip(".").split(", ")) == {*METRICS[task], "loss", *binding.COSTS}
 
 
 @pytest.mark.parametrize(
-    ("spec", "first"),
-    [(WEARABLES, ("top1", "maximize")), (MADE_UP["multilabel"], ("map", "maximize")),
-     (MADE_UP["regression"], ("mae", "minimize"))],
-    ids=["classification", *MADE_UP],
-)  # fmt: skip
-def test_objectives_that_are_not_named_are_the_tasks_own(spec: Any, first: Any) -> None:
-    source = with_objectives(parse(OBJECTIVES, ""), spec)
-    pairs = [(objective.metric, objective.goal) for objective in source.study.objectives]
-    assert pairs == [first, ("gflops", "minimize")]
-    named = parse("metric: top1", "metric: map")
-    assert with_objectives(named, spec).study == named.study
+    ("task", "metric", "goal"),
+    [("multilabel", "map", "maximize"), ("regression", "mae", "minimize")],
+)
+def test_objectives_that_are_not_named_are_the_tasks_own(task: str, metric: str, goal: str) -> None:
+    source = of_task(task, "")
+    check_names(source)
+    study = with_objectives(source, describe(TASKS[task])).study
+    pairs = [(objective.metric, objective.goal) for objective in study.objectives]
+    assert pairs == [(metric, goal), ("gflops", "minimize")]
+
+
+def test_objectives_that_are_named_stay_and_a_classifications_are_the_defaults() -> None:
+    for source in (parse("metric: top1", "metric: map"), parse(OBJECTIVES, "")):
+        assert with_objectives(source, WEARABLES).study == source.study
+    assert parse(OBJECTIVES, "").study == parse().study
 
 
 def test_objectives_are_checked_beside_mistakes_of_form() -> None:

@@ -162,6 +162,23 @@ def test_equal_trials_have_equal_values_in_other_processes(
             assert trial.values[name] == same.values[name], name
 
 
+def test_a_regression_is_searched_for_its_own_metric(tmp_path: Path) -> None:
+    """Without objectives in the file: the less its mean absolute error the better."""
+    file = tmp_path / "rating.yaml"
+    text = STUDY.format(trials=4, dims="[8, 16]", concurrent="auto")
+    text = text.replace("kind: synthetic", "kind: synthetic_rating").replace("seeds: 2", "seeds: 1")
+    file.write_text(text.replace("name: small", "name: rating").replace("epochs: 3", "epochs: 1"))
+    result = run_study(file, runs=tmp_path, formats=("json",))
+    assert result.record.objectives == (("mae", "minimize"), ("gflops", "minimize"))
+    assert study.axes_of(result.record) == ("gflops", "mae")
+    assert result.sampler_study is not None
+    assert len(result.record.trials) == 4
+    values = [(t.values["mae"], t.values["gflops"]) for t in result.record.trials]
+    on_front = {one for one in values if not any(a < one[0] and b < one[1] for a, b in values)}
+    told = {tuple(trial.values) for trial in result.sampler_study.best_trials}
+    assert told == on_front
+
+
 def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
     runs = finished.folder.parent
     before = call("pareto", "small", "--runs", runs, "--json")
