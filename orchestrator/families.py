@@ -10,6 +10,7 @@ expected best of as many configurations as the least tried family ran.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.front import Difference, difference
 from sftsearch.orchestrator.measures import MISSING, metric
 from sftsearch.orchestrator.wording import show_interval, show_parameter
+from sftsearch.search_spaces.schema import is_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.front import Configuration, Front, Interval
+    from sftsearch.search_spaces.schema import Branch
 
 NUM_LEVELS = 4
 """Costs of the front that are compared at; the highest cost of all comes last."""
@@ -98,6 +101,31 @@ def family_of(c: Configuration, by: Sequence[str]) -> str:
     """Return the name of a configuration's family: its model, with the values of `by` it has."""
     known = [name for name in by if c.parameters.get(name) is not None]
     return " ".join([c.model, *(f"{name}={show_parameter(c, name)}" for name in known)])
+
+
+def names_of_families(space: Sequence[Branch]) -> tuple[str, ...]:
+    """Return the parameters that tell branches of one model apart, as few as do.
+
+    They are literals that differ or that some branch lacks, taken in the order of the study file.
+    """
+    chosen: list[str] = []
+    for kind in dict.fromkeys(branch.kind for branch in space):
+        fixed = [_literals(branch) for branch in space if branch.kind == kind]
+        for name in dict.fromkeys(name for literals in fixed for name in literals):
+            told = {tuple(literals.get(n) for n in chosen) for literals in fixed}
+            more = {tuple(literals.get(n) for n in (*chosen, name)) for literals in fixed}
+            if len(more) > len(told):
+                chosen.append(name)
+    return tuple(chosen)
+
+
+def _literals(branch: Branch) -> dict[str, str]:
+    """Return the branch's parameters that are not searched, as JSON."""
+    return {
+        name: json.dumps(value, sort_keys=True)
+        for name, value in (branch.model_extra or {}).items()
+        if name in branch.parameters and not is_distribution(value)
+    }
 
 
 def _levels(front: Front) -> list[float]:

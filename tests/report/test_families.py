@@ -16,6 +16,7 @@ from rich.console import Console
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import families, report, report_page
 from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+from sftsearch.search_spaces.load import find_study_file, read_study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,6 +174,28 @@ def test_parameters_set_families_apart() -> None:
     assert [tuned.value for tuned in found.tuned] == pytest.approx([0.55, 0.54, 0.53])
     with pytest.raises(UserError, match=r"No parameter of this study is called 'poling'\. Did you"):
         report.summarise(study, by=["poling"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told_by"),
+    [
+        ("baselines", ("mixup",)),
+        ("cost", ("sparse_attention",)),
+        ("sparsification", ("tokens",)),
+        ("pooling", ("pooling",)),
+        ("mixup", ("mixup",)),
+        ("tokens", ()),
+        ("mbt_fusion", ("fusion_layer", "strategy")),
+        ("mbt_bottlenecks", ("num_bottlenecks", "update")),
+        ("mbt_mixup", ("mixup",)),
+        ("stride", ()),
+    ],
+)
+def test_branches_are_told_apart_by_as_few_literals_as_do(
+    name: str, told_by: tuple[str, ...]
+) -> None:
+    space = read_study(find_study_file(name)).study.space
+    assert families.names_of_families(space) == told_by
 
 
 def test_one_model_is_not_compared(study: StudyRecord) -> None:
