@@ -176,19 +176,20 @@ def rich_table(
 
 
 def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of the parameters that vary, and those that all configurations share."""
-    values: dict[str, dict[str, Any]] = {}
-    counts: dict[str, int] = {}
-    for candidate in listing:
-        for name, value in candidate.configuration.parameters.items():
-            values.setdefault(name, {})[repr(value)] = value
-            counts[name] = counts.get(name, 0) + 1
-    shared = {
-        name: next(iter(found.values()))
-        for name, found in values.items()
-        if len(found) == 1 and counts[name] == len(listing)
-    }
-    return [name for name, found in values.items() if len(found) > 1], shared
+    """Return the names of the parameters that vary, and those that all configurations share.
+
+    A parameter also varies if only some configurations of a model have it.
+    """
+    bounds = [candidate.configuration for candidate in listing]
+    varying, shared = [], {}
+    for name in dict.fromkeys(name for bound in bounds for name in bound.parameters):
+        models = {bound.model for bound in bounds if name in bound.parameters}
+        values = {repr(b.parameters.get(name)): b for b in bounds if b.model in models}
+        if len(values) > 1:
+            varying.append(name)
+        elif len(models) == len({bound.model for bound in bounds}):
+            shared[name] = bounds[0].parameters[name]
+    return varying, shared
 
 
 def _in_brief(parameters: dict[str, Any], spec: DatasetSpec) -> str:

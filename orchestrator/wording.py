@@ -216,12 +216,15 @@ def show_mean(c: Configuration, name: str) -> str:
 
 
 def varying(configurations: Iterable[Configuration]) -> list[str]:
-    """Return the parameters that are not the same in every configuration that has them."""
+    """Return the parameters that are not the same in every configuration that could have them.
+
+    Of a model that has a parameter in some configurations alone, the others could.
+    """
     seen: dict[str, set[str]] = {}
     rows = list(configurations)
     for name in dict.fromkeys(name for c in rows for name in c.parameters):
-        having = (c for c in rows if c.parameters.get(name) is not None)
-        seen[name] = {show_parameter(c, name) for c in having}
+        models = {c.model for c in rows if c.parameters.get(name) is not None}
+        seen[name] = {show_parameter(c, name) for c in rows if c.model in models}
     return [name for name, values in seen.items() if len(values) > 1 and name != "model"]
 
 

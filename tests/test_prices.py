@@ -142,6 +142,21 @@ def test_the_table_is_readable_at_80_columns() -> None:
     )
 
 
+def test_what_only_some_configurations_of_a_model_have_is_shown() -> None:
+    space = """\
+space:
+  - {kind: sft, patch: 8, dim: 10}
+  - {kind: sft, patch: 8, dim: 10, tokens: 1}
+  - {kind: concat, patch: 8, dim: 10}
+"""
+    source, admission = study_of(space)
+    listing = prices.list_prices(admission)
+    lines = shown(prices.rich_table(listing, admission, None, 3))
+    assert [line.split()[2:] for line in lines[1:]] == [["sft", "tokens=1"], ["concat"], ["sft"]]
+    words = shown(prices.in_words(listing, source, admission, None))
+    assert words[0] == "In all: patch=8 dim=10 modalities=all."
+
+
 def test_rows_go_from_the_cheapest_to_the_dearest() -> None:
     source, admission = study_of()
     listing = prices.list_prices(admission)

@@ -278,6 +278,18 @@ def test_top_keeps_the_best_rows_but_the_whole_front(study: StudyRecord) -> None
     assert len(front.points) == 9
 
 
+def test_a_parameter_that_some_of_a_model_lack_is_shown() -> None:
+    values = {"top1": 0.5, "gflops": 1.0}
+    settings = {"a": {"tokens": 1, "patch": 8}, "b": {"patch": 8}, "c": {"layers": 4, "patch": 8}}
+    study = small_study(
+        *(
+            trial(name, 0, values, configuration=own, model="concat" if name == "c" else "sft")
+            for name, own in settings.items()
+        )
+    )
+    assert wording.varying(report.summarise(study).configurations) == ["tokens"]
+
+
 def test_the_record_order_does_not_matter(study: StudyRecord) -> None:
     turned = replace(study, trials=study.trials[::-1])
     assert report.summarise(turned).configurations == report.summarise(study).configurations
