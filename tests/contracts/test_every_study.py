@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -9,18 +10,23 @@ from typing import TYPE_CHECKING
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
 import sftsearch.search_spaces
-from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.binding import check_names, definition_of
 from sftsearch.orchestrator.prices import list_prices
 from sftsearch.orchestrator.study import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
-from sftsearch.search_spaces.schema import StudyFile
+from sftsearch.search_spaces.papers import paper_tables
+from sftsearch.search_spaces.schema import Section, StudyFile
+from sftsearch.trainables.catalog import build_model
+from sftsearch.trainables.fit import Fit
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.admission import Admission
+    from sftsearch.orchestrator.binding import Configuration
 
 FOLDER = Path(next(iter(sftsearch.search_spaces.__path__)))
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -33,7 +39,12 @@ def admission_of(name: str) -> Admission:
 
 
 def test_there_are_studies() -> None:
-    assert {"stride", "stride_paper"} <= set(STUDIES)
+    assert {"stride", "stride_paper", "tokens"} <= set(STUDIES)
+
+
+def test_every_table_of_the_papers_has_its_study() -> None:
+    redone = {read_study(find_study_file(name)).study.study.paper for name in STUDIES}
+    assert redone - {None} == set(paper_tables())
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -51,6 +62,42 @@ def test_it_says_in_its_first_lines_what_it_asks(name: str) -> None:
     first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")
     assert len(first) <= 110
+    assert "?" in first
+    paper = read_study(find_study_file(name)).study.study.paper
+    if paper is not None:  # `SFT table 2` reads "SFT paper, table 2"
+        source, number = paper.split(" ", 1)
+        assert first.startswith(f"# {source} paper, {number}")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_branch_is_tuned_alike(name: str) -> None:
+    """Learning rate and weight decay are searched, by as many configurations in each branch."""
+    study = read_study(find_study_file(name)).study
+    for branch in study.space:
+        tuned = {n for n, parameter in branch.parameters.items() if isinstance(parameter, Section)}
+        assert {"learning_rate", "weight_decay"} <= tuned
+    if len(study.space) > 1:
+        assert study.search.balance == "branches"
+    if study.study.paper is not None:
+        assert (study.search.trials // study.search.seeds) % len(study.space) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_cheapest_configuration_of_every_branch_trains(name: str) -> None:
+    """For an epoch, which mixes from its start where the branch mixes at all."""
+    torch.set_num_threads(1)
+    _, spec, admission = check_study(name)
+    cheapest: dict[int, Configuration] = {}
+    for candidate in list_prices(admission):
+        cheapest.setdefault(candidate.point.branch, candidate.configuration)
+    assert len(cheapest) == len(admission.space.models)
+    store = open_dataset(spec.name)
+    for bound in cheapest.values():
+        model = build_model(bound.model, spec, bound.model_config, seed=0)
+        config = dataclasses.replace(bound.train_config, epochs=1, mixup_warmup=0)
+        assert math.isfinite(Fit(model, store, config, seed=0).run_epoch()["loss"])
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -95,5 +142,5 @@ def test_stride_spans_costs_and_models() -> None:
     listing = list_prices(admission_of("stride"))
     assert listing[-1].cost.gflops >= 10 * listing[0].cost.gflops
     assert len({candidate.configuration.model for candidate in listing}) >= 3
-    strides = {candidate.configuration.parameters.get("stride") for candidate in listing}
-    assert len(strides - {None}) >= 4
+    budgets = {candidate.configuration.parameters.get("tokens") for candidate in listing}
+    assert len(budgets - {None}) >= 4
