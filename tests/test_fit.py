@@ -328,6 +328,13 @@ def test_the_test_split_stays_sealed(store: Store) -> None:
         ("clip_norm", float("inf")),
         ("plateau_factor", 1.0),
         ("value", "mean"),
+        ("mixup", "cutmix"),
+        ("mixup_alpha", 0.0),
+        ("mixup_warmup", -1),
+        ("mixup_weights", "modality"),
+        ("regression_loss", "huber"),
+        ("precision", "float16"),
+        ("compile", 1),
     ],
 )
 def test_a_training_configuration_is_checked(field: str, value: Any) -> None:
@@ -335,6 +342,12 @@ def test_a_training_configuration_is_checked(field: str, value: Any) -> None:
         TrainConfig(**{field: value})
     assert f"`{field}`" in str(error.value)
     assert repr(value) in str(error.value)
+
+
+def test_a_warm_up_must_leave_an_epoch_to_mix() -> None:
+    with pytest.raises(ConfigError, match=r"\(mixup_warmup=5, epochs=5\)"):
+        TrainConfig(mixup="manifold", epochs=5)
+    assert TrainConfig(mixup="manifold", epochs=6).mixup_warmup == 5
 
 
 @pytest.mark.parametrize("mixup", ["none", "manifold", "input", "modality"])

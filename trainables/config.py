@@ -80,10 +80,11 @@ class TrainConfig:
     regression_loss: Literal["l1", "l2"] = "l1"
     """Absolute or squared error, where the labels are numbers."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: matrix products by autocast; weights and moments stay float32."""
+    """bfloat16: matrix products by autocast; weights and moments stay float32. For GPUs: CPUs
+    without instructions for it take twice as long."""
     compile: bool = False
-    """Compile the model with torch.compile, in training and evaluation. Costs a minute or two at
-    the start of each trial, so it pays in long training runs."""
+    """Compile the model with torch.compile, in training and evaluation. That takes minutes at the
+    start of each trial, so it pays in long training runs alone."""
 
     def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, at_least=1)
