@@ -213,7 +213,7 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
             estimate = prices.estimate_time(source, spec, admission)
     listing = prices.list_prices(admission)
     if as_json:
-        _echo_json(prices.as_json(listing, admission, estimate))
+        _echo_json(prices.as_json(listing, admission, estimate, source))
     else:
         console.print(prices.rich_table(listing, admission, estimate, top))
         console.print(prices.in_words(listing, source, admission, estimate), highlight=False)
@@ -223,6 +223,12 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
 @click.argument("study")
 @click.option("--x", default=None, help="Cost axis. Default: the study's.")
 @click.option("--y", default=None, help="Accuracy axis. Default: the study's.")
+@click.option(
+    "--by",
+    multiple=True,
+    help="Parameter that sets families apart, beside the model; may be repeated. "
+    "Default: those that tell the study's branches apart.",
+)
 @click.option("--max-gflops", type=float, help="Leave out configurations that cost more.")
 @click.option("--top", type=click.IntRange(min=1), help="Rows of the table, the best by accuracy.")
 @click.option(
@@ -245,6 +251,7 @@ def pareto(
     study: str,
     x: str | None,
     y: str | None,
+    by: tuple[str, ...],
     max_gflops: float | None,
     top: int | None,
     formats: tuple[str, ...],
@@ -266,7 +273,7 @@ def pareto(
     record = tracking.read_study(uri, study, runs)
     cost, accuracy = axes_of(record)
     axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy}
-    axes |= {"max_gflops": max_gflops, "top": top}
+    axes |= {"by": by or None, "max_gflops": max_gflops, "top": top}
     beside = runs / study
     folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
     front = report.summarise(record, **axes)

@@ -96,7 +96,8 @@ def _evaluate(
         raise StudyError(
             f"The weights of trial {trial.key} cannot be read ({first}): restore '{path}'."
         ) from error
-    evaluation = evaluate(model, store, store.split("test", unseal_test=True))
+    split = store.split("test", unseal_test=True)
+    evaluation = evaluate(model, store, split, bound.train_config)
     if not all(math.isfinite(value) for value in evaluation.metrics.values()):
         raise StudyError(f"Trial {trial.key} gives test values that are not finite.")
     return {"values": evaluation.metrics, "groups": evaluation.groups}

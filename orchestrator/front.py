@@ -144,7 +144,7 @@ def summarise(
     *,
     x: str = "gflops",
     y: str = "top1",
-    by: Sequence[str] = (),
+    by: Sequence[str] | None = None,
     max_gflops: float | None = None,
     top: int | None = None,
 ) -> Front:
@@ -157,7 +157,8 @@ def summarise(
         x: the metric that is the cost.
         y: the metric that is the quality; only those that are counted by subject, `top1` and
             `acc2`, have intervals.
-        by: parameters that set families apart, beside the model; names out of the study.
+        by: parameters that set families apart, beside the model; names out of the study. None:
+            those that tell its branches apart.
         max_gflops: leave out configurations that cost more.
         top: how many rows the table shows, the best by y; the front is of all.
 
@@ -166,8 +167,10 @@ def summarise(
     """
     _check(study, x, y, max_gflops, top)
     known = {name: None for trial in study.trials for name in trial.configuration}
-    for name in by:
+    for name in by or ():
         look_up(known, name, kind="parameter of this study")
+    if by is None:
+        by = [name for name in study.families if name in known]
     directions = (_direction(study, y), _direction(study, x))
     grouped = [_group(trials, study, x, y) for trials in _by_configuration(study).values()]
     kept = [

@@ -125,10 +125,10 @@ def as_json(
     listing: list[Candidate],
     admission: Admission,
     estimate: Estimate | None,
-    source: Source | None = None,
+    source: Source,
 ) -> dict[str, Any]:
-    """Return everything `price` knows, for scripts; the paper's table where `source` names one."""
-    paper = source.study.study.paper if source else None
+    """Return everything `price` knows, for scripts; the paper's table where the file names one."""
+    paper = source.study.study.paper
     return {
         "paper": papers.as_json(paper) if paper else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,

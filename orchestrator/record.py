@@ -58,6 +58,8 @@ class StudyRecord:
     """
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
+    families: tuple[str, ...] = ()
+    """Parameters that set families of configurations apart, beside the model."""
 
 
 def from_events(events: Iterable[Any]) -> StudyRecord:
@@ -101,6 +103,7 @@ def study_record(
         num_seeds=created["num_seeds"],
         objectives=tuple((metric, goal) for metric, goal in created["objectives"]),
         facts=dict(created["facts"]),
+        families=tuple(created.get("families", ())),
         refused=dict(Counter(created.get("refused", {})) + Counter(refused)),
         trials=tuple(sorted(trials, key=lambda trial: (trial.started, trial.key))),
         confirmed=confirmed,

@@ -75,7 +75,7 @@ def write(
     *,
     x: str = "gflops",
     y: str = "top1",
-    by: Sequence[str] = (),
+    by: Sequence[str] | None = None,
     max_gflops: float | None = None,
     top: int | None = None,
 ) -> list[Path]:
@@ -89,7 +89,7 @@ def write(
         folder: where the files go; made if it is missing.
         x: the metric that is the cost.
         y: the metric that is the quality.
-        by: parameters that set families apart, beside the model.
+        by: parameters that set families apart, beside the model; see `summarise`.
         max_gflops: leave out configurations that cost more.
         top: rows of the table, the best by y.
 

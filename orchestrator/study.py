@@ -22,6 +22,7 @@ from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding, record
 from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker
 from sftsearch.search_spaces.load import Source, find_study_file, read_study
@@ -326,6 +327,7 @@ def begin_or_continue(
         "num_seeds": study.search.seeds,
         "objectives": [[objective.metric, objective.goal] for objective in study.objectives],
         "facts": facts,
+        "families": names_of_families(study.space),
         "refused": admission.num_refused,
         "definition": definition,
         "definition_hash": _hash(definition),

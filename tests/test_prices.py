@@ -84,7 +84,7 @@ def test_a_huge_space_with_nothing_admissible_is_said_at_once() -> None:
     assert shown(prices.in_words([], source, admission, estimate)) == [
         "No configuration is admissible."
     ]
-    assert prices.as_json([], admission, estimate)["study_seconds"] is None
+    assert prices.as_json([], admission, estimate, source)["study_seconds"] is None
 
 
 def test_the_line_is_that_of_nonnegative_least_squares() -> None:
@@ -184,7 +184,8 @@ def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
     assert lines[-1].split()[:4] == ["SFT", "0.25", "0.2581", "+3.2%"]
     told = prices.as_json(listing, admission, None, source)
     assert told["paper"]["rows"][-1]["gflops"]["VGGS"] == pytest.approx(0.2581, abs=5e-5)
-    assert prices.as_json(listing, admission, None)["paper"] is None
+    plain, _ = study_of()
+    assert prices.as_json(listing, admission, None, plain)["paper"] is None
 
 
 def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
@@ -195,10 +196,10 @@ def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
 
 
 def test_json_has_everything() -> None:
-    _, admission = study_of(constraints="[{metric: gflops, max: 3e-4}]")
+    source, admission = study_of(constraints="[{metric: gflops, max: 3e-4}]")
     listing = prices.list_prices(admission)
     estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 2.0), 2, 9.0)
-    told = json.loads(json.dumps(prices.as_json(listing, admission, estimate)))
+    told = json.loads(json.dumps(prices.as_json(listing, admission, estimate, source)))
     assert told["points"] == 16
     assert told["refused"] == {"over limit": 16 - len(listing)}
     assert (told["slots"], told["study_seconds"]) == (2, 9.0)
@@ -213,4 +214,5 @@ def test_json_has_everything() -> None:
         "parameters": cost.parameters,
         "seconds": 2.0,
     }
-    assert prices.as_json(listing, study_of(CONTINUOUS)[1], None)["points"] is None
+    source, admission = study_of(CONTINUOUS)
+    assert prices.as_json(listing, admission, None, source)["points"] is None

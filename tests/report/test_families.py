@@ -238,3 +238,10 @@ def test_what_a_model_cannot_offer_is_a_dash() -> None:
     assert heads[1] == "\N{LESS-THAN OR EQUAL TO} 1.00 GFLOPs"
     assert heads[-1] == "expected best of 3"
     assert table[1][-1] == "0.890*"  # of four draws of three, three hold 0.9, one at best 0.86
+
+
+def test_a_study_says_itself_what_sets_its_families_apart(study: StudyRecord) -> None:
+    told = replace(study, families=("stride", "never_searched"))
+    assert report.summarise(told).by == ("stride",)
+    assert report.summarise(told, by=[]).by == ()
+    assert report.summarise(study).by == ()
