@@ -15,7 +15,7 @@ from torch import nn
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.trainables.config import TransformerConfig
-from sftsearch.trainables.layers.attention import SelfAttention
+from sftsearch.trainables.layers.attention import SCORES_AT_ONCE, SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
@@ -160,6 +160,22 @@ def test_sparse_attention_is_dense_attention_under_a_map(
         of_ours = torch.autograd.grad((out * wanted).sum() + received.square().sum(), x)
         theirs = (expected * wanted).sum() + expected_received.square().sum()
         torch.testing.assert_close(of_ours, torch.autograd.grad(theirs, x))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["strided", "fixed"])
+def test_sparse_attention_of_some_samples_at_a_time_is_that_of_all(
+    kind: Literal["strided", "fixed"], padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = Pattern(kind, 4, 2)
+    attention = SelfAttention(dim=12, num_heads=3, pattern=pattern, report_received=True).double()
+    x = torch.randn(5, 13, 12, dtype=torch.float64)
+    valid = torch.arange(13) < torch.tensor([[13], [2], [7], [1], [12]]) if padded else None
+    whole, of_whole = attention(x, valid)
+    monkeypatch.setitem(SCORES_AT_ONCE, "cpu", 3 * 2 * pattern.num_scores(13))  # two samples
+    y, received = attention(x, valid)
+    torch.testing.assert_close(y, whole)
+    torch.testing.assert_close(received, of_whole)
 
 
 @pytest.mark.parametrize("kind", ["strided", "fixed"])

@@ -91,9 +91,7 @@ def attention(
     parameters = 4 * d * d + 4 * d
     if pattern is None or n <= pattern.window:
         return Part(4 * p * d * d + 2 * p * p * d, 4 * n * d * d + 2 * n * n * d, parameters)
-    windows = -(-n // pattern.window)
-    far = windows if pattern.kind == "strided" else pattern.num_summary_tokens(n)
-    run = windows * pattern.window * (pattern.window + far) * (2 * d + num_heads)
+    run = pattern.num_scores(n) * (2 * d + num_heads)
     flops = 4 * p * d * d + 2 * pattern.num_pairs(p) * d
     return Part(flops, 4 * n * d * d + run, parameters)
 

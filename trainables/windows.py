@@ -88,5 +88,11 @@ class Pattern:
         seen_twice += rest * self._num_in_rest(whole, rest)
         return near + n * self.num_summary_tokens(n) - seen_twice
 
+    def num_scores(self, n: int) -> int:
+        """Return how many scores are computed for n tokens: those of whole windows."""
+        windows = -(-n // self.window)
+        far = windows if self.kind == "strided" else self.num_summary_tokens(n)
+        return windows * self.window * (self.window + far)
+
     def _num_in_rest(self, whole: int, rest: int) -> int:
         return max(0, rest - (self.window - self.summary)) + (rest > 0 and whole > 0)

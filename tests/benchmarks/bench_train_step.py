@@ -135,7 +135,7 @@ def measure_sparse(repeats: int) -> dict[str, float]:
     """
     import torch
 
-    from sftsearch.trainables.layers.attention import attend, attend_strided
+    from sftsearch.trainables.layers.attention import attend, attend_sparsely
     from sftsearch.trainables.windows import Pattern
 
     torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def measure_sparse(repeats: int) -> dict[str, float]:
         q, k, v = (x.unflatten(2, (5, 8)).transpose(1, 2) for x in in_BTD.chunk(3, dim=2))
         start = time.perf_counter()
         if sparse:
-            y, _ = attend_strided(q, k, v, pattern, None, report_received=False)
+            y, _ = attend_sparsely(q, k, v, pattern, None, report_received=False)
         else:
             y = attend(q, k, v)
         torch.autograd.grad(y, in_BTD, out_BHTd)

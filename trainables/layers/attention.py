@@ -61,8 +61,7 @@ class SelfAttention(nn.Module):
         )
         received = None
         if self.pattern is not None and tokens > self.pattern.window:
-            weigh = attend_strided if self.pattern.kind == "strided" else attend_fixed
-            y_BHTd, received = weigh(
+            y_BHTd, received = attend_sparsely(
                 q_BHTd, k_BHTd, v_BHTd, self.pattern, valid, report_received=self.report_received
             )
         elif self.report_received:
@@ -110,6 +109,42 @@ def least(like: Tensor) -> float:
 # Both patterns are the window of a token and a few tokens far away, under one softmax. The two
 # parts are computed apart, each as a small dense product, and merged by their exponentials.
 
+SCORES_AT_ONCE = {"cpu": 2**20}
+"""Most scores that are held at once, by device; so many stay in a core's cache."""
+MANY_SCORES = 2**28
+"""Those on other devices: a gigabyte in float32."""
+
+
+def attend_sparsely(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    valid: Tensor | None,
+    *,
+    report_received: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the pattern, some samples at a time; for more tokens than a window has.
+
+    Shape: three of (B, H, T, d), (B, T) -> (B, H, T, d), and the attention received (B, T - 1).
+    """
+    part = attend_strided if pattern.kind == "strided" else attend_fixed
+    if torch.compiler.is_compiling():  # also when exporting: the number of samples is free there
+        return part(q, k, v, pattern, valid, report_received=report_received)
+    scores = q.shape[1] * pattern.num_scores(q.shape[2])
+    at_once = max(1, SCORES_AT_ONCE.get(q.device.type, MANY_SCORES) // scores)
+    if at_once >= len(q):
+        return part(q, k, v, pattern, valid, report_received=report_received)
+    masks = [None] * len(q) if valid is None else valid.split(at_once)
+    pieces = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks, strict=False)
+    results = [
+        part(some_q, some_k, some_v, pattern, mask, report_received=report_received)
+        for some_q, some_k, some_v, mask in pieces
+    ]
+    y = torch.cat([y for y, _ in results])
+    received = [one for _, one in results if one is not None]
+    return y, torch.cat(received) if received else None
+
 
 def attend_strided(
     q: Tensor,
@@ -125,27 +160,29 @@ def attend_strided(
     Both ways: token i sees j where i // w = j // w, or i = j modulo w.
     """
     tokens, last = q.shape[2], _tokens_of_last_window(q, pattern)
-    q, k, v = _in_windows(q, k, v, pattern.window)  # (B, H, N, w, d)
-    near = q @ k.transpose(-1, -2)  # (B, H, N, w, w)
-    far = q.transpose(2, 3) @ k.permute(0, 1, 3, 4, 2)  # (B, H, w, N, N)
-    far.diagonal(dim1=-2, dim2=-1).fill_(least(q))  # the token itself is in its window
-    near[:, :, -1, :, last:] = far[:, :, last:, :, -1] = least(q)
-    if valid is not None:
-        hidden = ~_mask_in_windows(valid, pattern.window)
-        near.masked_fill_(hidden[:, None, :, None], least(q))
-        far.masked_fill_(hidden.transpose(1, 2)[:, None, :, None], least(q))
 
     def by_window(x: Tensor) -> Tensor:
         return x.transpose(2, 3)
 
-    y, total = _merge(near, far, v, by_window(v), by_window)
+    q, k, v = _in_windows(q, k, v, pattern.window)  # (B, H, N, w, d)
+    far_q, far_k, far_v = (by_window(x).contiguous() for x in (q, k, v))  # (B, H, w, N, d)
+    near = q @ k.transpose(-1, -2)  # (B, H, N, w, w)
+    far = far_q @ far_k.transpose(-1, -2)  # (B, H, w, N, N)
+    far.diagonal(dim1=-2, dim2=-1).fill_(least(q))  # the token itself is in its window
+    if last < pattern.window:
+        near[:, :, -1, :, last:] = far[:, :, last:, :, -1] = least(q)
+    if valid is not None:
+        hidden = ~_mask_in_windows(valid, pattern.window)
+        near.masked_fill_(hidden[:, None, :, None], least(q))
+        far.masked_fill_(hidden.transpose(1, 2)[:, None, :, None], least(q))
+    y, total = _merge(near, far, v, far_v, by_window)
     received = None
     if report_received:
         scale = _asking(valid, total, last) / total
         got = (near * scale).sum(dim=-2)
         got = got + (far * by_window(scale)).sum(dim=-2).transpose(2, 3)
         received = got.mean(dim=1).flatten(1)[:, 1:tokens]
-    return y.flatten(2, 3)[:, :, :tokens], received
+    return _cut_off(y.flatten(2, 3), tokens), received
 
 
 def attend_fixed(
@@ -170,7 +207,8 @@ def attend_fixed(
     far = q @ far_k.transpose(-1, -2)  # (B, H, N, w, G)
     own = summary // pattern.window == torch.arange(q.shape[2], device=q.device)[:, None]
     far.masked_fill_(own[:, None], least(q))
-    near[:, :, -1, :, last:] = least(q)
+    if last < pattern.window:
+        near[:, :, -1, :, last:] = least(q)
     if valid is not None:
         hidden = ~_mask_in_windows(valid, pattern.window)
         near.masked_fill_(hidden[:, None, :, None], least(q))
@@ -182,7 +220,7 @@ def attend_fixed(
         got = (near * scale).sum(dim=-2).mean(dim=1).flatten(1)
         from_far = (far * scale).sum(dim=(2, 3)).mean(dim=1)
         received = got.index_add(1, summary, from_far)[:, 1:tokens]
-    return y.flatten(2, 3)[:, :, :tokens], received
+    return _cut_off(y.flatten(2, 3), tokens), received
 
 
 def _tokens_of_last_window(q: Tensor, pattern: Pattern) -> int:
@@ -193,9 +231,19 @@ def _tokens_of_last_window(q: Tensor, pattern: Pattern) -> int:
 def _in_windows(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
     """Fill the last window up with zeros, scale the queries, give the values a column of ones."""
     missing = -q.shape[2] % window
-    padded = (q * q.shape[-1] ** -0.5, k, F.pad(v, (0, 1), value=1.0))
-    q, k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, window)) for x in padded)
-    return q, k, v
+
+    def cut(x: Tensor) -> Tensor:
+        # Heads one behind the other in memory, or every product would copy them again.
+        x = F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
+        in_windows: Tensor = x.unflatten(2, (-1, window))
+        return in_windows
+
+    return cut(q * q.shape[-1] ** -0.5), cut(k), cut(F.pad(v, (0, 1), value=1.0))
+
+
+def _cut_off(y: Tensor, tokens: int) -> Tensor:
+    """Drop what filled the last window up; a slice of everything would cost a copy, backwards."""
+    return y if y.shape[2] == tokens else y[:, :, :tokens]
 
 
 def _mask_in_windows(valid: Tensor, window: int) -> Tensor:
@@ -220,8 +268,8 @@ def _merge(
     near.sub_(highest).exp_()
     far.sub_(by_window(highest)).exp_()
     y = near @ near_v + by_window(far @ far_v)
-    total = y[..., -1:]
-    return y[..., :-1] / total, total
+    sums, total = y.split((y.shape[-1] - 1, 1), dim=-1)
+    return sums / total, total
 
 
 def _asking(valid: Tensor | None, total: Tensor, last: int) -> Tensor:
