@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 """Every data set has these, in this order."""
 
-RESERVED_NAMES = ("label", "subject", "fused", "bottleneck")
-"""Columns of a store, and sequences of a model, that are no modality."""
+RESERVED_NAMES = ("label", "subject", "fused", "bottleneck", "kind")
+"""Columns of a store, sequences of a model, and the mark of a distribution: no modalities."""
 
 Task = Literal["classification", "multilabel", "regression"]
 """What a label is: one class, a yes or no for each of several labels, or a number."""

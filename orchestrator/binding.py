@@ -330,7 +330,7 @@ def bind(
     model_config = model_config.canonical(spec)
     fields = fields_of(TRAINING)
     train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
-    train_config = train_config.canonical()
+    train_config = train_config.canonical(spec)
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)

@@ -183,7 +183,7 @@ def summarise(
     counted = _with_groups(finished) if metric(y).is_counted else []
     draws = _draws(counted)
     finished = _compare(finished, x, y, directions, draws)
-    finished = _read_test(finished, study)
+    finished = _read_test(finished, study, y)
     ordered = _order(finished, [c for c in kept if c.status != "finished"], x, y, directions)
     return Front(
         study=study,
@@ -415,8 +415,10 @@ def difference(
     return Difference(other=other.configuration_id, mean=mean, interval=interval)
 
 
-def _read_test(finished: Sequence[Configuration], study: StudyRecord) -> list[Configuration]:
-    """Add the test values and intervals of a confirmed study."""
+def _read_test(
+    finished: Sequence[Configuration], study: StudyRecord, y: str
+) -> list[Configuration]:
+    """Add the test values of a confirmed study, and the intervals of y where it is counted."""
     if not study.confirmed:
         return list(finished)
     trials = _by_configuration(study)
@@ -428,7 +430,7 @@ def _read_test(finished: Sequence[Configuration], study: StudyRecord) -> list[Co
         means = {n: statistics.fmean(v[n] for v in found if n in v) for n in names}
         seeds = [t.test_groups for t in opened if t.test_groups]
         interval = None
-        if seeds and len(seeds) == len(opened):
+        if metric(y).is_counted and seeds and len(seeds) == len(opened):
             interval = pareto.percentile_interval(pareto.resample_accuracies([seeds])[:, 0])
         tested.append(replace(c, test_values=means, test_interval=interval))
     return tested

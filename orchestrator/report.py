@@ -167,7 +167,7 @@ def _rich_families(front: Front) -> list[Table | Text]:
         return []
     table = Table(box=None, pad_edge=False)
     for n, name in enumerate(families.headers(compared, front)):
-        table.add_column(Text(name), justify="right" if n else "left")
+        table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
     for cells in families.rows(compared, front, intervals=False):
         table.add_row(*(Text(cell) for cell in cells))
     return [table, Text(), Text("\n".join(families.notes(compared, front)), style="dim"), Text()]

@@ -295,7 +295,12 @@ def test_every_other_value_is_another_configuration() -> None:
     for name, value in others.items():
         changed = base | {name: value} | ({"stride": None} if name == "tokens" else {})
         ids.append(identity(**changed))
-    assert len(set(ids)) == len(ids)
+    # What a regression is trained on makes no difference to classes.
+    assert identity(**base, regression_loss="l2") == ids[0]
+    assert len(set(ids)) == len(ids) - 1
+    ratings = describe("synthetic_rating")
+    losses = [bind("sft", {"regression_loss": loss}, {}, ratings).id for loss in ("l1", "l2")]
+    assert losses[0] != losses[1]
 
 
 ALONE = {"modalities": ["watch_acc"]}

@@ -656,6 +656,7 @@ def test_nobody_may_lack_every_modality(tmp_path: Path) -> None:
         ({"task": "Regression"}, "one of classification, multilabel, regression"),
         ({"modalities": {"fused": ModalitySpec(num_tokens=1, num_features=1)}}, "'fused'"),
         ({"modalities": {"bottleneck": VARIABLE["ant"]}}, "'bottleneck'"),
+        ({"modalities": {"kind": VARIABLE["ant"]}}, "'kind'"),
         ({"modalities": {**VARIABLE, "ant_length": VARIABLE["ant"]}}, "called 'ant_length'"),
         ({"num_samples": {"train": 7, "test": 3}}, "train, validation, test in this order"),
         ({"num_samples": {"train": 7, "validation": 0, "test": 3}}, "validation=0"),

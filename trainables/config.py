@@ -109,11 +109,14 @@ class TrainConfig:
         if not isinstance(self.compile, bool):
             raise ConfigError(f"`compile` must be true or false, but got {self.compile!r}.")
 
-    def canonical(self) -> TrainConfig:
+    def canonical(self, spec: DatasetSpec) -> TrainConfig:
         """Return the one configuration of all that train alike: what is never read is default."""
-        if self.mixup != "none":
-            return self
-        return dataclasses.replace(self, mixup_alpha=0.3, mixup_warmup=5, mixup_weights="batch")
+        same = self
+        if spec.task != "regression":
+            same = dataclasses.replace(same, regression_loss="l1")
+        if self.mixup == "none":
+            same = dataclasses.replace(same, mixup_alpha=0.3, mixup_warmup=5, mixup_weights="batch")
+        return same
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

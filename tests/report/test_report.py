@@ -246,6 +246,15 @@ def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
     assert all(c.interval is not None for c in report.summarise(study, y="acc2").finished)
 
 
+def test_only_what_is_counted_has_a_test_interval(confirmed_study: StudyRecord) -> None:
+    """Subjects' right guesses say nothing of how sure a mean over classes is."""
+    opened = report.summarise(confirmed_study, y="top1").points
+    assert all(c.test_interval is not None for c in opened)
+    opened = report.summarise(confirmed_study, y="balanced_accuracy").finished
+    assert any(c.test_values for c in opened)
+    assert all(c.test_interval is None for c in opened)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
