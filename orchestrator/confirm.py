@@ -84,7 +84,7 @@ def _evaluate(
     from safetensors.torch import load_file
 
     from sftsearch.trainables.catalog import build_model
-    from sftsearch.trainables.fit import evaluate
+    from sftsearch.trainables.evaluation import evaluate
 
     bound = bind(trial.model, trial.configuration, training, store.spec)
     model = build_model(trial.model, store.spec, bound.model_config, trial.seed)

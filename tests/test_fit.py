@@ -20,7 +20,8 @@ from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import Split, Store, open_store, write_store
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
-from sftsearch.trainables.fit import COUNTED, Batches, Fit, TrainingDiverged, evaluate
+from sftsearch.trainables.evaluation import COUNTED, Batches, TrainingDiverged, evaluate
+from sftsearch.trainables.fit import Fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ import torch
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import TrainConfig
-from sftsearch.trainables.fit import Fit, evaluate
+from sftsearch.trainables.evaluation import evaluate
+from sftsearch.trainables.fit import Fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

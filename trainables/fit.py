@@ -1,4 +1,4 @@
-"""One trial's training, an epoch at a time, and the evaluation of a model.
+"""One trial's training, an epoch at a time.
 
 Shapes: N samples of a split, B of a batch, T tokens, F features, C outputs.
 """
@@ -8,272 +8,46 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from sftsearch.trainables.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from sftsearch.trainables.config import ConfigError, TrainConfig
-from sftsearch.trainables.metrics import METRICS, TOP_K, num_absent_classes, score
+from sftsearch.trainables.evaluation import (
+    EVALUATION_BATCH,
+    Batches,
+    Groups,
+    Network,
+    TrainingDiverged,
+    is_right,
+    losses_of,
+    metrics_of,
+    predict,
+)
+from sftsearch.trainables.metrics import METRICS, TOP_K
 from sftsearch.trainables.mixup import Mixup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy.typing as npt
     from torch import Tensor
 
-    from sftsearch.datasets.spec import DatasetSpec, Task
-    from sftsearch.datasets.store import Split, Store
-    from sftsearch.trainables.mixup import Inputs, Lengths, Mix
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.datasets.store import Store
+    from sftsearch.trainables.config import TrainConfig
+    from sftsearch.trainables.evaluation import Batch
+    from sftsearch.trainables.mixup import Mix
     from sftsearch.trainables.models.fusion import FusionModel
-
-    Batch = tuple[Inputs, Lengths, Tensor]
-
-EVALUATION_BATCH = 512
-"""Samples at once where no gradient is needed."""
 
 LAST_EPOCHS = 3
 """Epochs whose mean is the value of a trial; one alone is as noisy as its batch order."""
 
-NUM_GROUPS = 100
-"""Most groups a split is counted in."""
-
-COUNTED: dict[Task, str] = {"classification": "top1", "regression": "acc2"}
-"""By task, the metric that is a share of right decisions, one a sample: groups count these.
-
-A multi-label task has none. Its average precisions and F1s are functions of a whole split, which
-no sums over samples give back; and the share of labels decided right, which could be counted, is
-no metric of ours: an interval for it would be read as one for them.
-"""
-
 LOWER_IS_BETTER = ("loss", "mae")
 """Metrics whose best epoch is the lowest."""
-
-
-class TrainingDiverged(RuntimeError):  # noqa: N818  (a fate of a trial, not an error in it)
-    """A loss or a logit is no longer finite; the trial failed and cannot go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One pass over a split."""
-
-    metrics: dict[str, float]
-    """`loss` and the metrics of `metrics.score`."""
-    groups: dict[str, list[float]]
-    """Subject (or one of a hundred fixed parts) -> [right decisions, samples]; see `COUNTED`."""
-    num_absent_classes: int
-    """Classes (or labels) without a sample, which the means over them leave out."""
-
-
-class Batches:
-    """A split as z-scored batches on a device; the split itself is never copied."""
-
-    def __init__(self, store: Store, split: Split, names: tuple[str, ...], device: str) -> None:
-        self.device, self.size = device, len(split)
-        self._labels = split.labels
-        self._sources = {name: split.modalities[name] for name in names}
-        self._lengths = {name: split.lengths[name] for name in names if name in split.lengths}
-        self._scales = {
-            name: tuple(torch.tensor(values, device=device) for values in store.statistics[name])
-            for name in names
-        }
-
-    def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
-        """Return inputs {modality: (B, T, F)}, lengths {modality: (B,)} and labels of some rows.
-
-        Lengths are those of the modalities that vary in it; behind them the inputs are zeros.
-        """
-        lengths = {name: self._on_device(source[rows]) for name, source in self._lengths.items()}
-        inputs = {}
-        for name, source in self._sources.items():
-            mean_F, std_F = self._scales[name]
-            x_BTF = self._on_device(source[rows]).sub_(mean_F).div_(std_F)  # indexing has copied
-            if name in lengths:
-                places = torch.arange(x_BTF.shape[1], device=self.device)
-                x_BTF.masked_fill_((places >= lengths[name][:, None]).unsqueeze(-1), 0.0)
-            inputs[name] = x_BTF
-        return inputs, lengths, self._on_device(self._labels[rows])
-
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the whole split, front to back."""
-        for start in range(0, self.size, batch_size):
-            yield self(np.arange(start, min(start + batch_size, self.size)))
-
-    def _on_device(self, rows: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(rows).to(self.device)
-
-
-class CompileError(ConfigError):
-    """`compile` is asked for where nothing can be compiled."""
-
-    def __init__(self, device: str, error: Exception) -> None:
-        why = str(error).strip().split("\n", 1)[0].rstrip(".")
-        super().__init__(
-            f"`compile` needs a C++ compiler, and Triton on GPUs, but got (compile=True, "
-            f"device={device}: {why}). Install them, or leave `compile` out."
-        )
-
-
-class Network:
-    """A model as its training runs it: in its precision, compiled or not."""
-
-    def __init__(
-        self,
-        model: FusionModel,
-        config: TrainConfig,
-        device: str,
-        compiled_sizes: Sequence[int] = (),
-    ) -> None:
-        """Prepare, but compile nothing yet.
-
-        Args:
-            model: the model.
-            config: its training's; `precision` and `compile` are used.
-            device: where it runs.
-            compiled_sizes: B of the batches that are compiled, if any are. The last ones of an
-                epoch are best left out: a graph of their own would cost more than it saves.
-        """
-        self.model, self._device, self._sizes = model, torch.device(device).type, compiled_sizes
-        self._is_half = config.precision == "bfloat16"
-        self._compiled: Callable[..., Tensor] | None = None
-        if config.compile and compiled_sizes:
-            # A worker's models share the code that is compiled: the graphs of the last would count.
-            torch.compiler.reset()
-            # With shapes as they are: a graph for any shape would be made or not, by what was seen
-            # before, and a resumed run would not repeat the undisturbed one bit by bit.
-            self._compiled = torch.compile(model, dynamic=False)
-
-    def __call__(self, inputs: Inputs, lengths: Lengths, mix: Mix | None = None) -> Tensor:
-        """Return outputs (B, C) in float32; `mix` mixes the latents.
-
-        Raises:
-            CompileError: there is no compiler.
-        """
-        size = len(next(iter(inputs.values())))
-        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._is_half):
-            if self._compiled is None or size not in self._sizes:
-                outputs: Tensor = self.model(inputs, lengths, mix.after_layer if mix else None)
-                return outputs.float()
-            after_layer = mix.after_every_layer if mix and mix.layer is not None else None
-            try:
-                return self._compiled(inputs, lengths, after_layer).float()
-            except torch._dynamo.exc.BackendCompilerFailed as error:
-                raise CompileError(self._device, error) from error
-
-
-def evaluate(
-    model: FusionModel,
-    store: Store,
-    split: Split,
-    config: TrainConfig | None = None,
-    *,
-    device: str = "cpu",
-    batch_size: int = EVALUATION_BATCH,
-) -> Evaluation:
-    """Score a model, which must be on `device`, on a split.
-
-    Args:
-        model: the model.
-        store: of its data set.
-        split: one of the store's.
-        config: how it was trained: its precision and its loss are used; never compiled.
-        device: where it runs.
-        batch_size: samples at once.
-
-    Raises:
-        TrainingDiverged: an output is not finite.
-    """
-    config = config or TrainConfig()
-    network = Network(model, config, device)
-    outputs = _predict(network, Batches(store, split, model.modalities, device), batch_size)
-    groups = _Groups(store, split)
-    correct = groups.count(_is_right(store.spec.task, outputs, split))
-    return Evaluation(
-        _metrics(store.spec.task, config, outputs, split),
-        groups.by_name(correct),
-        num_absent_classes(store.spec.task, split.labels, outputs.shape[1]),
-    )
-
-
-@torch.inference_mode()
-def _predict(network: Network, batches: Batches, batch_size: int) -> Tensor:
-    """Return outputs (N, C) on the CPU."""
-    network.model.eval()
-    return torch.cat(
-        [network(inputs, lengths).cpu() for inputs, lengths, _ in batches.in_order(batch_size)]
-    )
-
-
-def _losses(task: Task, config: TrainConfig, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of each sample, (B,).
-
-    Cross-entropy; the mean binary cross-entropy of the labels; absolute or squared error.
-    """
-    if task == "classification":
-        return F.cross_entropy(outputs, labels, reduction="none")
-    if task == "multilabel":
-        entropies = F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
-        return entropies.mean(dim=1)
-    errors = outputs[:, 0] - labels
-    return errors.abs() if config.regression_loss == "l1" else errors.square()
-
-
-def _metrics(task: Task, config: TrainConfig, outputs: Tensor, split: Split) -> dict[str, float]:
-    loss = _losses(task, config, outputs, torch.tensor(split.labels)).mean()
-    if not (outputs.isfinite().all() and loss.isfinite()):
-        raise TrainingDiverged(f"Outputs or loss on the {split.name} split are not finite.")
-    return {"loss": loss.item(), **score(task, outputs.numpy(), split.labels)}
-
-
-def _is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]:
-    """Return whether each sample was decided right, (N,), as `COUNTED` says."""
-    right: npt.NDArray[np.bool_] = np.zeros(len(split), dtype=bool)
-    if task == "classification":
-        right = outputs.numpy().argmax(axis=1) == split.labels
-    elif task == "regression":
-        right = (outputs[:, 0].numpy() >= 0) == (split.labels >= 0)
-    return right
-
-
-class _Groups:
-    """By whom samples are counted: subjects, or parts of the split where none are known.
-
-    There are none where the task has nothing to count.
-    """
-
-    def __init__(self, store: Store, split: Split) -> None:
-        names = store.spec.subjects[split.name]
-        known = len(names) > 0 and bool((split.subjects >= 0).all())
-        codes = split.subjects if known else np.arange(len(split))
-        if known and len(names) <= NUM_GROUPS:
-            self.names = list(names)
-        else:
-            codes = codes % NUM_GROUPS
-            self.names = [f"{group:02d}" for group in range(NUM_GROUPS)]
-        if store.spec.task not in COUNTED:
-            self.names = []
-        self._codes = codes
-        self.sizes = self.count(np.ones(len(split), dtype=bool))
-
-    def count(self, right: npt.NDArray[np.bool_]) -> list[int]:
-        """Count right decisions (N,) by group."""
-        counts = np.bincount(self._codes[right], minlength=len(self.names))
-        return [int(n) for n in counts[: len(self.names)]]
-
-    def by_name(self, correct: npt.NDArray[np.float64] | list[int]) -> dict[str, list[float]]:
-        """Return {group: [correct, samples]} of the groups that have samples."""
-        return {
-            name: [float(right), float(size)]
-            for name, right, size in zip(self.names, correct, self.sizes, strict=True)
-            if size
-        }
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -306,7 +80,7 @@ class Fit:
         self._task, self._fingerprint = store.spec.task, store.spec.fingerprint
         self._metric_names = _metric_names(store.spec)
         self._validation = store.split("validation")
-        self._groups = _Groups(store, self._validation)
+        self._groups = Groups(store, self._validation)
         self._train_batches = Batches(store, store.split("train"), model.modalities, device)
         self.validation_batches = Batches(store, self._validation, model.modalities, device)
         train, validation = self._train_batches.size, self.validation_batches.size
@@ -347,10 +121,10 @@ class Fit:
         start = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
-        outputs = _predict(self.network, self.validation_batches, EVALUATION_BATCH)
-        metrics = _metrics(self._task, self.config, outputs, self._validation)
+        outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH)
+        metrics = metrics_of(self._task, self.config, outputs, self._validation)
         self._plateau.step(metrics["loss"])
-        right = _is_right(self._task, outputs, self._validation)
+        right = is_right(self._task, outputs, self._validation)
         self._correct.append(self._groups.count(right))
         self.history.append(
             {
@@ -396,7 +170,7 @@ class Fit:
     def _train_step(self, batch: Batch, mix: Mix | None) -> Tensor:
         """Return the loss of the batch before the step."""
         inputs, lengths, labels = batch
-        losses = partial(_losses, self._task, self.config)
+        losses = partial(losses_of, self._task, self.config)
         if mix is None:
             loss = losses(self.network(inputs, lengths), labels).mean()
         else:

@@ -53,7 +53,8 @@ def train(label: str) -> dict[str, Any]:
     from sftsearch.orchestrator.pareto import percentile_interval, resample_accuracies
     from sftsearch.trainables.catalog import MODELS, build_model
     from sftsearch.trainables.config import TrainConfig
-    from sftsearch.trainables.fit import Fit, evaluate
+    from sftsearch.trainables.evaluation import evaluate
+    from sftsearch.trainables.fit import Fit
 
     torch.set_num_threads(1)
     store = open_dataset(DATA)
