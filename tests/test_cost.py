@@ -12,27 +12,14 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from sftsearch.datasets.catalog import describe
-from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.cost import Cost, count_gmacs
 from sftsearch.trainables.windows import Pattern
+from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, data_set
 
-
-def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
-    modalities = {
-        name: ModalitySpec(num_tokens=tokens, num_features=features)
-        for name, (tokens, features) in shapes.items()
-    }
-    classes = tuple(f"class_{index}" for index in range(num_classes))
-    return replace(describe("synthetic"), modalities=modalities, classes=classes)
-
-
-VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
-MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
-VGGS_STRIDES = {"rgb": 3, "spec": 60, "flow": 3}
-MOSEI_STRIDES = {"vision": 50, "audio": 50, "text": 2}
+if typing.TYPE_CHECKING:
+    from sftsearch.datasets.spec import DatasetSpec
 
 
 def price(name: str, spec: DatasetSpec, **options: Any) -> Cost:

@@ -5,7 +5,6 @@ Shapes: B batch, T tokens of a modality, K bottlenecks, D width.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -13,32 +12,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sftsearch.datasets.catalog import describe
-from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.layers.blocks import Block
 from sftsearch.trainables.layers.bottleneck import AddBottleneck, CrossLayer, SkippedBlock
 from sftsearch.trainables.layers.tokens import BOTTLENECK, FUSED, Sequence
+from shapes import MOSEI, VGGS, data_set
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.cost import Cost
     from sftsearch.trainables.models.fusion import FusionModel
 
 
-def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
-    modalities = {
-        name: ModalitySpec(num_tokens=tokens, num_features=features)
-        for name, (tokens, features) in shapes.items()
-    }
-    classes = tuple(f"class_{index}" for index in range(num_classes))
-    return replace(describe("synthetic"), modalities=modalities, classes=classes)
-
-
-VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
-MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
 SMALL = data_set(3, first=(6, 4), second=(5, 4), third=(4, 4))
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.layers.attention import SelfAttention
 from sftsearch.trainables.layers.crossmodal import attend_to, future, sinusoids
 from sftsearch.trainables.layers.tokens import Sequence
+from shapes import MOSEI, VGGS, data_set
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 
-def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
-    modalities = {
-        name: ModalitySpec(num_tokens=tokens, num_features=features)
-        for name, (tokens, features) in shapes.items()
-    }
-    classes = tuple(f"class_{index}" for index in range(num_classes))
-    return replace(describe("synthetic"), modalities=modalities, classes=classes)
-
-
-VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
-MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
 SMALL = data_set(3, left=(12, 4), right=(12, 4), third=(7, 2))
 DEPTH: dict[str, Any] = {"crossmodal_layers": 2, "memory_layers": 2, "dim": 8, "num_heads": 2}
 

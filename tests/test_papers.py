@@ -111,7 +111,7 @@ def test_the_page_on_costs_shows_what_its_command_prints(
 def test_without_output_projections_table_2_is_within_2_percent(
     shape: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The reading of the page on costs: 3nd^2 + 2n^2 d for attention, against a sum by hand."""
+    """The reading of the page on costs: attention has 3 n d^2 + 2 n^2 d. Against a sum by hand."""
     projected = dict.fromkeys(("Concat", "LF"), 12 * sum(SIZES[shape]))
     projected["MulT"] = 21 * sum(SIZES[shape])
     projected["MBT"] = 12 * sum(SIZES[shape]) + 11 * 3 * 4

@@ -189,10 +189,10 @@ def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
 
 
 def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
-    text = "study:\n  name: small\n  paper: SFT tabel 2\n"
+    text = "study:\n  name: small\n  paper: SFT tablet 2\n"
     (mistake,) = [m for m in parse_study(text.encode()).mistakes if m.key == "study.paper"]
     assert mistake.line == 3
-    assert "No paper's table is called 'SFT tabel 2'. Did you mean 'SFT table 2'?" in str(mistake)
+    assert "No paper's table is called 'SFT tablet 2'. Did you mean 'SFT table 2'?" in str(mistake)
 
 
 def test_json_has_everything() -> None:

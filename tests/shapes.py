@@ -1,0 +1,24 @@
+"""Data sets of given shapes, without samples: those of the papers, and small ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
+
+
+def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
+    """Return a data set of modalities (tokens, features)."""
+    modalities = {
+        name: ModalitySpec(num_tokens=tokens, num_features=features)
+        for name, (tokens, features) in shapes.items()
+    }
+    classes = tuple(f"class_{index}" for index in range(num_classes))
+    return replace(describe("synthetic"), modalities=modalities, classes=classes)
+
+
+VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
+MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
+VGGS_STRIDES = {"rgb": 3, "spec": 60, "flow": 3}
+MOSEI_STRIDES = {"vision": 50, "audio": 50, "text": 2}
