@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,11 +67,12 @@ def baseline(*, deviation: bool) -> float:
 def main() -> None:
     """Search, choose on validation, confirm, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--configurations", type=int, default=24)
+    parser.add_argument("--configurations", type=int, default=35)
     asked = parser.parse_args()
     text = find_study_file("stride").read_text()
-    text = text.replace("  seeds: 2", f"  seeds: {SEEDS}")
-    text = text.replace("  trials: 72", f"  trials: {SEEDS * asked.configurations}")
+    for key, value in {"seeds": SEEDS, "trials": SEEDS * asked.configurations}.items():
+        text, count = re.subn(rf"^  {key}: \d+", f"  {key}: {value}", text, flags=re.MULTILINE)
+        assert count == 1, key
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "stride.yaml")
         file.write_text(text)
