@@ -442,6 +442,7 @@ def data_list(as_json: bool) -> None:
         {
             "data set": spec.name,
             "samples": sum(spec.num_samples.values()),
+            "task": spec.task,
             "classes": len(spec.classes),
             "modalities": ", ".join(spec.modalities),
             "licence": spec.licence,
@@ -451,7 +452,7 @@ def data_list(as_json: bool) -> None:
     if as_json:
         _echo_json(rows)
     else:
-        terminal.print_rows(rows, ("data set", "samples", "classes", "modalities", "licence"))
+        terminal.print_rows(rows, tuple(rows[0]))
 
 
 @data.command(name="info")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -103,8 +103,9 @@ def print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for name in columns:
-        table.add_column(name, justify="right" if isinstance(rows[0][name], int) else "left")
+    for n, name in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if isinstance(rows[0][name], int) else "left"
+        table.add_column(name, justify=justify, no_wrap=n == 0)  # a name is to be copied
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
     Console().print(table)
@@ -120,9 +121,12 @@ def _cell(value: Any) -> str:
 
 def print_parameters(parameters: list[dict[str, Any]]) -> None:
     """Print parameters of a model, each with its type and default."""
+    width = max(len(parameter["type"]) for parameter in parameters)
     for parameter in parameters:
-        default = "all of the data set" if parameter["default"] is None else parameter["default"]
-        click.echo(f"    {parameter['name']:<17} {parameter['type']:<28} {default}")
+        name, default = parameter["name"], parameter["default"]
+        if default is None:
+            default = "all of the data set" if name == "modalities" else "none"
+        click.echo(f"    {name:<17} {parameter['type']:<{width}} {default}")
 
 
 def store_facts(store: Store) -> dict[str, Any]:
@@ -131,13 +135,18 @@ def store_facts(store: Store) -> dict[str, Any]:
     return {
         "name": spec.name,
         "description": spec.description,
+        "task": spec.task,
         "licence": spec.licence,
         "attribution": spec.attribution,
         "source": spec.source,
         "fingerprint": spec.fingerprint,
         "store": str(store.path),
         "modalities": {
-            modality: {"num_tokens": m.num_tokens, "num_features": m.num_features}
+            modality: {
+                "num_tokens": m.num_tokens,
+                "num_features": m.num_features,
+                "variable_length": m.variable_length,
+            }
             for modality, m in spec.modalities.items()
         },
         "splits": {
@@ -154,13 +163,18 @@ def store_facts(store: Store) -> dict[str, Any]:
 
 def print_store(facts: dict[str, Any]) -> None:
     """Print `store_facts` for a person."""
-    for key in ("name", "description", "licence", "attribution", "source", "fingerprint", "store"):
+    for key in ("name", "description", "task", *_ORIGIN):
         click.echo(f"{key + ':':<13} {facts[key]}")
     for modality, m in facts["modalities"].items():
-        click.echo(f"modality:     {modality}, {m['num_tokens']} tokens x {m['num_features']}")
+        count = f"0 to {m['num_tokens']}" if m["variable_length"] else m["num_tokens"]
+        click.echo(f"modality:     {modality}, {count} tokens x {m['num_features']}")
     for split, entry in facts["splits"].items():
         people = f", {len(entry['subjects'])} subjects" if entry["subjects"] else ""
         classes = ", ".join(f"{label} {number}" for label, number in entry["by class"].items())
-        click.echo(f"{split + ':':<13} {entry['samples']} samples{people}; {classes}")
+        told = f"{entry['samples']} samples{people}" + (f"; {classes}" if classes else "")
+        click.echo(f"{split + ':':<13} {told}")
     if facts["best_accuracy"] is not None:
         click.echo(f"best possible test accuracy (Bayes): {facts['best_accuracy']:.4f}")
+
+
+_ORIGIN = ("licence", "attribution", "source", "fingerprint", "store")

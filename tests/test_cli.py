@@ -240,6 +240,16 @@ def test_models_lists_every_model_with_every_parameter() -> None:
         for parameter in row["parameters"]:
             assert f"\n    {parameter['name']} " in text
     assert "\n    learning_rate " in text
+    assert re.search(r"^    modalities .* all of the data set$", text, flags=re.MULTILINE)
+    assert re.search(r"^    tokens .* none$", text, flags=re.MULTILINE)
+
+
+def test_data_of_another_task_is_told_as_it_is() -> None:
+    assert "regression" in call("data", "list").output
+    text = call("data", "info", "synthetic_rating").output
+    assert "task:         regression" in text
+    assert "right, 0 to 8 tokens x 3" in text
+    assert re.search(r"^train: +2000 samples$", text, flags=re.MULTILINE)
 
 
 def test_data_list_and_info_name_licence_and_splits() -> None:
