@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets import synthetic, wearables
+from sftsearch.datasets import digits, synthetic, wearables
 from sftsearch.datasets.errors import DatasetError, look_up
 from sftsearch.datasets.store import Store, open_store, write_store
 
@@ -35,6 +35,7 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(spec=digits.spec, load=digits.load),
     "synthetic": Dataset(spec=synthetic.spec, load=synthetic.load),
     "synthetic_rating": Dataset(spec=synthetic.rating_spec, load=synthetic.load_rating),
     "synthetic_tags": Dataset(spec=synthetic.tags_spec, load=synthetic.load_tags),

@@ -29,7 +29,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ from sftsearch.datasets.errors import DatasetError, SealedSplitError
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -51,12 +51,44 @@ _STALE_SECONDS = 3600.0  # a build takes seconds; what is older was left by a ki
 _REMEDY = "Delete the folder, it will be rebuilt."
 
 
+class Rows:
+    """Some rows of arrays that stand one behind the other; read when they are asked for.
+
+    The arrays may be views on memory maps, which are never copied as a whole.
+    """
+
+    def __init__(self, parts: Sequence[Samples], index: npt.NDArray[np.int64]) -> None:
+        self._parts, self._index = list(parts), index
+        self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        self.shape = (len(index), *parts[0].shape[1:])
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Return a copy of the rows that an index array, mask or slice names, (N, T, F)."""
+        index = self._index[rows]
+        chosen = np.empty((len(index), *self.shape[1:]), dtype=np.float32)
+        for part, start, end in zip(self._parts, self._starts[:-1], self._starts[1:], strict=True):
+            here = (index >= start) & (index < end)
+            chosen[here] = part[index[here] - start]
+        return chosen
+
+
+class Samples(Protocol):
+    """What holds the tokens of many samples: an array, or some rows of arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, T, F)."""
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Return some samples."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """The samples of one split; opened from a store, read-only views on the memory map."""
 
     name: str
-    modalities: dict[str, npt.NDArray[np.float32]]
+    modalities: Mapping[str, Samples]
     """(N, T, F) by modality, in the order of the spec."""
     labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
     """By task: (N,) indices into the spec's classes, int64; (N, C) of 0 and 1, float32; or
@@ -294,7 +326,7 @@ def _read_split(store: Store, name: str) -> Split:
     fault = _label_fault(spec, labels) or _length_fault(spec, lengths)
     if fault:
         raise _damaged(file, fault)
-    if _class_counts(spec, labels) != store.class_counts[name]:
+    if count_classes(spec, labels) != store.class_counts[name]:
         raise _damaged(file, "its labels are not those the manifest counts")
     if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
         raise _damaged(file, "it has a subject without a name")
@@ -375,7 +407,7 @@ def _length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]
     return None
 
 
-def _class_counts(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...]:
+def count_classes(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...]:
     """Count the samples of each class, or with each label."""
     if spec.task == "regression":
         return ()
@@ -436,7 +468,7 @@ def _check_arrays(spec: DatasetSpec, split: Split, where: str) -> None:
         _check_array(f"lengths of {name}", where, length_N, np.int64, (count,))
     for name, shape in spec.modalities.items():
         expected = (count, shape.num_tokens, shape.num_features)
-        _check_array(name, where, split.modalities[name], np.float32, expected)
+        _check_array(name, where, split.modalities[name][:], np.float32, expected)
 
 
 def _check_array(
@@ -454,7 +486,7 @@ def _check_array(
 
 
 def _check_tokens(name: str, where: str, split: Split) -> None:
-    x_NTF = split.modalities[name]
+    x_NTF = split.modalities[name][:]
     if not np.isfinite(x_NTF).all():
         raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
     if name not in split.lengths:
@@ -475,7 +507,7 @@ def _valid(split: Split, name: str) -> npt.NDArray[np.bool_]:
 
 def _write_split(folder: Path, spec: DatasetSpec, split: Split) -> dict[str, Any]:
     columns = [_column(split.labels), pa.array(split.subjects)]
-    columns += [_column(split.modalities[name]) for name in spec.modalities]
+    columns += [_column(split.modalities[name][:]) for name in spec.modalities]
     columns += [pa.array(split.lengths[name]) for name in _variable(spec)]
     file, schema = folder / f"{split.name}.arrow", _schema(spec)
     with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -498,9 +530,10 @@ def _write_manifest(
     manifest = {
         "format_version": FORMAT_VERSION,
         "spec": _spec_fields(spec),
-        "class_counts": {name: _class_counts(spec, splits[name].labels) for name in SPLITS},
+        "class_counts": {name: count_classes(spec, splits[name].labels) for name in SPLITS},
         "statistics": {
-            name: _training_statistics(splits["train"], name) for name in spec.modalities
+            name: {"mean": mean_F.tolist(), "std": std_F.tolist()}
+            for name, (mean_F, std_F) in training_statistics(splits["train"]).items()
         },
         "files": files,
     }
@@ -519,15 +552,23 @@ def _spec_fields(spec: DatasetSpec) -> dict[str, Any]:
     return fields
 
 
-def _training_statistics(split: Split, name: str) -> dict[str, list[float]]:
-    """Return mean and standard deviation of a modality over all valid tokens, (F,) each."""
-    x_NTF = split.modalities[name]
-    if name in split.lengths:
-        x_NTF = x_NTF[_valid(split, name)][None]
-    mean_F = x_NTF.mean(axis=(0, 1), dtype=np.float64)
-    std_F = x_NTF.std(axis=(0, 1), dtype=np.float64)
-    std_F[std_F == 0] = 1.0
-    return {"mean": mean_F.tolist(), "std": std_F.tolist()}
+def training_statistics(
+    split: Split,
+) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Return mean and standard deviation over all valid tokens, (F,) each, by modality.
+
+    A feature that never changes has the deviation 1.
+    """
+    found = {}
+    for name, source in split.modalities.items():
+        x_NTF = source[:]
+        if name in split.lengths:
+            x_NTF = x_NTF[_valid(split, name)][None]
+        mean_F = x_NTF.mean(axis=(0, 1), dtype=np.float64)
+        std_F = x_NTF.std(axis=(0, 1), dtype=np.float64)
+        std_F[std_F == 0] = 1.0
+        found[name] = mean_F, std_F
+    return found
 
 
 def _sync(path: Path) -> None:

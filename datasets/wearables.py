@@ -11,24 +11,16 @@ by person: nobody who is validated or tested on was trained on.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
-from sftsearch.datasets.store import Split, file_sha256
+from sftsearch.datasets import shipped_file
+from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
+from sftsearch.datasets.store import Split
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    import pyarrow as pa
 
-# Not `importlib.resources`: it cannot open a namespace package of an editable install.
-SHIPPED = Path(__file__).parent / "shipped" / "wearables.parquet"
+SHIPPED = shipped_file.FOLDER / "wearables.parquet"
 
 READER_VERSION = 1
 """Raised whenever the same file is read into other samples."""
@@ -36,7 +28,6 @@ READER_VERSION = 1
 CLASSES = ("SEATED", "STANDING_UP", "WALKING", "TURNING", "SITTING_DOWN")
 SENSOR = ModalitySpec(num_tokens=128, num_features=3)
 MODALITIES = dict.fromkeys(("phone_acc", "phone_gyro", "watch_acc", "watch_gyro"), SENSOR)
-PUBLISHED_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 NUM_SAMPLES = {"train": 2029, "validation": 441, "test": 815}
 HELD_OUT = {
     "validation": ("s04", "s12", "s20"),
@@ -67,7 +58,7 @@ def spec() -> DatasetSpec:
             "Five activities of 23 people, from the accelerometers and gyroscopes of a phone "
             "and a watch: windows of 1.28 s, split by person."
         ),
-        fingerprint=_fingerprint(),
+        fingerprint=shipped_file.fingerprint("wearables", SHIPPED, reader_version=READER_VERSION),
     )
 
 
@@ -77,11 +68,7 @@ def load() -> dict[str, Split]:
     Raises:
         DatasetError: the file is missing or not the one this module describes.
     """
-    try:
-        table = pq.read_table(SHIPPED)
-        return {split: _read(table, split) for split in SPLITS}
-    except (OSError, pa.ArrowException, LookupError, ValueError) as error:
-        raise _unreadable(str(error)) from error
+    return shipped_file.read_splits(SHIPPED, _read)
 
 
 def _subjects() -> dict[str, tuple[str, ...]]:
@@ -90,42 +77,10 @@ def _subjects() -> dict[str, tuple[str, ...]]:
     return {"train": tuple(p for p in everybody if p not in held_out), **HELD_OUT}
 
 
-def _fingerprint() -> str:
-    try:
-        content = f"wearables, reader {READER_VERSION}, parquet {file_sha256(SHIPPED)}"
-    except OSError as error:
-        raise _unreadable(str(error.strerror)) from error
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _unreadable(why: str) -> DatasetError:
-    what = " ".join(why.split())[:200].rstrip(".")
-    return DatasetError(
-        f"Cannot read the shipped data set {SHIPPED}: {what}. Install sftsearch again."
-    )
-
-
-def _read(table: pa.Table, split: str) -> Split:
-    rows = table.filter(pc.equal(table["split"], PUBLISHED_SPLITS[split])).combine_chunks()
-    labels = rows["label"].to_numpy().astype(np.int64)
-    if [CLASSES[label] for label in labels] != rows["label_name"].to_pylist():
-        raise ValueError("labels and their names differ")
-    people = {person: code for code, person in enumerate(_subjects()[split])}
-    codes = [people[person] for person in rows["subject"].to_pylist()]
+def _read(rows: pa.Table, split: str) -> Split:
     return Split(
         name=split,
-        modalities={name: _tokens(rows, name) for name in MODALITIES},
-        labels=labels,
-        subjects=np.array(codes, dtype=np.int64),
+        modalities={name: shipped_file.read_tokens(rows, name, SENSOR) for name in MODALITIES},
+        labels=shipped_file.read_labels(rows, CLASSES),
+        subjects=shipped_file.read_subjects(rows, "subject", _subjects()[split]),
     )
-
-
-def _tokens(rows: pa.Table, name: str) -> npt.NDArray[np.float32]:
-    """Return one sensor of every row, (N, T, F)."""
-    column = rows[name].combine_chunks()
-    shape = (len(column), SENSOR.num_tokens, SENSOR.num_features)
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    if not (lengths == shape[1] * shape[2]).all():
-        raise ValueError(f"{name} has windows that are not {shape[1]} x {shape[2]}")
-    x_NTF: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
-    return x_NTF.reshape(shape)

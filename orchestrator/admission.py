@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
     from sftsearch.trainables.cost import Cost
 
+EXACT_COSTS = ("gflops", "gmacs", "parameters")
+"""Costs that are known without training."""
 MAX_TABLE = 50_000
 MAX_DRAWS = 2_000
 """Tries of a uniform draw from a space too large to price whole, before it counts as used up."""
@@ -111,6 +113,14 @@ class Admission:
         if refusal is None and candidate.id in self._taken:
             refusal = Refusal("repeat", f"configuration {candidate.id} is in the study", 1.0)
         return refusal or candidate
+
+    def within_limits(self, point: Point) -> Candidate | None:
+        """Return the priced point where it can be built within the limits, in the study or not."""
+        try:
+            candidate = self.price(point)
+        except ConfigError:
+            return None
+        return None if self._over_limit(candidate) else candidate
 
     def take(self, candidate_id: str) -> None:
         """Remember that a configuration is in the study."""

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftsearch.datasets import catalog as datasets
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.folds import deal
 from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
 from sftsearch.search_spaces.schema import MAX_WHOLE, Objective, is_distribution, members
 from sftsearch.trainables import catalog as models
@@ -68,6 +70,7 @@ def check_names(source: Source) -> None:
     if isinstance(dataset, str) and spec is None:
         message = unknown(dataset, datasets.DATASETS, what="data set")
         found.append(source.mistake(("dataset", "kind"), message))
+    found += _fold_mistakes(source, spec)
     found += _objective_mistakes(source, spec)
     found += _training_mistakes(source)
     space = data.get("space")
@@ -76,6 +79,17 @@ def check_names(source: Source) -> None:
             found += _branch_mistakes(source, i, branch, spec)
     if found:
         raise StudyFileError(source.name, found)
+
+
+def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+    num_folds = _get(source.data, "dataset", "folds")
+    if spec is None or not _is_whole(num_folds):
+        return []  # a mistake of form, if it is one
+    try:
+        deal(spec, num_folds)
+    except DatasetError as error:
+        return [source.mistake(("dataset", "folds"), str(error))]
+    return []
 
 
 def _get(data: Any, *keys: str | int) -> Any:
@@ -377,11 +391,12 @@ def definition_of(source: Source, spec: DatasetSpec) -> dict[str, Any]:
     study = source.study
     return {
         "dataset": study.dataset.kind,
+        "folds": study.dataset.folds,
         "fingerprint": spec.fingerprint,
         "objectives": [objective.model_dump() for objective in study.objectives],
         "constraints": [constraint.model_dump() for constraint in study.constraints],
         "training": study.training,
-        "seeds": study.search.seeds,
+        "replicates": study.search.replicates.model_dump(),
         "space": [branch.model_dump() for branch in study.space],
     }
 

@@ -170,7 +170,7 @@ def check(file: str, as_json: bool) -> None:
         "study": study.study.name,
         "dataset": study.dataset.kind,
         "trials": study.search.trials,
-        "seeds": study.search.seeds,
+        "replicates": study.search.replicates.model_dump(),
         "points": admission.num_points if size is not None else None,
         "admissible": size,
         "refused": admission.num_refused,
@@ -182,7 +182,7 @@ def check(file: str, as_json: bool) -> None:
     refused = ", ".join(f"{n} {reason}" for reason, n in admission.num_refused.items())
     click.echo(
         f"{source.name}: study '{study.study.name}' is well-formed: {study.search.trials} trials "
-        f"({study.search.seeds} seeds each) over {space}"
+        f"({study.search.replicates}) over {space}"
         f"{' (' + refused + ')' if refused else ''} on {study.dataset.kind}."
     )
 

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import open_dataset
+from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator import front as fronts
 from sftsearch.orchestrator import record
 from sftsearch.orchestrator.binding import bind
@@ -71,14 +72,13 @@ def _confirm(
     for done, trial in enumerate(trials):
         if on_trial:
             on_trial(done, len(trials), trial.key)
-        training = created["definition"]["training"]
-        results[trial.key] = _evaluate(folder, trial, training, store)
+        results[trial.key] = _evaluate(folder, trial, created["definition"], store)
     journal.append("confirmed", trials=results)
     return record.from_events(journal.events())
 
 
 def _evaluate(
-    folder: Path, trial: TrialRecord, training: dict[str, Any], store: Store
+    folder: Path, trial: TrialRecord, definition: dict[str, Any], store: Store
 ) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -86,7 +86,9 @@ def _evaluate(
     from sftsearch.trainables.catalog import build_model
     from sftsearch.trainables.evaluation import evaluate
 
-    bound = bind(trial.model, trial.configuration, training, store.spec)
+    folds = definition.get("folds")
+    bound = bind(trial.model, trial.configuration, definition["training"], store.spec)
+    store = open_fold(store, fold_of(trial.seed, folds), folds)  # for what it was scaled by
     model = build_model(trial.model, store.spec, bound.model_config, trial.seed)
     path = trial_folder(folder, trial.key) / WEIGHTS
     try:

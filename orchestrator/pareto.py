@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Mask = NDArray[np.bool_]
+    Ranks = NDArray[np.intp]
     Seeds = Sequence[Mapping[str, tuple[float, float]]]
 
 _SIGNS = {"minimize": 1.0, "maximize": -1.0}
@@ -36,17 +37,7 @@ def non_dominated(points: ArrayLike, directions: Sequence[str]) -> Mask:
         ValueError: a value is NaN, which no order can place, or a direction is unknown.
     """
     losses = _to_losses(points, directions)
-    kept = np.zeros(len(losses), dtype=bool)
-    front = np.empty((0, losses.shape[1]))
-    # In lexicographic order a point can only be beaten by one before it, and if it is, then also
-    # by one of the front found so far.
-    for i in np.lexsort(losses.T[::-1]):
-        loss = losses[i]
-        no_worse = np.all(front <= loss, axis=1)
-        kept[i] = not np.any(no_worse & np.any(front < loss, axis=1))
-        if kept[i]:
-            front = np.vstack([front, loss])
-    return kept
+    return _sweep(losses) if losses.shape[1] == 2 else _eliminate(losses)
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[str]) -> float:
@@ -72,30 +63,83 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[st
 
 
 def knee(points: ArrayLike, directions: Sequence[str]) -> int | None:
-    """Return the index of the point where a front of two objectives bends most, or None.
+    """Return the index of the point where a front bends most, or None.
 
-    Both objectives are scaled to [0, 1] over the points; the knee lies farthest beyond the line
-    from one end of the front to the other. A front of fewer than three points, or one that is
-    nowhere beyond that line, has none.
+    All objectives are scaled to [0, 1] over the front; the knee lies farthest beyond the line (or
+    plane) through the front's ends, the points that are best in one objective each. A front that
+    is nowhere beyond it, or whose ends span none because an objective is constant or one point is
+    best in two, has no knee. Points off the front count for nothing.
 
     Args:
-        points: the front, (N, 2), in any order; give a cost's logarithm where ratios count.
-        directions: `maximize` or `minimize` for both objectives.
+        points: objective values, (N, D), D at least 2, in any order; give a cost's logarithm
+            where ratios count.
+        directions: `maximize` or `minimize` for every objective.
+
+    Raises:
+        ValueError: there is one objective, a value is NaN, or a direction is unknown.
 
     Source: Das 1999, "On characterizing the knee of the Pareto curve".
     """
     losses = _to_losses(points, directions)
-    if losses.shape[1] != 2:
-        raise ValueError(f"A knee needs 2 objectives, but got {losses.shape[1]}.")
-    if len(losses) < 3:
+    if losses.shape[1] < 2:
+        raise ValueError(f"A knee needs at least 2 objectives, but got {losses.shape[1]}.")
+    (members,) = np.nonzero(non_dominated(losses, ["minimize"] * losses.shape[1]))
+    if len(members) < 3:
         return None
-    span = np.ptp(losses, axis=0)
+    front = losses[members]
+    span = np.ptp(front, axis=0)
     if not np.all(span > 0):
         return None
-    # Scaled, the ends of a front are (0, 1) and (1, 0): the line between them is x + y = 1.
-    beyond = 1 - np.sum((losses - losses.min(axis=0)) / span, axis=1)
+    scaled = (front - front.min(axis=0)) / span
+    normal = _plane_through_ends(scaled)
+    if normal is None:
+        return None
+    beyond = (1 - scaled @ normal) / np.linalg.norm(normal)
     best = int(np.argmax(beyond))
-    return best if beyond[best] > 1e-12 else None
+    return int(members[best]) if beyond[best] > 1e-12 else None
+
+
+def thin(
+    costs: ArrayLike, values: ArrayLike, *, epsilon: float = 0.02, delta: float = 0.005
+) -> Mask:
+    """Return the fewest points that stand for a whole front, (N,) bool.
+
+    Every point has a kept one that costs at most (1 + epsilon) times as much and whose value is
+    at most delta lower; no smaller set has this property. Only points of the front are kept, of
+    equal ones the first. With epsilon and delta 0 that is the front without its duplicates.
+
+    From the cheapest point on: the dearest front point within (1 + epsilon) of its cost stands for
+    it, and for every dearer point that is no more than delta better; then so on from the first
+    point that is.
+
+    Args:
+        costs: to minimize, (N,), not negative.
+        values: to maximize, (N,), such as accuracies.
+        epsilon: how much dearer, as a share of the cost.
+        delta: how much worse, in the units of the values.
+
+    Raises:
+        ValueError: a cost, epsilon or delta is negative, or a value is NaN.
+
+    Source: Vassilvitskii & Yannakakis 2005, "Efficiently computing succinct trade-off curves":
+    with two objectives the greedy set is the smallest.
+    """
+    points = np.column_stack([np.asarray(costs, dtype=float), np.asarray(values, dtype=float)])
+    if min(epsilon, delta) < 0 or (points[:, 0] < 0).any():
+        raise ValueError("Thinning needs costs, `epsilon` and `delta` of at least 0.")
+    (members,) = np.nonzero(non_dominated(points, ("minimize", "maximize")))
+    # Along a front both rise, and points of equal cost are equal.
+    cost, first = np.unique(points[members, 0], return_index=True)
+    members = members[first]
+    value = points[members, 1]
+    kept = np.zeros(len(points), dtype=bool)
+    i = 0
+    while i < len(members):
+        stand_in = np.searchsorted(cost, (1 + epsilon) * cost[i], side="right") - 1
+        kept[members[stand_in]] = True
+        # The same subtraction as a reader would do to check the promise: no rounding between.
+        i = int(np.searchsorted(value - delta, value[stand_in], side="right"))
+    return kept
 
 
 def resample_accuracies(
@@ -109,35 +153,43 @@ def resample_accuracies(
     configurations, free of how hard the drawn subjects were. Seeds are not paired: equal seeds of
     two models share no weight.
 
+    With folds a seed saw only the groups of its fold. A draw then gives every group and every
+    seed a weight, and its accuracy is the weighted correct samples over the weighted samples of
+    all that was seen. Counts of how often a group was drawn would leave draws in which a
+    configuration has nothing; so the weights are gamma variables instead, which are never 0, with
+    the mean and variance of such counts: no draw is lost, and none is conditional on another.
+    Configurations that saw other groups are compared as they are, hard subjects and all.
+
     Args:
-        configurations: for each, its seeds, each {group: (correct samples, samples)}.
+        configurations: for each, its seeds, each {group: (correct samples, samples)}; a group that
+            is absent, or has no sample, was not seen.
         num_resamples: R, the number of draws.
         seed: of the generator; equal arguments give equal draws.
 
     Raises:
-        ValueError: a configuration has no seed, the groups differ, or one has no sample.
+        ValueError: a configuration has no seed, or a seed saw no group.
 
-    Source: Owen 2007, "The pigeonhole bootstrap", resampling both factors of a crossed design.
+    Source: Owen 2007, "The pigeonhole bootstrap", resampling both factors of a crossed design;
+    Owen & Eckles 2012, "Bootstrapping data arrays of arbitrary order", weights where cells lack.
     """
     generator = np.random.default_rng(seed)
-    names = sorted(configurations[0][0]) if configurations and configurations[0] else []
-    num_groups = len(names)
-    if configurations and not num_groups:
-        raise ValueError("A bootstrap needs at least one group and one seed, but got none.")
     draws = np.empty((num_resamples, len(configurations)))
     if not configurations:
         return draws
-    weights_RG = generator.multinomial(
-        num_groups, np.full(num_groups, 1 / num_groups), num_resamples
-    ).astype(float)
-    for n, seeds in enumerate(configurations):
-        correct_SG, count_SG = _to_arrays(seeds, names)
-        accuracy_RS = (weights_RG @ correct_SG.T) / (weights_RG @ count_SG.T)
-        num_seeds = len(seeds)
-        picks_RS = generator.multinomial(
-            num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples
-        )
-        draws[:, n] = np.sum(picks_RS * accuracy_RS, axis=1) / num_seeds
+    names = sorted({name for seeds in configurations for groups in seeds for name in groups})
+    cells = [_to_arrays(seeds, names) for seeds in configurations]
+    if all(np.all(count_SG > 0) for _, count_SG in cells):
+        weights_RG = _draw_counts(generator, num_resamples, len(names))
+        for n, (correct_SG, count_SG) in enumerate(cells):
+            accuracy_RS = (weights_RG @ correct_SG.T) / (weights_RG @ count_SG.T)
+            picks_RS = _draw_counts(generator, num_resamples, len(count_SG))
+            draws[:, n] = np.sum(picks_RS * accuracy_RS, axis=1) / len(count_SG)
+        return draws
+    weights_RG = _draw_weights(generator, num_resamples, np.zeros(len(names)))
+    for n, (correct_SG, count_SG) in enumerate(cells):
+        weights_RS = _draw_weights(generator, num_resamples, _own_groups(count_SG))
+        correct_R = np.sum(weights_RS * (weights_RG @ correct_SG.T), axis=1)
+        draws[:, n] = correct_R / np.sum(weights_RS * (weights_RG @ count_SG.T), axis=1)
     return draws
 
 
@@ -178,6 +230,78 @@ def _to_losses(points: ArrayLike, directions: Sequence[str]) -> Floats:
     return losses
 
 
+def _sweep(losses: Floats) -> Mask:
+    """Return `non_dominated` of two objectives, (N,) bool: sort, then one running minimum."""
+    order = np.argsort(losses[:, 0])
+    x, y = losses[order, 0], losses[order, 1]
+    is_new = np.ones(len(x), dtype=bool)
+    is_new[1:] = x[1:] != x[:-1]
+    level_of = np.cumsum(is_new) - 1
+    # On the front are the lowest of each level of x, where that is below all levels before it.
+    lowest = np.minimum.reduceat(y, np.flatnonzero(is_new))
+    is_below = np.ones(len(lowest), dtype=bool)
+    is_below[1:] = lowest[1:] < np.minimum.accumulate(lowest)[:-1]
+    kept = np.empty(len(x), dtype=bool)
+    kept[order] = is_below[level_of] & (y == lowest[level_of])
+    return kept
+
+
+def _eliminate(losses: Floats) -> Mask:
+    """Return `non_dominated` of any number of objectives, (N,) bool.
+
+    What beats a point has a lesser sum of ranks. So of the points left, in that order, those of a
+    first block that no other of the block beats are on the front, and whatever they beat leaves.
+    The time is that of N times the front's size at worst, and much less where few points beat most
+    others; the first blocks are small, because there they are the few.
+    """
+    ranks = [np.unique(column, return_inverse=True)[1] for column in losses.T]
+    ranks_DN = np.stack([*ranks, np.sum(ranks, axis=0)])
+    left = np.argsort(ranks_DN[-1], kind="stable")
+    kept = np.zeros(len(losses), dtype=bool)
+    size = 1
+    while len(left):
+        block, left = left[:size], left[size:]
+        block = block[~_are_beaten(ranks_DN[:, block], ranks_DN[:, block])]
+        kept[block] = True
+        left = left[~_are_beaten(ranks_DN[:, left], ranks_DN[:, block])]
+        size = min(2 * size, 256)
+    return kept
+
+
+def _are_beaten(points_DN: Ranks, rivals_DM: Ranks) -> Mask:
+    """Return which points some rival beats, (N,) bool.
+
+    Args:
+        points_DN: a row of ranks for every objective, and one of their sums.
+        rivals_DM: the same of M rivals.
+    """
+    beaten = np.zeros(points_DN.shape[1], dtype=bool)
+    for rival in rivals_DM.T:
+        beaten_now = points_DN[-1] > rival[-1]  # not equal, then, if nowhere better
+        for rank, other in zip(points_DN[:-1], rival[:-1], strict=True):
+            beaten_now &= rank >= other
+        beaten |= beaten_now
+    return beaten
+
+
+def _plane_through_ends(scaled: Floats) -> Floats | None:
+    """Return the normal n of the plane n x = 1 through a front's ends, (D,), or None.
+
+    An end is the point that is best in one objective; of several, the one best in the next.
+
+    Args:
+        scaled: the front, every objective from 0 (best) to 1, (N, D).
+    """
+    num_objectives = scaled.shape[1]
+    ends = np.stack(
+        [scaled[np.lexsort(np.roll(scaled, -d, axis=1).T[::-1])[0]] for d in range(num_objectives)]
+    )
+    if np.linalg.matrix_rank(ends) < num_objectives:
+        return None
+    normal: Floats = np.linalg.solve(ends, np.ones(num_objectives))
+    return normal if np.all(normal > 0) else None
+
+
 def _area(losses: Floats, worst: Floats) -> float:
     """Return `_volume` of two objectives, in one sweep."""
     losses = losses[np.argsort(losses[:, 0], kind="stable")]
@@ -203,15 +327,51 @@ def _volume(losses: Floats, worst: Floats) -> float:
 
 
 def _to_arrays(seeds: Seeds, names: list[str]) -> tuple[Floats, Floats]:
-    """Return correct and counted samples, each (S, G), with the groups in the order of `names`."""
+    """Return correct and counted samples, each (S, G), with the groups in the order of `names`.
+
+    Both are 0 where a seed did not see a group.
+    """
     if not seeds:
         raise ValueError("A bootstrap needs at least one seed of each configuration, but got none.")
-    for groups in seeds:
-        if sorted(groups) != names:
-            raise ValueError(
-                f"All seeds must have the same groups, but got {sorted(groups)} and {names}."
-            )
-    table = np.array([[groups[name] for name in names] for groups in seeds], dtype=float)
-    if not np.all(table[..., 1] > 0):
-        raise ValueError("Every group must have a sample, but one has a count of 0.")
+    if not names:
+        raise ValueError("A bootstrap needs at least one group and one seed, but got none.")
+    table = np.array([[groups.get(name, (0, 0)) for name in names] for groups in seeds], float)
+    if not np.all(table[..., 1].sum(axis=1) > 0):
+        raise ValueError("Every seed must have a sample, but one has a count of 0.")
     return table[..., 0], table[..., 1]
+
+
+def _draw_counts(generator: np.random.Generator, num_resamples: int, size: int) -> Floats:
+    """Return how often each of so many is drawn when as many are drawn, (R, size)."""
+    counts = generator.multinomial(size, np.full(size, 1 / size), num_resamples)
+    return counts.astype(float)
+
+
+def _draw_weights(generator: np.random.Generator, num_resamples: int, damping: Floats) -> Floats:
+    """Return positive weights of mean 1, (R, size), with the variance of `_draw_counts`.
+
+    Normalised to a sum, gamma variables of shape 1 - 1/size have the mean, the variance and the
+    covariance of multinomial shares. The one thing they cannot be is 0.
+
+    Args:
+        generator: draws them.
+        num_resamples: R.
+        damping: by how much less each is to vary, from 0 (not at all) to 1 (no variance), (size,).
+    """
+    shapes = (1 + damping) / np.maximum(1 - damping, 1e-6) - 1 / len(damping)
+    # The weight of a single one cancels, whatever it is.
+    shapes = np.maximum(shapes, 0.5)
+    return generator.gamma(shapes, 1 / shapes, (num_resamples, len(shapes)))
+
+
+def _own_groups(count_SG: Floats) -> Floats:
+    """Return how far each seed's groups are its own, (S,): 0 shared by all, near 1 by no other.
+
+    The groups' weights already vary the seeds that saw different groups; to vary them as much
+    again would make the intervals of leave-one-group-out folds half as wide again as they should
+    be. The share that a seed has in its groups' weights varies by this, relative to its mean; with
+    a variance of (1 - a) / (1 + a) for its own weight the product varies by 1, as a seed should.
+    """
+    share_SG = count_SG / count_SG.sum(axis=1, keepdims=True)
+    spread_S: Floats = np.sum((share_SG - share_SG.mean(axis=0)) ** 2, axis=1)
+    return spread_S

@@ -16,7 +16,7 @@ import numpy as np
 
 from sftsearch.orchestrator import papers
 from sftsearch.orchestrator.admission import Admission, Candidate
-from sftsearch.orchestrator.samplers import derive_seed
+from sftsearch.orchestrator.seeds import derive_seed
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -73,7 +73,7 @@ class ConsoleWatcher(Watcher):
         )
         self._console.print(
             f"[bold]{study.study.name}[/]: {study.search.trials} trials, "
-            f"{study.search.seeds} seed{'s' if study.search.seeds > 1 else ''} a configuration, "
+            f"{study.search.replicates}, "
             f"{slots} at a time, on {study.dataset.kind}; {models}; {space}."
         )
         done = search.num_finished + search.num_failed

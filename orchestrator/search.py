@@ -3,27 +3,32 @@
 It is asked for the next trial (`propose`), hears of epochs (`report`) and of ends (`finish`,
 `fail`), and writes each decision to the journal before anybody acts on it. `replay` brings back the
 state of an earlier driver from the journal, so that a study can be killed at any moment and
-resumed.
+resumed. Time is what the journal's events say.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.orchestrator.admission import Candidate, Refusal
+from sftsearch.orchestrator import stopping
+from sftsearch.orchestrator.admission import EXACT_COSTS, Candidate, Refusal
+from sftsearch.orchestrator.beliefs import Beliefs
+from sftsearch.orchestrator.budget import Budget
+from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.samplers import OptunaStudy, propose_uniform, sampler_of
+from sftsearch.orchestrator.surrogate import Hyperparameters
 from sftsearch.search_spaces.space import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sftsearch.orchestrator.admission import Admission
     from sftsearch.orchestrator.journal import Event, Journal
-    from sftsearch.search_spaces.schema import StudyFile
+    from sftsearch.orchestrator.observations import Observed
+    from sftsearch.search_spaces.schema import SearchPlan, StudyFile
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
@@ -36,23 +41,22 @@ class Trial:
     """One configuration with one seed, on its way."""
 
     key: str
-    number: int
+    observed: Observed
     seed: int
+    """The number of the replicate."""
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics of the journalled epochs; emptied when the trial ends."""
 
 
 @dataclass(slots=True)
 class _Proposed:
-    """A proposal and what became of it; `outcomes` has the objectives of each ended seed."""
+    """A proposal until the sampler knows what became of it; `outcomes` has one a first seed."""
 
     point: Point
     candidate_id: str = ""
-    model: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
     pending: int = 0
     outcomes: list[list[float] | None] = field(default_factory=list)
+    stopped: bool = False
     refused: float | None = None
     told: bool = False
 
@@ -85,15 +89,22 @@ class Search:
             slots: trials that run at a time; with `ordered`, proposals depend on it.
         """
         self.objectives = [objective.metric for objective in study.objectives]
-        directions = [objective.goal for objective in study.objectives]
-        self.optuna = OptunaStudy(admission.space, directions)
+        self.optuna = OptunaStudy(
+            admission.space, [objective.goal for objective in study.objectives]
+        )
+        self.past = _observations(study, admission)
+        self.beliefs = Beliefs(admission, self.past, seed=getattr(study.search.sampler, "seed", 0))
+        self.rule = _rule(study.search)
+        self.budget = Budget(study.search, study.resources)
         self.num_finished = 0
         self.num_failed = 0
-        self.num_admitted = 0
-        """Trials, that is configurations times seeds."""
+        self.num_stopped = 0
+        self.used_up = False
+        """Whether the sampler had nothing left to propose."""
+        self.frozen: list[str] = []
+        """Configurations that are reported, where they get fresh replicates; see `Replicates`."""
         self._plan = study.search
         self._sample = sampler_of(study.search.sampler)
-        self._sample_uniformly = functools.partial(propose_uniform, study.search.sampler)
         self._journal = journal
         self._admission = admission
         self._slots = slots
@@ -107,11 +118,17 @@ class Search:
         """Configurations by branch."""
         self._refused: Counter[int | None] = Counter()
         """Refusals in a row; by branch, where they take turns."""
-        self.used_up = False
-        """Whether the sampler had nothing left to propose."""
+        self._num_fitted = 0
+        """Configurations behind the hyperparameters that were journalled last."""
         self._replay()
+        journal.listen(self.budget.note_time)
 
     # ------------------------------------------------------------ proposing
+
+    @property
+    def num_admitted(self) -> int:
+        """Trials so far, fresh replicates not counted."""
+        return self.budget.trials
 
     @property
     def num_running(self) -> int:
@@ -121,38 +138,60 @@ class Search:
     @property
     def exhausted(self) -> bool:
         """Tell whether every trial has ended and none will be added."""
-        return not self._waiting and not self._running and self._at_end()
+        if self._waiting or self._running:
+            return False
+        return self._at_end() and not self._fresh_is_due()
 
     def propose(self) -> Assignment | None:
         """Hand out the next trial, journalled; None if there is none now (see `exhausted`)."""
-        if not self._waiting and not self._at_end() and self._may_ask():
-            self._admit_next()
+        if not self._waiting and self._may_ask():
+            if not self._at_end():
+                self._add_next()
+            elif not self._running and self._fresh_is_due():
+                self._freeze()
         if not self._waiting:
             return None
         trial = self._waiting.pop(0)
         self._running[trial.key] = trial
-        proposed = self._proposals[trial.number]
+        observed = trial.observed
         self._journal.append(
             "started",
             trial=trial.key,
             epoch=len(trial.epochs),
-            configuration_id=proposed.candidate_id,
-            model=proposed.model,
-            parameters=proposed.parameters,
+            configuration_id=observed.id,
+            model=observed.model,
+            parameters=observed.parameters,
             seed=trial.seed,
-            cost=proposed.cost,
+            cost=observed.cost,
         )
         return Assignment(
             trial.key,
-            proposed.model,
-            proposed.parameters,
+            observed.model,
+            observed.parameters,
             trial.seed,
-            proposed.cost,
+            observed.cost,
             len(trial.epochs),
         )
 
+    def why_ended(self) -> str:
+        """Say in one phrase why nothing is added any more."""
+        return self.budget.exceeded() or (
+            "the space is used up" if self.used_up else "all trials ran"
+        )
+
     def _at_end(self) -> bool:
-        return self.used_up or self.num_admitted + self._plan.seeds > self._plan.trials
+        if self.budget.exceeded():
+            return True
+        if self._may_replicate() and self.used_up:
+            return self.beliefs.best_replicate(self._plan.replicates.max) is None
+        return self.used_up or self.budget.trials + self._plan.replicates.min > self._plan.trials
+
+    def _may_replicate(self) -> bool:
+        """Tell whether configurations may earn replicates beyond their first ones."""
+        return (
+            self._plan.replicates.max > self._plan.replicates.min
+            and self.budget.trials < self._plan.trials
+        )
 
     def _may_ask(self) -> bool:
         """With `ordered`, the n-th proposal waits until the (n - width)-th is decided.
@@ -161,12 +200,29 @@ class Search:
         """
         if not self._plan.ordered:
             return True
-        width = math.ceil((self._slots + 1) / self._plan.seeds)
+        width = math.ceil((self._slots + 1) / self._plan.replicates.min)
         while len(self._untold) >= width:
             if self._proposals[self._untold[0]].pending:
                 return False
             self._tell(self._untold.pop(0))
         return True
+
+    def _add_next(self) -> None:
+        """Add a configuration, or a replicate where that is expected to change the front more."""
+        replicate = None
+        if self._may_replicate() and self.beliefs.can_judge():
+            replicate = self.beliefs.best_replicate(self._plan.replicates.max)
+        room = self.budget.trials + self._plan.replicates.min <= self._plan.trials
+        if replicate is not None and not self.used_up and room:
+            new = self.beliefs.best_new(self.optuna.num_proposals, self._plan.replicates.min)
+            if new is not None and new.rate >= replicate.rate:
+                replicate = None
+        self._note_fit()
+        if replicate is not None:
+            self._replicate(replicate.configuration_id)
+        elif room:
+            self._admit_next()
+            self._note_convergence()
 
     def _admit_next(self) -> None:
         """Admit a configuration; with `balance`, of the branch with the fewest that has one left.
@@ -183,11 +239,15 @@ class Search:
         """Admit a configuration, of a branch; return whether there was one left."""
         admitted = False
         while not admitted:
-            starved = self._refused[branch] >= MAX_REFUSALS
-            sample = self._sample_uniformly if starved else self._sample
-            proposal = sample(self.optuna, self._admission, branch)
+            if self._refused[branch] >= MAX_REFUSALS:
+                proposal = propose_uniform(
+                    self._plan.sampler, self.optuna, self._admission, self.beliefs, branch
+                )
+            else:
+                proposal = self._sample(self.optuna, self._admission, self.beliefs, branch)
             if proposal is None:
                 return False
+            self._note_fit()
             admitted = self._decide(*proposal)
         return True
 
@@ -209,7 +269,7 @@ class Search:
             self._refused[self._turn_of(proposed)] += 1
             del self._proposals[number]
             return False
-        body = _admitted_body(number, decided, self._plan.seeds)
+        body = _admitted_body(number, decided, self._plan.replicates.min)
         self._journal.append("admitted", **body)
         self._note_admitted(body)
         return True
@@ -218,21 +278,71 @@ class Search:
         number = body["number"]
         proposed = self._proposals[number]
         proposed.candidate_id = body["configuration_id"]
-        proposed.model = body["model"]
-        proposed.parameters = dict(body["parameters"])
-        proposed.cost = dict(body["cost"])
         proposed.pending = len(body["seeds"])
+        observed = self.past.admit(number, proposed.candidate_id, proposed.point, body)
         self._admission.take(proposed.candidate_id)
         self._admitted[proposed.point.branch] += 1
         self._refused[self._turn_of(proposed)] = 0
         self._untold.append(number)
-        for seed in body["seeds"]:
-            trial = Trial(trial_key(proposed.candidate_id, seed), number, seed)
-            self._waiting.append(trial)
-            self.num_admitted += 1
+        self._await(observed, body["seeds"])
+
+    def _await(self, observed: Observed, seeds: Iterable[int], *, fresh: bool = False) -> None:
+        for seed in seeds:
+            self.past.begin(observed, seed, fresh=fresh)
+            self._waiting.append(Trial(trial_key(observed.id, seed), observed, seed))
+            self.budget.trials += not fresh
+        if not fresh:
+            self.frozen = []
 
     def _turn_of(self, proposed: _Proposed) -> int | None:
         return proposed.point.branch if self._plan.balance == "branches" else None
+
+    def _replicate(self, configuration_id: str) -> None:
+        observed = self.past[configuration_id]
+        seeds = [observed.num_replicates]
+        self._journal.append("replicated", configuration_id=configuration_id, seeds=seeds)
+        self._await(observed, seeds)
+
+    def _fresh_is_due(self) -> bool:
+        return self._plan.replicates.fresh > 0 and not self.frozen and self.past.has_values
+
+    def _freeze(self) -> None:
+        """Choose what is reported; its means will be those of fresh replicates alone."""
+        number = self._plan.replicates.fresh
+        chosen = self.beliefs.front()
+        seeds = {i: [self.past[i].num_replicates + k for k in range(number)] for i in chosen}
+        self._note_fit()
+        self._journal.append("frozen", seeds=seeds)
+        self._note_frozen(seeds)
+
+    def _note_frozen(self, seeds: Mapping[str, list[int]]) -> None:
+        for configuration_id, own in seeds.items():
+            observed = self.past[configuration_id]
+            observed.fresh.clear()
+            self._await(observed, own, fresh=True)
+        self.frozen = list(seeds)
+
+    def _note_fit(self) -> None:
+        """Journal the surrogate's hyperparameters where they are new: later fits begin there."""
+        fitted, past = self.past.hyperparameters, self.past
+        if fitted is not None and past.num_fitted != self._num_fitted:
+            self._num_fitted = past.num_fitted
+            self._journal.append(
+                "fitted",
+                num=past.num_fitted,
+                lengthscales=fitted.lengthscales.tolist(),
+                amplitude=fitted.amplitude,
+                tau=fitted.tau,
+                sigma=fitted.sigma,
+                mean=fitted.mean,
+            )
+
+    def _note_convergence(self) -> None:
+        if self._plan.until_converged and self.beliefs.can_judge():
+            gain = self.beliefs.gain_ahead(self.optuna.num_proposals, self._plan.replicates.max)
+            self._note_fit()
+            self._journal.append("expected", gain=gain)
+            self.budget.note_gain(gain)
 
     # ------------------------------------------------------------ listening
 
@@ -257,9 +367,67 @@ class Search:
         if bad:
             self.fail(key, f"`{bad[0]}` is not finite in epoch {epoch}")
             return False
-        self._journal.append("epoch", trial=key, epoch=epoch, metrics=dict(metrics))
-        trial.epochs[epoch] = dict(metrics)
-        return True
+        event = self._journal.append("epoch", trial=key, epoch=epoch, metrics=dict(metrics))
+        self._note_epoch(trial, event)
+        return self._judge(trial, epoch)
+
+    def _note_epoch(self, trial: Trial, event: Event) -> None:
+        trial.epochs[event.body["epoch"]] = event.body["metrics"]
+        self.budget.note_epoch(event)
+
+    def _judge(self, trial: Trial, epoch: int) -> bool:
+        """Return whether the trial goes on after an epoch; journal it where it does not."""
+        observed = trial.observed
+        if observed.stopped:  # by what another of its replicates showed
+            self._stop(trial, epoch, "another replicate was stopped", None)
+            return False
+        if self._plan.stopping.kind == "none" or trial.seed > 0:
+            return True
+        if not self.rule.judges(observed.epochs, observed.warmup, epoch):
+            return True
+        best = self.beliefs.affordable(observed.cost[self.past.costs[0]])
+        decision = self.rule.decide(self._report_of(trial, epoch, best))
+        self._note_fit()
+        if not math.isfinite(decision.probability or 0.0):
+            decision = decision._replace(probability=None)
+        if decision.stop:
+            reason = f"unlikely to reach the front at its cost ({self._plan.stopping.kind})"
+            self._stop(trial, epoch, reason, best, **decision._asdict())
+        else:
+            self._journal.append(
+                "judged", trial=trial.key, epoch=epoch, best=best, **decision._asdict()
+            )
+        return not decision.stop
+
+    def _report_of(self, trial: Trial, epoch: int, best: float | None) -> stopping.Report:
+        observed, cost = trial.observed, trial.observed.cost[self.past.costs[0]]
+        return stopping.Report(
+            key=trial.key,
+            epoch=epoch,
+            value=self.past.sign * trial.epochs[epoch][self.objectives[0]],
+            cost_low=cost,
+            cost_high=cost,
+            group=observed.group,
+            warmup=observed.warmup,
+            epochs=observed.epochs,
+            best_affordable=best,
+        )
+
+    def _stop(
+        self, trial: Trial, epoch: int, reason: str, best: float | None, **decision: Any
+    ) -> None:
+        body = {
+            "trial": trial.key,
+            "epoch": epoch,
+            "reason": reason,
+            "values": {**trial.epochs[epoch], **trial.observed.cost},
+            "best": best,
+            "withdrawn": [t.key for t in self._waiting if t.observed is trial.observed],
+            **decision,
+        }
+        self._journal.append("stopped", **body)
+        self._withdraw(body["withdrawn"])
+        self._end(trial.key, "stopped", None)
 
     def finish(
         self,
@@ -284,46 +452,70 @@ class Search:
             return
         body = {"values": dict(values), "groups": dict(groups), "facts": dict(facts or {})}
         self._journal.append("finished", trial=key, **body)
-        self._end(key, [values[name] for name in self.objectives])
+        self._end(key, "finished", values)
 
     def fail(self, key: str, reason: str) -> None:
         """Journal that a trial ended without values; the study goes on."""
         if key not in self._running:
             return
         self._journal.append("failed", trial=key, reason=reason)
-        self._end(key, None)
+        self._end(key, "failed", None)
 
-    def _end(self, key: str, outcome: list[float] | None) -> None:
+    def _end(self, key: str, kind: str, values: Mapping[str, float] | None) -> None:
         trial = self._running.pop(key)
-        self._note_end(trial, outcome)
-        proposed = self._proposals[trial.number]
-        if proposed.pending == 0 and not self._plan.ordered:
-            self._untold.remove(trial.number)
-            self._tell(trial.number)
+        self._note_end(trial, kind, values)
+        number = trial.observed.number
+        proposed = self._proposals.get(number)
+        if proposed is not None and proposed.pending == 0 and not self._plan.ordered:
+            self._untold.remove(number)
+            self._tell(number)
         if self._plan.ordered and self._at_end():
             self._tell_decided()
 
-    def _note_end(self, trial: Trial, outcome: list[float] | None) -> None:
-        proposed = self._proposals[trial.number]
-        proposed.pending -= 1
-        proposed.outcomes.append(outcome)
-        if outcome is None:
-            self.num_failed += 1
-        else:
+    def _note_end(self, trial: Trial, kind: str, values: Mapping[str, float] | None) -> None:
+        """Take note of an end, of whichever kind, live or replayed."""
+        observed, outcome = trial.observed, None
+        if values is not None and kind == "finished":
+            outcome = [values[name] for name in self.objectives]
+            self.past.finish(observed, trial.seed, outcome, values.get("seconds", 0.0))
+            if trial.seed == 0:
+                self.rule.finished(trial.key, self.past.sign * outcome[0])
             self.num_finished += 1
+        else:
+            self.past.drop(observed, trial.seed, stopped=kind == "stopped")
+            self.rule.stopped(trial.key)
+            self.num_failed += kind == "failed"
+            self.num_stopped += kind == "stopped"
+        proposed = self._proposals.get(observed.number)
+        if proposed is not None and not proposed.told and trial.seed < self._plan.replicates.min:
+            proposed.pending -= 1
+            proposed.outcomes.append(outcome)
+            proposed.stopped |= kind == "stopped"
+
+    def _withdraw(self, keys: list[str]) -> None:
+        """Take back the replicates of a stopped configuration that have not begun."""
+        for trial in [t for t in self._waiting if t.key in keys]:
+            self._waiting.remove(trial)
+            self.past.withdraw(trial.observed, trial.seed)
+            self.budget.trials -= 1
+            proposed = self._proposals.get(trial.observed.number)
+            if proposed is not None:
+                proposed.pending -= 1
 
     def _tell_decided(self) -> None:
         while self._untold and not self._proposals[self._untold[0]].pending:
             self._tell(self._untold.pop(0))
 
     def _tell(self, number: int) -> None:
-        """Tell the sampler, once, the mean over seeds; with a failed seed, a failure."""
+        """Tell the sampler, once, the mean over first replicates; else that there is none."""
         state, values = _outcome(self._proposals[number])
         self._journal.append("told", number=number, state=state, values=values)
-        if values is None:
-            self.optuna.fail(number)
-        else:
+        if values is not None:
             self.optuna.tell(number, values)
+        elif state == "stopped":
+            self.optuna.prune(number)
+        else:
+            self.optuna.fail(number)
         del self._proposals[number]
 
     # ------------------------------------------------------------ replaying
@@ -332,6 +524,7 @@ class Search:
         """Rebuild everything from the journal."""
         trials: dict[str, Trial] = {}
         for event in self._journal.events(through=self._journal.last_id):
+            self.budget.note_time(event)
             self._replay_event(event, trials)
         for number, proposed in sorted(self._proposals.items()):
             self._replay_to_optuna(proposed)
@@ -352,27 +545,56 @@ class Search:
             self._tell_decided()
 
     def _replay_event(self, event: Event, trials: dict[str, Trial]) -> None:
+        replay = _REPLAY.get(event.kind)
+        if replay is not None:
+            waiting = len(self._waiting)
+            replay(self, event, trials)
+            trials.update((trial.key, trial) for trial in self._waiting[waiting:])
+
+    def _replay_proposed(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body
-        if event.kind == "proposed":
-            self._proposals[body["number"]] = _Proposed(Point(body["branch"], body["values"]))
-        elif event.kind == "refused":
-            proposed = self._proposals[body["number"]]
-            proposed.refused = body["excess"]
-            self._refused[self._turn_of(proposed)] += 1
-        elif event.kind == "admitted":
-            self._note_admitted(body)
-            trials.update((trial.key, trial) for trial in self._waiting[-len(body["seeds"]) :])
-        elif event.kind == "epoch":
-            trials[body["trial"]].epochs[body["epoch"]] = body["metrics"]
-        elif event.kind in ("finished", "failed"):
-            trial = trials.pop(body["trial"])
-            self._waiting.remove(trial)
-            values = body.get("values")
-            outcome = [values[name] for name in self.objectives] if values is not None else None
-            self._note_end(trial, outcome)
-        elif event.kind == "told":
-            self._proposals[body["number"]].told = True
-            self._untold.remove(body["number"])
+        self._proposals[body["number"]] = _Proposed(Point(body["branch"], body["values"]))
+
+    def _replay_refused(self, event: Event, trials: dict[str, Trial]) -> None:
+        proposed = self._proposals[event.body["number"]]
+        proposed.refused = event.body["excess"]
+        self._refused[self._turn_of(proposed)] += 1
+
+    def _replay_admitted(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._note_admitted(event.body)
+
+    def _replay_replicated(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._await(self.past[event.body["configuration_id"]], event.body["seeds"])
+
+    def _replay_frozen(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._note_frozen(event.body["seeds"])
+
+    def _replay_fitted(self, event: Event, trials: dict[str, Trial]) -> None:
+        body = dict(event.body)
+        self.past.num_fitted = self._num_fitted = body.pop("num")
+        self.past.hyperparameters = Hyperparameters(**body)
+
+    def _replay_expected(self, event: Event, trials: dict[str, Trial]) -> None:
+        self.budget.note_gain(event.body["gain"])
+
+    def _replay_epoch(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._note_epoch(trials[event.body["trial"]], event)
+
+    def _replay_judged(self, event: Event, trials: dict[str, Trial]) -> None:
+        trial, epoch = trials[event.body["trial"]], event.body["epoch"]
+        self.rule.decide(self._report_of(trial, epoch, event.body["best"]))
+
+    def _replay_end(self, event: Event, trials: dict[str, Trial]) -> None:
+        if event.kind == "stopped" and "stop" in event.body:
+            self._replay_judged(event, trials)
+        trial = trials.pop(event.body["trial"])
+        self._waiting.remove(trial)
+        self._withdraw(event.body.get("withdrawn", []))
+        self._note_end(trial, event.kind, event.body.get("values"))
+
+    def _replay_told(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._proposals[event.body["number"]].told = True
+        self._untold.remove(event.body["number"])
 
     def _replay_to_optuna(self, proposed: _Proposed) -> None:
         if proposed.refused is not None:
@@ -384,13 +606,48 @@ class Search:
         self.optuna.replay(proposed.point, values=values, state=state, excess=excess)
 
 
+_REPLAY = {
+    "proposed": Search._replay_proposed,
+    "refused": Search._replay_refused,
+    "admitted": Search._replay_admitted,
+    "replicated": Search._replay_replicated,
+    "frozen": Search._replay_frozen,
+    "fitted": Search._replay_fitted,
+    "expected": Search._replay_expected,
+    "epoch": Search._replay_epoch,
+    "judged": Search._replay_judged,
+    "finished": Search._replay_end,
+    "failed": Search._replay_end,
+    "stopped": Search._replay_end,
+    "told": Search._replay_told,
+}
+
+
 def trial_key(configuration_id: str, seed: int) -> str:
     """Return the key of a trial within its study."""
     return f"{configuration_id}-{seed}"
 
 
+def _observations(study: StudyFile, admission: Admission) -> Observations:
+    accuracy = study.objectives[0]
+    exact = tuple(o.metric for o in study.objectives if o.metric in EXACT_COSTS)
+    chance = 1 / admission.spec.num_classes if accuracy.metric == "top1" else None
+    return Observations(
+        exact or EXACT_COSTS[:1],
+        sign=1.0 if accuracy.goal == "maximize" else -1.0,
+        floor=chance,
+        num_folds=study.dataset.folds,
+    )
+
+
+def _rule(plan: SearchPlan) -> stopping.Rule:
+    options = plan.stopping.model_dump(exclude={"kind"})
+    return stopping.RULES[plan.stopping.kind](**options)
+
+
 def _admitted_body(number: int, candidate: Candidate, num_seeds: int) -> dict[str, Any]:
-    cost = candidate.cost
+    cost, training = candidate.cost, candidate.configuration.train_config
+    mixes = training.mixup != "none"
     return {
         "number": number,
         "configuration_id": candidate.id,
@@ -398,11 +655,16 @@ def _admitted_body(number: int, candidate: Candidate, num_seeds: int) -> dict[st
         "parameters": candidate.configuration.parameters,
         "cost": {"gflops": cost.gflops, "gmacs": cost.gmacs, "parameters": cost.parameters},
         "seeds": list(range(num_seeds)),
+        "epochs": training.epochs,
+        "warmup": training.mixup_warmup if mixes else 0,
+        "group": f"{candidate.point.branch} {training.mixup}",
     }
 
 
 def _outcome(proposed: _Proposed) -> tuple[str, list[float] | None]:
     """Return what the sampler is told: the mean of each objective, exact for known costs."""
+    if proposed.stopped:
+        return "stopped", None
     seeds = [outcome for outcome in proposed.outcomes if outcome is not None]
     if len(seeds) < len(proposed.outcomes):
         return "failed", None

@@ -30,6 +30,8 @@ class Job:
     folder: str
     """The trial's folder: log, checkpoint, final weights."""
     dataset: str
+    num_folds: int | None
+    """Grouped folds of the data set; the trial's is that of its seed. None: its own split."""
     model: str
     parameters: dict[str, Any]
     training: dict[str, Any]
@@ -60,7 +62,7 @@ class TrainingWorker:
     """Trains fusion models on a memory-mapped store."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, Any] = {}
+        self._stores: dict[tuple[str, int | None, int | None], Any] = {}
         self._job: Job | None = None
         self._fit: Any = None
         self._problem = ""
@@ -89,7 +91,6 @@ class TrainingWorker:
     def _prepare(self, job: Job) -> Any:
         import torch
 
-        from sftsearch.datasets.catalog import open_dataset
         from sftsearch.orchestrator.binding import bind
         from sftsearch.trainables.catalog import build_model
         from sftsearch.trainables.cost import count_gmacs
@@ -97,9 +98,7 @@ class TrainingWorker:
 
         torch.set_num_threads(job.threads)
         _reset_peak_memory(job.device)
-        if job.dataset not in self._stores:
-            self._stores[job.dataset] = open_dataset(job.dataset)
-        store = self._stores[job.dataset]
+        store = self._open(job)
         bound = bind(job.model, job.parameters, job.training, store.spec)
         model = build_model(job.model, store.spec, bound.model_config, job.seed)
         counted = {
@@ -118,6 +117,17 @@ class TrainingWorker:
         self._reported = min(job.num_journalled, fit.epoch)
         return fit
 
+    def _open(self, job: Job) -> Any:
+        """Return the store of the trial's data set, or of its fold; opened once."""
+        from sftsearch.datasets.catalog import open_dataset
+        from sftsearch.datasets.folds import fold_of, open_fold
+
+        number = fold_of(job.seed, job.num_folds)
+        key = (job.dataset, number, job.num_folds)
+        if key not in self._stores:
+            self._stores[key] = open_fold(open_dataset(job.dataset), number, job.num_folds)
+        return self._stores[key]
+
     def _resume(self, fit: Any) -> None:
         from sftsearch.trainables.checkpoint import CheckpointError
 
@@ -133,17 +143,20 @@ class TrainingWorker:
             self._log(f"starting anew: {error}")
 
     def _step(self) -> dict[str, Any]:
-        job, fit = self._assigned(), self._fit
+        fit = self._fit
         if not fit.done:
-            metrics = fit.run_epoch()
-            # The checkpoint comes first: an epoch that was reported can always be gone on from.
-            fit.save(Path(job.folder) / CHECKPOINT)
-            self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
+            self._run_epoch()
         report: dict[str, Any] = {"epochs": fit.history[self._reported :]}
         self._reported = fit.epoch
         if fit.done:
             report["final"] = self._final()
         return report
+
+    def _run_epoch(self) -> None:
+        metrics = self._fit.run_epoch()
+        # The checkpoint comes first: an epoch that was reported can always be gone on from.
+        self._fit.save(Path(self._assigned().folder) / CHECKPOINT)
+        self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
     def _final(self) -> dict[str, Any]:
         from safetensors.torch import save_file
@@ -156,7 +169,14 @@ class TrainingWorker:
         values["peak_memory_mb"] = _peak_memory_mb(job.device)
         values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
         self._log(f"finished after {time.perf_counter() - self._started:.1f} s")
-        return {"values": values, "groups": fit.groups(), "facts": _facts(job)}
+        return {"values": values, "groups": fit.groups(), "facts": self._facts()}
+
+    def _facts(self) -> dict[str, Any]:
+        import torch
+
+        job = self._assigned()
+        name = torch.cuda.get_device_name() if job.device == "cuda" else "cpu"
+        return {"torch": torch.__version__, "device": name, "threads": job.threads}
 
     def _explain(self, error: Exception) -> str:
         """Write the traceback to the trial's log and return the reason in one line."""
@@ -176,13 +196,6 @@ class TrainingWorker:
     def _assigned(self) -> Job:
         assert self._job is not None, "start() comes first"
         return self._job
-
-
-def _facts(job: Job) -> dict[str, Any]:
-    import torch
-
-    name = torch.cuda.get_device_name() if job.device == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "threads": job.threads}
 
 
 def _latency_ms(fit: Any, *, repeats: int = 30) -> float:

@@ -405,7 +405,7 @@ def test_the_budget_is_no_part_of_a_studys_definition(old: str, new: str) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ("trials: 4", "trials: 4, seeds: 2", "seeds"),
+        ("trials: 4", "trials: 4, replicates: 2", "replicates"),
         ("epochs: 2", "epochs: 3", "training"),
         ("patch: 8", "patch: 4", "space"),
         ("metric: gflops", "metric: gmacs", "objectives"),

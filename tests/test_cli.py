@@ -208,11 +208,12 @@ def test_check_says_what_would_run_and_writes_nothing(
     result = call("check", study_file)
     assert result.exit_code == 0
     assert result.output == (
-        f"{study_file}: study 'small' is well-formed: 2 trials (1 seeds each) over 2 admissible "
-        "configurations on wearables.\n"
+        f"{study_file}: study 'small' is well-formed: 2 trials (1 replicate a configuration) over "
+        "2 admissible configurations on wearables.\n"
     )
     assert json.loads(call("check", study_file, "--json").output) == {
-        "study": "small", "dataset": "wearables", "trials": 2, "seeds": 1, "points": 2,
+        "study": "small", "dataset": "wearables", "trials": 2, "points": 2,
+        "replicates": {"min": 1, "max": 1, "fresh": 0},
         "admissible": 2, "refused": {},
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == [study_file]

@@ -23,7 +23,7 @@ def test_the_study_file_of_the_readme_is_well_formed() -> None:
     check_names(source)
     admission = Admission(source, describe(source.study.dataset.kind))
     assert admission.table is not None
-    assert len(admission.table) * source.study.search.seeds >= source.study.search.trials
+    assert len(admission.table) * source.study.search.replicates.min >= source.study.search.trials
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

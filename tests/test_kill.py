@@ -23,7 +23,7 @@ STUDY = """
 study: {name: kill}
 dataset: {kind: synthetic}
 # ordered: the configurations too are those of the undisturbed study, not only their values
-search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, seeds: 2, ordered: true}
+search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, replicates: 2, ordered: true}
 constraints: [{metric: parameters, max: 6000}]
 training: {epochs: 3, batch_size: 256}
 space:

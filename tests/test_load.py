@@ -37,7 +37,7 @@ constraints:
 search:
   sampler: {kind: random, seed: 3}
   trials: 6
-  seeds: 2
+  replicates: 2
 training:
   learning_rate: 1e-3
 resources: {cpus: 1}
@@ -150,14 +150,16 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "line 13: resources: A key must be text, not a collection."),
         ("  trials: 6\n", "  tirals: 6\n",
          "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: balance, "
-         "ordered, sampler, seeds, trials."),
+         "max_epochs, max_gpu_hours, max_hours, ordered, replicates, sampler, stopping, trials, "
+         "until_converged."),
         ("  trials: 6\n", "  trials: 6\n  balance: branch\n",
          "line 10: search.balance: No value is called 'branch'. Did you mean 'branches'? Known: "
          "branches, none."),
         ("seed: 3", "sed: 3", "line 8: search.sampler.sed: No key is called 'sed'. Did you mean "
          "'seed'? Known: kind, seed, startup_configurations."),
         ("kind: random", "kind: randm", "line 8: search.sampler.kind: No kind is called 'randm'. "
-         "Did you mean 'random'? Known: exhaustive, random, tpe."),
+         "Did you mean 'random'? Known: exhaustive, front, gp, nsga2, nsga3, "
+         "quasi_random, random, tpe."),
         ("{kind: random, seed: 3}", "{seed: 3}",
          "line 8: search.sampler: It needs a `kind`. Known: tpe, random, exhaustive."),
         ("metric: gflops", "metric: glops", "line 6: constraints[0].metric: No value is called "
@@ -168,8 +170,8 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "line 6: constraints[0].max: It should be a finite number, but got nan."),
         ("max: 1e-3", "max: 0",
          "line 6: constraints[0].max: It should be greater than 0, but got 0."),
-        ("  trials: 6\n", "  trials: 7\n", "line 7: search: `trials` must be a multiple of `seeds`,"
-         " but got (trials=7, seeds=2); the nearest is 8."),
+        ("  trials: 6\n", "  trials: 7\n", "line 7: search: `trials` must be a multiple of "
+         "`replicates`, but got (trials=7, replicates=2); the nearest is 8."),
         ("  trials: 6\n", "  trials: six\n",
          "line 9: search.trials: It should be a valid integer, but got 'six'."),
         ("  trials: 6\n", "  trials: true\n",

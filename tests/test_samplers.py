@@ -14,7 +14,10 @@ from scipy import stats
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator.admission import Admission, Candidate
-from sftsearch.orchestrator.samplers import OptunaStudy, derive_seed, sampler_of
+from sftsearch.orchestrator.beliefs import Beliefs
+from sftsearch.orchestrator.observations import Observations
+from sftsearch.orchestrator.samplers import OptunaStudy, sampler_of
+from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import Branch
 from sftsearch.search_spaces.space import Point, Space
@@ -58,6 +61,11 @@ def study_of(admission: Admission) -> OptunaStudy:
     return OptunaStudy(admission.space, ["maximize", "minimize"])
 
 
+def beliefs_of(admission: Admission) -> Beliefs:
+    """Return what a study that has measured nothing believes."""
+    return Beliefs(admission, Observations(("gflops",)))
+
+
 @pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
 def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     max_table: int, most: int, monkeypatch: pytest.MonkeyPatch
@@ -74,7 +82,7 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     sample, study = sampler_of(plan("tpe")), study_of(admission)
     num_refused = 0
     while admission.num_taken < 100:
-        number, point = _some(sample(study, admission, None))
+        number, point = _some(sample(study, admission, beliefs_of(admission), None))
         decided = admission.decide(point)
         if isinstance(decided, Candidate):
             admission.take(decided.id)
@@ -102,7 +110,7 @@ def test_tpe_finds_better_points_than_chance() -> None:
         sample, study = sampler_of(plan(kind, seed=1)), study_of(admission)
         seen = []
         for _ in range(80):
-            number, point = _some(sample(study, admission, None))
+            number, point = _some(sample(study, admission, beliefs_of(admission), None))
             candidate = admission.price(point)
             admission.take(candidate.id)
             study.tell(number, [-distance(point), candidate.cost.gflops])
@@ -116,7 +124,11 @@ def test_another_seed_gives_other_proposals(kind: str) -> None:
     admission = admission_of()
     drawn = [
         [
-            str(sampler_of(plan(kind, seed=seed))(study_of(admission), admission, None))
+            str(
+                sampler_of(plan(kind, seed=seed))(
+                    study_of(admission), admission, beliefs_of(admission), None
+                )
+            )
             for _ in range(3)
         ]
         for seed in (0, 1)
@@ -154,7 +166,7 @@ def test_exhaustive_goes_from_the_cheapest_to_the_dearest_and_ends() -> None:
     admission = admission_of(constraints="[{metric: gflops, max: 1e-4}]")
     sample, study = sampler_of(plan("exhaustive")), study_of(admission)
     costs = []
-    while (proposal := sample(study, admission, None)) is not None:
+    while (proposal := sample(study, admission, beliefs_of(admission), None)) is not None:
         candidate = admission.price(proposal[1])
         admission.take(candidate.id)
         study.tell(proposal[0], [0.5, candidate.cost.gflops])
@@ -170,14 +182,16 @@ def test_tpe_begins_with_uniform_draws_that_count_only_what_was_admitted() -> No
     ours, theirs = study_of(admission), study_of(admission)
     for number in range(5):
         (_, one), (_, other) = (
-            _some(uniform(ours, admission, None)),
-            _some(tpe(theirs, admission, None)),
+            _some(uniform(ours, admission, beliefs_of(admission), None)),
+            _some(tpe(theirs, admission, beliefs_of(admission), None)),
         )
         assert one == other
         admission.take(admission.price(one).id)
         for study in (ours, theirs):
             study.tell(number, [float(number), 1.0])
-    assert uniform(ours, admission, None) != tpe(theirs, admission, None)
+    assert uniform(ours, admission, beliefs_of(admission), None) != tpe(
+        theirs, admission, beliefs_of(admission), None
+    )
 
 
 AXES: dict[str, Any] = {

@@ -30,7 +30,8 @@ STUDY = """
 study: {{name: toy}}
 dataset: {{kind: wearables}}
 search:
-  {{sampler: {sampler}, trials: {trials}, seeds: {seeds}, ordered: {ordered}, balance: {balance}}}
+  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, ordered: {ordered},
+    balance: {balance}}}
 constraints: [{{metric: parameters, max: 40000}}]
 training: {{epochs: 2}}
 space:

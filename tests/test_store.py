@@ -751,7 +751,9 @@ def test_texts_may_change_without_a_rebuild(tmp_path: Path) -> None:
 
 
 def test_an_unknown_data_set_is_one_line() -> None:
-    expected = r"^No data set is called 'wearable'. Did you mean 'wearables'\? Known: synthetic, "
+    expected = (
+        r"^No data set is called 'wearable'. Did you mean 'wearables'\? Known: digits, synthetic, "
+    )
     for ask in (open_dataset, describe):
         with pytest.raises(UserError, match=expected):
             ask("wearable")

@@ -37,7 +37,7 @@ def test_the_cheapest_configuration_runs_as_a_trial(tmp_path: Path) -> None:
     text = find_study_file("stride_paper").read_text()
     text = text.replace("epochs: 20", "epochs: 1").replace("trials: 160", "trials: 1")
     file = tmp_path / "stride_paper.yaml"
-    file.write_text(text.replace("seeds: 5", "seeds: 1"))
+    file.write_text(text.replace("replicates: 5", "replicates: 1"))
     result = run_study(file, runs=tmp_path)
     (trial,) = result.record.trials
     assert (trial.status, trial.configuration["stride"]) == ("finished", 128)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {{name: small, description: A test.}}
 dataset: {{kind: synthetic}}
-search: {{sampler: {{kind: exhaustive}}, trials: {trials}, seeds: 2}}
+search: {{sampler: {{kind: exhaustive}}, trials: {trials}, replicates: 2}}
 training: {{epochs: 3, batch_size: 64, learning_rate: 3e-3}}
 resources: {{cpus: 1, concurrent_trials: {concurrent}}}
 space:
@@ -166,7 +166,9 @@ def test_a_regression_is_searched_for_its_own_metric(tmp_path: Path) -> None:
     """Without objectives in the file: the less its mean absolute error the better."""
     file = tmp_path / "rating.yaml"
     text = STUDY.format(trials=4, dims="[8, 16]", concurrent="auto")
-    text = text.replace("kind: synthetic", "kind: synthetic_rating").replace("seeds: 2", "seeds: 1")
+    text = text.replace("kind: synthetic", "kind: synthetic_rating").replace(
+        "replicates: 2", "replicates: 1"
+    )
     file.write_text(text.replace("name: small", "name: rating").replace("epochs: 3", "epochs: 1"))
     result = run_study(file, runs=tmp_path, formats=("json",))
     assert result.record.objectives == (("mae", "minimize"), ("gflops", "minimize"))

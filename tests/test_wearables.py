@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sftsearch.datasets import wearables
+from sftsearch.datasets import shipped_file, wearables
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import DatasetError
 
@@ -50,7 +50,7 @@ def test_every_sample_is_the_published_row(
     splits: dict[str, Split], rows: list[dict[str, object]]
 ) -> None:
     spec = wearables.spec()
-    for name, published in wearables.PUBLISHED_SPLITS.items():
+    for name, published in shipped_file.PUBLISHED_SPLITS.items():
         split, expected = splits[name], [row for row in rows if row["split"] == published]
         people = [spec.subjects[name][code] for code in split.subjects]
         assert people == [row["subject"] for row in expected]

@@ -33,6 +33,7 @@ def job(folder: Path, dataset: str = "synthetic", **changed: Any) -> Job:
         key="c-0",
         folder=str(folder),
         dataset=dataset,
+        num_folds=None,
         model="sft",
         parameters=PARAMETERS,
         training=TRAINING,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy.typing as npt
     from torch import Tensor
 
     from sftsearch.datasets.spec import DatasetSpec
@@ -73,11 +74,13 @@ class Fit:
         self.model = model.to(device)
         self.config, self.seed, self.device = config, seed, device
         self.history: list[dict[str, float]] = []
+        self.right: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)
+        """Whether each validation sample was decided right after the last epoch run here, (N,)."""
         self._correct: list[list[int]] = []  # by epoch and group
         self._best: dict[str, Tensor] = {}  # weights of the best epoch, where that one counts
         if config.value == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
-        self._task, self._fingerprint = store.spec.task, store.spec.fingerprint
+        self.task, self._fingerprint = store.spec.task, store.spec.fingerprint
         self._metric_names = _metric_names(store.spec)
         self._validation = store.split("validation")
         self._groups = Groups(store, self._validation)
@@ -122,10 +125,10 @@ class Fit:
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
         outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH)
-        metrics = metrics_of(self._task, self.config, outputs, self._validation)
+        metrics = metrics_of(self.task, self.config, outputs, self._validation)
         self._plateau.step(metrics["loss"])
-        right = is_right(self._task, outputs, self._validation)
-        self._correct.append(self._groups.count(right))
+        self.right = is_right(self.task, outputs, self._validation)
+        self._correct.append(self._groups.count(self.right))
         self.history.append(
             {
                 "epoch": float(self.epoch + 1),
@@ -170,7 +173,7 @@ class Fit:
     def _train_step(self, batch: Batch, mix: Mix | None) -> Tensor:
         """Return the loss of the batch before the step."""
         inputs, lengths, labels = batch
-        losses = partial(losses_of, self._task, self.config)
+        losses = partial(losses_of, self.task, self.config)
         if mix is None:
             loss = losses(self.network(inputs, lengths), labels).mean()
         else:
@@ -217,7 +220,7 @@ class Fit:
         if not self.history:
             raise RuntimeError("No epoch has been run yet.")
         if self.config.value == "best":
-            name = METRICS[self._task][0]
+            name = METRICS[self.task][0]
             sign = -1 if name in LOWER_IS_BETTER else 1
             return [max(range(self.epoch), key=lambda epoch: sign * self.history[epoch][name])]
         return list(range(max(0, self.epoch - LAST_EPOCHS), self.epoch))

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--configurations", type=int, default=35)
     asked = parser.parse_args()
     text = find_study_file("stride").read_text()
-    for key, value in {"seeds": SEEDS, "trials": SEEDS * asked.configurations}.items():
+    for key, value in {"replicates": SEEDS, "trials": SEEDS * asked.configurations}.items():
         text, count = re.subn(rf"^  {key}: \d+", f"  {key}: {value}", text, flags=re.MULTILINE)
         assert count == 1, key
     with tempfile.TemporaryDirectory() as folder:

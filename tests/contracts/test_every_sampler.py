@@ -10,7 +10,9 @@ import pytest
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.admission import Admission, Candidate
+from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.samplers import SAMPLERS, OptunaStudy, sampler_of
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
@@ -72,11 +74,13 @@ class Run:
     def __init__(self, space: str, sampler: str) -> None:
         self.admission, self.sample = admission_of(space, sampler)
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
+        self.past = Observations(("gflops",), floor=0.1)
+        self.beliefs = Beliefs(self.admission, self.past)
         self.records: list[Record] = []
 
     def step(self, branch: int | None = None) -> Candidate | bool | None:
         """Return what was admitted, False for a refusal, None at the end (of a branch)."""
-        proposal = self.sample(self.optuna, self.admission, branch)
+        proposal = self.sample(self.optuna, self.admission, self.beliefs, branch)
         if proposal is None:
             return None
         number, point = proposal
@@ -87,19 +91,38 @@ class Run:
             self.records.append({"point": point, "state": "refused", "excess": decided.excess})
             return False
         self.admission.take(decided.id)
+        values = [1 / (1 + decided.cost.parameters / 1e4), decided.cost.gflops]
+        self.observe(number, decided, None if number % 7 == 3 else values)
         if number % 7 == 3:
             self.optuna.fail(number)
             self.records.append({"point": point, "state": "failed"})
         else:
-            values = [1 / (1 + decided.cost.parameters / 1e4), decided.cost.gflops]
             self.optuna.tell(number, values)
             self.records.append({"point": point, "state": "complete", "values": values})
         return decided
 
+    def observe(self, number: int, decided: Candidate, values: list[float] | None) -> None:
+        body = {
+            "model": decided.configuration.model,
+            "parameters": decided.configuration.parameters,
+            "cost": {"gflops": decided.cost.gflops},
+            "epochs": 1,
+            "warmup": 0,
+            "group": "",
+        }
+        observed = self.past.admit(number, decided.id, decided.point, body)
+        self.past.begin(observed, 0)
+        if values is None:
+            self.past.drop(observed, 0, stopped=False)
+        else:
+            self.past.finish(observed, 0, values, 1.0)
+
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        for record in self.records:
+        again.past.hyperparameters = self.past.hyperparameters
+        again.past.num_fitted = self.past.num_fitted
+        for number, record in enumerate(self.records):
             again.optuna.replay(
                 record["point"],
                 values=json.loads(json.dumps(record.get("values"))),
@@ -107,7 +130,9 @@ class Run:
                 excess=record.get("excess", 0.0),
             )
             if record["state"] != "refused":
-                again.admission.take(again.admission.price(record["point"]).id)
+                candidate = again.admission.price(record["point"])
+                again.admission.take(candidate.id)
+                again.observe(number, candidate, record.get("values"))
         again.records = list(self.records)
         return again
 

@@ -79,7 +79,7 @@ def test_every_branch_is_tuned_alike(name: str) -> None:
     if len(study.space) > 1:
         assert study.search.balance == "branches"
     if study.study.paper is not None:
-        assert (study.search.trials // study.search.seeds) % len(study.space) == 0
+        assert (study.search.trials // study.search.replicates.min) % len(study.space) == 0
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_its_budget_fits_its_space(name: str) -> None:
     """An exhaustive study runs exactly its space; another asks for no more than there is."""
     search = read_study(find_study_file(name)).study.search
     admission = admission_of(name)
-    asked = search.trials // search.seeds
+    asked = search.trials // search.replicates.min
     if search.sampler.kind == "exhaustive":
         assert asked == len(admission.table or ())
     elif admission.table is not None:

@@ -1,0 +1,142 @@
+"""Grouped folds: training and validation subjects dealt anew, so that a replicate sees others.
+
+Fold k of K validates on the k-th part of the subjects of both splits together and trains on the
+other parts; the test split stays what it is, sealed. With as many folds as subjects this is
+leave-one-subject-out. Samples are not copied: they are read through the same maps.
+
+Shapes: N samples, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.spec import SPLITS
+from sftsearch.datasets.store import Rows, Split, Store, count_classes, training_statistics
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from sftsearch.datasets.spec import DatasetSpec
+
+POOLED = SPLITS[:2]
+"""The splits whose subjects are dealt."""
+
+
+def deal(spec: DatasetSpec, num_folds: int) -> list[tuple[str, ...]]:
+    """Return the subjects that each fold validates on, sorted; parts differ by one at most.
+
+    Raises:
+        DatasetError: the data set names no subjects of both splits, or too few.
+    """
+    people = sorted(person for split in POOLED for person in spec.subjects[split])
+    if not all(spec.subjects[split] for split in POOLED):
+        raise DatasetError(
+            f"`folds` needs subjects, but the data set '{spec.name}' names none: leave it out."
+        )
+    if not 2 <= num_folds <= len(people):
+        raise DatasetError(
+            f"`folds` must be from 2 to the {len(people)} subjects of '{spec.name}' outside its "
+            f"test split, but got {num_folds}."
+        )
+    return [tuple(people[k::num_folds]) for k in range(num_folds)]
+
+
+def fold_of(replicate: int, num_folds: int | None) -> int | None:
+    """Return the fold of a replicate: they take turns; None on the given split."""
+    return None if num_folds is None else replicate % num_folds
+
+
+def open_fold(store: Store, number: int | None, num_folds: int | None) -> Store:
+    """Return the store of one fold; the store itself where there are no folds.
+
+    Raises:
+        DatasetError: the data set cannot be dealt into so many folds, or a file is damaged.
+    """
+    if number is None or num_folds is None:
+        return store
+    parts = deal(store.spec, num_folds)
+    validation = parts[number]
+    train = tuple(sorted(set().union(*parts) - set(validation)))
+    subjects = {"train": train, "validation": validation, "test": store.spec.subjects["test"]}
+    pooled = {name: store.split(name) for name in POOLED}
+    splits = {name: _select(store, pooled, name, subjects[name]) for name in POOLED}
+    identity = f"{store.spec.fingerprint}, fold {number} of {num_folds}"
+    spec = replace(
+        store.spec,
+        subjects=subjects,
+        num_samples={
+            **{name: len(split) for name, split in splits.items()},
+            "test": store.spec.num_samples["test"],
+        },
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+    )
+    return Fold(
+        spec=spec,
+        path=store.path,
+        statistics={
+            name: (mean_F.astype(np.float32), std_F.astype(np.float32))
+            for name, (mean_F, std_F) in training_statistics(splits["train"]).items()
+        },
+        class_counts={
+            **{name: count_classes(spec, split.labels) for name, split in splits.items()},
+            "test": store.class_counts["test"],
+        },
+        checksums=store.checksums,
+        base=store,
+        splits=splits,
+        number=number,
+        num_folds=num_folds,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold(Store):
+    """A store that trains and validates on other subjects; `statistics` are of its own training."""
+
+    base: Store
+    splits: dict[str, Split]
+    number: int
+    num_folds: int
+
+    def split(self, name: str, *, unseal_test: bool = False) -> Split:
+        """Return a split; see `Store.split`."""
+        known = self.splits.get(name)
+        return known if known else self.base.split(name, unseal_test=unseal_test)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_fold, (self.base, self.number, self.num_folds)
+
+
+def _select(store: Store, pooled: dict[str, Split], name: str, people: tuple[str, ...]) -> Split:
+    """Return the samples of some people out of all pooled splits, in their order."""
+    wanted, parts = {person: code for code, person in enumerate(people)}, list(pooled.values())
+    codes = np.concatenate([_codes(store, split, wanted) for split in parts])
+    index = np.flatnonzero(codes >= 0)
+
+    def gather(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        joined: npt.NDArray[Any] = np.concatenate(arrays)[index]
+        return joined
+
+    return Split(
+        name=name,
+        modalities={
+            key: Rows([split.modalities[key] for split in parts], index)
+            for key in store.spec.modalities
+        },
+        labels=gather([split.labels for split in parts]),
+        subjects=codes[index],
+        lengths={key: gather([split.lengths[key] for split in parts]) for key in parts[0].lengths},
+    )
+
+
+def _codes(store: Store, split: Split, wanted: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return each sample's position among the wanted people, -1 where it is of another, (N,)."""
+    names = store.spec.subjects[split.name]
+    of_name = np.array([wanted.get(person, -1) for person in names] + [-1], dtype=np.int64)
+    return of_name[split.subjects]  # the last entry is that of samples without a subject

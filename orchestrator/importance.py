@@ -1,0 +1,189 @@
+"""Which parameters set the best configurations apart, by what a configuration may cost.
+
+PED-ANOVA (Watanabe, Bansal & Hutter 2023, "PED-ANOVA: efficiently quantifying hyperparameter
+importance in arbitrary subspaces"): a parameter matters as far as its distribution among the best
+configurations differs from that among all, by the Pearson divergence of the two; for one objective
+and one set of configurations that is its share of the variance of belonging to the best. What
+matters when compute is scarce need not matter when it is not, so every budget band has its own.
+
+Shapes: N configurations, L levels of a parameter. Numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+    Levels = NDArray[np.intp]
+    Mask = NDArray[np.bool_]
+
+FEWEST = 20
+"""Configurations a band needs; of fewer nothing is said."""
+MOST_LEVELS = 20
+"""A number with more values than this is cut into as many bins of equally many values."""
+PRIOR_WEIGHT = 1.0
+"""Configurations spread evenly over the levels, added to each density."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """What matters among the configurations that a budget affords."""
+
+    limit: float
+    """The greatest cost."""
+    num_configurations: int
+    importances: dict[str, float]
+    """By parameter, greatest first, with sum 1. All 0 where no parameter sets the best apart, as
+    when all values are equal; empty where there are too few configurations."""
+
+
+def importance_by_band(
+    parameters: Sequence[Mapping[str, Any]],
+    values: ArrayLike,
+    costs: ArrayLike,
+    limits: Sequence[float],
+    *,
+    target: float = 0.1,
+    region: float = 1.0,
+) -> tuple[Band, ...]:
+    """Return the importance of every parameter among the configurations of cost up to each limit.
+
+    Only the order of the values counts. A parameter that a configuration lacks, as those of other
+    branches, has there a level of its own, "absent"; so it shares the credit for the branch.
+
+    Args:
+        parameters: of each configuration, JSON values by name. Numbers are ordered; all else
+            (strings, booleans, lists, mappings, null, or numbers mixed with them) is categorical.
+        values: to maximize, (N,), such as accuracies.
+        costs: (N,).
+        limits: the greatest cost of each band.
+        target: gamma', the share of a band's configurations that are its best.
+        region: gamma, the share with which these are compared; 1 is all.
+
+    Raises:
+        ValueError: lengths differ, a value or cost is NaN, or `0 < target < region <= 1` does not
+            hold.
+    """
+    value_N, cost_N = np.asarray(values, dtype=float), np.asarray(costs, dtype=float)
+    if not len(parameters) == len(value_N) == len(cost_N):
+        got = f"{len(parameters)}, {len(value_N)} and {len(cost_N)}"
+        raise ValueError(f"Parameters, values and costs must be equally many, but got {got}.")
+    if np.isnan(value_N).any() or np.isnan(cost_N).any():
+        raise ValueError("Values and costs must be numbers, but one is NaN.")
+    if not 0 < target < region <= 1:
+        raise ValueError(f"`0 < target < region <= 1` must hold, but got ({target=}, {region=}).")
+    names = sorted({name for row in parameters for name in row})
+    columns = {name: [row.get(name, _ABSENT) for row in parameters] for name in names}
+    bands = []
+    for limit in limits:
+        (inside,) = np.nonzero(cost_N <= limit)
+        in_region = inside[_best(value_N[inside], region)] if len(inside) else inside
+        found: dict[str, float] = {}
+        if len(in_region) >= FEWEST:
+            is_best = value_N[in_region] >= value_N[inside[_best(value_N[inside], target)]].min()
+            found = {
+                name: _divergence([column[i] for i in in_region], is_best)
+                for name, column in columns.items()
+            }
+        bands.append(
+            Band(limit=limit, num_configurations=len(inside), importances=_normalise(found))
+        )
+    return tuple(bands)
+
+
+def _best(value_N: Floats, share: float) -> Mask:
+    """Return which values are among the best share, and all that tie with the last of them."""
+    # Less a little, or a product such as 0.1 * 30 would round up to one more.
+    number = max(1, math.ceil(share * len(value_N) - 1e-9))
+    cutoff = np.partition(value_N, len(value_N) - number)[len(value_N) - number]
+    mask: Mask = value_N >= cutoff
+    return mask
+
+
+def _divergence(column: Sequence[Any], is_best: Mask) -> float:
+    """Return how far a parameter's density among the best is from that among all; at least 0.
+
+    The Pearson divergence is the sum over levels of (p' - p)^2 / p. Few best configurations differ
+    from all by chance alone, the more so the more levels there are; what is expected of chance is
+    subtracted, for drawing the best without replacement from all.
+    """
+    level_N, num_ordered = _to_levels(column)
+    num_all, num_best = len(level_N), int(is_best.sum())
+    if num_best == num_all or level_N.max() == 0:
+        return 0.0
+    share_L = np.bincount(level_N) / num_all
+    best_L = np.bincount(level_N[is_best], minlength=len(share_L)) / num_best
+    kernel_LL = _kernel(share_L, num_ordered, num_best)
+    mixing = num_best / (num_best + PRIOR_WEIGHT)
+    density_L = _add_prior(kernel_LL @ share_L, num_all)
+    found = np.sum((_add_prior(kernel_LL @ best_L, num_best) - density_L) ** 2 / density_L)
+    # The covariance of the levels' shares in a draw without replacement (hypergeometric law).
+    covariance_LL = (np.diag(share_L) - np.outer(share_L, share_L)) / num_best
+    covariance_LL *= mixing**2 * (num_all - num_best) / (num_all - 1)
+    by_chance = np.sum(np.diag(kernel_LL @ covariance_LL @ kernel_LL.T) / density_L)
+    return max(0.0, float(found - by_chance))
+
+
+def _to_levels(column: Sequence[Any]) -> tuple[Levels, int]:
+    """Return each configuration's level, (N,), and how many levels, the first ones, are ordered.
+
+    "Absent" comes last.
+    """
+    is_absent = np.array([value is _ABSENT for value in column])
+    present = [value for value in column if value is not _ABSENT]
+    is_ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in present)
+    if is_ordered:
+        values, found = np.unique(np.array(present, dtype=float), return_inverse=True)
+        if len(values) > MOST_LEVELS:
+            found = found * MOST_LEVELS // len(values)
+    else:
+        texts = np.array([json.dumps(value, sort_keys=True) for value in present])
+        found = np.unique(texts, return_inverse=True)[1]
+    num_levels = int(found.max()) + 1 if len(found) else 0
+    level_N = np.full(len(column), num_levels)
+    level_N[~is_absent] = found
+    return level_N, num_levels if is_ordered else 0
+
+
+def _kernel(share_L: Floats, num_ordered: int, num_best: int) -> Floats:
+    """Return the matrix that smooths shares over the ordered levels, (L, L); columns sum to 1.
+
+    Gaussian, with Scott's bandwidth for the smaller sample and the larger's spread, so that both
+    are smoothed alike; other levels stay as they are.
+
+    Source: Scott 1992, "Multivariate density estimation".
+    """
+    kernel_LL = np.eye(len(share_L))
+    if num_ordered < 2:
+        return kernel_LL
+    place = np.arange(num_ordered)
+    weight = share_L[:num_ordered] / share_L[:num_ordered].sum()
+    sd = math.sqrt(weight @ (place - weight @ place) ** 2)
+    bandwidth = 1.059 * sd * num_best**-0.2
+    gaussian = np.exp(-(((place[:, None] - place) / bandwidth) ** 2) / 2)
+    kernel_LL[:num_ordered, :num_ordered] = gaussian / gaussian.sum(axis=0)
+    return kernel_LL
+
+
+def _add_prior(share_L: Floats, number: int) -> Floats:
+    """Return the density of so many configurations and the prior's, (L,)."""
+    density_L: Floats = (share_L * number + PRIOR_WEIGHT / len(share_L)) / (number + PRIOR_WEIGHT)
+    return density_L
+
+
+def _normalise(found: Mapping[str, float]) -> dict[str, float]:
+    total = sum(found.values())
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return {name: importance / total if total else 0.0 for name, importance in ordered}

@@ -1,0 +1,204 @@
+"""What a front is expected to gain from another trial: accuracy uncertain, costs known exactly.
+
+A front is kept as a staircase: the best value (higher is better) that each cost vector affords.
+Costs are scaled to u in [0, 1], a logarithm of cost each, so that equal ratios count equally.
+
+Shapes: N points of a front, M candidates, C costs, J steps of a staircase along one cost.
+Numpy and scipy only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import ndtr  # type: ignore[import-untyped]
+
+from sftsearch.orchestrator.pareto import non_dominated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+    Indices = NDArray[np.intp]
+
+
+_BLOCK = 4096  # candidates at once: their few arrays stay in a core's cache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Staircase:
+    """The best value affordable at each cost vector of [0, 1]^C."""
+
+    edges: tuple[Floats, ...]
+    """For each cost the bounds of its steps, ascending from 0 to 1, (J_c + 1,)."""
+    levels: Floats
+    """The best value on each cell of the grid, (J_1, ..., J_C)."""
+
+
+def scale_costs(costs: ArrayLike, *, low: ArrayLike, high: ArrayLike) -> Floats:
+    """Return log(cost / low) / log(high / low), so `low` is 0 and `high` is 1.
+
+    A cost that is the same everywhere (`low` equals `high`) scales to 0 and plays no part.
+
+    Args:
+        costs: above 0, any shape; with several costs, the last axis is C.
+        low: the least cost of the space, one number or (C,).
+        high: the largest, the same.
+
+    Raises:
+        ValueError: a cost or a bound is not above 0, or `low` exceeds `high`.
+    """
+    costs, low, high = (np.asarray(each, dtype=float) for each in (costs, low, high))
+    if not (np.all(costs > 0) and np.all(low > 0) and np.all(low <= high)):
+        raise ValueError(
+            "Costs must be above 0 and `low` at most `high`, but got "
+            f"(costs from {costs.min(initial=np.inf)}, low={low}, high={high})."
+        )
+    span = np.log(high / low)
+    scaled: Floats = np.log(costs / low) / np.where(span > 0, span, 1.0)
+    return scaled
+
+
+def staircase(u_NC: ArrayLike, values_N: ArrayLike, *, floor: float) -> Staircase:
+    """Return the best value affordable at each cost vector, `floor` where nothing is.
+
+    Args:
+        u_NC: scaled costs, (N, C), or (N,) for one; what costs 1 or more affords nothing.
+        values_N: higher is better, (N,); dominated and equal points change nothing.
+        floor: the value of doing nothing, such as chance.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    u_NC = _to_columns(u_NC).clip(min=0.0)
+    values_N = np.asarray(values_N, dtype=float)
+    directions = ["minimize"] * u_NC.shape[1] + ["maximize"]
+    useful_N = np.all(u_NC < 1, axis=1) & ~(values_N <= floor)
+    points = np.column_stack([u_NC, values_N])[useful_N]
+    points = points[non_dominated(points, directions)]
+    edges = tuple(np.unique([0.0, *u_N, 1.0]) for u_N in points[:, :-1].T)
+    levels = np.full([len(each) - 1 for each in edges], float(floor))
+    for *u_C, value in points:
+        affordable = tuple(
+            slice(int(np.searchsorted(each, u)), None) for each, u in zip(edges, u_C, strict=True)
+        )
+        np.maximum(levels[affordable], value, out=levels[affordable])
+    return Staircase(edges=edges, levels=levels)
+
+
+def expected_improvement(
+    u_MC: ArrayLike, mu_M: ArrayLike, sd_M: ArrayLike, stairs: Staircase
+) -> Floats:
+    """Return how much hypervolume each candidate is expected to add to the staircase, (M,).
+
+    The integral, over the costs of [0, 1]^C that afford the candidate, of the expected excess of
+    its value over the best affordable one. For one cost it is
+
+        sum_j max(0, u_{j+1} - max(u_j, u)) [(mu - v_j) Phi(z_j) + sd phi(z_j)],
+        z_j = (mu - v_j) / sd,
+
+    over the steps of height v_j on [u_j, u_{j+1}). With sd 0 it is the plain hypervolume gained.
+
+    Args:
+        u_MC: scaled costs, (M, C), or (M,) for one; below 0 counts as 0.
+        mu_M: expected value, (M,) or one for all.
+        sd_M: its standard deviation, (M,) or one for all; may be 0.
+        stairs: from `staircase`.
+
+    Source: Emmerich, Giannakoglou and Naujoks 2006, "Single- and multiobjective evolutionary
+    optimization assisted by Gaussian random field metamodels", here with all costs exact.
+    """
+    u_MC = _to_columns(u_MC)
+    mu_M, sd_M = (np.broadcast_to(np.asarray(v, dtype=float), len(u_MC)) for v in (mu_M, sd_M))
+    index_KM, weight_KM = _corners(u_MC, stairs.edges)
+    gain_M = np.zeros(len(u_MC))
+    for level, volume in _tails(stairs):
+        for i in range(0, len(u_MC), _BLOCK):
+            block = slice(i, i + _BLOCK)
+            volume_M = np.sum(weight_KM[:, block] * volume[index_KM[:, block]], axis=0)
+            (met,) = np.nonzero(volume_M)
+            excess_M = _expected_excess(mu_M[block][met] - level, sd_M[block][met])
+            gain_M[i + met] += volume_M[met] * excess_M
+    return gain_M
+
+
+def expected_change(
+    mu: ArrayLike, sd_after: ArrayLike, rival: ArrayLike, span: ArrayLike
+) -> Floats:
+    """Return how much another replicate is expected to change the front, in hypervolume.
+
+    It changes it when the mean crosses the rival's: with z = -|mu - rival| / sd_after, that is
+    span * sd_after * [phi(z) + z Phi(z)]. All arguments broadcast.
+
+    Args:
+        mu: the configuration's mean now.
+        sd_after: sd of the change that the replicate will make to that mean, not the mean's own:
+            for a plain mean of n values of variance v, sqrt(v / (n (n + 1))).
+        rival: the mean it competes with; infinite where it has none.
+        span: the width of scaled cost that is decided between the two.
+
+    Source: Frazier, Powell and Dayanik 2009, "The knowledge-gradient policy for correlated normal
+    beliefs", eq. 14.
+    """
+    mu, sd_after, rival, span = np.broadcast_arrays(
+        *(np.asarray(each, dtype=float) for each in (mu, sd_after, rival, span))
+    )
+    change: Floats = span * _expected_excess(-np.abs(mu - rival), sd_after)
+    return change
+
+
+def _expected_excess(lead: Floats, sd: Floats) -> Floats:
+    """Return E max(0, Y) for Y normal with mean `lead`, element by element; exact for sd 0."""
+    certain = sd < 1e-100  # or so nearly that a square of the ratio would overflow
+    z = np.maximum(lead / np.where(certain, 1.0, sd), -1e8)  # finite, also where no rival is
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    # Far below 0 the two terms cancel to a rounding error of either sign.
+    excess = np.maximum(sd * (density + z * ndtr(z)), 0.0)
+    return np.where(certain, np.maximum(lead, 0.0), excess)
+
+
+def _tails(stairs: Staircase) -> Iterator[tuple[float, Floats]]:
+    """Yield each level and, for each corner of the grid, the volume of that level beyond it.
+
+    The volumes are flat, of (J_1 + 1, ..., J_C + 1) in C order with every axis reversed, and the
+    next level overwrites them.
+    """
+    tails = np.zeros([len(each) for each in stairs.edges])
+    inner = tails[(slice(1, None),) * tails.ndim]
+    sizes = np.ones(())
+    for each in stairs.edges:
+        sizes = np.multiply.outer(sizes, np.diff(each)[::-1])
+    levels = np.flip(stairs.levels)
+    for level in np.unique(levels):
+        np.multiply(sizes, levels == level, out=inner)
+        for axis in range(inner.ndim):
+            np.cumsum(inner, axis=axis, out=inner)
+        yield float(level), tails.ravel()
+
+
+def _corners(u_MC: Floats, edges: tuple[Floats, ...]) -> tuple[Indices, Floats]:
+    """Return index in `_tails` and weight of each corner of a candidate's cell, each (2^C, M).
+
+    The volume of a level beyond u is linear in each cost within a cell, so interpolating between
+    the 2^C corners of the cell is exact, and takes the same time for every number of steps.
+    """
+    indices, weights = np.zeros((1, len(u_MC)), dtype=np.intp), np.ones((1, len(u_MC)))
+    for u_M, each in zip(u_MC.clip(0.0, 1.0).T, edges, strict=True):
+        num_steps = len(each) - 1
+        cell_M = (np.searchsorted(each, u_M, side="right") - 1).clip(max=num_steps - 1)
+        share_M = (u_M - each[cell_M]) / np.diff(each)[cell_M]
+        behind_M = indices * (num_steps + 1) + num_steps - cell_M
+        indices = np.concatenate([behind_M, behind_M - 1])
+        weights = np.concatenate([weights * (1 - share_M), weights * share_M])
+    return indices, weights
+
+
+def _to_columns(u_NC: ArrayLike) -> Floats:
+    """Return scaled costs as (N, C); a vector is one cost."""
+    u_NC = np.asarray(u_NC, dtype=float)
+    return u_NC[:, None] if u_NC.ndim == 1 else u_NC

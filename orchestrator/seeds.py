@@ -1,0 +1,11 @@
+"""Random seeds that are the same in every process and Python version."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derive_seed(seed: int, number: int) -> int:
+    """Return the random seed of one proposal of a sampler with a seed."""
+    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
