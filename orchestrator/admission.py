@@ -79,6 +79,8 @@ class Admission:
         self._source = source
         self._limits = {limit.metric: limit.max for limit in source.study.constraints}
         self._taken: set[str] = set()
+        self.encoded: Any = None
+        """The table as `beliefs` sees it, by whoever needed it first: the same for every study."""
         self.num_points = self.space.size()
         self.table: dict[str, Candidate] | None = None
         """Every admissible configuration by id; None where the space is too large."""
@@ -127,6 +129,12 @@ class Admission:
         self._taken.add(candidate_id)
         if self.table is not None:
             self._nearest.take(candidate_id)
+
+    def release(self) -> None:
+        """Forget what was taken: the space is ready for another study."""
+        self._taken.clear()
+        if self.table is not None:
+            self._nearest.release()
 
     @property
     def num_taken(self) -> int:

@@ -294,7 +294,7 @@ class Beliefs:
         """Return the whole space, or what is drawn of it for a block of proposals."""
         block = 0 if self._admission.table is not None else number // DRAWN_FOR
         if self._pool is None or block != self._pool_block:
-            self._pool, self._pool_block = self._encode(self._list(block)), block
+            self._pool, self._pool_block = self._encoded_block(block), block
             self._is_free = np.array([c.id not in self.past for c in self._pool.rows], dtype=bool)
             self._num_seen = len(self.past)
         for observed in self.past.since(self._num_seen):
@@ -311,6 +311,17 @@ class Beliefs:
     def places_of_study(self) -> Floats:
         """Return the features of all configurations of the study."""
         return self._places([observed.id for observed in self.past.all])[0]
+
+    def _encoded_block(self, block: int) -> Candidates:
+        if self._admission.table is None:
+            return self._encode(self._list(block))
+        known = self._admission.encoded
+        if known is None or known[0].costs != self.past.costs:
+            pool = self._encode(self._list(block))
+            self._admission.encoded = known = self._encoding(), pool
+        encoded: tuple[Encoder, Candidates] = known
+        self._encoder = encoded[0]
+        return encoded[1]
 
     def _encode(self, rows: list[Candidate]) -> Candidates:
         x, u = self._encoding().encode(rows)
@@ -333,6 +344,10 @@ class Beliefs:
 
     def _places(self, ids: Sequence[str]) -> tuple[Floats, Floats]:
         """Return features and scaled costs of configurations in the study."""
+        pool = self.candidates(0) if self._admission.table is not None else None
+        if pool is not None:
+            rows = [pool.ids[identity] for identity in ids]
+            return pool.x[rows], pool.u[rows]
         for identity in ids:
             if identity not in self._encoded:
                 candidate = self._admission.price(self.past[identity].point)

@@ -142,8 +142,8 @@ def expected_change(
         rival: the mean it competes with; infinite where it has none.
         span: the width of scaled cost that is decided between the two.
 
-    Source: Frazier, Powell and Dayanik 2009, "The knowledge-gradient policy for correlated normal
-    beliefs", eq. 14.
+    Source: Frazier, Powell and Dayanik 2008, "A knowledge-gradient policy for sequential
+    information collection".
     """
     mu, sd_after, rival, span = np.broadcast_arrays(
         *(np.asarray(each, dtype=float) for each in (mu, sd_after, rival, span))
@@ -157,9 +157,8 @@ def _expected_excess(lead: Floats, sd: Floats) -> Floats:
     certain = sd < 1e-100  # or so nearly that a square of the ratio would overflow
     z = np.maximum(lead / np.where(certain, 1.0, sd), -1e8)  # finite, also where no rival is
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    # Far below 0 the two terms cancel to a rounding error of either sign.
-    excess = np.maximum(sd * (density + z * ndtr(z)), 0.0)
-    return np.where(certain, np.maximum(lead, 0.0), excess)
+    # Far below 0 the terms cancel, but only by z^2, under 1500 before both are 0: never below 0.
+    return np.where(certain, np.maximum(lead, 0.0), sd * (density + z * ndtr(z)))
 
 
 def _tails(stairs: Staircase) -> Iterator[tuple[float, Floats]]:

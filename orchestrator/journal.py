@@ -9,14 +9,22 @@ The events of a study, by kind:
 | --- | --- | --- |
 | `created` | the study began | name, data set, objectives, definition, refused, facts |
 | `opened` | a driver took the study | budget (trials), slots |
-| `proposed` | the sampler named a point | number, branch, values |
+| `proposed` | the sampler named a point | number, branch, values, carried (by some) |
 | `refused` | admission refused it | number, reason, detail, excess |
-| `admitted` | admission took it | number, configuration_id, cost, seeds |
+| `admitted` | admission took it | number, configuration_id, cost, seeds, epochs, warmup, group |
+| `fitted` | the surrogate was fitted | num, its hyperparameters |
+| `replicated` | a configuration earned more trials | configuration_id, seeds |
+| `expected` | what going on may gain was computed | gain |
 | `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |
 | `epoch` | an epoch of a trial ended | trial, epoch, metrics |
+| `judged` | a trial may go on, by the stopping rule | trial, epoch, best, the decision |
+| `stopped` | the stopping rule ended a trial | trial, epoch, reason, values, withdrawn, decision |
 | `finished` | a trial ended with values | trial, values, groups, facts |
 | `failed` | a trial ended without | trial, reason |
 | `told` | the sampler was told a configuration's outcome | number, state, values |
+| `frozen` | what is reported was chosen; it gets fresh trials | seeds by configuration |
+| `recorded` | the study is a table: its trials look at the test split | |
+| `concluded` | what is believed at the end | reported, beliefs, within_delta, audits |
 | `mirrored` | MLflow holds everything up to an event | through |
 | `ended` | the driver stopped | reason, complete |
 | `confirmed` | the test split was looked at, once | trials |
@@ -130,6 +138,33 @@ class Journal:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class MemoryJournal:
+    """A journal that is kept nowhere, for searches that are simulated."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        self.last_id = 0
+        self._clock = clock
+        self._events: list[Event] = []
+        self._listeners: list[Callable[[Event], None]] = []
+
+    def append(self, kind: str, **body: Any) -> Event:
+        """Keep one event and return it."""
+        self.last_id += 1
+        event = Event(self.last_id, self._clock(), kind, body)
+        self._events.append(event)
+        for listener in self._listeners:
+            listener(event)
+        return event
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every event that is appended from now on."""
+        self._listeners.append(listener)
+
+    def events(self, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
+        """Yield the events after the one numbered `after`, in order."""
+        return iter(self._events[after:through])
 
 
 def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Event]:

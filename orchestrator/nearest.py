@@ -52,6 +52,11 @@ class Nearest:
             branch, row = self._where[identity]
             self._free[branch][row] = False
 
+    def release(self) -> None:
+        """Make every point free again."""
+        for free in self._free:
+            free[:] = True
+
     def find(self, point: Point) -> str | None:
         """Return the id of the free point of the same branch nearest to `point`, if there is one.
 

@@ -8,10 +8,12 @@ the same proposal, also in a resumed study.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 BRANCH = "branch"
 CONSTRAINT = "admission"
+GENERATION, PARENTS, UNUSED = "generation", "parents", "unused"
+"""What a trial of a genetic algorithm carries; see `Generations`."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -53,6 +57,11 @@ class OptunaStudy:
             {f"{label}.{name}": _distribution(axis) for name, axis in axes.items()}
             for label, axes in zip(self._labels, space.axes, strict=True)
         ]
+
+    @property
+    def num_branches(self) -> int:
+        """How many branches the space has."""
+        return len(self._axes)
 
     @property
     def num_proposals(self) -> int:
@@ -73,9 +82,73 @@ class OptunaStudy:
         }
         return self._point(branch, values)
 
-    def enter(self, point: Point) -> int:
-        """Enter a proposal, as running; return its number."""
-        self._add(point, TrialState.RUNNING)
+    def draw_together(
+        self, sampler: optuna.samplers.BaseSampler, branch: int | None
+    ) -> dict[str, Any]:
+        """Let `sampler` draw all of `space_of(branch)` at once, and leave the study as it is."""
+        trial = optuna.create_trial(state=TrialState.RUNNING)
+        trial.number = self.num_proposals
+        space = self.space_of(branch)
+        several = {key: one for key, one in space.items() if not one.single()}
+        drawn = sampler.sample_relative(self.study, trial, several)
+        for key, one in space.items():
+            if key not in drawn:
+                drawn[key] = sampler.sample_independent(self.study, trial, key, one)
+        return drawn
+
+    def space_of(self, branch: int | None) -> dict[str, BaseDistribution]:
+        """Return the distributions of a branch's parameters; None: of all, and of the branch.
+
+        All of them are a space without conditions: a point of it leaves the parameters of the
+        other branches unused.
+        """
+        if branch is not None:
+            return dict(self._axes[branch])
+        every = (item for axes in self._axes for item in axes.items())
+        return {BRANCH: CategoricalDistribution(self._labels), **dict(every)}
+
+    def point_of(self, drawn: Mapping[str, Any], branch: int | None) -> Point:
+        """Return the point of parameters drawn together."""
+        chosen = self._labels.index(drawn[BRANCH]) if branch is None else branch
+        return self._point(chosen, {key: drawn[key] for key in self._axes[chosen]})
+
+    def trials(self, branch: int | None) -> list[optuna.trial.FrozenTrial]:
+        """Return all trials, of a branch, in order; they are not to be changed."""
+        trials = self.study.get_trials(deepcopy=False)
+        if branch is None:
+            return trials
+        return [trial for trial in trials if trial.params[BRANCH] == self._labels[branch]]
+
+    def flat(self, branch: int | None, seed: int) -> optuna.Study:
+        """Return a study of the trials that have values or run, each with all of `space_of(branch)`.
+
+        What a trial left unused is drawn at random, so that a model sees that it does not matter.
+        """
+        space = self.space_of(branch)
+        several = optuna.samplers.RandomSampler(seed=seed)
+        flat = optuna.create_study(directions=self.study.directions)
+        for trial in self.trials(branch):
+            if trial.state in (TrialState.COMPLETE, TrialState.RUNNING):
+                params = {
+                    key: trial.params[key]
+                    if key in trial.params
+                    else several.sample_independent(self.study, trial, key, one)
+                    for key, one in space.items()
+                }
+                flat.add_trial(
+                    optuna.create_trial(
+                        state=trial.state, params=params, distributions=space, values=trial.values
+                    )
+                )
+        return flat
+
+    def carried(self, number: int) -> dict[str, Any]:
+        """Return what a proposal carries for its sampler, as JSON has it; see `Generations`."""
+        return self.study.get_trials(deepcopy=False)[number].user_attrs
+
+    def enter(self, point: Point, carried: Mapping[str, Any] | None = None) -> int:
+        """Enter a proposal, as running, with what it carries; return its number."""
+        self._add(point, TrialState.RUNNING, user_attrs=dict(carried or {}))
         return self.num_proposals - 1
 
     def tell(self, number: int, values: Sequence[float]) -> None:
@@ -102,11 +175,20 @@ class OptunaStudy:
         self.study.tell(number, state=TrialState.PRUNED)
 
     def replay(
-        self, point: Point, *, values: Sequence[float] | None, state: str, excess: float = 0.0
+        self,
+        point: Point,
+        *,
+        values: Sequence[float] | None,
+        state: str,
+        excess: float = 0.0,
+        carried: Mapping[str, Any] | None = None,
     ) -> None:
-        """Enter a proposal of an earlier driver: `complete`, `failed`, `refused` or `running`."""
+        """Enter a proposal of an earlier driver: its end is one of `_STATES`."""
         constraints = {CONSTRAINT: max(excess, 1e-9)} if state == "refused" else None
-        self._add(point, _STATES[state], values=values, constraints=constraints)
+        attributes = dict(carried or {})
+        self._add(
+            point, _STATES[state], values=values, constraints=constraints, user_attrs=attributes
+        )
 
     def params(self, point: Point) -> dict[str, Any]:
         """Return a point as Optuna's parameters."""
@@ -185,22 +267,39 @@ def propose_tpe(
     seed = derive_seed(plan.seed, study.num_proposals)
     # The independent TPE is Optuna's own choice for several objectives and conditional spaces.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=False)
-    point = study.draw(sampler, branch)
-    if admission.table is not None:
-        candidate = admission.nearest(point)
-        if candidate is None:
-            return propose_uniform(plan, study, admission, beliefs, branch)
-        point = candidate.point
+    point = _admissible(admission, study.draw(sampler, branch))
+    if point is None:
+        return propose_uniform(plan, study, admission, beliefs, branch)
     return study.enter(point), point
+
+
+def _admissible(admission: Admission, drawn: Point) -> Point | None:
+    """Return what is proposed for a drawn point: in a space priced whole, the nearest that is new.
+
+    None: its branch has none left.
+    """
+    if admission.table is None:
+        return drawn
+    candidate = admission.nearest(drawn)
+    return None if candidate is None else candidate.point
 
 
 def propose_uniform(
     plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
 ) -> Proposal | None:
-    """Draw uniformly from the admitted configurations that are not in the study."""
-    random_ = random.Random(derive_seed(getattr(plan, "seed", 0), study.num_proposals))
-    candidate = admission.draw(random_, branch)
-    return None if candidate is None else (study.enter(candidate.point), candidate.point)
+    """Draw uniformly from the admitted configurations that are not in the study.
+
+    It also stands in for other samplers, and carries what they need.
+    """
+    seed = derive_seed(getattr(plan, "seed", 0), study.num_proposals)
+    candidate = admission.draw(random.Random(seed), branch)
+    if candidate is None:
+        return None
+    carried: dict[str, Any] = {}
+    if getattr(plan, "kind", "") in _GENETIC:
+        drawn = study.draw_together(optuna.samplers.RandomSampler(seed=seed), branch)
+        carried = _generations_of(plan, study, branch).carried(candidate.point, drawn)
+    return study.enter(candidate.point, carried), candidate.point
 
 
 def propose_next(
@@ -209,6 +308,182 @@ def propose_next(
     """Take the cheapest admitted configuration that is not in the study."""
     candidate = admission.cheapest(branch)
     return None if candidate is None else (study.enter(candidate.point), candidate.point)
+
+
+class Generations(optuna.samplers.BaseGASampler):
+    """Generations that follow from what the trials carry: a resumed study has the same ones.
+
+    A trial carries its generation, what it inherited for the parameters of other branches, which
+    its children may use, and, if it is the first of its generation, the numbers of their parents:
+    these were chosen from what had ended by then. Where branches take turns, each has generations
+    of its own.
+    """
+
+    def __init__(self, past: OptunaStudy, branch: int | None, **options: Any) -> None:
+        """Find out which generation the next trial belongs to.
+
+        Args:
+            past: what was proposed so far.
+            branch: the one whose turn it is; None: they take no turns.
+            options: of Optuna's sampler.
+        """
+        super().__init__(**options)
+        self._past = past
+        self._trials = [t for t in past.trials(branch) if GENERATION in t.user_attrs]
+        self._parents: dict[int, list[optuna.trial.FrozenTrial]] = {}
+        self._lowest = {key: _lowest(one) for key, one in past.space_of(branch).items()}
+        sizes = Counter(t.user_attrs[GENERATION] for t in self._trials if _has_values(t))
+        last = max(sizes, default=0)
+        self.generation: int = last + (sizes[last] >= (self.population_size or 0))
+
+    def get_trial_generation(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> int:
+        """Return the generation of the next trial."""
+        return self.generation
+
+    def get_population(
+        self, study: optuna.Study, generation: int
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials of a generation that have values."""
+        return [t for t in self._of(generation) if _has_values(t)]
+
+    def get_parent_population(
+        self, study: optuna.Study, generation: int
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Return the parents of a generation, with a value for every parameter of every branch."""
+        if generation and generation not in self._parents:
+            numbers = self._known_parents(generation)
+            if numbers is None:
+                parents = self.select_parent(study, generation)
+            else:
+                every = study.get_trials(deepcopy=False)
+                parents = [every[number] for number in numbers]
+            self._parents[generation] = [self._whole(parent) for parent in parents]
+        return self._parents.get(generation, [])
+
+    def carried(self, point: Point, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the next trial carries, a proposal of `point` drawn as `drawn`."""
+        unused = drawn.keys() - self._past.params(point).keys()
+        carried = {GENERATION: self.generation, UNUSED: {key: drawn[key] for key in sorted(unused)}}
+        if self.generation and self._known_parents(self.generation) is None:
+            parents = self.get_parent_population(self._past.study, self.generation)
+            carried[PARENTS] = [parent.number for parent in parents]
+        return carried
+
+    def _of(self, generation: int) -> list[optuna.trial.FrozenTrial]:
+        return [t for t in self._trials if t.user_attrs[GENERATION] == generation]
+
+    def _known_parents(self, generation: int) -> list[int] | None:
+        first = (t.user_attrs[PARENTS] for t in self._of(generation) if PARENTS in t.user_attrs)
+        return next(first, None)
+
+    def _whole(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+        """Return a trial that has what it inherited among its parameters.
+
+        One from a time when branches took turns inherited nothing for the others.
+        """
+        whole = copy.copy(trial)
+        whole.params = {**self._lowest, **trial.user_attrs[UNUSED], **trial.params}
+        return whole
+
+
+class _NSGA2(Generations, optuna.samplers.NSGAIISampler):
+    """Optuna's NSGA-II."""
+
+
+class _NSGA3(Generations, optuna.samplers.NSGAIIISampler):
+    """Optuna's NSGA-III."""
+
+
+_GENETIC: dict[str, type[Generations]] = {"nsga2": _NSGA2, "nsga3": _NSGA3}
+
+
+def _generations_of(plan: Any, study: OptunaStudy, branch: int | None) -> Generations:
+    num_branches, population, rate = study.num_branches, plan.population, None
+    if branch is None:
+        # One change a child on average among the branch and its parameters: Optuna's own rate
+        # counts those of all branches.
+        rate = num_branches / (num_branches + len(study.space_of(None)) - 1)
+    else:
+        population = max(2, population // num_branches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _GENETIC[plan.kind](
+            study,
+            branch,
+            population_size=population,
+            mutation_prob=rate,
+            seed=derive_seed(plan.seed, study.num_proposals),
+        )
+
+
+def _lowest(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low
+
+
+def _has_values(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE
+
+
+def propose_child(
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+) -> Proposal | None:
+    """Let Optuna's NSGA draw a child of the generation before; the first one is drawn uniformly."""
+    generations = _generations_of(plan, study, branch)
+    if generations.generation == 0:
+        return propose_uniform(plan, study, admission, beliefs, branch)
+    drawn = study.draw_together(generations, branch)
+    point = _admissible(admission, study.point_of(drawn, branch))
+    if point is None:
+        return propose_uniform(plan, study, admission, beliefs, branch)
+    return study.enter(point, generations.carried(point, drawn)), point
+
+
+class _Sobol(optuna.samplers.QMCSampler):
+    """One point of Optuna's Sobol sequence: Optuna counts the draws in its study, we the trials."""
+
+    def __init__(self, index: int, seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
+        self._index = index
+
+    def _find_sample_id(
+        self, study: optuna.Study, search_space: dict[str, BaseDistribution]
+    ) -> int:
+        return self._index
+
+
+def propose_quasi_random(
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+) -> Proposal | None:
+    """Take the next point of a Sobol sequence over all branches, or of a branch's own sequence."""
+    sampler = _Sobol(len(study.trials(branch)), plan.seed)
+    drawn = study.point_of(study.draw_together(sampler, branch), branch)
+    point = _admissible(admission, drawn)
+    if point is None:
+        return propose_uniform(plan, study, admission, beliefs, branch)
+    return study.enter(point), point
+
+
+def propose_gp(
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+) -> Proposal | None:
+    """Draw the first admitted configurations uniformly, then let Optuna's Gaussian process draw."""
+    past = study.flat(branch, plan.seed)
+    num_valued = len(past.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if admission.num_taken < plan.startup_configurations or num_valued < 2:
+        return propose_uniform(plan, study, admission, beliefs, branch)
+    past.sampler = optuna.samplers.GPSampler(
+        seed=derive_seed(plan.seed, study.num_proposals), n_startup_trials=2
+    )
+    drawn = past.ask(study.space_of(branch)).params
+    point = _admissible(admission, study.point_of(drawn, branch))
+    if point is None:
+        return propose_uniform(plan, study, admission, beliefs, branch)
+    return study.enter(point), point
 
 
 class FrontSampler(optuna.samplers.BaseSampler):
@@ -306,6 +581,10 @@ Propose = Callable[["OptunaStudy", "Admission", "Beliefs", "int | None"], "Propo
 SAMPLERS: dict[str, Callable[[Any], Propose]] = {
     "front": ProposeFront,
     "tpe": functools.partial(functools.partial, propose_tpe),
+    "nsga2": functools.partial(functools.partial, propose_child),
+    "nsga3": functools.partial(functools.partial, propose_child),
+    "gp": functools.partial(functools.partial, propose_gp),
+    "quasi_random": functools.partial(functools.partial, propose_quasi_random),
     "random": functools.partial(functools.partial, propose_uniform),
     "exhaustive": functools.partial(functools.partial, propose_next),
 }

@@ -13,10 +13,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sftsearch.orchestrator import stopping
 from sftsearch.orchestrator.admission import EXACT_COSTS, Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
+from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.samplers import OptunaStudy, propose_uniform, sampler_of
 from sftsearch.orchestrator.surrogate import Hyperparameters
@@ -26,12 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftsearch.orchestrator.admission import Admission
-    from sftsearch.orchestrator.journal import Event, Journal
+    from sftsearch.orchestrator.journal import Event, Journal, MemoryJournal
     from sftsearch.orchestrator.observations import Observed
     from sftsearch.search_spaces.schema import SearchPlan, StudyFile
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
+NUM_DRAWS = 1_000
+"""Draws of the posterior behind a probability."""
 UNREPEATABLE = frozenset({"seconds"})
 """Values of an epoch that differ from run to run."""
 
@@ -53,6 +58,8 @@ class _Proposed:
     """A proposal until the sampler knows what became of it; `outcomes` has one a first seed."""
 
     point: Point
+    carried: dict[str, Any] = field(default_factory=dict)
+    """What the sampler keeps with it; see `samplers.Generations`."""
     candidate_id: str = ""
     pending: int = 0
     outcomes: list[list[float] | None] = field(default_factory=list)
@@ -78,7 +85,12 @@ class Search:
     """The decisions of one study."""
 
     def __init__(
-        self, study: StudyFile, journal: Journal, admission: Admission, *, slots: int = 1
+        self,
+        study: StudyFile,
+        journal: Journal | MemoryJournal,
+        admission: Admission,
+        *,
+        slots: int = 1,
     ) -> None:
         """Take up the study where the journal stands.
 
@@ -253,10 +265,12 @@ class Search:
 
     def _decide(self, number: int, point: Point) -> bool:
         """Journal a proposal and its admission or refusal; return whether it was admitted."""
+        carried = self.optuna.carried(number)
+        more = {"carried": carried} if carried else {}
         self._journal.append(
-            "proposed", number=number, branch=point.branch, values=dict(point.values)
+            "proposed", number=number, branch=point.branch, values=dict(point.values), **more
         )
-        self._proposals[number] = _Proposed(point)
+        self._proposals[number] = _Proposed(point, carried)
         return self._admit_or_refuse(number)
 
     def _admit_or_refuse(self, number: int) -> bool:
@@ -518,6 +532,37 @@ class Search:
             self.optuna.fail(number)
         del self._proposals[number]
 
+    # ------------------------------------------------------------ concluding
+
+    def conclude(self) -> None:
+        """Journal what is believed of every configuration, and how often stopping was wrong."""
+        if not self.past.has_values:
+            return
+        measured, posterior = self.past.measured(), self.beliefs.posterior()
+        draws = self.beliefs.draws(NUM_DRAWS)
+        on_front = front_probabilities(draws, measured.costs)
+        reported = self.frozen or self.beliefs.front()
+        chosen = np.isin(measured.ids, reported)
+        low = float(measured.costs[chosen].min())
+        beliefs = {
+            identity: {
+                "mean": float(self.past.sign * posterior.means[i]),
+                "sd": float(posterior.deviations[i]),
+                "on_front": float(on_front[i]),
+            }
+            for i, identity in enumerate(measured.ids)
+        }
+        false_stops = stopping.false_stop_rate(self.rule.audits)
+        self._note_fit()
+        self._journal.append(
+            "concluded",
+            reported=list(reported),
+            beliefs=beliefs,
+            within_delta=within_delta_everywhere(draws, measured.costs, chosen, low=low),
+            audits=false_stops._asdict() if false_stops.num else None,
+            num_stopped=self.num_stopped,
+        )
+
     # ------------------------------------------------------------ replaying
 
     def _replay(self) -> None:
@@ -553,7 +598,8 @@ class Search:
 
     def _replay_proposed(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body
-        self._proposals[body["number"]] = _Proposed(Point(body["branch"], body["values"]))
+        point = Point(body["branch"], body["values"])
+        self._proposals[body["number"]] = _Proposed(point, body.get("carried", {}))
 
     def _replay_refused(self, event: Event, trials: dict[str, Trial]) -> None:
         proposed = self._proposals[event.body["number"]]
@@ -603,7 +649,9 @@ class Search:
             (state, values), excess = _outcome(proposed), 0.0
         else:
             state, values, excess = "running", None, 0.0
-        self.optuna.replay(proposed.point, values=values, state=state, excess=excess)
+        self.optuna.replay(
+            proposed.point, values=values, state=state, excess=excess, carried=proposed.carried
+        )
 
 
 _REPLAY = {

@@ -174,9 +174,8 @@ def _search(
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
         tune.run(search, study.resources, make_job, slots=slots, worker=worker)
-    reason = "interrupted"
-    if search.exhausted:
-        reason = "the space is used up" if search.used_up else "all trials ran"
+    search.conclude()
+    reason = search.why_ended() if search.exhausted else "interrupted"
     journal.append("ended", reason=reason, complete=search.exhausted)
     return search
 

@@ -91,7 +91,7 @@ def fit_hyperparameters(
         pooled_variance: variance of replicates around their configuration's mean.
         dof: its degrees of freedom; 0 where nothing ran twice.
         start: hyperparameters of an earlier fit, to begin from where they are the better start.
-        max_iterations: of L-BFGS-B; one evaluates the likelihood about once.
+        max_iterations: of L-BFGS-B; each evaluates the likelihood once, seldom twice.
 
     Raises:
         ValueError: a value is not finite, or there is no configuration.
@@ -235,8 +235,8 @@ def additive_means(
         means (C,), NaN where nothing ran; counts (C,); the variance of replicates around what is
         fitted; its degrees of freedom (at 0 the variance is 0 and means nothing); effects (K,).
 
-    Source: Searle, Casella and McCulloch 1992, Variance Components, sec. 5.5 (Henderson's
-    method III) for the two variances, ch. 7 for the shrunken effects.
+    Source: Searle, Casella and McCulloch 1992, Variance Components: Henderson's method III for
+    the two variances, best linear prediction for the shrunken effects.
     """
     values_CR = np.atleast_2d(np.asarray(values_CR, dtype=float))
     fold_of_R = np.asarray(fold_of_R, dtype=int)

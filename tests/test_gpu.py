@@ -155,6 +155,7 @@ def test_a_trial_measures_the_devices_memory(store: Store, tmp_path: Path) -> No
             key="c-0",
             folder=str(tmp_path),
             dataset="synthetic_tags",
+            num_folds=None,
             model="sft",
             parameters=parameters,
             training=training,

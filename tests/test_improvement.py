@@ -90,10 +90,15 @@ def test_one_cost_is_the_sum_over_its_steps() -> None:
 
 def test_the_staircase_starts_at_the_floor_and_ends_at_one() -> None:
     stairs = improvement.staircase(
-        [0.2, 0.5, 0.5, 0.6, 0.8, 1.0, 0.1], [0.4, 0.6, 0.5, 0.55, 0.9, 0.99, 0.05], floor=FLOOR
+        [0.2, 0.5, 0.5, 0.6, 0.8, 1.0, 1.5, 0.1],
+        [0.4, 0.6, 0.5, 0.55, 0.9, 0.98, 0.99, 0.05],
+        floor=FLOOR,
     )
     assert stairs.edges[0].tolist() == [0.0, 0.2, 0.5, 0.8, 1.0]
     assert stairs.levels.tolist() == [0.1, 0.4, 0.6, 0.9]
+    cheap = improvement.staircase([-0.5, -0.2], [0.4, 0.6], floor=FLOOR)
+    assert cheap.edges[0].tolist() == [0.0, 1.0]
+    assert cheap.levels.tolist() == [0.6]
 
 
 def test_two_costs_give_a_grid_of_the_best_affordable() -> None:

@@ -226,6 +226,7 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
         lengthscales=np.full(2, 1e-9), amplitude=1e9, tau=0.0, sigma=1e-9, mean=0.0
     )
     assert badness(lost, 200) == pytest.approx(badness(None, 200), abs=0.3)
+    assert badness(lost, 1) == badness(None, 1)  # the prior's mode is the better start
 
 
 @pytest.mark.parametrize("dof", [0, 10])
@@ -277,6 +278,14 @@ def test_many_replicates_decide_sigma() -> None:
             x, np.sin(5 * x[:, 0]), np.full(10, 21.0), pooled_variance=sigma**2, dof=200
         )
         assert fitted.sigma == pytest.approx(sigma, rel=0.05)
+
+
+def test_the_noise_gives_the_scale_where_means_do_not() -> None:
+    """Equal means of replicates with sd 0.01 say that configurations hardly differ."""
+    x = np.array([[0.2, 0.1], [0.8, 0.3]])
+    fitted = surrogate.fit_hyperparameters(x, [0.5, 0.5], [6, 6], pooled_variance=1e-4, dof=10)
+    assert fitted.sigma == pytest.approx(0.01, rel=0.2)
+    assert Surrogate(x, [0.5, 0.5], [6, 6], fitted).predict([[0.9, 0.9]])[1] < 0.02
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ learning curves. What a configuration costs is its number of parameters, known b
 - hpolib: `model_size` of the table, exact.
 - nasbench201: `model_size` of the table, millions, exact; the rounding noise of repeats is dropped.
 - hpobench: the table has none. Its models are perceptrons of `depth` layers of `width` units, so
-  the closed form gives it; the numbers of inputs (one-hot encoded) and outputs are those of the
-  OpenML data sets. They shift all costs of a table and leave the order of its 30 shapes as it is.
+  the closed form gives it. The numbers of inputs are those of the OpenML data sets after one-hot
+  encoding, as their descriptions have them; they are not in the table, and another number would
+  move the narrow models of one layer most.
 
 Values lie in [0, 1], higher is better: balanced accuracy (hpobench), accuracy (nasbench201), and
 for the regressions of hpolib, whose targets have unit variance, the coefficient of determination

@@ -1,0 +1,261 @@
+"""`sftsearch table`: train a space whole, through the normal path, into a recorded table.
+
+First every configuration with as many replicates as the study file says; then more replicates of
+the configurations nearest the front, for there a search must tell small differences. Both are one
+study: whatever interrupts it, it goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sftsearch.datasets.catalog import open_dataset
+from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.folds import fold_of, open_fold
+from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
+from sftsearch.orchestrator.study import check_study, run_study, trial_folder
+from sftsearch.orchestrator.surrogate import additive_means
+from sftsearch.orchestrator.table import write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.study import Watcher
+    from sftsearch.search_spaces.load import Source
+
+COSTS = ("gflops", "gmacs", "parameters")
+SHOWN_VERSIONS = ("sftsearch", "torch", "numpy")
+
+
+class RecordingError(UserError):
+    """A study that cannot be recorded as a table."""
+
+
+def record_table(
+    file: str | Path,
+    out: Path,
+    *,
+    runs: str | Path,
+    near: int = 60,
+    near_replicates: int = 20,
+    tracking_uri: str | None = None,
+    watcher: Watcher | None = None,
+) -> bool:
+    """Train a study's space whole and write its table; go on where an earlier call stopped.
+
+    Args:
+        file: a study file with the sampler `exhaustive` and a fixed number of replicates.
+        out: the Parquet file; written when everything is trained.
+        runs: the folder of all studies.
+        near: how many configurations nearest the front get more replicates.
+        near_replicates: how many those have in the end.
+        tracking_uri: MLflow's.
+        watcher: hears of progress.
+
+    Returns:
+        False where it was interrupted: call it again.
+
+    Raises:
+        UserError: the study file has mistakes, or is not one to record.
+    """
+    source, _, admission = check_study(file)
+    _check(source)
+    folder = Path(runs).absolute() / source.study.study.name
+
+    def train() -> bool:
+        return run_study(
+            file,
+            runs=runs,
+            resume=True,
+            tracking_uri=tracking_uri,
+            watcher=watcher,
+            worker=RecordingWorker,
+            formats=(),
+        ).complete
+
+    begun = (folder / FILE_NAME).is_file()
+    if begun and not any(event.kind == "recorded" for event in read_events(folder)):
+        raise RecordingError(
+            f"The study '{folder.name}' exists in '{folder.parent}' and is not a recording: give "
+            "this one another `study.name`."
+        )
+    if not begun:
+        with Journal(folder) as journal:
+            journal.append("recorded")
+    if not train():
+        return False
+    with Journal(folder) as journal:
+        granted = _grant(journal, source, near, near_replicates)
+    if granted and not train():
+        return False
+    write_table(out, *_collect(folder, source, admission.spec.fingerprint))
+    return True
+
+
+def _check(source: Source) -> None:
+    plan = source.study.search
+    fixed = plan.replicates.min == plan.replicates.max and not plan.replicates.fresh
+    if plan.sampler.kind != "exhaustive" or plan.stopping.kind != "none" or not fixed:
+        raise RecordingError(
+            f"{source.name}: a table is recorded with `sampler: exhaustive`, a fixed number of "
+            "replicates and no stopping."
+        )
+
+
+def _grant(journal: Journal, source: Source, near: int, near_replicates: int) -> int:
+    """Journal more replicates for the configurations nearest the front; return how many trials."""
+    admitted: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[int, float]] = {}
+    count: dict[str, int] = {}
+    for event in journal.events(through=journal.last_id):
+        if event.kind == "admitted":
+            admitted[event.body["configuration_id"]] = event.body
+        if event.kind in ("admitted", "replicated"):
+            identity = event.body["configuration_id"]
+            count[identity] = count.get(identity, 0) + len(event.body["seeds"])
+        elif event.kind == "finished":
+            identity, _, seed = event.body["trial"].rpartition("-")
+            metric = source.study.objectives[0].metric
+            values.setdefault(identity, {})[int(seed)] = event.body["values"][metric]
+    if max(count.values(), default=0) > source.study.search.replicates.max:
+        return 0  # they were granted before
+    chosen = _nearest(admitted, values, source, near)
+    more = 0
+    for identity in chosen:
+        seeds = list(range(count[identity], near_replicates))
+        if seeds:
+            journal.append("replicated", configuration_id=identity, seeds=seeds)
+            more += len(seeds)
+    return more
+
+
+def _nearest(
+    admitted: dict[str, dict[str, Any]],
+    values: dict[str, dict[int, float]],
+    source: Source,
+    near: int,
+) -> list[str]:
+    """Return the configurations whose mean lacks least of the best that their cost affords."""
+    ids = list(values)
+    sign = 1.0 if source.study.objectives[0].goal == "maximize" else -1.0
+    num = source.study.search.replicates.max
+    table = np.full((len(ids), num), np.nan)
+    for row, identity in enumerate(ids):
+        for seed, value in values[identity].items():
+            if seed < num:
+                table[row, seed] = sign * value
+    folds = np.arange(num) % (source.study.dataset.folds or 1)
+    means = additive_means(table, folds)[0]
+    costs = np.array([admitted[identity]["cost"][COSTS[0]] for identity in ids])
+    order = np.argsort(costs, kind="stable")
+    best = np.empty(len(ids))
+    best[order] = np.maximum.accumulate(means[order])
+    return [ids[i] for i in np.argsort(best - means, kind="stable")[:near]]
+
+
+# ------------------------------------------------------------------ the table
+
+
+def _collect(
+    folder: Path, source: Source, fingerprint: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the columns of the table and the facts of how it was made."""
+    admitted, epochs, finished = _read(read_events(folder))
+    metrics = [name for name in next(iter(epochs.values()))[0] if name not in ("epoch", "seconds")]
+    columns: dict[str, list[Any]] = {}
+    for key in sorted(finished, key=lambda k: (k.rpartition("-")[0], int(k.rpartition("-")[2]))):
+        identity, _, seed = key.rpartition("-")
+        body = admitted[identity]
+        with np.load(trial_folder(folder, key) / DECISIONS, allow_pickle=False) as decisions:
+            validation, test = decisions["validation"], decisions["test"]
+            cpu_seconds = decisions["cpu_seconds"]
+        for i, epoch in enumerate(epochs[key]):
+            row = {
+                "configuration_id": identity,
+                "model": body["model"],
+                "parameters": json.dumps(body["parameters"], sort_keys=True),
+                **{f"cost_{name}": body["cost"][name] for name in COSTS},
+                "replicate": int(seed),
+                "fold": fold_of(int(seed), source.study.dataset.folds),
+                "epoch": i + 1,
+                "seconds": float(cpu_seconds[i]),
+                **{name: epoch[name] for name in metrics},
+                "right_validation": validation[i].tobytes(),
+                "right_test": test[i].tobytes(),
+            }
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    facts = {
+        **_facts(source, fingerprint),
+        "metrics": metrics,
+        "costs": list(COSTS),
+        "subjects": _subjects(source),
+    }
+    return {name: _array(name, values) for name, values in columns.items()}, facts
+
+
+def _read(
+    events: Iterable[Event],
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, float]]], set[str]]:
+    admitted: dict[str, dict[str, Any]] = {}
+    epochs: dict[str, list[dict[str, float]]] = {}
+    finished: set[str] = set()
+    for event in events:
+        if event.kind == "admitted":
+            admitted[event.body["configuration_id"]] = event.body
+        elif event.kind == "epoch":
+            epochs.setdefault(event.body["trial"], []).append(event.body["metrics"])
+        elif event.kind == "finished":
+            finished.add(event.body["trial"])
+    return admitted, epochs, finished
+
+
+def _array(name: str, values: list[Any]) -> pa.Array:
+    if name in ("configuration_id", "model", "parameters"):
+        return pa.array(values).dictionary_encode()
+    if name.startswith("right_"):
+        return pa.array(values, pa.binary())
+    if name in ("replicate", "fold", "epoch"):
+        return pa.array(values, pa.int16())
+    return pa.array(values, pa.float64() if name.startswith("cost_") else pa.float32())
+
+
+def _facts(source: Source, fingerprint: str) -> dict[str, Any]:
+    study = source.study
+    return {
+        "study": study.study.name,
+        "dataset": study.dataset.kind,
+        "fingerprint": fingerprint,
+        "folds": study.dataset.folds,
+        "objectives": [objective.model_dump() for objective in study.objectives],
+        "training": dict(study.training),
+        "space": [branch.model_dump() for branch in study.space],
+        "threads": max(1, int(study.resources.cpus)),
+        "seconds": "CPU seconds of the training process",
+        "versions": {name: importlib.metadata.version(name) for name in SHOWN_VERSIONS},
+    }
+
+
+def _subjects(source: Source) -> dict[str, list[list[str]]]:
+    """Return whose each sample is: `validation` by fold, and `test`, in the order of the bits."""
+    store, folds = open_dataset(source.study.dataset.kind), source.study.dataset.folds
+    numbers: list[int | None] = [None] if folds is None else list(range(folds))
+
+    def names(number: int | None, split: str) -> list[str]:
+        fold = open_fold(store, number, folds)
+        known = fold.spec.subjects[split]
+        codes = fold.split(split, unseal_test=True).subjects
+        return [known[code] if code >= 0 else "" for code in codes]
+
+    return {
+        "validation": [names(number, "validation") for number in numbers],
+        "test": [names(numbers[0], "test")],
+    }

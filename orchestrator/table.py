@@ -1,0 +1,157 @@
+"""Recorded tables: a space trained whole, so that searches can be measured on it in seconds.
+
+A table is Parquet, a row for every (configuration, replicate, epoch): costs, validation metrics,
+seconds, and every decision on validation and test as bits. Its metadata say how it was made. A
+search that is simulated on it (`simulate`) sees what it would have seen in training.
+
+Shapes: N configurations, R replicates, E epochs, S samples.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.surrogate import additive_means
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+META = b"sftsearch.table"
+FORMAT = 1
+MAX_BYTES = 1 << 30
+LAST_EPOCHS = 3
+"""Epochs whose mean is the value of a replicate, as in training."""
+
+
+class TableError(UserError):
+    """A recorded table that cannot be read, or is not of the study."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A recorded table in memory."""
+
+    ids: list[str]
+    models: list[str]
+    parameters: list[dict[str, Any]]
+    costs: dict[str, Floats]
+    """By name, (N,)."""
+    metrics: dict[str, Floats]
+    """By name, (N, R, E); NaN where a replicate was not recorded."""
+    seconds: Floats
+    """Of each epoch, (N, R, E)."""
+    facts: dict[str, Any]
+    """How it was made: data set, folds, objectives, training, versions."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of every trial."""
+        return int(self.seconds.shape[2])
+
+    @property
+    def num_folds(self) -> int | None:
+        """Grouped folds that the replicates take turns on."""
+        folds: int | None = self.facts.get("folds")
+        return folds
+
+    @property
+    def num_replicates(self) -> NDArray[np.int64]:
+        """Recorded replicates of each configuration, (N,)."""
+        counts: NDArray[np.int64] = np.isfinite(self.seconds[:, :, 0]).sum(axis=1)
+        return counts
+
+    def values(self, metric: str) -> Floats:
+        """Return the value of every replicate: the mean of its last epochs, (N, R)."""
+        found: Floats = self.metrics[metric][:, :, -LAST_EPOCHS:].mean(axis=2)
+        return found
+
+    def true_means(self, metric: str) -> Floats:
+        """Return the mean over all recorded replicates, comparable between folds, (N,)."""
+        values_NR = self.values(metric)
+        folds_R = np.arange(values_NR.shape[1]) % (self.num_folds or 1)
+        return additive_means(values_NR, folds_R)[0]
+
+
+def read_table(path: Path) -> Table:
+    """Read a recorded table, without the decisions.
+
+    Raises:
+        TableError: it cannot be read, or is not a table of this format.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise TableError(f"The table '{path}' is larger than {MAX_BYTES:,} bytes.")
+        file = pq.ParquetFile(path)
+        facts = json.loads((file.schema_arrow.metadata or {}).get(META, b"{}"))
+        names = [n for n in file.schema_arrow.names if not n.startswith("right_")]
+        rows = file.read(columns=names)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TableError(f"Cannot read the table '{path}': {first}.") from error
+    if facts.get("format") != FORMAT:
+        raise TableError(
+            f"'{path}' is not a recorded table of format {FORMAT}: `sftsearch table` makes one."
+        )
+    try:
+        return _from_rows(rows, facts)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise TableError(f"The table '{path}' is damaged: {error}.") from error
+
+
+def _from_rows(rows: pa.Table, facts: dict[str, Any]) -> Table:
+    ids = rows["configuration_id"].to_pylist()
+    order = {identity: n for n, identity in enumerate(dict.fromkeys(ids))}
+    place_N = np.array([order[identity] for identity in ids])
+    replicate, epoch = rows["replicate"].to_numpy(), rows["epoch"].to_numpy()
+    if replicate.min() < 0 or epoch.min() < 1 or replicate.max() >= 10_000 or epoch.max() > 10_000:
+        raise ValueError("a replicate or epoch is out of range")
+    shape = (len(order), int(replicate.max()) + 1, int(epoch.max()))
+
+    def spread(name: str) -> Floats:
+        array = np.full(shape, np.nan)
+        array[place_N, replicate, epoch - 1] = rows[name].to_numpy()
+        return array
+
+    first = np.unique(place_N, return_index=True)[1]
+    return Table(
+        ids=list(order),
+        models=rows["model"].take(first).to_pylist(),
+        parameters=[json.loads(text) for text in rows["parameters"].take(first).to_pylist()],
+        costs={n: rows[f"cost_{n}"].to_numpy()[first].astype(float) for n in facts["costs"]},
+        metrics={name: spread(name) for name in facts["metrics"]},
+        seconds=spread("seconds"),
+        facts=facts,
+    )
+
+
+def write_table(path: Path, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write a table, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: columns as in `recording`.
+        facts: how it was made; `costs` and `metrics` name the columns that are.
+    """
+    table = pa.table(dict(rows))
+    table = table.replace_schema_metadata({META: json.dumps({"format": FORMAT, **facts})})
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, unfinished, compression="zstd", compression_level=19)
+        unfinished.replace(path)
+    except OSError as error:
+        raise TableError(f"Cannot write the table '{path}': {error.strerror}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
