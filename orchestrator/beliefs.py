@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from sftsearch.orchestrator.improvement import Staircase, expected_improvement, 
 from sftsearch.orchestrator.membership import front_changes
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.orchestrator.surrogate import Surrogate, fit_hyperparameters
+from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +28,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.admission import Admission, Candidate
-    from sftsearch.orchestrator.observations import Measured, Observations
+    from sftsearch.orchestrator.observations import Measured, Observations, Observed
+    from sftsearch.orchestrator.surrogate import Hyperparameters
+    from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
 MAX_OBSERVED = 300
 """Measured configurations the surrogate holds; beyond, those near the front and some others."""
+MAX_IMPORTED = 150
+"""Configurations of another study it holds besides."""
 MAX_CANDIDATES = 4_000
 """Candidates that are compared; beyond, those near the most promising and some others."""
+MAX_PAIRS = 400_000
+"""Candidates times configurations in the surrogate: the more of these, the fewer of those."""
 NUM_DRAWN = 2_000
 """Points drawn from a space too large to price whole, and drawn anew every so often."""
 DRAWN_FOR = 50
 """Proposals that the same drawn points serve."""
+MAX_TURNS = 5
+"""How often points are drawn for them where none is left that is admissible and new."""
+MIN_SCALED = 100
+"""Admissible points that the encoding needs to see; else it sees those beyond the limits too."""
 NUM_AHEAD = 20
 """Proposals whose expected gain tells whether a study has converged."""
 MIN_JUDGED = 4
@@ -92,12 +103,19 @@ class Beliefs:
         self._admission, self._seed = admission, seed
         self._encoder: Encoder | None = None
         self._pool: Candidates | None = None
-        self._pool_block = -1
+        self._pool_key = -1, -1
+        self._blocks: dict[tuple[int, int], Candidates] = {}
         self._is_free = np.zeros(0, dtype=bool)
         self._num_seen = 0
-        self._encoded: dict[str, tuple[Floats, Floats]] = {}
+        # Features and scaled costs of the configurations of the study, by row.
+        self._x, self._u = np.zeros((0, 0)), np.zeros((0, 0))
+        self._num_placed = 0
+        self._x_imported: Floats | None = None
+        self._drawn_of: tuple[Measured, Indices] | None = None
+        self._anchor: _Anchor | None = None
         self._surrogate: tuple[Measured, Surrogate, Indices] | None = None
         self._posterior: tuple[Measured, Posterior] | None = None
+        self._gains: tuple[tuple[Any, ...], tuple[Floats, list[Candidate]]] | None = None
 
     # ------------------------------------------------------------ what is believed
 
@@ -120,13 +138,15 @@ class Beliefs:
     def _judge(self, measured: Measured) -> Posterior:
         surrogate, kept = self._fitted(measured)
         means, deviations = np.empty(len(measured.ids)), np.empty(len(measured.ids))
-        means[kept], deviations[kept] = surrogate.observed()
-        x, u = self._places(measured.ids)
+        observed_means, observed_deviations = surrogate.observed()
+        means[kept] = observed_means[: len(kept)]
+        deviations[kept] = observed_deviations[: len(kept)]
+        x, u = self._places(measured.rows)
         assert self.past.hyperparameters is not None
         sigma = self.past.hyperparameters.sigma
         others = np.setdiff1d(np.arange(len(measured.ids)), kept)
-        if len(others):  # their own values on top of what the surrogate says without them
-            mean, sd = surrogate.predict(x[others])
+        if len(others):  # their own values on top of what others say of them
+            mean, sd = self._anchored(measured).predict(measured.rows[others], x[others])
             own = sigma**2 / measured.counts[others]
             weight = sd**2 / (sd**2 + own)
             means[others] = mean + weight * (measured.means[others] - mean)
@@ -140,11 +160,13 @@ class Beliefs:
         """
         if self._surrogate is not None and self._surrogate[0] is measured:
             return self._surrogate[1:]
-        past, number = self.past, len(measured.ids)
-        x, u = self._places(measured.ids)
-        kept = _most_telling(u, measured.means, np.random.default_rng([self._seed, number]))
-        data = x[kept], measured.means[kept], measured.counts[kept]
-        if past.hyperparameters is None or number >= REFIT * past.num_fitted:
+        past, number = self.past, len(measured.ids) + len(measured.imported)
+        is_due = past.hyperparameters is None or number >= REFIT * past.num_fitted
+        if is_due or past.fitted_on is None:
+            past.fitted_on = measured
+        kept = self._most_telling(measured, past.fitted_on)
+        data = self._data(measured, kept)
+        if is_due:
             past.hyperparameters = fit_hyperparameters(
                 *data,
                 pooled_variance=measured.pooled_variance,
@@ -152,9 +174,71 @@ class Beliefs:
                 start=past.hyperparameters,
             )
             past.num_fitted = number
+        assert past.hyperparameters is not None
         surrogate = Surrogate(*data, past.hyperparameters)
         self._surrogate = measured, surrogate, kept
         return surrogate, kept
+
+    def _data(self, measured: Measured, kept: Indices) -> tuple[Floats, Floats, Floats]:
+        """Return features, means and counts of own configurations, then of imported ones."""
+        x, means, counts = (
+            self._places(measured.rows[kept])[0],
+            measured.means[kept],
+            measured.counts[kept],
+        )
+        if not len(measured.imported):
+            return x, means, counts
+        some = _spread(measured.imported_means, MAX_IMPORTED)
+        x_imported = self._imported_features()[measured.imported[some]]
+        return (
+            np.vstack([x.reshape(len(kept), x_imported.shape[1]), x_imported]),
+            np.concatenate([means, measured.imported_means[some]]),
+            np.concatenate([counts, measured.imported_counts[some]]),
+        )
+
+    def _imported_features(self) -> Floats:
+        """Return the features of all that another study measured."""
+        if self._x_imported is None:
+            priced = [self._admission.price(one.point) for one in self.past.imported]
+            self._x_imported = self._encoding().encode(priced)[0]
+        return self._x_imported
+
+    def _most_telling(self, measured: Measured, fitted_on: Measured) -> Indices:
+        """Return which of what was measured the surrogate holds: half of it next to the front.
+
+        The rest is drawn from what the hyperparameters were fitted on, and stays until they are
+        fitted again.
+        """
+        number = len(measured.ids)
+        if number <= MAX_OBSERVED:
+            return np.arange(number)
+        near = self._near(measured)[: MAX_OBSERVED // 2]
+        if self._drawn_of is None or self._drawn_of[0] is not fitted_on:
+            far = fitted_on.rows[self._near(fitted_on)[MAX_OBSERVED // 2 :]]
+            random_ = np.random.default_rng([self._seed, len(fitted_on.ids)])
+            drawn = random_.permutation(far)[: MAX_OBSERVED - MAX_OBSERVED // 2]
+            self._drawn_of = fitted_on, drawn
+        return np.union1d(near, np.flatnonzero(np.isin(measured.rows, self._drawn_of[1])))
+
+    def _near(self, measured: Measured) -> Indices:
+        """Return the order by what each lacks of the best that its costs afford, (C,)."""
+        _, u = self._places(measured.rows)
+        order = np.argsort(u.sum(axis=1), kind="stable")
+        affordable = np.empty(len(order))
+        affordable[order] = np.maximum.accumulate(measured.means[order])
+        near: Indices = np.argsort(affordable - measured.means, kind="stable")
+        return near
+
+    def _anchored(self, measured: Measured) -> _Anchor:
+        """Return what was believed when the hyperparameters were fitted."""
+        fitted_on, hyperparameters = self.past.fitted_on, self.past.hyperparameters
+        assert fitted_on is not None
+        assert hyperparameters is not None
+        if self._anchor is None or self._anchor.fitted_on is not fitted_on:
+            kept = self._most_telling(fitted_on, fitted_on)
+            x, _ = self._places(fitted_on.rows[kept])
+            self._anchor = _Anchor(fitted_on, kept, x, hyperparameters)
+        return self._anchor
 
     def _with_pending(self) -> tuple[Surrogate, Staircase]:
         """Return surrogate and front with the trials on their way at their expected value.
@@ -164,17 +248,17 @@ class Beliefs:
         measured, past = self.past.measured(), self.past
         surrogate, kept = self._fitted(measured)
         posterior = self.posterior()
-        means, u = posterior.means, posterior.u
+        means, u = posterior.means, posterior.u.reshape(-1, len(past.costs))
         waiting = past.pending()
         if waiting:
-            x, _ = self._places([measured.ids[i] for i in kept])
-            x_waiting, u_waiting = self._places([o.id for o in waiting])
+            x, known, counts = self._data(measured, kept)
+            x_waiting, u_waiting = self._places([o.row for o in waiting])
             expected = surrogate.predict(x_waiting)[0]
             assert past.hyperparameters is not None
             surrogate = Surrogate(
                 np.vstack([x, x_waiting]),
-                np.concatenate([measured.means[kept], expected]),
-                np.concatenate([measured.counts[kept], np.ones(len(waiting))]),
+                np.concatenate([known, expected]),
+                np.concatenate([counts, np.ones(len(waiting))]),
                 past.hyperparameters,
             )
             means, u = np.concatenate([means, expected]), np.vstack([u, u_waiting])
@@ -183,12 +267,9 @@ class Beliefs:
     def front(self) -> list[str]:
         """Return the configurations no cheaper one is believed to be as good as, by rising cost."""
         measured, means = self.past.measured(), self.posterior().means
-        chosen, best = [], -np.inf
-        for i in np.lexsort((-means, measured.costs)):
-            if means[i] > best:
-                chosen.append(measured.ids[i])
-                best = means[i]
-        return chosen
+        order = np.lexsort((-means, measured.costs))
+        best_before = np.append(-np.inf, np.maximum.accumulate(means[order])[:-1])
+        return [measured.ids[i] for i in order[means[order] > best_before]]
 
     def draws(self, number: int, seed: int = 0) -> Floats:
         """Return draws of the true means of all that was measured, (number, C).
@@ -200,6 +281,8 @@ class Beliefs:
         random_ = np.random.default_rng([seed, len(measured.ids)])
         drawn = random_.normal(posterior.means, posterior.deviations, (number, len(measured.ids)))
         mean, covariance = surrogate.observed_joint()
+        own = slice(len(kept))  # without what is imported
+        mean, covariance = mean[own], covariance[own, own]
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(values.clip(min=0.0))
         drawn[:, kept] = mean + random_.standard_normal((number, len(kept))) @ root.T
@@ -216,6 +299,8 @@ class Beliefs:
 
         None: no configuration may have another one, or none would change anything.
         """
+        if not self.past.has_values:
+            return None
         changes = self._changes(maximum)
         measured = self.past.measured()
         rates = changes / _seconds_of(measured)
@@ -249,10 +334,8 @@ class Beliefs:
 
     def _changes(self, maximum: int) -> Floats:
         """Return how much another replicate of each is expected to change the front, (C,)."""
-        measured, posterior = self.past.measured(), self.posterior()
-        observed = [self.past[i] for i in measured.ids]
-        running = np.array([len(o.pending) for o in observed])
-        may = np.array([o.num_replicates < maximum for o in observed], dtype=bool)
+        posterior = self.posterior()
+        running, replicates = self.past.replicates()
         changes = front_changes(
             posterior.means,
             posterior.deviations**2,
@@ -260,7 +343,7 @@ class Beliefs:
             posterior.u[:, 0],
             running,
         )
-        allowed: Floats = np.where(may, changes, 0.0)
+        allowed: Floats = np.where(replicates < maximum, changes, 0.0)
         return allowed
 
     def gains(self, number: int, branch: int | None) -> tuple[Floats, list[Candidate]]:
@@ -273,28 +356,55 @@ class Beliefs:
             number: of the proposal; where candidates are drawn, they follow from it.
             branch: whose candidates; None: of all.
         """
-        pool = self.candidates(number)
+        key = number, branch, len(self.past), self.past.measured()
+        if self._gains is None or self._gains[0] != key:
+            self._gains = key, self._compare(number, branch)
+        return self._gains[1]
+
+    def _compare(self, number: int, branch: int | None) -> tuple[Floats, list[Candidate]]:
+        pool = self.candidates(number, branch)
         free = self.free(pool, branch)
         if not len(free):
             return np.zeros(0), []
         surrogate, stairs = self._with_pending()
+        assert self.past.hyperparameters is not None
 
         def gain_of(rows: Indices) -> Floats:
             mu, sd = surrogate.predict(pool.x[rows])
             return expected_improvement(pool.u[rows], mu, sd, stairs)
 
-        if len(free) > MAX_CANDIDATES:
-            random_ = np.random.default_rng([self._seed, number])
-            some = random_.choice(free, MAX_CANDIDATES // 2, replace=False)
-            best = some[np.argsort(-gain_of(some), kind="stable")[:8]]
-            free = np.union1d(some, _close(pool.x, best, free, MAX_CANDIDATES // 2, random_))
-        return gain_of(free), [pool.rows[i] for i in free]
+        measured = self.past.measured()
+        held = min(MAX_OBSERVED, len(measured.ids)) + min(MAX_IMPORTED, len(measured.imported))
+        most = min(MAX_CANDIDATES, MAX_PAIRS // held)
+        if len(free) <= most:
+            return gain_of(free), [pool.rows[i] for i in free]
+        random_ = np.random.default_rng([self._seed, number])
+        some = random_.choice(free, most // 2, replace=False)
+        gain = gain_of(some)
+        best = some[np.argsort(-gain, kind="stable")[:8]]
+        scaled = pool.x / self.past.hyperparameters.lengthscales
+        more = np.setdiff1d(_close(scaled, best, free, most // 2, random_), some)
+        rows = np.append(some, more)
+        return np.append(gain, gain_of(more)), [pool.rows[i] for i in rows]
 
-    def candidates(self, number: int) -> Candidates:
-        """Return the whole space, or what is drawn of it for a block of proposals."""
-        block = 0 if self._admission.table is not None else number // DRAWN_FOR
-        if self._pool is None or block != self._pool_block:
-            self._pool, self._pool_block = self._encoded_block(block), block
+    def candidates(self, number: int, branch: int | None = None) -> Candidates:
+        """Return the whole space, or what is drawn of it for a block of proposals.
+
+        Points are drawn again where none is left that is admissible and new (of a branch). Every
+        call begins with the first ones, so that what is returned does not depend on calls before.
+        """
+        if self._admission.table is not None:
+            return self._take_up(0, 0)
+        for turn in range(MAX_TURNS):
+            pool = self._take_up(number // DRAWN_FOR, turn)
+            if len(self.free(pool, branch)):
+                break
+        return pool
+
+    def _take_up(self, block: int, turn: int) -> Candidates:
+        """Return the candidates of a block, with what is free of them up to date."""
+        if self._pool is None or self._pool_key != (block, turn):
+            self._pool, self._pool_key = self._encoded_block(block, turn), (block, turn)
             self._is_free = np.array([c.id not in self.past for c in self._pool.rows], dtype=bool)
             self._num_seen = len(self.past)
         for observed in self.past.since(self._num_seen):
@@ -310,14 +420,18 @@ class Beliefs:
 
     def places_of_study(self) -> Floats:
         """Return the features of all configurations of the study."""
-        return self._places([observed.id for observed in self.past.all])[0]
+        return self._places(np.arange(len(self.past)))[0]
 
-    def _encoded_block(self, block: int) -> Candidates:
+    def _encoded_block(self, block: int, turn: int) -> Candidates:
         if self._admission.table is None:
-            return self._encode(self._list(block))
+            if self._blocks and next(iter(self._blocks))[0] != block:
+                self._blocks.clear()
+            if (block, turn) not in self._blocks:
+                self._blocks[block, turn] = self._encode(self._drawn(block, turn))
+            return self._blocks[block, turn]
         known = self._admission.encoded
         if known is None or known[0].costs != self.past.costs:
-            pool = self._encode(self._list(block))
+            pool = self._encode(list(self._admission.table.values()))
             self._admission.encoded = known = self._encoding(), pool
         encoded: tuple[Encoder, Candidates] = known
         self._encoder = encoded[0]
@@ -330,31 +444,126 @@ class Beliefs:
 
     def _encoding(self) -> Encoder:
         if self._encoder is None:
-            self._encoder = Encoder(self._list(0), self.past.costs)
+            self._encoder = Encoder(self._sample(), self.past.costs)
         return self._encoder
 
-    def _list(self, block: int) -> list[Candidate]:
-        """Return every candidate, or those drawn for a block, in the study or not."""
+    def _sample(self) -> list[Candidate]:
+        """Return every candidate, or many of them, to learn their features from."""
         if self._admission.table is not None:
             return list(self._admission.table.values())
-        random_ = random.Random(derive_seed(self._seed, block))
-        points = (self._admission.space.draw(random_) for _ in range(NUM_DRAWN))
-        priced = (self._admission.within_limits(point) for point in points)
-        return list({c.id: c for c in priced if c is not None}.values())
+        within = self._drawn(0, 0)
+        return within if len(within) >= MIN_SCALED else self._drawn(0, 0, within_limits=False)
 
-    def _places(self, ids: Sequence[str]) -> tuple[Floats, Floats]:
+    def _drawn(self, block: int, turn: int, *, within_limits: bool = True) -> list[Candidate]:
+        """Return points drawn of a large space, each once, in the study or not."""
+        random_ = random.Random(derive_seed(self._seed, MAX_TURNS * block + turn))
+        drawn: dict[str, Candidate] = {}
+        for _ in range(NUM_DRAWN):
+            point = self._admission.space.draw(random_)
+            candidate = self._priced(point, within_limits=within_limits)
+            if candidate is not None:
+                drawn[candidate.id] = candidate
+        return list(drawn.values())
+
+    def _priced(self, point: Point, *, within_limits: bool) -> Candidate | None:
+        """Return the priced point; None where it cannot be built, or is refused by a limit."""
+        if within_limits:
+            return self._admission.within_limits(point)
+        try:
+            return self._admission.price(point)
+        except ConfigError:
+            return None
+
+    def _places(self, rows: Sequence[int] | Indices) -> tuple[Floats, Floats]:
         """Return features and scaled costs of configurations in the study."""
-        pool = self.candidates(0) if self._admission.table is not None else None
-        if pool is not None:
-            rows = [pool.ids[identity] for identity in ids]
-            return pool.x[rows], pool.u[rows]
-        for identity in ids:
-            if identity not in self._encoded:
-                candidate = self._admission.price(self.past[identity].point)
-                x, u = self._encoding().encode([candidate])
-                self._encoded[identity] = x[0], u[0]
-        known = [self._encoded[identity] for identity in ids]
-        return np.array([x for x, _ in known]), np.array([u for _, u in known])
+        new = self.past.since(self._num_placed)
+        if new:
+            x, u = self._encode_observed(new)
+            self._num_placed += len(new)
+            if self._num_placed > len(self._x):
+                room = 2 * self._num_placed
+                self._x = np.resize(self._x, (room, x.shape[1]))
+                self._u = np.resize(self._u, (room, u.shape[1]))
+            self._x[self._num_placed - len(new) : self._num_placed] = x
+            self._u[self._num_placed - len(new) : self._num_placed] = u
+        return self._x[rows], self._u[rows]
+
+    def _encode_observed(self, new: list[Observed]) -> tuple[Floats, Floats]:
+        if self._admission.table is None:
+            return self._encoding().encode(self._admission.price(one.point) for one in new)
+        pool = self.candidates(0)
+        places = [pool.ids[one.id] for one in new]
+        return pool.x[places], pool.u[places]
+
+
+class _Anchor:
+    """What was believed when the hyperparameters were fitted, of whatever the study holds.
+
+    To predict all that was measured after every trial would take too long; what the surrogate does
+    not hold is far from the front, or was measured since.
+    """
+
+    def __init__(
+        self, fitted_on: Measured, kept: Indices, x: Floats, hyperparameters: Hyperparameters
+    ) -> None:
+        """Take up what the surrogate held then.
+
+        Args:
+            fitted_on: what was measured then.
+            kept: which of it the surrogate held.
+            x: the features of these.
+            hyperparameters: that were fitted on it.
+        """
+        self.fitted_on = fitted_on
+        means, counts = fitted_on.means[kept], fitted_on.counts[kept]
+        self._surrogate = Surrogate(x, means, counts, hyperparameters)
+        self._means, self._deviations = np.full((2, 1 + int(fitted_on.rows.max())), np.nan)
+        rows = fitted_on.rows[kept]
+        found = _without_own(*self._surrogate.observed(), means, counts, hyperparameters)
+        self._means[rows], self._deviations[rows] = found
+
+    def predict(self, rows: Indices, x: Floats) -> tuple[Floats, Floats]:
+        """Return mean and sd of the true means of configurations, by all values but their own.
+
+        Args:
+            rows: their places in the study, ascending, (M,).
+            x: their features, (M, D).
+        """
+        lacking = int(rows[-1]) + 1 - len(self._means)
+        if lacking > 0:
+            more = np.full(lacking + len(self._means), np.nan)
+            self._means = np.append(self._means, more)
+            self._deviations = np.append(self._deviations, more)
+        unknown = np.isnan(self._means[rows])
+        if unknown.any():
+            found = self._surrogate.predict(x[unknown])
+            self._means[rows[unknown]], self._deviations[rows[unknown]] = found
+        return self._means[rows], self._deviations[rows]
+
+
+def _without_own(
+    mean: Floats, sd: Floats, values: Floats, counts: Floats, hyperparameters: Hyperparameters
+) -> tuple[Floats, Floats]:
+    """Return mean and sd of true means by what others say: the own value's factor taken out.
+
+    The posterior is the product of that and the normal density of the own value: precisions and
+    precision-weighted means subtract.
+    """
+    own = counts / hyperparameters.sigma**2
+    widest = hyperparameters.amplitude**2 + hyperparameters.tau**2
+    known = 1 / np.maximum(sd**2, 1e-12 / own)  # a variance that is lost to rounding
+    precision = np.maximum(known - own, 1 / widest)
+    return (known * mean - own * values) / precision, 1 / np.sqrt(precision)
+
+
+def _spread(values: Floats, most: int) -> Indices:
+    """Return the places of at most so many values: half of them the best, the rest from all."""
+    order = np.argsort(-values, kind="stable")
+    if len(order) <= most:
+        return np.arange(len(order))
+    best, rest = order[: most // 2], order[most // 2 :]
+    evenly = np.linspace(0, len(rest) - 1, most - len(best)).round().astype(np.int64)
+    return np.concatenate([best, rest[evenly]])
 
 
 def _seconds_of(measured: Measured) -> Floats:
@@ -372,23 +581,20 @@ def _expected_seconds(measured: Measured, cost: float) -> float:
     return float(np.exp(level + slope * np.log(cost)))
 
 
-def _most_telling(u: Floats, means: Floats, random_: np.random.Generator) -> Indices:
-    """Return which measured configurations the surrogate holds: half of them next to the front."""
-    if len(means) <= MAX_OBSERVED:
-        return np.arange(len(means))
-    order = np.argsort(u.sum(axis=1), kind="stable")
-    affordable = np.empty(len(means))
-    affordable[order] = np.maximum.accumulate(means[order])
-    near = np.argsort(affordable - means, kind="stable")
-    kept, rest = near[: MAX_OBSERVED // 2], near[MAX_OBSERVED // 2 :]
-    return np.concatenate([kept, random_.choice(rest, MAX_OBSERVED - len(kept), replace=False)])
-
-
 def _close(
     x: Floats, best: Indices, free: Indices, count: int, random_: np.random.Generator
 ) -> Indices:
-    """Return the free candidates closest to the best ones, of at most eight times as many."""
+    """Return the free candidates closest to the best ones, of at most eight times as many.
+
+    Args:
+        x: features in units of their lengthscales, (N, D).
+        best: the ones to be close to.
+        free: those to choose from.
+        count: how many to choose.
+        random_: draws among the free ones, where there are many.
+    """
     sample = random_.choice(free, min(len(free), 8 * count), replace=False)
-    apart = np.min([((x[sample] - x[i]) ** 2).sum(axis=1) for i in best], axis=0)
+    squares = np.einsum("nd,nd->n", x[sample], x[sample])[:, None] - 2 * x[sample] @ x[best].T
+    apart = (squares + np.einsum("nd,nd->n", x[best], x[best])).min(axis=1)
     nearest: Indices = sample[np.argsort(apart, kind="stable")[:count]]
     return nearest

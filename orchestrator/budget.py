@@ -27,10 +27,12 @@ class Budget:
         self._small_gains = 0
 
     def note_time(self, event: Event) -> None:
-        """Count the time since the event before, unless a driver began."""
-        if event.kind != "opened" and self._last_time is not None:
+        """Count the time since the event before, while a driver runs trials."""
+        if event.kind == "opened":
+            self._last_time = event.time
+        elif self._last_time is not None and event.kind != "mirrored":  # may come before `opened`
             self.seconds += max(0.0, event.time - self._last_time)
-        self._last_time = event.time
+            self._last_time = None if event.kind == "ended" else event.time
 
     def note_epoch(self, event: Event) -> None:
         """Count an epoch of a trial."""
@@ -43,14 +45,22 @@ class Budget:
 
     def exceeded(self) -> str:
         """Say which limit of the study was reached; empty where none was."""
-        plan = self._plan
-        if self._small_gains >= 2:
+        if self._plan.until_converged and self._small_gains >= 2:
             return "nothing more is expected of going on"
-        for limit, used, what in (
+        for limit, used, what in self._limits():
+            if used >= limit:
+                return f"the limit of {limit:g} {what} was reached"
+        return ""
+
+    def shares(self) -> dict[str, float]:
+        """Return how much of each limit was used: of those that the study has, `trials` apart."""
+        return {f"{limit:g} {what}": used / limit for limit, used, what in self._limits()}
+
+    def _limits(self) -> list[tuple[float, float, str]]:
+        plan = self._plan
+        limits = (
             (plan.max_epochs, self.epochs, "epochs"),
             (plan.max_hours, self.seconds / 3600, "hours"),
             (plan.max_gpu_hours, self.gpu_seconds / 3600, "GPU hours"),
-        ):
-            if limit is not None and used >= limit:
-                return f"the limit of {limit:g} {what} was reached"
-        return ""
+        )
+        return [(limit, used, what) for limit, used, what in limits if limit is not None]

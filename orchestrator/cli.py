@@ -20,6 +20,8 @@ from sftsearch.orchestrator import terminal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sftsearch.orchestrator.record import StudyRecord
+
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
@@ -59,6 +61,16 @@ def _spinner(text: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(f"{text} ...")
+
+
+def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
+    """Read a study from its journal where that is here, else from MLflow."""
+    from sftsearch.orchestrator import tracking
+    from sftsearch.orchestrator.study import find_study, list_studies, read_record
+
+    if tracking_uri is None or name in {folder.name for folder in list_studies(runs)}:
+        return read_record(find_study(name, runs))
+    return tracking.read_study(tracking_uri, name, runs)
 
 
 def _echo_json(value: Any) -> None:
@@ -104,7 +116,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("file")
-@click.option("--resume", is_flag=True, help="Go on with a study that has begun, or extend it.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with a study that has begun; extend one that ended."
+)
 @click.option("--address", metavar="ADDRESS", help="A Ray cluster; `auto`: the one started here.")
 @runs_option
 @uri_option
@@ -123,6 +137,10 @@ def run(
     FILE is a YAML file, or the name of a shipped study. Trials are recorded in the study's journal
     and in MLflow; whatever interrupts the search, the same command with --resume goes on where it
     stopped.
+
+    Ctrl-C once adds no more trials, finishes those that run and reports; twice stops now. A study
+    that has ended goes on with --resume too, when FILE asks for more: `search.trials`,
+    `max_epochs`, `max_hours`, `max_gpu_hours`.
     """
     from rich.console import Console
 
@@ -140,14 +158,136 @@ def run(
         )
     where = terminal.where_options(runs, tracking_uri)
     if as_json:
-        _echo_json(terminal.result_as_json(result))
+        _echo_json(terminal.result_as_json(result) | {"ended": result.reason})
     else:
         terminal.print_result(result, where)
+        if result.complete:
+            click.echo(f"Ended: {result.reason}.")
     if not result.complete:
         click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume{where}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
         raise click.ClickException("No trial finished: see the reasons above, or `sftsearch show`.")
+
+
+@main.command()
+@click.argument("file")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="T.parquet",
+    help="The table to write, when everything is trained.",
+)
+@click.option(
+    "--near",
+    default=60,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="How many configurations nearest the front get more replicates.",
+)
+@click.option(
+    "--near-replicates",
+    default=20,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many replicates those have in the end.",
+)
+@runs_option
+@uri_option
+@_user_errors
+def table(
+    file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
+) -> None:
+    """Train the whole space of the study FILE into a table that searches are measured on.
+
+    FILE has the sampler `exhaustive` and a fixed number of replicates. Every epoch of every trial
+    is recorded; then the configurations nearest the front get more replicates, for there a search
+    must tell small differences. After any interruption the same command goes on.
+
+    The trials look at the test split, so such a study is never confirmed. Searches are measured on
+    the table with `sftsearch simulate`.
+    """
+    from rich.console import Console
+
+    from sftsearch.orchestrator.progress import ConsoleWatcher
+    from sftsearch.orchestrator.recording import record_table
+    from sftsearch.orchestrator.table import read_table
+
+    more = {"near": near, "near_replicates": near_replicates}
+    with ConsoleWatcher(Console()) as watcher:
+        complete = record_table(
+            file, out, runs=runs, tracking_uri=tracking_uri, watcher=watcher, **more
+        )
+    if not complete:
+        click.echo("Interrupted. Go on with the same command.", err=True)
+        sys.exit(130)
+    recorded = read_table(out)
+    replicates = recorded.num_replicates
+    click.echo(
+        f"{out}: {len(recorded.ids)} configurations, {replicates.min()} to {replicates.max()} "
+        f"replicates, {recorded.num_epochs} epochs: {replicates.sum() * recorded.num_epochs:,} "
+        f"rows, {out.stat().st_size / 1e6:.2f} MB."
+    )
+    click.echo(f"Next:   sftsearch simulate {file} --table {out}")
+
+
+@main.command()
+@click.argument("file")
+@click.option(
+    "--table",
+    "table_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="T.parquet",
+    help="What training would give, as `sftsearch table` recorded it.",
+)
+@click.option(
+    "--workers",
+    default=4,
+    type=click.IntRange(1, 100_000),
+    show_default=True,
+    help="Trials that run at a time, asynchronously.",
+)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 1_000_000),
+    help="Simulate so many times with other seeds and replicates; print means.",
+)
+@json_option
+@_user_errors
+def simulate(
+    file: str, table_file: Path, workers: int, repetitions: int | None, as_json: bool
+) -> None:
+    """Run the study FILE on a recorded table, in seconds, and judge the front it names.
+
+    The very same search, with a simulated clock: trials take as long as they took when the table
+    was recorded. FILE has the space and the training of the table, or a part of that space, and
+    whichever sampler, stopping and replicates are to be measured.
+
+    The budget regret is how far the reported front lies below the best of the table, on average
+    over all budgets (the logarithm of the cost).
+    """
+    from sftsearch.orchestrator import simulate as simulations
+    from sftsearch.orchestrator.study import check_study
+    from sftsearch.orchestrator.table import read_table
+
+    with _spinner("reading the study file and the table"):
+        source, _, admission = check_study(file)
+        recorded = read_table(table_file)
+    with _spinner("simulating"):
+        measured = simulations.measure(
+            source, admission, recorded, workers=workers, repetitions=repetitions
+        )
+    accuracy, cost = simulations.axes_of(source)
+    if as_json:
+        _echo_json(measured)
+        return
+    rows = simulations.front_rows(measured, accuracy, cost)
+    if rows:
+        terminal.print_rows(rows, tuple(rows[0]))
+        click.echo()
+    click.echo(simulations.in_words(measured, accuracy))
 
 
 @main.command()
@@ -232,6 +372,11 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
 @click.option("--max-gflops", type=float, help="Leave out configurations that cost more.")
 @click.option("--top", type=click.IntRange(min=1), help="Rows of the table, the best by accuracy.")
 @click.option(
+    "--thin",
+    is_flag=True,
+    help="Leave out front points where one hardly dearer (2 %) is hardly worse (half a point).",
+)
+@click.option(
     "--format",
     "formats",
     multiple=True,
@@ -254,6 +399,7 @@ def pareto(
     by: tuple[str, ...],
     max_gflops: float | None,
     top: int | None,
+    thin: bool,
     formats: tuple[str, ...],
     out: Path | None,
     runs: Path,
@@ -273,7 +419,7 @@ def pareto(
     record = tracking.read_study(uri, study, runs)
     cost, accuracy = axes_of(record)
     axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy}
-    axes |= {"by": by or None, "max_gflops": max_gflops, "top": top}
+    axes |= {"by": by or None, "max_gflops": max_gflops, "top": top, "thin": thin}
     beside = runs / study
     folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
     front = report.summarise(record, **axes)
@@ -286,6 +432,50 @@ def pareto(
     console.print()
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b", required=False)
+@click.option(
+    "--families",
+    nargs=2,
+    metavar="NAME NAME",
+    help="Compare two families of study A instead, by their names in its report.",
+)
+@runs_option
+@uri_option
+@json_option
+@_user_errors
+def compare(
+    a: str,
+    b: str | None,
+    families: tuple[str, str] | None,
+    runs: Path,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Say which of two studies is better, A or [B].
+
+    At equal inference cost, the best that each has for it; at equal tuning, the expected best of as
+    many configurations, and of as many as each trains in the same time. Each with the probability
+    that A is better. The two must be of the same data, folds and metrics.
+    """
+    import dataclasses
+
+    from sftsearch.orchestrator import compare as comparisons
+
+    if (b is None) == (families is None):
+        raise click.UsageError("Name a second study, or two families with --families.")
+    first = _read_study(a, runs, tracking_uri)
+    if families is not None:
+        found = comparisons.compare_families(first, families)
+    else:
+        found = comparisons.compare_studies(first, _read_study(str(b), runs, tracking_uri))
+    if as_json:
+        _echo_json(dataclasses.asdict(found))
+    else:
+        terminal.print_comparison(found)
 
 
 @main.command()
@@ -361,7 +551,7 @@ def list_(runs: Path, as_json: bool) -> None:
         click.echo(f"No studies in '{runs}'. Begin with: sftsearch run stride")
     else:
         terminal.print_rows(
-            rows, ("study", "dataset", "finished", "failed", "running", "confirmed")
+            rows, ("study", "dataset", "finished", "stopped", "failed", "running", "confirmed")
         )
         for row in rows:
             if row["problem"]:
@@ -376,7 +566,8 @@ def list_(runs: Path, as_json: bool) -> None:
 def status(study: str, runs: Path, as_json: bool) -> None:
     """Show how far STUDY is, and what failed.
 
-    Trials by state, failed ones with their reasons, refused proposals, and what MLflow lacks.
+    Trials by state, failed ones with their reasons, refused proposals, how often stopping trials
+    would have been wrong, and what MLflow lacks.
     """
     from sftsearch.orchestrator.study import find_study, read_record, read_state
 
@@ -388,9 +579,12 @@ def status(study: str, runs: Path, as_json: bool) -> None:
         return
     click.echo(f"{record.name}: {state['state']} ({folder})")
     click.echo(
-        f"{facts['finished']} of {state['trials']} trials finished, {facts['failed']} failed, "
-        f"{facts['running']} unfinished; MLflow lacks {state['unmirrored']} events."
+        f"{facts['finished']} of {state['trials']} trials finished, {facts['stopped']} stopped, "
+        f"{facts['failed']} failed, {facts['running']} unfinished; MLflow lacks "
+        f"{state['unmirrored']} events."
     )
+    for line in terminal.concluded(record):
+        click.echo(line)
     for reason, number in record.refused.items():
         click.echo(f"refused: {number} x {reason}")
     for trial in record.trials:
@@ -416,8 +610,9 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
     if as_json:
         _echo_json(dataclasses.asdict(record) | {"folder": str(folder), "log": log})
         return
+    when = "" if record.epoch is None else f" after epoch {record.epoch}"
     why = f": {record.reason}" if record.reason else ""
-    click.echo(f"trial {record.key}: {record.status}{why}")
+    click.echo(f"trial {record.key}: {record.status}{when}{why}")
     click.echo(f"{record.model} {json.dumps(record.configuration)} seed {record.seed}")
     for name, value in record.values.items():
         click.echo(f"  {name:<18} {value:.6g}")

@@ -2,7 +2,8 @@
 
 The front of a finished study is frozen, each of its trials is evaluated on the test split with the
 weights it ended with, and the look is journalled before anything of it is shown. A second call
-returns what the first one recorded.
+returns what the first one recorded. Where the front has fresh replicates, which it got after it was
+chosen, those alone are looked at; else all of its replicates.
 """
 
 from __future__ import annotations
@@ -37,9 +38,14 @@ def confirm_study(
         on_trial: hears of each trial: how many are done, how many there are, its key.
 
     Raises:
-        StudyError: the study is not finished, or a trial's weights are gone.
+        StudyError: the study is not finished or is a recorded table, or a trial's weights are gone.
     """
     seen = read_record(folder)
+    if seen.recorded:
+        raise StudyError(
+            f"The study '{seen.name}' is a recorded table: its trials looked at the test split, so "
+            "that nothing is left to confirm. Search the space in a study of another name."
+        )
     if seen.confirmed:
         return seen
     with Journal(folder) as journal:
@@ -59,8 +65,9 @@ def _confirm(
             "end with --resume, then confirm it."
         )
     x, y = axes_of(seen)
-    chosen = {point.configuration_id for point in fronts.summarise(seen, x=x, y=y).points}
-    trials = [trial for trial in seen.trials if trial.configuration_id in chosen]
+    front = fronts.summarise(seen, x=x, y=y).points
+    chosen = {(point.configuration_id, seed) for point in front for seed in point.seeds}
+    trials = [trial for trial in seen.trials if (trial.configuration_id, trial.seed) in chosen]
     created = next(event.body for event in journal.events() if event.kind == "created")
     store = open_dataset(seen.dataset)
     if store.spec.fingerprint != created["definition"]["fingerprint"]:

@@ -1,7 +1,10 @@
 """From the trials of a study to its front: what is measured, how sure it is, and what to say of it.
 
-Accuracy is the mean over seeds. Its intervals, and those of differences, are 95 % percentile
-intervals by bootstrap over subjects and seeds at once, paired by subject (`pareto`).
+Accuracy is the mean over a configuration's replicates: seeds, and folds where the study has them.
+Its intervals, and those of differences, are 95 % percentile intervals by bootstrap over subjects
+and replicates at once, paired by subject (`pareto`). Where a configuration has fresh replicates,
+which it got after it was chosen, its figures are of those alone. Replicates of other folds are
+compared after what is estimated of how hard the folds are is taken out (`surrogate`).
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ import numpy as np
 from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.measures import METRICS, metric
+from sftsearch.orchestrator.surrogate import additive_means
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.record import Groups, StudyRecord, TrialRecord
 
-Status = Literal["finished", "incomplete", "failed"]
+Status = Literal["finished", "incomplete", "stopped", "failed"]
 Interval = tuple[float, float]
+
+EXACT_COSTS = ("gflops", "gmacs", "parameters")
+"""Known without training: what a study believes of its front is against the first of these that it
+has as an objective, or against GFLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,21 +63,27 @@ class Configuration:
     reasons: tuple[str, ...] = ()
     """Why it is not finished; empty if it is."""
     seeds: tuple[int, ...] = ()
-    """The finished ones."""
+    """The finished replicates that its values are of; see `is_fresh`."""
+    is_fresh: bool = False
+    """Whether they are those it got after it was chosen to be reported, and no others."""
+    num_finished: int = 0
+    """All its finished replicates."""
     values: dict[str, float] = field(default_factory=dict)
-    """Means over the finished seeds."""
+    """Means over `seeds`; where nothing finished, what is known without training."""
     deviations: dict[str, float] = field(default_factory=dict)
-    """Standard deviations over the finished seeds (n - 1); empty with fewer than two."""
+    """Standard deviations over `seeds` (n - 1); empty with fewer than two."""
     groups: tuple[Groups, ...] = ()
-    """Validation counts, one a finished seed."""
+    """Validation counts, one of each of `seeds`."""
     ended: float = 0.0
-    """When its last finished trial ended, unix seconds."""
+    """When as many of its trials as it needs had finished, unix seconds."""
     interval: Interval | None = None
     """Of the mean accuracy."""
     membership: float | None = None
-    """Share of the resamples in which it is on the front."""
+    """How likely it is on the front; see `Front.membership_is`."""
     on_front: bool = False
     is_knee: bool = False
+    is_thinned: bool = False
+    """On the front, but left out of it because another hardly differs; see `summarise`."""
     difference: Difference | None = None
     """On the front: to the next cheaper front point. Else: to the front point at or below its
     cost."""
@@ -99,8 +113,10 @@ class Front:
     study: StudyRecord
     x: str
     y: str
-    directions: tuple[str, str]
-    """Of y and x."""
+    objectives: tuple[str, ...]
+    """What the front is of: y, x, and the study's other objectives where it has more than two."""
+    directions: tuple[str, ...]
+    """Of the objectives."""
     configurations: tuple[Configuration, ...]
     """The front by rising cost, then the others by accuracy, then what has not finished."""
     by: tuple[str, ...]
@@ -110,8 +126,14 @@ class Front:
     num_filtered: int
     """Configurations left out because of `max_gflops`."""
     num_groups: int
-    """Subjects of the validation split; 0 where none were recorded."""
+    """Subjects that some replicate was validated on; 0 where none were recorded."""
     groups_are_subjects: bool
+    membership_is: Literal["posterior", "bootstrap"]
+    """Where memberships come from: the probability that the study concluded of being on the
+    (2 %, half a point)-front, or the share of the resamples in which it is on the front."""
+    num_chosen: int | None
+    """Configurations that the study chose to report, of which alone the front is; None where it
+    chose none, or for other axes."""
     hypervolume: float
     progress: tuple[Progress, ...]
     draws: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
@@ -147,10 +169,15 @@ def summarise(
     by: Sequence[str] | None = None,
     max_gflops: float | None = None,
     top: int | None = None,
+    thin: bool = False,
 ) -> Front:
     """Return the study's front of `y` against `x`.
 
-    Only configurations with all their seeds finished can be on it.
+    Only configurations with as many finished replicates as every one has, and none stopped, can be
+    on it. Where the study chose what to report and trained fresh replicates of it, only those can:
+    the others' means are still those that could be chosen for their luck.
+
+    A study of more than two objectives has a front of them all, if x and y are two of them.
 
     Args:
         study: the record, possibly of a study that still runs.
@@ -161,9 +188,12 @@ def summarise(
             those that tell its branches apart.
         max_gflops: leave out configurations that cost more.
         top: how many rows the table shows, the best by y; the front is of all.
+        thin: keep as few points of the front as stand for the whole of it: each that is left out
+            has one that costs at most 2 % more and is at most half a point worse.
 
     Raises:
-        UserError: a metric or parameter is not in the record, or a limit is not positive.
+        UserError: a metric or parameter is not in the record, a limit is not positive, or a front
+            cannot be thinned.
     """
     _check(study, x, y, max_gflops, top)
     known = {name: None for trial in study.trials for name in trial.configuration}
@@ -171,77 +201,158 @@ def summarise(
         look_up(known, name, kind="parameter of this study")
     if by is None:
         by = [name for name in study.families if name in known]
-    directions = (_direction(study, y), _direction(study, x))
-    grouped = [_group(trials, study, x, y) for trials in _by_configuration(study).values()]
+    objectives = _objectives(study, x, y)
+    directions = tuple(_direction(study, name) for name in objectives)
+    effects = _fold_effects(study, y)
+    grouped = [_group(trials, study, x, y, effects) for trials in _by_configuration(study).values()]
     kept = [
         c for c in grouped if max_gflops is None or c.values.get("gflops", -math.inf) <= max_gflops
     ]
     finished = [c for c in kept if c.status == "finished"]
     finished.sort(key=lambda c: c.configuration_id)  # draws must not depend on who ended first
-    scale = _Scale.over(finished, x, y, directions)
-    finished = _find_front(finished, x, y, directions)
-    counted = _with_groups(finished) if metric(y).is_counted else []
-    draws = _draws(counted)
-    finished = _compare(finished, x, y, directions, draws)
+    chosen = _chosen(study, finished, objectives)
+    scale = _Scale.over(finished, objectives, directions)
+    finished = _find_front(finished, objectives, directions, chosen)
+    hypervolume = scale.hypervolume([c for c in finished if c.on_front])
+    if thin:
+        finished = _thin(finished, objectives, directions)
+    counted = _with_groups(finished, study.folds) if metric(y).is_counted else []
+    draws = _draws(counted, y, centred=study.folds is not None)
+    finished = _compare(finished, objectives, directions, draws)
+    believed = _beliefs(study, objectives)
+    if believed:
+        finished = [replace(c, membership=believed.get(c.configuration_id)) for c in finished]
     finished = _read_test(finished, study, y)
     ordered = _order(finished, [c for c in kept if c.status != "finished"], x, y, directions)
     return Front(
         study=study,
         x=x,
         y=y,
+        objectives=objectives,
         directions=directions,
         configurations=tuple(ordered),
         by=tuple(by),
         top=top,
         max_gflops=max_gflops,
         num_filtered=len(grouped) - len(kept),
-        num_groups=len(counted[0].groups[0]) if counted else 0,
+        num_groups=len({name for c in counted for groups in c.groups for name in groups}),
         groups_are_subjects=_are_subjects(finished),
-        hypervolume=scale.hypervolume([c for c in finished if c.on_front]),
-        progress=_progress(study, finished, scale),
+        membership_is="posterior" if believed else "bootstrap",
+        num_chosen=None if chosen is None else len(chosen),
+        hypervolume=hypervolume,
+        progress=_progress(study, finished if chosen is None else chosen, scale),
         draws=draws,
     )
 
 
-_BOTH_BEST_AT_ONE = ("maximize", "maximize")
+def _objectives(study: StudyRecord, x: str, y: str) -> tuple[str, ...]:
+    """Return y, x and the study's other objectives, if x and y are two of more than two."""
+    names = [name for name, _ in study.objectives]
+    others = [name for name in names if name not in (x, y)]
+    return (y, x, *others) if {x, y} <= set(names) else (y, x)
+
+
+def _is_searched_for(study: StudyRecord, objectives: tuple[str, ...]) -> bool:
+    """Tell whether what the study concluded is about this front."""
+    names = [name for name, _ in study.objectives]
+    cost = next((name for name in names if name in EXACT_COSTS), EXACT_COSTS[0])
+    return objectives == (names[0], cost)
+
+
+def _chosen(
+    study: StudyRecord, finished: Sequence[Configuration], objectives: tuple[str, ...]
+) -> list[Configuration] | None:
+    """Return the configurations that were chosen to be reported; None where none were."""
+    if not _is_searched_for(study, objectives):
+        return None
+    return [c for c in finished if c.configuration_id in study.fresh] or None
+
+
+def _beliefs(study: StudyRecord, objectives: tuple[str, ...]) -> dict[str, float]:
+    """Return what the study concluded of each configuration's membership, if it did."""
+    if study.conclusion is None or not _is_searched_for(study, objectives):
+        return {}
+    return {name: belief.on_front for name, belief in study.conclusion.beliefs.items()}
+
+
+def _thin(
+    finished: Sequence[Configuration], objectives: tuple[str, ...], directions: tuple[str, ...]
+) -> list[Configuration]:
+    """Take the points off the front that others stand for.
+
+    Raises:
+        UserError: there are more than two objectives, or the second is not a cost to minimise.
+    """
+    y, x = objectives[:2]
+    front = [c for c in finished if c.on_front]
+    costs = [c.values[x] for c in front]
+    if len(objectives) > 2 or directions[1] != "minimize" or min(costs, default=0) < 0:
+        raise UserError(
+            "Only a front of two objectives can be thinned, the second a cost that is not "
+            f"negative, but this one is of {', '.join(objectives)}."
+        )
+    sign = 1 if directions[0] == "maximize" else -1
+    delta = 0.005 if metric(y).is_share else 0.0
+    kept = pareto.thin(costs, [sign * c.values[y] for c in front], delta=delta)
+    ids = {c.configuration_id for c, keep in zip(front, kept, strict=True) if not keep}
+    return [
+        replace(c, on_front=False, is_knee=False, is_thinned=True)
+        if c.configuration_id in ids
+        else c
+        for c in finished
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The unit square hypervolumes are measured in: 1 is best, (0, 0) the reference.
+    """The unit cube hypervolumes are measured in: 1 is best, 0 everywhere the reference.
 
     Cost: 1 at the lowest seen, 0 at the highest, by its logarithm where all are positive; 1 if all
     cost the same. Shares stay as they are, so the reference is an accuracy of 0; other metrics run
     from the worst seen (0) to the best (1).
     """
 
-    x: str
-    y: str
-    x_ends: Interval
-    """Worst and best, after the logarithm."""
-    y_ends: Interval
-    is_log: bool
+    objectives: tuple[str, ...]
+    ends: tuple[Interval, ...]
+    """Worst and best of each objective, after the logarithm."""
+    is_log: tuple[bool, ...]
 
     @classmethod
     def over(
-        cls, finished: Sequence[Configuration], x: str, y: str, directions: tuple[str, str]
+        cls,
+        finished: Sequence[Configuration],
+        objectives: tuple[str, ...],
+        directions: tuple[str, ...],
     ) -> _Scale:
-        costs = [c.values[x] for c in finished]
-        is_log = all(cost > 0 for cost in costs)
-        costs = [math.log(cost) for cost in costs] if is_log else costs
-        gains = [0.0, 1.0] if metric(y).is_share else []
-        gains = gains or [c.values[y] for c in finished]
-        return cls(x, y, _ends(costs, directions[1]), _ends(gains, directions[0]), is_log)
+        ends, is_log = [], []
+        for number, (name, direction) in enumerate(zip(objectives, directions, strict=True)):
+            values = [c.values[name] for c in finished]
+            ratios = number == 1 or metric(name).is_cost
+            is_log.append(ratios and number > 0 and all(value > 0 for value in values))
+            values = [math.log(value) for value in values] if is_log[-1] else values
+            is_whole = metric(name).is_share and number != 1
+            ends.append(_ends([0.0, 1.0] if is_whole else values, direction))
+        return cls(objectives, tuple(ends), tuple(is_log))
 
-    def place(self, c: Configuration) -> tuple[float, float]:
-        """Return a configuration's y and x in the unit square."""
-        cost = math.log(c.values[self.x]) if self.is_log else c.values[self.x]
-        return _share(c.values[self.y], self.y_ends), _share(cost, self.x_ends)
+    def place(self, c: Configuration) -> tuple[float, ...]:
+        """Return a configuration's objectives in the unit cube."""
+        values = [c.values[name] for name in self.objectives]
+        values = [math.log(v) if log else v for v, log in zip(values, self.is_log, strict=True)]
+        return tuple(_share(v, ends) for v, ends in zip(values, self.ends, strict=True))
 
     def hypervolume(self, configurations: Iterable[Configuration]) -> float:
-        """Return the share of the square that the configurations beat."""
-        places = [self.place(c) for c in configurations]
-        return pareto.hypervolume(places, (0.0, 0.0), _BOTH_BEST_AT_ONE)
+        """Return the share of the cube that the configurations beat."""
+        return self.enclosed([self.place(c) for c in configurations])
+
+    def enclosed(self, places: Sequence[tuple[float, ...]]) -> float:
+        """Return the share of the cube that places in it beat."""
+        reference = [0.0] * len(self.objectives)
+        return pareto.hypervolume(places, reference, self.directions)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Every axis of the cube is best at 1."""
+        return ("maximize",) * len(self.objectives)
 
 
 def _ends(values: Sequence[float], direction: str) -> Interval:
@@ -280,23 +391,54 @@ def _by_configuration(study: StudyRecord) -> dict[str, list[TrialRecord]]:
     return grouped
 
 
-def _group(trials: Sequence[TrialRecord], study: StudyRecord, x: str, y: str) -> Configuration:
-    """Return the mean over seeds of one configuration's trials, without comparisons."""
+def _fold_effects(study: StudyRecord, y: str) -> Mapping[int, float]:
+    """Return how much more than on others is reached on each fold, of a study with folds."""
+    if study.folds is None or metric(y).is_cost:
+        return {}
+    cells = [
+        (t.configuration_id, t.seed, t.values[y])
+        for t in study.trials
+        if t.status == "finished" and math.isfinite(t.values.get(y, math.nan))
+    ]
+    rows = {name: n for n, name in enumerate(dict.fromkeys(name for name, *_ in cells))}
+    values_CR = np.full((len(rows), max((seed for _, seed, _ in cells), default=0) + 1), np.nan)
+    for name, seed, value in cells:
+        values_CR[rows[name], seed] = value
+    effects_K = additive_means(values_CR, np.arange(values_CR.shape[1]) % study.folds)[-1]
+    return dict(enumerate(effects_K.tolist()))
+
+
+def _group(
+    trials: Sequence[TrialRecord],
+    study: StudyRecord,
+    x: str,
+    y: str,
+    effects: Mapping[int, float],
+) -> Configuration:
+    """Return the mean over replicates of one configuration's trials, without comparisons."""
     finished = sorted((t for t in trials if t.status == "finished"), key=lambda t: t.seed)
-    names = [name for trial in trials for name in trial.values]
-    values = {name: _values(finished or trials, name) for name in dict.fromkeys(names)}
+    fresh = [t for t in finished if t.seed in study.fresh.get(t.configuration_id, ())]
+    used = fresh or finished
+    names = [name for t in used for name in t.values] if used else EXACT_COSTS
+    values = {name: _values(used or trials, name) for name in dict.fromkeys(names)}
+    if effects and used and len(values.get(y, ())) == len(used):
+        own = [effects.get(t.seed % (study.folds or 1), 0.0) for t in used]
+        values[y] = [value - effect for value, effect in zip(values[y], own, strict=True)]
     status, reasons = _status(trials, study.num_seeds, x, y)
+    ends = sorted(t.ended for t in finished)[: study.num_seeds]
     return Configuration(
         configuration_id=trials[0].configuration_id,
         model=trials[0].model,
         parameters=dict(trials[0].configuration),
         status=status,
         reasons=reasons,
-        seeds=tuple(t.seed for t in finished),
+        seeds=tuple(t.seed for t in used),
+        is_fresh=bool(fresh),
+        num_finished=len(finished),
         values={name: statistics.fmean(found) for name, found in values.items() if found},
         deviations={n: _deviation(found) for n, found in values.items() if len(found) > 1},
-        groups=tuple(t.groups for t in finished),
-        ended=max((t.ended for t in finished), default=0.0),
+        groups=tuple(t.groups for t in used),
+        ended=max(ends, default=0.0),
     )
 
 
@@ -313,6 +455,9 @@ def _status(
 ) -> tuple[Status, tuple[str, ...]]:
     finished = [t for t in trials if t.status == "finished"]
     failed = [t for t in trials if t.status == "failed"]
+    stopped = [t for t in trials if t.status == "stopped"]
+    if stopped:
+        return "stopped", tuple(f"seed {t.seed} after epoch {t.epoch}: {t.reason}" for t in stopped)
     if len(finished) < num_seeds:
         if failed:
             return "failed", tuple(
@@ -329,44 +474,75 @@ def _status(
 
 
 def _find_front(
-    finished: Sequence[Configuration], x: str, y: str, directions: tuple[str, str]
+    finished: Sequence[Configuration],
+    objectives: tuple[str, ...],
+    directions: tuple[str, ...],
+    chosen: Sequence[Configuration] | None,
 ) -> list[Configuration]:
-    """Mark the front and its knee."""
-    values = [(c.values[y], c.values[x]) for c in finished]
-    mask = pareto.non_dominated(values, directions)
+    """Mark the front, of those that were chosen if some were, and its knee."""
+    values = np.array([[c.values[name] for name in objectives] for c in finished])
+    values = values.reshape(-1, len(objectives))
+    ids = {c.configuration_id for c in (finished if chosen is None else chosen)}
+    may = np.array([c.configuration_id in ids for c in finished], dtype=bool)
+    mask = np.zeros(len(finished), dtype=bool)
+    mask[may] = pareto.non_dominated(values[may], directions)
     marked = [replace(c, on_front=bool(on)) for c, on in zip(finished, mask, strict=True)]
-    places = [i for i, on in enumerate(mask) if on]
-    is_log = all(values[i][1] > 0 for i in places)
-    bends = [(values[i][0], math.log(values[i][1]) if is_log else values[i][1]) for i in places]
+    bends, (places,) = values[mask], np.nonzero(mask)
+    for number in range(1, len(objectives)):
+        if np.all(bends[:, number] > 0) and (number == 1 or metric(objectives[number]).is_cost):
+            bends[:, number] = np.log(bends[:, number])
     knee = pareto.knee(bends, directions)
     if knee is not None:
         marked[places[knee]] = replace(marked[places[knee]], is_knee=True)
     return marked
 
 
-def _draws(counted: Sequence[Configuration]) -> dict[str, NDArray[np.float64]]:
+def _draws(
+    counted: Sequence[Configuration], y: str, *, centred: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Return the draws of every configuration.
+
+    Args:
+        counted: those with groups.
+        y: the metric that the groups count.
+        centred: move the draws by what the folds of a configuration are easier than others, so
+            that they are of the mean that is printed.
+    """
     draws = pareto.resample_accuracies([c.groups for c in counted])
-    return {c.configuration_id: draws[:, n] for n, c in enumerate(counted)}
+    shifts = [c.values[y] - _pooled(c) if centred else 0.0 for c in counted]
+    return {c.configuration_id: draws[:, n] + shifts[n] for n, c in enumerate(counted)}
+
+
+def _pooled(c: Configuration) -> float:
+    """Return the accuracy over all groups and replicates together."""
+    cells = [cell for groups in c.groups for cell in groups.values()]
+    return sum(correct for correct, _ in cells) / sum(count for _, count in cells)
 
 
 def _compare(
     finished: Sequence[Configuration],
-    x: str,
-    y: str,
-    directions: tuple[str, str],
+    objectives: tuple[str, ...],
+    directions: tuple[str, ...],
     draws: Mapping[str, NDArray[np.float64]],
 ) -> list[Configuration]:
     """Add intervals, memberships and differences."""
-    costs = {c.configuration_id: _cost(c, x, directions) for c in finished}
+    y, signs = objectives[0], [1 if d == "minimize" else -1 for d in directions[1:]]
+    costs = {
+        c.configuration_id: tuple(
+            sign * c.values[name] for sign, name in zip(signs, objectives[1:], strict=True)
+        )
+        for c in finished
+    }
     share: dict[str, float] = {}
     if finished and len(draws) == len(finished):  # among fewer, it would be of another front
-        members = pareto.membership(np.stack([*draws.values()], axis=1), [costs[i] for i in draws])
+        members = _membership(np.stack([*draws.values()], axis=1), [costs[i] for i in draws])
         share = {i: float(member) for i, member in zip(draws, members, strict=True)}
     front = sorted((c for c in finished if c.on_front), key=lambda c: costs[c.configuration_id])
+    best = 1 if directions[0] == "maximize" else -1
     compared = []
     for c in finished:
         own = draws.get(c.configuration_id)
-        rival = _rival(c, front, costs)
+        rival = _rival(c, front, costs, lambda f: best * f.values[y])
         compared.append(
             replace(
                 c,
@@ -378,12 +554,40 @@ def _compare(
     return compared
 
 
-def _cost(c: Configuration, x: str, directions: tuple[str, str]) -> float:
+def _membership(
+    draws_RN: NDArray[np.float64], costs: Sequence[tuple[float, ...]]
+) -> NDArray[np.float64]:
+    """Return in which share of the draws each configuration is on the front, (N,).
+
+    Args:
+        draws_RN: accuracies to maximize.
+        costs: of each, to minimize; one, or several.
+    """
+    cost_ND = np.array(costs)
+    if cost_ND.shape[1] == 1:
+        return pareto.membership(draws_RN, cost_ND[:, 0])
+    share_N = np.empty(len(costs))
+    for n, own in enumerate(cost_ND):
+        is_equal, is_rival = np.all(cost_ND == own, axis=1), np.all(cost_ND <= own, axis=1)
+        equal_R = draws_RN[:, is_equal].max(axis=1)
+        cheaper_R = draws_RN[:, is_rival & ~is_equal].max(axis=1, initial=-np.inf)
+        share_N[n] = np.mean((draws_RN[:, n] >= equal_R) & (draws_RN[:, n] > cheaper_R))
+    return share_N
+
+
+def _cost(c: Configuration, x: str, directions: tuple[str, ...]) -> float:
     return c.values[x] if directions[1] == "minimize" else -c.values[x]
 
 
-def _with_groups(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Return those that counted the same groups with every seed, as pairing needs."""
+def _with_groups(configurations: Sequence[Configuration], folds: int | None) -> list[Configuration]:
+    """Return those that counted the same groups with every seed, as pairing needs.
+
+    With folds a replicate counts the groups of its fold: those that counted some.
+    """
+    if folds is not None:
+        return [
+            c for c in configurations if all(any(n > 0 for _, n in g.values()) for g in c.groups)
+        ]
     names = next((set(c.groups[0]) for c in configurations if c.groups and c.groups[0]), set())
     return [
         c
@@ -393,16 +597,25 @@ def _with_groups(configurations: Sequence[Configuration]) -> list[Configuration]
 
 
 def _rival(
-    c: Configuration, front: Sequence[Configuration], costs: Mapping[str, float]
+    c: Configuration,
+    front: Sequence[Configuration],
+    costs: Mapping[str, tuple[float, ...]],
+    quality: Callable[[Configuration], float],
 ) -> Configuration | None:
-    """Return the dearest front point below the cost of a front point, or at or below another's."""
+    """Return whom a configuration is compared with: the best front point that is not dearer.
+
+    Of two objectives that is the next cheaper one of a front point, and of another the front point
+    at or below its cost. Points of exactly its costs are no rivals of a front point.
+    """
     own = costs[c.configuration_id]
-    below = [
-        f
-        for f in front
-        if costs[f.configuration_id] < own or (costs[f.configuration_id] == own and not c.on_front)
-    ]
-    return below[-1] if below else None
+
+    def is_rival(f: Configuration) -> bool:
+        other = costs[f.configuration_id]
+        affordable = all(theirs <= ours for theirs, ours in zip(other, own, strict=True))
+        return affordable and not (c.on_front and other == own)
+
+    below = [f for f in front if is_rival(f)]
+    return max(reversed(below), key=quality, default=None)
 
 
 def difference(
@@ -425,6 +638,7 @@ def _read_test(
     tested = []
     for c in finished:
         opened = [t for t in trials[c.configuration_id] if t.test_values is not None]
+        opened = [t for t in opened if t.seed in c.seeds] or opened
         found = [t.test_values for t in opened if t.test_values is not None]
         names = dict.fromkeys(name for values in found for name in values)
         means = {n: statistics.fmean(v[n] for v in found if n in v) for n in names}
@@ -441,12 +655,13 @@ def _order(
     others: Sequence[Configuration],
     x: str,
     y: str,
-    directions: tuple[str, str],
+    directions: tuple[str, ...],
 ) -> list[Configuration]:
     sign = -1 if directions[0] == "maximize" else 1
     front = sorted((c for c in finished if c.on_front), key=lambda c: _cost(c, x, directions))
     rest = sorted((c for c in finished if not c.on_front), key=lambda c: sign * c.values[y])
-    last = sorted(others, key=lambda c: (c.status == "failed", c.configuration_id))
+    places = {"incomplete": 0, "stopped": 1, "failed": 2}
+    last = sorted(others, key=lambda c: (places[c.status], c.configuration_id))
     return [*front, *rest, *last]
 
 
@@ -461,20 +676,22 @@ def _progress(
 ) -> tuple[Progress, ...]:
     """Return the hypervolume after each finished trial, in the order they ended.
 
-    A configuration counts from the end of its last trial, with its final mean; so the curve never
-    falls.
+    A configuration counts from when as many of its trials as it needs have finished, with its final
+    mean; so the curve never falls.
     """
     trials = sorted((t for t in study.trials if t.status == "finished"), key=lambda t: t.ended)
     start = min((t.started for t in trials if t.started), default=0.0)
     waiting = sorted(finished, key=lambda c: c.ended, reverse=True)
-    front: list[tuple[float, float]] = []
-    curve = []
+    front: list[tuple[float, ...]] = []
+    curve, volume = [], 0.0
     for number, trial in enumerate(trials, start=1):
+        before = len(waiting)
         while waiting and waiting[-1].ended <= trial.ended:
             front.append(scale.place(waiting.pop()))
-            on_front = pareto.non_dominated(front, _BOTH_BEST_AT_ONE)
+        if len(waiting) < before:
+            on_front = pareto.non_dominated(front, scale.directions)
             front = [place for place, on in zip(front, on_front, strict=True) if on]
+            volume = scale.enclosed(front)
         seconds = max(0.0, trial.ended - start)
-        volume = pareto.hypervolume(front, (0.0, 0.0), _BOTH_BEST_AT_ONE)
         curve.append(Progress(num_trials=number, seconds=seconds, hypervolume=volume))
     return tuple(curve)

@@ -20,6 +20,8 @@ class Metric:
     """In [0, 1]; differences are told in points of 0.01."""
     is_counted: bool = False
     """The share of right decisions that trials count by subject: it has intervals."""
+    is_cost: bool = False
+    """What a model takes, not how good it is: ratios count, so it is shown on a log scale."""
 
     def show(self, value: float | None) -> str:
         """Return the value as text, shares with three decimals, others with three digits."""
@@ -30,6 +32,10 @@ class Metric:
 
 def _share(label: str, *, is_counted: bool = False) -> Metric:
     return Metric(label=label, direction="maximize", is_share=True, is_counted=is_counted)
+
+
+def _cost(label: str) -> Metric:
+    return Metric(label=label, is_cost=True)
 
 
 METRICS: dict[str, Metric] = {
@@ -47,12 +53,12 @@ METRICS: dict[str, Metric] = {
     "f1_nonzero": _share("F1 of the sign, without zeros"),
     "acc7": _share("accuracy of seven steps"),
     "loss": Metric(label="loss"),
-    "gflops": Metric(label="GFLOPs"),
-    "gmacs": Metric(label="GMACs"),
-    "parameters": Metric(label="parameters"),
-    "latency_ms": Metric(label="latency (ms)"),
-    "peak_memory_mb": Metric(label="peak memory (MB)"),
-    "seconds": Metric(label="training time (s)"),
+    "gflops": _cost("GFLOPs"),
+    "gmacs": _cost("GMACs"),
+    "parameters": _cost("parameters"),
+    "latency_ms": _cost("latency (ms)"),
+    "peak_memory_mb": _cost("peak memory (MB)"),
+    "seconds": _cost("training time (s)"),
 }
 """What is known of a value by its name; other names are shown as they are, and less is better."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
+    Indices = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -64,11 +65,24 @@ class Observed:
         return len(self.values) + len(self.pending) + self.failed + self.stopped
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A configuration of this space that another study trained just as this one would."""
+
+    id: str
+    point: Point
+    values: dict[int, float]
+    """The first objective by replicate."""
+    seconds: dict[int, float]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
     """The configurations with a value, as arrays in the order of their admission."""
 
     ids: list[str]
+    rows: Indices
+    """Their places among all that were admitted, ascending, (C,)."""
     means: Floats
     """Of the accuracy, higher is better, (C,); comparable between different folds."""
     counts: Floats
@@ -80,6 +94,12 @@ class Measured:
     """Of the study's cost, (C,)."""
     seconds: Floats
     """Mean seconds of a replicate, (C,)."""
+    imported: Indices
+    """Configurations that only another study has a value of, by their places in `imported`, (I,)."""
+    imported_means: Floats
+    """(I,), as `means`."""
+    imported_counts: Floats
+    """(I,), as `counts`."""
 
 
 class Observations:
@@ -107,10 +127,21 @@ class Observations:
         """Of the surrogate, as they were fitted last."""
         self.num_fitted = 0
         """How many configurations had a value then."""
+        self.fitted_on: Measured | None = None
+        """What they were fitted on."""
+        self.imported: list[Imported] = []
+        """What another study measured: known, and no part of this study."""
+        self._places_of_imported: dict[str, int] = {}
         self._by_id: dict[str, Observed] = {}
         self._in_flight: dict[str, Observed] = {}
+        # By row, with room for more.
+        self._ids: list[str] = []
         self._values = np.full((64, 2), np.nan)
         self._seconds = np.zeros(64)
+        self._costs = np.zeros(64)
+        self._is_complete = np.zeros(64, dtype=bool)
+        self._num_pending = np.zeros(64, dtype=np.int64)
+        self._num_replicates = np.zeros(64, dtype=np.int64)
         self._measured: Measured | None = None
 
     def __len__(self) -> int:
@@ -146,8 +177,7 @@ class Observations:
         """Take up a configuration; `body` is that of its `admitted` event."""
         row = len(self._by_id)
         if row == len(self._values):
-            self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
-            self._seconds = np.concatenate([self._seconds, np.zeros_like(self._seconds)])
+            self._make_room()
         observed = Observed(
             number=number,
             id=configuration_id,
@@ -161,7 +191,24 @@ class Observations:
             group=body["group"],
         )
         self._by_id[configuration_id] = observed
+        self._ids.append(configuration_id)
+        self._costs[row] = observed.cost[self.costs[0]]
+        if configuration_id in self._places_of_imported:
+            imported = self.imported[self._places_of_imported[configuration_id]]
+            for replicate, value in imported.values.items():
+                self._set(row, replicate, value)
+            self._seconds[row] = sum(imported.seconds.values())
         return observed
+
+    def import_(self, imported: Imported) -> None:
+        """Take a configuration that another study has measured, before any is admitted.
+
+        This study's own replicates of it, if it gets any, take the place of the other's of the
+        same numbers; what others there are goes on to count for what is believed of it.
+        """
+        self._places_of_imported[imported.id] = len(self.imported)
+        self.imported.append(imported)
+        self._measured = None
 
     def begin(self, observed: Observed, replicate: int, *, fresh: bool = False) -> None:
         """Take note that a replicate was admitted."""
@@ -169,24 +216,31 @@ class Observations:
         if fresh:
             observed.fresh.add(replicate)
         self._in_flight[observed.id] = observed
+        self._count(observed)
 
     def finish(
         self, observed: Observed, replicate: int, values: list[float], seconds: float
     ) -> None:
         """Take the objectives of a finished replicate, and the seconds it trained."""
-        self._end(observed, replicate)
         observed.values[replicate] = values
+        self._end(observed, replicate)
+        self._set(observed.row, replicate, values[0])
+        self._seconds[observed.row] += seconds
+        if observed.id in self._places_of_imported:  # of the other study it counted until now
+            imported = self.imported[self._places_of_imported[observed.id]]
+            self._seconds[observed.row] -= imported.seconds.get(replicate, 0.0)
+        self._measured = None
+
+    def _set(self, row: int, replicate: int, value: float) -> None:
         while replicate >= self._values.shape[1]:
             self._values = np.hstack([self._values, np.full_like(self._values, np.nan)])
-        self._values[observed.row, replicate] = self.sign * values[0]
-        self._seconds[observed.row] += seconds
-        self._measured = None
+        self._values[row, replicate] = self.sign * value
 
     def drop(self, observed: Observed, replicate: int, *, stopped: bool) -> None:
         """Take note that a replicate was stopped or failed: its configuration has no value."""
-        self._end(observed, replicate)
         observed.stopped |= stopped
         observed.failed |= not stopped
+        self._end(observed, replicate)
         self._values[observed.row] = np.nan
         self._measured = None
 
@@ -211,25 +265,70 @@ class Observations:
         waiting = self._in_flight.values()
         return [o for o in waiting if not (o.values or o.failed or o.stopped)]
 
+    def replicates(self) -> tuple[Indices, Indices]:
+        """Return replicates on their way, and all that were admitted, of what was measured."""
+        rows = self.measured().rows
+        return self._num_pending[rows], self._num_replicates[rows]
+
     def _end(self, observed: Observed, replicate: int) -> None:
         observed.pending.discard(replicate)
         if not observed.pending:
             self._in_flight.pop(observed.id, None)
+        self._count(observed)
+
+    def _count(self, observed: Observed) -> None:
+        self._is_complete[observed.row] = observed.is_complete
+        self._num_pending[observed.row] = len(observed.pending)
+        self._num_replicates[observed.row] = observed.num_replicates
+
+    def _make_room(self) -> None:
+        self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
+        self._seconds, self._costs, self._is_complete, self._num_pending, self._num_replicates = (
+            np.concatenate([array, np.zeros_like(array)])
+            for array in (
+                self._seconds,
+                self._costs,
+                self._is_complete,
+                self._num_pending,
+                self._num_replicates,
+            )
+        )
+
+    def _imported_values(self) -> tuple[Indices, Floats]:
+        """Return which imported configurations have no value of this study, and their values."""
+        places = [
+            place
+            for identity, place in self._places_of_imported.items()
+            if identity not in self._by_id or not self._by_id[identity].is_complete
+        ]
+        width = max([self._values.shape[1], *(1 + max(i.values) for i in self.imported)])
+        values_IR = np.full((len(places), width), np.nan)
+        for row, place in enumerate(places):
+            for replicate, value in self.imported[place].values.items():
+                values_IR[row, replicate] = self.sign * value
+        return np.array(places, dtype=np.int64), values_IR
 
     def _measure(self) -> Measured:
-        complete = [o for o in self._by_id.values() if o.is_complete]
-        rows = np.array([o.row for o in complete], dtype=np.int64)
-        values_CR = self._values[rows]
+        rows = np.flatnonzero(self._is_complete)
+        places, imported_IR = self._imported_values()
+        room = imported_IR.shape[1] - self._values.shape[1]
+        own_CR = np.pad(self._values[rows], ((0, 0), (0, room)), constant_values=np.nan)
+        values_CR = np.vstack([own_CR, imported_IR])
         used = np.isfinite(values_CR).any(axis=0)
         last = int(np.flatnonzero(used).max()) + 1 if used.any() else 1
         folds_R = np.arange(last) % (self.num_folds or 1)
         means, counts, variance, dof, _ = additive_means(values_CR[:, :last], folds_R)
+        number = len(rows)
         return Measured(
-            ids=[o.id for o in complete],
-            means=means,
-            counts=counts,
+            ids=[self._ids[row] for row in rows],
+            rows=rows,
+            means=means[:number],
+            counts=counts[:number],
             pooled_variance=variance,
             dof=dof,
-            costs=np.array([o.cost[self.costs[0]] for o in complete], dtype=float),
-            seconds=self._seconds[rows] / np.maximum(counts, 1),
+            costs=self._costs[rows],
+            seconds=self._seconds[rows] / np.maximum(counts[:number], 1),
+            imported=places,
+            imported_means=means[number:],
+            imported_counts=counts[number:],
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -39,6 +38,7 @@ class ConsoleWatcher(Watcher):
         self._progress: Progress | None = None
         self._task: Any = None
         self._search: Search | None = None
+        self._planned = 0
         self._objectives: list[tuple[str, str]] = []
         self._outcomes: list[list[float]] = []
         self._began = time.monotonic()
@@ -76,15 +76,14 @@ class ConsoleWatcher(Watcher):
             f"{study.search.replicates}, "
             f"{slots} at a time, on {study.dataset.kind}; {models}; {space}."
         )
-        done = search.num_finished + search.num_failed
-        if done:
-            self._console.print(f"Going on after {done} trials.")
+        self._planned = study.search.trials
+        if self._num_done():
+            self._console.print(f"Going on after {self._num_done()} trials.")
         if self._console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("trials"),
+                TextColumn("{task.fields[done]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -92,9 +91,9 @@ class ConsoleWatcher(Watcher):
                 console=self._console,
                 transient=True,
             )
-            self._task = self._progress.add_task(
-                self._best(), total=study.search.trials, completed=done
-            )
+            share, done = self._done(self._num_done())
+            self._task = self._progress.add_task(self._best(), total=1.0, done=done)
+            self._progress.update(self._task, completed=share)
             self._progress.start()
 
     def event(self, event: Event) -> None:
@@ -104,21 +103,42 @@ class ConsoleWatcher(Watcher):
                 values = event.body["values"]
                 self._outcomes.append([values[metric] for metric, _ in self._objectives])
                 self._advance(event)
+            elif event.kind == "stopped":
+                self._advance(event)
             elif event.kind == "failed":
                 trial, reason = event.body["trial"], event.body["reason"]
                 self._console.print(f"[red]trial {trial} failed:[/] {escape(reason)}")
                 self._advance(event)
 
+    def notice(self, text: str) -> None:
+        """Say it above the bar."""
+        with self._mutex:
+            self._console.print(f"[yellow]{escape(text)}[/]", highlight=False)
+
     def _advance(self, event: Event) -> None:
-        assert self._search is not None
+        share, done = self._done(self._num_done() + 1)  # the search counts it after this
         if self._progress is not None:
-            self._progress.update(self._task, advance=1, description=self._best())
-            return
-        search = self._search
-        done = search.num_finished + search.num_failed + 1
-        if event.kind == "failed" or time.monotonic() - self._said > 2:
+            self._progress.update(self._task, completed=share, done=done, description=self._best())
+        elif event.kind == "failed" or time.monotonic() - self._said > 2:
             self._said = time.monotonic()
-            self._line(f"{done} trials done, {self._best()}")
+            self._line(f"{done}, {self._best()}")
+
+    def _num_done(self) -> int:
+        search = self._search
+        return search.num_finished + search.num_failed + search.num_stopped if search else 0
+
+    def _done(self, number: int) -> tuple[float, str]:
+        """Return how much of the study is done, by the limit that ends it first, and say so."""
+        assert self._search is not None
+        budget = self._search.budget
+        planned = max(self._planned, budget.trials, number)
+        told, share = f"{number} of {planned} trials", number / planned
+        shares = budget.shares()
+        binding = max(shares, key=shares.__getitem__, default="")
+        if binding and shares[binding] > share:
+            share = min(1.0, shares[binding])
+            told += f", {share:.0%} of {binding}"
+        return share, told
 
     def _best(self) -> str:
         if not self._outcomes:

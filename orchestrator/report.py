@@ -20,14 +20,22 @@ from sftsearch.orchestrator.measures import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
 from sftsearch.orchestrator.wording import (
     brief_parameter,
+    certainty,
     columns,
     gain,
     gain_heading,
     headline,
+    importance,
+    importance_headers,
+    importance_note,
+    importance_rows,
     notes,
+    replicates,
     seal,
     show_mean,
+    show_replicates,
     standing,
+    stops,
     varying,
     verdict,
 )
@@ -78,6 +86,7 @@ def write(
     by: Sequence[str] | None = None,
     max_gflops: float | None = None,
     top: int | None = None,
+    thin: bool = False,
 ) -> list[Path]:
     """Write the study's front in every format, and return the files' paths in that order.
 
@@ -92,13 +101,14 @@ def write(
         by: parameters that set families apart, beside the model; see `summarise`.
         max_gflops: leave out configurations that cost more.
         top: rows of the table, the best by y.
+        thin: leave out front points that others stand for; see `summarise`.
 
     Raises:
-        UserError: a format or metric is not known, a limit is not positive, or the folder cannot
-            be written to.
+        UserError: a format or metric is not known, a limit is not positive, the front cannot be
+            thinned, or the folder cannot be written to.
     """
     chosen = [look_up(FORMATS, name, kind="report format") for name in formats]
-    front = summarise(study, x=x, y=y, by=by, max_gflops=max_gflops, top=top)
+    front = summarise(study, x=x, y=y, by=by, max_gflops=max_gflops, top=top, thin=thin)
     paths = []
     for style in chosen:
         text = style.to_text(front)
@@ -135,41 +145,68 @@ def rich_table(front: Front) -> Group:
     table = Table(box=None, pad_edge=False)
     for name in ("", "configuration", "model"):
         table.add_column(name, no_wrap=True)
-    for name in (metric(front.y).label, metric(front.x).label):
-        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name in front.objectives:
+        table.add_column(Text(metric(name).label), justify="right", no_wrap=True)
     table.add_column(Text(gain_heading(front)))
+    is_adaptive = len({show_replicates(c) for c in front.finished}) > 1
+    if is_adaptive:
+        table.add_column("replicates", justify="right")
     for c in shown:
         cells = (
             standing(c),
             c.configuration_id,
             c.model,
             show_mean(c, front.y),
-            metric(front.x).show(c.values.get(front.x)),
+            *(metric(name).show(c.values.get(name)) for name in front.objectives[1:]),
             gain(c, front),
+            *([show_replicates(c)] if is_adaptive else []),
         )
         # Text, not str: brackets in a name are not markup.
         table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
     names = varying(front.configurations)
     lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
-    seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
-    caption = f"Means ± standard deviations over {seeds}; 95 % intervals in brackets. {seal(front)}"
+    told = [
+        f"Means ± standard deviations over {replicates(front.study)}; 95 % intervals in brackets.",
+        stops(front.study),
+        certainty(front.study) if front.membership_is == "posterior" else "",
+        seal(front),
+    ]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
     parts = (Text(headline(front), style="bold"), "", table, "", *below, *_rich_families(front))
-    return Group(*parts, Text(caption))
+    return Group(*parts, *_rich_importance(front), Text(" ".join(filter(None, told))))
+
+
+def _rich_importance(front: Front) -> list[Table | Text]:
+    from rich.text import Text
+
+    bands = importance(front)
+    if not bands:
+        return []
+    table = _rich_matrix(importance_headers(bands, front), importance_rows(bands))
+    return [table, Text(), Text(importance_note(bands), style="dim"), Text()]
+
+
+def _rich_matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose first column is names."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(heads):
+        table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
+    for cells in rows:
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
 
 
 def _rich_families(front: Front) -> list[Table | Text]:
-    from rich.table import Table
     from rich.text import Text
 
     compared = families.compare_families(front)
     if compared is None:
         return []
-    table = Table(box=None, pad_edge=False)
-    for n, name in enumerate(families.headers(compared, front)):
-        table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
-    for cells in families.rows(compared, front, intervals=False):
-        table.add_row(*(Text(cell) for cell in cells))
+    rows = families.rows(compared, front, intervals=False)
+    table = _rich_matrix(families.headers(compared, front), rows)
     return [table, Text(), Text("\n".join(families.notes(compared, front)), style="dim"), Text()]
 
 
@@ -194,7 +231,12 @@ def test_table(front: Front) -> Group:
             _with_interval(y.show(c.test_values.get(front.y)), c.test_interval),
         )
         table.add_row(*(Text(cell) for cell in cells))
-    caption = f"Mean {y.label}; 95 % intervals by bootstrap over subjects and seeds. {seal(front)}"
+    seeds = "seeds" if front.study.folds is None else "replicates"
+    fresh = "fresh " if any(c.is_fresh for c in front.points) else ""
+    caption = (
+        f"Mean {y.label} over {fresh}{seeds}; 95 % intervals by bootstrap over subjects and "
+        f"{seeds}. {seal(front)}"
+    )
     return Group(table, "", Text(caption))
 
 
@@ -229,6 +271,8 @@ def _flat(c: Configuration, front: Front) -> dict[str, Any]:
         "knee": int(c.is_knee),
         "indistinguishable": int(c.indistinguishable),
         "num_seeds": len(c.seeds),
+        "fresh": int(c.is_fresh),
+        "thinned": int(c.is_thinned),
     }
     for name, value in c.values.items():
         row[name] = value
@@ -266,13 +310,15 @@ def to_json(front: Front) -> str:
         "front": {
             "x": front.x,
             "y": front.y,
-            "directions": dict(zip((front.y, front.x), front.directions, strict=True)),
+            "directions": dict(zip(front.objectives, front.directions, strict=True)),
             "configuration_ids": [c.configuration_id for c in front.points],
             "headline": headline(front),
             "notes": notes(front),
             "max_gflops": front.max_gflops,
             "num_filtered": front.num_filtered,
             "num_groups": front.num_groups,
+            "membership_is": front.membership_is,
+            "num_chosen": front.num_chosen,
             "hypervolume": front.hypervolume,
             "progress": [asdict(step) for step in front.progress],
         },
@@ -281,6 +327,7 @@ def to_json(front: Front) -> str:
             for c in front.configurations
         ],
         "families": None if compared is None else asdict(compared),
+        "importance": [asdict(band) for band in importance(front)],
         "trials": trials,
     }
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -306,7 +353,7 @@ def to_markdown(front: Front) -> str:
     lines.append(_row("---:" if column.is_number else "---" for column in shown))
     lines += [_row(_escape(column.show(c)) for column in shown) for c in front.table]
     lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
-    lines += _families(front)
+    lines += _families(front) + _importance(front)
     lines += _section("Refused before training", study.refused)
     lines += _section("Facts", study.facts)
     return "\n".join(lines) + "\n"
@@ -316,11 +363,31 @@ def _families(front: Front) -> list[str]:
     compared = families.compare_families(front)
     if compared is None:
         return []
-    heads = [_escape(head) for head in families.headers(compared, front)]
-    table = [[_escape(cell) for cell in cells] for cells in families.rows(compared, front)]
+    return _matrix(
+        "Families compared",
+        families.headers(compared, front),
+        families.rows(compared, front),
+        families.notes(compared, front),
+    )
+
+
+def _importance(front: Front) -> list[str]:
+    bands = importance(front)
+    if not bands:
+        return []
+    heads, rows = importance_headers(bands, front), importance_rows(bands)
+    return _matrix("What matters, by budget", heads, rows, [importance_note(bands)])
+
+
+def _matrix(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], told: Sequence[str]
+) -> list[str]:
+    """Return a section with a table whose first column is names, and notes below it."""
+    heads = [_escape(head) for head in headers]
+    table = [[_escape(cell) for cell in cells] for cells in rows]
     ruler = ["---", *("---:" for _ in heads[1:])]
-    told = [f"- {_escape(note)}" for note in families.notes(compared, front)]
-    return ["", "## Families compared", "", *map(_row, [heads, ruler, *table]), "", *told]
+    below = [f"- {_escape(note)}" for note in told]
+    return ["", f"## {title}", "", *map(_row, [heads, ruler, *table]), "", *below]
 
 
 def _row(cells: Any) -> str:

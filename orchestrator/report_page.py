@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -23,7 +24,12 @@ from sftsearch.orchestrator.measures import metric, show_number
 from sftsearch.orchestrator.wording import (
     columns,
     headline,
+    importance,
+    importance_headers,
+    importance_note,
+    importance_rows,
     notes,
+    replicates,
     show_mean,
     show_parameter,
     standing,
@@ -66,7 +72,7 @@ def to_html(front: Front) -> str:
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
         "caption": escape(_caption(front)),
-        "families": _families(front),
+        "families": _families(front) + _importance(front),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
         "facts": _definitions(front.study.facts),
@@ -90,12 +96,16 @@ def staircase(front: Front) -> tuple[list[float], list[float]]:
     costs = [c.values[front.x] for c in front.finished]
     end = max(costs) if front.directions[1] == "minimize" else min(costs)
     xs = [c.values[front.x] for c in points] + [end]
-    ys = [c.values[front.y] for c in points] + [points[-1].values[front.y]]
-    return xs, ys
+    # Of more than two objectives, a dearer point of the front need not be a better one.
+    better = max if front.directions[0] == "maximize" else min
+    ys = list(itertools.accumulate((c.values[front.y] for c in points), better))
+    return xs, [*ys, ys[-1]]
 
 
 def _caption(front: Front) -> str:
-    bars = "Error bars: ± standard deviation over the seeds. " if front.study.num_seeds > 1 else ""
+    unit = "seeds" if front.study.folds is None else "replicates"
+    shown = any(front.y in c.deviations for c in front.finished)
+    bars = f"Error bars: ± standard deviation over the {unit}. " if shown else ""
     return (
         f"{bars}The line is the best that each cost affords; points on it are bold, dominated ones "
         "light. Point at one to see its configuration, click it to find its row."
@@ -192,7 +202,10 @@ def _hover(c: Configuration, front: Front) -> str:
     """Return everything known of a configuration, in the tags that charts know."""
     y = metric(front.y)
     lines = [f"<b>{_escape_label(c.configuration_id)}</b> · {_escape_label(c.model)}"]
-    seeds = f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}"
+    unit = "seed" if front.study.folds is None else "replicate"
+    seeds = (
+        f"{len(c.seeds)}{' fresh' if c.is_fresh else ''} {unit}{'s' if len(c.seeds) > 1 else ''}"
+    )
     lines.append(f"{_escape_label(y.label)} {show_mean(c, front.y)} ({seeds})")
     if c.interval is not None:
         lines.append(f"95 % interval {y.show(c.interval[0])} to {y.show(c.interval[1])}")
@@ -275,16 +288,21 @@ def _show_time(seconds: float) -> str:
 
 
 def _tiles(front: Front) -> str:
-    trials = front.study.trials
-    finished = sum(trial.status == "finished" for trial in trials)
-    refused = sum(front.study.refused.values())
+    study = front.study
+    statuses = [trial.status for trial in study.trials]
+    number, unit = replicates(study).rsplit(" ", 1)
     figures = {
         "on the front": f"{len(front.points)} of {len(front.finished)}",
-        "trials finished": f"{finished} of {len(trials)}",
-        "seeds each": str(front.study.num_seeds),
-        "refused unrun": str(refused),
+        "trials finished": f"{statuses.count('finished')} of {len(statuses)}",
+        "trials stopped": str(statuses.count("stopped")),
+        f"{unit.rstrip('s')}s each": number,
+        "refused unrun": str(sum(study.refused.values())),
         "hypervolume": show_number(front.hypervolume),
     }
+    if not statuses.count("stopped"):
+        del figures["trials stopped"]
+    if study.conclusion is not None and front.membership_is == "posterior":
+        figures["near the best at every budget"] = f"{100 * study.conclusion.within_delta:.0f} %"
     if front.max_gflops is not None:
         figures[f"above {show_number(front.max_gflops)} GFLOPs, left out"] = str(front.num_filtered)
     return "".join(
@@ -322,31 +340,71 @@ def _families(front: Front) -> str:
     compared = families.compare_families(front)
     if compared is None:
         return ""
-    heads = [f'<th scope="col">{escape(head)}</th>' for head in families.headers(compared, front)]
-    rows = [
-        "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        for cells in families.rows(compared, front)
-    ]
+    return _section(
+        "Families compared",
+        "families",
+        "Families at equal compute and equal tuning",
+        families.headers(compared, front),
+        families.rows(compared, front),
+        families.notes(compared, front),
+    )
+
+
+def _importance(front: Front) -> str:
+    """Return the section of what matters at which budget, where enough has finished."""
+    bands = importance(front)
+    if not bands:
+        return ""
+    return _section(
+        "What matters, by budget",
+        "importance",
+        "Importance of parameters by budget",
+        importance_headers(bands, front),
+        importance_rows(bands),
+        [importance_note(bands)],
+    )
+
+
+def _section(
+    title: str,
+    identity: str,
+    label: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    told: Sequence[str],
+) -> str:
+    """Return a section with a table whose first column is names, and notes below it."""
+    heads = [f'<th scope="col">{escape(head)}</th>' for head in headers]
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     return (
-        '<section><h2>Families compared</h2><div class="scroll" tabindex="0" role="region" '
-        'aria-label="Families at equal compute and equal tuning"><table id="families"><thead><tr>'
+        f'<section><h2>{title}</h2><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{label}"><table class="matrix" id="{identity}"><thead><tr>'
         f"{''.join(heads)}</tr></thead><tbody>"
-        f"{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
+        f"{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table></div>"
         '<ul class="notes">'
-        f"{''.join(f'<li>{_note(note)}</li>' for note in families.notes(compared, front))}</ul>"
+        f"{''.join(f'<li>{_note(note)}</li>' for note in told)}</ul>"
         "</section>"
     )
 
 
 def _lists(front: Front) -> str:
-    """Return what was refused and the failed trials, where there are any."""
+    """Return what was refused and the failed and stopped trials, where there are any."""
     failed = {
         trial.key: trial.reason or "no reason given"
         for trial in front.study.trials
         if trial.status == "failed"
     }
+    stopped = {
+        trial.key: f"after epoch {trial.epoch}: {trial.reason}"
+        for trial in front.study.trials
+        if trial.status == "stopped"
+    }
     refused = {reason: str(count) for reason, count in front.study.refused.items()}
-    sections = {"Refused before training": refused, "Failed trials": failed}
+    sections = {
+        "Refused before training": refused,
+        "Failed trials": failed,
+        "Stopped trials": stopped,
+    }
     return "".join(
         f"<section><h2>{title}</h2>{_definitions(entries)}</section>"
         for title, entries in sections.items()

@@ -3,7 +3,7 @@
 Optuna's study lives in memory and holds one trial for each *configuration* (the mean over its
 seeds) and one for each refused proposal; the journal is the record it is rebuilt from. Its random
 numbers derive from the sampler's seed and the proposal's number alone, so the same history gives
-the same proposal, also in a resumed study.
+the same proposal, also in a resumed study. What else a sampler needs, its proposals carry.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.beliefs import Beliefs
     from sftsearch.search_spaces.space import Axis, Space
 
+SPREAD_OVER = 256
+"""Configurations drawn at random of which a first one is the farthest from the others."""
 BRANCH = "branch"
 CONSTRAINT = "admission"
 GENERATION, PARENTS, UNUSED = "generation", "parents", "unused"
@@ -119,27 +121,21 @@ class OptunaStudy:
             return trials
         return [trial for trial in trials if trial.params[BRANCH] == self._labels[branch]]
 
-    def flat(self, branch: int | None, seed: int) -> optuna.Study:
-        """Return a study of the trials that have values or run, each with all of `space_of(branch)`.
+    def flat(self, branch: int | None) -> optuna.Study:
+        """Return a study of the trials that have values or run, with all of `space_of(branch)`.
 
-        What a trial left unused is drawn at random, so that a model sees that it does not matter.
+        What a trial left unused is at its lowest: a model sees that another branch is far.
         """
         space = self.space_of(branch)
-        several = optuna.samplers.RandomSampler(seed=seed)
+        lowest = {key: _lowest(one) for key, one in space.items()}
         flat = optuna.create_study(directions=self.study.directions)
         for trial in self.trials(branch):
             if trial.state in (TrialState.COMPLETE, TrialState.RUNNING):
-                params = {
-                    key: trial.params[key]
-                    if key in trial.params
-                    else several.sample_independent(self.study, trial, key, one)
-                    for key, one in space.items()
-                }
-                flat.add_trial(
-                    optuna.create_trial(
-                        state=trial.state, params=params, distributions=space, values=trial.values
-                    )
+                params = lowest | {key: trial.params[key] for key in space.keys() & trial.params}
+                one = optuna.create_trial(
+                    state=trial.state, params=params, distributions=space, values=trial.values
                 )
+                flat.add_trial(one)
         return flat
 
     def carried(self, number: int) -> dict[str, Any]:
@@ -284,6 +280,16 @@ def _admissible(admission: Admission, drawn: Point) -> Point | None:
     return None if candidate is None else candidate.point
 
 
+def propose_given(plan: Any, study: OptunaStudy, point: Point, branch: int | None) -> Proposal:
+    """Propose a point that somebody else has chosen, with what the sampler needs of it."""
+    carried: dict[str, Any] = {}
+    if getattr(plan, "kind", "") in _GENETIC:
+        random_ = optuna.samplers.RandomSampler(seed=derive_seed(plan.seed, study.num_proposals))
+        drawn = study.draw_together(random_, branch)
+        carried = _generations_of(plan, study, branch).carried(point, drawn)
+    return study.enter(point, carried), point
+
+
 def propose_uniform(
     plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
 ) -> Proposal | None:
@@ -295,11 +301,7 @@ def propose_uniform(
     candidate = admission.draw(random.Random(seed), branch)
     if candidate is None:
         return None
-    carried: dict[str, Any] = {}
-    if getattr(plan, "kind", "") in _GENETIC:
-        drawn = study.draw_together(optuna.samplers.RandomSampler(seed=seed), branch)
-        carried = _generations_of(plan, study, branch).carried(candidate.point, drawn)
-    return study.enter(candidate.point, carried), candidate.point
+    return propose_given(plan, study, candidate.point, branch)
 
 
 def propose_next(
@@ -472,7 +474,7 @@ def propose_gp(
     plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
 ) -> Proposal | None:
     """Draw the first admitted configurations uniformly, then let Optuna's Gaussian process draw."""
-    past = study.flat(branch, plan.seed)
+    past = study.flat(branch)
     num_valued = len(past.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if admission.num_taken < plan.startup_configurations or num_valued < 2:
         return propose_uniform(plan, study, admission, beliefs, branch)
@@ -539,7 +541,9 @@ class FrontSampler(optuna.samplers.BaseSampler):
         """
         past = self._beliefs.past
         few = min(2, self._plan.startup_configurations)
-        if len(past) < self._plan.startup_configurations or len(past.measured().ids) < few:
+        known = len(past.imported)  # by another study
+        num_valued = len(past.measured().ids) + known
+        if len(past) + known < self._plan.startup_configurations or num_valued < few:
             return self._spread(number, branch)
         gain, candidates = self._beliefs.gains(number, branch)
         return candidates[int(gain.argmax())] if candidates else None
@@ -551,7 +555,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         if not len(free):
             return None
         random_ = np.random.default_rng([self._plan.seed, number])
-        drawn = random_.choice(free, size=min(256, len(free)), replace=False)
+        drawn = random_.choice(free, size=min(SPREAD_OVER, len(free)), replace=False)
         if not len(self._beliefs.past):
             return pool.rows[int(drawn[pool.u[drawn].sum(axis=1).argmin()])]
         taken = self._beliefs.places_of_study()

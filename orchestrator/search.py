@@ -20,8 +20,8 @@ from sftsearch.orchestrator.admission import EXACT_COSTS, Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
-from sftsearch.orchestrator.observations import Observations
-from sftsearch.orchestrator.samplers import OptunaStudy, propose_uniform, sampler_of
+from sftsearch.orchestrator.observations import Imported, Observations
+from sftsearch.orchestrator.samplers import OptunaStudy, propose_given, propose_uniform, sampler_of
 from sftsearch.orchestrator.surrogate import Hyperparameters
 from sftsearch.search_spaces.space import Point
 
@@ -51,6 +51,10 @@ class Trial:
     """The number of the replicate."""
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics of the journalled epochs; emptied when the trial ends."""
+    begun: bool = False
+    """Whether it was handed out, by this driver or an earlier one."""
+    judged: int = 0
+    """The last epoch after which it was judged."""
 
 
 @dataclass(slots=True)
@@ -124,6 +128,8 @@ class Search:
         """By number, until the sampler knows what became of them."""
         self._running: dict[str, Trial] = {}
         self._waiting: list[Trial] = []
+        self._starts: list[Point] = []
+        """What another study found best, to be proposed first."""
         self._untold: list[int] = []
         """Numbers of admitted configurations that the sampler was not told of, in order."""
         self._admitted = [0] * len(admission.space.axes)
@@ -132,6 +138,8 @@ class Search:
         """Refusals in a row; by branch, where they take turns."""
         self._num_fitted = 0
         """Configurations behind the hyperparameters that were journalled last."""
+        self._last_expected = -1
+        """Number of the proposal before which it was asked last what going on may gain."""
         self._replay()
         journal.listen(self.budget.note_time)
 
@@ -157,13 +165,14 @@ class Search:
     def propose(self) -> Assignment | None:
         """Hand out the next trial, journalled; None if there is none now (see `exhausted`)."""
         if not self._waiting and self._may_ask():
-            if not self._at_end():
+            while not self._waiting and not self._at_end():
                 self._add_next()
-            elif not self._running and self._fresh_is_due():
+            if not self._waiting and not self._running and self._fresh_is_due():
                 self._freeze()
         if not self._waiting:
             return None
         trial = self._waiting.pop(0)
+        trial.begun = True
         self._running[trial.key] = trial
         observed = trial.observed
         self._journal.append(
@@ -187,16 +196,20 @@ class Search:
 
     def why_ended(self) -> str:
         """Say in one phrase why nothing is added any more."""
-        return self.budget.exceeded() or (
-            "the space is used up" if self.used_up else "all trials ran"
-        )
+        used_up = self.used_up and self._has_room()
+        return self.budget.exceeded() or ("the space is used up" if used_up else "all trials ran")
 
     def _at_end(self) -> bool:
         if self.budget.exceeded():
             return True
-        if self._may_replicate() and self.used_up:
+        may_admit = self._has_room() and not self.used_up
+        if not may_admit and self._may_replicate():
             return self.beliefs.best_replicate(self._plan.replicates.max) is None
-        return self.used_up or self.budget.trials + self._plan.replicates.min > self._plan.trials
+        return not may_admit
+
+    def _has_room(self) -> bool:
+        """Tell whether the trials that are left hold a configuration."""
+        return self.budget.trials + self._plan.replicates.min <= self._plan.trials
 
     def _may_replicate(self) -> bool:
         """Tell whether configurations may earn replicates beyond their first ones."""
@@ -220,21 +233,22 @@ class Search:
         return True
 
     def _add_next(self) -> None:
-        """Add a configuration, or a replicate where that is expected to change the front more."""
-        replicate = None
-        if self._may_replicate() and self.beliefs.can_judge():
+        """Add a configuration, or a replicate where that is expected to change the front more.
+
+        Where it adds neither, the space is used up or nothing more is expected of going on.
+        """
+        replicate, may_admit = None, self._has_room() and not self.used_up
+        if self._may_replicate() and (not may_admit or self.beliefs.can_judge()):
             replicate = self.beliefs.best_replicate(self._plan.replicates.max)
-        room = self.budget.trials + self._plan.replicates.min <= self._plan.trials
-        if replicate is not None and not self.used_up and room:
+        if replicate is not None and may_admit:
             new = self.beliefs.best_new(self.optuna.num_proposals, self._plan.replicates.min)
             if new is not None and new.rate >= replicate.rate:
                 replicate = None
         self._note_fit()
         if replicate is not None:
             self._replicate(replicate.configuration_id)
-        elif room:
+        elif may_admit and not self._has_converged():
             self._admit_next()
-            self._note_convergence()
 
     def _admit_next(self) -> None:
         """Admit a configuration; with `balance`, of the branch with the fewest that has one left.
@@ -251,17 +265,26 @@ class Search:
         """Admit a configuration, of a branch; return whether there was one left."""
         admitted = False
         while not admitted:
-            if self._refused[branch] >= MAX_REFUSALS:
-                proposal = propose_uniform(
-                    self._plan.sampler, self.optuna, self._admission, self.beliefs, branch
-                )
-            else:
-                proposal = self._sample(self.optuna, self._admission, self.beliefs, branch)
+            known = self.optuna, self._admission, self.beliefs, branch
+            proposal = self._next_start(branch)
+            if proposal is None and self._refused[branch] >= MAX_REFUSALS:
+                proposal = propose_uniform(self._plan.sampler, *known)
+            elif proposal is None:
+                proposal = self._sample(*known)
             if proposal is None:
                 return False
             self._note_fit()
             admitted = self._decide(*proposal)
         return True
+
+    def _next_start(self, branch: int | None) -> tuple[int, Point] | None:
+        """Propose the next of what another study found best, of a branch; None: none is left."""
+        starts = (point for point in self._starts if branch in (None, point.branch))
+        point = next(starts, None)
+        if point is None:
+            return None
+        self._starts.remove(point)
+        return propose_given(self._plan.sampler, self.optuna, point, branch)
 
     def _decide(self, number: int, point: Point) -> bool:
         """Journal a proposal and its admission or refusal; return whether it was admitted."""
@@ -351,12 +374,20 @@ class Search:
                 mean=fitted.mean,
             )
 
-    def _note_convergence(self) -> None:
-        if self._plan.until_converged and self.beliefs.can_judge():
-            gain = self.beliefs.gain_ahead(self.optuna.num_proposals, self._plan.replicates.max)
+    def _has_converged(self) -> bool:
+        """Ask, once before each proposal, what going on may gain; tell whether that is enough."""
+        number = self.optuna.num_proposals
+        is_due = self._plan.until_converged and self.beliefs.can_judge()
+        if is_due and number != self._last_expected:
+            gain = self.beliefs.gain_ahead(number, self._plan.replicates.max)
             self._note_fit()
-            self._journal.append("expected", gain=gain)
-            self.budget.note_gain(gain)
+            self._journal.append("expected", number=number, gain=gain)
+            self._note_expected(number, gain)
+        return bool(self.budget.exceeded())
+
+    def _note_expected(self, number: int, gain: float) -> None:
+        self._last_expected = number
+        self.budget.note_gain(gain)
 
     # ------------------------------------------------------------ listening
 
@@ -399,6 +430,7 @@ class Search:
             return True
         if not self.rule.judges(observed.epochs, observed.warmup, epoch):
             return True
+        trial.judged = epoch
         best = self.beliefs.affordable(observed.cost[self.past.costs[0]])
         decision = self.rule.decide(self._report_of(trial, epoch, best))
         self._note_fit()
@@ -436,7 +468,9 @@ class Search:
             "reason": reason,
             "values": {**trial.epochs[epoch], **trial.observed.cost},
             "best": best,
-            "withdrawn": [t.key for t in self._waiting if t.observed is trial.observed],
+            "withdrawn": [
+                t.key for t in self._waiting if t.observed is trial.observed and not t.begun
+            ],
             **decision,
         }
         self._journal.append("stopped", **body)
@@ -513,7 +547,7 @@ class Search:
             self.past.withdraw(trial.observed, trial.seed)
             self.budget.trials -= 1
             proposed = self._proposals.get(trial.observed.number)
-            if proposed is not None:
+            if proposed is not None and trial.seed < self._plan.replicates.min:
                 proposed.pending -= 1
 
     def _tell_decided(self) -> None:
@@ -541,7 +575,7 @@ class Search:
         measured, posterior = self.past.measured(), self.beliefs.posterior()
         draws = self.beliefs.draws(NUM_DRAWS)
         on_front = front_probabilities(draws, measured.costs)
-        reported = self.frozen or self.beliefs.front()
+        reported = [i for i in self.frozen if self.past[i].is_complete] or self.beliefs.front()
         chosen = np.isin(measured.ids, reported)
         low = float(measured.costs[chosen].min())
         beliefs = {
@@ -578,7 +612,9 @@ class Search:
         self._finish_what_was_begun()
 
     def _finish_what_was_begun(self) -> None:
-        """Decide what was proposed and tell what was decided, where a kill came in between."""
+        """Decide, judge and tell what is due, where a kill came in between."""
+        for trial in [t for t in self._waiting if t.epochs]:
+            self._judge_again(trial)
         for number, proposed in list(self._proposals.items()):
             if not proposed.candidate_id:
                 self._admit_or_refuse(number)
@@ -589,6 +625,14 @@ class Search:
         if self._plan.ordered and self._at_end():
             self._tell_decided()
 
+    def _judge_again(self, trial: Trial) -> None:
+        """Judge a trial by its last epoch where the journal has that and not what became of it."""
+        epoch, place = max(trial.epochs), self._waiting.index(trial)
+        if epoch > trial.judged:
+            self._running[trial.key] = self._waiting.pop(place)
+            if self._judge(trial, epoch):
+                self._waiting.insert(place, self._running.pop(trial.key))
+
     def _replay_event(self, event: Event, trials: dict[str, Trial]) -> None:
         replay = _REPLAY.get(event.kind)
         if replay is not None:
@@ -596,10 +640,26 @@ class Search:
             replay(self, event, trials)
             trials.update((trial.key, trial) for trial in self._waiting[waiting:])
 
+    def _replay_imported(self, event: Event, trials: dict[str, Trial]) -> None:
+        body = event.body
+        self._starts = [Point(start["branch"], start["values"]) for start in body["starts"]]
+        for one in body["configurations"]:
+            known = {int(number): values for number, values in one["replicates"].items()}
+            self.past.import_(
+                Imported(
+                    id=one["configuration_id"],
+                    point=Point(one["branch"], one["values"]),
+                    values={number: values["objectives"][0] for number, values in known.items()},
+                    seconds={number: values["seconds"] for number, values in known.items()},
+                )
+            )
+
     def _replay_proposed(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body
         point = Point(body["branch"], body["values"])
         self._proposals[body["number"]] = _Proposed(point, body.get("carried", {}))
+        if point in self._starts:
+            self._starts.remove(point)
 
     def _replay_refused(self, event: Event, trials: dict[str, Trial]) -> None:
         proposed = self._proposals[event.body["number"]]
@@ -618,16 +678,22 @@ class Search:
     def _replay_fitted(self, event: Event, trials: dict[str, Trial]) -> None:
         body = dict(event.body)
         self.past.num_fitted = self._num_fitted = body.pop("num")
-        self.past.hyperparameters = Hyperparameters(**body)
+        lengthscales = np.array(body.pop("lengthscales"), dtype=float)
+        self.past.hyperparameters = Hyperparameters(lengthscales=lengthscales, **body)
+        self.past.fitted_on = self.past.measured()
 
     def _replay_expected(self, event: Event, trials: dict[str, Trial]) -> None:
-        self.budget.note_gain(event.body["gain"])
+        self._note_expected(event.body["number"], event.body["gain"])
+
+    def _replay_started(self, event: Event, trials: dict[str, Trial]) -> None:
+        trials[event.body["trial"]].begun = True
 
     def _replay_epoch(self, event: Event, trials: dict[str, Trial]) -> None:
         self._note_epoch(trials[event.body["trial"]], event)
 
     def _replay_judged(self, event: Event, trials: dict[str, Trial]) -> None:
         trial, epoch = trials[event.body["trial"]], event.body["epoch"]
+        trial.judged = epoch
         self.rule.decide(self._report_of(trial, epoch, event.body["best"]))
 
     def _replay_end(self, event: Event, trials: dict[str, Trial]) -> None:
@@ -655,6 +721,7 @@ class Search:
 
 
 _REPLAY = {
+    "imported": Search._replay_imported,
     "proposed": Search._replay_proposed,
     "refused": Search._replay_refused,
     "admitted": Search._replay_admitted,
@@ -662,6 +729,7 @@ _REPLAY = {
     "frozen": Search._replay_frozen,
     "fitted": Search._replay_fitted,
     "expected": Search._replay_expected,
+    "started": Search._replay_started,
     "epoch": Search._replay_epoch,
     "judged": Search._replay_judged,
     "finished": Search._replay_end,

@@ -58,6 +58,9 @@ class Watcher:
     def event(self, event: Event) -> None:
         """Hear of an event of the journal; may be called from another thread."""
 
+    def notice(self, text: str) -> None:
+        """Hear what a person should read at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
@@ -68,6 +71,8 @@ class StudyResult:
     record: StudyRecord
     complete: bool
     """False where the run was interrupted and can be resumed."""
+    reason: str
+    """Why it ended: `interrupted`, or what was reached."""
     tracking_uri: str
     tracking_problem: str
     """Why MLflow lacks something; empty if it has everything."""
@@ -146,6 +151,7 @@ def run_study(
             folder=folder,
             record=record.from_events(journal.events()),
             complete=search.exhausted,
+            reason=reason_of(search),
             tracking_uri=uri,
             tracking_problem="" if synced else mirror.problem or "MLflow is too slow",
             report=[],
@@ -169,15 +175,19 @@ def _search(
     study = source.study
     with tune.connected(address):
         slots = tune.count_slots(study.resources)
-        search = Search(study, journal, admission, slots=slots)
         journal.append("opened", trials=study.search.trials, slots=slots)
+        search = Search(study, journal, admission, slots=slots)
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
-        tune.run(search, study.resources, make_job, slots=slots, worker=worker)
+        tune.run(search, study.resources, make_job, slots=slots, worker=worker, notice=watch.notice)
     search.conclude()
-    reason = search.why_ended() if search.exhausted else "interrupted"
-    journal.append("ended", reason=reason, complete=search.exhausted)
+    journal.append("ended", reason=reason_of(search), complete=search.exhausted)
     return search
+
+
+def reason_of(search: Search) -> str:
+    """Say in one phrase why a search is not going on."""
+    return search.why_ended() if search.exhausted else "interrupted"
 
 
 def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | None) -> StudyResult:
@@ -229,7 +239,7 @@ def trial_folder(folder: Path, key: str) -> Path:
 
 def _drop_checkpoint(folder: Path, event: Event) -> None:
     """Remove the checkpoint of a trial whose end is in the journal."""
-    if event.kind in ("finished", "failed"):
+    if event.kind in ("finished", "failed", "stopped"):
         (trial_folder(folder, event.body["trial"]) / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -289,14 +299,15 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
             f"The study '{name}' exists with another definition (it differs in {differs}). Give "
             f"this one another `study.name`, or delete '{folder}'."
         )
-    admitted = sum(len(event.body["seeds"]) for event in events if event.kind == "admitted")
+    asked_for = [event for event in events if event.kind in ("admitted", "replicated")]
+    admitted = sum(len(event.body["seeds"]) for event in asked_for)
     if any(event.kind == "confirmed" for event in events) and source.study.search.trials > admitted:
         raise StudyError(
             f"The study '{name}' was confirmed: its front is frozen, more trials would be chosen "
             "by somebody who has seen the test split. Give this one another `study.name`."
         )
     if not resume:
-        ended = sum(event.kind in ("finished", "failed") for event in events)
+        ended = sum(event.kind in ("finished", "failed", "stopped") for event in events)
         raise StudyError(
             f"The study '{name}' exists in '{folder.parent}' with {ended} of "
             f"{source.study.search.trials} trials done. Add --resume to go on, "

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
+    from sftsearch.orchestrator.compare import Comparison
     from sftsearch.orchestrator.record import StudyRecord
     from sftsearch.orchestrator.study import StudyResult
 
@@ -31,10 +32,18 @@ def counts(record: StudyRecord) -> dict[str, Any]:
     statuses = [trial.status for trial in record.trials]
     return {
         "finished": statuses.count("finished"),
+        "stopped": statuses.count("stopped"),
         "failed": statuses.count("failed"),
         "running": statuses.count("running"),
         "refused": record.refused,
     }
+
+
+def concluded(record: StudyRecord) -> list[str]:
+    """Return what a study says of its stops and of what it reports, a sentence each."""
+    from sftsearch.orchestrator.wording import certainty, stops
+
+    return [line for line in (stops(record), certainty(record)) if line]
 
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
@@ -76,6 +85,26 @@ def print_result(result: StudyResult, where: str) -> None:
             console.print(f"{label:<7} {call}  {what}", highlight=False, soft_wrap=True)
 
 
+def print_comparison(comparison: Comparison) -> None:
+    """Print two studies or families side by side."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sftsearch.orchestrator import compare
+
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(compare.headers(comparison)):
+        table.add_column(Text(name), justify="right" if n else "left")
+    for cells in compare.rows(comparison):
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console()
+    console.print(table)
+    for note in compare.notes(comparison):
+        console.print()
+        console.print(Text(note, style="dim"))
+
+
 def study_row(folder: Path) -> dict[str, Any]:
     """Return a study's line of the list; one that cannot be read does not hide the others."""
     from sftsearch.datasets.errors import UserError
@@ -89,6 +118,7 @@ def study_row(folder: Path) -> dict[str, Any]:
             "study": folder.name,
             **unknown,
             "finished": 0,
+            "stopped": 0,
             "failed": 0,
             "running": 0,
             "refused": {},

@@ -1,9 +1,10 @@
 """MLflow from the journal: one writer, idempotent, that catches up after an outage.
 
-One experiment a study, a parent run for the study, a child run for each trial. A thread of the
-driver reads what the journal gained and writes it in batches; a tracking server that is slow or
-away never holds up or fails a trial. Runs are found again by their tags, metrics carry the
-journal's times, so writing the same event twice changes nothing.
+One experiment a study, a parent run for the study, a child run for each trial. What a study
+concluded of a configuration stands on the runs of its trials, all else of the study as a whole on
+the parent run. A thread of the driver reads what the journal gained and writes it in batches; a
+tracking server that is slow or away never holds up or fails a trial. Runs are found again by their
+tags, metrics carry the journal's times, so writing the same event twice changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +40,10 @@ from sftsearch.orchestrator.record import (
     TrialRecord,
     as_groups,
     milliseconds,
+    no_facts,
+    reached,
     study_record,
+    update_facts,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ MAX_METRICS = 800
 MAX_PARAMS = 100
 """MLflow takes 1,000 entries in one call, of them 100 parameters and 100 tags."""
 RUNNING = RunStatus.to_string(RunStatus.RUNNING)
+BELIEFS = {"mean": "belief_mean", "sd": "belief_sd", "on_front": "front_probability"}
+"""What a study concluded of a configuration -> the metric of its trials' runs."""
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -126,7 +132,7 @@ class Mirror:
         self._experiment_id = ""
         self._created: dict[str, Any] = {}
         self._run_ids: dict[str, str] = {}
-        self._refused: Counter[str] = Counter()
+        self._facts = no_facts()
         self._through = max((e.body["through"] for e in _of_kind(journal, "mirrored")), default=0)
         self._stop = threading.Event()
         self._give_up_at = float("inf")
@@ -185,7 +191,9 @@ class Mirror:
             if "" not in self._run_ids:
                 self._run_ids[""] = self._make_parent(client)
             self.parent_id = self._run_ids[""]
-            self._refused = _reasons(self._journal.events(through=self._through))
+            self._facts = no_facts()
+            for event in self._journal.events(through=self._through):
+                update_facts(self._facts, event)
             self._client = client
         return self._client
 
@@ -197,13 +205,7 @@ class Mirror:
         client = self._open()
         events = list(self._journal.events(after=self._through, through=through))
         news = any(event.kind != "mirrored" for event in events)
-        writes: dict[str, _Writes] = defaultdict(_Writes)
-        for event in events:
-            _translate(event, writes)
-        refused = _reasons(events)
-        if refused:
-            self._refused += refused
-            writes[""].tags.append(RunTag(f"{PREFIX}refused", json.dumps(self._refused)))
+        writes = self._gather(events)
         for key, written in writes.items():
             if key not in self._run_ids and written.started is not None:
                 self._run_ids[key] = self._make_child(client, written.started)
@@ -213,6 +215,20 @@ class Mirror:
         if news:  # that something was mirrored is no news itself, or this would never end
             self._journal.append("mirrored", through=through)
         return news
+
+    def _gather(self, events: Iterable[Event]) -> dict[str, _Writes]:
+        """Return what each run gains from the events, the parent's with the facts they touch."""
+        writes: dict[str, _Writes] = defaultdict(_Writes)
+        touched: dict[str, None] = {}
+        for event in events:
+            _translate(event, writes)
+            touched |= dict.fromkeys(update_facts(self._facts, event))
+            if event.kind == "concluded":
+                _translate_beliefs(event, {*self._run_ids, *writes}, writes)
+        # Also where it is again what it was: an earlier try may have written what lay between.
+        for name in touched:
+            writes[""].tags.append(RunTag(f"{PREFIX}{name}", json.dumps(self._facts[name])))
+        return writes
 
     @staticmethod
     def _write(client: MlflowClient, run_id: str, written: _Writes) -> None:
@@ -230,6 +246,7 @@ class Mirror:
 
     def _make_child(self, client: MlflowClient, started: Event) -> str:
         body, facts = started.body, self._created["facts"]
+        folds = self._created["definition"].get("folds")
         run = client.create_run(
             self._experiment_id,
             start_time=milliseconds(started.time),
@@ -240,6 +257,8 @@ class Mirror:
                 f"{PREFIX}configuration_id": body["configuration_id"],
                 f"{PREFIX}model": body["model"],
                 f"{PREFIX}seed": str(body["seed"]),
+                f"{PREFIX}replicate": str(body["seed"]),
+                f"{PREFIX}fold": "" if folds is None else str(body["seed"] % folds),
                 f"{PREFIX}configuration": json.dumps(body["parameters"]),
                 f"{PREFIX}cost": json.dumps(body["cost"]),
                 f"{PREFIX}fingerprint": facts.get("fingerprint", ""),
@@ -250,7 +269,9 @@ class Mirror:
         return run_id
 
     def _make_parent(self, client: MlflowClient) -> str:
-        created = {name: self._created[name] for name in self._created if name != "definition"}
+        whole = self._created["definition"]
+        some = {name: whole[name] for name in ("folds", "replicates") if name in whole}
+        created = self._created | {"definition": some}  # all of it may be too long for a tag
         run = client.create_run(
             self._experiment_id,
             run_name=self._created["name"],
@@ -262,10 +283,6 @@ class Mirror:
         )
         run_id: str = run.info.run_id
         return run_id
-
-
-def _reasons(events: Iterable[Event]) -> Counter[str]:
-    return Counter(event.body["reason"] for event in events if event.kind == "refused")
 
 
 def _batched(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -345,12 +362,11 @@ def _translate(event: Event, writes: dict[str, _Writes]) -> None:
             for name, value in body["metrics"].items()
             if name != "epoch"
         ]
-    elif event.kind == "finished":
-        _translate_finished(event, writes[body["trial"]])
-    elif event.kind == "failed":
-        failed = writes[body["trial"]]
-        failed.tags.append(RunTag(f"{PREFIX}reason", body["reason"]))
-        failed.status, failed.ended = RunStatus.to_string(RunStatus.FAILED), moment
+    elif event.kind in ("finished", "stopped", "failed"):
+        translate = _translate_finished if event.kind == "finished" else _translate_without_values
+        translate(event, writes[body["trial"]])
+    elif event.kind == "concluded":
+        writes[""].metrics += _to_metrics(event)
     elif event.kind == "confirmed":
         _translate_confirmed(event, writes)
     elif event.kind == "ended":
@@ -363,7 +379,49 @@ def _translate_finished(event: Event, written: _Writes) -> None:
     written.metrics += [Metric(name, value, moment, 0) for name, value in body["values"].items()]
     written.tags += [RunTag(f"{PREFIX}{name}", str(v)) for name, v in body["facts"].items()]
     written.tags.append(RunTag(f"{PREFIX}groups", json.dumps(body["groups"])))
+    written.tags.append(RunTag(f"{PREFIX}stopped", "false"))
     written.status, written.ended = RunStatus.to_string(RunStatus.FINISHED), moment
+
+
+def _translate_without_values(event: Event, written: _Writes) -> None:
+    """Translate the end of a trial that failed or was stopped.
+
+    What a stopped trial reached is a tag: among the metrics it would pass for a final value.
+    """
+    body, is_stopped = event.body, event.kind == "stopped"
+    written.tags.append(RunTag(f"{PREFIX}reason", body["reason"]))
+    written.tags.append(RunTag(f"{PREFIX}stopped", json.dumps(is_stopped)))
+    if is_stopped:
+        written.tags.append(RunTag(f"{PREFIX}epoch", str(body["epoch"])))
+        written.tags.append(RunTag(f"{PREFIX}reached", json.dumps(reached(body))))
+    status = RunStatus.KILLED if is_stopped else RunStatus.FAILED
+    written.status, written.ended = RunStatus.to_string(status), milliseconds(event.time)
+
+
+def _to_metrics(event: Event) -> list[Metric]:
+    """Return what a study concluded of itself, as metrics of its run."""
+    body, moment = event.body, milliseconds(event.time)
+    found = {"within_delta": body["within_delta"]}
+    if body["audits"] is not None:
+        found |= {"false_stop_rate": body["audits"]["rate"]}
+    return [Metric(name, value, moment, 0) for name, value in found.items()]
+
+
+def _translate_beliefs(event: Event, keys: Iterable[str], writes: dict[str, _Writes]) -> None:
+    """Write what is believed of each configuration to all runs of its trials.
+
+    Args:
+        event: the `concluded` one.
+        keys: of the trials that have a run, or get one in this batch.
+        writes: gains the metrics.
+    """
+    moment = milliseconds(event.time)
+    for key in keys:
+        belief = event.body["beliefs"].get(key.rpartition("-")[0], {})
+        if belief:
+            writes[key].metrics += [
+                Metric(name, belief[part], moment, 0) for part, name in BELIEFS.items()
+            ]
 
 
 def _text(value: Any) -> str:
@@ -372,7 +430,6 @@ def _text(value: Any) -> str:
 
 def _translate_confirmed(event: Event, writes: dict[str, _Writes]) -> None:
     moment = milliseconds(event.time)
-    writes[""].tags.append(RunTag(f"{PREFIX}confirmed", "true"))
     for key, test in event.body["trials"].items():
         written = writes[key]
         written.metrics += [Metric(f"{TEST}{n}", v, moment, 0) for n, v in test["values"].items()]
@@ -409,21 +466,34 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
             "name another place with --runs or --tracking-uri."
         )
     tags = parent.data.tags
-    return study_record(
-        json.loads(tags[f"{PREFIX}created"]),
-        json.loads(tags.get(f"{PREFIX}refused", "{}")),
-        [_trial_record(run) for run in ours.values()],
-        confirmed=tags.get(f"{PREFIX}confirmed") == "true",
-    )
+    facts = {
+        name: json.loads(tags[f"{PREFIX}{name}"]) if f"{PREFIX}{name}" in tags else fact
+        for name, fact in no_facts().items()
+    }
+    created = json.loads(tags[f"{PREFIX}created"])
+    trials = [_trial_record(run) for run in ours.values()]
+    return study_record(created, facts, trials, _beliefs(ours.values()))
 
 
-_STATUS = {"FINISHED": "finished", "FAILED": "failed"}
+_STATUS = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
+
+
+def _beliefs(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """Return what is believed of every configuration; see `_translate_beliefs`."""
+    return {
+        run.data.tags[f"{PREFIX}configuration_id"]: {
+            part: run.data.metrics[name] for part, name in BELIEFS.items()
+        }
+        for run in runs
+        if set(BELIEFS.values()) <= set(run.data.metrics)
+    }
 
 
 def _trial_record(run: Run) -> TrialRecord:
     tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items() if k.startswith(PREFIX)}
-    final = {n: v for n, v in run.data.metrics.items() if not n.startswith(("epoch/", TEST))}
-    test = {n.removeprefix(TEST): v for n, v in run.data.metrics.items() if n.startswith(TEST)}
+    metrics = {n: v for n, v in run.data.metrics.items() if n not in BELIEFS.values()}
+    final = {n: v for n, v in metrics.items() if not n.startswith(("epoch/", TEST))}
+    test = {n.removeprefix(TEST): v for n, v in metrics.items() if n.startswith(TEST)}
     groups = as_groups(json.loads(tags["test_groups"])) if "test_groups" in tags else None
     return TrialRecord(
         key=tags["trial"],
@@ -432,9 +502,10 @@ def _trial_record(run: Run) -> TrialRecord:
         configuration=json.loads(tags["configuration"]),
         seed=int(tags["seed"]),
         status=_STATUS.get(run.info.status, "running"),
-        values=final or json.loads(tags["cost"]),
+        values=final or json.loads(tags.get("reached", tags["cost"])),
         groups=as_groups(json.loads(tags.get("groups", "{}"))),
         reason=tags.get("reason", ""),
+        epoch=int(tags["epoch"]) if "epoch" in tags else None,
         started=run.info.start_time / 1e3,
         ended=(run.info.end_time or 0) / 1e3,
         test_values=test or None,

@@ -11,8 +11,11 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import socket
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `Interruption` hears it instead
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -35,6 +40,7 @@ from sftsearch.orchestrator.worker import Job, TrainingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from sftsearch.orchestrator.search import Assignment, Search
     from sftsearch.orchestrator.worker import Worker
@@ -42,10 +48,42 @@ if TYPE_CHECKING:
 
 REPORT = "sftsearch"
 """The one key of a Tune result that is ours: the worker's report as JSON text."""
+RUNNING = "RUNNING"
+"""Tune's name for it."""
+DIED = "the worker process died (out of memory, killed, or lost with its node)"
 
 
 class ResourceError(UserError):
     """What a trial asks for is not there."""
+
+
+class Interruption:
+    """Ctrl-C while trials run: once, no new ones; twice, or SIGTERM, stop now.
+
+    A signal is only counted: what follows from it is done between two steps of Tune. After the
+    second, signals act as they did before. Python hears signals in its main thread alone; a study
+    that runs in another one leaves them as they are.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.count = 2 if number == signal.SIGTERM else self.count + 1
+        if self.count >= 2:
+            self.__exit__()
 
 
 class SearchAlgorithm(Searcher):
@@ -57,6 +95,10 @@ class SearchAlgorithm(Searcher):
         self._make_job = make_job
         self._limit = limit
         self._keys: dict[str, str] = {}
+        self.closing = False
+        """Whether no trial is to be added any more."""
+        self.reasons: dict[str, str] = {}
+        """Why a trial's process was ended, by Tune's id of the trial."""
         self.problem: UserError | None = None
         """Why the search itself cannot go on (a full disk under the journal, say)."""
 
@@ -70,6 +112,8 @@ class SearchAlgorithm(Searcher):
             return self._suggest(trial_id)
 
     def _suggest(self, trial_id: str) -> Any:
+        if self.closing:
+            return Searcher.FINISHED
         if self._search.num_running >= self._limit:
             return None
         assignment = self._search.propose()
@@ -111,7 +155,7 @@ class SearchAlgorithm(Searcher):
     ) -> None:
         """Hear the last report; a trial whose process died has none and failed."""
         if error:
-            reason = "the worker process died (out of memory, killed, or lost with its node)"
+            reason = self.reasons.pop(trial_id, DIED)
             with self._noting_problems():
                 self._search.fail(self._keys[trial_id], reason)
         elif result is not None and result.get("done") and REPORT in result:
@@ -129,17 +173,87 @@ class SearchAlgorithm(Searcher):
 
 
 class Scheduler(FIFOScheduler):
-    """Tune asks here whether a trial goes on; `Search` answers."""
+    """Tune asks here whether a trial goes on; `Search` answers.
 
-    def __init__(self, algorithm: SearchAlgorithm) -> None:
+    Tune also asks here, several times a second, what to start next: then it is seen to what no
+    report of a trial tells of, interrupts and trials that take too long.
+    """
+
+    def __init__(
+        self,
+        algorithm: SearchAlgorithm,
+        interruption: Interruption,
+        notice: Callable[[str], None],
+        trial_hours: float | None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._algorithm = algorithm
+        self._interruption = interruption
+        self._notice = notice
+        self._trial_hours = trial_hours
+        self._began: dict[str, float] = {}
+        """When each trial was first seen running, by Tune's id of it."""
+        self._count = 0
+        """Interrupts that were acted on."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing; see `SearchAlgorithm`."""
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Pass an epoch's report on."""
         goes_on = self._algorithm.hear(trial.trial_id, result)
         decision: str = FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP
         return decision
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Act on interrupts and on trials that take too long; then start trials in order."""
+        live = list(tune_controller.get_live_trials())
+        count = self._interruption.count
+        if count > self._count:
+            self._count = count
+            self._interrupt(tune_controller, live, now=count >= 2)
+        self._end_overdue([trial for trial in live if trial.status == RUNNING])
+        return super().choose_trial_to_run(tune_controller)
+
+    def _interrupt(self, tune_controller: Any, live: list[Any], *, now: bool) -> None:
+        """Take back the trials that wait; `now`, end those that run as well."""
+        self._algorithm.closing = True
+        running = [trial for trial in live if trial.status == RUNNING]
+        if now:
+            self._notice("Stopping now.")
+        else:
+            self._notice(
+                f"No new trials: the {len(running)} running are finished, then the report is "
+                "written. Ctrl-C again stops now; --resume goes on either way."
+            )
+        actors = [trial.temporary_state.ray_actor for trial in running]
+        for trial in live:
+            if now or trial not in running:
+                tune_controller.stop_trial(trial)
+        for actor in actors if now else ():
+            ray.kill(actor)  # Tune itself would wait for the epoch to end
+
+    def _end_overdue(self, running: list[Any]) -> None:
+        """End the process of a trial that takes too long: Tune then tells that it died."""
+        if self._trial_hours is None:
+            return
+        moment = time.monotonic()
+        for trial in running:
+            began = self._began.setdefault(trial.trial_id, moment)
+            overdue = moment - began > 3600 * self._trial_hours
+            if overdue and trial.trial_id not in self._algorithm.reasons:
+                self._algorithm.reasons[trial.trial_id] = (
+                    f"it ran for longer than `resources.trial_hours` allows ({self._trial_hours:g})"
+                )
+                ray.kill(trial.temporary_state.ray_actor)
+
+
+class Silence(TrialProgressCallback):
+    """In place of the one Tune adds, which prints the trials that are taken back."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Nothing: the journal says what became of a trial."""
 
 
 class Training(tune.Trainable):
@@ -148,18 +262,24 @@ class Training(tune.Trainable):
     worker_type: type[Worker] = TrainingWorker
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the worker and its first trial."""
+        """Make the worker, and note its first trial."""
         self._worker = self.worker_type()
-        self._worker.start(Job(**json.loads(config["job"])))
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Give the same process the next trial."""
-        self._worker.start(Job(**json.loads(new_config["job"])))
+        """Note the next trial of the same process; the first step begins it.
+
+        To Tune a trial runs from its first step on, and only then can its time be measured.
+        """
+        self._next: Job | None = Job(**json.loads(new_config["job"]))
         return True
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; an error of the worker itself fails the trial and keeps the process."""
         try:
+            if self._next is not None:
+                job, self._next = self._next, None
+                self._worker.start(job)
             report = self._worker.step()
         except Exception as error:
             report = {"epochs": [], "failed": f"{type(error).__name__}: {error}"}
@@ -262,8 +382,18 @@ def run(
     *,
     slots: int,
     worker: type[Worker] = TrainingWorker,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run a search to its end on the connected Ray, `slots` trials at a time."""
+    """Run a search on the connected Ray, to its end or until it is interrupted.
+
+    Args:
+        search: what to train.
+        resources: of a trial, and how long it may take.
+        make_job: makes of a trial what its worker needs.
+        slots: trials at a time.
+        worker: what trains a trial.
+        notice: hears what an interrupt does.
+    """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
     # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops a warm
     # process that has no next trial.
@@ -271,12 +401,16 @@ def run(
     algorithm = SearchAlgorithm(search, make_job, limit)
     trainable = type("Training", (Training,), {"worker_type": worker})
     asked = {"cpu": resources.cpus, "gpu": resources.gpus}
-    with tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
+        Interruption() as interruption,
+    ):
+        scheduler = Scheduler(algorithm, interruption, notice, resources.trial_hours)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {k: v for k, v in asked.items() if v}),
             tune_config=tune.TuneConfig(
                 search_alg=algorithm,
-                scheduler=Scheduler(algorithm),
+                scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.trial_id,
@@ -286,6 +420,7 @@ def run(
                 name="tune",
                 storage_path=scratch,
                 verbose=0,
+                callbacks=[Silence()],
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(
                     checkpoint_frequency=0, checkpoint_at_end=False

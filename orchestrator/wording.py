@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sftsearch.orchestrator.front import difference
+from sftsearch.orchestrator.importance import importance_by_band
 from sftsearch.orchestrator.measures import METRICS, MISSING, metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sftsearch.orchestrator.front import Configuration, Difference, Front
+    from sftsearch.orchestrator.importance import Band
+    from sftsearch.orchestrator.record import StudyRecord
+
+FEWEST_FOR_IMPORTANCE = 40
+"""Finished configurations below which nothing is said of what matters."""
 
 
 def headline(front: Front) -> str:
@@ -23,42 +31,165 @@ def headline(front: Front) -> str:
     y = metric(front.y)
     verb = "is" if len(points) == 1 else "are"
     noun = "configuration" if len(finished) == 1 else "configurations"
-    best = points[-1]
+    sign = 1 if front.directions[0] == "maximize" else -1
+    best = max(reversed(points), key=lambda c: sign * c.values[front.y])
     text = (
         f"{len(points)} of {len(finished)} {noun} {verb} on the front; the best reaches "
         f"{y.show(best.values[front.y])} {y.label} at {x.show(best.values[front.x])} {x.label}"
     )
-    half = [p for p in points[:-1] if 2 * p.values[front.x] <= best.values[front.x]]
+    half = [p for p in points if 0 < 2 * p.values[front.x] <= best.values[front.x]]
     if half and front.directions[1] == "minimize":
-        text += f"; {_half_cost(half[-1], best, front)}"
+        cheaper = max(reversed(half), key=lambda c: sign * c.values[front.y])
+        text += f"; {_half_cost(cheaper, best, front)}"
     return text + "."
 
 
 def notes(front: Front) -> list[str]:
     """Return how the numbers are to be read, a sentence or two each."""
     y = metric(front.y)
-    seeds = "1 seed" if front.study.num_seeds == 1 else f"{front.study.num_seeds} seeds"
-    lines = [
-        f"{y.label[:1].upper()}{y.label[1:]} is of the validation split, the mean over "
-        f"{seeds}; ± is the standard deviation over seeds."
-    ]
+    lines = [_means_note(front)]
     if front.num_groups:
         lines += _interval_notes(front)
-    lines.append(
-        "The study uses one split of its data: what it says is conditional on that split. The "
-        "front is picked by the very values shown, so its best are likely a little too good."
-    )
+    lines += [*_membership_notes(front), *_split_notes(front)]
+    lines += [*filter(None, [stops(front.study)]), *_certainty_notes(front)]
     worst = "0" if y.is_share else "the worst seen"
+    several = len(front.objectives) > 2
+    others = ", ".join(metric(name).label for name in front.objectives[2:])
     lines.append(
         f"Hypervolume is the share enclosed between the front, {y.label} of {worst} and the "
-        "highest cost seen, with the cost on a log scale from the lowest (1) to the highest (0)."
+        f"highest cost{'s' if several else ''} seen, with {'each' if several else 'the'} cost on a "
+        "log scale from the lowest (1) to the highest (0)."
     )
+    if several:
+        lines.append(
+            f"The front is of all objectives of the study, {others} too: a configuration is on it "
+            "when no other is at least as good in all of them and better in one. The picture shows "
+            "two."
+        )
     lines.append(seal(front))
     return lines
 
 
+def replicates(study: StudyRecord) -> str:
+    """Return how many trials a configuration has: `2 seeds`, `2 to 5 replicates`."""
+    least, most = study.num_seeds, study.max_replicates or study.num_seeds
+    number = f"{least}" if most == least else f"{least} to {most}"
+    unit = "seed" if study.folds is None else "replicate"
+    return f"{number} {unit}{'' if most == 1 else 's'}"
+
+
+def stops(study: StudyRecord) -> str:
+    """Return how many trials were stopped, and how often that would have been wrong."""
+    number = sum(trial.status == "stopped" for trial in study.trials)
+    conclusion = study.conclusion
+    if not number and (conclusion is None or conclusion.false_stops is None):
+        return ""
+    what = "trial was" if number == 1 else "trials were"
+    text = f"{number} {what} stopped before the last epoch and can be on no front."
+    if conclusion is None:
+        return f"{text} How often that was wrong is told when the study ends."
+    audited = conclusion.false_stops
+    if audited is None:
+        return f"{text} No stop was audited."
+    wrong = round(audited.rate * audited.num)
+    return (
+        f"{text} {wrong} of {audited.num} audited stops would have been wrong: "
+        f"{100 * audited.rate:.0f} % [{100 * audited.low:.0f}, {100 * audited.high:.0f}]."
+    )
+
+
+def certainty(study: StudyRecord) -> str:
+    """Return how likely what the study reports is good enough at every budget, if it concluded."""
+    if study.conclusion is None:
+        return ""
+    number = len(study.conclusion.reported)
+    them = "the configuration" if number == 1 else f"the {number} configurations"
+    return (
+        f"With probability {study.conclusion.within_delta:.2f} {them} that the search reports "
+        f"{'is' if number == 1 else 'are'} within half a point of the best at every budget."
+    )
+
+
+def _certainty_notes(front: Front) -> list[str]:
+    conclusion = front.study.conclusion
+    if conclusion is None or front.membership_is != "posterior":
+        return []
+    shown = {c.configuration_id for c in front.points} & set(conclusion.reported)
+    verb = "is" if len(shown) == 1 else "are"
+    return [
+        f"{certainty(front.study)} {len(shown)} of them {verb} on the front shown, which goes by "
+        "the measured means; the search reports by what its model makes of them."
+    ]
+
+
+def _means_note(front: Front) -> str:
+    label = metric(front.y).label
+    text = f"{label[:1].upper()}{label[1:]} is of the validation split, the mean over "
+    study = front.study
+    if study.folds is None:
+        return f"{text}{replicates(study)}; ± is the standard deviation over seeds."
+    return (
+        f"{text}{replicates(study)}; ± is the standard deviation over them. A replicate is a seed "
+        f"and one of {study.folds} folds: it is validated on the subjects of that fold and trains "
+        "on those of the others. What is estimated of how hard each fold is is taken out of means "
+        "and deviations, so that those of different folds compare."
+    )
+
+
+def _split_notes(front: Front) -> list[str]:
+    """Return what the figures are conditional on, and whether they favour the chosen."""
+    study = front.study
+    if study.folds is None:
+        split = "The study uses one split of its data: what it says is conditional on this split."
+    else:
+        split = (
+            f"The study deals the subjects of training and validation into {study.folds} folds, "
+            f"which the {replicates(study)} of a configuration take in turn."
+        )
+    fresh = [c for c in front.finished if c.is_fresh]
+    if front.num_chosen is None or not fresh:
+        luck = (
+            "The front is picked by the very values shown, so its best are likely a little too "
+            "good."
+        )
+        return [f"{split} {luck}"]
+    number = max(len(seeds) for seeds in study.fresh.values())
+    each = "a fresh replicate" if number == 1 else f"{number} fresh replicates"
+    whose = "Their figures" if len(fresh) == front.num_chosen else f"The figures of {len(fresh)}"
+    return [
+        split,
+        f"The {front.num_chosen} configurations that the search chose to report got {each} each "
+        f"afterwards. {whose}, marked fresh, are of these alone and so not the luck of the chosen; "
+        "only the chosen can be on the front, because the values of all others may be luck.",
+    ]
+
+
+def _membership_notes(front: Front) -> list[str]:
+    near = (
+        "`near` marks those that are off the front but not distinguishable from it: their "
+        "difference from the front point at or below their cost is within noise. Front points are "
+        "compared with the next cheaper one."
+    )
+    if front.membership_is == "posterior":
+        half = "half a point" if metric(front.y).is_share else "0.005"
+        return [
+            "Under `front in` stands the probability of being on the (2 %, half a point)-front: "
+            f"that the true mean is at most {half} worse than the best true mean at a cost up to "
+            "2 % higher. It is by the model of the search, a Gaussian process over all "
+            f"configurations and their replicates, in 1,000 draws. {near}"
+        ]
+    if not front.num_groups:
+        return []
+    return [
+        "The share of the resamples that keep a configuration on the front stands under `front "
+        f"in`; {near}"
+    ]
+
+
 def seal(front: Front) -> str:
     """Return whether the test split has been looked at, and how to."""
+    if front.study.recorded:
+        return "The study is a recorded table: its trials looked at the test split at every epoch."
     if front.study.confirmed:
         return "Test values were measured once, by `sftsearch confirm`, for the front."
     return (
@@ -89,27 +220,42 @@ def verdict(configuration: Configuration, front: Front) -> str:
     if c.status != "finished":
         return f"{c.status}: {'; '.join(c.reasons)}"
     if c.difference is None:
-        return "cheapest on the front" if c.on_front else "dominated"
+        return "cheapest on the front" if c.on_front else _why_off(c, front)
     unit = " points" if metric(front.y).is_share else ""
     change = f"{show_difference(c.difference, front)}{unit}"
     if c.on_front:
         noise = ", within noise" if c.difference.within_noise else ""
         return f"{change} over the next cheaper{noise}"
+    return f"{_why_off(c, front)} ({change})"
+
+
+def _why_off(c: Configuration, front: Front) -> str:
+    if c.is_thinned:
+        return "thinned out, a front point hardly differs"
     if c.indistinguishable:
-        return f"not distinguishable from the front ({change})"
-    return f"dominated ({change})"
+        return "not distinguishable from the front"
+    if front.num_chosen is None:
+        return "dominated"
+    sign = 1 if front.directions[0] == "maximize" else -1
+    is_better = c.difference is None or sign * c.difference.mean > 0
+    return "not among the chosen" if is_better else "dominated"
 
 
 def show_difference(change: Difference, front: Front) -> str:
     """Return a difference with its interval, of shares in points of 0.01."""
-    share = metric(front.y).is_share
+    return show_change(change.mean, change.interval, front.y)
+
+
+def show_change(mean: float, interval: tuple[float, float] | None, y: str) -> str:
+    """Return a difference of a metric with its interval, of shares in points of 0.01."""
+    share = metric(y).is_share
 
     def show(value: float) -> str:
         return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
 
-    text = show(change.mean)
-    if change.interval is not None:
-        text += f" [{show(change.interval[0])}, {show(change.interval[1])}]"
+    text = show(mean)
+    if interval is not None:
+        text += f" [{show(interval[0])}, {show(interval[1])}]"
     return text
 
 
@@ -125,19 +271,17 @@ def _half_cost(cheaper: Configuration, best: Configuration, front: Front) -> str
 
 def _interval_notes(front: Front) -> list[str]:
     unit = "subjects" if front.groups_are_subjects else "groups of samples"
-    single = front.study.num_seeds == 1
+    seeds = "seeds" if front.study.folds is None else "replicates"
     lines = [
         "Intervals hold the middle 95 % of a bootstrap over "
-        f"{front.num_groups} {unit} and the seeds, paired by "
+        f"{front.num_groups} {unit} and the {seeds}, paired by "
         f"{'subject' if front.groups_are_subjects else 'group'} between configurations; a "
         "difference whose interval contains 0 is called within noise. Costs are not resampled.",
-        "The share of the resamples that keep a configuration on the front stands under `front "
-        "in`; `near` marks those that are dominated but not distinguishable from the front: their "
-        "difference from the front point at or below their cost is within noise. Front points are "
-        "compared with the next cheaper one.",
     ]
-    if single:
-        lines.append("With one seed the intervals know nothing of how much another seed changes.")
+    single = [len(c.seeds) == 1 for c in front.finished]
+    if any(single):
+        of_what = "With one seed" if all(single) else "Of a configuration with one replicate"
+        lines.append(f"{of_what} the intervals know nothing of how much another seed changes.")
     if front.groups_are_subjects and front.num_groups < 10:
         lines.append(
             f"With {front.num_groups} subjects the intervals are too narrow: on simulated data "
@@ -177,8 +321,7 @@ def columns(front: Front) -> list[Column]:
         found.append(
             Column("95 % interval", lambda c: show_interval(c.interval), lambda c: _low(c.interval))
         )
-    if front.x in measured:
-        found.append(_value_column(front.x))
+    found += [_value_column(name) for name in front.objectives[1:] if name in measured]
     found.append(
         Column(
             gain_heading(front),
@@ -191,20 +334,28 @@ def columns(front: Front) -> list[Column]:
     if front.study.confirmed:
         found += _test_columns(front)
     found += [_parameter_column(name, front) for name in varying(front.configurations)]
-    if front.num_groups:
-        found.append(Column("front in", _show_membership, lambda c: c.membership))
-    others = (name for name in METRICS if name not in (front.x, front.y))
+    if front.num_groups or front.membership_is == "posterior":
+        found.append(Column("front in", show_membership, lambda c: c.membership))
+    others = (name for name in METRICS if name not in front.objectives)
     found += [_value_column(name) for name in others if name in measured]
-    return [*found, Column("seeds", lambda c: str(len(c.seeds)), lambda c: float(len(c.seeds)))]
+    heading = "seeds" if front.study.folds is None else "replicates"
+    return [*found, Column(heading, show_replicates, lambda c: float(len(c.seeds)))]
 
 
 def standing(c: Configuration) -> str:
     """Return where a configuration stands, in one word or two."""
     if c.on_front:
         return "knee" if c.is_knee else "front"
+    if c.is_thinned:
+        return "thinned"
     if c.status != "finished":
         return c.status
     return "near" if c.indistinguishable else ""
+
+
+def show_replicates(c: Configuration) -> str:
+    """Return how many replicates the values are of; where these are fresh, of how many in all."""
+    return f"{len(c.seeds)} fresh of {c.num_finished}" if c.is_fresh else str(len(c.seeds))
 
 
 def show_mean(c: Configuration, name: str) -> str:
@@ -300,5 +451,63 @@ def _low(interval: tuple[float, float] | None) -> float | None:
     return None if interval is None else interval[0]
 
 
-def _show_membership(c: Configuration) -> str:
+def show_membership(c: Configuration) -> str:
+    """Return how likely a configuration is on the front, as text."""
     return MISSING if c.membership is None else f"{100 * c.membership:.0f} %"
+
+
+# ------------------------------------------------------------------ what matters, by budget
+
+
+def importance(front: Front) -> tuple[Band, ...]:
+    """Return which parameters set the best apart at three or four budgets; empty of too few.
+
+    The budgets are the costs that equal shares of the finished configurations keep.
+    """
+    finished = front.finished
+    if len(finished) < FEWEST_FOR_IMPORTANCE or front.directions[1] != "minimize":
+        return ()
+    shares = [25, 50, 75, 100] if len(finished) >= 2 * FEWEST_FOR_IMPORTANCE else [50, 75, 100]
+    costs = [c.values[front.x] for c in finished]
+    sign = 1 if front.directions[0] == "maximize" else -1
+    # A cost that was seen, or the configuration at the edge would fall out by rounding.
+    limits = np.unique(np.percentile(costs, shares, method="inverted_cdf"))
+    return importance_by_band(
+        [{"model": c.model, **c.parameters} for c in finished],
+        [sign * c.values[front.y] for c in finished],
+        costs,
+        limits.tolist(),
+    )
+
+
+def importance_headers(bands: tuple[Band, ...], front: Front) -> list[str]:
+    """Return the heads of the table's columns: a budget each."""
+    x = metric(front.x)
+    at_most = "\N{LESS-THAN OR EQUAL TO}"
+    return ["parameter", *(f"{at_most} {x.show(band.limit)} {x.label}" for band in bands)]
+
+
+def importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
+    """Return a row a parameter, the one that matters most at some budget first."""
+
+    def share(band: Band, name: str) -> float:
+        return band.importances.get(name, 0.0)
+
+    def show(band: Band, name: str) -> str:
+        return f"{100 * share(band, name):.0f} %" if band.importances else MISSING
+
+    names = {name for band in bands for name in band.importances}
+    most = {name: max(share(band, name) for band in bands) for name in names}
+    told = sorted((name for name in names if most[name] >= 0.01), key=lambda n: (-most[n], n))
+    return [[name, *(show(band, name) for band in bands)] for name in told]
+
+
+def importance_note(bands: tuple[Band, ...]) -> str:
+    """Return how the table is to be read, with its source."""
+    numbers = ", ".join(str(band.num_configurations) for band in bands)
+    return (
+        f"Among the configurations that a budget affords ({numbers}): how far a parameter's values "
+        "in their best tenth differ from those in all, as a share of the sum over parameters. "
+        "Those under 1 % everywhere are left out. PED-ANOVA (Watanabe, Bansal and Hutter 2023, "
+        "arXiv:2304.10255)."
+    )

@@ -298,6 +298,9 @@ class Resources(Section):
     """GPUs a trial; fractions share one."""
     concurrent_trials: ConcurrentTrials = "auto"
     """`auto`: as many as the CPUs and GPUs hold."""
+    trial_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Hours a trial may run, counted anew when the study is resumed: one that runs for longer, or
+    whose process hangs, fails, and the study goes on. None: as long as it takes."""
 
     @field_validator("gpus")
     @classmethod

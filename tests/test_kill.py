@@ -1,10 +1,15 @@
-"""SIGKILL of the driver at any moment: resumed, a study is the undisturbed one in all stores."""
+"""Whatever ends the driver, and whenever: resumed, a study is the undisturbed one in all stores.
+
+SIGKILL at any moment; Ctrl-C once and twice, and SIGTERM, on the command line as a terminal sends
+them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -149,3 +154,99 @@ def wait_for_events(folder: Path, number: int, process: subprocess.Popen[str]) -
         if (folder / "journal.sqlite").is_file() and len(list(read_events(folder))) >= number:
             return
         time.sleep(0.05)
+
+
+# ------------------------------------------------------------------- interrupts
+
+CLI = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()"]
+LONG = """
+study: {name: long}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 5}
+training: {epochs: 12, batch_size: 256}
+resources: {cpus: 1, concurrent_trials: 2}
+space:
+  - {kind: sft, num_heads: 2, fused_layers: 1, dim: {kind: choice, values: [4, 6, 8, 10, 12]}}
+"""
+
+
+def run_command(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the command in a session of its own, as a terminal does."""
+    file = folder / "long.yaml"
+    file.write_text(LONG)
+    return subprocess.Popen(
+        [*CLI, "run", str(file), "--runs", str(folder / "runs"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+    )
+
+
+def wait_for_kind(folder: Path, kind: str, number: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        known = read_events(folder) if (folder / "journal.sqlite").is_file() else ()
+        if sum(event.kind == kind for event in known) >= number:
+            return
+        time.sleep(0.05)
+
+
+def count(folder: Path, kind: str) -> int:
+    return sum(event.kind == kind for event in read_events(folder))
+
+
+def check_resumed(folder: Path) -> None:
+    """Run the study to its end, and check that it has every trial and epoch once."""
+    resumed = run_command(folder, "--resume")
+    out, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, out[-3000:]
+    assert "Ended: all trials ran." in out
+    events = list(read_events(folder / "runs" / "long"))
+    finished = Counter(e.body["trial"] for e in events if e.kind == "finished")
+    assert sorted(finished.values()) == [1] * 5
+    epochs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
+    assert sorted(epochs.values()) == [1] * 5 * 12
+    assert not any(event.kind == "failed" for event in events)
+
+
+def test_ctrl_c_finishes_what_runs_and_reports(tmp_path: Path) -> None:
+    study = tmp_path / "runs" / "long"
+    process = run_command(tmp_path)
+    wait_for_kind(study, "epoch", 3, process)
+    started = count(study, "started")
+    os.killpg(process.pid, signal.SIGINT)  # the workers get it too
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 130, out[-3000:]
+    assert "No new trials" in out
+    assert "Ctrl-C again stops now" in " ".join(out.split())
+    assert "--resume" in out.splitlines()[-1]
+    assert "Traceback" not in out
+    assert "Trial " not in out  # what Tune would print
+    assert count(study, "started") == started
+    assert 1 <= count(study, "finished") <= 2  # one more was handed out, and had not begun
+    assert {e.body["trial"] for e in read_events(study) if e.kind == "epoch"} == {
+        e.body["trial"] for e in read_events(study) if e.kind == "finished"
+    }
+    assert [e.body for e in read_events(study) if e.kind == "ended"] == [
+        {"reason": "interrupted", "complete": False}
+    ]
+    assert (study / "report" / "report.html").is_file()
+    check_resumed(tmp_path)
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]])
+def test_ctrl_c_twice_or_sigterm_stops_now(tmp_path: Path, signals: list[signal.Signals]) -> None:
+    study = tmp_path / "runs" / "long"
+    process = run_command(tmp_path)
+    wait_for_kind(study, "epoch", 3, process)
+    for number in signals:
+        os.kill(process.pid, number)
+        time.sleep(0.5)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 130, out[-3000:]
+    assert "Stopping now." in out
+    assert "Traceback" not in out
+    assert count(study, "finished") == count(study, "failed") == 0
+    assert count(study, "ended") == 1
+    check_resumed(tmp_path)

@@ -1,4 +1,4 @@
-"""Search without Ray: a toy training that is a closed form of the configuration and the seed."""
+"""Search without Ray, on a toy training; its studies live in a folder and are opened again."""
 
 from __future__ import annotations
 
@@ -8,45 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from optuna.trial import TrialState
+from toy_study import STUDY, TPE, Toy, finish, run
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import record
 from sftsearch.orchestrator import search as searches
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.binding import check_names
 from sftsearch.orchestrator.journal import Journal
-from sftsearch.orchestrator.search import Search
-from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from sftsearch.orchestrator.journal import Event
-    from sftsearch.orchestrator.search import Assignment
 
-STUDY = """
-study: {{name: toy}}
-dataset: {{kind: wearables}}
-search:
-  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, ordered: {ordered},
-    balance: {balance}}}
-constraints: [{{metric: parameters, max: 40000}}]
-training: {{epochs: 2}}
-space:
-  - kind: sft
-    patch: 8
-    num_heads: 4
-    stride: {{kind: choice, values: [1, 2, 4, 8, 16]}}
-    dim: {{kind: int, low: 8, high: 64, step: 8}}
-    fused_layers: {{kind: int, low: 1, high: 3}}
-  - kind: concat
-    patch: 8
-    num_heads: 4
-    dim: {{kind: int, low: 8, high: 64, step: 8}}
-    num_layers: {{kind: int, low: 1, high: 3}}
-"""
 CONTINUOUS = STUDY.replace(
     "patch: 8", "patch: 8\n    learning_rate: {{kind: float, low: 1e-4, high: 1e-2, log: true}}"
 )
@@ -59,74 +35,6 @@ TINY = """\
     fused_layers: 1
 """
 """A branch of two admissible configurations: the third is over the limit."""
-TPE = "{kind: tpe, startup_configurations: 4}"
-CREATED: dict[str, Any] = {
-    "name": "toy",
-    "description": "",
-    "dataset": "wearables",
-    "num_seeds": 1,
-    "objectives": [["top1", "maximize"], ["gflops", "minimize"]],
-    "facts": {},
-}
-
-
-def accuracy(assignment: Assignment) -> float:
-    """A value that grows with cost and differs by seed."""
-    return 1 - 1 / (1 + 2000 * assignment.cost["gflops"]) + 0.01 * assignment.seed
-
-
-class Toy:
-    """A study that lives in a folder and can be opened again and again."""
-
-    def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
-                 ordered: bool = False, slots: int = 2, balance: str = "none",
-                 text: str = STUDY) -> None:  # fmt: skip
-        text = text.format(
-            sampler=sampler,
-            trials=trials,
-            seeds=seeds,
-            ordered=str(ordered).lower(),
-            balance=balance,
-        )
-        self.source = parse_study(text.encode())
-        check_names(self.source)
-        self.folder, self.slots = folder, slots
-
-    def open(self) -> tuple[Journal, Search]:
-        journal = Journal(self.folder)
-        if journal.last_id == 0:
-            journal.append("created", **CREATED)
-        admission = Admission(self.source, describe("wearables"))
-        return journal, Search(self.source.study, journal, admission, slots=self.slots)
-
-    def events(self) -> list[tuple[str, dict[str, Any]]]:
-        with Journal(self.folder) as journal:
-            return [(event.kind, event.body) for event in journal.events()]
-
-
-def run(
-    search: Search,
-    *,
-    slots: int = 2,
-    pick: Callable[[int], int] = lambda _: 0,
-    stop_after: int | None = None,
-) -> None:
-    """Run trials, `slots` at a time; `pick` chooses which of the running ends next."""
-    running: list[Assignment] = []
-    ended = 0
-    while not search.exhausted and ended != stop_after:
-        while len(running) < slots and (assignment := search.propose()) is not None:
-            running.append(assignment)
-        assignment = running.pop(pick(len(running)))
-        finish(search, assignment)
-        ended += 1
-
-
-def finish(search: Search, assignment: Assignment) -> None:
-    for epoch in range(assignment.num_journalled + 1, 3):
-        assert search.report(assignment.key, {"epoch": epoch, "top1": accuracy(assignment) / 2})
-    values = {"top1": accuracy(assignment), **assignment.cost}
-    search.finish(assignment.key, values, {"s01": [1.0, 2.0]})
 
 
 def proposals(events: list[tuple[str, dict[str, Any]]]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -149,6 +150,80 @@ def test_a_larger_budget_extends_and_an_equal_one_changes_nothing(tmp_path: Path
     assert tracking.read_study(third.tracking_uri, "small", runs) == third.record
 
 
+class QuickWorker:
+    """Trains nothing: three epochs whose accuracy grows with the width."""
+
+    def start(self, job: Any) -> None:
+        self.job, self.epoch = job, job.num_journalled
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        top1 = 0.5 + 0.01 * self.job.parameters["dim"] + 0.001 * self.job.seed
+        report: dict[str, Any] = {"epochs": [{"epoch": self.epoch, "top1": top1, "seconds": 60.0}]}
+        if self.epoch == 3:
+            values = {"top1": top1, "seconds": 180.0, **self.job.cost}
+            report["final"] = {"values": values, "groups": {}, "facts": {}}
+        return report
+
+
+def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:
+    """Also after the reported configurations were chosen and had their fresh replicates."""
+    text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
+    text = text.replace("replicates: 2", "replicates: {{min: 2, max: 2, fresh: 1}}, max_epochs: {}")
+
+    def run(max_epochs: int) -> StudyResult:
+        file = tmp_path / "small.yaml"
+        file.write_text(text.format(max_epochs))
+        return run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, formats=())
+
+    def frozen() -> list[Any]:
+        return [e.body["seeds"] for e in read_events(tmp_path / "small") if e.kind == "frozen"]
+
+    first = run(7)
+    assert first.complete
+    assert first.reason == "the limit of 7 epochs was reached"
+    assert len(frozen()) == 1
+    again = run(7)
+    assert again.complete
+    assert again.record == first.record
+    assert len(frozen()) == 1
+    higher = run(1000)
+    assert higher.complete
+    assert higher.reason == "all trials ran"
+    assert len(frozen()) == 2
+    fresh = [f"{i}-{seed}" for seeds in frozen() for i, own in seeds.items() for seed in own]
+    keys = {trial.key for trial in higher.record.trials}
+    assert {trial.key for trial in first.record.trials} <= keys
+    assert len(keys) == 8 + len(set(fresh))
+    ended = [event.body for event in read_events(tmp_path / "small") if event.kind == "ended"]
+    assert [body["reason"] for body in ended] == [first.reason, first.reason, higher.reason]
+    assert tracking.read_study(higher.tracking_uri, "small", tmp_path) == higher.record
+
+
+def test_hours_count_only_while_a_driver_runs_trials(tmp_path: Path) -> None:
+    """What lies between two drivers does not, whoever writes to the journal meanwhile."""
+    text = STUDY.format(trials=2, dims="[8, 16]", concurrent="1").replace("replicates: 2", "{}")
+
+    def run(more: str) -> StudyResult:
+        (tmp_path / "small.yaml").write_text(text.format(more))
+        return run_study(
+            tmp_path / "small.yaml", runs=tmp_path, resume=True, worker=QuickWorker, formats=()
+        )
+
+    first = run("replicates: 1, max_hours: 0.5")
+    assert first.reason == "all trials ran"
+    with Journal(tmp_path / "small", clock=lambda: time.time() + 3600) as journal:
+        journal.append("mirrored", through=journal.last_id)
+    (tmp_path / "small.yaml").write_text(
+        text.replace("trials: 2", "trials: 4").format("replicates: 1, max_hours: 0.5")
+    )
+    second = run_study(
+        tmp_path / "small.yaml", runs=tmp_path, resume=True, worker=QuickWorker, formats=()
+    )
+    assert second.reason == "all trials ran"
+    assert len(second.record.trials) == 4
+
+
 def test_equal_trials_have_equal_values_in_other_processes(
     finished: StudyResult, tmp_path: Path
 ) -> None:
@@ -206,6 +281,34 @@ def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
     assert "was confirmed" in more.output
 
 
+def test_of_fresh_replicates_only_those_are_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    text = STUDY.format(trials=2, dims="[8]", concurrent="auto")
+    file.write_text(text.replace("replicates: 2", "replicates: {min: 1, max: 1, fresh: 2}"))
+    result = run_study(file, runs=tmp_path, formats=())
+    assert result.complete
+    fresh = {f"{identity}-{seed}" for identity, own in result.record.fresh.items() for seed in own}
+    assert fresh
+    confirmed = confirm.confirm_study(result.folder)
+    looked_at = {trial.key for trial in confirmed.trials if trial.test_values}
+    assert looked_at
+    assert looked_at <= fresh  # of the chosen ones, those still on the front
+    assert {key.rpartition("-")[2] for key in looked_at} == {"1", "2"}
+    (look,) = [event for event in read_events(result.folder) if event.kind == "confirmed"]
+    assert look.body["trials"].keys() == looked_at
+
+
+def test_a_recorded_table_is_not_confirmed(tmp_path: Path) -> None:
+    file = write(tmp_path, trials=2)
+    with Journal(tmp_path / "small") as journal:
+        journal.append("recorded")
+    run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, formats=())
+    said = call("confirm", "small", "--runs", tmp_path)
+    assert said.exit_code == 1
+    assert "is a recorded table: its trials looked at the test split" in said.output
+    assert "confirmed" not in {event.kind for event in read_events(tmp_path / "small")}
+
+
 def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
     run_study(write(tmp_path, trials=2), runs=tmp_path, formats=())
     with Journal(tmp_path / "small") as journal:
@@ -259,3 +362,34 @@ def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("cpus: 1000,", "cpus: 1, gpus: 0.5,"))
     with pytest.raises(UserError, match=r"1 CPUs and 0\.5 GPUs, but Ray has"):
         run_study(file, runs=tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------ recorded tables
+
+
+def test_a_space_is_recorded_and_searches_are_simulated_on_it(tmp_path: Path) -> None:
+    file, out = write(tmp_path, trials=4, dims="[8]"), tmp_path / "tables" / "small.parquet"
+    where = ("--out", out, "--runs", tmp_path / "runs")
+    done = call("table", file, *where, "--near", 1, "--near-replicates", 3)
+    assert done.exit_code == 0, done.output
+    assert "2 configurations, 2 to 3 replicates, 3 epochs: 15 rows" in done.output
+    assert f"sftsearch simulate {file} --table {out}" in done.output
+    again = call("table", file, *where, "--near", 1, "--near-replicates", 3)
+    assert again.exit_code == 0, again.output
+    assert "15 rows" in again.output
+    simulated = call("simulate", file, "--table", out, "--json")
+    assert simulated.exit_code == 0, simulated.output
+    told = json.loads(simulated.stdout)
+    assert (told["finished"], told["reused"]) == (4, 0)
+    assert 0 <= told["regret"] < 0.75  # below what chance alone would lack
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        STUDY.format(trials=4, dims="[8]", concurrent="1").replace("exhaustive", "random")
+    )
+    said = call("table", file, "--out", tmp_path / "t.parquet", "--runs", tmp_path)
+    assert said.exit_code == 1
+    assert "a table is recorded with `sampler: exhaustive`" in said.output
+    assert not (tmp_path / "t.parquet").exists()

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sftsearch.orchestrator import record, tracking
+from sftsearch.orchestrator import record, report, tracking
 from sftsearch.orchestrator.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CREATED: dict[str, Any] = {
     "name": "mirrored",
@@ -75,7 +75,7 @@ def snapshot(uri: str, runs: Path) -> list[Any]:
             for name in sorted(run.data.metrics)
             if (history := client.get_metric_history(run.info.run_id, name))
         }
-        found.append((run.info.run_id, run.info.status, run.data.params, histories))
+        found.append((run.info.run_id, run.info.status, run.data.params, histories, run.data.tags))
     return sorted(found)
 
 
@@ -88,10 +88,128 @@ def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
         assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
 
 
-def test_writing_everything_again_changes_nothing(tmp_path: Path) -> None:
+def adapt(journal: Journal) -> None:
+    """Append a study with folds, a stopped, a replicated and two reported configurations."""
+    journal.append("recorded")
+    definition = {"folds": 3, "replicates": {"min": 1, "max": 4, "fresh": 2}, "space": ["long"]}
+    journal.append("created", **(CREATED | {"definition": definition}))
+    journal.append("opened", trials=4, slots=1)
+    for i, name in enumerate("abc"):
+        base = {"configuration_id": name, "model": "sft", "parameters": {"dim": i}}
+        journal.append("admitted", number=i, seeds=[0], cost=COST, **base)
+    finish(journal, "a", 0)
+    start(journal, "b", 0)
+    values = {"epoch": 2, "loss": 0.5, "top1": 0.25, **COST}
+    told = {"reason": "unlikely", "withdrawn": [], "best": 0.5}
+    journal.append("stopped", trial="b-0", epoch=2, values=values, **told)
+    finish(journal, "c", 0)
+    journal.append("replicated", configuration_id="a", seeds=[1])
+    finish(journal, "a", 1)
+    journal.append("frozen", seeds={"a": [2, 3], "c": [1, 2]})
+    for name, seed in (("a", 2), ("a", 3), ("c", 1)):
+        finish(journal, name, seed)
+    start(journal, "c", 2)
+    journal.append("failed", trial="c-2", reason="it broke")
+
+
+def start(journal: Journal, name: str, seed: int) -> None:
+    base = {"configuration_id": name, "model": "sft", "parameters": {"dim": "abc".index(name)}}
+    journal.append("started", trial=f"{name}-{seed}", epoch=0, seed=seed, cost=COST, **base)
+
+
+def finish(journal: Journal, name: str, seed: int) -> None:
+    start(journal, name, seed)
+    values = {"top1": 0.5 + seed / 10, **COST}
+    groups = {f"s{seed % 3}": [5.0 + seed, 10.0]}
+    facts = {"torch": "2"}
+    journal.append("finished", trial=f"{name}-{seed}", values=values, groups=groups, facts=facts)
+
+
+def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
+    belief = {"mean": mean, "sd": 0.01, "on_front": 0.9}
+    found = {"rate": 0.25, "low": 0.006, "high": 0.806, "num": 4} if audits else None
+    beliefs = {"a": belief, "c": belief}
+    facts = {"within_delta": 0.75, "audits": found, "num_stopped": 1}
+    journal.append("concluded", reported=["a"], beliefs=beliefs, **facts)
+
+
+def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+
+    def mirrored() -> record.StudyRecord:
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        read = tracking.read_study(uri, "mirrored", tmp_path)
+        assert read == expected(journal)
+        told, known = (
+            json.loads(report.to_json(report.summarise(study)))
+            for study in (read, expected(journal))
+        )
+        assert told == known
+        return read
+
+    with Journal(tmp_path / "s") as journal:
+        adapt(journal)
+        running = mirrored()
+        assert (running.folds, running.num_seeds, running.max_replicates) == (3, 1, 4)
+        assert running.recorded
+        assert running.fresh == {"a": (2, 3), "c": (1, 2)}
+        assert running.conclusion is None
+        stopped = next(t for t in running.trials if t.status == "stopped")
+        assert (stopped.key, stopped.epoch, stopped.reason) == ("b-0", 2, "unlikely")
+        assert stopped.values == {"loss": 0.5, "top1": 0.25, **COST}
+        conclude(journal, 0.6, audits=True)
+        first = mirrored().conclusion
+        assert first is not None
+        assert first.false_stops == record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
+        assert list(first.beliefs) == ["a"]  # a trial of `c` has failed since
+        journal.append("opened", trials=9, slots=1)
+        assert mirrored().conclusion is None  # it runs again
+        journal.append("replicated", configuration_id="a", seeds=[4])
+        finish(journal, "a", 4)
+        assert mirrored().fresh == {}
+        conclude(journal, 0.7, audits=False)
+        second = mirrored().conclusion
+        assert second is not None
+        assert (second.false_stops, second.beliefs["a"].mean) == (None, 0.7)
+
+
+def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
     uri = tracking.default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
-        add_trials(journal, 0, 6)
+        adapt(journal)
+        conclude(journal, 0.6, audits=True)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    client = tracking.open_client(uri, tmp_path)
+    experiment = client.get_experiment_by_name("mirrored")
+    runs = {
+        run.data.tags["sftsearch.trial"]: run
+        for run in client.search_runs([experiment.experiment_id])
+    }
+    assert runs["b-0"].info.status == "KILLED"
+    assert runs["b-0"].data.tags["sftsearch.stopped"] == "true"
+    assert "top1" not in runs["b-0"].data.metrics  # it would pass for a final value
+    for seed in range(4):
+        run = runs[f"a-{seed}"]
+        assert run.data.tags["sftsearch.replicate"] == str(seed)
+        assert run.data.tags["sftsearch.fold"] == str(seed % 3)
+        assert run.data.tags["sftsearch.stopped"] == "false"
+        assert run.data.metrics["front_probability"] == 0.9
+    assert runs[""].data.metrics == {"within_delta": 0.75, "false_stop_rate": 0.25}
+
+
+def adapt_and_conclude(journal: Journal) -> None:
+    adapt(journal)
+    conclude(journal, 0.6, audits=True)
+    journal.append("opened", trials=9, slots=1)
+
+
+@pytest.mark.parametrize("write", [lambda j: add_trials(j, 0, 6), adapt_and_conclude])
+def test_writing_everything_again_changes_nothing(
+    tmp_path: Path, write: Callable[[Journal], None]
+) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        write(journal)
         assert tracking.Mirror(journal, uri, tmp_path).close()
         once = snapshot(uri, tmp_path)
         events = [event for event in journal.events() if event.kind != "mirrored"]
@@ -266,7 +384,7 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
         ]
     runs = snapshot(server.uri, tmp_path)
     assert len(runs) == 41
-    for _, _, params, histories in runs:
+    for _, _, params, histories, _ in runs:
         if params:
             assert [step for step, *_ in histories["epoch/loss"]] == [1, 2, 3]
 

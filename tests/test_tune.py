@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,3 +127,72 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(
     with pytest.raises(tune.ResourceError, match=said) as caught, tune.connected(address):
         pass
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------- interrupts
+
+
+def test_the_first_signal_is_counted_and_the_third_is_python_s(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with tune.Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.count == 1
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.count == 2
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_sigterm_stops_at_once_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with tune.Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.count == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    heard = []
+
+    def enter() -> None:
+        with tune.Interruption():
+            heard.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert heard == [signal.getsignal(signal.SIGINT)]
+
+
+# ------------------------------------------------------------ trials that hang
+
+
+class Hanging(Noting):
+    """Two of its trials never report: one hangs as it begins, one as it trains."""
+
+    def start(self, job: Any) -> None:
+        super().start(job)
+        if job.parameters["dim"] == 2:
+            time.sleep(3600)
+
+    def step(self) -> dict[str, Any]:
+        if self.job.parameters["dim"] == 5:
+            time.sleep(3600)
+        return super().step()
+
+
+@pytest.mark.timeout(400)  # two processes are ended, and others started in their place
+def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "placed.yaml"
+    text = STUDY.format(cpus=2, gpus=0, concurrent="2")
+    file.write_text(text.replace("concurrent_trials: 2", "concurrent_trials: 2, trial_hours: 2e-3"))
+    result = run_study(file, runs=tmp_path, worker=Hanging, formats=())
+    assert result.complete
+    assert result.reason == "all trials ran"
+    outcomes = {t.configuration["dim"]: t.reason or t.status for t in result.record.trials}
+    overdue = "it ran for longer than `resources.trial_hours` allows (0.002)"
+    assert outcomes == {dim: overdue if dim in (2, 5) else "finished" for dim in range(1, 7)}

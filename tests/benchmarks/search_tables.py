@@ -6,20 +6,24 @@ become studies like ours: one branch, the parameters that were recorded, accurac
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from benchmarks.rivals.optuna_samplers import Table as Grid
 from numpy.typing import NDArray
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.simulate import TableAdmission
+from sftsearch.orchestrator.simulate import TableAdmission, area
 from sftsearch.orchestrator.table import Table, read_table
 from sftsearch.search_spaces.load import Source, parse_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Floats = NDArray[np.float64]
 
@@ -44,19 +48,61 @@ class Case:
         text = yaml.safe_dump({**self.study, "search": plan}, sort_keys=False)
         return parse_study(text.encode())
 
+    @functools.cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of each configuration's id."""
+        return {identity: row for row, identity in enumerate(self.table.ids)}
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        """The table as Optuna's samplers see it."""
+        branched = len(set(self.table.models)) > 1
+        rows = []
+        for model, parameters in zip(self.table.models, self.table.parameters, strict=True):
+            flat = {
+                n: v if isinstance(v, int | float) else json.dumps(v) for n, v in parameters.items()
+            }
+            named = {f"{model}.{n}": v for n, v in flat.items()} if branched else flat
+            rows.append({"branch": model, **named} if branched else named)
+        return Grid(rows)
+
     def regret(self, reported: list[int]) -> float:
-        """Return the budget regret B of the reported rows: how far below the best on average.
+        """Return the budget regret B of the reported rows; see `simulate.budget_regret`."""
+        return self._best_area - area(
+            self.u, self.truth, np.array(reported, dtype=int), self.chance
+        )
 
-        The integral over u of f*(u) - f(u), f the best true mean among the rows reported at scaled
-        cost up to u, f* that of all rows; chance where there is none.
+    def standard_error(self, draws: int = 200) -> float:
+        """Return how uncertain B is by what the recorded replicates leave unknown of the truth.
+
+        The standard deviation of the area under the best 30 points, replicates drawn anew.
         """
-        return self._area(np.arange(len(self.u))) - self._area(np.asarray(reported, dtype=int))
+        random = np.random.default_rng(0)
+        values = self.table.values("top1")
+        rows = np.array(true_front(self.u, self.truth))
+        found = []
+        for _ in range(draws):
+            means = []
+            for row in rows:
+                known = values[row][np.isfinite(values[row])]
+                means.append(random.choice(known, len(known)).mean() * 1.0)
+            truth = np.full(len(self.u), -np.inf)
+            truth[rows] = means
+            found.append(area(self.u, truth, rows, self.chance))
+        return float(np.std(found))
 
-    def _area(self, rows: NDArray[np.int64]) -> float:
-        order = rows[np.argsort(self.u[rows], kind="stable")]
-        u = np.concatenate([[0.0], self.u[order], [1.0]])
-        best = np.maximum.accumulate(np.concatenate([[self.chance], self.truth[order]]))
-        return float(np.diff(u) @ best)
+    @functools.cached_property
+    def _best_area(self) -> float:
+        return area(self.u, self.truth, np.arange(len(self.u)), self.chance)
+
+
+def true_front(u: Floats, truth: Floats) -> list[int]:
+    """Return the rows that no cheaper one is as good as."""
+    chosen: list[int] = []
+    for row in np.lexsort((-truth, u)):
+        if not chosen or truth[row] > truth[chosen[-1]]:
+            chosen.append(int(row))
+    return chosen
 
 
 def own_case(path: Path) -> Case:

@@ -55,13 +55,19 @@ ALIKE = """\
 """
 # 2 x 3 x 3 x 2 + 1 points; dim 8 does not divide by 16 heads: 6 are impossible.
 NUM_ADMISSIBLE = 31
+OPTIONS: dict[str, dict[str, int]] = {
+    "nsga2": {"population": 4},  # several generations in few steps
+    "nsga3": {"population": 4},
+    "gp": {"startup_configurations": 24},  # it takes a second a draw
+}
 Record = dict[str, Any]
 
 
 def admission_of(space: str, sampler: str) -> tuple[Admission, Any]:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\n"
-        f"search: {{trials: 1, sampler: {{kind: {sampler}}}}}\nspace:\n{space}"
+        f"search: {{trials: 1, sampler: { {'kind': sampler} | OPTIONS.get(sampler, {}) }}}\n"
+        f"space:\n{space}"
     )
     source = parse_study(text.encode())
     check_names(source)
@@ -85,20 +91,22 @@ class Run:
             return None
         number, point = proposal
         assert number == len(self.records)
+        record: Record = {"point": point, "carried": self.optuna.carried(number)}
+        self.records.append(record)
         decided = self.admission.decide(point)
         if not isinstance(decided, Candidate):
             self.optuna.refuse(number, decided.excess)
-            self.records.append({"point": point, "state": "refused", "excess": decided.excess})
+            record |= {"state": "refused", "excess": decided.excess}
             return False
         self.admission.take(decided.id)
         values = [1 / (1 + decided.cost.parameters / 1e4), decided.cost.gflops]
         self.observe(number, decided, None if number % 7 == 3 else values)
         if number % 7 == 3:
             self.optuna.fail(number)
-            self.records.append({"point": point, "state": "failed"})
+            record |= {"state": "failed"}
         else:
             self.optuna.tell(number, values)
-            self.records.append({"point": point, "state": "complete", "values": values})
+            record |= {"state": "complete", "values": values}
         return decided
 
     def observe(self, number: int, decided: Candidate, values: list[float] | None) -> None:
@@ -128,6 +136,7 @@ class Run:
                 values=json.loads(json.dumps(record.get("values"))),
                 state=record["state"],
                 excess=record.get("excess", 0.0),
+                carried=json.loads(json.dumps(record["carried"])),
             )
             if record["state"] != "refused":
                 candidate = again.admission.price(record["point"])
@@ -190,7 +199,7 @@ def test_proposes_points_of_the_space_and_covers_it_once(
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
 def test_proposes_points_of_a_continuous_space(sampler: str) -> None:
     run = Run(CONTINUOUS, sampler)
-    for _ in range(40):
+    for _ in range(30):
         assert run.step() is not None
     drawn = [record["point"].values for record in run.records if record["point"].branch == 2]
     rates = [values["learning_rate"] for values in drawn]

@@ -311,15 +311,15 @@ def test_a_front_of_500_configurations_takes_seconds() -> None:
         for n in range(500)
         for seed in range(2)
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     report.summarise(small_study(*trials, num_seeds=2))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_notes_name_subjects_and_seeds_and_the_one_split(study: StudyRecord) -> None:
     text = " ".join(wording.notes(report.summarise(study)))
     assert "bootstrap over 3 subjects and the seeds" in text
-    assert "conditional on that split" in text
+    assert "conditional on this split" in text
     assert "too narrow" in text
     hundredths = {f"{g:02d}": (50.0, 100.0) for g in range(100)}
     values = {"top1": 0.5, "gflops": 1.0}

@@ -1,0 +1,186 @@
+"""Milliseconds that each decision of a search takes when 10,000 trials are recorded.
+
+The study is made up: 20,000 configurations in two branches of eight parameters. Its journal holds
+the trials; a search replays it and goes on. Each decision is taken right after a trial ended, so
+that nothing it needs was computed before, and timed alone:
+
+- `propose`: the sampler `front` names the next configuration;
+- `stop`: the rule `front` judges a trial at a rung, by the best that its cost affords;
+- `replicate`: which configuration's next replicate changes the front most;
+- `front`: which configurations are on the front, by posterior means;
+- `end`: a trial's end is taken in.
+
+Run with `python -P tests/benchmarks/bench_decisions.py`; the last line is JSON, medians of
+`--rounds` in milliseconds of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.journal import MemoryJournal
+from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.simulate import TableAdmission
+from sftsearch.orchestrator.table import Table
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.space import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.search_spaces.load import Source
+
+BRANCH = """
+  - kind: {kind}
+    dim: {{kind: choice, values: [8, 16, 32, 64, 128]}}
+    stride: {{kind: choice, values: [1, 2, 4, 8, 16]}}
+    num_heads: {{kind: choice, values: [2, 4]}}
+    fused_layers: {{kind: choice, values: [1, 2, 3, 4, 5]}}
+    mixup: {{kind: choice, values: [none, manifold]}}
+    pooling: {{kind: choice, values: [max, average]}}
+    learning_rate: {{kind: choice, values: [0.0003, 0.001, 0.003, 0.01, 0.03]}}
+    modalities: {{kind: choice, values: [[a], [a, b]]}}
+"""
+STUDY = """
+study: {name: made_up}
+dataset: {kind: wearables}
+search: {sampler: front, trials: 1000000, replicates: {min: 1, max: 5}, stopping: front}
+training: {epochs: 8}
+space:
+"""
+EPOCHS, RUNG = 8, 2
+
+
+def make_source() -> Source:
+    """Return the study file."""
+    text = STUDY + "".join(BRANCH.format(kind=kind) for kind in ("sft", "concat"))
+    return parse_study(text.encode())
+
+
+def make_table(source: Source) -> Table:
+    """Return a table of all configurations without epochs: only what they cost."""
+    space = Space(source.study.space)
+    points = list(space.points())
+    costs = [
+        p.values["dim"] ** 1.5 * p.values["fused_layers"] / p.values["stride"] ** 0.7
+        * (1 + p.branch) * len(p.values["modalities"])
+        for p in points
+    ]  # fmt: skip
+    number = len(points)
+    return Table(
+        ids=[f"{i:012x}" for i in range(number)],
+        models=[space.models[p.branch] for p in points],
+        parameters=[dict(p.parameters) for p in points],
+        costs={"gflops": np.array(costs) / 1e5},
+        metrics={},
+        seconds=np.ones((number, 1, EPOCHS)),
+        facts={},
+    )
+
+
+def truth(parameters: dict[str, Any], cost: float, noise: float) -> float:
+    """Return an accuracy that grows with cost and has a best learning rate."""
+    rate = np.log(parameters["learning_rate"] / 0.003)
+    return float(0.9 - 0.3 / (1 + 300 * cost) - 0.01 * rate**2 + 0.01 * noise)
+
+
+def record(journal: MemoryJournal, admission: TableAdmission, table: Table, number: int) -> None:
+    """Journal configurations drawn at random, each trained once."""
+    random_ = np.random.default_rng(0)
+    candidates = list((admission.table or {}).values())
+    for n, i in enumerate(random_.choice(len(candidates), number, replace=False)):
+        candidate = candidates[i]
+        cost = {"gflops": candidate.cost.gflops, "gmacs": 0.0, "parameters": 0}
+        model, parameters = candidate.configuration.model, candidate.configuration.parameters
+        group = f"{candidate.point.branch} none"
+        journal.append("proposed", number=n, branch=candidate.point.branch,
+                       values=dict(candidate.point.values))  # fmt: skip
+        journal.append("admitted", number=n, configuration_id=candidate.id, model=model,
+                       parameters=parameters, cost=cost, seeds=[0], epochs=EPOCHS, warmup=0,
+                       group=group)  # fmt: skip
+        value = truth(parameters, candidate.cost.gflops, random_.normal())
+        values = {"top1": value, "seconds": 10.0, **cost}
+        journal.append("finished", trial=f"{candidate.id}-0", values=values, groups={}, facts={})
+        journal.append("told", number=n, state="complete", values=[value, cost["gflops"]])
+
+
+class Bench:
+    """A study that goes on, a trial at a time."""
+
+    def __init__(self, number: int) -> None:
+        source = make_source()
+        table = make_table(source)
+        admission = TableAdmission(source, describe("wearables"), table)
+        journal = MemoryJournal(clock=time.time)
+        record(journal, admission, table, number)
+        self.search = Search(source.study, journal, admission, slots=2)
+        self.random_ = np.random.default_rng(1)
+        self.milliseconds: dict[str, list[float]] = {}
+        self.other = self.next()
+
+    def next(self) -> Assignment:
+        """Return the next trial."""
+        assignment = self.search.propose()
+        assert assignment is not None
+        return assignment
+
+    def timed(self, name: str, act: Callable[[], Any]) -> Any:
+        """Do something, and note the CPU time it takes."""
+        start = time.process_time()
+        result = act()
+        self.milliseconds.setdefault(name, []).append(1e3 * (time.process_time() - start))
+        return result
+
+    def end(self, assignment: Assignment) -> None:
+        """Let a trial finish: from now on, whatever follows from the past has to be computed."""
+        cost = assignment.cost
+        value = truth(assignment.parameters, cost["gflops"], self.random_.normal())
+        values = {"top1": value, "seconds": 10.0, **cost}
+        self.timed("end", lambda: self.search.finish(assignment.key, values, {}))
+
+    def report(self, assignment: Assignment) -> bool:
+        """Report the epoch of a rung."""
+        for epoch in range(1, RUNG):
+            self.search.report(assignment.key, {"epoch": epoch, "top1": 0.5})
+        return self.search.report(assignment.key, {"epoch": RUNG, "top1": 0.9})
+
+    def round(self) -> None:
+        """Take every decision once, each after an end."""
+        beliefs = self.search.beliefs
+        self.end(self.other)
+        first = self.timed("propose", self.next)
+        second = self.next()
+        self.end(second)
+        self.timed("stop", lambda: self.report(first))
+        self.end(first)
+        self.timed("replicate", lambda: beliefs.best_replicate(5))
+        self.other = self.next()
+        self.end(self.other)
+        self.timed("front", beliefs.front)
+        self.other = self.next()
+
+
+def main() -> None:
+    """Measure all decisions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=40)
+    asked = parser.parse_args()
+    start = time.process_time()
+    bench = Bench(asked.trials)
+    first = time.process_time() - start
+    for _ in range(asked.rounds):
+        bench.round()
+    medians = {name: round(float(np.median(ms)), 1) for name, ms in bench.milliseconds.items()}
+    print(json.dumps({"num_trials": asked.trials, "opened_seconds": round(first, 1), **medians}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""How much training a search needs until its front is good: ours and others, on recorded tables.
+
+Every search runs on a table with a simulated clock and four asynchronous workers, the same
+repetition of every search on the same draw of recorded replicates. After each trial that ends, the
+search reports the front it believes in, and its budget regret B is taken: how far the best reported
+configuration that a budget affords is below the best of the table, on average over the logarithm of
+the budget, in points of accuracy, by the true means (all recorded replicates).
+
+The expected running time to a B is the training time of all repetitions over the number that
+reached it, censored ones counted. It is never asked for a B below two standard errors of B (what
+recorded replicates leave unknown of the truth). A speed-up is another search's expected running
+time over ours; its interval is a paired bootstrap over repetitions, the geometric mean over tables.
+
+Defaults were chosen on the tables of `TUNED_ON`; the others are reported.
+
+Run with `python -P tests/benchmarks/bench_search.py --tables FOLDER`, which holds our tables
+(`*.parquet`) and those of `rivals/convert_hpo_bench.py` (`*.npz`). The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import json
+import math
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
+from benchmarks.rivals.optuna_samplers import Table as Grid
+from benchmarks.rivals.optuna_samplers import optuna_rival
+from benchmarks.search_tables import Case, own_case, public_case
+
+from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.simulate import Replay, simulate
+
+WORKERS = 4
+LEVELS = (2.0, 1.0, 0.5)
+"""Points of budget regret that times are taken to."""
+TUNED_ON = (
+    "digits",
+    "hpobench-australian",
+    "hpobench-car",
+    "hpobench-credit_g",
+    "hpobench-kc1",
+    "hpobench-phoneme",
+    "hpolib-naval_propulsion",
+    "hpolib-parkinsons_telemonitoring",
+    "nasbench201-cifar100",
+)
+OURS = "front"
+PLANS: dict[str, dict[str, Any]] = {
+    "front": {"sampler": {"kind": "front"}},
+    "front+stop": {"sampler": {"kind": "front"}, "stopping": {"kind": "front"}},
+    "front+replicates": {"sampler": {"kind": "front"}, "replicates": {"min": 1, "max": 5}},
+    "front 5 each": {"sampler": {"kind": "front"}, "replicates": 5},
+    "random": {"sampler": {"kind": "random"}},
+    "random+stop": {"sampler": {"kind": "random"}, "stopping": {"kind": "front"}},
+    "our tpe": {"sampler": {"kind": "tpe"}},
+}
+"""Searches of ours, by their section of a study file."""
+RIVALS = ("optuna random", "optuna tpe", "optuna nsga2", "optuna gp")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One search: the regret after every trial that ended."""
+
+    seconds: list[float]
+    """Training seconds of all workers so far: four times the clock."""
+    regrets: list[float]
+    """In points."""
+    trials: int
+
+    def until(self, level: float) -> float:
+        """Return the training seconds to a regret of at most `level`; infinite if never."""
+        return next(
+            (s for s, b in zip(self.seconds, self.regrets, strict=True) if b <= level), math.inf
+        )
+
+
+def believed_front(case: Case, search: Search) -> list[int]:
+    """Return the rows that a search of ours reports."""
+    return [case.row_of[identity] for identity in search.beliefs.front()]
+
+
+def plain_front(costs: dict[int, float], means: dict[int, float]) -> list[int]:
+    """Return the rows whose mean exceeds that of all cheaper ones: what a user would report."""
+    chosen, best = [], -math.inf
+    for row in sorted(means, key=lambda r: (costs[r], -means[r])):
+        if means[row] > best:
+            chosen.append(row)
+            best = means[row]
+    return chosen
+
+
+def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> Trace:
+    """Run a search of ours; where its sampler is no model, its front is of plain means."""
+    case.admission.release()
+    sampler = {**plan["sampler"], "seed": repetition}
+    each = plan.get("replicates", 1)
+    whole = trials - trials % each if isinstance(each, int) else trials
+    source = case.source(**{**plan, "sampler": sampler, "trials": whole})
+    believes = sampler["kind"] == "front"
+    seconds: list[float] = []
+    regrets: list[float] = []
+
+    def note(search: Search, now: float) -> None:
+        reported = []
+        if search.past.has_values:
+            measured = search.past.measured()
+            if believes:
+                reported = believed_front(case, search)
+            else:
+                rows = [case.row_of[identity] for identity in measured.ids]
+                costs = dict(zip(rows, measured.costs.tolist(), strict=True))
+                reported = plain_front(costs, dict(zip(rows, measured.means.tolist(), strict=True)))
+        seconds.append(WORKERS * now)
+        regrets.append(100 * case.regret(reported))
+
+    done = simulate(
+        source, case.admission, case.table, workers=WORKERS, repetition=repetition, on_end=note
+    )
+    return Trace(seconds, regrets, done.search.num_finished)
+
+
+def run_rival(case: Case, kind: str, repetition: int, trials: int) -> Trace:
+    """Run Optuna's sampler as its users do: ask, train, tell; a repeat trains a replicate."""
+    rival = optuna_rival(kind, case.grid, repetition, missing="nearest")
+    return _drive(case, repetition, trials, rival.ask, rival.tell, None, rival.drop)
+
+
+def run_moasha(case: Case, corrected: bool, repetition: int, trials: int, python: str) -> Trace:
+    """Run Syne Tune's MO-ASHA on random proposals, as shipped or with its ranks corrected."""
+    script = Path(__file__).parent / "rivals" / "moasha.py"
+    random = np.random.default_rng(repetition)
+    order = iter(random.permutation(len(case.table.ids)).tolist())
+    with subprocess.Popen(
+        [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sent, heard = process.stdin, process.stdout
+
+        def ask(message: dict[str, Any]) -> dict[str, Any]:
+            sent.write(json.dumps(message) + "\n")
+            sent.flush()
+            answer: dict[str, Any] = json.loads(heard.readline())
+            return answer
+
+        options = {"num_epochs": case.table.num_epochs, "reduction_factor": 3, "seed": repetition}
+        ask({"init": {**options, "corrected": corrected}})
+
+        def stops(trial: int, row: int, epoch: int, accuracy: float) -> bool:
+            report = {"trial": trial, "epoch": epoch, "accuracy": accuracy, "cost": case.u[row]}
+            return bool(ask({"report": report})["stop"])
+
+        trace = _drive(
+            case, repetition, trials, lambda: next(order), lambda *_: None, stops, lambda _: None
+        )
+        process.stdin.close()
+    return trace
+
+
+def _drive(
+    case: Case,
+    repetition: int,
+    trials: int,
+    ask: Callable[[], int],
+    tell: Callable[[int, float, float], None],
+    stops: Callable[[int, int, int, float], bool] | None,
+    drop: Callable[[int], None],
+) -> Trace:
+    """Run somebody else's search with four workers on the clock of the table."""
+    table, replay = case.table, Replay(case.table, repetition)
+    values, curves = table.values("top1"), table.metrics["top1"]
+    told: dict[int, list[float]] = {}
+    begun: dict[int, int] = {}
+    events: list[tuple[float, int, int, int, int]] = []
+    now, number = 0.0, itertools.count()
+    seconds: list[float] = []
+    regrets: list[float] = []
+
+    def start(trial: int) -> None:
+        row = ask()
+        replicate = replay.find(row, begun.get(row, 0))
+        begun[row] = begun.get(row, 0) + 1
+        heapq.heappush(events, (now + table.seconds[row, replicate, 0], trial, row, replicate, 1))
+
+    for _ in range(min(WORKERS, trials)):
+        start(next(number))
+    while events:
+        now, trial, row, replicate, epoch = heapq.heappop(events)
+        ended = epoch == table.num_epochs
+        if (
+            not ended
+            and stops
+            and stops(trial, row, epoch, float(curves[row, replicate, epoch - 1]))
+        ):
+            drop(row)
+            ended = True
+        elif ended:
+            value = float(values[row, replicate])
+            tell(row, value, float(table.costs["gflops"][row]))
+            told.setdefault(row, []).append(value)
+        if not ended:
+            then = now + table.seconds[row, replicate, epoch]
+            heapq.heappush(events, (then, trial, row, replicate, epoch + 1))
+            continue
+        means = {r: float(np.mean(found)) for r, found in told.items()}
+        reported = plain_front({r: float(case.u[r]) for r in means}, means)
+        seconds.append(WORKERS * now)
+        regrets.append(100 * case.regret(reported))
+        if (following := next(number)) < trials:
+            start(following)
+    return Trace(seconds, regrets, sum(map(len, told.values())))
+
+
+# ------------------------------------------------------------------ what they took
+
+
+def expected_time(traces: list[Trace], level: float, picks: np.ndarray | None = None) -> float:
+    """Return the training time of all repetitions over the number that reached the level.
+
+    Where none did, half a repetition is said to have: a lower bound of what it takes.
+    """
+    chosen = traces if picks is None else [traces[i] for i in picks]
+    times = [trace.until(level) for trace in chosen]
+    spent = sum(min(t, trace.seconds[-1]) for t, trace in zip(times, chosen, strict=True))
+    return spent / max(sum(map(math.isfinite, times)), 0.5)
+
+
+def speed_up(
+    ours: dict[str, list[Trace]], theirs: dict[str, list[Trace]], levels: dict[str, float]
+) -> tuple[float, float, float]:
+    """Return the geometric mean over tables of their time over ours, with a 95 % interval."""
+    names = [name for name in ours if name in theirs]
+
+    def mean(random: np.random.Generator | None) -> float:
+        logs = []
+        for name in names:
+            number = min(len(ours[name]), len(theirs[name]))
+            picks = np.arange(number) if random is None else random.integers(number, size=number)
+            ratio = expected_time(theirs[name], levels[name], picks) / expected_time(
+                ours[name], levels[name], picks
+            )
+            logs.append(math.log(ratio))
+        return math.exp(float(np.mean(logs)))
+
+    random = np.random.default_rng(0)
+    draws = [mean(random) for _ in range(1000)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return mean(None), float(low), float(high)
+
+
+def run_one(task: tuple[str, str, str, int, int, str]) -> tuple[str, str, Trace]:
+    """Run one search of one table; in a process of its own."""
+    path, name, method, repetition, trials, python = task
+    case = _case_of(path)
+    if method in PLANS:
+        return name, method, run_ours(case, PLANS[method], repetition, trials)
+    if method.startswith("optuna "):
+        return name, method, run_rival(case, method.split()[1], repetition, trials)
+    corrected = method == "moasha corrected"
+    return name, method, run_moasha(case, corrected, repetition, trials, python)
+
+
+_CASES: dict[str, Case] = {}
+
+
+def _case_of(path: str) -> Case:
+    if path not in _CASES:
+        _CASES.clear()
+        _CASES[path] = (
+            own_case(Path(path)) if path.endswith(".parquet") else public_case(Path(path))
+        )
+    return _CASES[path]
+
+
+def main() -> None:
+    """Run every search on every table; print times and speed-ups."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="names of tables")
+    parser.add_argument("--methods", nargs="*", default=["front", "random", "optuna tpe"])
+    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--trials", type=int, default=150)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--syne-tune", default="", help="a Python that has syne-tune 0.15.0")
+    parser.add_argument("--traces", type=Path, help="a file that gets every trace as JSON")
+    asked = parser.parse_args()
+    files = sorted([*asked.tables.glob("*.parquet"), *asked.tables.glob("*.npz")])
+    files = [f for f in files if not asked.only or f.stem in asked.only]
+    begun = time.perf_counter()
+    traces: dict[str, dict[str, list[Trace]]] = {}
+    levels: dict[float, dict[str, float]] = {level: {} for level in LEVELS}
+    for file in files:
+        case = _case_of(str(file))
+        error = 200 * case.standard_error()
+        for level in LEVELS:
+            levels[level][file.stem] = max(level, error)
+        tasks = [
+            (str(file), file.stem, method, repetition, asked.trials, asked.syne_tune)
+            for method in asked.methods
+            for repetition in range(asked.repetitions)
+            if case.table.num_epochs > 1 or not method.startswith("moasha")
+        ]
+        context = multiprocessing.get_context("fork")
+        with context.Pool(asked.processes) as pool:
+            for name, method, trace in pool.imap(run_one, tasks):
+                traces.setdefault(method, {}).setdefault(name, []).append(trace)
+        _print_table(file.stem, error, traces, asked.methods)
+    if asked.traces:
+        asked.traces.write_text(json.dumps(_as_json(traces)))
+    _print_result(traces, levels, time.perf_counter() - begun)
+
+
+def _print_table(
+    name: str, error: float, traces: dict[str, dict[str, list[Trace]]], methods: list[str]
+) -> None:
+    print(f"{name}: two standard errors of B are {error:.2f} points")
+    for method in methods:
+        found = traces.get(method, {}).get(name)
+        if not found:
+            continue
+        shown = []
+        for level in LEVELS:
+            reached = sum(math.isfinite(t.until(max(level, error))) for t in found)
+            taken = expected_time(found, max(level, error))
+            shown.append(f"B<={level:g}: {taken:10.0f} s ({reached}/{len(found)})")
+        last = np.mean([t.regrets[-1] for t in found])
+        print(f"  {method:18s} {'  '.join(shown)}  at the end {last:.2f}", flush=True)
+
+
+def _as_json(traces: dict[str, dict[str, list[Trace]]]) -> Any:
+    return {
+        method: {
+            name: [[t.seconds, [round(b, 4) for b in t.regrets]] for t in found]
+            for name, found in tables.items()
+        }
+        for method, tables in traces.items()
+    }
+
+
+def _print_result(
+    traces: dict[str, dict[str, list[Trace]]],
+    levels: dict[float, dict[str, float]],
+    wall_seconds: float,
+) -> None:
+    result: dict[str, Any] = {}
+    for part in ("reported", "tuned on"):
+        for method, level in itertools.product(traces, LEVELS):
+            if method == OURS or OURS not in traces:
+                continue
+            mine = {
+                n: t for n, t in traces[OURS].items() if (n in TUNED_ON) == (part != "reported")
+            }
+            if not set(mine) & set(traces[method]):
+                continue
+            mean, low, high = speed_up(mine, traces[method], levels[level])
+            result.setdefault(part, {}).setdefault(method, {})[f"B={level:g}"] = [
+                round(x, 2) for x in (mean, low, high)
+            ]
+    repetitions = max(len(t) for tables in traces.values() for t in tables.values())
+    print(
+        json.dumps(
+            {"speed_up_of": OURS, "repetitions": repetitions, "workers": WORKERS, **result}
+            | {"wall_seconds": round(wall_seconds)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

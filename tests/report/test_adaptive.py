@@ -1,0 +1,468 @@
+"""Studies that stop, fold, replicate and conclude, against closed forms and enumeration."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import statistics
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator import report, report_page, wording
+from sftsearch.orchestrator.record import Belief, Conclusion, FalseStops, StudyRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftsearch.orchestrator.front import Configuration, Front
+
+
+def trial(name: str, seed: int, top1: float, cost: float, **changes: Any) -> TrialRecord:
+    record = TrialRecord(
+        key=f"{name}-{seed}",
+        configuration_id=name,
+        model="sft",
+        configuration={"stride": 1},
+        seed=seed,
+        status="finished",
+        values={"top1": top1, "gflops": cost},
+        groups={f"s{g}": (top1 * 100, 100.0) for g in range(3)},
+        started=1000.0,
+        ended=2000.0 + seed,
+    )
+    return replace(record, **changes)
+
+
+def study_of(*trials: TrialRecord, **changes: Any) -> StudyRecord:
+    record = StudyRecord(
+        name="small",
+        description="",
+        dataset="synthetic",
+        num_seeds=1,
+        objectives=(("top1", "maximize"), ("gflops", "minimize")),
+        facts={},
+        refused={},
+        trials=trials,
+        max_replicates=5,
+    )
+    return replace(record, **changes)
+
+
+def conclusion(**changes: Any) -> Conclusion:
+    found = Conclusion(reported=("a",), within_delta=0.87, false_stops=None, beliefs={})
+    return replace(found, **changes)
+
+
+def by_id(front: Front) -> dict[str, Configuration]:
+    return {c.configuration_id: c for c in front.configurations}
+
+
+def on_terminal(front: Front) -> str:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(report.rich_table(front))
+    return " ".join(console.export_text().split())
+
+
+# Stopped trials -------------------------------------------------------------------------------
+
+
+def stopped(name: str, seed: int, top1: float, cost: float) -> TrialRecord:
+    told = {"status": "stopped", "reason": "unlikely to reach the front", "epoch": 4, "groups": {}}
+    return trial(name, seed, top1, cost, **told)
+
+
+def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> None:
+    front = report.summarise(
+        study_of(
+            trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5), stopped("c", 0, 0.9, 0.6),
+            trial("c", 1, 0.95, 0.6),
+        )
+    )  # fmt: skip
+    assert [c.configuration_id for c in front.points] == ["a"]
+    assert [c.configuration_id for c in front.finished] == ["a"]
+    assert list(front.draws) == ["a"]
+    found = by_id(front)
+    assert (found["b"].status, found["c"].status) == ("stopped", "stopped")
+    assert found["b"].values == {"gflops": 0.5}  # what it reached is not a value of it
+    told = "stopped: seed 0 after epoch 4: unlikely to reach the front"
+    assert wording.verdict(found["b"], front) == told
+    assert "Stopped trials" in report_page.to_html(front)
+    assert "<dt>trials stopped</dt><dd>2</dd>" in report_page.to_html(front)
+
+
+def test_false_stops_are_told_with_their_interval() -> None:
+    """Two wrong of 31: Clopper and Pearson's interval from the F distribution's closed form."""
+    low = 2 / (2 + 30 * stats.f.ppf(0.975, 60, 4))
+    high = 3 * stats.f.ppf(0.975, 6, 58) / (29 + 3 * stats.f.ppf(0.975, 6, 58))
+    audited = FalseStops(rate=2 / 31, low=low, high=high, num=31)
+    study = study_of(
+        trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5),
+        conclusion=conclusion(false_stops=audited, beliefs={"a": Belief(mean=0.5, sd=0.01,
+                                                                        on_front=1.0)}),
+    )  # fmt: skip
+    said = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
+    front = report.summarise(study)
+    assert said in wording.stops(study)
+    assert said in on_terminal(front)
+    for name in ("html", "markdown", "json"):
+        text = str(report.FORMATS[name].to_text(front)).replace("\\", "")
+        assert said in text, name
+    unaudited = replace(study, conclusion=conclusion())
+    assert wording.stops(unaudited).endswith("No stop was audited.")
+    assert wording.stops(replace(study, conclusion=None)).endswith("when the study ends.")
+    assert wording.stops(study_of(trial("a", 0, 0.5, 1.0))) == ""
+
+
+# Replicates -----------------------------------------------------------------------------------
+
+
+def test_configurations_may_have_different_numbers_of_replicates() -> None:
+    front = report.summarise(
+        study_of(*(trial("a", s, 0.5 + s / 10, 1.0) for s in range(4)), trial("b", 0, 0.9, 2.0))
+    )
+    found = by_id(front)
+    assert found["a"].values["top1"] == pytest.approx(0.65)
+    assert found["a"].deviations["top1"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8]))
+    assert [wording.show_replicates(c) for c in front.points] == ["4", "1"]
+    assert "mean over 1 to 5 seeds" in wording.notes(front)[0]
+    assert "Of a configuration with one replicate" in " ".join(wording.notes(front))
+    assert "replicates" in on_terminal(front)
+    assert found["a"].ended == 2000.0  # from its first replicate on it could be on the front
+
+
+def chosen_study() -> StudyRecord:
+    """Return `a` and `b` reported; `lucky`, not reported, has a better single value than both."""
+    return study_of(
+        trial("a", 0, 0.80, 1.0),
+        *(trial("a", s, 0.6 + s / 100, 1.0) for s in (1, 2, 3)),
+        trial("b", 0, 0.85, 4.0),
+        *(trial("b", s, 0.7, 4.0) for s in (1, 2, 3)),
+        trial("lucky", 0, 0.95, 2.0),
+        fresh={"a": (1, 2, 3), "b": (1, 2, 3)},
+    )
+
+
+def test_the_figures_of_what_was_chosen_are_of_fresh_replicates_alone() -> None:
+    front = report.summarise(chosen_study())
+    a = by_id(front)["a"]
+    assert (a.seeds, a.is_fresh, a.num_finished) == ((1, 2, 3), True, 4)
+    assert a.values["top1"] == pytest.approx(0.62)
+    assert a.deviations["top1"] == pytest.approx(0.01)
+    assert a.interval is not None
+    assert 0.61 <= a.interval[0] < a.interval[1] <= 0.63
+    assert wording.show_replicates(a) == "3 fresh of 4"
+    text = " ".join(wording.notes(front))
+    assert "2 configurations that the search chose to report got 3 fresh replicates each" in text
+    assert "a little too good" not in text
+
+
+def test_only_what_was_chosen_can_be_on_the_front() -> None:
+    front = report.summarise(chosen_study())
+    assert [c.configuration_id for c in front.points] == ["a", "b"]
+    lucky = by_id(front)["lucky"]
+    assert wording.verdict(lucky, front).startswith("not among the chosen (+33.0 ")
+    assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
+    # Of other axes nothing was chosen: there every configuration counts.
+    study = chosen_study()
+    trials = tuple(
+        replace(t, values=t.values | {"latency_ms": t.values["gflops"]}) for t in study.trials
+    )
+    front = report.summarise(replace(study, trials=trials), x="latency_ms")
+    assert front.num_chosen is None
+    assert [c.configuration_id for c in front.points] == ["a", "lucky"]
+
+
+def test_while_no_fresh_replicate_has_finished_the_others_count() -> None:
+    study = chosen_study()
+    study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
+    front = report.summarise(study)
+    assert by_id(front)["a"].values["top1"] == pytest.approx(0.8)
+    assert "a little too good" in " ".join(wording.notes(front))
+    assert [c.configuration_id for c in front.points] == ["a", "b"]
+
+
+# Folds ----------------------------------------------------------------------------------------
+
+
+def folded(cells: dict[str, list[int]], *, noise: float = 0.0) -> StudyRecord:
+    """Return a study of three folds, the second 20 points harder; truths 0.60, 0.61, ... by name.
+
+    Replicate r counts the one subject of fold r modulo 3.
+    """
+    generator = np.random.default_rng(3)
+    hardness = (0.0, -0.2, 0.05)
+    trials = []
+    for n, (name, seeds) in enumerate(cells.items()):
+        for seed in seeds:
+            top1 = 0.60 + n / 100 + hardness[seed % 3] + generator.normal(0, noise)
+            groups = {f"s{seed % 3}": (100 * top1, 100.0)}
+            trials.append(trial(name, seed, top1, float(n + 1), groups=groups))
+    return study_of(*trials, folds=3)
+
+
+def test_means_of_different_folds_compare() -> None:
+    """Without noise what the folds are easier by is known exactly, and taken out."""
+    cells = {"a": [0], "b": [1], "c": [0, 1, 2], "d": [0, 1, 2, 3, 4], "e": [2]}
+    front = report.summarise(folded(cells))
+    assert [c.configuration_id for c in front.points] == list("abcde")
+    means = [c.values["top1"] for c in front.points]
+    assert np.diff(means) == pytest.approx([0.01] * 4)
+    for c in front.points:
+        assert c.deviations.get("top1", 0.0) == pytest.approx(0.0, abs=1e-9)
+        assert c.interval is not None
+        assert c.interval[0] - 1e-9 <= c.values["top1"] <= c.interval[1] + 1e-9
+        if c.difference is not None:
+            assert c.difference.mean == pytest.approx(0.01)
+    assert front.num_groups == 3  # of all folds together
+
+
+def test_means_of_equal_folds_are_plain_means() -> None:
+    study = folded({name: [0, 1, 2] for name in "abcd"}, noise=0.02)
+    for c in report.summarise(study).finished:
+        values = [
+            t.values["top1"] for t in study.trials if t.configuration_id == c.configuration_id
+        ]
+        assert c.values["top1"] == pytest.approx(statistics.fmean(values))
+
+
+def test_a_replicate_that_counted_no_group_takes_its_configuration_out_of_the_bootstrap() -> None:
+    study = folded({"a": [0, 1], "b": [2]})
+    first, *others = study.trials
+    study = replace(study, trials=(replace(first, groups={"s9": (0.0, 0.0)}), *others))
+    front = report.summarise(study)
+    assert list(front.draws) == ["b"]
+    assert front.num_groups == 1
+
+
+def test_notes_say_how_the_data_was_split() -> None:
+    text = " ".join(wording.notes(report.summarise(folded({"a": [0, 1], "b": [2]}))))
+    assert "mean over 1 to 5 replicates" in text
+    assert "one of 3 folds" in text
+    assert "deals the subjects of training and validation into 3 folds" in text
+    assert "conditional on this split" not in text
+    text = " ".join(wording.notes(report.summarise(study_of(trial("a", 0, 0.5, 1.0)))))
+    assert "conditional on this split" in text
+
+
+# What was concluded ---------------------------------------------------------------------------
+
+
+def test_membership_is_what_the_study_concluded() -> None:
+    beliefs = {
+        name: Belief(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
+    }
+    study = study_of(
+        trial("a", 0, 0.5, 1.0), trial("b", 0, 0.6, 2.0), trial("c", 0, 0.55, 3.0),
+        conclusion=conclusion(beliefs=beliefs, reported=("a", "b")),
+    )  # fmt: skip
+    front = report.summarise(study)
+    assert {n: c.membership for n, c in by_id(front).items()} == {"a": 0.97, "b": 0.25, "c": None}
+    assert wording.show_membership(by_id(front)["a"]) == "97 %"
+    text = " ".join(wording.notes(front))
+    assert "probability of being on the (2 %, half a point)-front" in text
+    said = (
+        "With probability 0.87 the 2 configurations that the search reports are within half a "
+        "point of the best at every budget."
+    )
+    assert said in text
+    assert said in on_terminal(front)
+    assert "2 of them are on the front shown" in text
+    assert "near the best at every budget</dt><dd>87 %" in report_page.to_html(front)
+    plain = report.summarise(replace(study, conclusion=None))
+    assert plain.membership_is == "bootstrap"
+    assert by_id(plain)["a"].membership == 1.0
+    assert "share of the resamples" in " ".join(wording.notes(plain))
+
+
+def test_a_conclusion_says_nothing_of_other_axes() -> None:
+    values = {"top1": 0.5, "gflops": 1.0, "latency_ms": 2.0}
+    belief = {"a": Belief(mean=0.5, sd=0.01, on_front=0.5)}
+    study = study_of(trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(beliefs=belief))
+    front = report.summarise(study, x="latency_ms")
+    assert (front.membership_is, front.points[0].membership) == ("bootstrap", 1.0)
+    assert "With probability" not in " ".join(wording.notes(front))
+
+
+def test_a_recorded_table_does_not_claim_a_sealed_test_split() -> None:
+    front = report.summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
+    assert "looked at the test split" in wording.seal(front)
+    assert "sealed" not in report.to_markdown(front)
+
+
+# More than two objectives ---------------------------------------------------------------------
+
+
+def cube_study(number: int = 30) -> StudyRecord:
+    generator = np.random.default_rng(5)
+    trials = []
+    for n in range(number):
+        top1, cost, size = (float(value) for value in generator.integers(1, 12, 3))
+        values = {"top1": top1 / 20, "gflops": cost, "parameters": size}
+        trials.append(trial(f"c{n:02d}", 0, top1 / 20, cost, values=values))
+    objectives = (("top1", "maximize"), ("gflops", "minimize"), ("parameters", "minimize"))
+    return study_of(*trials, objectives=objectives)
+
+
+def test_a_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
+    study = cube_study()
+    front = report.summarise(study)
+
+    def beats(a: dict[str, float], b: dict[str, float]) -> bool:
+        gains = [
+            a["top1"] - b["top1"],
+            b["gflops"] - a["gflops"],
+            b["parameters"] - a["parameters"],
+        ]
+        return min(gains) >= 0 and max(gains) > 0
+
+    values = {t.configuration_id: t.values for t in study.trials}
+    expected = {n for n, v in values.items() if not any(beats(o, v) for o in values.values())}
+    assert {c.configuration_id for c in front.points} == expected
+    assert len(expected) > len(report.summarise(study_2d(study)).points)
+    assert front.objectives == ("top1", "gflops", "parameters")
+    for c in front.configurations:  # compared with the best that is dearer in nothing
+        rivals = [
+            values[f.configuration_id]["top1"]
+            for f in front.points
+            if all(f.values[n] <= c.values[n] for n in ("gflops", "parameters"))
+            and not (c.on_front and costs(f) == costs(c))
+        ]
+        mean = None if c.difference is None else c.difference.mean
+        assert mean == (pytest.approx(c.values["top1"] - max(rivals)) if rivals else None)
+
+
+def costs(c: Configuration) -> tuple[float, float]:
+    return c.values["gflops"], c.values["parameters"]
+
+
+def study_2d(study: StudyRecord) -> StudyRecord:
+    return replace(study, objectives=study.objectives[:2])
+
+
+def test_the_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
+    """A box of 0.5 x 1 x 1/2 and one of 0.9 x 1/2 x 1, which share 0.5 x 1/2 x 1/2."""
+    cells = {"a": (0.5, 1.0, 10.0), "b": (0.9, 10.0, 1.0), "worst": (0.1, 100.0, 100.0)}
+    study = study_of(
+        *(
+            trial(n, 0, y, x, values={"top1": y, "gflops": x, "parameters": z})
+            for n, (y, x, z) in cells.items()
+        ),
+        objectives=(("top1", "maximize"), ("gflops", "minimize"), ("parameters", "minimize")),
+    )
+    front = report.summarise(study)
+    assert [c.configuration_id for c in front.points] == ["a", "b"]
+    assert front.hypervolume == pytest.approx(0.25 + 0.45 - 0.125)
+    assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
+
+
+def test_the_membership_of_three_objectives_counts_draws() -> None:
+    study = cube_study(8)
+    generator = np.random.default_rng(1)
+    noisy = [
+        replace(t, groups={f"s{g}": (float(generator.integers(20, 80)), 100.0) for g in range(4)})
+        for t in study.trials
+    ]
+    front = report.summarise(replace(study, trials=tuple(noisy)))
+    points = {c.configuration_id: costs(c) for c in front.finished}
+    for name, own in points.items():
+        on_front = np.ones(10_000, dtype=bool)
+        for other, theirs in points.items():
+            if other != name and all(a <= b for a, b in zip(theirs, own, strict=True)):
+                rival = front.draws[other]
+                beaten = rival > front.draws[name]
+                on_front &= ~(beaten | ((rival == front.draws[name]) & (theirs != own)))
+        assert by_id(front)[name].membership == pytest.approx(on_front.mean())
+
+
+def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
+    study = cube_study()
+    assert len(report.write(study, list(report.FORMATS), tmp_path)) == len(report.FORMATS)
+    front = report.summarise(study)
+    assert [column.header for column in wording.columns(front)][5:7] == ["GFLOPs", "parameters"]
+    assert json.loads(report.to_json(front))["front"]["directions"] == {
+        "top1": "maximize", "gflops": "minimize", "parameters": "minimize",
+    }  # fmt: skip
+    assert "of all objectives of the study, parameters too" in " ".join(wording.notes(front))
+    assert "parameters" in on_terminal(front)
+    xs, ys = report_page.staircase(front)
+    assert ys == sorted(ys)
+    best = max(c.values["top1"] for c in front.points)
+    assert f"the best reaches {best:.3f} top-1 accuracy" in wording.headline(front)
+    assert (len(xs), ys[-1]) == (len(front.points) + 1, best)
+
+
+# Thinning -------------------------------------------------------------------------------------
+
+
+def test_a_thinned_front_stands_for_the_whole_one() -> None:
+    generator = np.random.default_rng(2)
+    logs = np.sort(generator.random(200))
+    study = study_of(
+        *(
+            trial(f"c{n:03d}", 0, 0.5 + 0.3 * u + float(generator.normal(0, 0.002)), math.exp(u))
+            for n, u in enumerate(logs)
+        )
+    )
+    whole, thin = report.summarise(study), report.summarise(study, thin=True)
+    assert 3 < len(thin.points) < len(whole.points)
+    kept = [(c.values["gflops"], c.values["top1"]) for c in thin.points]
+    for c in whole.points:
+        x, y = c.values["gflops"], c.values["top1"]
+        assert any(cost <= 1.02 * x and value >= y - 0.005 for cost, value in kept)
+    assert thin.hypervolume == whole.hypervolume
+    left_out = [c for c in thin.configurations if c.is_thinned]
+    assert len(left_out) == len(whole.points) - len(thin.points)
+    assert all(wording.standing(c) == "thinned" for c in left_out)
+    assert "thinned out, a front point hardly differs" in wording.verdict(left_out[-1], thin)
+
+
+def test_a_front_of_three_objectives_is_not_thinned() -> None:
+    with pytest.raises(UserError, match="Only a front of two objectives can be thinned"):
+        report.summarise(cube_study(), thin=True)
+
+
+# What matters, by budget ----------------------------------------------------------------------
+
+
+def space_study(number: int) -> StudyRecord:
+    """Return a full grid where `depth` alone decides; `width` decides nothing."""
+    grid = itertools.islice(itertools.cycle(itertools.product(range(10), range(8))), number)
+    return study_of(
+        *(
+            trial(
+                f"c{n:03d}", 0, 0.5 + depth / 100, 1.0 + n / 1000,
+                configuration={"depth": depth, "width": width},
+            )
+            for n, (depth, width) in enumerate(grid)
+        )
+    )  # fmt: skip
+
+
+def test_what_decides_is_what_matters() -> None:
+    front = report.summarise(space_study(80))
+    bands = wording.importance(front)
+    assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
+    rows = wording.importance_rows(bands)
+    assert rows[0][0] == "depth"
+    assert float(rows[0][-1].rstrip(" %")) > 90
+    for text in (report.to_markdown(front), report_page.to_html(front), on_terminal(front)):
+        assert "PED-ANOVA" in text
+        assert "depth" in text
+    document = json.loads(report.to_json(front))
+    assert document["importance"][-1]["importances"]["depth"] > 0.9
+    bands = wording.importance(report.summarise(space_study(41)))
+    assert [band.num_configurations for band in bands] == [21, 31, 41]
+
+
+def test_of_few_configurations_nothing_is_said_of_what_matters() -> None:
+    front = report.summarise(space_study(39))
+    assert wording.importance(front) == ()
+    assert "PED-ANOVA" not in report.to_markdown(front)

@@ -1,0 +1,243 @@
+"""Budget regret: how far a reported front lies below the best of a table, on average."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sftsearch.orchestrator import simulate
+from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.simulate import budget_regret
+from sftsearch.orchestrator.study import check_study
+from sftsearch.orchestrator.table import Table, TableError, read_table, write_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+STUDY = """
+study: {name: simulated}
+dataset: {kind: synthetic}
+search: {sampler: front, trials: 8, replicates: {min: 1, max: 3}}
+training: {epochs: 3}
+space:
+  - kind: sft
+    num_heads: 1
+    fused_layers: 1
+    stride: {kind: choice, values: [1, 2]}
+    dim: {kind: choice, values: [2, 4, 8, 16]}
+"""
+NUM_REPLICATES = 4
+
+
+def made_up(costs: list[float], values: list[float], metric: str = "top1") -> Table:
+    """Return a table of one replicate and one epoch."""
+    values_N11 = np.array(values)[:, None, None]
+    return Table(
+        ids=[f"c{i}" for i in range(len(costs))],
+        models=["sft"] * len(costs),
+        parameters=[{}] * len(costs),
+        costs={"gflops": np.array(costs)},
+        metrics={metric: values_N11},
+        seconds=np.ones_like(values_N11),
+        facts={"folds": None},
+    )
+
+
+def by_riemann_sum(table: Table, ids: list[str], chance: float) -> float:
+    """The integral as a sum over many budgets."""
+    logs = np.log(table.costs["gflops"])
+    u = (logs - logs.min()) / np.ptp(logs)
+    truth, rows = table.true_means("top1"), [table.ids.index(identity) for identity in ids]
+    total = 0.0
+    budgets = (np.arange(20_000) + 0.5) / 20_000
+    for budget in budgets:
+        best = [chance, *truth[u <= budget]]
+        named = [chance, *(truth[row] for row in rows if u[row] <= budget)]
+        total += max(best) - max(named)
+    return total / len(budgets)
+
+
+def test_a_missing_middle_costs_its_step_times_the_span_it_rules() -> None:
+    """Costs 1, 10, 100: u = 0, 1/2, 1. Without the middle, 0.2 is lost on the second half."""
+    table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
+    assert budget_regret(table, ["c0", "c2"], chance=0.25) == pytest.approx(0.5 * 0.2, abs=1e-12)
+    assert budget_regret(table, ["c0", "c1", "c2"], chance=0.25) == 0.0
+    assert budget_regret(table, ["c0", "c1"], chance=0.25) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_nothing_reported_is_chance_everywhere() -> None:
+    table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
+    whole = 0.5 * (0.5 - 0.25) + 0.5 * (0.7 - 0.25)
+    assert budget_regret(table, [], chance=0.25) == pytest.approx(whole, abs=1e-12)
+    only_dear = budget_regret(table, ["c2"], chance=0.25)
+    assert only_dear == pytest.approx(whole, abs=1e-12)  # it is affordable at u = 1 alone
+
+
+def test_of_an_error_less_is_better_and_the_worst_is_where_it_begins() -> None:
+    table = made_up([1, 10, 100], [0.9, 0.6, 0.4], metric="mae")
+    assert budget_regret(table, ["c0", "c2"], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
+    assert budget_regret(table, [], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
+
+
+def test_one_cost_for_all_has_no_budgets_to_lose_on_but_the_whole_range() -> None:
+    table = made_up([5, 5], [0.5, 0.75])
+    assert budget_regret(table, ["c0"], chance=0.25) == pytest.approx(0.25, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_integral_in_any_order(seed: int) -> None:
+    random_ = np.random.default_rng(seed)
+    costs = np.exp(random_.uniform(0, 5, 12))
+    table = made_up(costs.tolist(), random_.uniform(0.2, 1, 12).tolist())
+    ids = random_.permutation(table.ids)[:4].tolist()
+    exact = budget_regret(table, ids, chance=0.25)
+    assert exact == pytest.approx(by_riemann_sum(table, ids, 0.25), abs=12 / 20_000)
+    assert budget_regret(table, [*ids[::-1], ids[0]], chance=0.25) == exact
+    assert exact >= 0
+
+
+# --------------------------------------------------- the command that prints it
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a study file and a table of its space, whose accuracy is known in closed form."""
+    file, out = tmp_path / "simulated.yaml", tmp_path / "t.parquet"
+    file.write_text(STUDY)
+    write(file, out)
+    return file, out
+
+
+def write(file: Path, out: Path, **facts: Any) -> None:
+    _, spec, admission = check_study(file)
+    assert admission.table is not None
+    rows: list[dict[str, Any]] = []
+    random_ = np.random.default_rng(0)
+    for identity, candidate in admission.table.items():
+        mean = 0.9 - 0.5 / (1 + math.log1p(1e6 * candidate.cost.gflops))
+        for replicate in range(NUM_REPLICATES):
+            rows += [
+                {
+                    "configuration_id": identity,
+                    "model": "sft",
+                    "parameters": json.dumps(candidate.configuration.parameters),
+                    "cost_gflops": candidate.cost.gflops,
+                    "cost_gmacs": candidate.cost.gmacs,
+                    "cost_parameters": float(candidate.cost.parameters),
+                    "replicate": replicate,
+                    "epoch": epoch,
+                    "seconds": 60.0,
+                    "top1": mean + 0.002 * random_.standard_normal(),
+                }
+                for epoch in (1, 2, 3)
+            ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    known = {
+        "dataset": "synthetic",
+        "fingerprint": spec.fingerprint,
+        "folds": None,
+        "metrics": ["top1"],
+        "costs": ["gflops", "gmacs", "parameters"],
+    }
+    write_table(out, columns, known | facts)
+
+
+def call(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_simulated_study_names_its_front_and_what_it_lacks(recorded: tuple[Path, Path]) -> None:
+    file, out = recorded
+    done = call("simulate", file, "--table", out, "--json", "--workers", 1)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["finished"] == 8
+    assert told["seconds"] == 8 * 3 * 60  # one after another
+    assert told["ended"] == "all trials ran"
+    table = read_table(out)
+    ids = [row["configuration"] for row in told["front"]]
+    assert told["regret"] == pytest.approx(budget_regret(table, ids, chance=0.25), abs=1e-12)
+    costs = [row["gflops"] for row in told["front"]]
+    assert costs == sorted(costs)
+    truth: NDArray[np.float64] = table.true_means("top1")
+    for row in told["front"]:
+        assert row["true"] == truth[table.ids.index(row["configuration"])]
+        assert row["believed"] == pytest.approx(row["true"], abs=0.02)
+    text = call("simulate", file, "--table", out, "--workers", 1).output
+    assert "Ended: all trials ran.\n" in text
+    assert "8 finished, 0 stopped, 0 failed" in text
+    assert "simulated time: 24.0 minutes" in text
+    assert f"budget regret:  {100 * told['regret']:.2f} points of top-1 accuracy" in text
+    assert ids[0] in text
+
+
+def test_four_workers_take_a_quarter_of_the_time(recorded: tuple[Path, Path]) -> None:
+    file, out = recorded
+    told = json.loads(call("simulate", file, "--table", out, "--json", "--workers", 4).stdout)
+    assert told["seconds"] == 8 * 3 * 60 / 4
+
+
+def test_repetitions_differ_and_are_told_by_mean_and_standard_error(
+    recorded: tuple[Path, Path],
+) -> None:
+    file, out = recorded
+    file.write_text(STUDY.replace("trials: 8", "trials: 4").replace("front", "random"))
+    arguments = ("simulate", file, "--table", out, "--repetitions", 6)
+    told = json.loads(call(*arguments, "--json").stdout)
+    regrets = told["regrets"]
+    assert len(regrets) == 6
+    assert len(set(regrets)) > 1
+    assert told["mean"]["regret"] == pytest.approx(sum(regrets) / 6, rel=1e-12)
+    spread = sum((r - sum(regrets) / 6) ** 2 for r in regrets) / 5
+    assert told["standard_error"]["regret"] == pytest.approx(math.sqrt(spread / 6), rel=1e-9)
+    assert told["mean"]["finished"] == 4
+    text = call(*arguments).output
+    assert text.startswith("Means over 6 repetitions:\n")
+    assert f"{100 * told['mean']['regret']:.2f} \N{PLUS-MINUS SIGN} " in text
+    alone = json.loads(call(*arguments[:-1], 1, "--json").stdout)
+    assert alone["standard_error"]["regret"] is None
+    assert alone["regrets"] == regrets[:1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"dataset": "wearables"}, "the data set was wearables when it was recorded"),
+        ({"fingerprint": "0"}, "the version of the data set was 0"),
+        ({"folds": 3}, "`dataset.folds` was 3"),
+    ],
+)
+def test_a_table_of_something_else_is_one_line(
+    tmp_path: Path, facts: dict[str, Any], said: str
+) -> None:
+    file, out = tmp_path / "simulated.yaml", tmp_path / "t.parquet"
+    file.write_text(STUDY)
+    write(file, out, **facts)
+    done = call("simulate", file, "--table", out)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: The table is not of this study: ")
+    assert said in done.stderr
+
+
+def test_what_was_not_recorded_is_counted(recorded: tuple[Path, Path]) -> None:
+    file, out = recorded
+    file.write_text(STUDY.replace("[2, 4, 8, 16]", "[2, 4, 8, 32]"))
+    done = call("simulate", file, "--table", out)
+    assert done.exit_code == 1
+    assert "2 of the study's 8 configurations are not in the table" in done.stderr
+    lacking = STUDY.replace(
+        "search:",
+        "objectives:\n  - {metric: top1, goal: maximize}\n"
+        "  - {metric: latency_ms, goal: minimize}\nsearch:",
+    )
+    file.write_text(lacking)
+    source, _, admission = check_study(file)
+    with pytest.raises(TableError, match="lacks the objective `latency_ms`; it has gflops, gmacs"):
+        simulate.check_table(source, admission, read_table(out))

@@ -1,0 +1,232 @@
+"""Studies without Ray: a toy training that is a closed form of the configuration and the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.journal import Journal, MemoryJournal
+from sftsearch.orchestrator.search import Search
+from sftsearch.search_spaces.load import parse_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.search_spaces.load import Source
+
+STUDY = """
+study: {{name: toy}}
+dataset: {{kind: wearables}}
+search:
+  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, ordered: {ordered},
+    balance: {balance}}}
+constraints: [{{metric: parameters, max: 40000}}]
+training: {{epochs: 2}}
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    stride: {{kind: choice, values: [1, 2, 4, 8, 16]}}
+    dim: {{kind: int, low: 8, high: 64, step: 8}}
+    fused_layers: {{kind: int, low: 1, high: 3}}
+  - kind: concat
+    patch: 8
+    num_heads: 4
+    dim: {{kind: int, low: 8, high: 64, step: 8}}
+    num_layers: {{kind: int, low: 1, high: 3}}
+"""
+TPE = "{kind: tpe, startup_configurations: 4}"
+CREATED: dict[str, Any] = {
+    "name": "toy",
+    "description": "",
+    "dataset": "wearables",
+    "num_seeds": 1,
+    "objectives": [["top1", "maximize"], ["gflops", "minimize"]],
+    "facts": {},
+}
+
+
+def accuracy(assignment: Assignment) -> float:
+    """A value that grows with cost and differs by seed."""
+    return 1 - 1 / (1 + 2000 * assignment.cost["gflops"]) + 0.01 * assignment.seed
+
+
+class Toy:
+    """A study that lives in a folder and can be opened again and again."""
+
+    def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
+                 ordered: bool = False, slots: int = 2, balance: str = "none",
+                 text: str = STUDY) -> None:  # fmt: skip
+        text = text.format(
+            sampler=sampler,
+            trials=trials,
+            seeds=seeds,
+            ordered=str(ordered).lower(),
+            balance=balance,
+        )
+        self.source = parse_study(text.encode())
+        check_names(self.source)
+        self.folder, self.slots = folder, slots
+
+    def open(self) -> tuple[Journal, Search]:
+        journal = Journal(self.folder)
+        if journal.last_id == 0:
+            journal.append("created", **CREATED)
+        admission = Admission(self.source, describe("wearables"))
+        return journal, Search(self.source.study, journal, admission, slots=self.slots)
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        with Journal(self.folder) as journal:
+            return [(event.kind, event.body) for event in journal.events()]
+
+
+def run(
+    search: Search,
+    *,
+    slots: int = 2,
+    pick: Callable[[int], int] = lambda _: 0,
+    stop_after: int | None = None,
+) -> None:
+    """Run trials, `slots` at a time; `pick` chooses which of the running ends next."""
+    running: list[Assignment] = []
+    ended = 0
+    while not search.exhausted and ended != stop_after:
+        while len(running) < slots and (assignment := search.propose()) is not None:
+            running.append(assignment)
+        assignment = running.pop(pick(len(running)))
+        finish(search, assignment)
+        ended += 1
+
+
+def finish(search: Search, assignment: Assignment) -> None:
+    for epoch in range(assignment.num_journalled + 1, 3):
+        assert search.report(assignment.key, {"epoch": epoch, "top1": accuracy(assignment) / 2})
+    values = {"top1": accuracy(assignment), **assignment.cost}
+    search.finish(assignment.key, values, {"s01": [1.0, 2.0]})
+
+
+# ------------------------------------------------- in memory, an epoch at a time
+
+LISTED = """
+  - {kind: sft, patch: 8, num_heads: 4, fused_layers: {kind: int, low: 1, high: 2},
+     stride: {kind: choice, values: [1, 2, 8]}, dim: {kind: int, low: 8, high: 24, step: 8}}
+  - {kind: concat, patch: 8, num_heads: 4, num_layers: {kind: int, low: 1, high: 3},
+     dim: {kind: int, low: 8, high: 24, step: 8}}
+"""
+"""27 configurations."""
+ONE = "  - {kind: sft, patch: 8, num_heads: 4, stride: 2, dim: 8, fused_layers: 1}\n"
+"""A single one."""
+
+
+def width(*dims: int) -> str:
+    """Return a space of one model in several widths: the dearer the wider."""
+    return ONE.replace("dim: 8", f"dim: {{kind: choice, values: {list(dims)}}}")
+
+
+def source_of(search: str, *, space: str = LISTED, epochs: int = 2, more: str = "") -> Source:
+    """Return a study file of wearables; `search` is its section in braces' content."""
+    text = (
+        f"study: {{name: toy}}\ndataset: {{kind: wearables}}\nsearch: {{{search}}}\n"
+        f"training: {{epochs: {epochs}}}\n{more}\nspace:\n{space}"
+    )
+    source = parse_study(text.encode())
+    check_names(source)
+    return source
+
+
+def noise(key: str, epoch: int = 0) -> float:
+    """Return a standard normal draw, nearly, that follows from the trial and the epoch."""
+    digest = hashlib.sha256(f"{key}:{epoch}".encode()).digest()
+    return (sum(digest[:12]) / 255 - 6) * math.sqrt(256 / 255)
+
+
+def uneven(assignment: Assignment) -> float:
+    """A mean that grows with cost by and large, with differences that cost does not explain."""
+    own = noise(assignment.key.rpartition("-")[0])
+    return accuracy(assignment) - 0.01 * assignment.seed + 0.03 * own
+
+
+@dataclass
+class Training:
+    """What trials give: a closed form of the cost, and noise of the trial and of the epoch."""
+
+    epochs: int = 2
+    sigma: float = 0.01
+    seconds: float = 10.0
+    """Of an epoch, on the clock that `drive` advances."""
+    truth: Callable[[Assignment], float] = accuracy
+    """What the mean over infinitely many replicates would be."""
+
+    def value(self, assignment: Assignment, epoch: int) -> float:
+        final = self.truth(assignment) + self.sigma * noise(assignment.key)
+        return final * epoch / self.epochs + 0.2 * self.sigma * noise(assignment.key, epoch)
+
+    def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
+        """Train an epoch and report it; return whether the trial goes on."""
+        top1 = self.value(assignment, epoch)
+        if not search.report(
+            assignment.key, {"epoch": epoch, "top1": top1, "seconds": self.seconds}
+        ):
+            return False
+        if epoch < self.epochs:
+            return True
+        values = {"top1": top1, **assignment.cost, "seconds": self.seconds * self.epochs}
+        search.finish(assignment.key, values, {})
+        return False
+
+
+@dataclass
+class Memory:
+    """A study in memory, on a clock of its own, that can be cut off after any event."""
+
+    source: Source
+    slots: int = 1
+    admission: Admission = field(init=False)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.source, describe("wearables"))
+
+    def open(self, events: Iterable[Event] = ()) -> tuple[MemoryJournal, Search]:
+        """Return the study as an earlier driver left it, read back from JSON."""
+        journal = MemoryJournal(clock=lambda: self.now)
+        for event in events:
+            self.now = event.time
+            journal.append(event.kind, **json.loads(json.dumps(event.body, allow_nan=False)))
+        if not journal.last_id:
+            journal.append("created", **CREATED)
+        journal.append("opened", trials=self.source.study.search.trials, slots=self.slots)
+        self.admission.release()
+        return journal, Search(self.source.study, journal, self.admission, slots=self.slots)
+
+    def drive(
+        self,
+        search: Search,
+        training: Training,
+        *,
+        pick: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        """Run the study to its end, an epoch of one of its running trials at a time."""
+        running: list[tuple[Assignment, int]] = []
+        while not search.exhausted:
+            while len(running) < self.slots and (assignment := search.propose()) is not None:
+                running.append((assignment, assignment.num_journalled))
+            if not running:
+                assert search.exhausted, "nothing runs, and nothing is proposed"
+                break
+            assignment, epoch = running.pop(pick(len(running)))
+            self.now += training.seconds
+            if epoch >= training.epochs:  # a driver died between the last epoch and the end
+                epoch = training.epochs - 1
+            if training.step(search, assignment, epoch + 1):
+                running.append((assignment, epoch + 1))
+        search.conclude()
