@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
     from sftsearch.trainables.cost import Cost
 
-EXACT_COSTS = ("gflops", "gmacs", "parameters")
-"""Costs that are known without training."""
 MAX_TABLE = 50_000
 MAX_DRAWS = 2_000
 """Tries of a uniform draw from a space too large to price whole, before it counts as used up."""

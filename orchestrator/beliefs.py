@@ -9,11 +9,13 @@ Shapes: N candidates, C configurations that were measured, D features, R draws.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from sftsearch.orchestrator.encoding import Encoder
 from sftsearch.orchestrator.improvement import Staircase, expected_improvement, staircase
@@ -41,7 +43,7 @@ MAX_IMPORTED = 150
 """Configurations of another study it holds besides."""
 MAX_CANDIDATES = 4_000
 """Candidates that are compared; beyond, those near the most promising and some others."""
-MAX_PAIRS = 400_000
+MAX_PAIRS = 250_000
 """Candidates times configurations in the surrogate: the more of these, the fewer of those."""
 NUM_DRAWN = 2_000
 """Points drawn from a space too large to price whole, and drawn anew every so often."""
@@ -115,6 +117,7 @@ class Beliefs:
         self._anchor: _Anchor | None = None
         self._surrogate: tuple[Measured, Surrogate, Indices] | None = None
         self._posterior: tuple[Measured, Posterior] | None = None
+        self._ahead: tuple[tuple[Any, ...], tuple[Surrogate, Staircase]] | None = None
         self._gains: tuple[tuple[Any, ...], tuple[Floats, list[Candidate]]] | None = None
 
     # ------------------------------------------------------------ what is believed
@@ -144,7 +147,9 @@ class Beliefs:
         x, u = self._places(measured.rows)
         assert self.past.hyperparameters is not None
         sigma = self.past.hyperparameters.sigma
-        others = np.setdiff1d(np.arange(len(measured.ids)), kept)
+        is_other = np.ones(len(measured.ids), dtype=bool)
+        is_other[kept] = False
+        others = np.flatnonzero(is_other)
         if len(others):  # their own values on top of what others say of them
             mean, sd = self._anchored(measured).predict(measured.rows[others], x[others])
             own = sigma**2 / measured.counts[others]
@@ -245,6 +250,12 @@ class Beliefs:
 
         So the next proposal does not go where others already are.
         """
+        key = len(self.past), self.past.measured()
+        if self._ahead is None or self._ahead[0] != key:
+            self._ahead = key, self._expect_pending()
+        return self._ahead[1]
+
+    def _expect_pending(self) -> tuple[Surrogate, Staircase]:
         measured, past = self.past.measured(), self.past
         surrogate, kept = self._fitted(measured)
         posterior = self.posterior()
@@ -321,7 +332,7 @@ class Beliefs:
         mu, sd = surrogate.predict(x)
         moved = sd**2 / np.sqrt(sd**2 + self.posterior().sigma ** 2 / replicates)
         seconds = _expected_seconds(self.past.measured(), getattr(best.cost, self.past.costs[0]))
-        rate = float(expected_improvement(u, mu, moved, stairs)[0]) / (seconds * replicates)
+        rate = float(_improvement(u, mu, moved, stairs)[0]) / (seconds * replicates)
         return Option(best.id, rate)
 
     def gain_ahead(self, number: int, maximum: int) -> float:
@@ -371,7 +382,7 @@ class Beliefs:
 
         def gain_of(rows: Indices) -> Floats:
             mu, sd = surrogate.predict(pool.x[rows])
-            return expected_improvement(pool.u[rows], mu, sd, stairs)
+            return _improvement(pool.u[rows], mu, sd, stairs)
 
         measured = self.past.measured()
         held = min(MAX_OBSERVED, len(measured.ids)) + min(MAX_IMPORTED, len(measured.imported))
@@ -383,7 +394,8 @@ class Beliefs:
         gain = gain_of(some)
         best = some[np.argsort(-gain, kind="stable")[:8]]
         scaled = pool.x / self.past.hyperparameters.lengthscales
-        more = np.setdiff1d(_close(scaled, best, free, most // 2, random_), some)
+        more = _close(scaled, best, free, most // 2, random_)
+        more = more[~np.isin(more, some)]
         rows = np.append(some, more)
         return np.append(gain, gain_of(more)), [pool.rows[i] for i in rows]
 
@@ -566,6 +578,26 @@ def _spread(values: Floats, most: int) -> Indices:
     return np.concatenate([best, rest[evenly]])
 
 
+def _improvement(u: Floats, mu: Floats, sd: Floats, stairs: Staircase) -> Floats:
+    """Return `expected_improvement`; for one cost all steps at once, for a front may have many.
+
+    Args:
+        u: scaled costs, (M, C).
+        mu: expected values, (M,).
+        sd: their standard deviations, above 0, (M,).
+        stairs: what is to be improved.
+    """
+    if u.shape[1] > 1:
+        return expected_improvement(u, mu, sd, stairs)
+    edges = stairs.edges[0]
+    width_MJ = (edges[1:] - np.maximum(edges[:-1], u)).clip(min=0.0)
+    z_MJ = (mu[:, None] - stairs.levels) / sd[:, None]
+    excess_MJ = np.exp(-0.5 * z_MJ**2) / math.sqrt(2 * math.pi) + z_MJ * ndtr(z_MJ)
+    # Far below 0 the two terms cancel to a rounding error of either sign.
+    gain: Floats = sd * np.einsum("mj,mj->m", width_MJ, excess_MJ.clip(min=0.0))
+    return gain
+
+
 def _seconds_of(measured: Measured) -> Floats:
     """Return the seconds of a replicate, positive also where they were not measured."""
     return np.maximum(measured.seconds, 1e-3)
@@ -594,7 +626,8 @@ def _close(
         random_: draws among the free ones, where there are many.
     """
     sample = random_.choice(free, min(len(free), 8 * count), replace=False)
-    squares = np.einsum("nd,nd->n", x[sample], x[sample])[:, None] - 2 * x[sample] @ x[best].T
-    apart = (squares + np.einsum("nd,nd->n", x[best], x[best])).min(axis=1)
+    own, others = x[sample], x[best]
+    squares = np.einsum("nd,nd->n", own, own)[:, None] - 2 * own @ others.T
+    apart = (squares + np.einsum("nd,nd->n", others, others)).min(axis=1)
     nearest: Indices = sample[np.argsort(apart, kind="stable")[:count]]
     return nearest

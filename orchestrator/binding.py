@@ -73,6 +73,7 @@ def check_names(source: Source) -> None:
     found += _fold_mistakes(source, spec)
     found += _objective_mistakes(source, spec)
     found += _training_mistakes(source)
+    found += _warm_start_mistakes(source)
     space = data.get("space")
     for i, branch in enumerate(space if isinstance(space, list) else []):
         if isinstance(branch, dict) and isinstance(branch.get("kind"), str):
@@ -90,6 +91,14 @@ def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
     except DatasetError as error:
         return [source.mistake(("dataset", "folds"), str(error))]
     return []
+
+
+def _warm_start_mistakes(source: Source) -> list[Mistake]:
+    other, own = _get(source.data, "warm_start", "study"), _get(source.data, "study", "name")
+    if other is None or other != own:
+        return []
+    message = f"'{own}' is this study: name another one to begin with."
+    return [source.mistake(("warm_start", "study"), message)]
 
 
 def _get(data: Any, *keys: str | int) -> Any:

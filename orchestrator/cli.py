@@ -199,14 +199,14 @@ def run(
 def table(
     file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
 ) -> None:
-    """Train the whole space of the study FILE into a table that searches are measured on.
+    """Train the whole space of the study FILE into a table.
 
     FILE has the sampler `exhaustive` and a fixed number of replicates. Every epoch of every trial
     is recorded; then the configurations nearest the front get more replicates, for there a search
     must tell small differences. After any interruption the same command goes on.
 
-    The trials look at the test split, so such a study is never confirmed. Searches are measured on
-    the table with `sftsearch simulate`.
+    Searches are measured on the table with `sftsearch simulate`. The trials look at the test split,
+    so such a study is never confirmed.
     """
     from rich.console import Console
 
@@ -259,11 +259,11 @@ def table(
 def simulate(
     file: str, table_file: Path, workers: int, repetitions: int | None, as_json: bool
 ) -> None:
-    """Run the study FILE on a recorded table, in seconds, and judge the front it names.
+    """Run the study FILE on a recorded table, in seconds.
 
-    The very same search, with a simulated clock: trials take as long as they took when the table
-    was recorded. FILE has the space and the training of the table, or a part of that space, and
-    whichever sampler, stopping and replicates are to be measured.
+    It is the very same search with a simulated clock: trials take as long as they took when the
+    table was recorded. FILE has the space and the training of the table, or a part of that space,
+    and whichever sampler, stopping and replicates are to be measured.
 
     The budget regret is how far the reported front lies below the best of the table, on average
     over all budgets (the logarithm of the cost).

@@ -18,7 +18,7 @@ import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.measures import METRICS, metric
+from sftsearch.orchestrator.measures import EXACT_COSTS, METRICS, metric
 from sftsearch.orchestrator.surrogate import additive_means
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "incomplete", "stopped", "failed"]
 Interval = tuple[float, float]
-
-EXACT_COSTS = ("gflops", "gmacs", "parameters")
-"""Known without training: what a study believes of its front is against the first of these that it
-has as an objective, or against GFLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ The events of a study, by kind:
 | kind | when | body |
 | --- | --- | --- |
 | `created` | the study began | name, data set, objectives, definition, refused, facts |
-| `imported` | what another study measured was taken over | its name, alike, configurations, starts |
+| `imported` | the warm start | the other study, alike, differs, configurations, starts |
 | `opened` | a driver took the study | budget (trials), slots |
 | `proposed` | the sampler named a point | number, branch, values, carried (by some) |
 | `refused` | admission refused it | number, reason, detail, excess |

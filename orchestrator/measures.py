@@ -9,6 +9,9 @@ from typing import Literal
 MISSING = "\N{EN DASH}"
 """What a table shows where a value is not known."""
 
+EXACT_COSTS = ("gflops", "gmacs", "parameters")
+"""Costs that are known without training."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:

@@ -95,7 +95,7 @@ class Measured:
     seconds: Floats
     """Mean seconds of a replicate, (C,)."""
     imported: Indices
-    """Configurations that only another study has a value of, by their places in `imported`, (I,)."""
+    """What only another study has a value of, by its place in `Observations.imported`, (I,)."""
     imported_means: Floats
     """(I,), as `means`."""
     imported_counts: Floats
@@ -135,7 +135,7 @@ class Observations:
         self._by_id: dict[str, Observed] = {}
         self._in_flight: dict[str, Observed] = {}
         # By row, with room for more.
-        self._ids: list[str] = []
+        self._ids = np.empty(64, dtype=object)
         self._values = np.full((64, 2), np.nan)
         self._seconds = np.zeros(64)
         self._costs = np.zeros(64)
@@ -191,7 +191,7 @@ class Observations:
             group=body["group"],
         )
         self._by_id[configuration_id] = observed
-        self._ids.append(configuration_id)
+        self._ids[row] = configuration_id
         self._costs[row] = observed.cost[self.costs[0]]
         if configuration_id in self._places_of_imported:
             imported = self.imported[self._places_of_imported[configuration_id]]
@@ -283,16 +283,12 @@ class Observations:
 
     def _make_room(self) -> None:
         self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
-        self._seconds, self._costs, self._is_complete, self._num_pending, self._num_replicates = (
-            np.concatenate([array, np.zeros_like(array)])
-            for array in (
-                self._seconds,
-                self._costs,
-                self._is_complete,
-                self._num_pending,
-                self._num_replicates,
-            )
-        )
+        self._ids = np.append(self._ids, np.empty_like(self._ids))
+        self._seconds = np.append(self._seconds, np.zeros_like(self._seconds))
+        self._costs = np.append(self._costs, np.zeros_like(self._costs))
+        self._is_complete = np.append(self._is_complete, np.zeros_like(self._is_complete))
+        self._num_pending = np.append(self._num_pending, np.zeros_like(self._num_pending))
+        self._num_replicates = np.append(self._num_replicates, np.zeros_like(self._num_replicates))
 
     def _imported_values(self) -> tuple[Indices, Floats]:
         """Return which imported configurations have no value of this study, and their values."""
@@ -320,7 +316,7 @@ class Observations:
         means, counts, variance, dof, _ = additive_means(values_CR[:, :last], folds_R)
         number = len(rows)
         return Measured(
-            ids=[self._ids[row] for row in rows],
+            ids=self._ids[rows].tolist(),
             rows=rows,
             means=means[:number],
             counts=counts[:number],

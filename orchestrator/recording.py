@@ -19,6 +19,7 @@ from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.measures import EXACT_COSTS
 from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate import additive_means
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.study import Watcher
     from sftsearch.search_spaces.load import Source
 
-COSTS = ("gflops", "gmacs", "parameters")
 SHOWN_VERSIONS = ("sftsearch", "torch", "numpy")
 
 
@@ -154,7 +154,7 @@ def _nearest(
                 table[row, seed] = sign * value
     folds = np.arange(num) % (source.study.dataset.folds or 1)
     means = additive_means(table, folds)[0]
-    costs = np.array([admitted[identity]["cost"][COSTS[0]] for identity in ids])
+    costs = np.array([admitted[identity]["cost"][EXACT_COSTS[0]] for identity in ids])
     order = np.argsort(costs, kind="stable")
     best = np.empty(len(ids))
     best[order] = np.maximum.accumulate(means[order])
@@ -182,7 +182,7 @@ def _collect(
                 "configuration_id": identity,
                 "model": body["model"],
                 "parameters": json.dumps(body["parameters"], sort_keys=True),
-                **{f"cost_{name}": body["cost"][name] for name in COSTS},
+                **{f"cost_{name}": body["cost"][name] for name in EXACT_COSTS},
                 "replicate": int(seed),
                 "fold": fold_of(int(seed), source.study.dataset.folds),
                 "epoch": i + 1,
@@ -196,7 +196,7 @@ def _collect(
     facts = {
         **_facts(source, fingerprint),
         "metrics": metrics,
-        "costs": list(COSTS),
+        "costs": list(EXACT_COSTS),
         "subjects": _subjects(source),
     }
     return {name: _array(name, values) for name, values in columns.items()}, facts

@@ -1,251 +1,40 @@
 """SAMPLERS: who proposes the next configuration, with Optuna behind it. The one place to add one.
 
-Optuna's study lives in memory and holds one trial for each *configuration* (the mean over its
-seeds) and one for each refused proposal; the journal is the record it is rebuilt from. Its random
-numbers derive from the sampler's seed and the proposal's number alone, so the same history gives
-the same proposal, also in a resumed study. What else a sampler needs, its proposals carry.
+Random numbers derive from the sampler's seed and the proposal's number alone, so the same history
+gives the same proposal, also in a resumed study.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import json
 import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState
 
+from sftsearch.orchestrator.optuna_study import lowest_of
 from sftsearch.orchestrator.seeds import derive_seed
-from sftsearch.search_spaces.schema import Choice, FloatRange, IntRange
-from sftsearch.search_spaces.space import Point, count, on_grid
+from sftsearch.search_spaces.space import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from optuna.distributions import BaseDistribution
 
     from sftsearch.orchestrator.admission import Admission, Candidate
     from sftsearch.orchestrator.beliefs import Beliefs
-    from sftsearch.search_spaces.space import Axis, Space
+    from sftsearch.orchestrator.optuna_study import OptunaStudy
 
 SPREAD_OVER = 256
 """Configurations drawn at random of which a first one is the farthest from the others."""
-BRANCH = "branch"
-CONSTRAINT = "admission"
 GENERATION, PARENTS, UNUSED = "generation", "parents", "unused"
 """What a trial of a genetic algorithm carries; see `Generations`."""
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class OptunaStudy:
-    """The points of a space as Optuna sees them: drawn, entered, told, refused."""
-
-    def __init__(self, space: Space, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
-        self.study = optuna.create_study(directions=list(directions))
-        self._labels = [f"{i}:{model}" for i, model in enumerate(space.models)]
-        self._space = space
-        self._axes = [
-            {f"{label}.{name}": _distribution(axis) for name, axis in axes.items()}
-            for label, axes in zip(self._labels, space.axes, strict=True)
-        ]
-
-    @property
-    def num_branches(self) -> int:
-        """How many branches the space has."""
-        return len(self._axes)
-
-    @property
-    def num_proposals(self) -> int:
-        """How many configurations were proposed so far: the next one's number."""
-        return len(self.study.get_trials(deepcopy=False))
-
-    def draw(self, sampler: optuna.samplers.BaseSampler, branch: int | None) -> Point:
-        """Let `sampler` draw a point, of a branch, and leave the study as it is."""
-        trial = optuna.create_trial(state=TrialState.RUNNING)
-        trial.number = self.num_proposals
-        if branch is None:
-            labels = CategoricalDistribution(self._labels)
-            drawn = sampler.sample_independent(self.study, trial, BRANCH, labels)
-            branch = self._labels.index(drawn)
-        values = {
-            key: sampler.sample_independent(self.study, trial, key, distribution)
-            for key, distribution in self._axes[branch].items()
-        }
-        return self._point(branch, values)
-
-    def draw_together(
-        self, sampler: optuna.samplers.BaseSampler, branch: int | None
-    ) -> dict[str, Any]:
-        """Let `sampler` draw all of `space_of(branch)` at once, and leave the study as it is."""
-        trial = optuna.create_trial(state=TrialState.RUNNING)
-        trial.number = self.num_proposals
-        space = self.space_of(branch)
-        several = {key: one for key, one in space.items() if not one.single()}
-        drawn = sampler.sample_relative(self.study, trial, several)
-        for key, one in space.items():
-            if key not in drawn:
-                drawn[key] = sampler.sample_independent(self.study, trial, key, one)
-        return drawn
-
-    def space_of(self, branch: int | None) -> dict[str, BaseDistribution]:
-        """Return the distributions of a branch's parameters; None: of all, and of the branch.
-
-        All of them are a space without conditions: a point of it leaves the parameters of the
-        other branches unused.
-        """
-        if branch is not None:
-            return dict(self._axes[branch])
-        every = (item for axes in self._axes for item in axes.items())
-        return {BRANCH: CategoricalDistribution(self._labels), **dict(every)}
-
-    def point_of(self, drawn: Mapping[str, Any], branch: int | None) -> Point:
-        """Return the point of parameters drawn together."""
-        chosen = self._labels.index(drawn[BRANCH]) if branch is None else branch
-        return self._point(chosen, {key: drawn[key] for key in self._axes[chosen]})
-
-    def trials(self, branch: int | None) -> list[optuna.trial.FrozenTrial]:
-        """Return all trials, of a branch, in order; they are not to be changed."""
-        trials = self.study.get_trials(deepcopy=False)
-        if branch is None:
-            return trials
-        return [trial for trial in trials if trial.params[BRANCH] == self._labels[branch]]
-
-    def flat(self, branch: int | None) -> optuna.Study:
-        """Return a study of the trials that have values or run, with all of `space_of(branch)`.
-
-        What a trial left unused is at its lowest: a model sees that another branch is far.
-        """
-        space = self.space_of(branch)
-        lowest = {key: _lowest(one) for key, one in space.items()}
-        flat = optuna.create_study(directions=self.study.directions)
-        for trial in self.trials(branch):
-            if trial.state in (TrialState.COMPLETE, TrialState.RUNNING):
-                params = lowest | {key: trial.params[key] for key in space.keys() & trial.params}
-                one = optuna.create_trial(
-                    state=trial.state, params=params, distributions=space, values=trial.values
-                )
-                flat.add_trial(one)
-        return flat
-
-    def carried(self, number: int) -> dict[str, Any]:
-        """Return what a proposal carries for its sampler, as JSON has it; see `Generations`."""
-        return self.study.get_trials(deepcopy=False)[number].user_attrs
-
-    def enter(self, point: Point, carried: Mapping[str, Any] | None = None) -> int:
-        """Enter a proposal, as running, with what it carries; return its number."""
-        self._add(point, TrialState.RUNNING, user_attrs=dict(carried or {}))
-        return self.num_proposals - 1
-
-    def tell(self, number: int, values: Sequence[float]) -> None:
-        """Tell the mean values of a configuration, in the order of the objectives."""
-        self.study.tell(number, list(values))
-
-    def fail(self, number: int) -> None:
-        """Tell that a configuration gave no value."""
-        self.study.tell(number, state=TrialState.FAIL)
-
-    def prune(self, number: int) -> None:
-        """Tell that a configuration was stopped before it had a value."""
-        self.study.tell(number, state=TrialState.PRUNED)
-
-    def refuse(self, number: int, excess: float) -> None:
-        """Tell that a proposal was refused: infeasible by `excess`, and not a failure.
-
-        A failure would be forgotten by TPE, which would propose the same again and again.
-        """
-        trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.Trial(self.study, trial_id).set_constraint(CONSTRAINT, max(excess, 1e-9))
-        self.study.tell(number, state=TrialState.PRUNED)
-
-    def replay(
-        self,
-        point: Point,
-        *,
-        values: Sequence[float] | None,
-        state: str,
-        excess: float = 0.0,
-        carried: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Enter a proposal of an earlier driver: its end is one of `_STATES`."""
-        constraints = {CONSTRAINT: max(excess, 1e-9)} if state == "refused" else None
-        attributes = dict(carried or {})
-        self._add(
-            point, _STATES[state], values=values, constraints=constraints, user_attrs=attributes
-        )
-
-    def params(self, point: Point) -> dict[str, Any]:
-        """Return a point as Optuna's parameters."""
-        axes = self._space.axes[point.branch]
-        keys = self._axes[point.branch]
-        values = [_to_optuna(axis, point.values[name]) for name, axis in axes.items()]
-        return {BRANCH: self._labels[point.branch], **dict(zip(keys, values, strict=True))}
-
-    def _add(self, point: Point, state: TrialState, **more: Any) -> None:
-        distributions: dict[str, BaseDistribution] = {
-            BRANCH: CategoricalDistribution(self._labels),
-            **self._axes[point.branch],
-        }
-        trial = optuna.create_trial(
-            state=state, params=self.params(point), distributions=distributions, **more
-        )
-        self.study.add_trial(trial)
-
-    def _point(self, branch: int, drawn: Mapping[str, Any]) -> Point:
-        axes = self._space.axes[branch]
-        values = {
-            name: _from_optuna(axes[name], value)
-            for name, value in zip(axes, drawn.values(), strict=True)
-        }
-        return Point(branch, {**self._space.literals[branch], **values})
-
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-    "refused": TrialState.PRUNED,
-    "stopped": TrialState.PRUNED,
-    "running": TrialState.RUNNING,
-}
-
-
-def _distribution(axis: Axis) -> BaseDistribution:
-    if isinstance(axis, Choice):
-        return CategoricalDistribution([_to_optuna(axis, value) for value in axis.values])
-    if isinstance(axis, IntRange):
-        high = axis.low + (axis.high - axis.low) // axis.step * axis.step
-        return IntDistribution(axis.low, high, log=axis.log, step=axis.step)
-    if axis.step is None:
-        return FloatDistribution(axis.low, axis.high, log=axis.log)
-    return FloatDistribution(axis.low, on_grid(axis, int(count(axis)) - 1), step=axis.step)
-
-
-def _to_optuna(axis: Axis, value: Any) -> Any:
-    """Choices travel as their JSON text: lists are not values to Optuna, and 1 equals True."""
-    return json.dumps(value, sort_keys=True) if isinstance(axis, Choice) else value
-
-
-def _from_optuna(axis: Axis, value: Any) -> Any:
-    if isinstance(axis, Choice):
-        return next(one for one in axis.values if _to_optuna(axis, one) == value)
-    if isinstance(axis, FloatRange) and axis.step is not None:
-        return on_grid(axis, round((value - axis.low) / axis.step))
-    return value
-
-
-# ------------------------------------------------------------------ samplers
 
 Proposal = tuple[int, Point]
 
@@ -333,7 +122,7 @@ class Generations(optuna.samplers.BaseGASampler):
         self._past = past
         self._trials = [t for t in past.trials(branch) if GENERATION in t.user_attrs]
         self._parents: dict[int, list[optuna.trial.FrozenTrial]] = {}
-        self._lowest = {key: _lowest(one) for key, one in past.space_of(branch).items()}
+        self._lowest = {key: lowest_of(one) for key, one in past.space_of(branch).items()}
         sizes = Counter(t.user_attrs[GENERATION] for t in self._trials if _has_values(t))
         last = max(sizes, default=0)
         self.generation: int = last + (sizes[last] >= (self.population_size or 0))
@@ -416,13 +205,6 @@ def _generations_of(plan: Any, study: OptunaStudy, branch: int | None) -> Genera
             mutation_prob=rate,
             seed=derive_seed(plan.seed, study.num_proposals),
         )
-
-
-def _lowest(distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return distribution.low
 
 
 def _has_values(trial: optuna.trial.FrozenTrial) -> bool:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.orchestrator import stopping
-from sftsearch.orchestrator.admission import EXACT_COSTS, Candidate, Refusal
+from sftsearch.orchestrator.admission import Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
+from sftsearch.orchestrator.measures import EXACT_COSTS
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.observations import Imported, Observations
-from sftsearch.orchestrator.samplers import OptunaStudy, propose_given, propose_uniform, sampler_of
+from sftsearch.orchestrator.optuna_study import OptunaStudy
+from sftsearch.orchestrator.samplers import propose_given, propose_uniform, sampler_of
 from sftsearch.orchestrator.surrogate import Hyperparameters
 from sftsearch.search_spaces.space import Point
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import binding, record
+from sftsearch.orchestrator import binding, record, warm_start
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
@@ -131,6 +131,9 @@ def run_study(
     open_dataset(spec.name)
     with Journal(folder) as journal:
         begin_or_continue(journal, source, spec, admission)
+        told = _warm_start(journal, source, admission, runs)
+        if told:
+            watch.notice(told)
         journal.listen(watch.event)
         journal.listen(functools.partial(_drop_checkpoint, folder))
         watch.stage("starting Ray and MLflow")
@@ -158,6 +161,17 @@ def run_study(
             sampler_study=search.optuna.study,
         )
         return _with_report(result, formats, mirror if synced else None)
+
+
+def _warm_start(journal: Journal, source: Source, admission: Admission, runs: Path) -> str:
+    """Take over what another study found, if the file names one; say what that is."""
+    section = source.study.warm_start
+    if section is None or any(event.kind == "imported" for event in journal.events()):
+        return ""
+    other = section.study
+    is_name = re.fullmatch(NAME_PATTERN, other) is not None
+    folder = find_study(other, runs) if is_name else Path(other)
+    return warm_start.begin(journal, source, admission, folder)
 
 
 def _search(
@@ -306,12 +320,31 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
             f"The study '{name}' was confirmed: its front is frozen, more trials would be chosen "
             "by somebody who has seen the test split. Give this one another `study.name`."
         )
+    _refuse_another_start(source, events, name)
     if not resume:
         ended = sum(event.kind in ("finished", "failed", "stopped") for event in events)
         raise StudyError(
             f"The study '{name}' exists in '{folder.parent}' with {ended} of "
             f"{source.study.search.trials} trials done. Add --resume to go on, "
             f"`sftsearch pareto {name}` for its front, or give this one another `study.name`."
+        )
+
+
+def _refuse_another_start(source: Source, events: list[Event], name: str) -> None:
+    """Refuse a warm start that comes too late, or from another study than the first."""
+    section = source.study.warm_start
+    if section is None:
+        return
+    imported = [event.body["study"] for event in events if event.kind == "imported"]
+    if not imported and any(event.kind == "proposed" for event in events):
+        raise StudyError(
+            f"The study '{name}' has begun without a warm start: leave `warm_start` out, or give "
+            "this one another `study.name`."
+        )
+    if imported and imported[0] != Path(section.study).name:
+        raise StudyError(
+            f"The study '{name}' began with '{imported[0]}': leave `warm_start` as it was, or give "
+            "this one another `study.name`."
         )
 
 

@@ -9,7 +9,9 @@ Shapes: N configurations, R replicates, E epochs, S samples.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 META = b"sftsearch.table"
 FORMAT = 1
 MAX_BYTES = 1 << 30
+MAX_ROWS = 20_000_000
+MAX_HOLES = 1_000
+"""Places for values in memory by row of the file: configurations may differ in replicates."""
 LAST_EPOCHS = 3
 """Epochs whose mean is the value of a replicate, as in training."""
 
@@ -94,46 +99,74 @@ def read_table(path: Path) -> Table:
         if path.stat().st_size > MAX_BYTES:
             raise TableError(f"The table '{path}' is larger than {MAX_BYTES:,} bytes.")
         file = pq.ParquetFile(path)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise TableError(f"The table '{path}' has more than {MAX_ROWS:,} rows.")
         facts = json.loads((file.schema_arrow.metadata or {}).get(META, b"{}"))
         names = [n for n in file.schema_arrow.names if not n.startswith("right_")]
         rows = file.read(columns=names)
     except (OSError, ValueError, pa.ArrowException) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TableError(f"Cannot read the table '{path}': {first}.") from error
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise TableError(
             f"'{path}' is not a recorded table of format {FORMAT}: `sftsearch table` makes one."
         )
     try:
         return _from_rows(rows, facts)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise TableError(f"The table '{path}' is damaged: {error}.") from error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TableError(f"The table '{path}' is damaged: {first}.") from error
 
 
 def _from_rows(rows: pa.Table, facts: dict[str, Any]) -> Table:
     ids = rows["configuration_id"].to_pylist()
     order = {identity: n for n, identity in enumerate(dict.fromkeys(ids))}
-    place_N = np.array([order[identity] for identity in ids])
-    replicate, epoch = rows["replicate"].to_numpy(), rows["epoch"].to_numpy()
-    if replicate.min() < 0 or epoch.min() < 1 or replicate.max() >= 10_000 or epoch.max() > 10_000:
-        raise ValueError("a replicate or epoch is out of range")
-    shape = (len(order), int(replicate.max()) + 1, int(epoch.max()))
+    place = np.array([order[identity] for identity in ids], dtype=np.int64)
+    places = place, _numbers(rows, "replicate", 0), _numbers(rows, "epoch", 1) - 1
+    shape = (len(order), int(places[1].max()) + 1, int(places[2].max()) + 1)
+    if math.prod(shape) > MAX_HOLES * len(ids):
+        raise ValueError("hardly any of its replicates and epochs are there")
 
     def spread(name: str) -> Floats:
         array = np.full(shape, np.nan)
-        array[place_N, replicate, epoch - 1] = rows[name].to_numpy()
+        array[places] = rows[name].to_numpy()
         return array
 
-    first = np.unique(place_N, return_index=True)[1]
-    return Table(
+    first = np.unique(place, return_index=True)[1]
+    table = Table(
         ids=list(order),
         models=rows["model"].take(first).to_pylist(),
-        parameters=[json.loads(text) for text in rows["parameters"].take(first).to_pylist()],
+        parameters=[dict(json.loads(text)) for text in rows["parameters"].take(first).to_pylist()],
         costs={n: rows[f"cost_{n}"].to_numpy()[first].astype(float) for n in facts["costs"]},
         metrics={name: spread(name) for name in facts["metrics"]},
         seconds=spread("seconds"),
         facts=facts,
     )
+    _check_whole(table, len(ids))
+    return table
+
+
+def _numbers(rows: pa.Table, name: str, least: int) -> NDArray[np.int64]:
+    """Return a column of small whole numbers."""
+    column = rows[name].to_numpy()
+    if column.dtype.kind not in "iu" or column.min() < least or column.max() >= 10_000:
+        raise ValueError(f"a number of `{name}` is out of range")
+    numbers: NDArray[np.int64] = column.astype(np.int64)
+    return numbers
+
+
+def _check_whole(table: Table, num_rows: int) -> None:
+    """Raise ValueError where a replicate lacks an epoch, has one twice, or took no time."""
+    is_there = np.isfinite(table.seconds)
+    if is_there.sum() != num_rows or not (is_there.all(axis=2) | ~is_there.any(axis=2)).all():
+        raise ValueError("a replicate lacks an epoch or has one twice")
+    if (table.seconds[is_there] < 0).any():
+        raise ValueError("a number of `seconds` is negative")
+    if not all((cost > 0).all() and np.isfinite(cost).all() for cost in table.costs.values()):
+        raise ValueError("a cost is not positive")
+    for name, values in table.metrics.items():
+        if not np.isfinite(values[is_there]).all():
+            raise ValueError(f"a value of `{name}` is not finite")
 
 
 def write_table(path: Path, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -154,4 +187,5 @@ def write_table(path: Path, rows: Mapping[str, Any], facts: Mapping[str, Any]) -
     except OSError as error:
         raise TableError(f"Cannot write the table '{path}': {error.strerror}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -310,6 +310,16 @@ class Resources(Section):
         return gpus
 
 
+class WarmStart(Section):
+    """Begin with what another study of the same parameters has found."""
+
+    study: str = Field(min_length=1, max_length=4096)
+    """The other study's name, where it is in the same folder of studies, or the path of its
+    folder. Where data set, folds, training and version of sftsearch are the same, what it measured
+    is known from the beginning (to the sampler `front`); else its front is tried first. Read once,
+    before the first trial."""
+
+
 class Choice(Section):
     """One of the listed values."""
 
@@ -440,4 +450,5 @@ class StudyFile(Section):
     training: dict[str, Literals] = Field(default={})
     """Fields of the training configuration that all branches share."""
     resources: Resources = Resources()
+    warm_start: WarmStart | None = None
     space: list[Branch] = Field(min_length=1, max_length=1000)

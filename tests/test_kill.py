@@ -242,11 +242,13 @@ def test_ctrl_c_twice_or_sigterm_stops_now(tmp_path: Path, signals: list[signal.
     wait_for_kind(study, "epoch", 3, process)
     for number in signals:
         os.kill(process.pid, number)
-        time.sleep(0.5)
+        time.sleep(0.2)  # two that come together are heard as one
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 130, out[-3000:]
     assert "Stopping now." in out
     assert "Traceback" not in out
-    assert count(study, "finished") == count(study, "failed") == 0
+    assert count(study, "failed") == 0
     assert count(study, "ended") == 1
+    trained = {event.body["trial"] for event in read_events(study) if event.kind == "epoch"}
+    assert trained - {e.body["trial"] for e in read_events(study) if e.kind == "finished"}
     check_resumed(tmp_path)

@@ -21,12 +21,12 @@ from sftsearch.orchestrator.admission import Admission, Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.observations import Observations
+from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import (
     GENERATION,
     PARENTS,
     UNUSED,
     FrontSampler,
-    OptunaStudy,
     sampler_of,
 )
 from sftsearch.orchestrator.search import Search
@@ -610,7 +610,7 @@ def test_front_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
 
 
 def test_front_finds_a_front_with_fewer_trials_than_chance() -> None:
-    """Trials (at most 60) until 95 % of the volume of the whole space; accuracy is best at width 64."""
+    """Trials, at most 60, until 95 % of the whole volume; accuracy is best at width 64."""
 
     def accuracy(candidate: Candidate) -> Values:
         value = 1 - math.exp(-2e3 * candidate.cost.gflops)

@@ -169,11 +169,11 @@ class QuickWorker:
 def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:
     """Also after the reported configurations were chosen and had their fresh replicates."""
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
-    text = text.replace("replicates: 2", "replicates: {{min: 2, max: 2, fresh: 1}}, max_epochs: {}")
 
     def run(max_epochs: int) -> StudyResult:
         file = tmp_path / "small.yaml"
-        file.write_text(text.format(max_epochs))
+        plan = f"replicates: {{min: 2, max: 2, fresh: 1}}, max_epochs: {max_epochs}"
+        file.write_text(text.replace("replicates: 2", plan))
         return run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, formats=())
 
     def frozen() -> list[Any]:
@@ -202,24 +202,17 @@ def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -
 
 def test_hours_count_only_while_a_driver_runs_trials(tmp_path: Path) -> None:
     """What lies between two drivers does not, whoever writes to the journal meanwhile."""
-    text = STUDY.format(trials=2, dims="[8, 16]", concurrent="1").replace("replicates: 2", "{}")
 
-    def run(more: str) -> StudyResult:
-        (tmp_path / "small.yaml").write_text(text.format(more))
-        return run_study(
-            tmp_path / "small.yaml", runs=tmp_path, resume=True, worker=QuickWorker, formats=()
-        )
+    def run(trials: int) -> StudyResult:
+        file = tmp_path / "small.yaml"
+        text = STUDY.format(trials=trials, dims="[8, 16]", concurrent="1")
+        file.write_text(text.replace("replicates: 2", "replicates: 1, max_hours: 0.5"))
+        return run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, formats=())
 
-    first = run("replicates: 1, max_hours: 0.5")
-    assert first.reason == "all trials ran"
+    assert run(2).reason == "all trials ran"
     with Journal(tmp_path / "small", clock=lambda: time.time() + 3600) as journal:
         journal.append("mirrored", through=journal.last_id)
-    (tmp_path / "small.yaml").write_text(
-        text.replace("trials: 2", "trials: 4").format("replicates: 1, max_hours: 0.5")
-    )
-    second = run_study(
-        tmp_path / "small.yaml", runs=tmp_path, resume=True, worker=QuickWorker, formats=()
-    )
+    second = run(4)
     assert second.reason == "all trials ran"
     assert len(second.record.trials) == 4
 
@@ -362,6 +355,34 @@ def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("cpus: 1000,", "cpus: 1, gpus: 0.5,"))
     with pytest.raises(UserError, match=r"1 CPUs and 0\.5 GPUs, but Ray has"):
         run_study(file, runs=tmp_path, resume=True)
+
+
+def test_a_study_begins_with_another_and_says_so(tmp_path: Path) -> None:
+    file, runs = tmp_path / "small.yaml", tmp_path / "runs"
+    text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
+    text = text.replace("{kind: exhaustive}", "front")
+    file.write_text(text.replace("name: small", "name: other"))
+    run_study(file, runs=runs, worker=QuickWorker, formats=())
+    heard: list[str] = []
+
+    class Hearing(study.Watcher):
+        def notice(self, text: str) -> None:
+            heard.append(text)
+
+    file.write_text(f"{text}warm_start: {{study: other}}\n")
+    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), watcher=Hearing())
+    assert begun.complete
+    assert len(heard) == 1
+    assert "4 of its 4 configurations are in this space" in heard[0]
+    assert len(begun.record.trials) == 8
+    kinds = [event.kind for event in read_events(begun.folder)]
+    assert kinds.index("imported") < kinds.index("proposed")
+    assert tracking.read_study(begun.tracking_uri, "small", runs) == begun.record
+    file.write_text(
+        f"{text}warm_start: {{study: {tmp_path / 'none' / 'such'}}}\n".replace("small", "third")
+    )
+    with pytest.raises(UserError, match="no study in"):
+        run_study(file, runs=runs, worker=QuickWorker, formats=())
 
 
 # ------------------------------------------------------------------ recorded tables

@@ -13,7 +13,8 @@ from sftsearch.orchestrator.admission import Admission, Candidate
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.binding import check_names
 from sftsearch.orchestrator.observations import Observations
-from sftsearch.orchestrator.samplers import SAMPLERS, OptunaStudy, sampler_of
+from sftsearch.orchestrator.optuna_study import OptunaStudy
+from sftsearch.orchestrator.samplers import SAMPLERS, sampler_of
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
 

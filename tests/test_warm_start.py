@@ -1,0 +1,364 @@
+"""Warm starts without Ray: a toy training, a closed form of the configuration and the seed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from sftsearch.orchestrator import record, warm_start
+from sftsearch.orchestrator.journal import Journal, read_events
+from sftsearch.orchestrator.observations import Imported, Observations
+from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.study import begin_or_continue, check_study, refuse_surprises
+from sftsearch.orchestrator.warm_start import WarmStartError
+from sftsearch.search_spaces.load import StudyFileError
+from sftsearch.search_spaces.space import Point
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.search import Assignment
+
+STUDY = """
+study: {name: NAME}
+dataset: {kind: synthetic}
+search: {sampler: front, trials: 12, replicates: {min: 1, max: 2}}
+training: {epochs: 2}
+space:
+  - kind: sft
+    num_heads: 1
+    stride: {kind: choice, values: [1, 2]}
+    dim: {kind: int, low: 2, high: 20, step: 2}
+    fused_layers: {kind: int, low: 1, high: 2}
+"""
+
+
+class Driver:
+    """A study in a folder, begun or gone on with, and trained in the test's own process."""
+
+    def __init__(self, runs: Path, name: str, *changes: tuple[str, str], other: str = "") -> None:
+        self.runs, self.folder = runs, runs / name
+        text = STUDY.replace("NAME", name)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        if other:
+            text += f"warm_start: {{study: {other}}}\n"
+        runs.mkdir(exist_ok=True)
+        self.file = runs / f"{name}.yaml"
+        self.file.write_text(text)
+        self.told = ""
+
+    def run(self, *, ends: int | None = None, first: int = 0) -> Search:
+        """Run until so many trials have ended, from a journal as a killed driver leaves it."""
+        source, spec, admission = check_study(self.file)
+        refuse_surprises(source, spec, self.folder, resume=True)
+        with Journal(self.folder) as journal:
+            begin_or_continue(journal, source, spec, admission)
+            section = source.study.warm_start
+            if section is not None:
+                other = self.runs / section.study
+                self.told = warm_start.begin(journal, source, admission, other) or self.told
+            journal.append("opened", trials=source.study.search.trials, slots=1)
+            search = Search(source.study, journal, admission)
+            while not search.exhausted and ends != 0:
+                assignment = search.propose()
+                assert assignment is not None
+                train(search, assignment)
+                ends = None if ends is None else ends - 1
+            if search.exhausted:
+                search.conclude()
+        return search
+
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.folder) if event.kind == kind]
+
+    def proposed(self) -> list[Any]:
+        return [event.body["values"] for event in self.events("proposed")]
+
+
+def accuracy(parameters: dict[str, Any], seed: int) -> float:
+    """Best at a stride of 2, and a width between: a front of a few points."""
+    wide = parameters["dim"] / 20
+    noise = math.sin(12.9898 * (1 + seed) * (parameters["dim"] + 100 * parameters["stride"]))
+    return 0.4 + 0.4 * wide - 0.1 * wide**2 + 0.05 * parameters["stride"] + 0.002 * noise
+
+
+def train(search: Search, assignment: Assignment) -> None:
+    value = accuracy(assignment.parameters, assignment.seed)
+    for epoch in range(assignment.num_journalled + 1, 3):
+        metrics = {"epoch": epoch, "top1": value, "seconds": 1.0}
+        assert search.report(assignment.key, metrics)
+    search.finish(assignment.key, {"top1": value, "seconds": 2.0, **assignment.cost}, {})
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Driver:
+    driver = Driver(tmp_path, "other")
+    driver.run()
+    return driver
+
+
+def area_of(driver: Driver) -> float:
+    """Return the area under the best mean by cost, over the logarithm of the cost."""
+    outcomes: dict[str, list[tuple[float, float]]] = {}
+    for trial in record.from_events(read_events(driver.folder)).trials:
+        pair = (math.log(trial.values["gflops"]), trial.values["top1"])
+        outcomes.setdefault(trial.configuration_id, []).append(pair)
+    _, _, admission = check_study(driver.file)
+    assert admission.table is not None
+    logs = sorted(math.log(candidate.cost.gflops) for candidate in admission.table.values())
+    means = [tuple(np.mean(values, axis=0)) for values in outcomes.values()]
+    edges = [*logs, logs[-1]]
+    return sum(
+        (after - before) * max([0.25, *(value for cost, value in means if cost <= before)])
+        for before, after in itertools.pairwise(edges)
+    )
+
+
+# ------------------------------------------------------------ two that train alike
+
+
+def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
+    tmp_path: Path, other: Driver
+) -> None:
+    warm = Driver(tmp_path, "warm", other="other")
+    search = warm.run(ends=0)
+    (event,) = warm.events("imported")
+    theirs = record.from_events(read_events(other.folder))
+    assert event.body["study"] == "other"
+    assert event.body["alike"]
+    assert event.body["starts"] == []
+    keys = {
+        f"{one['configuration_id']}-{replicate}": values["objectives"]
+        for one in event.body["configurations"]
+        for replicate, values in one["replicates"].items()
+    }
+    assert keys == {t.key: [t.values["top1"], t.values["gflops"]] for t in theirs.trials}
+    number = len({trial.configuration_id for trial in theirs.trials})
+    assert warm.told == (
+        f"Warm start from 'other': {number} of its {number} configurations are in this space and "
+        "known from the beginning (12 trials, none of them counted here)."
+    )
+    assert (search.num_admitted, search.num_finished, len(search.past)) == (0, 0, 0)
+    assert len(search.past.imported) == number
+    search = warm.run()
+    assert search.num_admitted == search.num_finished == 12
+    own = record.from_events(read_events(warm.folder))
+    assert len(own.trials) == 12
+    (concluded,) = warm.events("concluded")
+    admitted = {trial.configuration_id for trial in own.trials}
+    assert concluded.body["beliefs"].keys() == admitted
+    assert set(concluded.body["reported"]) <= admitted
+
+
+def test_it_begins_where_a_cold_study_ends(tmp_path: Path, other: Driver) -> None:
+    """Its first four trials give nearly the front that the other needed twelve for."""
+    few = ("trials: 12", "trials: 4")
+    warm = Driver(tmp_path, "warm", few, other="other")
+    cold = Driver(tmp_path, "cold", few)
+    warm.run()
+    cold.run()
+    assert area_of(warm) > area_of(cold)
+    assert area_of(warm) > area_of(cold) + 0.5 * (area_of(other) - area_of(cold))
+
+
+def test_a_resumed_study_is_the_same_without_the_other(tmp_path: Path, other: Driver) -> None:
+    undisturbed = Driver(tmp_path, "warm", other="other")
+    undisturbed.run()
+    whole = undisturbed.proposed()
+    shutil.rmtree(undisturbed.folder)
+    resumed = Driver(tmp_path, "warm", other="other")
+    resumed.run(ends=0)
+    shutil.rmtree(other.folder)
+    for ends in (1, 1, 3, None):
+        resumed.run(ends=ends)
+    assert resumed.proposed() == whole
+    assert len(resumed.events("imported")) == 1
+
+
+def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> None:
+    smaller = ("high: 20, step: 2", "high: 10, step: 2")
+    warm = Driver(tmp_path, "warm", smaller, other="other")
+    search = warm.run(ends=0)
+    points = [event.body["values"]["dim"] for event in other.events("proposed")]
+    assert len(search.past.imported) == sum(dim <= 10 for dim in points)
+    assert all(one.point.values["dim"] <= 10 for one in search.past.imported)
+
+
+def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, other: Driver) -> None:
+    for sampler in ("sampler: random", "sampler: {kind: nsga2, population: 4}"):
+        warm = Driver(
+            tmp_path,
+            f"warm{len(sampler)}",
+            ("sampler: front", f"sampler: {sampler}"),
+            other="other",
+        )
+        warm.run()
+        (event,) = warm.events("imported")
+        starts = [start["values"] for start in event.body["starts"]]
+        assert len(starts) >= 2
+        assert warm.proposed()[: len(starts)] == starts
+        assert f"{len(starts)} configurations of its front are tried first" in warm.told
+
+
+# ------------------------------------------------------------ two that do not
+
+
+def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Tell whether an (accuracy, cost) dominates another."""
+    return one != other and one[0] >= other[0] and one[1] <= other[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (("epochs: 2", "epochs: 3"), "the training"),
+        (("kind: synthetic", "kind: wearables"), "the data set, the version of the data set"),
+    ],
+)
+def test_where_they_differ_only_the_front_is_tried_first(
+    tmp_path: Path, other: Driver, change: tuple[str, str], what: str
+) -> None:
+    warm = Driver(tmp_path, "warm", change, other="other")
+    search = warm.run(ends=0)
+    assert search.past.imported == []
+    assert f"({what} differ): only its front is of use" in warm.told
+    (event,) = warm.events("imported")
+    starts = [start["values"] for start in event.body["starts"]]
+    theirs = record.from_events(read_events(other.folder))
+    outcomes: dict[str, list[tuple[float, float]]] = {}
+    for trial in theirs.trials:
+        pair = (trial.values["top1"], trial.values["gflops"])
+        outcomes.setdefault(json.dumps(trial.configuration), []).append(pair)
+    means = {c: tuple(np.mean(v, axis=0)) for c, v in outcomes.items()}
+    best = [
+        json.loads(c)["dim"]
+        for c, (value, cost) in sorted(means.items(), key=lambda item: item[1][1])
+        if not any(
+            (v > value and g <= cost) or (v >= value and g < cost) for v, g in means.values()
+        )
+    ]
+    assert [start["dim"] for start in starts] == best
+    warm.run(ends=len(starts) + 1)
+    assert warm.proposed()[: len(starts)] == starts
+
+
+def test_another_version_is_another_recipe(
+    tmp_path: Path, other: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} of tomorrow")
+    warm = Driver(tmp_path, "warm", other="other")
+    warm.run(ends=0)
+    assert "(the version of sftsearch differ)" in warm.told
+
+
+# ------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            [("    stride: {kind: choice, values: [1, 2]}\n", "")],
+            "it searched `stride`, which this study does not have (sft)",
+        ),
+        (
+            [("num_heads: 1", "num_heads: 1\n    dropout: {kind: choice, values: [0.0, 0.1]}")],
+            "it does not have `dropout`, which this study searches (sft)",
+        ),
+        (
+            [("kind: sft", "kind: concat"), ("stride:", "num_layers: 2\n    stride:"),
+             ("    fused_layers: {kind: int, low: 1, high: 2}\n", "")],
+            "has none of this study's models: it searched sft",
+        ),
+        (
+            [("low: 2, high: 20, step: 2", "low: 3, high: 21, step: 2")],
+            "none of its 1",
+        ),
+        (
+            [("search:", "objectives: [{metric: top1, goal: maximize}, "
+              "{metric: latency_ms, goal: minimize}]\nsearch:")],
+            "did not measure `latency_ms`",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_begun_with_is_one_line(
+    tmp_path: Path, other: Driver, changes: list[tuple[str, str]], said: str
+) -> None:
+    warm = Driver(tmp_path, "warm", *changes, other="other")
+    with pytest.raises(WarmStartError) as caught:
+        warm.run(ends=0)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert warm.events("imported") == warm.events("proposed") == []
+
+
+def test_a_start_that_comes_too_late_or_changes_is_refused(tmp_path: Path, other: Driver) -> None:
+    cold = Driver(tmp_path, "cold")
+    cold.run(ends=1)
+    late = Driver(tmp_path, "cold", other="other")
+    with pytest.raises(ValueError, match="has begun without a warm start"):
+        late.run(ends=1)
+    Driver(tmp_path, "warm", other="other").run(ends=1)
+    changed = Driver(tmp_path, "warm", other="cold")
+    with pytest.raises(ValueError, match="began with 'other'"):
+        changed.run(ends=1)
+
+
+def test_a_study_does_not_begin_with_itself(tmp_path: Path) -> None:
+    own = Driver(tmp_path, "own", other="own")
+    with pytest.raises(StudyFileError, match=r"line \d+: warm_start.study: 'own' is this study"):
+        own.run()
+
+
+# ------------------------------------------------------------------- observations
+
+
+def observations() -> Observations:
+    return Observations(("gflops",))
+
+
+BODY = {"model": "sft", "parameters": {}, "cost": {"gflops": 1.0}, "epochs": 2, "warmup": 0,
+        "group": ""}  # fmt: skip
+
+
+def test_own_replicates_take_the_place_of_imported_ones() -> None:
+    past = observations()
+    point = Point(0, {})
+    past.import_(Imported("a", point, {0: 0.5, 1: 0.7, 5: 0.9}, {0: 10.0, 1: 20.0, 5: 30.0}))
+    past.import_(Imported("b", point, {0: 0.2}, {0: 1.0}))
+    measured = past.measured()
+    assert measured.ids == []
+    assert measured.imported.tolist() == [0, 1]
+    assert measured.imported_means == pytest.approx([0.7, 0.2])
+    assert measured.imported_counts.tolist() == [3, 1]
+    assert not past.has_values
+    own = past.admit(0, "a", point, BODY)
+    past.begin(own, 0)
+    assert past.measured().ids == []
+    past.finish(own, 0, [0.6, 1.0], 40.0)
+    measured = past.measured()
+    assert measured.ids == ["a"]
+    assert measured.imported.tolist() == [1]
+    assert measured.means == pytest.approx([(0.6 + 0.7 + 0.9) / 3])
+    assert measured.counts.tolist() == [3]
+    assert measured.seconds == pytest.approx([(40 + 20 + 30) / 3])
+    assert own.num_replicates == 1
+
+
+def test_a_dropped_configuration_leaves_what_was_imported() -> None:
+    past = observations()
+    past.import_(Imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
+    own = past.admit(0, "a", Point(0, {}), BODY)
+    past.begin(own, 0)
+    past.drop(own, 0, stopped=True)
+    assert past.measured().ids == []
+    assert past.measured().imported_means == pytest.approx([0.5])
