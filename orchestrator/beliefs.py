@@ -407,10 +407,11 @@ class Beliefs:
         """
         if self._admission.table is not None:
             return self._take_up(0, 0)
-        for turn in range(MAX_TURNS):
-            pool = self._take_up(number // DRAWN_FOR, turn)
-            if len(self.free(pool, branch)):
-                break
+        block, turn = number // DRAWN_FOR, 0
+        pool = self._take_up(block, turn)
+        while turn < MAX_TURNS - 1 and not len(self.free(pool, branch)):
+            turn += 1
+            pool = self._take_up(block, turn)
         return pool
 
     def _take_up(self, block: int, turn: int) -> Candidates:

@@ -475,9 +475,10 @@ class Search:
             ],
             **decision,
         }
+        del self._running[trial.key]
         self._journal.append("stopped", **body)
         self._withdraw(body["withdrawn"])
-        self._end(trial.key, "stopped", None)
+        self._end(trial, "stopped", None)
 
     def finish(
         self,
@@ -494,25 +495,27 @@ class Search:
             groups: validation by subject: name -> (correct, count).
             facts: where it ran: torch, device, threads.
         """
-        if key not in self._running:
+        trial = self._running.get(key)
+        if trial is None:
             return
         lacking = [n for n in self.objectives if not math.isfinite(values.get(n, math.nan))]
         if lacking:
             self.fail(key, f"the objective `{lacking[0]}` has no finite value")
             return
         body = {"values": dict(values), "groups": dict(groups), "facts": dict(facts or {})}
+        del self._running[key]  # whatever goes wrong from here, it ends only once
         self._journal.append("finished", trial=key, **body)
-        self._end(key, "finished", values)
+        self._end(trial, "finished", values)
 
     def fail(self, key: str, reason: str) -> None:
         """Journal that a trial ended without values; the study goes on."""
-        if key not in self._running:
+        trial = self._running.pop(key, None)
+        if trial is None:
             return
         self._journal.append("failed", trial=key, reason=reason)
-        self._end(key, "failed", None)
+        self._end(trial, "failed", None)
 
-    def _end(self, key: str, kind: str, values: Mapping[str, float] | None) -> None:
-        trial = self._running.pop(key)
+    def _end(self, trial: Trial, kind: str, values: Mapping[str, float] | None) -> None:
         self._note_end(trial, kind, values)
         number = trial.observed.number
         proposed = self._proposals.get(number)

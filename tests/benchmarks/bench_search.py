@@ -28,20 +28,22 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
-from benchmarks.rivals.optuna_samplers import Table as Grid
 from benchmarks.rivals.optuna_samplers import optuna_rival
 from benchmarks.search_tables import Case, own_case, public_case
 
-from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.simulate import Replay, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftsearch.orchestrator.search import Search
 
 WORKERS = 4
 LEVELS = (2.0, 1.0, 0.5)
