@@ -628,7 +628,7 @@ def _close(
     """
     sample = random_.choice(free, min(len(free), 8 * count), replace=False)
     own, others = x[sample], x[best]
-    squares = np.einsum("nd,nd->n", own, own)[:, None] - 2 * own @ others.T
-    apart = (squares + np.einsum("nd,nd->n", others, others)).min(axis=1)
+    squares = np.einsum("ij,ij->i", own, own)[:, None] - 2 * own @ others.T
+    apart = (squares + np.einsum("ij,ij->i", others, others)).min(axis=1)
     nearest: Indices = sample[np.argsort(apart, kind="stable")[:count]]
     return nearest

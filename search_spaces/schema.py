@@ -138,10 +138,16 @@ def _worded(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
-Sampler = Annotated[
+SamplerSection = Annotated[
     Front | TPE | NSGA2 | NSGA3 | GP | QuasiRandom | RandomDraw | Exhaustive,
     Field(discriminator="kind"),
-    BeforeValidator(_worded),
+]
+SamplerWord = Literal[
+    "front", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random", "exhaustive"
+]
+Sampler = Annotated[
+    SamplerSection,
+    BeforeValidator(_worded, json_schema_input_type=SamplerSection | SamplerWord),
 ]
 
 
@@ -185,10 +191,11 @@ class NoStop(Section):
     kind: Literal["none"]
 
 
+StoppingSection = Annotated[FrontStop | MOASHA | MedianStop | NoStop, Field(discriminator="kind")]
+StoppingWord = Literal["front", "mo_asha", "median", "none"]
 Stopping = Annotated[
-    FrontStop | MOASHA | MedianStop | NoStop,
-    Field(discriminator="kind"),
-    BeforeValidator(_worded),
+    StoppingSection,
+    BeforeValidator(_worded, json_schema_input_type=StoppingSection | StoppingWord),
 ]
 
 
@@ -239,7 +246,9 @@ class SearchPlan(Section):
     until_converged: bool = False
     """End when the next 20 proposals are expected to gain less than 0.1 point of accuracy over the
     whole range of budgets, twice running; needs the sampler `front`."""
-    replicates: Annotated[Replicates, BeforeValidator(_counted)] = Replicates()
+    replicates: Annotated[
+        Replicates, BeforeValidator(_counted, json_schema_input_type=Replicates | int)
+    ] = Replicates()
     """Trials of a configuration: a number, or `{min, max, fresh}`."""
     stopping: Stopping = NoStop(kind="none")
     """Which trials are stopped before their last epoch."""

@@ -431,6 +431,30 @@ def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
         assert whole[-1].body["reported"] == list(second)
 
 
+@pytest.mark.parametrize("kind", ["finished", "failed"])
+def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind: str) -> None:
+    """Who drives the search may tell it then that the trial failed; a listener breaks here."""
+    memory = Memory(source_of("sampler: front, trials: 4"))
+    journal, search = memory.open()
+    first = search.propose()
+    assert first is not None
+    last = journal.last_id + 1
+    journal.listen(functools.partial(die_after, last))
+    end = {
+        "finished": lambda: search.finish(first.key, {"top1": 0.5, **first.cost}, {}),
+        "failed": lambda: search.fail(first.key, "it broke"),
+    }
+    with pytest.raises(KilledError):
+        end[kind]()
+    search.fail(first.key, "the worker process died")
+    search.finish(first.key, {"top1": 0.7, **first.cost}, {})
+    assert [event.kind for event in journal.events()][-1] == kind
+    assert journal.last_id == last
+    again, resumed = memory.open(list(journal.events()))
+    memory.drive(resumed, Training())
+    check_complete(list(again.events()), resumed, ALL_RAN)
+
+
 def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()

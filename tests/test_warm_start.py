@@ -198,7 +198,7 @@ def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, oth
         warm = Driver(
             tmp_path,
             f"warm{len(sampler)}",
-            ("sampler: front", f"sampler: {sampler}"),
+            ("sampler: front", sampler),
             other="other",
         )
         warm.run()
