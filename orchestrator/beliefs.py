@@ -9,13 +9,11 @@ Shapes: N candidates, C configurations that were measured, D features, R draws.
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtr  # type: ignore[import-untyped]
 
 from sftsearch.orchestrator.encoding import Encoder
 from sftsearch.orchestrator.improvement import Staircase, expected_improvement, staircase
@@ -332,7 +330,7 @@ class Beliefs:
         mu, sd = surrogate.predict(x)
         moved = sd**2 / np.sqrt(sd**2 + self.posterior().sigma ** 2 / replicates)
         seconds = _expected_seconds(self.past.measured(), getattr(best.cost, self.past.costs[0]))
-        rate = float(_improvement(u, mu, moved, stairs)[0]) / (seconds * replicates)
+        rate = float(expected_improvement(u, mu, moved, stairs)[0]) / (seconds * replicates)
         return Option(best.id, rate)
 
     def gain_ahead(self, number: int, maximum: int) -> float:
@@ -382,7 +380,7 @@ class Beliefs:
 
         def gain_of(rows: Indices) -> Floats:
             mu, sd = surrogate.predict(pool.x[rows])
-            return _improvement(pool.u[rows], mu, sd, stairs)
+            return expected_improvement(pool.u[rows], mu, sd, stairs)
 
         measured = self.past.measured()
         held = min(MAX_OBSERVED, len(measured.ids)) + min(MAX_IMPORTED, len(measured.imported))
@@ -577,26 +575,6 @@ def _spread(values: Floats, most: int) -> Indices:
     best, rest = order[: most // 2], order[most // 2 :]
     evenly = np.linspace(0, len(rest) - 1, most - len(best)).round().astype(np.int64)
     return np.concatenate([best, rest[evenly]])
-
-
-def _improvement(u: Floats, mu: Floats, sd: Floats, stairs: Staircase) -> Floats:
-    """Return `expected_improvement`; for one cost all steps at once, for a front may have many.
-
-    Args:
-        u: scaled costs, (M, C).
-        mu: expected values, (M,).
-        sd: their standard deviations, above 0, (M,).
-        stairs: what is to be improved.
-    """
-    if u.shape[1] > 1:
-        return expected_improvement(u, mu, sd, stairs)
-    edges = stairs.edges[0]
-    width_MJ = (edges[1:] - np.maximum(edges[:-1], u)).clip(min=0.0)
-    z_MJ = (mu[:, None] - stairs.levels) / sd[:, None]
-    excess_MJ = np.exp(-0.5 * z_MJ**2) / math.sqrt(2 * math.pi) + z_MJ * ndtr(z_MJ)
-    # Far below 0 the two terms cancel to a rounding error of either sign.
-    gain: Floats = sd * np.einsum("mj,mj->m", width_MJ, excess_MJ.clip(min=0.0))
-    return gain
 
 
 def _seconds_of(measured: Measured) -> Floats:

@@ -115,6 +115,8 @@ def expected_improvement(
     """
     u_MC = _to_columns(u_MC)
     mu_M, sd_M = (np.broadcast_to(np.asarray(v, dtype=float), len(u_MC)) for v in (mu_M, sd_M))
+    if u_MC.shape[1] == 1 and np.all(sd_M > 0):
+        return _one_cost(u_MC.clip(min=0.0), mu_M, sd_M, stairs)
     index_KM, weight_KM = _corners(u_MC, stairs.edges)
     gain_M = np.zeros(len(u_MC))
     for level, volume in _tails(stairs):
@@ -124,6 +126,19 @@ def expected_improvement(
             (met,) = np.nonzero(volume_M)
             excess_M = _expected_excess(mu_M[block][met] - level, sd_M[block][met])
             gain_M[i + met] += volume_M[met] * excess_M
+    return gain_M
+
+
+def _one_cost(u_M1: Floats, mu_M: Floats, sd_M: Floats, stairs: Staircase) -> Floats:
+    """Return `expected_improvement` for one cost and sd above 0: all steps at once."""
+    (edges,), gain_M = stairs.edges, np.empty(len(u_M1))
+    for i in range(0, len(u_M1), _BLOCK):
+        block = slice(i, i + _BLOCK)
+        width_MJ = (edges[1:] - np.maximum(edges[:-1], u_M1[block])).clip(min=0.0)
+        z_MJ = (mu_M[block, None] - stairs.levels) / sd_M[block, None]
+        excess_MJ = np.exp(-0.5 * z_MJ**2) / math.sqrt(2 * math.pi) + z_MJ * ndtr(z_MJ)
+        # Far below 0 the two terms cancel to a rounding error of either sign.
+        gain_M[block] = sd_M[block] * np.sum(width_MJ * excess_MJ.clip(min=0.0), axis=1)
     return gain_M
 
 

@@ -15,7 +15,7 @@ The events of a study, by kind:
 | `admitted` | admission took it | number, configuration_id, cost, seeds, epochs, warmup, group |
 | `fitted` | the surrogate was fitted | num, its hyperparameters |
 | `replicated` | a configuration earned more trials | configuration_id, seeds |
-| `expected` | what going on may gain was computed | gain |
+| `expected` | what going on may gain was computed | number, gain |
 | `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |
 | `epoch` | an epoch of a trial ended | trial, epoch, metrics |
 | `judged` | a trial may go on, by the stopping rule | trial, epoch, best, the decision |

@@ -332,7 +332,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
 
     def _spread(self, number: int, branch: int | None) -> Candidate | None:
         """Return the candidate farthest from all that are in the study, of some drawn ones."""
-        pool = self._beliefs.candidates(number)
+        pool = self._beliefs.candidates(number, branch)
         free = self._beliefs.free(pool, branch)
         if not len(free):
             return None

@@ -14,7 +14,6 @@ from toy_study import LISTED, Memory, noise, source_of
 from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import beliefs as module
 from sftsearch.orchestrator.beliefs import Beliefs
-from sftsearch.orchestrator.improvement import expected_improvement, staircase
 from sftsearch.orchestrator.observations import Observations
 
 if TYPE_CHECKING:
@@ -182,16 +181,6 @@ def test_gains_of_a_branch_are_of_its_candidates_alone() -> None:
         places = [i for i, c in enumerate(candidates) if c.point.branch == branch]
         assert [candidates[i].id for i in places] == [c.id for c in own]
         assert gain == pytest.approx(every[places], rel=1e-9, abs=1e-15)
-
-
-def test_improvement_of_all_steps_at_once_is_that_of_one_after_another() -> None:
-    random_ = np.random.default_rng(0)
-    for number in (0, 1, 7, 60):
-        stairs = staircase(random_.random(number), random_.random(number), floor=0.1)
-        u, mu, sd = random_.random((200, 1)), random_.random(200), random_.random(200) + 1e-6
-        found = module._improvement(u, mu, sd, stairs)
-        assert found == pytest.approx(expected_improvement(u, mu, sd, stairs), rel=1e-9, abs=1e-12)
-        assert (found >= 0).all()
 
 
 def test_the_best_new_one_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:

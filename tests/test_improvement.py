@@ -203,3 +203,17 @@ def test_expected_change_is_the_gain_of_crossing_the_rival() -> None:
 def test_what_is_certain_or_has_no_rival_does_not_change() -> None:
     got = improvement.expected_change([0.5, 0.5, 0.5], [0.0, 0.0, 0.1], [0.5, 0.6, -np.inf], 1.0)
     assert got.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_all_steps_at_once_is_what_one_after_another_gives() -> None:
+    """A candidate without uncertainty sends all of them the general way."""
+    random_ = np.random.default_rng(0)
+    for number in (0, 1, 7, 60):
+        stairs = staircase(random_.random(number), random_.random(number), floor=0.1)
+        u, mu, sd = random_.random(200), random_.random(200), random_.random(200) + 1e-6
+        found = expected_improvement(u, mu, sd, stairs)
+        general = expected_improvement(
+            np.append(u, 0.5), np.append(mu, 0.5), np.append(sd, 0.0), stairs
+        )
+        np.testing.assert_allclose(found, general[:-1], rtol=1e-9, atol=1e-12)
+        assert (found >= 0).all()
