@@ -209,10 +209,10 @@ def test_all_steps_at_once_is_what_one_after_another_gives() -> None:
     """A candidate without uncertainty sends all of them the general way."""
     random_ = np.random.default_rng(0)
     for number in (0, 1, 7, 60):
-        stairs = staircase(random_.random(number), random_.random(number), floor=0.1)
+        stairs = improvement.staircase(random_.random(number), random_.random(number), floor=0.1)
         u, mu, sd = random_.random(200), random_.random(200), random_.random(200) + 1e-6
-        found = expected_improvement(u, mu, sd, stairs)
-        general = expected_improvement(
+        found = improvement.expected_improvement(u, mu, sd, stairs)
+        general = improvement.expected_improvement(
             np.append(u, 0.5), np.append(mu, 0.5), np.append(sd, 0.0), stairs
         )
         np.testing.assert_allclose(found, general[:-1], rtol=1e-9, atol=1e-12)
