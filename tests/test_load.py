@@ -156,12 +156,13 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "line 10: search.balance: No value is called 'branch'. Did you mean 'branches'? Known: "
          "branches, none."),
         ("seed: 3", "sed: 3", "line 8: search.sampler.sed: No key is called 'sed'. Did you mean "
-         "'seed'? Known: kind, seed, startup_configurations."),
+         "'seed'? Known: kind, population, seed, startup_configurations."),
         ("kind: random", "kind: randm", "line 8: search.sampler.kind: No kind is called 'randm'. "
          "Did you mean 'random'? Known: exhaustive, front, gp, nsga2, nsga3, "
          "quasi_random, random, tpe."),
         ("{kind: random, seed: 3}", "{seed: 3}",
-         "line 8: search.sampler: It needs a `kind`. Known: tpe, random, exhaustive."),
+         "line 8: search.sampler: It needs a `kind`. Known: front, tpe, nsga2, nsga3, gp, "
+         "quasi_random, random, exhaustive."),
         ("metric: gflops", "metric: glops", "line 6: constraints[0].metric: No value is called "
          "'glops'. Did you mean 'gflops'? Known: gflops, gmacs, parameters."),
         ("max: 1e-3", "max: .inf",
