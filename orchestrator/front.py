@@ -578,11 +578,19 @@ def _cost(c: Configuration, x: str, directions: tuple[str, ...]) -> float:
 def _with_groups(configurations: Sequence[Configuration], folds: int | None) -> list[Configuration]:
     """Return those that counted the same groups with every seed, as pairing needs.
 
-    With folds a replicate counts the groups of its fold: those that counted some.
+    With folds a replicate counts the groups of its fold: those that counted two in all, for with
+    one (a speaker left out, say) nothing is left to draw from.
     """
     if folds is not None:
+        counted = {
+            c.configuration_id: [{name for name, (_, n) in g.items() if n > 0} for g in c.groups]
+            for c in configurations
+        }
         return [
-            c for c in configurations if all(any(n > 0 for _, n in g.values()) for g in c.groups)
+            c
+            for c in configurations
+            if all(counted[c.configuration_id])
+            and len(set().union(*counted[c.configuration_id])) > 1
         ]
     names = next((set(c.groups[0]) for c in configurations if c.groups and c.groups[0]), set())
     return [
