@@ -468,10 +468,13 @@ def test_padding_is_never_seen(rating: Store) -> None:
 
 
 def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> None:
-    fit = run(small_fit(rating, epochs=4, learning_rate=0.03, value="best"))
-    errors = [entry["mae"] for entry in fit.history]
-    assert errors[-1] != min(errors) != errors[0]  # or the test would show nothing
-    assert fit.result()["mae"] == min(errors)
+    for rate in (0.03, 0.05, 0.1):  # which one overshoots depends on the machine's rounding
+        fit = run(small_fit(rating, epochs=4, learning_rate=rate, value="best"))
+        errors = [entry["mae"] for entry in fit.history]
+        assert fit.result()["mae"] == min(errors)
+        if errors[-1] != min(errors) != errors[0]:
+            return
+    pytest.fail("the best epoch was always the first or the last, which shows nothing")
 
 
 def test_groups_count_decisions_where_a_metric_is_their_share(

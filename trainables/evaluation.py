@@ -52,7 +52,7 @@ class Evaluation:
     """One pass over a split."""
 
     metrics: dict[str, float]
-    """`loss` and the metrics of `metrics.score`."""
+    """`loss`, the metrics of `metrics.score`, and what the model measures of itself."""
     groups: dict[str, list[float]]
     """Subject (or one of a hundred fixed parts) -> [right decisions, samples]; see `COUNTED`."""
     num_absent_classes: int
@@ -95,6 +95,16 @@ class Batches:
 
     def _on_device(self, rows: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(rows).to(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """The batches of a split for evaluation, anew by every loop over them."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches.in_order(EVALUATION_BATCH)
 
 
 class CompileError(ConfigError):
@@ -178,12 +188,15 @@ def evaluate(
         TrainingDiverged: an output is not finite.
     """
     config = config or TrainConfig()
-    network = Network(model, config, device)
-    outputs = predict(network, Batches(store, split, model.modalities, device), batch_size)
+    network, batches = (
+        Network(model, config, device),
+        Batches(store, split, model.modalities, device),
+    )
+    outputs = predict(network, batches, batch_size)
     groups = Groups(store, split)
     correct = groups.count(is_right(store.spec.task, outputs, split))
     return Evaluation(
-        metrics_of(store.spec.task, config, outputs, split),
+        metrics_of(store.spec.task, config, outputs, split) | measures_of(model, batches),
         groups.by_name(correct),
         num_absent_classes(store.spec.task, split.labels, outputs.shape[1]),
     )
@@ -196,6 +209,15 @@ def predict(network: Network, batches: Batches, batch_size: int) -> Tensor:
     return torch.cat(
         [network(inputs, lengths).cpu() for inputs, lengths, _ in batches.in_order(batch_size)]
     )
+
+
+@torch.inference_mode()
+def measures_of(model: FusionModel, batches: Batches) -> dict[str, float]:
+    """Return what `model.measure` gives of a split."""
+    if not model.measured:
+        return {}
+    model.eval()
+    return model.measure(InOrder(batches))
 
 
 def losses_of(task: Task, config: TrainConfig, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from sftsearch.trainables.evaluation import (
     EVALUATION_BATCH,
     Batches,
     Groups,
+    InOrder,
     Network,
     TrainingDiverged,
     is_right,
     losses_of,
+    measures_of,
     metrics_of,
     predict,
 )
@@ -81,7 +83,7 @@ class Fit:
         if config.value == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.task, self._fingerprint = store.spec.task, store.spec.fingerprint
-        self._metric_names = _metric_names(store.spec)
+        self._metric_names = _metric_names(store.spec) | set(model.measured)
         self._validation = store.split("validation")
         self._groups = Groups(store, self._validation)
         self._train_batches = Batches(store, store.split("train"), model.modalities, device)
@@ -124,8 +126,10 @@ class Fit:
         start = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
+        self._end_training()
         outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH)
         metrics = metrics_of(self.task, self.config, outputs, self._validation)
+        metrics |= measures_of(self.model, self.validation_batches)
         self._plateau.step(metrics["loss"])
         self.right = is_right(self.task, outputs, self._validation)
         self._correct.append(self._groups.count(self.right))
@@ -152,6 +156,7 @@ class Fit:
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self._train_batches.size)
         mixes = self.config.mixup != "none" and self.epoch >= self.config.mixup_warmup
+        self.model.begin_epoch(self.epoch, self.config.epochs)
         self.model.train()
         losses, sizes = [], []
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
@@ -173,7 +178,7 @@ class Fit:
     def _train_step(self, batch: Batch, mix: Mix | None) -> Tensor:
         """Return the loss of the batch before the step."""
         inputs, lengths, labels = batch
-        losses = partial(losses_of, self.task, self.config)
+        losses = partial(self.model.losses, partial(losses_of, self.task, self.config))
         if mix is None:
             loss = losses(self.network(inputs, lengths), labels).mean()
         else:
@@ -183,6 +188,17 @@ class Fit:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self._optimizer.step()
         return loss.detach()
+
+    @torch.no_grad()
+    def _end_training(self) -> None:
+        """Let the model learn from the epoch that was trained, if it has a way to."""
+        self.model.eval()
+        self.model.end_epoch(
+            self.epoch,
+            partial(losses_of, self.task, self.config),
+            InOrder(self._train_batches),
+            InOrder(self.validation_batches),
+        )
 
     def seconds_a_step(self, *, repeats: int = 3) -> float:
         """Return the median seconds of a training step, after one more to warm up.

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from sftsearch.trainables.cost import Cost
     from sftsearch.trainables.layers.tokens import Tokens
 
+    Batch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+    """Inputs {modality: (B, T, F)}, lengths {modality: (B,)}, labels (B,) or (B, C)."""
+    Losses = Callable[[Tensor, Tensor], Tensor]
+
 
 class FusionModel(nn.Module):
     """A token transformer; its systems differ in their layers alone.
@@ -82,6 +86,39 @@ class FusionModel(nn.Module):
                 tokens = after_layer(i, tokens)
         outputs: Tensor = self.head(tokens)
         return outputs
+
+    def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the training loss of each sample, (B,): the task's, where a system has no own.
+
+        Args:
+            losses: the task's: outputs (B, C) and labels -> (B,).
+            outputs: of `forward` in training, (B, ...): a system whose loss needs more than (B, C)
+                gives more there; in evaluation all give (B, C).
+            labels: of the batch.
+        """
+        return losses(outputs, labels)
+
+    def begin_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Prepare to train an epoch, the first is 0: for schedules, which evaluation ignores."""
+
+    def end_epoch(
+        self, epoch: int, losses: Losses, train: Iterable[Batch], validation: Iterable[Batch]
+    ) -> None:
+        """Learn from an epoch that was trained; only buffers keep what is learnt.
+
+        Args:
+            epoch: its number, the first is 0.
+            losses: the task's, see `losses`.
+            train: batches of the training split, read anew by every loop over them.
+            validation: the same of the validation split.
+        """
+
+    measured: tuple[str, ...] = ()
+    """Names of what `measure` gives."""
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return what only data tell of the model beside its accuracy, of batches of a split."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
