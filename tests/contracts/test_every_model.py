@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import count_gmacs
+from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.layers.tokens import Sequence
 from sftsearch.trainables.mixup import Mixup
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from sftsearch.trainables.config import TransformerConfig
     from sftsearch.trainables.layers.tokens import Tokens
+    from sftsearch.trainables.models.fusion import FusionModel
 
 NUM_CLASSES = 7
 SPEC: DatasetSpec = replace(
@@ -43,6 +46,8 @@ SPEC: DatasetSpec = replace(
 )
 ALONE = ("unimodal",)
 """Models that take one modality."""
+PAIRS = ("mmtm", "mi_matrix")
+"""Models that take two."""
 POOLED = sorted(name for name, system in MODELS.items() if hasattr(system.config, "stride"))
 POOLED_APART = sorted(set(POOLED) - {"concat"})
 """Models that pool modality by modality."""
@@ -63,8 +68,18 @@ def small(name: str, **options: Any) -> TransformerConfig:
     depth = {key: value for key, value in SMALL.items() if hasattr(MODELS[name].config, key)}
     if "fused_layers" in depth:
         depth |= {"stride": 2}
-    alone = {"modalities": ("type",)} if name in ALONE else {}
-    return MODELS[name].config(**{"dim": 12, "num_heads": 3, "patch": 2} | depth | alone | options)
+    chosen = {"modalities": ("type",)} if name in ALONE else {}
+    if name in PAIRS:
+        chosen = {"modalities": ("type", "text")}
+    shared = {"dim": 12, "num_heads": 3, "patch": 2}
+    shared = {key: value for key, value in shared.items() if hasattr(MODELS[name].config, key)}
+    return MODELS[name].config(**shared | depth | chosen | options)
+
+
+def losses(model: FusionModel, outputs: Tensor) -> Tensor:
+    """Return what training would minimise on a batch of `batch()`, (B,)."""
+    labels = torch.arange(len(outputs)) % NUM_CLASSES
+    return model.losses(partial(losses_of, "classification", TrainConfig()), outputs, labels)
 
 
 def batch(size: int = 4, seed: int = 1) -> dict[str, Tensor]:
@@ -83,9 +98,11 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_gives_a_logit_for_each_class_and_a_gradient_to_each_parameter(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0)
-    logits_BC = model(batch())
-    assert logits_BC.shape == (4, NUM_CLASSES)
-    logits_BC.square().sum().backward()
+    assert model.eval()(batch()).shape == (4, NUM_CLASSES)
+    model.train().begin_epoch(9, 10)
+    losses_B = losses(model, model(batch()))
+    assert losses_B.shape == (4,)
+    losses_B.sum().backward()
     without = [
         key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
