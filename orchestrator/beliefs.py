@@ -9,6 +9,7 @@ Shapes: N candidates, C configurations that were measured, D features, R draws.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,8 @@ class Posterior:
     deviations: Floats
     u: Floats
     """Scaled costs, (C, costs)."""
-    sigma: float
-    """Standard deviation of one replicate around its configuration's true mean."""
+    sigmas: Floats
+    """Standard deviation of one replicate around its configuration's true mean, (C,)."""
 
 
 class Beliefs:
@@ -154,7 +155,18 @@ class Beliefs:
             weight = sd**2 / (sd**2 + own)
             means[others] = mean + weight * (measured.means[others] - mean)
             deviations[others] = sd * np.sqrt(1 - weight)
-        return Posterior(means, deviations, u, sigma)
+        slopes = self.past.link.slopes(means, self._spread())
+        return Posterior(*self._as_values(means, deviations), u, sigma * slopes)
+
+    def _as_values(self, latent: Floats, deviations: Floats) -> tuple[Floats, Floats]:
+        """Return means and deviations of the accuracy, of those on the scale of the surrogate."""
+        link, spread = self.past.link, self._spread()
+        return link.to_values(latent, spread), deviations * link.slopes(latent, spread)
+
+    def _spread(self) -> float:
+        """Return how far a replicate lies from its configuration's mean over all folds."""
+        assert self.past.hyperparameters is not None
+        return math.hypot(self.past.hyperparameters.sigma, self.past.measured().fold_spread)
 
     def _fitted(self, measured: Measured) -> tuple[Surrogate, Indices]:
         """Return the surrogate of what was measured and which of it that holds.
@@ -168,35 +180,41 @@ class Beliefs:
         if is_due or past.fitted_on is None:
             past.fitted_on = measured
         kept = self._most_telling(measured, past.fitted_on)
-        data = self._data(measured, kept)
+        x, means, counts, shared = self._data(measured, kept)
         if is_due:
             past.hyperparameters = fit_hyperparameters(
-                *data,
+                x,
+                means,
+                counts,
+                shared_CC=shared,
                 pooled_variance=measured.pooled_variance,
                 dof=measured.dof,
                 start=past.hyperparameters,
             )
             past.num_fitted = number
         assert past.hyperparameters is not None
-        surrogate = Surrogate(*data, past.hyperparameters)
+        surrogate = Surrogate(x, means, counts, past.hyperparameters, shared)
         self._surrogate = measured, surrogate, kept
         return surrogate, kept
 
-    def _data(self, measured: Measured, kept: Indices) -> tuple[Floats, Floats, Floats]:
-        """Return features, means and counts of own configurations, then of imported ones."""
+    def _data(
+        self, measured: Measured, kept: Indices
+    ) -> tuple[Floats, Floats, Floats, Floats | None]:
+        """Return features, means, counts and shared errors of own configurations, then imported."""
         x, means, counts = (
             self._places(measured.rows[kept])[0],
             measured.means[kept],
             measured.counts[kept],
         )
         if not len(measured.imported):
-            return x, means, counts
+            return x, means, counts, _shared_errors(measured, kept)
         some = _spread(measured.imported_means, MAX_IMPORTED)
         x_imported = self._imported_features()[measured.imported[some]]
         return (
             np.vstack([x.reshape(len(kept), x_imported.shape[1]), x_imported]),
             np.concatenate([means, measured.imported_means[some]]),
             np.concatenate([counts, measured.imported_counts[some]]),
+            _shared_errors(measured, np.append(kept, len(measured.ids) + some)),
         )
 
     def _imported_features(self) -> Floats:
@@ -260,16 +278,20 @@ class Beliefs:
         means, u = posterior.means, posterior.u.reshape(-1, len(past.costs))
         waiting = past.pending()
         if waiting:
-            x, known, counts = self._data(measured, kept)
+            x, known, counts, shared = self._data(measured, kept)
             x_waiting, u_waiting = self._places([o.row for o in waiting])
             expected = surrogate.predict(x_waiting)[0]
+            if shared is not None:
+                shared = np.pad(shared, (0, len(waiting)))
             assert past.hyperparameters is not None
             surrogate = Surrogate(
                 np.vstack([x, x_waiting]),
                 np.concatenate([known, expected]),
                 np.concatenate([counts, np.ones(len(waiting))]),
                 past.hyperparameters,
+                shared,
             )
+            expected = past.link.to_values(expected, self._spread())
             means, u = np.concatenate([means, expected]), np.vstack([u, u_waiting])
         return surrogate, staircase(u, means, floor=past.floor)
 
@@ -289,12 +311,14 @@ class Beliefs:
         surrogate, kept = self._fitted(measured)
         random_ = np.random.default_rng([seed, len(measured.ids)])
         drawn = random_.normal(posterior.means, posterior.deviations, (number, len(measured.ids)))
+        spread = self._spread()
         mean, covariance = surrogate.observed_joint()
         own = slice(len(kept))  # without what is imported
         mean, covariance = mean[own], covariance[own, own]
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(values.clip(min=0.0))
-        drawn[:, kept] = mean + random_.standard_normal((number, len(kept))) @ root.T
+        latent = mean + random_.standard_normal((number, len(kept))) @ root.T
+        drawn[:, kept] = self.past.link.to_values(latent, spread)
         return drawn
 
     # ------------------------------------------------------------ what may be gained
@@ -328,7 +352,9 @@ class Beliefs:
         best = candidates[int(gain.argmax())]
         x, u = self._encoding().encode([best])
         mu, sd = surrogate.predict(x)
-        moved = sd**2 / np.sqrt(sd**2 + self.posterior().sigma ** 2 / replicates)
+        assert self.past.hyperparameters is not None
+        moved = sd**2 / np.sqrt(sd**2 + self.past.hyperparameters.sigma**2 / replicates)
+        mu, moved = self._as_values(mu, moved)
         seconds = _expected_seconds(self.past.measured(), getattr(best.cost, self.past.costs[0]))
         rate = float(expected_improvement(u, mu, moved, stairs)[0]) / (seconds * replicates)
         return Option(best.id, rate)
@@ -348,7 +374,7 @@ class Beliefs:
         changes = front_changes(
             posterior.means,
             posterior.deviations**2,
-            posterior.sigma**2,
+            posterior.sigmas**2,
             posterior.u[:, 0],
             running,
         )
@@ -379,7 +405,7 @@ class Beliefs:
         assert self.past.hyperparameters is not None
 
         def gain_of(rows: Indices) -> Floats:
-            mu, sd = surrogate.predict(pool.x[rows])
+            mu, sd = self._as_values(*surrogate.predict(pool.x[rows]))
             return expected_improvement(pool.u[rows], mu, sd, stairs)
 
         measured = self.past.measured()
@@ -550,6 +576,18 @@ class _Anchor:
             found = self._surrogate.predict(x[unknown])
             self._means[rows[unknown]], self._deviations[rows[unknown]] = found
         return self._means[rows], self._deviations[rows]
+
+
+def _shared_errors(measured: Measured, rows: Indices) -> Floats | None:
+    """Return the covariance of what the means share of the folds' unknown effects; None: nothing.
+
+    Configurations that ran on the same folds are off by the same.
+    """
+    weights = measured.fold_weights[rows]
+    if not measured.fold_covariance.any():
+        return None
+    shared: Floats = weights @ measured.fold_covariance @ weights.T
+    return shared
 
 
 def _without_own(

@@ -400,7 +400,7 @@ def _fold_effects(study: StudyRecord, y: str) -> Mapping[int, float]:
     values_CR = np.full((len(rows), max((seed for _, seed, _ in cells), default=0) + 1), np.nan)
     for name, seed, value in cells:
         values_CR[rows[name], seed] = value
-    effects_K = additive_means(values_CR, np.arange(values_CR.shape[1]) % study.folds)[-1]
+    effects_K = additive_means(values_CR, np.arange(values_CR.shape[1]) % study.folds).effects
     return dict(enumerate(effects_K.tolist()))
 
 

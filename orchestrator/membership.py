@@ -104,7 +104,7 @@ def next_replicate(
     means_C: ArrayLike,
     variances_C: ArrayLike,
     counts_C: ArrayLike,
-    noise_variance: float,
+    noise_variance: ArrayLike,
     costs_u_C: ArrayLike,
     seconds_C: ArrayLike,
     running_C: ArrayLike,
@@ -120,7 +120,7 @@ def next_replicate(
         means_C: posterior means of the true means.
         variances_C: their posterior variances.
         counts_C: finished replicates of each.
-        noise_variance: of one replicate about its configuration's true mean.
+        noise_variance: of one replicate about its configuration's true mean; one for all, or (C,).
         costs_u_C: u of each.
         seconds_C: what a replicate of each takes, positive.
         running_C: replicates of each that have been started and have not finished.
@@ -131,7 +131,7 @@ def next_replicate(
     changes = front_changes(
         np.asarray(means_C, dtype=float)[seen],
         np.asarray(variances_C, dtype=float)[seen],
-        noise_variance,
+        np.broadcast_to(noise_variance, counts.shape)[seen],
         np.asarray(costs_u_C, dtype=float)[seen],
         running[seen],
     )
@@ -145,7 +145,7 @@ def next_replicate(
 def front_changes(
     means_C: Floats,
     variances_C: Floats,
-    noise_variance: float,
+    noise_variance: ArrayLike,
     costs_u_C: Floats,
     running_C: ArrayLike = 0,
 ) -> Floats:
@@ -170,7 +170,7 @@ def front_changes(
     Args:
         means_C: posterior means of the true means, to maximize.
         variances_C: their posterior variances.
-        noise_variance: of one replicate about its configuration's true mean.
+        noise_variance: of one replicate about its configuration's true mean; one for all, or (C,).
         costs_u_C: u of each.
         running_C: replicates of each that have been started and have not finished.
 
@@ -266,9 +266,10 @@ def _check(
     return draws, costs
 
 
-def _sd_of_change(variances_C: Floats, noise_variance: float, running_C: ArrayLike) -> Floats:
+def _sd_of_change(variances_C: Floats, noise_variance: ArrayLike, running_C: ArrayLike) -> Floats:
     """Return the standard deviation of what another replicate adds to each mean, (C,)."""
-    if not noise_variance > 0:
+    noise_variance = np.asarray(noise_variance, dtype=float)
+    if not (noise_variance > 0).all():
         raise ValueError(f"`noise_variance > 0` must hold, but got {noise_variance}.")
     after_C = variances_C / (1 + np.asarray(running_C) * variances_C / noise_variance)
     sd_C: Floats = after_C / np.sqrt(after_C + noise_variance)

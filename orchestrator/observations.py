@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sftsearch.orchestrator.link import Link
 from sftsearch.orchestrator.surrogate import additive_means
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Measured:
     rows: Indices
     """Their places among all that were admitted, ascending, (C,)."""
     means: Floats
-    """Of the accuracy, higher is better, (C,); comparable between different folds."""
+    """Of the accuracy, higher is better, on the scale of `Observations.link`, (C,); comparable
+    between different folds."""
     counts: Floats
     """Replicates behind each mean, (C,)."""
     pooled_variance: float
@@ -100,6 +102,12 @@ class Measured:
     """(I,), as `means`."""
     imported_counts: Floats
     """(I,), as `counts`."""
+    fold_weights: Floats
+    """Share of the replicates by fold, of own, then of imported ones, (C + I, K)."""
+    fold_covariance: Floats
+    """Of what is not known of the folds' effects, (K, K); see `surrogate.AdditiveFit`."""
+    fold_spread: float
+    """Standard deviation of the folds' effects."""
 
 
 class Observations:
@@ -112,6 +120,7 @@ class Observations:
         sign: float = 1.0,
         floor: float | None = None,
         num_folds: int | None = None,
+        is_share: bool = False,
     ) -> None:
         """Begin with none.
 
@@ -120,9 +129,12 @@ class Observations:
             sign: 1 where the first objective is maximised, -1 where it is minimised.
             floor: what chance reaches of the first objective; None: not known.
             num_folds: replicate r is of fold r modulo so many.
+            is_share: whether the first objective lies in [0, 1].
         """
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
         self._floor = floor
+        self.link = Link(is_share, sign, floor or 0.0)
+        """The scale on which values are believed."""
         self.hyperparameters: Hyperparameters | None = None
         """Of the surrogate, as they were fitted last."""
         self.num_fitted = 0
@@ -309,22 +321,25 @@ class Observations:
         places, imported_IR = self._imported_values()
         room = imported_IR.shape[1] - self._values.shape[1]
         own_CR = np.pad(self._values[rows], ((0, 0), (0, room)), constant_values=np.nan)
-        values_CR = np.vstack([own_CR, imported_IR])
+        values_CR = self.link.to_latent(np.vstack([own_CR, imported_IR]))
         used = np.isfinite(values_CR).any(axis=0)
         last = int(np.flatnonzero(used).max()) + 1 if used.any() else 1
         folds_R = np.arange(last) % (self.num_folds or 1)
-        means, counts, variance, dof, _ = additive_means(values_CR[:, :last], folds_R)
-        number = len(rows)
+        fit = additive_means(values_CR[:, :last], folds_R)
+        means, counts, number = fit.means, fit.counts, len(rows)
         return Measured(
             ids=self._ids[rows].tolist(),
             rows=rows,
             means=means[:number],
             counts=counts[:number],
-            pooled_variance=variance,
-            dof=dof,
+            pooled_variance=fit.variance,
+            dof=fit.dof,
             costs=self._costs[rows],
             seconds=self._seconds[rows] / np.maximum(counts[:number], 1),
             imported=places,
             imported_means=means[number:],
             imported_counts=counts[number:],
+            fold_weights=fit.weights,
+            fold_covariance=fit.covariance,
+            fold_spread=float(np.std(fit.effects)) if len(fit.effects) else 0.0,
         )

@@ -153,7 +153,7 @@ def _nearest(
             if seed < num:
                 table[row, seed] = sign * value
     folds = np.arange(num) % (source.study.dataset.folds or 1)
-    means = additive_means(table, folds)[0]
+    means = additive_means(table, folds).means
     costs = np.array([admitted[identity]["cost"][EXACT_COSTS[0]] for identity in ids])
     order = np.argsort(costs, kind="stable")
     best = np.empty(len(ids))

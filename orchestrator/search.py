@@ -19,7 +19,7 @@ from sftsearch.orchestrator import stopping
 from sftsearch.orchestrator.admission import Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
-from sftsearch.orchestrator.measures import EXACT_COSTS
+from sftsearch.orchestrator.measures import EXACT_COSTS, metric
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.observations import Imported, Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
@@ -758,6 +758,7 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
         sign=1.0 if accuracy.goal == "maximize" else -1.0,
         floor=chance,
         num_folds=study.dataset.folds,
+        is_share=metric(study.objectives[0].metric).is_share,
     )
 
 

@@ -52,6 +52,8 @@ class Simulation:
     """On the simulated clock."""
     num_reused: int
     """Trials whose replicate was not recorded: another one of the configuration stood in."""
+    replicates: dict[str, int]
+    """By trial, which recorded replicate stood for it."""
 
     @property
     def concluded(self) -> dict[str, Any]:
@@ -192,6 +194,7 @@ class _Simulator:
         self._journal.append("opened", trials=source.study.search.trials, slots=workers)
         self._events: list[tuple[float, int, Assignment, int, int, int]] = []
         self._order = itertools.count()
+        self._stood_in: dict[str, int] = {}
 
     def _row(self, assignment: Assignment) -> int:
         identity = assignment.key.rpartition("-")[0]
@@ -216,7 +219,7 @@ class _Simulator:
                 self._schedule(assignment, row, replicate, epoch + 1)
         search.conclude()
         self._journal.append("ended", reason=search.why_ended(), complete=search.exhausted)
-        return Simulation(search, self._journal, self._now, self._replay.num_reused)
+        return Simulation(search, self._journal, self._now, self._replay.num_reused, self._stood_in)
 
     def _fill(self) -> None:
         while self._search.num_running < self._workers:
@@ -224,7 +227,9 @@ class _Simulator:
             if assignment is None:
                 return
             row = self._row(assignment)
-            self._schedule(assignment, row, self._replay.find(row, assignment.seed), 1)
+            replicate = self._replay.find(row, assignment.seed)
+            self._stood_in[assignment.key] = replicate
+            self._schedule(assignment, row, replicate, 1)
 
     def _schedule(self, assignment: Assignment, row: int, replicate: int, epoch: int) -> None:
         then = self._now + float(self._table.seconds[row, replicate, epoch - 1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.linalg import blas, lapack  # type: ignore[import-untyped]
@@ -66,6 +66,7 @@ class _Evidence:
     pooled_variance: float
     dof: float
     log_lengthscale_mode: float
+    shared: Floats | float = 0.0
 
 
 def fit_hyperparameters(
@@ -75,6 +76,7 @@ def fit_hyperparameters(
     *,
     pooled_variance: float = 0.0,
     dof: float = 0,
+    shared_CC: Floats | None = None,
     start: Hyperparameters | None = None,
     max_iterations: int = 30,
 ) -> Hyperparameters:
@@ -90,6 +92,7 @@ def fit_hyperparameters(
         counts_C: how many replicates that is, at least one, (C,).
         pooled_variance: variance of replicates around their configuration's mean.
         dof: its degrees of freedom; 0 where nothing ran twice.
+        shared_CC: see `Surrogate`.
         start: hyperparameters of an earlier fit, to begin from where they are the better start.
         max_iterations: of L-BFGS-B; each evaluates the likelihood once, seldom twice.
 
@@ -109,6 +112,7 @@ def fit_hyperparameters(
         pooled_variance / scale**2,
         dof,
         _LOG_LENGTHSCALE_MODE + 0.5 * math.log(max(num_features, 1)),
+        0.0 if shared_CC is None else shared_CC / scale**2,
     )
     bounds = np.log([_LENGTHSCALE_BOUNDS] * num_features + list(_SCALE_BOUNDS))
     theta = _first_theta(evidence, start, scale, bounds)
@@ -141,6 +145,8 @@ class Surrogate:
         means_C: mean of each configuration's replicates, (C,).
         counts_C: how many replicates that is, at least one, (C,).
         hyperparameters: from `fit_hyperparameters`, in the units of `means_C`.
+        shared_CC: covariance of errors that the means share beside the replicates' noise, as of the
+            folds they ran on, (C, C); None: they share none.
 
     Raises:
         ValueError: a value is not finite, or there is no configuration.
@@ -154,14 +160,15 @@ class Surrogate:
         means_C: ArrayLike,
         counts_C: ArrayLike,
         hyperparameters: Hyperparameters,
+        shared_CC: Floats | None = None,
     ) -> None:
         self._x_CD, self._means_C, counts_C = _to_observations(x_CD, means_C, counts_C)
         self._hyperparameters = hyperparameters
-        self._noise_C: Floats = hyperparameters.sigma**2 / counts_C
+        noise_C = hyperparameters.sigma**2 / counts_C
+        self._noise_CC = np.diag(noise_C) if shared_CC is None else np.diag(noise_C) + shared_CC
         prior_CC = self._prior(self._x_CD, self._x_CD)
-        self._factor_CC = _factor(
-            _add_to_diagonal(prior_CC, hyperparameters.tau**2 + self._noise_C)
-        )
+        prior_CC += self._noise_CC
+        self._factor_CC = _factor(_add_to_diagonal(prior_CC, hyperparameters.tau**2))
         centered_C = self._means_C - hyperparameters.mean
         self._weights_C: Floats = lapack.dpotrs(self._factor_CC.T, centered_C)[0].ravel()
 
@@ -172,11 +179,11 @@ class Surrogate:
 
     def observed_joint(self) -> tuple[Floats, Floats]:
         """Return mean (C,) and covariance (C, C) of the true means of the observed."""
-        # With signal S, noise N and A = S + N: S A^-1 S = S - N + N A^-1 N. So written, a
+        # With signal S, noise N and A = S + N: S - S A^-1 S = N - N A^-1 N. So written, a
         # configuration measured without noise has its value exactly, and sd 0.
-        mean_C: Floats = self._means_C - self._noise_C * self._weights_C
-        scaled_CC = _solve(self._factor_CC, np.diag(self._noise_C))
-        cov_CC: Floats = np.diag(self._noise_C) - scaled_CC.T @ scaled_CC
+        mean_C: Floats = self._means_C - self._noise_CC @ self._weights_C
+        scaled_CC = _solve(self._factor_CC, self._noise_CC.copy(order="F"))
+        cov_CC: Floats = self._noise_CC - scaled_CC.T @ scaled_CC
         return mean_C, cov_CC
 
     def predict(self, x_MD: ArrayLike) -> tuple[Floats, Floats]:
@@ -216,24 +223,39 @@ class Surrogate:
         return np.asarray(x_MD, dtype=float).reshape(-1, self._x_CD.shape[1])
 
 
-def additive_means(
-    values_CR: ArrayLike, fold_of_R: ArrayLike
-) -> tuple[Floats, Floats, float, int, Floats]:
+class AdditiveFit(NamedTuple):
+    """Configurations' means, and the effects of the folds they ran on."""
+
+    means: Floats
+    """(C,), NaN where nothing ran."""
+    counts: Floats
+    """(C,)."""
+    variance: float
+    """Of replicates around what is fitted."""
+    dof: int
+    """Its degrees of freedom; at 0 the variance is 0 and means nothing."""
+    effects: Floats
+    """(K,), 0 where they cannot be told from noise."""
+    covariance: Floats
+    """Of what is not known of the effects, (K, K), each less that of the fold that ran most."""
+    weights: Floats
+    """Share of each configuration's replicates by fold, (C, K)."""
+
+
+def additive_means(values_CR: ArrayLike, fold_of_R: ArrayLike) -> AdditiveFit:
     """Return the configurations' means, freed of how hard the folds they ran on are.
 
     Fits y_cr = a_c + b_k + e_cr, k the fold of replicate r: a as it is, b as a random effect, so
     least squares with b shrunken by sigma^2 / sd(b)^2, which the data give. A fold's effect can
     only be told from noise where several configurations share folds; else it is 0, and the
     differences between folds count as noise. Folds that no configuration links are not compared:
-    effects sum to zero over each linked set. That effects are estimates is not in the variance.
+    effects sum to zero over each linked set. That effects are estimates is in `covariance` alone,
+    for which their spread is taken as at least half of the noise's: of folds alike one cannot be
+    sure.
 
     Args:
         values_CR: value of each replicate, NaN where it did not run, (C, R).
         fold_of_R: fold of each replicate, 0 to K - 1, (R,).
-
-    Returns:
-        means (C,), NaN where nothing ran; counts (C,); the variance of replicates around what is
-        fitted; its degrees of freedom (at 0 the variance is 0 and means nothing); effects (K,).
 
     Source: Searle, Casella and McCulloch 1992, Variance Components: Henderson's method III for
     the two variances, best linear prediction for the shrunken effects.
@@ -259,6 +281,7 @@ def additive_means(
     size_K = np.where(seen_K, size_K, 1.0)
 
     effects_K = np.zeros(len(size_K))
+    covariance_KK = np.zeros((len(size_K), len(size_K)))
     rest = dof - int(seen_K.sum())
     if seen_K.any() and rest > 0:
         explained = float(np.sum(projected_K**2 / size_K))
@@ -267,8 +290,32 @@ def additive_means(
         spread = (explained - noise * seen_K.sum()) / float(np.trace(normal_KK))
         if spread > 0:
             effects_K = basis_KK @ (projected_K / (size_K + noise / spread))
+        covariance_KK = _relative_covariance(
+            normal_KK, noise, max(spread, noise / 4), int(shared_CK.sum(axis=0).argmax())
+        )
     means_C = _row_means(values_CR - effects_K[fold_of_R], counts_C)
-    return means_C, counts_C, within / dof if dof else 0.0, dof, effects_K
+    weights_CK = shared_CK / np.maximum(counts_C, 1)[:, None]
+    variance = within / dof if dof else 0.0
+    return AdditiveFit(means_C, counts_C, variance, dof, effects_K, covariance_KK, weights_CK)
+
+
+def _relative_covariance(normal_KK: Floats, noise: float, spread: float, base: int) -> Floats:
+    """Return the posterior covariance of the effects, each less that of fold `base`, (K, K).
+
+    Args:
+        normal_KK: normal equations of the effects.
+        noise: variance of a replicate.
+        spread: variance of the effects.
+        base: the fold whose effect is the common level, which no comparison needs.
+    """
+    if not spread > 0:
+        return np.zeros_like(normal_KK)
+    precision_KK = normal_KK / noise if noise > 0 else normal_KK * 1e12
+    covariance_KK = np.linalg.inv(precision_KK + np.eye(len(normal_KK)) / spread)
+    less_KK = np.eye(len(normal_KK))
+    less_KK[:, base] -= 1
+    relative: Floats = less_KK @ covariance_KK @ less_KK.T
+    return relative
 
 
 def _row_means(values_CR: Floats, counts_C: Floats) -> Floats:
@@ -373,7 +420,7 @@ def _covariance(theta: Floats, evidence: _Evidence) -> tuple[Floats, Floats, Flo
     z_CD = evidence.x / np.exp(theta[:-3])
     amplitude2, tau2, sigma2 = np.exp(2 * theta[-3:])
     kernel_CC, slope_CC = _matern(z_CD, z_CD)
-    total_CC: Floats = amplitude2 * kernel_CC
+    total_CC: Floats = amplitude2 * kernel_CC + evidence.shared
     _add_to_diagonal(total_CC, tau2 + sigma2 / evidence.counts)
     return total_CC, kernel_CC, slope_CC
 

@@ -86,7 +86,7 @@ class Table:
         """Return the mean over all recorded replicates, comparable between folds, (N,)."""
         values_NR = self.values(metric)
         folds_R = np.arange(values_NR.shape[1]) % (self.num_folds or 1)
-        return additive_means(values_NR, folds_R)[0]
+        return additive_means(values_NR, folds_R).means
 
 
 def read_table(path: Path) -> Table:

@@ -45,6 +45,19 @@ def test_where_less_is_better_values_turn_their_sign() -> None:
     assert observed.values == {0: [2.5, 1.0]}
 
 
+def test_shares_are_held_as_log_odds() -> None:
+    past = Observations(("gflops",), is_share=True, floor=0.1)
+    observed = admit(past, "c")
+    for replicate, value in enumerate((0.8, 0.6)):
+        past.begin(observed, replicate)
+        past.finish(observed, replicate, [value, 1.0], 1.0)
+    odds = np.log([0.8 / 0.2, 0.6 / 0.4])
+    measured = past.measured()
+    assert measured.means == pytest.approx([odds.mean()])
+    assert measured.pooled_variance == pytest.approx(odds.var(ddof=1))
+    assert past.floor == 0.1
+
+
 def test_means_are_freed_of_how_hard_the_folds_are() -> None:
     past = Observations(("gflops",), num_folds=3)
     effects = (0.0, 0.2, -0.1)
@@ -56,7 +69,7 @@ def test_means_are_freed_of_how_hard_the_folds_are() -> None:
             table[c, replicate] = value
             past.begin(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 1.0)
-    means, counts, variance, dof, _ = additive_means(table, np.arange(3))
+    means, counts, variance, dof, *_ = additive_means(table, np.arange(3))
     measured = past.measured()
     assert measured.means == pytest.approx(means)
     assert measured.counts == pytest.approx(counts)

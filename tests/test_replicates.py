@@ -107,7 +107,7 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
 def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_seconds() -> None:
     """By quadrature over the move of one mean, and over budgets on a grid."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
-    _, search = run(plan, Training(truth=uneven, sigma=0.03, seconds=7.0), space=width(*WIDTHS))
+    _, search = run(plan, Training(truth=uneven, sigma=0.1, seconds=7.0), space=width(*WIDTHS))
     measured, posterior = search.past.measured(), search.beliefs.posterior()
     budgets = np.linspace(0, 1.01, 20_001)
     u = posterior.u[:, 0]
@@ -118,7 +118,7 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
         return float(best[:-1].sum() * (budgets[1] - budgets[0]))
 
     variance = posterior.deviations**2
-    move = variance / np.sqrt(variance + posterior.sigma**2)
+    move = variance / np.sqrt(variance + posterior.sigmas**2)
     quantiles = stats.norm.ppf((np.arange(400) + 0.5) / 400)
     rises = []
     for i in range(len(u)):

@@ -326,7 +326,7 @@ def test_additive_means_agree_with_dense_least_squares(seed: int) -> None:
     values += generator.normal(0, 0.02, values.shape)
     values[generator.random(values.shape) < 0.5] = np.nan
     values[:, 0] = np.where(np.isnan(values).all(axis=1), 0.5, values[:, 0])
-    means, counts, pooled, dof, got = surrogate.additive_means(values, folds)
+    means, counts, pooled, dof, got, *_ = surrogate.additive_means(values, folds)
     expected_effects, expected_means, expected_noise, expected_dof = _dense_additive(values, folds)
     np.testing.assert_allclose(got, expected_effects, atol=1e-10)
     np.testing.assert_allclose(means, expected_means, atol=1e-10)
@@ -340,7 +340,7 @@ def test_without_noise_effects_are_exact() -> None:
     effects, own = np.array([0.1, 0.0, -0.1]), np.array([0.5, 0.6, 0.7])
     values = own[:, None] + effects
     values[2, 1:] = np.nan
-    means, counts, pooled, dof, got = surrogate.additive_means(values, [0, 1, 2])
+    means, counts, pooled, dof, got, *_ = surrogate.additive_means(values, [0, 1, 2])
     np.testing.assert_allclose(got, effects, atol=1e-12)
     np.testing.assert_allclose(means, own, atol=1e-12)
     assert counts.tolist() == [3, 3, 1]
@@ -356,7 +356,7 @@ def test_without_noise_effects_are_exact() -> None:
     ],
 )
 def test_effects_that_cannot_be_told_are_zero(values: list[list[float]], folds: list[int]) -> None:
-    means, _, pooled, dof, effects = surrogate.additive_means(values, folds)
+    means, _, pooled, dof, effects, *_ = surrogate.additive_means(values, folds)
     assert not effects.any()
     np.testing.assert_allclose(means, np.nanmean(values, axis=1))
     expected = np.nanvar(values[0], ddof=1)
@@ -365,7 +365,7 @@ def test_effects_that_cannot_be_told_are_zero(values: list[list[float]], folds: 
 
 def test_nothing_run_twice_has_no_pooled_variance() -> None:
     values = [[0.5, np.nan], [np.nan, 0.7], [np.nan, np.nan]]
-    means, counts, pooled, dof, effects = surrogate.additive_means(values, [0, 1])
+    means, counts, pooled, dof, effects, *_ = surrogate.additive_means(values, [0, 1])
     np.testing.assert_equal(means, [0.5, 0.7, np.nan])
     assert counts.tolist() == [1, 1, 0]
     assert (pooled, dof, effects.tolist()) == (0.0, 0, [0.0, 0.0])
@@ -377,7 +377,72 @@ def test_folds_that_nothing_links_are_not_compared() -> None:
     values = np.full((8, 4), np.nan)
     values[:4, :2] = 0.5 + np.array([0.05, -0.05]) + generator.normal(0, 0.001, (4, 2))
     values[4:, 2:] = 0.9 + np.array([0.02, -0.02]) + generator.normal(0, 0.001, (4, 2))
-    *_, effects = surrogate.additive_means(values, [0, 1, 2, 3])
+    effects = surrogate.additive_means(values, [0, 1, 2, 3]).effects
     assert effects[:2].sum() == pytest.approx(0, abs=1e-12)
     assert effects[2:].sum() == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(effects, [0.05, -0.05, 0.02, -0.02], atol=0.002)
+
+
+# ------------------------------------------------------------------ what the means share
+
+
+def test_errors_that_means_share_are_conditioned_on_densely() -> None:
+    x, counts, replicates = _example()
+    means = np.array([r.mean() for r in replicates])
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), len(x))
+    shared = weights @ np.diag([0.0, 0.02, 0.03]) ** 2 @ weights.T
+    made = Surrogate(x, means, counts, TRUTH, shared)
+    signal = _matern(x, x, TRUTH) + TRUTH.tau**2 * np.eye(len(x))
+    noise = np.diag(TRUTH.sigma**2 / counts) + shared
+    gain = signal @ np.linalg.inv(signal + noise)
+    mean, covariance = made.observed_joint()
+    np.testing.assert_allclose(mean, TRUTH.mean + gain @ (means - TRUTH.mean), atol=1e-10)
+    np.testing.assert_allclose(covariance, signal - gain @ signal, atol=1e-10)
+    new = np.random.default_rng(1).random((5, 2))
+    between = _matern(new, x, TRUTH) @ np.linalg.inv(signal + noise)
+    expected = TRUTH.mean + between @ (means - TRUTH.mean)
+    np.testing.assert_allclose(made.predict(new)[0], expected, atol=1e-10)
+
+
+def test_what_is_not_known_of_effects_is_their_posterior_covariance() -> None:
+    """Against the normal equations of all replicates: means are free, effects normal."""
+    generator = np.random.default_rng(3)
+    folds = np.arange(6) % 3
+    effects = np.array([0.2, -0.3, 0.1])
+    values = generator.normal(0.5, 0.2, (10, 1)) + effects[folds]
+    values += generator.normal(0, 0.05, values.shape)
+    values[generator.random(values.shape) < 0.4] = np.nan
+    values[:, 0] = np.where(np.isnan(values[:, 0]), 0.5, values[:, 0])
+    fit = surrogate.additive_means(values, folds)
+    rows, columns = np.nonzero(~np.isnan(values))
+    design = np.zeros((len(rows), 13))
+    design[np.arange(len(rows)), rows] = 1
+    design[np.arange(len(rows)), 10 + folds[columns]] = 1
+    spread = _spread_of(values, folds, fit)
+    precision = design.T @ design / fit.variance
+    precision[10:, 10:] += np.eye(3) / spread
+    posterior = np.linalg.inv(precision)[10:, 10:]
+    base = int(np.bincount(folds[columns]).argmax())
+    less = np.eye(3)
+    less[:, base] -= 1
+    np.testing.assert_allclose(fit.covariance, less @ posterior @ less.T, rtol=1e-6, atol=1e-12)
+    assert not fit.covariance[base].any()
+    shares = [[np.sum(~np.isnan(r[folds == k])) for k in range(3)] for r in values]
+    np.testing.assert_allclose(fit.weights, np.array(shares) / fit.counts[:, None])
+
+
+def _spread_of(values: Floats, folds: Floats, fit: surrogate.AdditiveFit) -> float:
+    """Return the effects' variance that shrank them: b = V (P / (size + noise / spread))."""
+    counts = np.stack([(~np.isnan(values))[:, folds == k].sum(axis=1) for k in range(3)], axis=1)
+    normal = np.diag(counts.sum(axis=0)) - counts.T @ (counts / fit.counts[:, None])
+    centered = np.where(np.isnan(values), 0, values - np.nanmean(values, axis=1)[:, None])
+    right = np.array([centered[:, folds == k].sum() for k in range(3)])
+    # (normal + r I) b = right, for the b of the fit: solve for r by least squares.
+    off = right - normal @ fit.effects
+    ratio = float(off @ fit.effects / (fit.effects @ fit.effects))
+    return max(fit.variance / ratio, fit.variance / 4)
+
+
+def test_where_folds_are_not_told_apart_nothing_is_shared() -> None:
+    assert not surrogate.additive_means([[0.5], [0.6]], [0]).covariance.any()
+    assert not surrogate.additive_means([[0.5, 0.6]], [0, 0]).covariance.any()

@@ -119,13 +119,14 @@ def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> 
     def note(search: Search, now: float) -> None:
         reported = []
         if search.past.has_values:
-            measured = search.past.measured()
             if believes:
                 reported = believed_front(case, search)
             else:
-                rows = [case.row_of[identity] for identity in measured.ids]
-                costs = dict(zip(rows, measured.costs.tolist(), strict=True))
-                reported = plain_front(costs, dict(zip(rows, measured.means.tolist(), strict=True)))
+                found = [one for one in search.past.all if one.is_complete]
+                means = {
+                    case.row_of[o.id]: np.mean([v[0] for v in o.values.values()]) for o in found
+                }
+                reported = plain_front({r: float(case.u[r]) for r in means}, means)
         seconds.append(WORKERS * now)
         regrets.append(100 * case.regret(reported))
 

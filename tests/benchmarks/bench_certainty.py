@@ -1,0 +1,300 @@
+"""Whether a search is right about itself: its probabilities, and what it stops, on recorded tables.
+
+Each study is simulated with replicates from one to five; it sees no other ones. What is true of a
+configuration is the mean of the recorded replicates that this study did not see, of those that have
+at least ten of them; of the others, which the table knows to be far from the front, of all. So the
+truth has noise of its own: half a point for the best.
+
+- `front`: the probability of each configuration to be on the (epsilon, delta)-front of those that
+  were tried: Brier score, that of always saying the mean, and the recalibration slope (1 is
+  calibrated; below 1 the probabilities are too near 0 and 1).
+- `everywhere`: the probability that the reported front is within delta of the best at every budget,
+  of what was tried: its mean, how often it was true, and of the studies that said at least 0.9.
+- `stops`: of the stops that the rule `front` decided, audited or carried out, how many trials would
+  have ended above their threshold, with the interval of Clopper and Pearson.
+- `replicates`: how much worse the front is after `--share` of the training with one to five
+  replicates than after all of it with five each: paired differences of budget regret in points,
+  with the upper end of their 95 % bootstrap interval.
+
+Run with `python -P tests/benchmarks/bench_certainty.py --tables FOLDER`, which holds our tables
+(`*.parquet`); the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
+from benchmarks.bench_search import WORKERS, believed_front
+from benchmarks.search_tables import Case, own_case
+
+from sftsearch.orchestrator.membership import (
+    DELTA,
+    brier,
+    front_probabilities,
+    recalibration_slope,
+    within_delta_everywhere,
+)
+from sftsearch.orchestrator.simulate import simulate
+from sftsearch.orchestrator.stopping import Audit, false_stop_rate
+from sftsearch.orchestrator.surrogate import additive_means
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.simulate import Simulation
+
+FEWEST = 10
+"""Unseen replicates whose mean counts as true."""
+ALIKE = 30
+LEVEL = 0.9
+"""What a study must say of itself to count as sure."""
+
+
+def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
+    """Return what a study said of its front, and what was true."""
+    case.admission.release()
+    source = case.source(
+        sampler={"kind": "front", "seed": repetition},
+        replicates={"min": 1, "max": 5},
+        trials=trials,
+    )
+    done = simulate(source, case.admission, case.table, workers=WORKERS, repetition=repetition)
+    said = done.concluded
+    ids = list(said["beliefs"])
+    costs = np.array([case.table.costs["gflops"][case.row_of[i]] for i in ids])
+    truth, errors = unseen_means(case, done, ids)
+    draws = done.search.beliefs.draws(2000, seed=1)
+    unsure = draws + np.random.default_rng(repetition).normal(0, errors, draws.shape)
+    chosen = np.isin(ids, said["reported"])
+    low = float(costs[chosen].min())
+    return {
+        "probabilities": [said["beliefs"][i]["on_front"] for i in ids],
+        "of_unseen": front_probabilities(unsure, costs).tolist(),
+        "truths": front_probabilities(truth[None], costs).tolist(),
+        "within": said["within_delta"],
+        "within_unseen": within_delta_everywhere(unsure, costs, chosen, low=low),
+        "is_within": within_delta_everywhere(truth[None], costs, chosen, low=low),
+    }
+
+
+def unseen_means(case: Case, done: Simulation, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of the replicates that a study did not see, and their errors, (C,) each."""
+    recorded_NR = case.table.values("top1")
+    values_NR = recorded_NR.copy()
+    for key, replicate in done.replicates.items():
+        values_NR[case.row_of[key.rpartition("-")[0]], replicate] = np.nan
+    few = np.isfinite(values_NR).sum(axis=1) < FEWEST
+    values_NR[few] = recorded_NR[few]
+    folds_R = np.arange(values_NR.shape[1]) % (case.table.num_folds or 1)
+    fit = additive_means(values_NR, folds_R)
+    rows = [case.row_of[i] for i in ids]
+    errors_N = replicate_deviations(case, folds_R) / np.sqrt(fit.counts)
+    return fit.means[rows], errors_N[rows]
+
+
+def replicate_deviations(case: Case, folds_R: np.ndarray) -> np.ndarray:
+    """Return the deviation of a replicate of each configuration: of the thirty alike in mean."""
+    values_NR = case.table.values("top1")
+    fit = additive_means(values_NR, folds_R)
+    squares_N = np.nansum((values_NR - fit.means[:, None] - fit.effects[folds_R]) ** 2, axis=1)
+    order = np.argsort(fit.means)
+    window = np.ones(ALIKE)
+    squares = np.convolve(squares_N[order], window, mode="same")
+    dof = np.convolve(fit.counts[order] - 1, window, mode="same")
+    found = np.empty(len(order))
+    found[order] = np.sqrt(squares / dof)
+    return found
+
+
+def judge_stops(case: Case, repetition: int, trials: int) -> dict[str, Any]:
+    """Return how many stops a study decided, and how many of them were wrong."""
+    case.admission.release()
+    source = case.source(
+        sampler={"kind": "front", "seed": repetition},
+        stopping={"kind": "front"},
+        trials=trials,
+    )
+    done = simulate(source, case.admission, case.table, workers=WORKERS, repetition=repetition)
+    values_NR = case.table.values("top1")
+    decided = [
+        Audit(
+            event.body["trial"],
+            event.body["epoch"],
+            event.body["probability"],
+            event.body["threshold"],
+            final=float(
+                values_NR[
+                    case.row_of[event.body["trial"].rpartition("-")[0]],
+                    done.replicates[event.body["trial"]],
+                ]
+            ),
+        )
+        for event in done.journal.events()
+        if event.kind == "stopped" or (event.kind == "judged" and event.body["audit"])
+    ]
+    return {"decided": len(decided), "wrong": sum(audit.is_false for audit in decided)}
+
+
+def judge_replicates(case: Case, repetition: int, trials: int, share: float) -> dict[str, Any]:
+    """Return the regret with one to five replicates after a share of what five each took."""
+    fixed = regrets(case, repetition, trials - trials % 5, 5)
+    seconds = share * fixed[-1][0]
+    adaptive = regrets(case, repetition, trials, {"min": 1, "max": 5})
+    before = [b for s, b in adaptive if s <= seconds]
+    return {"fixed": fixed[-1][1], "adaptive": before[-1], "end": adaptive[-1]}
+
+
+def regrets(
+    case: Case, repetition: int, trials: int, replicates: int | dict[str, int]
+) -> list[tuple[float, float]]:
+    """Return the seconds of training and the regret in points after each trial of a study."""
+    case.admission.release()
+    source = case.source(
+        sampler={"kind": "front", "seed": repetition}, replicates=replicates, trials=trials
+    )
+    found: list[tuple[float, float]] = []
+
+    def note(search: Search, now: float) -> None:
+        front = believed_front(case, search) if search.past.has_values else []
+        found.append((WORKERS * now, 100 * case.regret(front)))
+
+    simulate(
+        source, case.admission, case.table, workers=WORKERS, repetition=repetition, on_end=note
+    )
+    return found
+
+
+_CASES: dict[str, Case] = {}
+
+
+def run_one(task: tuple[str, str, int, int, float]) -> dict[str, Any]:
+    """Judge one study of one table; in a process of its own."""
+    path, part, repetition, trials, share = task
+    if path not in _CASES:
+        _CASES[path] = own_case(Path(path))
+    if part == "certainty":
+        return judge_certainty(_CASES[path], repetition, trials)
+    if part == "stops":
+        return judge_stops(_CASES[path], repetition, trials)
+    return judge_replicates(_CASES[path], repetition, trials, share)
+
+
+def sum_up(part: str, found: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """Return the figures of one part of one table."""
+    if part == "certainty":
+        return {
+            "front": _front(found, "probabilities"),
+            "front_of_unseen": _front(found, "of_unseen"),
+            "everywhere": _everywhere(found, "within"),
+            "everywhere_of_unseen": _everywhere(found, "within_unseen"),
+        }
+    if part == "stops":
+        decided, wrong = (sum(f[name] for f in found) for name in ("decided", "wrong"))
+        audits = [Audit("", 1, None, 0.5, final=float(i < wrong)) for i in range(decided)]
+        rate = false_stop_rate(audits)
+        return {"stops": {**rate._asdict(), "wrong": wrong}}
+    differences = np.array([f["adaptive"] - f["fixed"] for f in found])
+    random = np.random.default_rng(0)
+    draws = random.choice(differences, (4000, len(differences))).mean(axis=1)
+    return {
+        "replicates": {
+            "share_of_training": share,
+            "fixed": float(np.mean([f["fixed"] for f in found])),
+            "adaptive": float(np.mean([f["adaptive"] for f in found])),
+            "difference": float(differences.mean()),
+            "interval": np.percentile(draws, [2.5, 97.5]).tolist(),
+        }
+    }
+
+
+def _front(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    probabilities = np.concatenate([f[name] for f in found])
+    truths = np.concatenate([f["truths"] for f in found]) > 0.5
+    random, slopes = np.random.default_rng(0), []
+    for _ in range(200):
+        picks = [found[i] for i in random.integers(len(found), size=len(found))]
+        slopes.append(
+            recalibration_slope(
+                np.concatenate([f[name] for f in picks]),
+                np.concatenate([f["truths"] for f in picks]) > 0.5,
+            )
+        )
+    return {
+        "configurations": len(truths),
+        "share_on_front": float(truths.mean()),
+        "mean_probability": float(probabilities.mean()),
+        "brier": brier(probabilities, truths),
+        "brier_of_the_mean": float(truths.mean() * (1 - truths.mean())),
+        "slope": recalibration_slope(probabilities, truths),
+        "slope_interval": np.percentile(slopes, [2.5, 97.5]).tolist(),
+        "bins": _bins(probabilities, truths),
+    }
+
+
+def _bins(probabilities: np.ndarray, truths: np.ndarray) -> list[list[float]]:
+    """Return [mean probability, share true, number] by tenths of the probability."""
+    tenth = np.minimum((10 * probabilities).astype(int), 9)
+    return [
+        [
+            round(float(probabilities[tenth == t].mean()), 3),
+            round(float(truths[tenth == t].mean()), 3),
+            int((tenth == t).sum()),
+        ]
+        for t in range(10)
+        if (tenth == t).any()
+    ]
+
+
+def _everywhere(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    said = np.array([f[name] for f in found])
+    true = np.array([f["is_within"] for f in found]) > 0.5
+    sure = said >= LEVEL
+    return {
+        "delta": DELTA,
+        "mean_probability": float(said.mean()),
+        "share_true": float(true.mean()),
+        "said_sure": int(sure.sum()),
+        "true_of_sure": int(true[sure].sum()),
+    }
+
+
+def main() -> None:
+    """Judge studies of every table; print what they said and what was true."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--parts", nargs="*", default=["certainty", "stops", "replicates"])
+    parser.add_argument("--studies", type=int, default=50)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--share", type=float, default=0.6)
+    parser.add_argument("--processes", type=int, default=1)
+    asked = parser.parse_args()
+    begun, result = time.perf_counter(), {}
+    for file in sorted(asked.tables.glob("*.parquet")):
+        result[file.stem] = {}
+        for part in asked.parts:
+            tasks = [
+                (str(file), part, repetition, asked.trials, asked.share)
+                for repetition in range(asked.studies)
+            ]
+            with multiprocessing.get_context("fork").Pool(asked.processes) as pool:
+                found = sum_up(part, pool.map(run_one, tasks), asked.share)
+            result[file.stem] |= found
+            print(file.stem, json.dumps(found, indent=1), flush=True)
+    print(
+        json.dumps(
+            {"studies": asked.studies, "trials": asked.trials, **result}
+            | {"wall_seconds": round(time.perf_counter() - begun)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
