@@ -9,7 +9,8 @@ truth has noise of its own: half a point for the best.
   were tried: Brier score, that of always saying the mean, and the recalibration slope (1 is
   calibrated; below 1 the probabilities are too near 0 and 1).
 - `everywhere`: the probability that the reported front is within delta of the best at every budget,
-  of what was tried: its mean, how often it was true, and of the studies that said at least 0.9.
+  of what was tried: its mean, how often it was true, and of the studies that said at least 0.9; and
+  the delta for which each study says 0.9, with how often it was enough (`coverage`).
 - `stops`: of the stops that the rule `front` decided, audited or carried out, how many trials would
   have ended above their threshold, with the interval of Clopper and Pearson.
 - `replicates`: how much worse the front is after `--share` of the training with one to five
@@ -75,7 +76,16 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
     unsure = draws + np.random.default_rng(repetition).normal(0, errors, draws.shape)
     chosen = np.isin(ids, said["reported"])
     low = float(costs[chosen].min())
+    deltas = [sure_delta(d, costs, chosen, low) for d in (draws, unsure)]
+    enough = [
+        within_delta_everywhere(truth[None], costs, chosen, low=low, delta=delta)
+        for delta in deltas
+    ]
     return {
+        "within_delta": deltas[0],
+        "within_is_enough": enough[0],
+        "within_unseen_delta": deltas[1],
+        "within_unseen_is_enough": enough[1],
         "probabilities": [said["beliefs"][i]["on_front"] for i in ids],
         "of_unseen": front_probabilities(unsure, costs).tolist(),
         "truths": front_probabilities(truth[None], costs).tolist(),
@@ -83,6 +93,14 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
         "within_unseen": within_delta_everywhere(unsure, costs, chosen, low=low),
         "is_within": within_delta_everywhere(truth[None], costs, chosen, low=low),
     }
+
+
+def sure_delta(draws: np.ndarray, costs: np.ndarray, chosen: np.ndarray, low: float) -> float:
+    """Return the least delta, to a tenth of a point, for which a study says `LEVEL`."""
+    for delta in np.arange(1, 1000) / 1000:
+        if within_delta_everywhere(draws, costs, chosen, low=low, delta=float(delta)) >= LEVEL:
+            return float(delta)
+    return 1.0
 
 
 def unseen_means(case: Case, done: Simulation, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +281,8 @@ def _everywhere(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
         "share_true": float(true.mean()),
         "said_sure": int(sure.sum()),
         "true_of_sure": int(true[sure].sum()),
+        "delta_of_level": float(np.mean([f[f"{name}_delta"] for f in found])),
+        "coverage": float(np.mean([f[f"{name}_is_enough"] for f in found])),
     }
 
 

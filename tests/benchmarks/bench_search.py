@@ -300,6 +300,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--syne-tune", default="", help="a Python that has syne-tune 0.15.0")
     parser.add_argument("--traces", type=Path, help="a file that gets every trace as JSON")
+    parser.add_argument(
+        "--with",
+        dest="more",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="traces of earlier runs that are told, too",
+    )
     asked = parser.parse_args()
     files = sorted([*asked.tables.glob("*.parquet"), *asked.tables.glob("*.npz")])
     files = [f for f in files if not asked.only or f.stem in asked.only]
@@ -317,21 +325,22 @@ def main() -> None:
             for repetition in range(asked.repetitions)
             if case.table.num_epochs > 1 or not method.startswith("moasha")
         ]
+        for method, tables in itertools.chain(*(_read(path).items() for path in asked.more)):
+            if file.stem in tables:
+                traces.setdefault(method, {})[file.stem] = tables[file.stem]
         context = multiprocessing.get_context("fork")
         with context.Pool(asked.processes) as pool:
             for name, method, trace in pool.imap(run_one, tasks):
                 traces.setdefault(method, {}).setdefault(name, []).append(trace)
-        _print_table(file.stem, error, traces, asked.methods)
+        _print_table(file.stem, error, traces)
     if asked.traces:
         asked.traces.write_text(json.dumps(_as_json(traces)))
     _print_result(traces, levels, time.perf_counter() - begun)
 
 
-def _print_table(
-    name: str, error: float, traces: dict[str, dict[str, list[Trace]]], methods: list[str]
-) -> None:
+def _print_table(name: str, error: float, traces: dict[str, dict[str, list[Trace]]]) -> None:
     print(f"{name}: two standard errors of B are {error:.2f} points")
-    for method in methods:
+    for method in traces:
         found = traces.get(method, {}).get(name)
         if not found:
             continue
@@ -342,6 +351,16 @@ def _print_table(
             shown.append(f"B<={level:g}: {taken:10.0f} s ({reached}/{len(found)})")
         last = np.mean([t.regrets[-1] for t in found])
         print(f"  {method:18s} {'  '.join(shown)}  at the end {last:.2f}", flush=True)
+
+
+def _read(path: Path) -> dict[str, dict[str, list[Trace]]]:
+    """Return what `_as_json` wrote."""
+    return {
+        method: {
+            name: [Trace(*one, len(one[0])) for one in found] for name, found in tables.items()
+        }
+        for method, tables in json.loads(path.read_text()).items()
+    }
 
 
 def _as_json(traces: dict[str, dict[str, list[Trace]]]) -> Any:
