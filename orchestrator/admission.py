@@ -181,7 +181,7 @@ class Admission:
 
     def _over_limit(self, candidate: Candidate) -> Refusal | None:
         for metric, limit in self._limits.items():
-            value = getattr(candidate.cost, metric)
+            value = candidate.cost.low(metric)  # what no sample stays below is refused, no more
             if value > limit:
                 detail = f"{metric} {value:.6g} is over the limit of {limit:.6g}"
                 return Refusal("over limit", detail, value / limit - 1)
@@ -199,9 +199,7 @@ class Admission:
                 self._count("impossible")
                 continue
             checker.possible(point, self.space.axes[point.branch])
-            least = {
-                name: min(known, getattr(candidate.cost, name)) for name, known in least.items()
-            }
+            least = {name: min(known, candidate.cost.low(name)) for name, known in least.items()}
             if self._over_limit(candidate):
                 self._count("over limit")
             elif candidate.id in table:

@@ -34,8 +34,16 @@ if typing.TYPE_CHECKING:
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
 """Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""
-COSTS = ("gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb", "seconds")
-"""Known before training, and measured in the trial, dependent on the machine."""
+COSTS = (
+    "gflops",
+    "gmacs",
+    "parameters",
+    "gflops_expected",
+    "latency_ms",
+    "peak_memory_mb",
+    "seconds",
+)
+"""Known before training; measured in the trial; measured, and dependent on the machine."""
 GOALS: dict[str, Literal["maximize", "minimize"]] = {
     name: "minimize" if name in ("mae", "loss", *COSTS) else "maximize"
     for name in (*itertools.chain(*MEASURED.values()), *COSTS)
@@ -354,6 +362,11 @@ def bind(
     fields = fields_of(TRAINING)
     train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
     train_config = train_config.canonical(spec)
+    if train_config.mixup == "manifold" and not models.MODELS[model].mixes_latents:
+        raise ConfigError(
+            f"`mixup` must not be manifold for `kind: {model}`, whose samples take routes of their "
+            "own: there is no layer after which all of them could be mixed. Take input or modality."
+        )
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)

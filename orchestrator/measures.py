@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
     "gflops": _cost("GFLOPs"),
     "gmacs": _cost("GMACs"),
     "parameters": _cost("parameters"),
+    "gflops_expected": _cost("expected GFLOPs"),
     "latency_ms": _cost("latency (ms)"),
     "peak_memory_mb": _cost("peak memory (MB)"),
     "seconds": _cost("training time (s)"),

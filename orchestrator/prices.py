@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def as_json(
                 "configuration_id": candidate.id,
                 "model": candidate.configuration.model,
                 "configuration": candidate.configuration.parameters,
-                **asdict(candidate.cost),
+                **candidate.cost.as_dict(),
                 "seconds": estimate.seconds_a_trial[candidate.id] if estimate else None,
             }
             for candidate in listing

@@ -433,7 +433,7 @@ class Search:
         if not self.rule.judges(observed.epochs, observed.warmup, epoch):
             return True
         trial.judged = epoch
-        best = self.beliefs.affordable(observed.cost[self.past.costs[0]])
+        best = self.beliefs.affordable(self._cost_bounds(observed)[0])
         decision = self.rule.decide(self._report_of(trial, epoch, best))
         self._note_fit()
         if not math.isfinite(decision.probability or 0.0):
@@ -448,18 +448,24 @@ class Search:
         return not decision.stop
 
     def _report_of(self, trial: Trial, epoch: int, best: float | None) -> stopping.Report:
-        observed, cost = trial.observed, trial.observed.cost[self.past.costs[0]]
+        observed, (cost_low, cost_high) = trial.observed, self._cost_bounds(trial.observed)
         return stopping.Report(
             key=trial.key,
             epoch=epoch,
             value=self.past.sign * trial.epochs[epoch][self.objectives[0]],
-            cost_low=cost,
-            cost_high=cost,
+            cost_low=cost_low,
+            cost_high=cost_high,
             group=observed.group,
             warmup=observed.warmup,
             epochs=observed.epochs,
             best_affordable=best,
         )
+
+    def _cost_bounds(self, observed: Observed) -> tuple[float, float]:
+        """Return the least and the most that a sample may cost; most systems cost one of both."""
+        name = self.past.costs[0]
+        most = observed.cost[name]
+        return observed.cost.get(f"{name}_low", most), most
 
     def _stop(
         self, trial: Trial, epoch: int, reason: str, best: float | None, **decision: Any
@@ -775,7 +781,7 @@ def _admitted_body(number: int, candidate: Candidate, num_seeds: int) -> dict[st
         "configuration_id": candidate.id,
         "model": candidate.configuration.model,
         "parameters": candidate.configuration.parameters,
-        "cost": {"gflops": cost.gflops, "gmacs": cost.gmacs, "parameters": cost.parameters},
+        "cost": cost.as_dict(),
         "seeds": list(range(num_seeds)),
         "epochs": training.epochs,
         "warmup": training.mixup_warmup if mixes else 0,

@@ -425,7 +425,7 @@ def _translate_beliefs(event: Event, keys: Iterable[str], writes: dict[str, _Wri
 
 
 def _text(value: Any) -> str:
-    return "+".join(value) if isinstance(value, list) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _translate_confirmed(event: Event, writes: dict[str, _Writes]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -385,7 +385,7 @@ def show_parameter(c: Configuration, name: str) -> str:
     if value is None:
         return MISSING
     if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value))
+        return "+".join(map(_show_entry, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -394,10 +394,22 @@ def brief_parameter(c: Configuration, name: str, front: Front) -> str:
     value = c.parameters.get(name)
     if isinstance(value, (list, tuple)) and len(value) > 1:
         lists = (other.parameters.get(name) for other in front.configurations)
-        known = {entry for other in lists if isinstance(other, (list, tuple)) for entry in other}
-        if set(value) == known:
+        found = [other for other in lists if isinstance(other, (list, tuple))]
+        if set(map(_show_entry, value)) == {_show_entry(one) for other in found for one in other}:
             return f"all {len(value)}"
     return show_parameter(c, name)
+
+
+def _show_entry(entry: Any) -> str:
+    """Return an entry of a list as text; an expert as `unimodal(modalities=[watch_acc])`."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    settings = ", ".join(
+        f"{name}=[{', '.join(map(str, one))}]" if isinstance(one, list) else f"{name}={one}"
+        for name, one in entry.items()
+        if name != "kind"
+    )
+    return f"{entry.get('kind', '')}({settings})"
 
 
 def _value_column(name: str) -> Column:

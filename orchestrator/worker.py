@@ -164,7 +164,8 @@ class TrainingWorker:
         job, fit = self._assigned(), self._fit
         weights = Path(job.folder) / WEIGHTS
         save_file({name: t.contiguous() for name, t in fit.weights().items()}, weights)
-        values = fit.result() | job.cost
+        # Where no gate chooses, every sample costs the same.
+        values = {"gflops_expected": job.cost["gflops"]} | fit.result() | job.cost
         values["latency_ms"] = _latency_ms(fit)
         values["peak_memory_mb"] = _peak_memory_mb(job.device)
         values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)

@@ -242,7 +242,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
         .replace("kind: wearables", "kind: wearable")
         .replace("trials: 6", "tirals: 6")
         .replace("learning_rate", "learning_rat")
-        .replace("kind: sft", "kind: stf")
+        .replace("kind: sft", "kind: sftt")
         .replace("high: 0.3", "high: -0.3")
     )
     with pytest.raises(StudyFileError) as caught:

@@ -85,6 +85,7 @@ def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, m
     final = run(start(job(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
     assert 0 < final["values"][metric] < 2
     assert final["values"]["latency_ms"] > 0
+    assert final["values"]["gflops_expected"] == final["values"]["gflops"]  # no gate chooses
     assert bool(final["groups"]) == (dataset == "rating")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sftsearch.datasets.errors import look_up
+from sftsearch.trainables.models.fusion import CATALOG
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -21,6 +22,13 @@ FILES = (
     "unimodal",
     "mult",
     "mbt",
+    "dynmm",
+    "dynmm_fusion",
+    "msaf",
+    "mmtm",
+    "tensor_fusion",
+    "decision_fusion",
+    "gradient_blending",
 )
 """Modules of `models/`; each has `SYSTEMS`, its systems by name."""
 
@@ -30,7 +38,8 @@ def _systems() -> dict[str, System]:
     return {name: system for module in modules for name, system in module.SYSTEMS.items()}
 
 
-MODELS = _systems()
+MODELS = CATALOG
+MODELS.update(_systems())
 """Every fusion system by its name in study files."""
 
 

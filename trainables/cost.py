@@ -5,11 +5,12 @@ Notation: n tokens, d width. One operation is one multiply-add, everywhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
@@ -22,13 +23,36 @@ GIGA = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The price of a configuration, for one sample and one forward pass."""
+    """The price of a configuration, for one sample and one forward pass.
+
+    Where a gate chooses by the sample what runs, the price is that of the dearest route: the most
+    that a sample may cost. The least it may cost stands beside it.
+    """
 
     gflops: float
     """1e9 operations as the SFT paper counts them (appendix A.2): no tokenizer, no head."""
     gmacs: float
     """1e9 multiply-adds of every matrix product that runs."""
     parameters: int
+    gflops_low: float = math.nan
+    """`gflops` of the cheapest route; the same number where there is one route."""
+    gmacs_low: float = math.nan
+    """`gmacs` of the cheapest route."""
+
+    def __post_init__(self) -> None:
+        for name in ("gflops", "gmacs"):
+            if math.isnan(getattr(self, f"{name}_low")):
+                object.__setattr__(self, f"{name}_low", getattr(self, name))
+
+    def low(self, name: str) -> float:
+        """Return the least that a sample may cost, by the name of a price."""
+        return float(getattr(self, f"{name}_low", getattr(self, name)))
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the prices by name; the least ones only where they are lower."""
+        prices = {"gflops": self.gflops, "gmacs": self.gmacs, "parameters": self.parameters}
+        lower = {f"{name}_low": self.low(name) for name in prices if self.low(name) < prices[name]}
+        return prices | lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +78,24 @@ def total(parts: list[Part]) -> Cost:
         sum(part.flops for part in parts) / GIGA,
         sum(part.macs for part in parts) / GIGA,
         sum(part.parameters for part in parts),
+    )
+
+
+def whole(priced: Cost) -> Part:
+    """Return a price in whole operations again, to make it a part of another one."""
+    return Part(round(priced.gflops * GIGA), round(priced.gmacs * GIGA), priced.parameters)
+
+
+def bounded(routes: list[Part], parameters: int) -> Cost:
+    """Return the price of a model that runs one of its routes for each sample.
+
+    Args:
+        routes: all that runs on each of them, the gate included; their parameters are not read.
+        parameters: of the model.
+    """
+    flops, macs = [part.flops for part in routes], [part.macs for part in routes]
+    return Cost(
+        max(flops) / GIGA, max(macs) / GIGA, parameters, min(flops) / GIGA, min(macs) / GIGA
     )
 
 
@@ -135,6 +177,16 @@ def linear(d: int, num_outputs: int) -> Part:
 def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) -> float:
     """Count the multiply-adds of one sample, in 1e9, by running the model on the meta device.
 
+    Of a model with routes, those of the dearest (`count_routes`).
+    """
+    return max(count_routes(model, spec, config))
+
+
+def count_routes(
+    model: nn.Module, spec: DatasetSpec, config: TransformerConfig
+) -> tuple[float, ...]:
+    """Count the multiply-adds of one sample, in 1e9, by route; most models have one.
+
     On a CPU the counter sees no operation in fused attention; on meta it sees them all, and needs
     neither memory nor data. It counts two for a multiply-add.
     """
@@ -144,6 +196,24 @@ def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) 
         lengths = {
             m: torch.empty(1, dtype=torch.int64) for m, one in shapes.items() if one.variable_length
         }
+    num_routes = getattr(model, "num_routes", 1)
+    routes = [model] if num_routes == 1 else [_Route(model, i) for i in range(num_routes)]
+    return tuple(_count(route, inputs, lengths) for route in routes)
+
+
+class _Route(nn.Module):
+    """One route of a model as a module."""
+
+    def __init__(self, model: nn.Module, number: int) -> None:
+        super().__init__()
+        self.model, self.number = model, number
+
+    def forward(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
+        outputs: Tensor = self.model.route(self.number, inputs, lengths)  # type: ignore[operator]
+        return outputs
+
+
+def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> float:
     weights = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]

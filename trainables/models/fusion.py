@@ -87,6 +87,16 @@ class FusionModel(nn.Module):
         outputs: Tensor = self.head(tokens)
         return outputs
 
+    num_routes: int = 1
+    """Ways through the model; with several, a gate chooses one for each sample in evaluation."""
+
+    def route(
+        self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Give the outputs (B, C) of all samples by one route, and ask the gate, as they cost."""
+        assert number == 0, number
+        return self(inputs, lengths)  # type: ignore[no-any-return]
+
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the training loss of each sample, (B,): the task's, where a system has no own.
 
@@ -130,6 +140,12 @@ class System:
     cost: Callable[[DatasetSpec, Any], Cost]
     """A closed form, without building anything; equal to what the built model counts."""
     paper: str
+    mixes_latents: bool = True
+    """Whether manifold mixup can train it."""
+
+
+CATALOG: dict[str, System] = {}
+"""Every system by name, for those that are made of others; `catalog` fills it."""
 
 
 SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"

@@ -1,0 +1,121 @@
+"""Does hard routing save the time that its price says? DynMM at the paper's CMU-MOSEI sizes.
+
+One batch of 256 samples, of which the gate sends 16.4 % to the dear expert E2, the rate behind the
+paper's DynMM-a. Time of the gate and the routed experts against the time of E2 on all samples,
+beside the same ratio of multiply-adds, attention included; both by turns, in one process, on one
+thread. Ratios of the gate alone and of each expert tell where time and price part.
+
+Run with `python -P tests/benchmarks/bench_routing.py`; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sftsearch.trainables.layers import dynmm_paper as paper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+RATE = 0.164
+"""Of samples that E2 gets."""
+LIMIT = 0.20
+"""How far the ratio of times may lie from that of prices."""
+
+
+def batch_of(size: int) -> dict[str, Tensor]:
+    """Return samples of CMU-MOSEI's shapes."""
+    random = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(size, 50, width, generator=random)
+        for name, width in paper.MOSEI_FEATURES.items()
+    }
+
+
+def set_rate(model: paper.Routed, inputs: dict[str, Tensor], rate: float) -> int:
+    """Shift the gate so that it sends so many of these samples to the dear expert; return them."""
+    with torch.no_grad():
+        scores = model.gate(inputs)
+        lead = (scores[:, 1] - scores[:, 0]).sort(descending=True).values
+        count = round(rate * len(lead))
+        model.gate.network[1].bias[1] -= (lead[count - 1] + lead[count]) / 2  # type: ignore[index, union-attr, operator]
+        chosen = int(model.gate(inputs).argmax(dim=1).sum())
+    assert chosen == count, (chosen, count)
+    return count
+
+
+def macs_of(model: nn.Module) -> int:
+    """Count the multiply-adds of one sample, attention included."""
+    shapes = paper.MOSEI_FEATURES.items()
+    inputs = {name: torch.empty(1, 50, width, device="meta") for name, width in shapes}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.to("meta")(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def median_seconds(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
+    """Time all runs by turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, inputs = paper.mosei_dynmm().eval(), batch_of(options.batch)
+    cheap, dear = model.experts
+    share = set_rate(model, inputs, RATE) / options.batch
+    runs: dict[str, Callable[[], Tensor]] = {
+        "routed": lambda: model(inputs),
+        "dear": lambda: dear(inputs),
+        "cheap": lambda: cheap(inputs),
+        "gate": lambda: model.gate(inputs),
+    }
+    with torch.inference_mode():
+        seconds = median_seconds(runs, options.repeats)
+    parts = {"cheap": paper.mosei_unimodal("text"), "dear": paper.mosei_late(),
+             "gate": paper.mosei_gate()}  # fmt: skip
+    macs = {name: macs_of(part) for name, part in parts.items()}
+    routed = macs["gate"] + (1 - share) * macs["cheap"] + share * macs["dear"]
+    price = {name: macs[name] / macs["dear"] for name in ("gate", "cheap")}
+    price |= {"routed": routed / macs["dear"], "experts": (routed - macs["gate"]) / macs["dear"]}
+    took = {name: seconds[name] / seconds["dear"] for name in ("gate", "cheap", "routed")}
+    took["experts"] = took["routed"] - took["gate"]
+    print(f"{options.batch} samples, {share:.1%} to the dear expert, one thread; E2 on all = 1")
+    for name in ("cheap", "gate", "experts", "routed"):
+        print(f"  {name:8} price {price[name]:.3f}   time {took[name]:.3f}   "
+              f"{took[name] / price[name] - 1:+.1%}")  # fmt: skip
+    deviation = took["routed"] / price["routed"] - 1
+    result = {
+        "batch": options.batch,
+        "share": share,
+        "seconds": seconds,
+        "price_ratio": price,
+        "time_ratio": took,
+        "deviation": deviation,
+        "within": abs(deviation) <= LIMIT,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Gates: which of several experts, or paths, a sample takes.
+
+A gate scores N routes. In training all routes run and their outputs are weighed by a relaxed
+choice; in evaluation each sample takes the route of its highest score, and only that.
+
+Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 3.
+
+Shapes: B batch, N routes, T samples of a modality, F features, n patches, H width of a gate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftsearch.trainables import cost
+from sftsearch.trainables.layers.blocks import Block, Head
+from sftsearch.trainables.layers.pooling import join_masks
+from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokenizer, cut_patches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.trainables.config import TransformerConfig
+
+
+# ------------------------------------------------------------- the choice
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Draw standard Gumbel noise, -log(-log u), by torch's generator; of the shape of `like`."""
+    least = torch.finfo(like.dtype).tiny  # a draw of 0 would give infinite noise
+    return -torch.empty_like(like).exponential_().clamp_min(least).log()
+
+
+def relax(scores_BN: Tensor, tau: float | Tensor, *, noise: bool) -> Tensor:
+    """Return weights of the routes (B, N), softmax((log G + b) / tau), each row adds up to 1.
+
+    G are the probabilities softmax(scores). As a row's constant does not matter, the scores stand
+    for log G. With Gumbel noise b the highest weight falls on route i with probability G_i
+    (the paper, eq. 3); without it, as in the authors' code, on the route of the highest score.
+
+    Args:
+        scores_BN: of the gate.
+        tau: temperature. Towards 0 the weights are a choice, towards infinity they are equal.
+        noise: whether b is drawn or 0.
+    """
+    perturbed = scores_BN + gumbel(scores_BN) if noise else scores_BN
+    return F.softmax(perturbed / tau, dim=1)
+
+
+def harden(weights_BN: Tensor) -> Tensor:
+    """Make each row one-hot at its highest weight, exactly, with the gradient of the weights."""
+    choice = F.one_hot(weights_BN.argmax(dim=1), weights_BN.shape[1])
+    # What is added is exactly 0: the weights less themselves.
+    return choice.to(weights_BN.dtype) + (weights_BN - weights_BN.detach())
+
+
+def temperature(epoch: float, num_epochs: int, *, start: float, end: float) -> float:
+    """Return tau(e) = start (end / start)^(e / T): geometric from `start`, to `end` at e = T."""
+    return float(start * (end / start) ** (epoch / num_epochs))
+
+
+def choose(
+    routes_B: Tensor, num_routes: int, run: Callable[[int, Tensor | None], Tensor]
+) -> Tensor:
+    """Run every sample by its route alone, (B, C).
+
+    What is traced (compiled, exported) or has no numbers (on the meta device) cannot look at the
+    routes: there all of them run and each sample's is picked, with equal outputs.
+
+    Args:
+        routes_B: of each sample, from 0.
+        num_routes: N.
+        run: a route and the rows (b,) that take it, None for all, to their outputs (b, C).
+    """
+    if torch.compiler.is_compiling() or routes_B.is_meta:
+        outputs_BNC = torch.stack([run(i, None) for i in range(num_routes)], dim=1)
+        picked = F.one_hot(routes_B, num_routes).unsqueeze(-1).bool()
+        return outputs_BNC.masked_fill(~picked, 0.0).sum(dim=1)
+    rows = [(routes_B == i).nonzero().squeeze(1) for i in range(num_routes)]
+    parts = [run(i, _or_all(one, len(routes_B))) for i, one in enumerate(rows) if len(one)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+def _or_all(rows: Tensor, size: int) -> Tensor | None:
+    return None if len(rows) == size else rows
+
+
+# ------------------------------------------------------------- gates on samples
+
+
+class MLPGate(nn.Module):
+    """Two layers on the mean patch of every modality, `W2 relu(W1 [m_1; ...; m_M])`.
+
+    The mean is over patches that hold a sample; of a modality without any it is 0. For a modality
+    of one sample, as those of MM-IMDB, it is that sample (the paper's gate there).
+
+    Shape: {modality: (B, T, F)} -> (B, N).
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
+    ) -> None:
+        """Take the modalities and `patch` from the configuration; `hidden` is H."""
+        super().__init__()
+        self.num_patches, self.patch = config.num_tokens(spec), config.patch
+        self.expand = nn.Linear(_patch_widths(spec, config), hidden)
+        self.contract = nn.Linear(hidden, num_routes)
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Score the routes."""
+        known = lengths or {}
+        means = [
+            mean_of_valid(*cut_patches(inputs[m], known.get(m), num_tokens=n, patch=self.patch))
+            for m, n in self.num_patches.items()
+        ]
+        scores: Tensor = self.contract(F.relu(self.expand(torch.cat(means, dim=1))))
+        return scores
+
+
+def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Average (B, n, F) over the places that `valid` (B, n) names; where none is, 0."""
+    if valid is None:
+        return x.mean(dim=1)
+    total = x.masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / valid.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+class TransformerGate(nn.Module):
+    """A light transformer: the tokens of all modalities, joined; the first CLS token scores.
+
+    Modalities need not be aligned in time, other than in the paper's gate, which joins their
+    features step by step (see `dynmm_paper`).
+
+    Shape: {modality: (B, T, F)} -> (B, N).
+    """
+
+    def __init__(
+        self, spec: DatasetSpec, config: TransformerConfig, *, num_layers: int, num_routes: int
+    ) -> None:
+        """Take modalities, `patch`, `dim` and `num_heads` from the configuration."""
+        super().__init__()
+        self.tokenizer = Tokenizer(spec, config)
+        self.blocks = nn.Sequential(
+            *(
+                Block(dim=config.dim, num_heads=config.num_heads, dropout=config.dropout)
+                for _ in range(num_layers)
+            )
+        )
+        self.head = Head([FUSED], dim=config.dim, num_outputs=num_routes)
+
+    def forward(
+        self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Score the routes."""
+        sequences = self.tokenizer(inputs, lengths).values()
+        parts = [sequence.z for sequence in sequences]
+        valid = join_masks([sequence.valid for sequence in sequences], parts)
+        fused = self.blocks(Sequence(torch.cat(parts, dim=1), valid))
+        scores: Tensor = self.head({FUSED: fused})
+        return scores
+
+
+def mlp_gate_part(
+    spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
+) -> cost.Part:
+    """Price `MLPGate`: all its products count in both prices."""
+    width = _patch_widths(spec, config)
+    macs = hidden * (width + num_routes)
+    return cost.Part(macs, macs, macs + hidden + num_routes)
+
+
+def transformer_gate_part(
+    spec: DatasetSpec, config: TransformerConfig, *, num_layers: int, num_routes: int
+) -> cost.Part:
+    """Price `TransformerGate`: all its products count in both prices, the tokenizer's, too."""
+    joined = sum(1 + n for n in config.num_tokens(spec).values())
+    parts = [
+        cost.tokenizer(spec, config),
+        cost.block(joined, config.dim) * num_layers,
+        cost.head(config.dim, num_routes),
+    ]
+    macs = sum(part.macs for part in parts)
+    return cost.Part(macs, macs, sum(part.parameters for part in parts))
+
+
+def _patch_widths(spec: DatasetSpec, config: TransformerConfig) -> int:
+    """Return the numbers in one patch of every modality that is read, added up."""
+    return sum(config.patch * spec.modalities[m].num_features for m in config.chosen(spec))

@@ -1,0 +1,288 @@
+"""Decision fusion: every modality decides on its own, and the decisions are combined.
+
+`averaging` takes their mean, `multiplication` the product of their probabilities, `multiplicative`
+a product in which a modality counts less where the others are confident already: Liu et al. 2018,
+Learn to Combine Modalities in Multimodal Deep Learning, arXiv:1805.11730. Encoders are
+those of late fusion; unlike there, each modality has a head of its own.
+
+Shapes: B batch, M modalities, C outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sftsearch.trainables import cost
+from sftsearch.trainables.config import ConfigError, check_choice, check_number
+from sftsearch.trainables.layers.blocks import Head
+from sftsearch.trainables.models.fusion import FusionModel, System
+from sftsearch.trainables.models.tensor_fusion import (
+    MSAF_PAPER,
+    EncodersConfig,
+    encoder_parts,
+    encoders,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.trainables.layers.tokens import Tokens
+    from sftsearch.trainables.models.fusion import Losses
+
+MULTIPLICATIVE_PAPER = (
+    "Liu et al. 2018, Learn to Combine Modalities in Multimodal Deep Learning, arXiv:1805.11730"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AveragingConfig(EncodersConfig):
+    """The mean of the modalities' decisions, of any task."""
+
+    of: Literal["logits", "probabilities"] = "logits"
+    """What is averaged; a regression has no probabilities."""
+
+    def __post_init__(self) -> None:
+        EncodersConfig.__post_init__(self)
+        check_choice("of", self.of, ("logits", "probabilities"))
+
+    def averaged(self, spec: DatasetSpec) -> Literal["logits", "probabilities"]:
+        """Return what is averaged in effect: of one modality both are the same.
+
+        Raises:
+            ConfigError: probabilities of a regression.
+        """
+        names = self.num_tokens(spec)
+        if self.of == "probabilities" and spec.task == "regression":
+            raise ConfigError(
+                f"`of` must be logits where the task is regression, which has no probabilities, "
+                f"but got {self.of!r}."
+            )
+        return "logits" if len(names) == 1 else self.of
+
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """See `TransformerConfig.canonical`."""
+        same = EncodersConfig.canonical(self, spec)
+        return dataclasses.replace(same, of=self.averaged(spec))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiplicationConfig(EncodersConfig):
+    """The product of the modalities' probabilities, for classification."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiplicativeConfig(EncodersConfig):
+    """The product with weights, for classification."""
+
+    beta: float = 0.3
+    """How much less a modality counts where the others are confident; 0: `multiplication`. The
+    default is that of the table in the MSAF paper."""
+
+    def __post_init__(self) -> None:
+        EncodersConfig.__post_init__(self)
+        check_number("beta", self.beta, least=0, below=math.inf)
+
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """See `TransformerConfig.canonical`: a modality alone has no others."""
+        same = EncodersConfig.canonical(self, spec)
+        return dataclasses.replace(same, beta=0.3) if len(self.chosen(spec)) == 1 else same
+
+
+def check_classes(spec: DatasetSpec, config: EncodersConfig, kind: str) -> None:
+    """Refuse tasks whose outputs are no probabilities of classes that exclude each other."""
+    config.num_tokens(spec)  # what is wrong in any task is said first
+    if spec.task != "classification":
+        raise ConfigError(
+            f"`kind: {kind}` is for classification alone, but got the task {spec.task} of data "
+            f"set '{spec.name}'. Take `averaging`."
+        )
+
+
+def mean_of_logits(outputs: Tensor) -> Tensor:
+    """Average over the modalities: (M, B, C) -> (B, C)."""
+    return outputs.mean(dim=0)
+
+
+def mean_of_probabilities(outputs: Tensor) -> Tensor:
+    """Return the logarithms of the mean probabilities of classes, (M, B, C) -> (B, C)."""
+    log_p = F.log_softmax(_at_least_float32(outputs), dim=-1)
+    return log_p.logsumexp(dim=0) - math.log(len(outputs))
+
+
+def mean_of_label_probabilities(outputs: Tensor) -> Tensor:
+    """Return the logits of the mean probability of each label, (M, B, C) -> (B, C).
+
+    Both means are over the same M, which cancels.
+    """
+    outputs = _at_least_float32(outputs)
+    return F.logsigmoid(outputs).logsumexp(dim=0) - F.logsigmoid(-outputs).logsumexp(dim=0)
+
+
+def log_product(outputs: Tensor) -> Tensor:
+    """Return s_y = sum_j log p_j^y of logits: (M, B, C) -> (B, C)."""
+    return F.log_softmax(_at_least_float32(outputs), dim=-1).sum(dim=0)
+
+
+def weighted_log_product(outputs: Tensor, beta: float) -> Tensor:
+    """Return s_y = sum_j q_j^y log p_j^y of logits, (M, B, C) -> (B, C).
+
+    q_j^y = [prod_{i != j} (1 - p_i^y)]^(beta / (M - 1)) weighs, and has no gradient; of a modality
+    alone it is 1.
+    """
+    log_p = F.log_softmax(_at_least_float32(outputs), dim=-1)
+    others = len(log_p) - 1
+    if others == 0:
+        return log_p[0]
+    with torch.no_grad():
+        log_rest = log_of_rest(log_p)
+        # Summed without the own term, rather than with it and then less it: that would cancel.
+        foreign = ~torch.eye(others + 1, dtype=torch.bool, device=log_p.device)[:, :, None, None]
+        q = (log_rest.where(foreign, 0.0).sum(dim=1) * (beta / others)).exp()
+    return (q * log_p).sum(dim=0)
+
+
+def log_of_rest(log_p: Tensor) -> Tensor:
+    """Return log(1 - p) of logarithms of probabilities (..., C).
+
+    The most probable class, whose 1 - p would be lost to rounding, takes the sum of the others; it
+    is finite where the logits are. All others have p <= 1/2, where log1p(-p) is exact enough.
+    """
+    top = log_p.argmax(dim=-1, keepdim=True)
+    is_top = torch.arange(log_p.shape[-1], device=log_p.device) == top
+    least = torch.finfo(log_p.dtype).min
+    of_top = log_p.masked_fill(is_top, least).logsumexp(dim=-1, keepdim=True)
+    return torch.where(is_top, of_top, torch.log1p(-log_p.exp()))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Return float64 as it is, all else as float32: sums of logarithms need its digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Vote(nn.Module):
+    """A head for each modality, and their combination. Shape: {m: (B, T, D)} -> (B, C)."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        dim: int,
+        num_outputs: int,
+        combine: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take the modalities' names; `combine` maps (M, B, C) to (B, C)."""
+        super().__init__()
+        self.heads = nn.ModuleList(Head([name], dim=dim, num_outputs=num_outputs) for name in names)
+        self.combine = combine
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Combine what the modalities say."""
+        return self.combine(torch.stack([head(tokens) for head in self.heads]))
+
+
+class DecisionFusion(FusionModel):
+    """Layers of each modality on its own, a head of each, and a combination of their outputs."""
+
+    def __init__(
+        self, spec: DatasetSpec, config: EncodersConfig, combine: Callable[[Tensor], Tensor]
+    ) -> None:
+        names = config.chosen(spec)
+        head = Vote(names, dim=config.dim, num_outputs=spec.num_outputs, combine=combine)
+        super().__init__(spec, config, encoders(spec, config), head=head)
+
+
+class Averaging(DecisionFusion):
+    """The mean; the task's loss of it trains all modalities at once.
+
+    Outputs are logits, or of probabilities the logits that have the mean ones.
+    """
+
+    def __init__(self, spec: DatasetSpec, config: AveragingConfig) -> None:
+        combine = mean_of_logits
+        if config.averaged(spec) == "probabilities":
+            multilabel = spec.task == "multilabel"
+            combine = mean_of_label_probabilities if multilabel else mean_of_probabilities
+        super().__init__(spec, config, combine)
+
+
+class ProductFusion(DecisionFusion):
+    """A product of probabilities: its outputs are s, its guess is argmax s, its loss -s_y*.
+
+    That loss is the sum of the modalities' (weighted) cross-entropies. In evaluation the task's
+    loss takes s for logits, and so norms the product.
+    """
+
+    def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return -s of each sample's class, (B,); see `FusionModel.losses`."""
+        return -outputs.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+class Multiplication(ProductFusion):
+    """The product of the modalities' probabilities."""
+
+    def __init__(self, spec: DatasetSpec, config: MultiplicationConfig) -> None:
+        check_classes(spec, config, "multiplication")
+        super().__init__(spec, config, log_product)
+
+
+class Multiplicative(ProductFusion):
+    """The product of the modalities' probabilities, weighted by what the others leave open."""
+
+    def __init__(self, spec: DatasetSpec, config: MultiplicativeConfig) -> None:
+        check_classes(spec, config, "multiplicative")
+        super().__init__(spec, config, partial(weighted_log_product, beta=config.beta))
+
+
+def decision_cost(spec: DatasetSpec, config: EncodersConfig) -> cost.Cost:
+    """Price decision fusion: late fusion with a head a modality; the combination is free."""
+    heads = cost.head(config.dim, spec.num_outputs) * len(config.chosen(spec))
+    return cost.total([*encoder_parts(spec, config), heads])
+
+
+def averaging_cost(spec: DatasetSpec, config: AveragingConfig) -> cost.Cost:
+    """Price averaging."""
+    config.averaged(spec)
+    return decision_cost(spec, config)
+
+
+def multiplication_cost(spec: DatasetSpec, config: MultiplicationConfig) -> cost.Cost:
+    """Price the product."""
+    check_classes(spec, config, "multiplication")
+    return decision_cost(spec, config)
+
+
+def multiplicative_cost(spec: DatasetSpec, config: MultiplicativeConfig) -> cost.Cost:
+    """Price the weighted product."""
+    check_classes(spec, config, "multiplicative")
+    return decision_cost(spec, config)
+
+
+SYSTEMS = {
+    "averaging": System(
+        config=AveragingConfig,
+        build=Averaging,
+        cost=averaging_cost,
+        paper=MSAF_PAPER,
+    ),
+    "multiplication": System(
+        config=MultiplicationConfig,
+        build=Multiplication,
+        cost=multiplication_cost,
+        paper=MULTIPLICATIVE_PAPER,
+    ),
+    "multiplicative": System(
+        config=MultiplicativeConfig,
+        build=Multiplicative,
+        cost=multiplicative_cost,
+        paper=MULTIPLICATIVE_PAPER,
+    ),
+}
