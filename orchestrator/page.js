@@ -24,6 +24,7 @@
     return Object.assign({}, own, {
       xaxis: Object.assign({}, own.xaxis, axis, window.innerWidth < 640 ? { tickangle: -45 } : {}),
       yaxis: Object.assign({}, own.yaxis, axis),
+      ...(own.yaxis2 ? { yaxis2: Object.assign({}, own.yaxis2, { automargin: true }) } : {}),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("--ink"), size: 13, family },
@@ -57,6 +58,7 @@
   function drawAll() {
     draw("front-chart", charts.front);
     draw("progress-chart", charts.progress);
+    if (charts.routes) draw("routes-chart", charts.routes);
   }
 
   drawAll();

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import families
+from sftsearch.orchestrator import families, routes
 from sftsearch.orchestrator.front import Front, summarise
 from sftsearch.orchestrator.measures import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
@@ -173,7 +173,8 @@ def rich_table(front: Front) -> Group:
     ]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
     parts = (Text(headline(front), style="bold"), "", table, "", *below, *_rich_families(front))
-    return Group(*parts, *_rich_importance(front), Text(" ".join(filter(None, told))))
+    more = (*_rich_routes(front), *_rich_importance(front))
+    return Group(*parts, *more, Text(" ".join(filter(None, told))))
 
 
 def _rich_importance(front: Front) -> list[Table | Text]:
@@ -184,6 +185,13 @@ def _rich_importance(front: Front) -> list[Table | Text]:
         return []
     table = _rich_matrix(importance_headers(bands, front), importance_rows(bands))
     return [table, Text(), Text(importance_note(bands), style="dim"), Text()]
+
+
+def _rich_routes(front: Front) -> list[Text]:
+    from rich.text import Text
+
+    levels = routes.notes(routes.routes_of(front))[1:]
+    return [Text(levels[0], style="dim"), Text()] if levels else []
 
 
 def _rich_matrix(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -327,6 +335,7 @@ def to_json(front: Front) -> str:
             for c in front.configurations
         ],
         "families": None if compared is None else asdict(compared),
+        "routes": [asdict(level) for level in routes.levels_of(routes.routes_of(front))],
         "importance": [asdict(band) for band in importance(front)],
         "trials": trials,
     }
@@ -353,7 +362,7 @@ def to_markdown(front: Front) -> str:
     lines.append(_row("---:" if column.is_number else "---" for column in shown))
     lines += [_row(_escape(column.show(c)) for column in shown) for c in front.table]
     lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
-    lines += _families(front) + _importance(front)
+    lines += _families(front) + _routes(front) + _importance(front)
     lines += _section("Refused before training", study.refused)
     lines += _section("Facts", study.facts)
     return "\n".join(lines) + "\n"
@@ -369,6 +378,14 @@ def _families(front: Front) -> list[str]:
         families.rows(compared, front),
         families.notes(compared, front),
     )
+
+
+def _routes(front: Front) -> list[str]:
+    routed = routes.routes_of(front)
+    if not routed:
+        return []
+    heads, rows = routes.headers(routed, front), routes.rows(routed, front)
+    return _matrix("Routes", heads, rows, routes.notes(routed))
 
 
 def _importance(front: Front) -> list[str]:
@@ -411,12 +428,18 @@ def _escape(text: str) -> str:
 
 
 def to_png(front: Front) -> bytes:
-    """Return the front as a picture of 1500 x 960 pixels, drawn without a display."""
+    """Return the front as a picture of 1500 x 960 pixels, drawn without a display.
+
+    Where a gate chooses routes under several weights, they are drawn beside it, in 2400 x 960.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
-    _draw(figure.add_subplot(), front)
+    levels = routes.levels_of(routes.routes_of(front))
+    figure = Figure(figsize=(16 if levels else 10, 6.4), dpi=150, layout="constrained")
+    _draw(figure.add_subplot(1, 2 if levels else 1, 1), front)
+    if levels:
+        _draw_routes(figure.add_subplot(1, 2, 2), levels)
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(picture, format="png")
@@ -463,6 +486,34 @@ def _draw(axes: Axes, front: Front) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if models:
         axes.legend(frameon=False, loc="lower right")
+
+
+def _draw_routes(axes: Axes, levels: Sequence[routes.Level]) -> None:
+    places = range(len(levels))
+    for number in range(len(levels[0].shares)):
+        shares = [level.shares[number] for level in levels]
+        axes.plot(
+            places,
+            shares,
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=PALETTE[number % len(PALETTE)],
+            label=f"route {number + 1}",
+        )
+    axes.set_xticks(places, [f"{level.weight:g}" for level in levels])
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("lambda, the weight of a route's price in the loss")
+    axes.set_ylabel("share of validation samples")
+    costs = axes.twinx()
+    expected = [level.expected for level in levels]
+    costs.plot(places, expected, "x--", color="#444444", label="expected GFLOPs")
+    costs.set_ylim(bottom=0)
+    costs.set_ylabel("expected GFLOPs")
+    costs.spines[["top"]].set_visible(False)
+    axes.set_title("Routes against the weight of their price", loc="left")
+    axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.spines[["top"]].set_visible(False)
+    handles = [*axes.get_legend_handles_labels()[0], *costs.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, frameon=False, loc="center right")
 
 
 FORMATS: dict[str, Format] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.orchestrator import families
+from sftsearch.orchestrator import families, routes
 from sftsearch.orchestrator.measures import metric, show_number
 from sftsearch.orchestrator.wording import (
     columns,
@@ -72,7 +72,7 @@ def to_html(front: Front) -> str:
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
         "caption": escape(_caption(front)),
-        "families": _families(front) + _importance(front),
+        "families": _families(front) + _routes(front) + _importance(front),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
         "facts": _definitions(front.study.facts),
@@ -83,6 +83,8 @@ def to_html(front: Front) -> str:
 def to_data(front: Front) -> str:
     """Return the charts as JSON that may stand inside a script element."""
     charts = {"front": _front_chart(front), "progress": _progress_chart(front)}
+    if levels := routes.levels_of(routes.routes_of(front)):
+        charts["routes"] = _routes_chart(levels)
     text = json.dumps(charts, allow_nan=False, ensure_ascii=True)
     # Within a script element only `<` can end it or open a comment; JSON has the same as \u003c.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -280,6 +282,40 @@ def _progress_chart(front: Front) -> dict[str, Any]:
     return {"traces": [trace] if front.progress else [], "layout": layout}
 
 
+def _routes_chart(levels: Sequence[routes.Level]) -> dict[str, Any]:
+    """Return shares of routes, and expected cost at the right, by the weight of their price."""
+    weights = [f"{level.weight:g}" for level in levels]  # places, for weights may be far apart
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"route {number + 1}",
+            "x": weights,
+            "y": [level.shares[number] for level in levels],
+            "line": {"color": PALETTE[number % len(PALETTE)]},
+            "marker": {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
+        }
+        for number in range(len(levels[0].shares))
+    ]
+    expected = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": "expected GFLOPs",
+        "x": weights,
+        "y": [level.expected for level in levels],
+        "yaxis": "y2",
+        "line": {"dash": "dash", "color": PALETTE[6]},
+        "marker": {"symbol": "x", "size": 8},
+    }
+    costs = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
+    layout = {
+        "xaxis": _axis("lambda, the weight of a route's price in the loss") | {"type": "category"},
+        "yaxis": _axis("share of validation samples") | {"range": [-0.03, 1.03]},
+        "yaxis2": _axis("expected GFLOPs") | costs,
+    }
+    return {"traces": [*traces, expected], "layout": layout}
+
+
 def _show_time(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 100:
@@ -350,6 +386,26 @@ def _families(front: Front) -> str:
     )
 
 
+def _routes(front: Front) -> str:
+    """Return the section of where gates send samples, where there are gates."""
+    routed = routes.routes_of(front)
+    if not routed:
+        return ""
+    chart = (
+        '<div id="routes-chart" class="chart" role="figure" '
+        'aria-label="Shares of routes and expected cost by lambda; told in words below."></div>'
+    )
+    return _section(
+        "Routes",
+        "routes",
+        "Shares of samples by route",
+        routes.headers(routed, front),
+        routes.rows(routed, front),
+        routes.notes(routed),
+        chart=chart if routes.levels_of(routed) else "",
+    )
+
+
 def _importance(front: Front) -> str:
     """Return the section of what matters at which budget, where enough has finished."""
     bands = importance(front)
@@ -372,12 +428,14 @@ def _section(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     told: Sequence[str],
+    *,
+    chart: str = "",
 ) -> str:
     """Return a section with a table whose first column is names, and notes below it."""
     heads = [f'<th scope="col">{escape(head)}</th>' for head in headers]
     cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     return (
-        f'<section><h2>{title}</h2><div class="scroll" tabindex="0" role="region" '
+        f'<section><h2>{title}</h2>{chart}<div class="scroll" tabindex="0" role="region" '
         f'aria-label="{label}"><table class="matrix" id="{identity}"><thead><tr>'
         f"{''.join(heads)}</tr></thead><tbody>"
         f"{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table></div>"

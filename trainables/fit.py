@@ -347,7 +347,8 @@ def _is_history(
         return False
     return all(
         isinstance(entry, dict)
-        and entry.keys() == names
+        and entry.keys() >= names
+        and entry.keys() == history[0].keys()
         and all(map(_is_number, entry.values()))
         and entry["epoch"] == number
         and isinstance(counts, list)

@@ -32,11 +32,11 @@ LIMIT = 0.20
 """How far the ratio of times may lie from that of prices."""
 
 
-def batch_of(size: int) -> dict[str, Tensor]:
+def batch_of(size: int, device: str) -> dict[str, Tensor]:
     """Return samples of CMU-MOSEI's shapes."""
     random = torch.Generator().manual_seed(0)
     return {
-        name: torch.randn(size, 50, width, generator=random)
+        name: torch.randn(size, 50, width, generator=random).to(device)
         for name, width in paper.MOSEI_FEATURES.items()
     }
 
@@ -68,7 +68,7 @@ def median_seconds(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[
     for _ in range(1 + repeats):
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
+            run().sum().item()  # waits for a GPU
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
@@ -78,10 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, inputs = paper.mosei_dynmm().eval(), batch_of(options.batch)
+    model = paper.mosei_dynmm().eval().to(options.device)
+    inputs = batch_of(options.batch, options.device)
     cheap, dear = model.experts
     share = set_rate(model, inputs, RATE) / options.batch
     runs: dict[str, Callable[[], Tensor]] = {
@@ -100,12 +102,14 @@ def main() -> None:
     price |= {"routed": routed / macs["dear"], "experts": (routed - macs["gate"]) / macs["dear"]}
     took = {name: seconds[name] / seconds["dear"] for name in ("gate", "cheap", "routed")}
     took["experts"] = took["routed"] - took["gate"]
-    print(f"{options.batch} samples, {share:.1%} to the dear expert, one thread; E2 on all = 1")
+    where = "one thread" if options.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{options.batch} samples, {share:.1%} to the dear expert, {where}; E2 on all = 1")
     for name in ("cheap", "gate", "experts", "routed"):
         print(f"  {name:8} price {price[name]:.3f}   time {took[name]:.3f}   "
               f"{took[name] / price[name] - 1:+.1%}")  # fmt: skip
     deviation = took["routed"] / price["routed"] - 1
     result = {
+        "device": where,
         "batch": options.batch,
         "share": share,
         "seconds": seconds,

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import Batch, Losses
 
 DYNMM_PAPER = "Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102"
+MAX_CLASSES = 30
+"""Most classes that routes are counted by: every share of theirs is a metric of each epoch."""
 
 
 class Expert(NamedTuple):
@@ -179,6 +182,7 @@ class GatedModel(FusionModel):
         self.mixing_points = ()
         self.gate = config.build_gate(spec, len(routes))
         self.measured = ("gflops_expected", *(f"route_{i + 1}" for i in range(len(routes))))
+        self._classes = _names_of_classes(spec)
         self._route_flops = [gate.flops + route.flops for route in routes]
         self.is_alone = config.alone > 0
         """Whether stage I is trained."""
@@ -215,15 +219,36 @@ class GatedModel(FusionModel):
         return of_task + self.config.resource_weight * of_routes
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the share of samples that each route takes, and what they cost on average."""
-        counts = torch.zeros(self.num_routes, dtype=torch.int64)
-        for inputs, lengths, _ in batches:
+        """Return the shares of samples that take each route, and what they cost on average.
+
+        The shares of a class are `route_1/NAME`, ...; those of classes without samples are left
+        out, and all of them where there are more than `MAX_CLASSES`.
+        """
+        num_rows = max(len(self._classes), 1)
+        counts = torch.zeros(num_rows, self.num_routes, dtype=torch.int64)  # by class and route
+        for inputs, lengths, labels in batches:
             routes = self.scores(inputs, lengths).argmax(dim=1)
-            counts += routes.bincount(minlength=self.num_routes).cpu()
-        shares = (counts / counts.sum()).tolist()
-        total = sum(n * flops for n, flops in zip(counts.tolist(), self._route_flops, strict=True))
-        expected = total / int(counts.sum()) / cost.GIGA
-        return dict(zip(self.measured, (expected, *shares), strict=True))
+            places = routes + self.num_routes * labels if self._classes else routes
+            found = places.bincount(minlength=counts.numel()).cpu()
+            counts += found.view_as(counts)
+        total = counts.sum(dim=0)
+        flops = sum(n * cost_ for n, cost_ in zip(total.tolist(), self._route_flops, strict=True))
+        expected, shares = flops / int(total.sum()) / cost.GIGA, (total / total.sum()).tolist()
+        measures = dict(zip(self.measured, (expected, *shares), strict=True))
+        for name, row in zip(self._classes, counts, strict=False):
+            if row.sum():
+                of_class = (row / row.sum()).tolist()
+                measures |= {f"route_{i}/{name}": x for i, x in enumerate(of_class, start=1)}
+        return measures
+
+
+def _names_of_classes(spec: DatasetSpec) -> list[str]:
+    """Return what shares of classes are called: as the classes are, if trackers can take it."""
+    if spec.task != "classification" or len(spec.classes) > MAX_CLASSES:
+        return []
+    if all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .-]*", name) for name in spec.classes):
+        return list(spec.classes)
+    return [f"class {number}" for number in range(len(spec.classes))]
 
 
 def settings_of(config: TransformerConfig) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class FusionModel(nn.Module):
         """
 
     measured: tuple[str, ...] = ()
-    """Names of what `measure` gives."""
+    """Names of what `measure` always gives; of other splits it may tell more or less beside."""
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Return what only data tell of the model beside its accuracy, of batches of a split."""
