@@ -1,23 +1,31 @@
-"""DATASETS: the one place to add a data set, and where its store is kept.
+"""DATASETS and READERS: the one place to add a data set or a reader, and where stores are kept.
 
-To add one, write `datasets/<name>.py` with a `spec()` and a `load()`, and add its line here; the
-contract test finds it by this list.
+To ship a data set, write `datasets/<name>.py` with a `spec()` and a `load()`, and add its line to
+`DATASETS`. To read what others publish, write `datasets/readers/<name>.py` with an
+`open_source(path, *, ...)`, and add its line to `READERS`. Contract tests find them by these lists.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets import digits, synthetic, wearables
-from sftsearch.datasets.errors import DatasetError, look_up
-from sftsearch.datasets.store import Store, open_store, write_store
+from sftsearch.datasets.errors import DatasetError, UserError, look_up
+from sftsearch.datasets.spec import NAME_PATTERN
+from sftsearch.datasets.staging import stage
+from sftsearch.datasets.store import FORMAT_VERSION, MANIFEST, Store, open_store
+from sftsearch.datasets.writing import write_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from sftsearch.datasets.source import Source
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.datasets.store import Split
 
@@ -43,27 +51,83 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def describe(name: str) -> DatasetSpec:
+READERS: dict[str, str] = {
+    "arrays": "arrays:open_source",
+    "audioset": "audiovisual:open_audioset",
+    "digits_large": "digits_large:open_source",
+    "epic_kitchens": "audiovisual:open_epic_kitchens",
+    "huggingface": "huggingface:open_source",
+    "kinetics_sounds": "audiovisual:open_kinetics_sounds",
+    "mmimdb": "mmimdb:open_source",
+    "moments_in_time": "audiovisual:open_moments_in_time",
+    "mosei": "mosei:open_source",
+    "mosi": "mosei:open_mosi",
+    "ntu_rgbd": "ntu_rgbd:open_source",
+    "parquet": "parquet:open_source",
+    "ravdess": "ravdess:open_source",
+    "vggsound": "audiovisual:open_vggsound",
+}
+"""What reads published files: a module of `datasets/readers` and its function, imported when it is
+used. The one place to add a reader."""
+
+
+def reader(name: str) -> Callable[..., Source]:
+    """Return the function `(path, *, ...options) -> Source` of a reader.
+
+    Raises:
+        UserError: no reader has this name.
+    """
+    module, function = look_up(READERS, name, kind="reader").split(":")
+    found: Callable[..., Source] = getattr(
+        importlib.import_module(f"sftsearch.datasets.readers.{module}"), function
+    )
+    return found
+
+
+def prepared_names(*, cache: Path | None = None) -> list[str]:
+    """Return the names of the data sets that were prepared here."""
+    folder = prepared_folder(cache=cache)
+    return sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST}"))
+
+
+def known_names(*, cache: Path | None = None) -> list[str]:
+    """Return the names of all data sets, built in or prepared."""
+    return sorted({*DATASETS, *prepared_names(cache=cache)})
+
+
+def describe(name: str, *, root: str | None = None, cache: Path | None = None) -> DatasetSpec:
     """Return what a data set declares, without building its store.
+
+    Args:
+        name: one of `known_names()`, or of those in `root`.
+        root: a folder or URI of prepared stores; None: what is built in or was prepared here.
+        cache: see `open_dataset`.
 
     Raises:
         UserError: no data set has this name.
+        DatasetError: its store is damaged, or the root cannot be read.
     """
-    return look_up(DATASETS, name, kind="data set").spec()
+    if root is None and name in DATASETS:
+        return DATASETS[name].spec()
+    return _open_prepared(name, root, cache).spec
 
 
-def open_dataset(name: str, *, cache: Path | None = None) -> Store:
-    """Open a data set's store, building it the first time.
+def open_dataset(name: str, *, root: str | None = None, cache: Path | None = None) -> Store:
+    """Open a data set's store, building or staging it the first time.
 
     Args:
-        name: one of `DATASETS`.
+        name: one of `known_names()`, or of those in `root`.
+        root: a folder or URI of prepared stores; None: what is built in or was prepared here.
         cache: the folder the stores are in; None: `cache_folder()`.
 
     Raises:
         UserError: no data set has this name.
-        DatasetError: the store is damaged, or the cache cannot be written.
+        DatasetError: the store is damaged, the root cannot be read, or the cache cannot be
+            written.
     """
-    dataset = look_up(DATASETS, name, kind="data set")
+    if root is not None or name not in DATASETS:
+        return _open_prepared(name, root, cache)
+    dataset = DATASETS[name]
     spec = dataset.spec()
     path = store_path(spec, cache=cache)
     _build_if_missing(path, spec, dataset)
@@ -76,10 +140,147 @@ def open_dataset(name: str, *, cache: Path | None = None) -> Store:
     return replace(store, spec=spec)  # whose texts may have been improved since it was built
 
 
+def _open_prepared(name: str, root: str | None, cache: Path | None) -> Store:
+    check_name(name)
+    if root is not None and "://" in root:
+        folder = cache_folder() if cache is None else Path(cache).absolute()
+        store = open_store(stage(name, root, folder / "staged"))
+    else:
+        folder = prepared_folder(cache=cache) if root is None else Path(root).expanduser()
+        known = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST}"))
+        if root is None:
+            known = sorted({*DATASETS, *known})
+        look_up(dict.fromkeys([*known, *_damaged_names(folder)]), name, kind="data set")
+        store = open_store(folder / name)
+    if store.spec.name != name:
+        raise DatasetError(
+            f"The store {store.path} holds '{store.spec.name}', not '{name}'. Name the folder as "
+            "the data set in it."
+        )
+    return store
+
+
+def _damaged_names(folder: Path) -> list[str]:
+    """Return what looks like a store and lacks its manifest, so that opening says so."""
+    return [file.parent.name for file in folder.glob("*/train.arrow")]
+
+
+def check_name(name: str) -> None:
+    """Check that a name may be a data set's, and so a folder's.
+
+    Raises:
+        UserError: it may not.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            "A data set's name must be lower case letters, digits and underscores, but got "
+            f"{name!r}."
+        )
+
+
+def check_new_name(name: str) -> None:
+    """Check that a data set may be prepared under this name.
+
+    Raises:
+        UserError: it is none, or one that is built in or prepared already.
+    """
+    check_name(name)
+    if name in DATASETS:
+        raise UserError(f"'{name}' is built in; choose another name, and its reader by --reader.")
+    if name in prepared_names():
+        raise UserError(
+            f"There is a data set '{name}' already. Choose another name, or "
+            f"`sftsearch data remove {name}` first."
+        )
+
+
+def removable(name: str) -> Path:
+    """Return the folder of a prepared data set, sound or not.
+
+    Raises:
+        UserError: there is none of this name, or it is built in.
+    """
+    check_name(name)
+    folder = prepared_folder() / name
+    if folder.is_dir():
+        return folder
+    if name in DATASETS:
+        raise UserError(f"'{name}' is built in, and cannot be removed.")
+    known = ", ".join(prepared_names()) or "none"
+    raise UserError(f"No data set '{name}' was prepared here. Prepared: {known}.")
+
+
+def reader_for(name: str, path: Path) -> str:
+    """Return the reader that a name or what lies at a path asks for.
+
+    Raises:
+        UserError: neither tells.
+    """
+    if name in READERS:
+        return name
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        return "parquet"
+    if (path / "dataset_dict.json").is_file():
+        return "huggingface"
+    if path.is_dir() and any(path.glob("*.csv")):
+        return "arrays"
+    raise UserError(
+        f"No reader is called '{name}', and {path} does not look like a Parquet file, a folder of "
+        f"arrays with a CSV, or a saved Hugging Face data set: choose one by --reader. Known: "
+        f"{', '.join(sorted(READERS))}."
+    )
+
+
+def read_source(name: str, path: Path, options: Iterable[str] = ()) -> Source:
+    """Let a reader list the samples of published files.
+
+    Args:
+        name: of the reader.
+        path: a file or folder.
+        options: `KEY=VALUE`.
+
+    Raises:
+        UserError: there is no such reader or option, or a value is of another kind.
+        DatasetError: the files are not what the reader expects.
+    """
+    read = reader(name)
+    known = {
+        option.name: option.default
+        for option in inspect.signature(read).parameters.values()
+        if option.kind is option.KEYWORD_ONLY
+    }
+    given: dict[str, object] = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"An option must be KEY=VALUE, but got {text!r}.")
+        default = look_up(known, key, kind=f"option of the reader '{name}'")
+        given[key] = _parsed(key, value, default)
+    return read(path, **given)
+
+
+def _parsed(key: str, value: str, default: object) -> object:
+    """Return an option's value as its default is: a truth, a whole number or a text."""
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise UserError(f"Option `{key}` must be true or false, but got {value!r}.")
+        return value.lower() == "true"
+    if isinstance(default, int):
+        if not re.fullmatch(r"-?[0-9]{1,12}", value):
+            raise UserError(f"Option `{key}` must be a whole number, but got {value!r}.")
+        return int(value)
+    return value
+
+
+def prepared_folder(*, cache: Path | None = None) -> Path:
+    """Return the folder of the data sets that were prepared here."""
+    return (cache_folder() if cache is None else Path(cache).absolute()) / "prepared"
+
+
 def store_path(spec: DatasetSpec, *, cache: Path | None = None) -> Path:
-    """Return the folder of a data set's store: another fingerprint, another folder."""
+    """Return the folder of a data set's store: of another fingerprint or format, another one."""
     folder = cache_folder() if cache is None else Path(cache).absolute()
-    return folder / f"{spec.name}-{spec.fingerprint[:_FINGERPRINT_DIGITS]}"
+    return folder / f"{spec.name}-{spec.fingerprint[:_FINGERPRINT_DIGITS]}-v{FORMAT_VERSION}"
 
 
 def cache_folder() -> Path:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.samples import Rows
 from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import Rows, Split, Store, count_classes, training_statistics
+from sftsearch.datasets.store import Split, Store, count_classes
+from sftsearch.datasets.writing import training_statistics
 
 if TYPE_CHECKING:
     import numpy.typing as npt

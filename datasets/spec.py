@@ -11,6 +11,9 @@ from sftsearch.datasets.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
+"""Of data sets and modalities, which are folders, columns and words of a study file."""
+
 SPLITS = ("train", "validation", "test")
 """Every data set has these, in this order."""
 
@@ -31,6 +34,8 @@ class ModalitySpec:
     """Numbers of a token, F."""
     variable_length: bool = False
     """Whether a sample may have fewer valid tokens; with none of them the modality is missing."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How its numbers are stored; models are given float32."""
 
     def __post_init__(self) -> None:
         for field, count in (("num_tokens", self.num_tokens), ("num_features", self.num_features)):
@@ -40,6 +45,8 @@ class ModalitySpec:
             raise DatasetError(
                 f"`variable_length` must be true or false, but got {self.variable_length!r}."
             )
+        if self.dtype not in ("float32", "float16"):
+            raise DatasetError(f"`dtype` must be float32 or float16, but got {self.dtype!r}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +110,7 @@ class DatasetSpec:
 
     def _check_names(self) -> None:
         for name in (self.name, *self.modalities):
-            if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or name in RESERVED_NAMES:
+            if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED_NAMES:
                 raise DatasetError(
                     "A name must be lower case letters, digits and underscores and none of "
                     f"{', '.join(RESERVED_NAMES)}, but got {name!r}."

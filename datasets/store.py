@@ -3,84 +3,52 @@
 A store is a folder:
 
     manifest.json      the data set's spec, class counts, training statistics, sizes and checksums
-    train.arrow        one Arrow IPC file a split, one record batch, uncompressed; columns
-    validation.arrow     label: int64, or fixed_size_list<float32>[C] (multilabel), or float32
-    test.arrow             (regression); subject: int64
-                         <modality>: fixed_size_list<float32>[T * F], row-major tokens x features
-                         <modality>_length: int64, where its length varies; padding is zero
+    train.arrow        one Arrow IPC file a split, uncompressed, of record batches of up to 64 MiB;
+    validation.arrow     columns
+    test.arrow             label: int64, or fixed_size_list<float32>[C] (multilabel), or float32
+                             (regression)
+                           subject: int64
+                           <modality>: lists of float32 or float16, row-major tokens x features,
+                             of fixed size T * F, or, where its length varies, of as many as
+                             there are
 
-It is complete from the moment it has its name: it is written beside and renamed. Whatever is read
-here was possibly written by another version, cut short or tampered with, so nothing is believed
-before it is checked; a checksum of everything costs a read of everything and is `verify`'s.
+It is complete from the moment it has its name: it is written beside and renamed (`writing.py`).
+Whatever is read here was possibly written by another version, cut short or tampered with, so
+nothing is believed before it is checked; a checksum of everything costs a read of everything and is
+`verify`'s.
 
 Shapes: N samples, T tokens, F features, C classes or labels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import math
 import os
-import secrets
-import shutil
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import DatasetError, SealedSplitError
+from sftsearch.datasets.samples import Ragged, Rows
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
-FORMAT_VERSION = 1
+    from sftsearch.datasets.samples import Samples
+
+FORMAT_VERSION = 2
 """Raised whenever an older store can no longer be read."""
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
-_STALE_SECONDS = 3600.0  # a build takes seconds; what is older was left by a killed one
 _REMEDY = "Delete the folder, it will be rebuilt."
-
-
-class Rows:
-    """Some rows of arrays that stand one behind the other; read when they are asked for.
-
-    The arrays may be views on memory maps, which are never copied as a whole.
-    """
-
-    def __init__(self, parts: Sequence[Samples], index: npt.NDArray[np.int64]) -> None:
-        self._parts, self._index = list(parts), index
-        self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
-        self.shape = (len(index), *parts[0].shape[1:])
-
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        """Return a copy of the rows that an index array, mask or slice names, (N, T, F)."""
-        index = self._index[rows]
-        chosen = np.empty((len(index), *self.shape[1:]), dtype=np.float32)
-        for part, start, end in zip(self._parts, self._starts[:-1], self._starts[1:], strict=True):
-            here = (index >= start) & (index < end)
-            chosen[here] = part[index[here] - start]
-        return chosen
-
-
-class Samples(Protocol):
-    """What holds the tokens of many samples: an array, or some rows of arrays."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, T, F)."""
-
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        """Return some samples."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,38 +146,6 @@ def verify(store: Store) -> None:
             raise _damaged(file, str(error.strerror)) from error
         if actual != expected:
             raise _damaged(file, f"sha256 is {actual[:12]}, the manifest says {expected[:12]}")
-
-
-def write_store(path: Path, spec: DatasetSpec, splits: Mapping[str, Split]) -> None:
-    """Write a store to the folder `path`, which appears complete or not at all.
-
-    Equal input gives equal bytes. When another process has written the same store meanwhile,
-    theirs stays and ours is dropped.
-
-    Args:
-        path: the folder to make; the folders above it are made too.
-        spec: what the samples are declared to be.
-        splits: the samples, by the names of the spec's splits.
-
-    Raises:
-        DatasetError: the samples are not what the spec declares.
-        OSError: the folder cannot be written.
-    """
-    for name in SPLITS:
-        _check_samples(spec, splits[name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path.parent)
-    # Not `mkdtemp`: its mode 0700 would stay, and a shared cache is for others to read.
-    building = path.parent / f".building-{path.name}-{secrets.token_hex(8)}"
-    building.mkdir()
-    try:
-        files = {name: _write_split(building, spec, splits[name]) for name in SPLITS}
-        _write_manifest(building / MANIFEST, spec, splits, files)
-        _sync(building)
-        _publish(building, path)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    _sync(path.parent)
 
 
 def file_sha256(file: Path) -> str:
@@ -317,30 +253,50 @@ def _check_size(file: Path, expected: int) -> None:
 
 def _read_split(store: Store, name: str) -> Split:
     file, spec = store.path / f"{name}.arrow", store.spec
-    batch = _read_batch(file, spec)
-    if batch.num_rows != spec.num_samples[name]:
-        raise _damaged(file, f"it has {batch.num_rows} samples, not {spec.num_samples[name]}")
-    labels = _values(batch.column("label"))
-    subjects = batch.column("subject").to_numpy()
-    lengths = {key: batch.column(_length(key)).to_numpy() for key in _variable(spec)}
-    fault = _label_fault(spec, labels) or _length_fault(spec, lengths)
+    batches = _read_batches(file, spec)
+    count = sum(batch.num_rows for batch in batches)
+    if count != spec.num_samples[name]:
+        raise _damaged(file, f"it has {count} samples, not {spec.num_samples[name]}")
+    labels = _joined(batches, "label")
+    subjects = _joined(batches, "subject")
+    try:
+        parts = {
+            key: [_samples(batch.column(key), shape) for batch in batches]
+            for key, shape in spec.modalities.items()
+        }
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    lengths = {
+        key: np.concatenate([part.lengths for part in parts[key]])  # type: ignore[union-attr]
+        for key in variable(spec)
+    }
+    fault = label_fault(spec, labels) or length_fault(spec, lengths)
     if fault:
         raise _damaged(file, fault)
     if count_classes(spec, labels) != store.class_counts[name]:
         raise _damaged(file, "its labels are not those the manifest counts")
     if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
         raise _damaged(file, "it has a subject without a name")
-    modalities = {
-        key: _values(batch.column(key)).reshape(-1, shape.num_tokens, shape.num_features)
-        for key, shape in spec.modalities.items()
-    }
+    for array in lengths.values():
+        array.flags.writeable = False
     return Split(
-        name=name, modalities=modalities, labels=labels, subjects=subjects, lengths=lengths
+        name=name,
+        modalities={key: _one(found) for key, found in parts.items()},
+        labels=labels,
+        subjects=subjects,
+        lengths=lengths,
     )
 
 
+def _joined(batches: list[pa.RecordBatch], column: str) -> npt.NDArray[Any]:
+    """Return a column as (N,), or as (N, width) where it is one of lists; read-only."""
+    parts = [_values(batch.column(column)) for batch in batches]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    joined.flags.writeable = False
+    return joined
+
+
 def _values(column: pa.Array) -> npt.NDArray[Any]:
-    """Return a column as (N,), or as (N, width) where it is one of lists."""
     if isinstance(column, pa.FixedSizeListArray):
         values: npt.NDArray[Any] = column.flatten().to_numpy()
         return values.reshape(-1, column.type.list_size)
@@ -348,40 +304,63 @@ def _values(column: pa.Array) -> npt.NDArray[Any]:
     return values
 
 
-def _read_batch(file: Path, spec: DatasetSpec) -> pa.RecordBatch:
-    """Map the one record batch of a file, without nulls and with the columns of `spec`."""
+def _samples(column: pa.Array, shape: ModalitySpec) -> npt.NDArray[Any] | Ragged:
+    """Wrap a batch of a modality.
+
+    Raises:
+        ValueError: lists have parts of tokens, too many of them, or run backwards.
+    """
+    if isinstance(column, pa.FixedSizeListArray):
+        return _values(column).reshape(-1, shape.num_tokens, shape.num_features)
+    ends, values = column.offsets.to_numpy(), column.values.to_numpy()
+    starts, rest = np.divmod(ends.astype(np.int64), shape.num_features)
+    sizes = np.diff(starts)
+    if rest.any() or starts[0] != 0 or starts[-1] * shape.num_features != len(values):
+        raise ValueError(f"its lists are not tokens of {shape.num_features} features")
+    if sizes.min() < 0 or sizes.max() > shape.num_tokens:
+        raise ValueError(f"its lists must have up to {shape.num_tokens} tokens")
+    return Ragged(values.reshape(-1, shape.num_features), starts, shape.num_tokens)
+
+
+def _one(parts: list[npt.NDArray[Any] | Ragged]) -> Samples:
+    """Return what all batches of a modality hold, as the float32 that models are given."""
+    if len(parts) == 1 and (isinstance(parts[0], Ragged) or parts[0].dtype == np.float32):
+        return parts[0]
+    return Rows(parts, np.arange(sum(part.shape[0] for part in parts)))
+
+
+def _read_batches(file: Path, spec: DatasetSpec) -> list[pa.RecordBatch]:
+    """Map the record batches of a file, without nulls and with the columns of `spec`."""
     try:
-        # The arrays of the batch keep its buffers alive, and these the map.
+        # The arrays of a batch keep its buffers alive, and these the map.
         reader = pa.ipc.open_file(pa.memory_map(os.fspath(file), "r"))
-        if reader.num_record_batches != 1 or not reader.schema.equals(_schema(spec)):
+        if not reader.num_record_batches or not reader.schema.equals(schema_of(spec)):
             raise pa.ArrowInvalid("its columns are not the manifest's")
-        batch = reader.get_batch(0)
-        batch.validate()
-        if any(_num_nulls(column) for column in batch.columns):
-            raise pa.ArrowInvalid("it has empty values")
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate()
+            if not batch.num_rows or any(_num_nulls(column) for column in batch.columns):
+                raise pa.ArrowInvalid("it has empty values")
     except (OSError, OverflowError, pa.ArrowException) as error:
         raise _damaged(file, str(error)) from error
-    return batch
+    return batches
 
 
 def _num_nulls(column: pa.Array) -> int:
-    inner = column.flatten().null_count if isinstance(column, pa.FixedSizeListArray) else 0
-    return int(column.null_count + inner)
+    if not isinstance(column, pa.FixedSizeListArray | pa.ListArray):
+        return int(column.null_count)
+    return int(column.null_count + column.values.null_count)
 
 
 # What is checked of samples, read or to be written
 
 
-def _variable(spec: DatasetSpec) -> list[str]:
+def variable(spec: DatasetSpec) -> list[str]:
+    """Return the modalities whose length varies."""
     return [name for name, shape in spec.modalities.items() if shape.variable_length]
 
 
-def _length(modality: str) -> str:
-    """Return the name of the column of a modality's lengths."""
-    return f"{modality}_length"
-
-
-def _label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
+def label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
     """Say what the values of labels of the right shape must be, or None where they are."""
     if spec.task == "regression":
         return None if np.isfinite(labels).all() else "`labels` must be finite"
@@ -393,7 +372,7 @@ def _label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
     return f"`labels` must be in [0, {spec.num_classes}), but got {low} to {high}"
 
 
-def _length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]]) -> str | None:
+def length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]]) -> str | None:
     """Say what lengths of the right shape must be, or None where they are."""
     for name, length_N in lengths.items():
         low, high, most = length_N.min(), length_N.max(), spec.modalities[name].num_tokens
@@ -416,10 +395,8 @@ def count_classes(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...
     return tuple(np.bincount(labels, minlength=spec.num_classes).tolist())
 
 
-# Writing
-
-
-def _schema(spec: DatasetSpec) -> pa.Schema:
+def schema_of(spec: DatasetSpec) -> pa.Schema:
+    """Return the columns of a split's file."""
     label = {
         "classification": pa.int64(),
         "multilabel": pa.list_(pa.float32(), spec.num_outputs),
@@ -427,173 +404,12 @@ def _schema(spec: DatasetSpec) -> pa.Schema:
     }[spec.task]
     return pa.schema(
         [("label", label), ("subject", pa.int64())]
-        + [
-            (name, pa.list_(pa.float32(), shape.num_tokens * shape.num_features))
-            for name, shape in spec.modalities.items()
-        ]
-        + [(_length(name), pa.int64()) for name in _variable(spec)]
+        + [(name, _column_type(shape)) for name, shape in spec.modalities.items()]
     )
 
 
-def _check_samples(spec: DatasetSpec, split: Split) -> None:
-    where = f"{split.name} of '{spec.name}'"
-    if list(split.modalities) != list(spec.modalities):
-        raise DatasetError(f"{where} has modalities {list(split.modalities)}, not the declared.")
-    if list(split.lengths) != _variable(spec):
-        raise DatasetError(
-            f"{where} must have lengths of {_variable(spec)}, but got {list(split.lengths)}."
-        )
-    _check_arrays(spec, split, where)
-    fault = _label_fault(spec, split.labels) or _length_fault(spec, split.lengths)
-    if fault:
-        raise DatasetError(f"In {where}, {fault}.")
-    low, high = split.subjects.min(), split.subjects.max()
-    if low < -1 or high >= len(spec.subjects[split.name]):
-        raise DatasetError(
-            f"In {where}, `subjects` must be in [-1, {len(spec.subjects[split.name])}), "
-            f"but got {low} to {high}."
-        )
-    for name in spec.modalities:
-        _check_tokens(name, where, split)
-
-
-def _check_arrays(spec: DatasetSpec, split: Split, where: str) -> None:
-    """Check types and shapes alone."""
-    count = spec.num_samples[split.name]
-    num_labels = (count, spec.num_classes) if spec.task == "multilabel" else (count,)
-    label = np.int64 if spec.task == "classification" else np.float32
-    _check_array("`labels`", where, split.labels, label, num_labels)
-    _check_array("`subjects`", where, split.subjects, np.int64, (count,))
-    for name, length_N in split.lengths.items():
-        _check_array(f"lengths of {name}", where, length_N, np.int64, (count,))
-    for name, shape in spec.modalities.items():
-        expected = (count, shape.num_tokens, shape.num_features)
-        _check_array(name, where, split.modalities[name][:], np.float32, expected)
-
-
-def _check_array(
-    what: str,
-    where: str,
-    values: npt.NDArray[Any],
-    dtype: type[np.generic],
-    shape: tuple[int, ...],
-) -> None:
-    if values.shape != shape or values.dtype != dtype:
-        raise DatasetError(
-            f"{what} in {where} must be {np.dtype(dtype)} {shape}, "
-            f"but got {values.dtype} {values.shape}."
-        )
-
-
-def _check_tokens(name: str, where: str, split: Split) -> None:
-    x_NTF = split.modalities[name][:]
-    if not np.isfinite(x_NTF).all():
-        raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
-    if name not in split.lengths:
-        return
-    if x_NTF[~_valid(split, name)].any():
-        raise DatasetError(f"{name} in {where} must be zero after each sample's length.")
-    if split.name == "train" and not split.lengths[name].any():
-        raise DatasetError(f"{name} in {where} must not be missing from every sample.")
-
-
-def _valid(split: Split, name: str) -> npt.NDArray[np.bool_]:
-    """Return which tokens (N, T) of a modality of variable length are valid."""
-    valid_NT: npt.NDArray[np.bool_] = (
-        np.arange(split.modalities[name].shape[1]) < split.lengths[name][:, None]
-    )
-    return valid_NT
-
-
-def _write_split(folder: Path, spec: DatasetSpec, split: Split) -> dict[str, Any]:
-    columns = [_column(split.labels), pa.array(split.subjects)]
-    columns += [_column(split.modalities[name][:]) for name in spec.modalities]
-    columns += [pa.array(split.lengths[name]) for name in _variable(spec)]
-    file, schema = folder / f"{split.name}.arrow", _schema(spec)
-    with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    _sync(file)
-    return {"num_bytes": file.stat().st_size, "sha256": file_sha256(file)}
-
-
-def _column(values: npt.NDArray[Any]) -> pa.Array:
-    """Return (N,) as it is, and more axes as lists of what a sample has, row-major."""
-    if values.ndim == 1:
-        return pa.array(values)
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, math.prod(values.shape[1:]))
-
-
-def _write_manifest(
-    file: Path, spec: DatasetSpec, splits: Mapping[str, Split], files: dict[str, Any]
-) -> None:
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "spec": _spec_fields(spec),
-        "class_counts": {name: count_classes(spec, splits[name].labels) for name in SPLITS},
-        "statistics": {
-            name: {"mean": mean_F.tolist(), "std": std_F.tolist()}
-            for name, (mean_F, std_F) in training_statistics(splits["train"]).items()
-        },
-        "files": files,
-    }
-    file.write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(file)
-
-
-def _spec_fields(spec: DatasetSpec) -> dict[str, Any]:
-    """Return a spec as JSON, without what older stores had no word for and do not need."""
-    fields = asdict(spec)
-    if spec.task == "classification":
-        del fields["task"]
-    for shape in fields["modalities"].values():
-        if not shape["variable_length"]:
-            del shape["variable_length"]
-    return fields
-
-
-def training_statistics(
-    split: Split,
-) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Return mean and standard deviation over all valid tokens, (F,) each, by modality.
-
-    A feature that never changes has the deviation 1.
-    """
-    found = {}
-    for name, source in split.modalities.items():
-        x_NTF = source[:]
-        if name in split.lengths:
-            x_NTF = x_NTF[_valid(split, name)][None]
-        mean_F = x_NTF.mean(axis=(0, 1), dtype=np.float64)
-        std_F = x_NTF.std(axis=(0, 1), dtype=np.float64)
-        std_F[std_F == 0] = 1.0
-        found[name] = mean_F, std_F
-    return found
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk: a rename must not overtake what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that cannot synchronise a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _publish(building: Path, path: Path) -> None:
-    try:
-        building.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def _remove_stale(cache: Path) -> None:
-    """Remove what builds that were killed left behind."""
-    for folder in cache.glob(".building-*"):
-        with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+def _column_type(shape: ModalitySpec) -> pa.DataType:
+    number = pa.float16() if shape.dtype == "float16" else pa.float32()
+    if shape.variable_length:
+        return pa.list_(number)
+    return pa.list_(number, shape.num_tokens * shape.num_features)

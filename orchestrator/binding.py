@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sftsearch.datasets import catalog as datasets
-from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.folds import deal
 from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
 from sftsearch.search_spaces.schema import MAX_WHOLE, Objective, is_distribution, members
@@ -74,10 +74,12 @@ def check_names(source: Source) -> None:
     data = source.data
     found = list(source.mistakes)
     dataset = _get(data, "dataset", "kind")
-    spec = datasets.describe(dataset) if dataset in _names_of(datasets.DATASETS) else None
-    if isinstance(dataset, str) and spec is None:
-        message = unknown(dataset, datasets.DATASETS, what="data set")
-        found.append(source.mistake(("dataset", "kind"), message))
+    root, spec = _get(data, "dataset", "root"), None
+    if isinstance(dataset, str) and (root is None or isinstance(root, str)):
+        try:
+            spec = datasets.describe(dataset, root=root)
+        except UserError as error:
+            found.append(source.mistake(("dataset", "kind"), str(error)))
     found += _fold_mistakes(source, spec)
     found += _objective_mistakes(source, spec)
     found += _training_mistakes(source)

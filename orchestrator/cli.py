@@ -7,60 +7,21 @@ once.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sftsearch.orchestrator import terminal
+from sftsearch.orchestrator.commands import echo_json, json_option, spinner, user_errors
+from sftsearch.orchestrator.data_commands import data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sftsearch.orchestrator.record import StudyRecord
 
-F = TypeVar("F", bound="Callable[..., Any]")
-
-
-class _StudyFileMistakes(click.ClickException):
-    """The study file is wrong or not there, as a command may be."""
-
-    exit_code = 2
-
-
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-def _user_errors(command: F) -> F:
-    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from sftsearch.datasets.errors import UserError
-
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
-
-            in_file = isinstance(error, NoStudyFileError | StudyFileError)
-            kind = _StudyFileMistakes if in_file else click.ClickException
-            raise kind(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def _spinner(text: str) -> Any:
-    """Return a context that shows, in a terminal, that something goes on."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(f"{text} ...")
 
 
 def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
@@ -71,10 +32,6 @@ def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
     if tracking_uri is None or name in {folder.name for folder in list_studies(runs)}:
         return read_record(find_study(name, runs))
     return tracking.read_study(tracking_uri, name, runs)
-
-
-def _echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=True))
 
 
 runs_option = click.option(
@@ -91,9 +48,6 @@ uri_option = click.option(
     metavar="URI",
     help="MLflow's server or store. Default: mlflow.db in the runs folder.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
-
-
 # \b keeps click from folding the lines below it into one paragraph.
 HELP = """Find the Pareto front of accuracy against compute for multimodal fusion models.
 
@@ -114,6 +68,9 @@ def main() -> None:
     """Hold the commands together; the help is `HELP`."""
 
 
+main.add_command(data)
+
+
 @main.command()
 @click.argument("file")
 @click.option(
@@ -123,7 +80,7 @@ def main() -> None:
 @runs_option
 @uri_option
 @json_option
-@_user_errors
+@user_errors
 def run(
     file: str,
     resume: bool,
@@ -158,7 +115,7 @@ def run(
         )
     where = terminal.where_options(runs, tracking_uri)
     if as_json:
-        _echo_json(terminal.result_as_json(result) | {"ended": result.reason})
+        echo_json(terminal.result_as_json(result) | {"ended": result.reason})
     else:
         terminal.print_result(result, where)
         if result.complete:
@@ -195,7 +152,7 @@ def run(
 )
 @runs_option
 @uri_option
-@_user_errors
+@user_errors
 def table(
     file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
 ) -> None:
@@ -255,7 +212,7 @@ def table(
     help="Simulate so many times with other seeds and replicates; print means.",
 )
 @json_option
-@_user_errors
+@user_errors
 def simulate(
     file: str, table_file: Path, workers: int, repetitions: int | None, as_json: bool
 ) -> None:
@@ -272,16 +229,16 @@ def simulate(
     from sftsearch.orchestrator.study import check_study
     from sftsearch.orchestrator.table import read_table
 
-    with _spinner("reading the study file and the table"):
+    with spinner("reading the study file and the table"):
         source, _, admission = check_study(file)
         recorded = read_table(table_file)
-    with _spinner("simulating"):
+    with spinner("simulating"):
         measured = simulations.measure(
             source, admission, recorded, workers=workers, repetitions=repetitions
         )
     accuracy, cost = simulations.axes_of(source)
     if as_json:
-        _echo_json(measured)
+        echo_json(measured)
         return
     rows = simulations.front_rows(measured, accuracy, cost)
     if rows:
@@ -293,7 +250,7 @@ def simulate(
 @main.command()
 @click.argument("file")
 @json_option
-@_user_errors
+@user_errors
 def check(file: str, as_json: bool) -> None:
     """Read the study FILE and say all its mistakes, each with its line.
 
@@ -302,7 +259,7 @@ def check(file: str, as_json: bool) -> None:
     """
     from sftsearch.orchestrator.study import check_study
 
-    with _spinner("checking the study file"):
+    with spinner("checking the study file"):
         source, _, admission = check_study(file)
     study = source.study
     size = len(admission.table) if admission.table is not None else None
@@ -316,7 +273,7 @@ def check(file: str, as_json: bool) -> None:
         "refused": admission.num_refused,
     }
     if as_json:
-        _echo_json(facts)
+        echo_json(facts)
         return
     space = "a space too large to list" if size is None else f"{size} admissible configurations"
     refused = ", ".join(f"{n} {reason}" for reason, n in admission.num_refused.items())
@@ -332,7 +289,7 @@ def check(file: str, as_json: bool) -> None:
 @click.option("--top", default=20, type=click.IntRange(min=1), show_default=True, help="Rows.")
 @click.option("--no-time", is_flag=True, help="Skip the measurement behind the estimated time.")
 @json_option
-@_user_errors
+@user_errors
 def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
     """Price the configurations of the study FILE, untrained.
 
@@ -344,16 +301,16 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
     from sftsearch.orchestrator import prices
     from sftsearch.orchestrator.study import check_study
 
-    with _spinner("pricing the space"):
+    with spinner("pricing the space"):
         source, spec, admission = check_study(file)
     console = Console()
     estimate = None
     if not no_time:
-        with _spinner("measuring some training steps"):
+        with spinner("measuring some training steps"):
             estimate = prices.estimate_time(source, spec, admission)
     listing = prices.list_prices(admission)
     if as_json:
-        _echo_json(prices.as_json(listing, admission, estimate, source))
+        echo_json(prices.as_json(listing, admission, estimate, source))
     else:
         console.print(prices.rich_table(listing, admission, estimate, top))
         console.print(prices.in_words(listing, source, admission, estimate), highlight=False)
@@ -391,7 +348,7 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
 @runs_option
 @uri_option
 @json_option
-@_user_errors
+@user_errors
 def pareto(
     study: str,
     x: str | None,
@@ -446,7 +403,7 @@ def pareto(
 @runs_option
 @uri_option
 @json_option
-@_user_errors
+@user_errors
 def compare(
     a: str,
     b: str | None,
@@ -473,7 +430,7 @@ def compare(
     else:
         found = comparisons.compare_studies(first, _read_study(str(b), runs, tracking_uri))
     if as_json:
-        _echo_json(dataclasses.asdict(found))
+        echo_json(dataclasses.asdict(found))
     else:
         terminal.print_comparison(found)
 
@@ -483,7 +440,7 @@ def compare(
 @runs_option
 @uri_option
 @json_option
-@_user_errors
+@user_errors
 def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Evaluate the front of STUDY on the test split, once.
 
@@ -523,7 +480,7 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
 )
 @runs_option
 @uri_option
-@_user_errors
+@user_errors
 def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
     """Open the MLflow UI on 127.0.0.1 on the store of the runs folder. Ctrl-C ends it."""
     from sftsearch.orchestrator import tracking
@@ -539,14 +496,14 @@ def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
 @main.command(name="list")
 @runs_option
 @json_option
-@_user_errors
+@user_errors
 def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
     from sftsearch.orchestrator.study import list_studies
 
     rows = [terminal.study_row(folder) for folder in list_studies(runs)]
     if as_json:
-        _echo_json(rows)
+        echo_json(rows)
     elif not rows:
         click.echo(f"No studies in '{runs}'. Begin with: sftsearch run stride")
     else:
@@ -562,7 +519,7 @@ def list_(runs: Path, as_json: bool) -> None:
 @click.argument("study")
 @runs_option
 @json_option
-@_user_errors
+@user_errors
 def status(study: str, runs: Path, as_json: bool) -> None:
     """Show how far STUDY is, and what failed.
 
@@ -575,7 +532,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
     record, state = read_record(folder), read_state(folder)
     facts = {"study": record.name, "folder": str(folder), **state, **terminal.counts(record)}
     if as_json:
-        _echo_json(facts)
+        echo_json(facts)
         return
     click.echo(f"{record.name}: {state['state']} ({folder})")
     click.echo(
@@ -596,7 +553,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
 @click.argument("trial")
 @runs_option
 @json_option
-@_user_errors
+@user_errors
 def show(trial: str, runs: Path, as_json: bool) -> None:
     """Show one TRIAL with its values and its log.
 
@@ -608,7 +565,7 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
 
     record, folder, log = find_trial(trial, runs)
     if as_json:
-        _echo_json(dataclasses.asdict(record) | {"folder": str(folder), "log": log})
+        echo_json(dataclasses.asdict(record) | {"folder": str(folder), "log": log})
         return
     when = "" if record.epoch is None else f" after epoch {record.epoch}"
     why = f": {record.reason}" if record.reason else ""
@@ -620,54 +577,9 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
     click.echo(log or "(no log)")
 
 
-@main.group()
-def data() -> None:
-    """Data sets: what there is, and what is in one."""
-
-
-@data.command(name="list")
-@json_option
-@_user_errors
-def data_list(as_json: bool) -> None:
-    """List the data sets."""
-    from sftsearch.datasets.catalog import DATASETS, describe
-
-    specs = [describe(name) for name in sorted(DATASETS)]
-    rows = [
-        {
-            "data set": spec.name,
-            "samples": sum(spec.num_samples.values()),
-            "task": spec.task,
-            "classes": len(spec.classes),
-            "modalities": ", ".join(spec.modalities),
-            "licence": spec.licence,
-        }
-        for spec in specs
-    ]
-    if as_json:
-        _echo_json(rows)
-    else:
-        terminal.print_rows(rows, tuple(rows[0]))
-
-
-@data.command(name="info")
-@click.argument("name")
-@json_option
-@_user_errors
-def data_info(name: str, as_json: bool) -> None:
-    """Say what the data set NAME holds, whose it is, and under which licence."""
-    from sftsearch.datasets.catalog import open_dataset
-
-    facts = terminal.store_facts(open_dataset(name))
-    if as_json:
-        _echo_json(facts)
-    else:
-        terminal.print_store(facts)
-
-
 @main.command()
 @json_option
-@_user_errors
+@user_errors
 def models(as_json: bool) -> None:
     """List the fusion models and their parameters.
 
@@ -677,7 +589,7 @@ def models(as_json: bool) -> None:
 
     rows = describe_models()
     if as_json:
-        _echo_json(rows)
+        echo_json(rows)
         return
     for row in rows:
         click.echo(f"{row['model']}  ({row['paper']})")
@@ -687,7 +599,7 @@ def models(as_json: bool) -> None:
 
 
 @main.command()
-@_user_errors
+@user_errors
 def schema() -> None:
     """Print the JSON Schema of study files.
 
@@ -696,4 +608,4 @@ def schema() -> None:
     """
     from sftsearch.search_spaces.schema import StudyFile
 
-    _echo_json(StudyFile.model_json_schema())
+    echo_json(StudyFile.model_json_schema())

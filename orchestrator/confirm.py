@@ -69,7 +69,7 @@ def _confirm(
     chosen = {(point.configuration_id, seed) for point in front for seed in point.seeds}
     trials = [trial for trial in seen.trials if (trial.configuration_id, trial.seed) in chosen]
     created = next(event.body for event in journal.events() if event.kind == "created")
-    store = open_dataset(seen.dataset)
+    store = open_dataset(seen.dataset, root=seen.root)
     if store.spec.fingerprint != created["definition"]["fingerprint"]:
         raise StudyError(
             f"The data set '{seen.dataset}' is not the one the study '{seen.name}' was run on "

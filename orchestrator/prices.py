@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import Source
-    from sftsearch.search_spaces.schema import Resources
+    from sftsearch.search_spaces.schema import DatasetChoice, Resources
 
 NUM_MEASURED = 5
 NUM_DRAWN = 5_000
@@ -62,7 +62,7 @@ def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Es
     order = sorted(listing, key=_batch_gmacs)
     picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
     chosen = [order[i] for i in sorted(set(picks.tolist()))]
-    steps = _measure_steps(chosen, spec, source.study.resources)
+    steps = _measure_steps(chosen, source.study.dataset, spec, source.study.resources)
     a, b = _fit_line([_batch_gmacs(candidate) for candidate in chosen], steps)
     seconds = {}
     for candidate in listing:
@@ -77,7 +77,9 @@ def _batch_gmacs(candidate: Candidate) -> float:
     return candidate.cost.gmacs * candidate.configuration.train_config.batch_size
 
 
-def _measure_steps(chosen: list[Candidate], spec: DatasetSpec, resources: Resources) -> list[float]:
+def _measure_steps(
+    chosen: list[Candidate], dataset: DatasetChoice, spec: DatasetSpec, resources: Resources
+) -> list[float]:
     """Return the seconds of a training step of each configuration, with a trial's resources."""
     import torch
 
@@ -86,7 +88,7 @@ def _measure_steps(chosen: list[Candidate], spec: DatasetSpec, resources: Resour
     from sftsearch.trainables.fit import Fit
 
     device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
-    store, threads = open_dataset(spec.name), torch.get_num_threads()
+    store, threads = open_dataset(dataset.kind, root=dataset.root), torch.get_num_threads()
     torch.set_num_threads(max(1, math.floor(resources.cpus)))
     seconds = []
     for candidate in chosen:

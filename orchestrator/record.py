@@ -104,6 +104,8 @@ class StudyRecord:
     """
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
+    root: str | None = None
+    """Where the data set's store is, if it is not of the machine."""
     families: tuple[str, ...] = ()
     """Parameters that set families of configurations apart, beside the model."""
     max_replicates: int | None = None
@@ -198,6 +200,7 @@ def study_record(
         name=created["name"],
         description=created["description"],
         dataset=created["dataset"],
+        root=created.get("root"),
         num_seeds=created["num_seeds"],
         objectives=tuple((metric, goal) for metric, goal in created["objectives"]),
         facts=dict(created["facts"]),

@@ -246,7 +246,8 @@ def _facts(source: Source, fingerprint: str) -> dict[str, Any]:
 
 def _subjects(source: Source) -> dict[str, list[list[str]]]:
     """Return whose each sample is: `validation` by fold, and `test`, in the order of the bits."""
-    store, folds = open_dataset(source.study.dataset.kind), source.study.dataset.folds
+    chosen = source.study.dataset
+    store, folds = open_dataset(chosen.kind, root=chosen.root), chosen.folds
     numbers: list[int | None] = [None] if folds is None else list(range(folds))
 
     def names(number: int | None, split: str) -> list[str]:

@@ -89,7 +89,8 @@ def check_study(file: str | Path) -> tuple[Source, DatasetSpec, Admission]:
     """
     source = read_study(find_study_file(str(file)))
     binding.check_names(source)
-    spec = describe(source.study.dataset.kind)
+    chosen = source.study.dataset
+    spec = describe(chosen.kind, root=chosen.root)
     source = binding.with_objectives(source, spec)
     return source, spec, Admission(source, spec)
 
@@ -128,7 +129,7 @@ def run_study(
     folder = runs / source.study.study.name
     refuse_surprises(source, spec, folder, resume=resume)
     watch.stage(f"opening the data set '{spec.name}'")
-    open_dataset(spec.name)
+    open_dataset(spec.name, root=source.study.dataset.root)
     with Journal(folder) as journal:
         begin_or_continue(journal, source, spec, admission)
         told = _warm_start(journal, source, admission, runs)
@@ -234,6 +235,7 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         key=assignment.key,
         folder=str(trial_folder(folder, assignment.key)),
         dataset=study.dataset.kind,
+        root=study.dataset.root,
         num_folds=study.dataset.folds,
         model=assignment.model,
         parameters=assignment.parameters,
@@ -368,6 +370,7 @@ def begin_or_continue(
         "name": study.study.name,
         "description": study.study.description.strip(),
         "dataset": spec.name,
+        "root": study.dataset.root,
         "num_seeds": study.search.replicates.min,
         "objectives": [[objective.metric, objective.goal] for objective in study.objectives],
         "facts": facts,

@@ -41,6 +41,8 @@ class Job:
     num_journalled: int
     threads: int
     device: str
+    root: str | None = None
+    """Where the data set's store is; None: built in, or prepared on this machine."""
 
 
 class Worker(Protocol):
@@ -62,7 +64,7 @@ class TrainingWorker:
     """Trains fusion models on a memory-mapped store."""
 
     def __init__(self) -> None:
-        self._stores: dict[tuple[str, int | None, int | None], Any] = {}
+        self._stores: dict[tuple[str, str | None, int | None, int | None], Any] = {}
         self._job: Job | None = None
         self._fit: Any = None
         self._problem = ""
@@ -123,9 +125,10 @@ class TrainingWorker:
         from sftsearch.datasets.folds import fold_of, open_fold
 
         number = fold_of(job.seed, job.num_folds)
-        key = (job.dataset, number, job.num_folds)
+        key = (job.dataset, job.root, number, job.num_folds)
         if key not in self._stores:
-            self._stores[key] = open_fold(open_dataset(job.dataset), number, job.num_folds)
+            store = open_dataset(job.dataset, root=job.root)
+            self._stores[key] = open_fold(store, number, job.num_folds)
         return self._stores[key]
 
     def _resume(self, fit: Any) -> None:

@@ -53,7 +53,10 @@ class DatasetChoice(Section):
     """Which data set the trials train on."""
 
     kind: str
-    """A name of `sftsearch data list`."""
+    """A name of `sftsearch data list`, or of a store in `root`."""
+    root: str | None = None
+    """Where the store is, if it was not prepared on this machine: a folder that every node sees, or
+    `s3://BUCKET/PREFIX` (`gs://`, `hdfs://`), from which each node fetches it once."""
     folds: int | None = Field(default=None, ge=2, le=1000)
     """Grouped folds: training and validation subjects are dealt into so many parts, and replicate
     r trains on all but part r modulo `folds`, which it is validated on. None: every replicate has

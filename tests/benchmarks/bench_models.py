@@ -88,7 +88,8 @@ def train(label: str) -> dict[str, Any]:
     store = open_dataset(DATA)
     name, options = SYSTEMS[label]
     config = MODELS[name].config(**SHARED, **options)
-    mixup: dict[str, Any] = {"mixup": "manifold", "mixup_warmup": 3} if "MM" in label else {}
+    mixes = label.endswith("+MM")
+    mixup: dict[str, Any] = {"mixup": "manifold", "mixup_warmup": 3} if mixes else {}
 
     def fit(pair: tuple[float, float], seed: int) -> Fit:
         rate, decay = pair
@@ -163,6 +164,7 @@ def main() -> None:
     """Train all systems, or with --model one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(SYSTEMS), help="this one alone, here")
+    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="these alone")
     asked = parser.parse_args()
     if asked.model:
         print(json.dumps(train(asked.model)))
@@ -171,11 +173,12 @@ def main() -> None:
 
     assert {name for name, _ in SYSTEMS.values()} == set(MODELS), "a system is missing here"
     rows = []
-    for label in SYSTEMS:
+    for label in asked.only or SYSTEMS:
         print(f"{label} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-P", __file__, "--model", label]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # all there is, if it is stopped
     print_table(rows)
     print(json.dumps({"data": DATA, "epochs": EPOCHS, "cpus": os.cpu_count(), "rows": rows}))
 

@@ -64,7 +64,8 @@ def test_has_the_declared_samples(store: Store, splits: dict[str, Split]) -> Non
         assert len(split) == count
         assert list(split.modalities) == list(store.spec.modalities)
         for modality, shape in store.spec.modalities.items():
-            tokens = split.modalities[modality]
+            assert split.modalities[modality].shape == (count, shape.num_tokens, shape.num_features)
+            tokens = split.modalities[modality][:]
             assert tokens.shape == (count, shape.num_tokens, shape.num_features)
             assert tokens.dtype == np.float32
             assert np.isfinite(tokens).all()
@@ -142,8 +143,10 @@ def test_has_no_sample_in_two_splits(store: Store, splits: dict[str, Split]) -> 
 
 def test_views_are_read_only(store: Store) -> None:
     split = store.split("train")
-    arrays = (*split.modalities.values(), split.labels, split.subjects, *split.lengths.values())
-    for array in arrays:
+    tokens = [getattr(x, "values", x) for x in split.modalities.values()]
+    for lengths in split.lengths.values():
+        assert not lengths.flags.writeable
+    for array in (*tokens, split.labels, split.subjects):
         assert not array.flags.writeable
         assert not array.flags.owndata
         with pytest.raises(ValueError, match="read-only"):
@@ -159,7 +162,7 @@ def test_the_test_split_is_sealed(store: Store) -> None:
 def test_statistics_are_those_of_the_training_split(store: Store, splits: dict[str, Split]) -> None:
     for name, (mean, std) in store.statistics.items():
         train = splits["train"]
-        tokens = train.modalities[name].astype(np.float64)
+        tokens = train.modalities[name][:].astype(np.float64)
         lengths = train.lengths.get(name, np.full(len(train), tokens.shape[1]))
         flat = np.concatenate([x[:length] for x, length in zip(tokens, lengths, strict=True)])
         assert mean.dtype == std.dtype == np.float32

@@ -1,0 +1,1 @@
+"""Readers of published files, one a module: `open_source(path, *, ...options) -> Source`."""

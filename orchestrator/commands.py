@@ -1,0 +1,58 @@
+"""What commands have in common: how a mistake is shown, JSON, a sign that something goes on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+class _StudyFileMistakes(click.ClickException):
+    """The study file is wrong or not there, as a command may be."""
+
+    exit_code = 2
+
+
+def user_errors(command: F) -> F:
+    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from sftsearch.datasets.errors import UserError
+
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
+
+            in_file = isinstance(error, NoStudyFileError | StudyFileError)
+            kind = _StudyFileMistakes if in_file else click.ClickException
+            raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def spinner(text: str) -> Any:
+    """Return a context that shows, in a terminal, that something goes on."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{text} ...")
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")

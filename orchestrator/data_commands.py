@@ -1,0 +1,240 @@
+"""`sftsearch data`: what data sets there are, what is in one, and how one's own becomes one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sftsearch.orchestrator import terminal
+from sftsearch.orchestrator.commands import echo_json, json_option, spinner, user_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftsearch.datasets.source import Source
+
+root_option = click.option(
+    "--root", metavar="ROOT", help="Folder or URI of prepared data sets. Default: this machine's."
+)
+
+
+@click.group()
+def data() -> None:
+    """List, check, make and remove data sets."""
+
+
+@data.command(name="list")
+@click.option("--readers", is_flag=True, help="List what `prepare` can read instead.")
+@json_option
+@user_errors
+def data_list(readers: bool, as_json: bool) -> None:
+    """List the data sets, built in or prepared on this machine."""
+    from sftsearch.datasets.catalog import DATASETS, READERS, describe, known_names, reader
+
+    if readers:
+        rows = [_reader_row(name, reader(name)) for name in sorted(READERS)]
+    else:
+        rows = [
+            {
+                "data set": spec.name,
+                "samples": sum(spec.num_samples.values()),
+                "task": spec.task,
+                "classes": len(spec.classes),
+                "modalities": ", ".join(spec.modalities),
+                "licence": spec.licence,
+                "from": "built in" if spec.name in DATASETS else "prepared",
+            }
+            for spec in map(describe, known_names())
+        ]
+    if as_json:
+        echo_json(rows)
+    else:
+        terminal.print_rows(rows, tuple(name for name in rows[0] if name != "from"))
+
+
+def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, Any]:
+    """Return what a reader reads, in a line, and its options with their defaults."""
+    options = [
+        f"{option.name}={option.default}"
+        for option in inspect.signature(read).parameters.values()
+        if option.kind is option.KEYWORD_ONLY
+    ]
+    about = (inspect.getdoc(read) or "").split("\n", 1)[0].rstrip(".")
+    return {"reader": name, "options": ", ".join(options), "what it reads": about}
+
+
+@data.command(name="info")
+@click.argument("name")
+@root_option
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw token counts, class balance and a sample of each modality.",
+)
+@json_option
+@user_errors
+def data_info(name: str, root: str | None, picture: Path | None, as_json: bool) -> None:
+    """Say what the data set NAME holds, whose it is, and under which licence."""
+    from sftsearch.datasets.catalog import open_dataset
+
+    with spinner(f"opening the data set '{name}'"):
+        store = open_dataset(name, root=root)
+    if picture is not None:
+        from sftsearch.orchestrator.data_picture import draw
+
+        with spinner("drawing"):
+            draw(store, picture)
+    facts = terminal.store_facts(store)
+    if as_json:
+        echo_json(facts)
+        return
+    terminal.print_store(facts)
+    if picture is not None:
+        click.echo(f"{'picture:':<13} {picture}")
+
+
+@data.command(name="verify")
+@click.argument("name")
+@root_option
+@user_errors
+def data_verify(name: str, root: str | None) -> None:
+    """Read all of the data set NAME, and compare it with its checksums.
+
+    The exit code is 1 where a bit has changed.
+    """
+    from sftsearch.datasets.catalog import open_dataset
+    from sftsearch.datasets.spec import SPLITS
+    from sftsearch.datasets.store import verify
+
+    with spinner(f"reading '{name}'"):
+        store = open_dataset(name, root=root)
+        verify(store)
+        for split in SPLITS:
+            store.split(split, unseal_test=True)  # its form; nobody sees what is in it
+    click.echo(f"{name}: {len(store.checksums)} files are as they were written ({store.path}).")
+
+
+# \b keeps click from folding the lines below it into one paragraph.
+PREPARE_HELP = """Make the data set NAME of published files, or of your own.
+
+NAME is what study files call it. Memory stays below a gigabyte whatever the source has, and an
+interrupted preparation goes on where it was. `docs/datasets/` has a page for each reader.
+
+\b
+Examples:
+  sftsearch data prepare mosei --from downloads/mosei --nan zero
+  sftsearch data prepare vggs10 --reader vggsound --from vgg --option classes=vggs10.txt
+  sftsearch data prepare mine --from features.parquet
+"""
+
+
+@data.command(name="prepare", help=PREPARE_HELP, short_help="Make a data set of your files.")
+@click.argument("name")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="File or folder, as it was published.",
+)
+@click.option(
+    "--reader",
+    "reader_name",
+    metavar="READER",
+    help="What reads it; see `data list --readers`. Default: NAME, or what the path looks like.",
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the reader; may be repeated.",
+)
+@click.option(
+    "--nan",
+    type=click.Choice(["fail", "zero", "drop"]),
+    default="fail",
+    show_default=True,
+    help="What becomes of NaN and infinities: an error, 0, or the sample is left out.",
+)
+@click.option("--to", metavar="URI", help="Also put it there: s3://BUCKET/PREFIX, for other nodes.")
+@json_option
+@user_errors
+def data_prepare(
+    name: str,
+    source: Path,
+    reader_name: str | None,
+    options: tuple[str, ...],
+    nan: str,
+    to: str | None,
+    as_json: bool,
+) -> None:
+    """Make a data set; the help is `PREPARE_HELP`."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from sftsearch.datasets import catalog, prepare, staging
+
+    catalog.check_new_name(name)
+    if to is not None:
+        staging.check_uri(to)  # before the long work, not behind it
+    with spinner(f"listing the samples in {source}"):
+        chosen = reader_name or catalog.reader_for(name, source)
+        found = catalog.read_source(chosen, source, options)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("samples", total=len(found.samples))
+        done = prepare.prepare(
+            name,
+            found,
+            catalog.prepared_folder() / name,
+            nan=nan,  # type: ignore[arg-type]  # click has checked it
+            progress=lambda count, total: bar.update(task, completed=count, total=total),
+        )
+    store = catalog.open_dataset(name)
+    uri = None
+    if to is not None:
+        with spinner(f"writing to {to}"):
+            uri = staging.publish(store, to)
+    if as_json:
+        facts: dict[str, Any] = {"path": str(done.path), "uri": uri}
+        facts |= {"num_samples": done.num_samples, "num_zeroed": done.num_zeroed}
+        echo_json(facts | {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint})
+        return
+    terminal.print_store(terminal.store_facts(store))
+    if done.num_zeroed or done.num_dropped:
+        told = f"{done.num_zeroed} numbers made 0, {done.num_dropped} samples left out"
+        click.echo(f"{'not finite:':<13} {told}")
+    if uri is not None:
+        click.echo(f"{'put at:':<13} {uri}")
+        click.echo(f"in a study file: dataset: {{kind: {name}, root: '{to}'}}")
+
+
+@data.command(name="remove")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@user_errors
+def data_remove(name: str, yes: bool) -> None:
+    """Remove the prepared data set NAME from this machine.
+
+    Studies that were run on it stay, and can be reported; to go on with one, prepare it again.
+    """
+    import shutil
+
+    from sftsearch.datasets.catalog import removable
+
+    folder = removable(name)
+    if not yes:
+        click.confirm(f"Remove {folder}?", abort=True)
+    shutil.rmtree(folder)
+    click.echo(f"Removed {folder}.")
