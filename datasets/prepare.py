@@ -307,7 +307,7 @@ class _Writer:
             if shape.variable_length:
                 lengths[name] = np.array([len(x) for x in arrays], dtype=np.int64)
                 starts = np.concatenate([[0], np.cumsum(lengths[name])])
-                modalities[name] = Ragged(np.concatenate(arrays), starts, shape.num_tokens)
+                modalities[name] = Ragged([np.concatenate(arrays)], [starts], shape.num_tokens)
             else:
                 modalities[name] = np.stack(arrays).astype(np.float32, copy=False)
         found: list[Any] = [sample.label for sample, _ in chosen]
@@ -373,8 +373,8 @@ def _chained(before: str, split: str, part: Split) -> str:
     digest.update(part.labels.tobytes())
     digest.update(part.subjects.tobytes())
     for name, source in part.modalities.items():
-        x = source.values if isinstance(source, Ragged) else source[:]
-        digest.update(np.ascontiguousarray(x).tobytes())
+        for x in source.parts if isinstance(source, Ragged) else (source[:],):
+            digest.update(np.ascontiguousarray(x).tobytes())
         if name in part.lengths:
             digest.update(part.lengths[name].tobytes())
     return digest.hexdigest()

@@ -28,7 +28,36 @@ class Samples(Protocol):
         """Return some samples: by an index array, a mask or a slice, (n, T, F); by a number."""
 
 
-class Rows:
+def views(source: Samples, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """Return the valid tokens of some samples, (t, F) each, where they lie; nothing is copied."""
+    if isinstance(source, Rows | Ragged):
+        return source.views(rows)
+    return [source[row] for row in rows.tolist()]
+
+
+class _Viewed:
+    """Samples that lie here and there, and are copied when they are asked for."""
+
+    shape: tuple[int, ...]
+
+    def views(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        """See `views`."""
+        raise NotImplementedError
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Return a copy of some samples, as `Samples`."""
+        chosen = np.arange(self.shape[0])[rows]
+        out = np.zeros((chosen.size, *self.shape[1:]), dtype=np.float32)
+        for one, view in zip(out, self.views(np.atleast_1d(chosen)), strict=True):
+            one[: len(view)] = view
+        return out[0] if chosen.ndim == 0 else out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """Return all samples, for numpy."""
+        return np.asarray(self[:], dtype=dtype)
+
+
+class Rows(_Viewed):
     """Some rows of samples that lie in several places, one behind the other."""
 
     def __init__(self, parts: Sequence[Samples], index: npt.NDArray[np.int64]) -> None:
@@ -36,59 +65,48 @@ class Rows:
         self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
         self.shape = (len(index), *parts[0].shape[1:])
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        """Return a copy of some samples, as `Samples`."""
+    def views(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        """See `views`."""
         index = self._index[rows]
-        if index.ndim == 0:
-            one: npt.NDArray[np.float32] = self[np.array([rows])][0]
-            return one
-        chosen = np.empty((len(index), *self.shape[1:]), dtype=np.float32)
         part_of = np.searchsorted(self._starts, index, side="right") - 1
-        for number in np.unique(part_of):
-            here = part_of == number
-            chosen[here] = self._parts[number][index[here] - self._starts[number]]
-        return chosen
+        within = index - self._starts[part_of]
+        found: list[npt.NDArray[Any]] = [np.zeros(0)] * len(index)
+        for number in np.unique(part_of).tolist():
+            places = np.flatnonzero(part_of == number)
+            of_part = views(self._parts[number], within[places])
+            for place, view in zip(places.tolist(), of_part, strict=True):
+                found[place] = view
+        return found
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """Return all samples, for numpy."""
-        return np.asarray(self[:], dtype=dtype)
 
+class Ragged(_Viewed):
+    """Samples of different lengths, without padding; what is copied of them is padded with zeros.
 
-class Ragged:
-    """Samples of different lengths, without padding: sample i is values[starts[i]:starts[i + 1]].
-
-    What is read of them is padded with zeros.
+    They lie in parts, one behind the other: those of a part are values[starts[i]:starts[i + 1]].
     """
 
     def __init__(
-        self, values: npt.NDArray[Any], starts: npt.NDArray[np.int64], num_tokens: int
+        self,
+        values: Sequence[npt.NDArray[Any]],
+        starts: Sequence[npt.NDArray[np.int64]],
+        num_tokens: int,
     ) -> None:
         """Wrap what lies somewhere.
 
         Args:
-            values: (M, F).
-            starts: (N + 1,), rising from 0 to M by at most `num_tokens`.
+            values: (M, F) by part.
+            starts: by part, (n + 1,), rising from 0 to M by at most `num_tokens`.
             num_tokens: T.
         """
-        self.values, self._starts = values, starts
-        self.lengths = np.diff(starts)
-        self.shape = (len(self.lengths), num_tokens, values.shape[1])
+        self.parts = tuple(values)
+        self.lengths = np.concatenate([np.diff(ends) for ends in starts])
+        self._starts = np.concatenate([ends[:-1] for ends in starts])
+        self._part_of = np.repeat(np.arange(len(starts)), [len(ends) - 1 for ends in starts])
+        self.shape = (len(self.lengths), num_tokens, values[0].shape[1])
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        """Return a copy of some samples, as `Samples`."""
-        length_n = self.lengths[rows]
-        if length_n.ndim == 0:
-            one: npt.NDArray[np.float32] = self[np.array([rows])][0]
-            return one
-        chosen = np.zeros((len(length_n), *self.shape[1:]), dtype=np.float32)
-        # Where every valid token lies: its sample's start, and how far behind that it is.
-        ends_n = np.cumsum(length_n)
-        total = ends_n[-1] if len(ends_n) else 0
-        within = np.arange(total) - np.repeat(ends_n - length_n, length_n)
-        sample = np.repeat(np.arange(len(length_n)), length_n)
-        chosen[sample, within] = self.values[self._starts[:-1][rows][sample] + within]
-        return chosen
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """Return all samples, for numpy."""
-        return np.asarray(self[:], dtype=dtype)
+    def views(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        """See `views`."""
+        starts, lengths = self._starts[rows].tolist(), self.lengths[rows].tolist()
+        places = zip(self._part_of[rows].tolist(), starts, lengths, strict=True)
+        parts = self.parts
+        return [parts[part][start : start + length] for part, start, length in places]

@@ -47,6 +47,12 @@ FORMAT_VERSION = 2
 """Raised whenever an older store can no longer be read."""
 
 MANIFEST = "manifest.json"
+_DTYPES = {
+    name: np.dtype(dtype)
+    for name, dtype in (
+        ("int64", "int64"), ("int32", "int32"), ("float", "float32"), ("halffloat", "float16")
+    )
+}  # fmt: skip
 _MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
 _REMEDY = "Delete the folder, it will be rebuilt."
 
@@ -257,19 +263,16 @@ def _read_split(store: Store, name: str) -> Split:
     count = sum(batch.num_rows for batch in batches)
     if count != spec.num_samples[name]:
         raise _damaged(file, f"it has {count} samples, not {spec.num_samples[name]}")
-    labels = _joined(batches, "label")
-    subjects = _joined(batches, "subject")
     try:
-        parts = {
-            key: [_samples(batch.column(key), shape) for batch in batches]
+        labels = _joined(batches, "label")
+        subjects = _joined(batches, "subject")
+        modalities = {
+            key: _samples([batch.column(key) for batch in batches], shape)
             for key, shape in spec.modalities.items()
         }
     except ValueError as error:
         raise _damaged(file, str(error)) from error
-    lengths = {
-        key: np.concatenate([part.lengths for part in parts[key]])  # type: ignore[union-attr]
-        for key in variable(spec)
-    }
+    lengths = {key: found.lengths for key, found in modalities.items() if isinstance(found, Ragged)}
     fault = label_fault(spec, labels) or length_fault(spec, lengths)
     if fault:
         raise _damaged(file, fault)
@@ -281,7 +284,7 @@ def _read_split(store: Store, name: str) -> Split:
         array.flags.writeable = False
     return Split(
         name=name,
-        modalities={key: _one(found) for key, found in parts.items()},
+        modalities=modalities,
         labels=labels,
         subjects=subjects,
         lengths=lengths,
@@ -298,35 +301,43 @@ def _joined(batches: list[pa.RecordBatch], column: str) -> npt.NDArray[Any]:
 
 def _values(column: pa.Array) -> npt.NDArray[Any]:
     if isinstance(column, pa.FixedSizeListArray):
-        values: npt.NDArray[Any] = column.flatten().to_numpy()
-        return values.reshape(-1, column.type.list_size)
-    values = column.to_numpy()
-    return values
+        return _numbers(column.values).reshape(-1, column.type.list_size)
+    return _numbers(column)
 
 
-def _samples(column: pa.Array, shape: ModalitySpec) -> npt.NDArray[Any] | Ragged:
-    """Wrap a batch of a modality.
+def _numbers(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a view on numbers. Not `to_numpy`, which imports pandas: 30 MiB in every process."""
+    dtype = _DTYPES[str(column.type)]
+    buffer = column.buffers()[-1]
+    return np.frombuffer(buffer, dtype, len(column), column.offset * dtype.itemsize)
+
+
+def _samples(columns: list[pa.Array], shape: ModalitySpec) -> Samples:
+    """Wrap the batches of a modality.
 
     Raises:
         ValueError: lists have parts of tokens, too many of them, or run backwards.
     """
-    if isinstance(column, pa.FixedSizeListArray):
-        return _values(column).reshape(-1, shape.num_tokens, shape.num_features)
-    ends, values = column.offsets.to_numpy(), column.values.to_numpy()
+    if shape.variable_length:
+        values, starts = zip(*(_lists(column, shape) for column in columns), strict=True)
+        return Ragged(values, starts, shape.num_tokens)
+    parts = [_values(one).reshape(-1, shape.num_tokens, shape.num_features) for one in columns]
+    if len(parts) == 1 and parts[0].dtype == np.float32:
+        return parts[0]
+    return Rows(parts, np.arange(sum(map(len, parts))))
+
+
+def _lists(
+    column: pa.ListArray, shape: ModalitySpec
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    ends, values = _numbers(column.offsets), _numbers(column.values)
     starts, rest = np.divmod(ends.astype(np.int64), shape.num_features)
     sizes = np.diff(starts)
     if rest.any() or starts[0] != 0 or starts[-1] * shape.num_features != len(values):
         raise ValueError(f"its lists are not tokens of {shape.num_features} features")
     if sizes.min() < 0 or sizes.max() > shape.num_tokens:
         raise ValueError(f"its lists must have up to {shape.num_tokens} tokens")
-    return Ragged(values.reshape(-1, shape.num_features), starts, shape.num_tokens)
-
-
-def _one(parts: list[npt.NDArray[Any] | Ragged]) -> Samples:
-    """Return what all batches of a modality hold, as the float32 that models are given."""
-    if len(parts) == 1 and (isinstance(parts[0], Ragged) or parts[0].dtype == np.float32):
-        return parts[0]
-    return Rows(parts, np.arange(sum(part.shape[0] for part in parts)))
+    return values.reshape(-1, shape.num_features), starts
 
 
 def _read_batches(file: Path, spec: DatasetSpec) -> list[pa.RecordBatch]:

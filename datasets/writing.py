@@ -159,7 +159,7 @@ def _tokens_column(spec: DatasetSpec, split: Split, name: str) -> pa.Array:
     if name not in split.lengths:
         return _column(source[:].astype(dtype, copy=False))
     if isinstance(source, Ragged):
-        values_MF = source.values
+        values_MF = np.concatenate(source.parts)
     else:
         values_MF = source[:][valid_tokens(split, name)]
     ends_N = np.concatenate([[0], np.cumsum(split.lengths[name])]) * values_MF.shape[1]
@@ -240,12 +240,12 @@ def _check_array(
 
 def _check_tokens(name: str, where: str, split: Split) -> None:
     source = split.modalities[name]
-    x = source.values if isinstance(source, Ragged) else source[:]
-    if not np.isfinite(x).all():
+    parts = source.parts if isinstance(source, Ragged) else (source[:],)
+    if not all(np.isfinite(x).all() for x in parts):
         raise DatasetError(f"{name} in {where} must be finite, but has NaN or infinity.")
     if name not in split.lengths or isinstance(source, Ragged):
         return
-    if x[~valid_tokens(split, name)].any():
+    if parts[0][~valid_tokens(split, name)].any():
         raise DatasetError(f"{name} in {where} must be zero after each sample's length.")
 
 
@@ -311,7 +311,8 @@ def add_tokens(moments: Mapping[str, Moments], split: Split) -> None:
     """Count the valid tokens of some samples."""
     for name, source in split.modalities.items():
         if isinstance(source, Ragged):
-            moments[name].add(source.values)
+            for values_MF in source.parts:
+                moments[name].add(values_MF)
         elif name in split.lengths:
             moments[name].add(source[:][valid_tokens(split, name)])
         else:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from sftsearch.datasets import synthetic
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
-from sftsearch.datasets.store import Split, Store, open_store, write_store
+from sftsearch.datasets.store import Split, Store, open_store
+from sftsearch.datasets.writing import write_store
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.evaluation import COUNTED, Batches, TrainingDiverged, evaluate
@@ -452,7 +453,7 @@ def test_batches_bring_lengths_and_zeros_behind_them(rating: Store) -> None:
     assert labels.tolist() == split.labels[rows].tolist()
     for row, length, x_TF in zip(rows, lengths["right"], inputs["right"], strict=True):
         mean_F, std_F = rating.statistics["right"]
-        expected = (split.modalities["right"][row, :length] - mean_F) / std_F
+        expected = (split.modalities["right"][row][:length] - mean_F) / std_F
         np.testing.assert_allclose(x_TF[:length], expected, rtol=1e-6)
         assert (x_TF[length:] == 0).all()
 

@@ -1,0 +1,423 @@
+"""From a source to a store: values, what is refused, interruption and going on, bounded memory."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from sftsearch.datasets import prepare as preparing
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.samples import Rows
+from sftsearch.datasets.source import Sample, Source
+from sftsearch.datasets.spec import SPLITS, ModalitySpec
+from sftsearch.datasets.store import open_store, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+MODALITIES = {
+    "sound": ModalitySpec(num_tokens=20, num_features=3, variable_length=True),
+    "image": ModalitySpec(num_tokens=5, num_features=4, dtype="float16"),
+}
+
+
+def values_of(number: int) -> dict[str, npt.NDArray[Any]]:
+    """Return what sample `number` holds; one in ten lacks the sound."""
+    random = np.random.default_rng(number)
+    length = 0 if number % 10 == 3 else int(random.integers(1, 21))
+    return {
+        "sound": 100 + random.standard_normal((length, 3)),
+        "image": random.standard_normal((5, 4)).astype(np.float32),
+    }
+
+
+def sample(number: int, **changes: Any) -> Sample:
+    fields: dict[str, Any] = {
+        "name": f"clip {number}",
+        "split": SPLITS[number % 3],
+        "label": number % 2,
+        "subject": f"p{number % 9}",
+        "read": lambda: values_of(number),
+    }
+    return Sample(**fields | changes)
+
+
+def source(count: int = 90, **changes: Any) -> Source:
+    fields: dict[str, Any] = {
+        "task": "classification",
+        "modalities": MODALITIES,
+        "classes": ("no", "yes"),
+        "samples": [sample(number) for number in range(count)],
+        "licence": "none",
+        "attribution": "nobody",
+        "source": "this test",
+        "description": "Numbers.",
+    }
+    return Source(**fields | changes)
+
+
+def with_sample(number: int, **changes: Any) -> Source:
+    whole = source()
+    samples = [replace(one, **changes) if i == number else one
+               for i, one in enumerate(whole.samples)]  # fmt: skip
+    return replace(whole, samples=samples)
+
+
+def reading(number: int, change: Callable[[dict[str, Any]], object]) -> Source:
+    """Return a source whose sample `number` reads something else."""
+
+    def read() -> dict[str, Any]:
+        values = values_of(number)
+        change(values)
+        return values
+
+    return with_sample(number, read=read)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let batches be small, so that a store has many."""
+    monkeypatch.setattr(preparing, "BATCH_BYTES", 4000)
+
+
+# What is written is what is read
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 4000, 1 << 30])
+def test_the_store_has_the_samples_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+) -> None:
+    monkeypatch.setattr(preparing, "BATCH_BYTES", batch_bytes)
+    done = prepare("mine", source(), tmp_path / "mine")
+    assert done == preparing.Prepared(
+        path=tmp_path / "mine", num_samples=90, num_zeroed=0, num_dropped=0
+    )
+    store = open_store(done.path)
+    verify(store)
+    assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
+    assert store.spec.subjects["train"] == ("p0", "p3", "p6")
+    for place, name in enumerate(SPLITS):
+        split = store.split(name, unseal_test=True)
+        assert store.class_counts[name] == (15, 15)
+        for row, number in enumerate(range(place, 90, 3)):
+            expected = values_of(number)
+            length = len(expected["sound"])
+            assert split.lengths["sound"][row] == length
+            sound = split.modalities["sound"][row]
+            np.testing.assert_array_equal(sound[:length], expected["sound"].astype(np.float32))
+            assert not sound[length:].any()
+            image = split.modalities["image"][np.array([row])][0]
+            np.testing.assert_array_equal(image, expected["image"].astype(np.float16))
+            assert split.labels[row] == number % 2
+            assert store.spec.subjects[name][split.subjects[row]] == f"p{number % 9}"
+
+
+def test_statistics_are_of_all_valid_tokens_of_training(
+    tmp_path: Path, small_batches: None
+) -> None:
+    store = open_store(prepare("mine", source(), tmp_path / "mine").path)
+    sound = np.concatenate([values_of(n)["sound"].astype(np.float32) for n in range(0, 90, 3)])
+    mean, std = store.statistics["sound"]
+    np.testing.assert_allclose(mean, sound.astype(np.float64).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(std, sound.astype(np.float64).std(axis=0), rtol=1e-6)
+
+
+def test_batches_of_many_sizes_are_read_as_one(tmp_path: Path, small_batches: None) -> None:
+    split = open_store(prepare("mine", source(), tmp_path / "mine").path).split("train")
+    assert isinstance(split.modalities["image"], Rows)
+    rows = np.array([29, 0, 13, 13, 7])
+    for tokens in split.modalities.values():
+        np.testing.assert_array_equal(tokens[rows], np.stack([tokens[:][row] for row in rows]))
+        np.testing.assert_array_equal(tokens[3:9], tokens[:][3:9])
+        np.testing.assert_array_equal(tokens[np.arange(30) % 7 == 0], tokens[:][::7])
+
+
+def test_equal_samples_have_equal_fingerprints_and_others_have_not(tmp_path: Path) -> None:
+    first = open_store(prepare("mine", source(), tmp_path / "a" / "mine").path)
+    second = open_store(prepare("mine", source(), tmp_path / "b" / "mine").path)
+    assert first.spec == second.spec
+    assert first.checksums == second.checksums
+    other = with_sample(7, label=0)
+    third = open_store(prepare("mine", other, tmp_path / "c" / "mine").path)
+    assert third.spec.fingerprint != first.spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "label"),
+    [("regression", (), 2.5), ("multilabel", ("a", "b"), (1, 0))],
+)
+def test_other_tasks(tmp_path: Path, task: Any, classes: tuple[str, ...], label: Any) -> None:
+    samples = [replace(one, label=label) for one in source().samples]
+    mine = source(task=task, classes=classes, samples=samples)
+    labels = open_store(prepare("mine", mine, tmp_path / "mine").path).split("train").labels
+    assert labels.dtype == np.float32
+    np.testing.assert_array_equal(labels, np.array([label] * 30, dtype=np.float32))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("mine", "message"),
+    [
+        (with_sample(1, name="clip 0"), "two are called 'clip 0'"),
+        (with_sample(1, split="dev"), r"'clip 1' must be in train, validation, test, but got"),
+        (with_sample(1, subject="p0"), r"must not share a subject, but 'p0' is in train"),
+        (source(2), r"must have samples in every split, but test has none"),
+        (with_sample(4, label=7), r"`labels` must be in \[0, 2\), but got 0 to 7"),
+        (with_sample(4, label=-1), r"`labels` must be in \[0, 2\)"),
+        (reading(4, lambda v: v.update(image=np.ones((4, 4)))), "must have 5 tokens, but got 4"),
+        (reading(4, lambda v: v.update(image=None)), "image of sample 'clip 4' must have 5 tokens"),
+        (reading(4, lambda v: v.update(sound=np.ones((4, 2)))), r"must be numbers \(tokens, 3\)"),
+        (reading(4, lambda v: v.update(sound=np.ones(3))), r"must be numbers \(tokens, 3\)"),
+        (
+            reading(4, lambda v: v.update(sound=np.array([["a", "b", "c"]]))),
+            r"must be numbers \(tokens, 3\), but got <U1",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_data_set_can_be_is_refused(tmp_path: Path, mine: Source, message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as raised:
+        prepare("mine", mine, tmp_path / "mine")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_sample_without_any_modality_is_refused(tmp_path: Path) -> None:
+    shapes = {"sound": MODALITIES["sound"]}
+    with pytest.raises(DatasetError, match="'clip 3' must have a modality, but has none"):
+        prepare("mine", source(modalities=shapes), tmp_path / "mine")
+
+
+def test_a_modality_that_all_training_samples_lack_is_refused(tmp_path: Path) -> None:
+    samples = [
+        replace(one, read=lambda i=i: values_of(i) | {"sound": None}) if i % 3 == 0 else one
+        for i, one in enumerate(source().samples)
+    ]
+    with pytest.raises(DatasetError, match="sound in train must not be missing from every"):
+        prepare("mine", source(samples=samples), tmp_path / "mine")
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    prepare("mine", source(), tmp_path / "mine")
+    with pytest.raises(DatasetError, match=r"already.*sftsearch data remove mine"):
+        prepare("mine", source(), tmp_path / "mine")
+
+
+# Numbers that are none
+
+
+def bad(value: float) -> Source:
+    return reading(4, lambda values: values["image"].__setitem__((2, 1), value))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_numbers_that_are_none_are_told_with_sample_and_modality(
+    tmp_path: Path, value: float
+) -> None:
+    """1e30 is one, but not in float16."""
+    expected = r"image of sample 'clip 4' must be finite.*token 2, feature 1 is -?(nan|inf)"
+    with pytest.raises(DatasetError, match=expected):
+        prepare("mine", bad(value), tmp_path / "mine")
+
+
+def test_they_can_become_zero(tmp_path: Path) -> None:
+    done = prepare("mine", bad(-np.inf), tmp_path / "mine", nan="zero")
+    assert (done.num_zeroed, done.num_dropped, done.num_samples) == (1, 0, 90)
+    image = open_store(done.path).split("validation").modalities["image"][np.array([1])][0]
+    assert image[2, 1] == 0
+    assert np.count_nonzero(image) == 19
+
+
+def test_their_samples_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        done = prepare("mine", bad(np.nan), tmp_path / "mine", nan="drop")
+    assert (done.num_zeroed, done.num_dropped, done.num_samples) == (0, 1, 89)
+    assert "clip 4" in caplog.text
+    store = open_store(done.path)
+    assert store.spec.num_samples == {"train": 30, "validation": 29, "test": 30}
+    assert store.class_counts["validation"] == (14, 15)
+
+
+def test_a_split_of_which_nothing_is_left_is_said(tmp_path: Path) -> None:
+    samples = [
+        replace(one, read=lambda i=i: values_of(i) | {"image": np.full((5, 4), np.nan)})
+        if i % 3 == 2
+        else one
+        for i, one in enumerate(source().samples)
+    ]
+    with pytest.raises(DatasetError, match="No sample of test is left"):
+        prepare("mine", source(samples=samples), tmp_path / "mine", nan="drop")
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("after", [0, 1, 30, 44, 89, 90])
+def test_what_was_interrupted_goes_on_and_ends_alike(
+    tmp_path: Path, small_batches: None, after: int
+) -> None:
+    whole = open_store(prepare("mine", source(), tmp_path / "whole" / "mine").path)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("mine", source(), tmp_path / "mine", progress=interrupt)
+    assert not (tmp_path / "mine").exists()
+    read: list[int] = []
+    again = source(
+        samples=[
+            replace(one, read=lambda i=i: read.append(i) or values_of(i))  # type: ignore[func-returns-value]
+            for i, one in enumerate(source().samples)
+        ]
+    )
+    store = open_store(prepare("mine", again, tmp_path / "mine").path)
+    verify(store)
+    assert store.spec == whole.spec
+    assert store.checksums == whole.checksums
+    assert store.statistics["sound"][1].tolist() == whole.statistics["sound"][1].tolist()
+    assert read == list(range(90 - len(read), 90))
+    if after > 44:
+        assert len(read) < 60  # what parts hold is not read again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "whole"]
+
+
+def test_another_source_begins_anew(tmp_path: Path, small_batches: None) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("mine", source(), tmp_path / "mine", progress=interrupt)
+    other = with_sample(2, label=1)
+    store = open_store(prepare("mine", other, tmp_path / "mine").path)
+    assert store.class_counts["test"] == (14, 16)
+    assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}'])
+def test_a_damaged_record_begins_anew(tmp_path: Path, small_batches: None, content: str) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("mine", source(), tmp_path / "mine", progress=interrupt)
+    (tmp_path / ".preparing-mine" / "progress.json").write_text(content)
+    store = open_store(prepare("mine", source(), tmp_path / "mine").path)
+    assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
+
+
+def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ".preparing-mine"
+    folder.mkdir()
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(DatasetError, match="'mine' is being prepared by another process"):
+        prepare("mine", source(), tmp_path / "mine")
+    os.close(descriptor)
+    prepare("mine", source(), tmp_path / "mine")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from sftsearch.datasets import prepare as preparing
+from sftsearch.datasets.source import Sample, Source
+from sftsearch.datasets.spec import SPLITS, ModalitySpec
+
+preparing.BATCH_BYTES = 1 << 20
+
+def read(number):
+    return {"x": np.random.default_rng(number).standard_normal((100, 40)).astype(np.float32)}
+
+samples = [
+    Sample(name=str(n), split=SPLITS[n % 3], label=n % 2, read=lambda n=n: read(n))
+    for n in range(3000)
+]
+source = Source(
+    task="classification", modalities={"x": ModalitySpec(num_tokens=100, num_features=40)},
+    classes=("a", "b"), samples=samples, licence="", attribution="", source="", description="",
+)
+
+def told(done, total):
+    if done == int(sys.argv[2]):
+        print("there", flush=True)
+        sys.stdin.read()
+
+done = preparing.prepare("mine", source, Path(sys.argv[1]), progress=told)
+print(done.num_samples)
+"""
+
+
+def test_what_was_killed_goes_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle, twice; the end is that of an undisturbed run."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+
+    def run(path: Path, stop: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", str(script), str(path), str(stop)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    for stop in (1000, 2100):
+        with run(tmp_path / "mine", stop) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "there\n"
+            process.send_signal(signal.SIGKILL)
+    for path in (tmp_path / "mine", tmp_path / "whole" / "mine"):
+        with run(path, -1) as process:
+            assert process.communicate(timeout=100)[0] == "3000\n"
+    first, second = open_store(tmp_path / "mine"), open_store(tmp_path / "whole" / "mine")
+    assert first.spec == second.spec
+    assert first.checksums == second.checksums
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.source import Sample, Source
+from sftsearch.datasets.spec import SPLITS, ModalitySpec
+
+def read(number):
+    return {"x": np.full((1000, 256), number % 7, dtype=np.float32)}  # a megabyte
+
+samples = [
+    Sample(name=str(n), split=SPLITS[n % 3], label=n % 2, read=lambda n=n: read(n))
+    for n in range(2000)
+]
+source = Source(
+    task="classification", modalities={"x": ModalitySpec(num_tokens=1000, num_features=256)},
+    classes=("a", "b"), samples=samples, licence="", attribution="", source="", description="",
+)
+prepare("mine", source, Path(sys.argv[1]))
+status = Path("/proc/self/status").read_text()
+print(*(line.split()[1] for line in status.splitlines() if line.startswith(("VmHWM", "RssAnon"))))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """Two gigabytes of samples; what is mapped of files can be dropped, and is not counted."""
+    command = [sys.executable, "-P", "-c", MEMORY, str(tmp_path / "mine")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=250)
+    highest, anonymous = (int(text) / 1024 for text in done.stdout.split())
+    assert anonymous < 500
+    assert highest < 1000
