@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sftsearch.orchestrator import terminal
-from sftsearch.orchestrator.commands import echo_json, json_option, spinner, user_errors
+from sftsearch.orchestrator.commands import (
+    dataset_option,
+    echo_json,
+    json_option,
+    root_option,
+    spinner,
+    user_errors,
+)
 from sftsearch.orchestrator.data_commands import data
 
 if TYPE_CHECKING:
@@ -77,6 +84,8 @@ main.add_command(data)
     "--resume", is_flag=True, help="Go on with a study that has begun; extend one that ended."
 )
 @click.option("--address", metavar="ADDRESS", help="A Ray cluster; `auto`: the one started here.")
+@dataset_option
+@root_option
 @runs_option
 @uri_option
 @json_option
@@ -85,6 +94,8 @@ def run(
     file: str,
     resume: bool,
     address: str | None,
+    dataset: str | None,
+    root: str | None,
     runs: Path,
     tracking_uri: str | None,
     as_json: bool,
@@ -111,6 +122,8 @@ def run(
             resume=resume,
             tracking_uri=tracking_uri,
             address=address,
+            dataset=dataset,
+            root=root,
             watcher=watcher,
         )
     where = terminal.where_options(runs, tracking_uri)
@@ -249,9 +262,11 @@ def simulate(
 
 @main.command()
 @click.argument("file")
+@dataset_option
+@root_option
 @json_option
 @user_errors
-def check(file: str, as_json: bool) -> None:
+def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> None:
     """Read the study FILE and say all its mistakes, each with its line.
 
     FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
@@ -260,7 +275,7 @@ def check(file: str, as_json: bool) -> None:
     from sftsearch.orchestrator.study import check_study
 
     with spinner("checking the study file"):
-        source, _, admission = check_study(file)
+        source, _, admission = check_study(file, dataset=dataset, root=root)
     study = source.study
     size = len(admission.table) if admission.table is not None else None
     facts = {
@@ -288,9 +303,13 @@ def check(file: str, as_json: bool) -> None:
 @click.argument("file")
 @click.option("--top", default=20, type=click.IntRange(min=1), show_default=True, help="Rows.")
 @click.option("--no-time", is_flag=True, help="Skip the measurement behind the estimated time.")
+@dataset_option
+@root_option
 @json_option
 @user_errors
-def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
+def price(
+    file: str, top: int, no_time: bool, dataset: str | None, root: str | None, as_json: bool
+) -> None:
     """Price the configurations of the study FILE, untrained.
 
     Costs are exact closed forms; the time is estimated from some training steps measured here and
@@ -302,7 +321,7 @@ def price(file: str, top: int, no_time: bool, as_json: bool) -> None:
     from sftsearch.orchestrator.study import check_study
 
     with spinner("pricing the space"):
-        source, spec, admission = check_study(file)
+        source, spec, admission = check_study(file, dataset=dataset, root=root)
     console = Console()
     estimate = None
     if not no_time:

@@ -56,3 +56,12 @@ def echo_json(value: Any) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Another data set than the file's; where it has other modalities, each alone and all "
+    "together are searched. The study is called FILE_NAME.",
+)
+root_option = click.option(
+    "--root", metavar="ROOT", help="Folder or URI of prepared data sets. Default: this machine's."
+)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sftsearch.orchestrator import terminal
-from sftsearch.orchestrator.commands import echo_json, json_option, spinner, user_errors
+from sftsearch.orchestrator.commands import (
+    echo_json,
+    json_option,
+    root_option,
+    spinner,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.datasets.source import Source
-
-root_option = click.option(
-    "--root", metavar="ROOT", help="Folder or URI of prepared data sets. Default: this machine's."
-)
 
 
 @click.group()

@@ -25,7 +25,7 @@ from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker
-from sftsearch.search_spaces.load import Source, find_study_file, read_study
+from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -81,13 +81,23 @@ class StudyResult:
     """What the sampler was told; None where there was nothing to run."""
 
 
-def check_study(file: str | Path) -> tuple[Source, DatasetSpec, Admission]:
+def check_study(
+    file: str | Path, *, dataset: str | None = None, root: str | None = None
+) -> tuple[Source, DatasetSpec, Admission]:
     """Read a study file and check everything that can be checked before a trial runs.
+
+    Args:
+        file: a study file, or the name of a shipped one.
+        dataset: another data set than the file's; see `load.on_dataset`.
+        root: where that one's store is.
 
     Raises:
         UserError: the file has mistakes; all of them are listed.
     """
     source = read_study(find_study_file(str(file)))
+    if dataset is not None:
+        source.study  # noqa: B018 - raises where the form has mistakes
+        source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))
     binding.check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)
@@ -102,6 +112,8 @@ def run_study(
     resume: bool = False,
     tracking_uri: str | None = None,
     address: str | None = None,
+    dataset: str | None = None,
+    root: str | None = None,
     watcher: Watcher | None = None,
     worker: type[Worker] = TrainingWorker,
     formats: tuple[str, ...] = REPORT_FORMATS,
@@ -114,6 +126,8 @@ def run_study(
         resume: go on with a study that has begun; with more trials in the file, extend it.
         tracking_uri: MLflow's; None: an SQLite file in `runs`.
         address: a Ray cluster; None: this machine.
+        dataset: another data set than the file's; see `load.on_dataset`.
+        root: where that one's store is.
         watcher: hears of progress.
         worker: what trains a trial.
         formats: report formats to write at the end.
@@ -125,7 +139,7 @@ def run_study(
     watch = watcher or Watcher()
     runs = Path(runs).absolute()
     watch.stage("checking the study file")
-    source, spec, admission = check_study(file)
+    source, spec, admission = check_study(file, dataset=dataset, root=root)
     folder = runs / source.study.study.name
     refuse_surprises(source, spec, folder, resume=resume)
     watch.stage(f"opening the data set '{spec.name}'")

@@ -7,6 +7,7 @@ at most 256 KiB), and what it says is shown only in printable characters.
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 import typing
@@ -144,13 +145,19 @@ def read_study(path: Path) -> Source:
 def parse_study(content: bytes, *, name: str = "study file") -> Source:
     """Read the text of a study file; `name` stands in the messages. Raises as `read_study`."""
     data, lines, mistakes = _parse_yaml(content, name)
-    found = list(mistakes)
     if not isinstance(data, dict):
         got = "nothing" if data is None else f"a {type(data).__name__}"
         message = (
             f"A study file is a mapping with `study`, `dataset`, `search`, `space`; got {got}."
         )
-        raise StudyFileError(name, [*found, Mistake(1, "", message)])
+        raise StudyFileError(name, [*mistakes, Mistake(1, "", message)])
+    return _checked(name, data, lines, mistakes)
+
+
+def _checked(
+    name: str, data: dict[str, Any], lines: dict[Place, int], mistakes: list[Mistake]
+) -> Source:
+    found = list(mistakes)
     study: schema.StudyFile | None = None
     try:
         study = schema.StudyFile.model_validate(data)
@@ -158,6 +165,45 @@ def parse_study(content: bytes, *, name: str = "study file") -> Source:
         found += [_from_pydantic(dict(item), data, lines) for item in error.errors()]
     found += _distribution_mistakes(data, lines)
     return Source(name, data, lines, tuple(found), study)
+
+
+def on_dataset(
+    source: Source, kind: str, root: str | None, modalities: typing.Sequence[str]
+) -> Source:
+    """Return a study file's source as it is for another data set, under a name of its own.
+
+    Where a model's `modalities` name others than the data set has, they become: each of its own
+    alone, if the file has choices of one; all of them together, if it has others; the first two, of
+    a model that the file only gives pairs.
+
+    Args:
+        source: of a study file without mistakes of form.
+        kind: the data set's name.
+        root: where its store is; see `DatasetChoice`.
+        modalities: the names of its modalities, in its order.
+    """
+    data = copy.deepcopy(source.data)
+    data["dataset"] = {**data["dataset"], "kind": kind, "root": root}
+    data["study"]["name"] = f"{source.study.study.name}_{kind}"[:64]
+    for branch in data["space"]:
+        given = branch.get("modalities")
+        is_choice = isinstance(given, dict)
+        choices = given.get("values", []) if is_choice else [given]
+        choices = [choice for choice in choices if isinstance(choice, list)]
+        if all(name in modalities for choice in choices for name in choice):
+            continue
+        branch["modalities"] = {"kind": "choice", "values": _adapted(choices, modalities)}
+    return _checked(f"{source.name}, on {kind}", data, source.lines, [])
+
+
+def _adapted(choices: list[list[str]], modalities: typing.Sequence[str]) -> list[list[str]]:
+    sizes = {len(choice) for choice in choices}
+    values = [[name] for name in modalities] if 1 in sizes else []
+    if sizes == {2}:
+        values.append([*modalities[:2]])
+    elif sizes != {1} and len(modalities) > 1:
+        values.append([*modalities])
+    return values or [[*modalities]]
 
 
 def dotted(place: Place) -> str:

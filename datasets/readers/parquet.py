@@ -1,0 +1,325 @@
+"""One's own data as a Parquet file: a row a sample, a list column a modality.
+
+A modality is a column of lists of numbers, tokens x features row-major, or of lists of lists, a
+token each. Of flat lists the features of a token are told by the file's metadata
+(`modality.NAME.dims`) or by option `dims`. A column `NAME_tokens` may give the token counts, where
+null or 0 means that the sample lacks the modality; without it they follow from the lists.
+
+Rows are read a row group at a time, so memory stays bounded by the largest of them.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sftsearch.datasets.errors import DatasetError, look_up
+from sftsearch.datasets.readers.tabular import (
+    SUBJECT_COLUMNS,
+    parse_pairs,
+    read_labels,
+    read_splits,
+)
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+MAX_GROUP_BYTES = 2 << 30
+"""Most bytes of a row group, unpacked; what is read at once."""
+MAX_ROWS = 100_000_000
+
+
+def open_source(
+    path: Path,
+    *,
+    label: str = "label",
+    task: str = "auto",
+    split: str = "split",
+    subject: str = "",
+    modalities: str = "",
+    dims: str = "",
+    tokens: str = "",
+    dtype: str = "float32",
+    licence: str = "not told",
+    attribution: str = "not told",
+) -> Source:
+    """List the samples of a Parquet file, or of a folder with one.
+
+    Args:
+        path: the file or folder.
+        label: the column of labels; whole numbers may have names in LABEL_name.
+        task: auto, classification, multilabel or regression.
+        split: the column of splits; without it they are drawn by subject, else by class.
+        subject: the column of subjects; the first of subject, speaker, ... if it is not given.
+        modalities: the columns of modalities, with commas; all columns of lists if not given.
+        dims: features of a token, audio=32,image=1, where the file does not tell.
+        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
+        dtype: float32 or float16, of what is stored.
+        licence: of the samples.
+        attribution: who is to be credited.
+
+    Raises:
+        DatasetError: the file cannot be read, or is not of this form.
+    """
+    file = _the_file(path)
+    table = _Table(file)
+    names = _modalities(table, modalities, label)
+    shapes, sizes = _shapes(table, names, dims, tokens, dtype)
+    rows = table.columns([one for one in _plain(table) if one not in sizes])
+    if label not in rows and label not in table.schema.names:
+        raise _no_column(file, label, "label", table)
+    labels = read_labels(
+        file, rows.get(label) or table.columns([label])[label], rows.get(f"{label}_name"), task
+    )
+    people = _subjects(file, rows, subject, table)
+    identifiers = [str(one) for one in rows["id"]] if "id" in rows else []
+    if len(set(identifiers)) != table.num_rows:
+        identifiers = [f"row {number}" for number in range(table.num_rows)]
+    splits = read_splits(file, rows.get(split), people, labels.values, identifiers)
+    samples = [
+        Sample(
+            name=identifiers[i],
+            split=splits[i],
+            label=labels.values[i],
+            subject=people[i],
+            read=_Row(table, i, shapes, sizes),
+        )
+        for i in range(table.num_rows)
+    ]
+    return Source(
+        task=labels.task,
+        modalities=shapes,
+        classes=labels.classes,
+        samples=samples,
+        licence=licence,
+        attribution=attribution,
+        source=file.name,
+        description=f"Read from the Parquet file {file.name}.",
+    )
+
+
+def _the_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.parquet"))
+    if len(files) != 1:
+        raise unreadable(path, f"it has {len(files)} Parquet files, and must have one")
+    return files[0]
+
+
+class _Table:
+    """A Parquet file, of which the last row group that was read is kept."""
+
+    def __init__(self, file: Path) -> None:
+        self.path = file
+        try:
+            self._file = pq.ParquetFile(file)
+            self.schema = self._file.schema_arrow
+            metadata = self._file.metadata
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+            raise unreadable(file, error) from error
+        self.num_rows = metadata.num_rows
+        counts = [group.num_rows for group in groups]
+        if not 0 < self.num_rows <= MAX_ROWS or sum(counts) != self.num_rows or min(counts) < 0:
+            raise unreadable(file, f"it says that it has {self.num_rows} rows")
+        for number, group in enumerate(groups):
+            if not 0 <= group.total_byte_size <= MAX_GROUP_BYTES:
+                raise unreadable(
+                    file,
+                    f"row group {number} has {group.total_byte_size} bytes, and may have "
+                    f"{MAX_GROUP_BYTES}: write smaller row groups",
+                )
+        self._starts = np.cumsum([0, *counts])
+        self._last: tuple[int, tuple[str, ...], pa.Table] | None = None
+
+    def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Return whole columns as Python values."""
+        try:
+            read = self._file.read(columns=list(names))
+            return {name: read[name].to_pylist() for name in names}
+        except (OSError, pa.ArrowException, ValueError, KeyError, OverflowError) as error:
+            raise unreadable(self.path, error) from error
+
+    def sizes(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the lengths of the lists of a column, (N,); 0 where there is none."""
+        import pyarrow.compute as pc
+
+        found = []
+        for number in range(self._file.num_row_groups):
+            column = self._group(number, (name,))[name]
+            lengths = pc.fill_null(pc.list_value_length(column), 0)
+            found.append(np.asarray(lengths.combine_chunks()).astype(np.int64))
+        return np.concatenate(found)
+
+    def row(self, number: int, names: tuple[str, ...]) -> dict[str, pa.ListScalar]:
+        """Return some columns of a row."""
+        group = int(np.searchsorted(self._starts, number, side="right")) - 1
+        table = self._group(group, names)
+        return {name: table[name][number - int(self._starts[group])] for name in names}
+
+    def _group(self, number: int, names: tuple[str, ...]) -> pa.Table:
+        if self._last is None or self._last[:2] != (number, names):
+            self._last = None  # before the next one is there
+            try:
+                table = self._file.read_row_group(number, columns=list(names))
+                table.validate(full=True)
+            except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+                raise unreadable(self.path, error) from error
+            self._last = number, names, table
+        return self._last[2]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type
+
+
+def _plain(table: _Table) -> list[str]:
+    """Return the columns that are no lists, and so small."""
+    return [field.name for field in table.schema if not _is_list(field.type)]
+
+
+def _modalities(table: _Table, given: str, label: str) -> list[str]:
+    lists = [field.name for field in table.schema if _is_list(field.type) and field.name != label]
+    chosen = [name.strip() for name in given.split(",") if name.strip()] or lists
+    for name in chosen:
+        if name not in lists:
+            raise _no_column(table.path, name, "modality", table)
+    if not chosen:
+        raise unreadable(table.path, "it has no column of lists, which is what a modality is")
+    return chosen
+
+
+def _no_column(file: Path, name: str, what: str, table: _Table) -> DatasetError:
+    known = ", ".join(table.schema.names[:30])
+    return unreadable(file, f"it has no column '{name}' for a {what}; it has {known}")
+
+
+def _shapes(
+    table: _Table, names: Sequence[str], dims: str, tokens: str, dtype: str
+) -> tuple[dict[str, ModalitySpec], dict[str, str]]:
+    """Return the shape of every modality, and the columns of token counts by modality."""
+    told, most = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens")
+    for option, given in (("dims", told), ("tokens", most)):
+        for name in given:
+            look_up(dict.fromkeys(names), name, kind=f"modality of option `{option}`")
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    counts = {f"{name}_tokens": name for name in names if f"{name}_tokens" in table.schema.names}
+    shapes = {}
+    for name in names:
+        kind = _inner(table.schema.field(name).type)
+        sizes_N = table.sizes(name)
+        if _is_list(kind):
+            num_features = _width(table, name)
+        else:
+            text = metadata.get(f"modality.{name}.dims", "")
+            num_features = told.get(name) or (int(text) if text.isdigit() and text != "0" else 1)
+            sizes_N, rest = np.divmod(sizes_N, num_features)
+            if rest.any():
+                raise unreadable(
+                    table.path,
+                    f"{name} of row {int(rest.argmax())} is not whole tokens of {num_features} "
+                    "features: tell them by `--option dims=...`",
+                )
+        longest = min(int(sizes_N.max()), most.get(name, 10**9))
+        if longest == 0:
+            raise unreadable(table.path, f"{name} is empty in every row")
+        varies = bool((np.minimum(sizes_N, longest) != longest).any())
+        varies = varies or (f"{name}_tokens" in counts and _vary(table, name, longest))
+        shapes[name] = ModalitySpec(
+            num_tokens=longest,
+            num_features=num_features,
+            variable_length=varies,
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+    return shapes, counts
+
+
+def _vary(table: _Table, name: str, longest: int) -> bool:
+    counts = table.columns([f"{name}_tokens"])[f"{name}_tokens"]
+    return any(count is None or min(count, longest) != longest for count in counts)
+
+
+def _width(table: _Table, name: str) -> int:
+    """Return the features of a token, of lists of lists."""
+    for number in range(table.num_rows):
+        tokens = table.row(number, (name,))[name].as_py()
+        if tokens:
+            if not tokens[0]:
+                raise unreadable(table.path, f"{name} of row {number} has tokens without features")
+            return len(tokens[0])
+    raise unreadable(table.path, f"{name} is empty in every row")
+
+
+def _subjects(
+    file: Path, rows: dict[str, list[Any]], given: str, table: _Table
+) -> list[str | None]:
+    if given and given not in rows:
+        raise _no_column(file, given, "subject", table)
+    column = given or next((name for name in SUBJECT_COLUMNS if name in rows), None)
+    if column is None:
+        return [None] * table.num_rows
+    return [None if person is None else str(person) for person in rows[column]]
+
+
+class _Row:
+    """Reads the values of one row."""
+
+    def __init__(
+        self, table: _Table, number: int, shapes: dict[str, ModalitySpec], counts: dict[str, str]
+    ) -> None:
+        self._table, self._number, self._shapes = table, number, shapes
+        self._counts = {name: column for column, name in counts.items()}
+
+    def __call__(self) -> dict[str, npt.NDArray[Any] | None]:
+        """Return (T, F) by modality.
+
+        Raises:
+            DatasetError: a list is not numbers, or not as long as it is said to be.
+        """
+        names = (*self._shapes, *self._counts.values())
+        row = self._table.row(self._number, names)
+        values: dict[str, npt.NDArray[Any] | None] = {}
+        for name, shape in self._shapes.items():
+            count = None
+            if name in self._counts:
+                count = row[self._counts[name]].as_py() or 0
+            values[name] = self._tokens(name, shape, row[name], count)
+        return values
+
+    def _tokens(
+        self, name: str, shape: ModalitySpec, cell: pa.ListScalar, count: int | None
+    ) -> npt.NDArray[Any] | None:
+        if count == 0 or not cell.is_valid:
+            return None
+        inner = cell.values
+        if _is_list(inner.type):
+            sizes = {len(token) for token in inner}
+            if sizes != {shape.num_features}:
+                raise self._wrong(name, f"must have tokens of {shape.num_features} features")
+            inner = inner.flatten()
+        if inner.null_count or not (
+            pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)
+        ):
+            raise self._wrong(name, f"must be numbers, but is {inner.type} with nulls")
+        x_TF = np.asarray(inner).reshape(-1, shape.num_features)
+        if count is not None and count != len(x_TF):
+            raise self._wrong(name, f"has {len(x_TF)} tokens, but {name}_tokens says {count}")
+        return x_TF[: shape.num_tokens]
+
+    def _wrong(self, name: str, why: str) -> DatasetError:
+        return unreadable(self._table.path, f"{name} of row {self._number} {why}")

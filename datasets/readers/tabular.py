@@ -1,0 +1,185 @@
+"""What a table of one's own says of its samples: labels, splits, subjects; for several readers.
+
+A split that the table does not give is drawn, alike on every machine: by subject where they are
+known (a fifth of the subjects for validation and a fifth for testing), else by sample within each
+class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.source import unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftsearch.datasets.spec import Task
+
+    Label = int | float | tuple[int, ...]
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+SUBJECT_COLUMNS = ("subject", "speaker", "participant", "person", "actor", "video")
+"""Where subjects are looked for, in this order."""
+MAX_CLASSES = 10_000
+HELD_OUT = 0.2
+"""Of the subjects or samples, for validation, and as many for testing, where no split is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of a table."""
+
+    task: Task
+    classes: tuple[str, ...]
+    values: list[Label]
+
+
+def read_labels(
+    where: object, values: Sequence[Any], names: Sequence[Any] | None, task: str
+) -> Labels:
+    """Return labels from the values of a column.
+
+    Texts are names of classes; whole numbers classes, called as `names` says or by their numbers;
+    other numbers are what a regression predicts; lists of 0 and 1 are labels of a multi-label task.
+
+    Args:
+        where: the file, for errors.
+        values: one of each sample.
+        names: of the classes, one of each sample, or None.
+        task: classification, multilabel or regression; auto: as the values look.
+
+    Raises:
+        DatasetError: the values are not what the task needs.
+    """
+    if task not in ("auto", "classification", "multilabel", "regression"):
+        raise DatasetError(
+            f"`task` must be auto, classification, multilabel or regression, but got {task!r}."
+        )
+    empty = next((i for i, value in enumerate(values) if value is None), None)
+    if empty is not None:
+        raise unreadable(where, f"sample {empty} has no label")
+    if task == "multilabel" or (task == "auto" and isinstance(values[0], list | tuple)):
+        return _multilabel(where, values)
+    if task == "regression" or (task == "auto" and any(isinstance(v, float) for v in values)):
+        return _regression(where, values)
+    return _classification(where, values, names)
+
+
+def _multilabel(where: object, values: Sequence[Any]) -> Labels:
+    rows = []
+    for i, value in enumerate(values):
+        row = tuple(value) if isinstance(value, list | tuple) else ()
+        if not row or any(one not in (0, 1) for one in row) or len(row) != len(values[0]):
+            raise unreadable(
+                where, f"sample {i} must have {len(values[0])} labels of 0 and 1, not {value!r:.60}"
+            )
+        rows.append(tuple(int(one) for one in row))
+    if len(rows[0]) > MAX_CLASSES:
+        raise unreadable(where, f"it has {len(rows[0])} labels, and may have {MAX_CLASSES}")
+    classes = tuple(f"label_{number}" for number in range(len(rows[0])))
+    return Labels("multilabel", classes, [*rows])
+
+
+def _regression(where: object, values: Sequence[Any]) -> Labels:
+    for i, value in enumerate(values):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise unreadable(where, f"the label of sample {i} must be finite, not {value!r:.60}")
+    return Labels("regression", (), [float(value) for value in values])
+
+
+def _classification(where: object, values: Sequence[Any], names: Sequence[Any] | None) -> Labels:
+    kinds = {type(value) for value in values}
+    if kinds == {str}:
+        classes = sorted(set(values))
+    elif kinds <= {int, bool}:
+        low, high = min(values), max(values)
+        if low < 0 or high >= MAX_CLASSES:
+            raise unreadable(
+                where, f"classes must be in [0, {MAX_CLASSES}), but got {low} to {high}"
+            )
+        called = _called(where, values, names)
+        classes = [called.get(number, str(number)) for number in range(high + 1)]
+        return Labels("classification", tuple(classes), [int(value) for value in values])
+    else:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise unreadable(where, f"classes must be texts or whole numbers, but got {found}")
+    codes = {name: code for code, name in enumerate(classes)}
+    return Labels("classification", tuple(classes), [codes[value] for value in values])
+
+
+def _called(where: object, values: Sequence[Any], names: Sequence[Any] | None) -> dict[int, str]:
+    """Return {class: its name}, of those that the table names; every class has one name."""
+    called: dict[int, str] = {}
+    for value, name in zip(values, names or (), strict=bool(names)):
+        if called.setdefault(int(value), str(name)) != str(name):
+            raise unreadable(where, f"class {value} is called '{called[value]}' and '{name}'")
+    return called
+
+
+def read_splits(
+    where: object,
+    given: Sequence[Any] | None,
+    subjects: Sequence[str | None],
+    labels: Sequence[Label],
+    names: Sequence[str],
+) -> list[str]:
+    """Return the split of each sample: as given, else drawn.
+
+    Raises:
+        DatasetError: a name is none of `SPLIT_NAMES`.
+    """
+    if given is not None:
+        unknown = next((s for s in given if str(s).lower() not in SPLIT_NAMES), None)
+        if unknown is not None:
+            known = ", ".join(SPLIT_NAMES)
+            raise unreadable(where, f"a split must be one of {known}, but got {unknown!r:.40}")
+        return [SPLIT_NAMES[str(one).lower()] for one in given]
+    if all(subject is not None for subject in subjects):
+        split_of = _dealt(sorted({str(subject) for subject in subjects}))
+        return [split_of[str(subject)] for subject in subjects]
+    by_class: dict[Label, list[str]] = defaultdict(list)
+    for label, name in zip(labels, names, strict=True):
+        by_class[0.0 if isinstance(label, float) else label].append(name)
+    split_of = {}
+    for members in by_class.values():
+        split_of |= _dealt(members)
+    return [split_of[name] for name in names]
+
+
+def _dealt(members: Sequence[str]) -> dict[str, str]:
+    """Deal names to the splits, in an order that depends on the names alone."""
+    order = sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
+    held_out = max(1, round(HELD_OUT * len(order))) if len(order) > 2 else 0
+    parts = {"test": order[:held_out], "validation": order[held_out : 2 * held_out]}
+    split_of = dict.fromkeys(order, "train")
+    return split_of | {name: split for split, part in parts.items() for name in part}
+
+
+def parse_pairs(text: str, option: str) -> dict[str, int]:
+    """Return `audio=32,image=1` as numbers by name.
+
+    Raises:
+        DatasetError: it is not of this form.
+    """
+    pairs = {}
+    for part in filter(None, text.split(",")):
+        name, equals, number = part.partition("=")
+        if not equals or not number.isdigit() or not 0 < int(number) < 10**9:
+            raise DatasetError(f"Option `{option}` must be NAME=NUMBER,..., but got {text!r}.")
+        pairs[name.strip()] = int(number)
+    return pairs
