@@ -75,7 +75,10 @@ class _RefusedError(Exception):
     """What no array needs."""
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+_Pure: Any = pickle._Unpickler
+
+
+class _Unpickler(_Pure):  # type: ignore[misc]
     """Python's own, with an allow-list of exact globals, each of them a stand-in.
 
     It is the one written in Python: the other one gives as much memory as a number of the file
@@ -129,7 +132,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     def load_string(self) -> None:
         self._load_sized("<i", lambda content: content.decode("latin1"))
 
-    dispatch = pickle._Unpickler.dispatch | {  # type: ignore[attr-defined]
+    dispatch = _Pure.dispatch | {
         pickle.BINBYTES[0]: load_bytes,
         pickle.BINBYTES8[0]: load_bytes8,
         pickle.BYTEARRAY8[0]: load_bytearray8,
@@ -177,7 +180,9 @@ class _DType:
         self.order = state[1]
 
     def real(self) -> np.dtype[Any]:
-        return np.dtype(self.text).newbyteorder("=" if self.order == "|" else self.order)  # type: ignore[call-overload]
+        dtype: Any = np.dtype(self.text)
+        real: np.dtype[Any] = dtype.newbyteorder("=" if self.order == "|" else self.order)
+        return real
 
 
 class _Array:

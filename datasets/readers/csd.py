@@ -1,0 +1,211 @@
+"""Computational sequences of the CMU-MultimodalSDK: one HDF5 file (`.csd`) a modality.
+
+A file has one group, the sequence's name, with `data/SEGMENT/features` (T, F) and
+`data/SEGMENT/intervals` (T, 2) in seconds, where SEGMENT is a video, or `VIDEO[NUMBER]` of a clip.
+Labels are such a file too: their intervals are the clips, and the first feature the sentiment.
+
+A clip has the tokens of a modality whose middle lies within its interval; nothing is aligned.
+The folds are published as lists of videos; here they are the files `train.txt`, `valid.txt` and
+`test.txt`, a video a line.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftsearch.datasets.readers.hdf5 import Reader
+from sftsearch.datasets.readers.tabular import parse_pairs
+from sftsearch.datasets.source import unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from sftsearch.datasets.source import Values
+
+FOLDS = {"train": "train", "valid": "validation", "test": "test"}
+MARKS = {
+    "vision": ("vision", "visual", "facet", "openface"),
+    "audio": ("audio", "acoustic", "covarep", "opensmile"),
+    "text": ("text", "glove", "word", "bert"),
+}
+"""Parts of a file's name by which its modality is known."""
+DEFAULT_TOKENS = {"vision": 500, "audio": 500, "text": 50}
+"""Most tokens of a clip, as in the pickles that are not aligned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A clip, before its values are read."""
+
+    name: str
+    split: str
+    value: float
+    """The sentiment, in [-3, 3]."""
+    video: str | None
+    read: Callable[[], Values]
+
+
+class Sequence:
+    """A computational sequence; its file stays open in a process of its own."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._reader = Reader(file)
+        arrays = self._reader.arrays()
+        roots = {name.split("/", 1)[0] for name in arrays}
+        if len(roots) != 1:
+            raise unreadable(file, f"it must have one computational sequence, but has {len(roots)}")
+        (self._root,) = roots
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, array in arrays.items():
+            parts = name.split("/")
+            if len(parts) == 4 and parts[1] == "data" and parts[3] == "features":
+                self.shapes[parts[2]] = array.shape
+        wrong = next((s for s, shape in self.shapes.items() if len(shape) != 2), None)
+        if wrong is not None or not self.shapes:
+            what = wrong or "anything"
+            raise unreadable(file, f"it has no features (tokens, features) of {what}")
+
+    def features(self, segment: str) -> npt.NDArray[Any]:
+        """Return (T, F)."""
+        return self._reader.read(f"{self._root}/data/{segment}/features")
+
+    def intervals(self, segment: str) -> npt.NDArray[Any]:
+        """Return begin and end of each token in seconds, (T, 2)."""
+        found = self._reader.read(f"{self._root}/data/{segment}/intervals")
+        if found.shape != (self.shapes[segment][0], 2):
+            raise unreadable(self.file, f"intervals of {segment} have the shape {found.shape}")
+        return found
+
+
+def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list[Clip]]:
+    """Return the modalities and clips of a folder of `.csd` files.
+
+    Raises:
+        DatasetError: a modality, the labels or a fold is not there, or a file is not of this form.
+    """
+    most = DEFAULT_TOKENS | parse_pairs(tokens, "tokens")
+    files = sorted(folder.glob("*.csd"))
+    labels = [file for file in files if "label" in file.name.lower()]
+    if len(labels) != 1:
+        raise unreadable(
+            folder, f"it must have one file of labels (*label*.csd), not {len(labels)}"
+        )
+    sequences = {name: Sequence(_find(folder, files, labels, name)) for name in MARKS}
+    shapes = {}
+    for name, sequence in sequences.items():
+        widths = {shape[1] for shape in sequence.shapes.values()}
+        if len(widths) != 1:
+            raise unreadable(sequence.file, f"its features differ in number: {sorted(widths)[:3]}")
+        shapes[name] = ModalitySpec(
+            num_tokens=most[name], num_features=widths.pop(), variable_length=True
+        )
+    fold_of = _folds(folder)
+    clips = []
+    truth = Sequence(labels[0])
+    for segment in sorted(truth.shapes):
+        video = segment.partition("[")[0]
+        if video in fold_of:
+            clips += _clips(truth, segment, fold_of[video], sequences, shapes)
+    if not clips:
+        raise unreadable(folder, "no clip is of a video of train.txt, valid.txt or test.txt")
+    return shapes, clips
+
+
+def _find(folder: Path, files: list[Path], labels: list[Path], modality: str) -> Path:
+    found = [
+        file
+        for file in files
+        if file not in labels and any(mark in file.name.lower() for mark in MARKS[modality])
+    ]
+    if len(found) != 1:
+        known = " or ".join(MARKS[modality])
+        raise unreadable(
+            folder, f"it must have one .csd of {modality} ({known} in its name), not {len(found)}"
+        )
+    return found[0]
+
+
+def _folds(folder: Path) -> dict[str, str]:
+    fold_of: dict[str, str] = {}
+    for theirs, ours in FOLDS.items():
+        file = folder / f"{theirs}.txt"
+        try:
+            videos = file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            what = "save the SDK's standard folds there, a video a line"
+            raise unreadable(
+                file, f"{getattr(error, 'strerror', None) or error}: {what}"
+            ) from error
+        for video in videos:
+            if fold_of.setdefault(video, ours) != ours:
+                raise unreadable(file, f"video {video} is in {fold_of[video]} too")
+    return fold_of
+
+
+def _clips(
+    truth: Sequence,
+    segment: str,
+    split: str,
+    sequences: dict[str, Sequence],
+    shapes: dict[str, ModalitySpec],
+) -> list[Clip]:
+    """Return the clips of a segment of the labels: one a row."""
+    features, intervals = truth.features(segment), truth.intervals(segment)
+    video = segment.partition("[")[0]
+    clips = []
+    for number, (row, interval) in enumerate(zip(features, intervals, strict=True)):
+        value = float(row[0]) if len(row) else float("nan")
+        if not abs(value) <= 3:
+            raise unreadable(
+                truth.file, f"labels must be in [-3, 3], but {segment}, row {number} has {value}"
+            )
+        name = segment if "[" in segment else f"{segment}[{number}]"
+        where = (segment, video, float(interval[0]), float(interval[1]))
+        clips.append(
+            Clip(
+                name=name,
+                split=split,
+                value=value,
+                video=video,
+                read=_Cut(sequences, shapes, *where),
+            )
+        )
+    return clips
+
+
+class _Cut:
+    """Reads what lies within a clip's interval, of each sequence."""
+
+    def __init__(
+        self,
+        sequences: dict[str, Sequence],
+        shapes: dict[str, ModalitySpec],
+        segment: str,
+        video: str,
+        begin: float,
+        end: float,
+    ) -> None:
+        self._sequences, self._shapes = sequences, shapes
+        self._segment, self._video, self._interval = segment, video, (begin, end)
+
+    def __call__(self) -> dict[str, npt.NDArray[Any] | None]:
+        values: dict[str, npt.NDArray[Any] | None] = {}
+        for name, sequence in self._sequences.items():
+            if self._segment in sequence.shapes and "[" in self._segment:
+                x_TF = sequence.features(self._segment)
+            elif self._video in sequence.shapes:
+                middle_T = sequence.intervals(self._video).mean(axis=1)
+                begin, end = self._interval
+                x_TF = sequence.features(self._video)[(middle_T >= begin) & (middle_T < end)]
+            else:
+                x_TF = None
+            values[name] = None if x_TF is None else x_TF[: self._shapes[name].num_tokens]
+        return values

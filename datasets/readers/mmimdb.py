@@ -1,0 +1,147 @@
+"""MM-IMDB: films with their plots and posters, and the genres they belong to, several each.
+
+Published as `multimodal_imdb.hdf5` (http://lisi1.unal.edu.co/mmimdb/; J. Arevalo et al., Gated
+Multimodal Units for Information Fusion, arXiv:1702.01992): `features` (N, 300), the mean word2vec
+vector of a plot, `vgg_features` (N, 4096) of a poster, and `genres` (N, 23) of 0 and 1. Rows are in
+order: 15,552 for training, 2,608 for validation, 7,799 for testing.
+
+Both are vectors. Token models may be given them in parts: `image_tokens` and `text_tokens`.
+
+Shapes: N films, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.hdf5 import Reader
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+ARRAYS = {"text": "features", "image": "vgg_features"}
+SIZES = {"train": 15_552, "validation": 2_608, "test": 7_799}
+ROWS_AT_ONCE = 512
+
+
+def open_source(
+    path: Path, *, text_tokens: int = 1, image_tokens: int = 16, splits: str = ""
+) -> Source:
+    """List the films of MM-IMDB: multimodal_imdb.hdf5, or a folder with it.
+
+    Args:
+        path: the file or folder.
+        text_tokens: parts that the 300 numbers of a plot are cut into.
+        image_tokens: parts that the 4,096 numbers of a poster are cut into.
+        splits: films of train,validation,test, in this order; the published ones if not given.
+
+    Raises:
+        DatasetError: the file is not of this form, or an option does not fit.
+    """
+    file = path / "multimodal_imdb.hdf5" if path.is_dir() else path
+    films = _Films(file)
+    shapes = {
+        name: films.shape(name, parts)
+        for name, parts in (("text", text_tokens), ("image", image_tokens))
+    }
+    sizes = _sizes(splits, films.count, file)
+    split_of = list(itertools.chain(*([name] * count for name, count in sizes.items())))
+    genres = films.genres()
+    return Source(
+        task="multilabel",
+        modalities=shapes,
+        classes=tuple(f"genre_{number}" for number in range(genres.shape[1])),
+        samples=[
+            Sample(
+                name=f"film {row}",
+                split=split_of[row],
+                label=tuple(genres[row].tolist()),
+                read=partial(films.values, row, shapes),
+            )
+            for row in range(films.count)
+        ],
+        licence="see the page of the source",
+        attribution="J. Arevalo et al.: Gated Multimodal Units for Information Fusion. "
+        "arXiv:1702.01992 (2017).",
+        source="http://lisi1.unal.edu.co/mmimdb/",
+        description="Plots and posters of films, with 23 genres.",
+    )
+
+
+def _sizes(splits: str, count: int, file: Path) -> dict[str, int]:
+    if not splits:
+        sizes = dict(SIZES)
+    else:
+        parts = splits.split(",")
+        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise DatasetError(
+                f"Option `splits` must be three positive numbers with commas, but got {splits!r}."
+            )
+        sizes = dict(zip(SIZES, map(int, parts), strict=True))
+    if sum(sizes.values()) != count:
+        told = ",".join(map(str, sizes.values()))
+        raise unreadable(
+            file, f"it has {count} films, not {told}: tell the splits by `--option splits=...`"
+        )
+    return sizes
+
+
+class _Films:
+    """The file; some rows are read at once and kept."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._reader = file, Reader(file)
+        arrays = self._reader.arrays()
+        self._arrays = {}
+        for name in (*ARRAYS.values(), "genres"):
+            if name not in arrays or len(arrays[name].shape) != 2 or 0 in arrays[name].shape:
+                raise unreadable(file, f"it has no array {name} of films and numbers")
+            self._arrays[name] = arrays[name].shape
+        counts = {shape[0] for shape in self._arrays.values()}
+        if len(counts) != 1:
+            raise unreadable(file, f"its arrays have {sorted(counts)} films")
+        (self.count,) = counts
+        self._block = (-1, {})  # type: tuple[int, dict[str, npt.NDArray[Any]]]
+
+    def shape(self, modality: str, parts: int) -> ModalitySpec:
+        width = self._arrays[ARRAYS[modality]][1]
+        if parts < 1 or width % parts:
+            raise DatasetError(
+                f"Option `{modality}_tokens` must divide the {width} numbers of a film, "
+                f"but got {parts}."
+            )
+        return ModalitySpec(num_tokens=parts, num_features=width // parts)
+
+    def genres(self) -> npt.NDArray[np.int64]:
+        """Return the labels, (N, C)."""
+        found = self._reader.read("genres")
+        wrong = np.argwhere((found != 0) & (found != 1))
+        if len(wrong):
+            row, column = wrong[0]
+            raise unreadable(
+                self.file, f"genres must be 0 or 1, but film {row} has {found[row, column]}"
+            )
+        return found.astype(np.int64)
+
+    def values(self, row: int, shapes: dict[str, ModalitySpec]) -> dict[str, npt.NDArray[Any]]:
+        number = row // ROWS_AT_ONCE
+        if self._block[0] != number:
+            first = number * ROWS_AT_ONCE
+            read = {
+                name: self._reader.read(array, first, first + ROWS_AT_ONCE)
+                for name, array in ARRAYS.items()
+            }
+            self._block = number, read
+        return {
+            name: self._block[1][name][row % ROWS_AT_ONCE].reshape(shape.num_tokens, -1)
+            for name, shape in shapes.items()
+        }

@@ -1,0 +1,239 @@
+"""CMU-MOSEI and CMU-MOSI: clips of people who speak to a camera, with how positive they are.
+
+Published as: the pickles of MulT (https://github.com/yaohungt/Multimodal-Transformer) and of MMSA
+(https://github.com/thuiar/MMSA), aligned to words or not, and the computational sequences (`.csd`,
+HDF5) of the CMU-MultimodalSDK (https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK).
+
+The label is a number in [-3, 3]. As seven classes it is rounded, as the papers do; `labels=
+regression` keeps it. The subject of a clip is the video it was cut from.
+
+What differs between the files: MulT's have no lengths, all clips are padded at one end to 50 (text)
+or 50 to 500 tokens, and are read as they are; MMSA's tell the lengths of vision and audio. Audio of
+some files has infinities, which `--nan` decides about.
+
+Shapes: N clips, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers import csd, safe_pickle
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+"""What the files call our splits."""
+MODALITIES = ("vision", "audio", "text")
+"""In the order of the SFT paper."""
+CLASSES = tuple(f"{number:+d}" if number else "0" for number in range(-3, 4))
+SOURCES = {
+    "mosei": "http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset/",
+    "mosi": "http://multicomp.cs.cmu.edu/resources/cmu-mosi-dataset/",
+}
+CREDIT = {
+    "mosei": "A. Zadeh et al.: Multimodal Language Analysis in the Wild: CMU-MOSEI Dataset and "
+    "Interpretable Dynamic Fusion Graph. ACL 2018.",
+    "mosi": "A. Zadeh et al.: MOSI: Multimodal Corpus of Sentiment Intensity and Subjectivity "
+    "Analysis in Online Opinion Videos. arXiv:1606.06259 (2016).",
+}
+
+
+def open_source(path: Path, *, labels: str = "seven", tokens: str = "") -> Source:
+    """List the clips of CMU-MOSEI: a pickle of MulT or MMSA, or a folder of .csd files.
+
+    Args:
+        path: the pickle, or the folder.
+        labels: seven (classes by rounding) or regression.
+        tokens: of .csd files, most tokens of a modality, audio=500,text=50.
+
+    Raises:
+        DatasetError: the file is not of this form, a label is out of range, or a video is torn.
+    """
+    return _open("mosei", path, labels, tokens)
+
+
+def open_mosi(path: Path, *, labels: str = "seven", tokens: str = "") -> Source:
+    """List the clips of CMU-MOSI: a pickle of MulT or MMSA, or a folder of .csd files.
+
+    Args and raises as `open_source`.
+    """
+    return _open("mosi", path, labels, tokens)
+
+
+def _open(name: str, path: Path, labels: str, tokens: str) -> Source:
+    if labels not in ("seven", "regression"):
+        raise DatasetError(f"Option `labels` must be seven or regression, but got {labels!r}.")
+    if path.is_dir():
+        shapes, clips = csd.list_clips(path, tokens)
+    else:
+        shapes, clips = _from_pickle(path)
+    return Source(
+        task="classification" if labels == "seven" else "regression",
+        modalities=shapes,
+        classes=CLASSES if labels == "seven" else (),
+        samples=[
+            Sample(
+                name=clip.name,
+                split=clip.split,
+                label=to_class(clip.value) if labels == "seven" else clip.value,
+                subject=clip.video,
+                read=clip.read,
+            )
+            for clip in clips
+        ],
+        licence="see the page of the source",
+        attribution=CREDIT[name],
+        source=SOURCES[name],
+        description=f"Clips of CMU-{name.upper()}, with sentiment in [-3, 3].",
+    )
+
+
+def to_class(value: float) -> int:
+    """Return the class of a sentiment in [-3, 3]: round(y) + 3, halves to even."""
+    return round(value) + 3
+
+
+def _from_pickle(file: Path) -> tuple[dict[str, ModalitySpec], list[csd.Clip]]:
+    content = safe_pickle.load(file)
+    if not isinstance(content, dict) or not set(SPLITS) <= content.keys():
+        raise unreadable(file, "it has no train, valid and test")
+    parts = {theirs: _part(file, theirs, content[theirs]) for theirs in SPLITS}
+    shapes = _shapes(file, parts)
+    clips = [clip for theirs, part in parts.items() for clip in _clips(file, theirs, part, shapes)]
+    return shapes, clips
+
+
+def _part(file: Path, theirs: str, found: Any) -> dict[str, Any]:
+    """Check what a split has: (N, T, F) by modality, N labels, and what else is known of them."""
+    if not isinstance(found, dict):
+        raise unreadable(file, f"{theirs} is no mapping")
+    label = found.get("regression_labels", found.get("labels"))
+    count = len(label) if isinstance(label, np.ndarray) else 0
+    for name in MODALITIES:
+        x_NTF = found.get(name)
+        if not isinstance(x_NTF, np.ndarray) or x_NTF.ndim != 3 or x_NTF.dtype.kind not in "fiu":
+            raise unreadable(file, f"{theirs} has no {name} of numbers (clips, tokens, features)")
+        if len(x_NTF) != count or 0 in x_NTF.shape:
+            raise unreadable(
+                file, f"{name} of {theirs} has the shape {x_NTF.shape}, of {count} labels"
+            )
+    part: dict[str, Any] = {name: found[name] for name in MODALITIES}
+    part["values"] = _values(file, theirs, label)
+    part["ids"] = _identifiers(found.get("id"), count)
+    for name in MODALITIES:
+        lengths = found.get(f"{name}_lengths")
+        if lengths is not None:
+            part[f"{name}_lengths"] = _lengths(file, f"{name}_lengths of {theirs}", lengths, count)
+    return part
+
+
+def _values(file: Path, theirs: str, label: Any) -> list[float]:
+    if not isinstance(label, np.ndarray) or label.dtype.kind not in "fiu":
+        raise unreadable(file, f"{theirs} has no labels that are numbers")
+    if label.size != len(label):
+        raise unreadable(file, f"labels of {theirs} must be one a clip, but are {label.shape}")
+    values = label.reshape(-1).astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(values) <= 3))
+    if len(wrong):
+        got = f"clip {wrong[0]} of {theirs} has {values[wrong[0]]}"
+        raise unreadable(file, f"labels must be in [-3, 3], but {got}")
+    found: list[float] = values.tolist()
+    return found
+
+
+def _lengths(file: Path, what: str, lengths: Any, count: int) -> list[int]:
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" or array.size != count or (count and array.min() < 0):
+        raise unreadable(file, f"{what} must be {count} whole numbers")
+    found: list[int] = array.reshape(-1).tolist()
+    return found
+
+
+def _identifiers(found: Any, count: int) -> list[str]:
+    """Return what clips are called: MMSA's `video$_$clip`, MulT's [video, start, end]."""
+    if found is None or len(found) != count:
+        return [""] * count
+    names = []
+    for one in found:
+        parts = np.ravel(np.asarray(one, dtype=object)).tolist()
+        texts = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in parts]
+        names.append(" ".join(texts))
+    return names
+
+
+def _video(identifier: str) -> str | None:
+    for mark in ("$_$", "[", " "):
+        identifier = identifier.partition(mark)[0]
+    return identifier or None
+
+
+def _shapes(file: Path, parts: Mapping[str, dict[str, Any]]) -> dict[str, ModalitySpec]:
+    shapes = {}
+    for name in MODALITIES:
+        found = {part[name].shape[1:] for part in parts.values()}
+        if len(found) != 1:
+            raise unreadable(file, f"{name} has other tokens or features in other splits")
+        (num_tokens, num_features) = found.pop()
+        shapes[name] = ModalitySpec(
+            num_tokens=num_tokens,
+            num_features=num_features,
+            variable_length=all(f"{name}_lengths" in part for part in parts.values()),
+        )
+    return shapes
+
+
+def _clips(
+    file: Path, theirs: str, part: dict[str, Any], shapes: Mapping[str, ModalitySpec]
+) -> list[csd.Clip]:
+    clips, seen = [], set()
+    for number, identifier in enumerate(part["ids"]):
+        name = f"{theirs} {identifier or number}"
+        name = f"{name} ({number})" if name in seen else name
+        seen.add(name)
+        clips.append(
+            csd.Clip(
+                name=name,
+                split=SPLITS[theirs],
+                value=part["values"][number],
+                video=_video(identifier),
+                read=_Rows(file, part, number, shapes),
+            )
+        )
+    return clips
+
+
+class _Rows:
+    """Reads the values of a clip out of a pickle's arrays, which may be mapped."""
+
+    def __init__(
+        self, file: Path, part: dict[str, Any], number: int, shapes: Mapping[str, ModalitySpec]
+    ) -> None:
+        self._file, self._part, self._number, self._shapes = file, part, number, shapes
+
+    def __call__(self) -> dict[str, npt.NDArray[Any]]:
+        """Return (T, F) by modality.
+
+        Raises:
+            DatasetError: a length is longer than its modality.
+        """
+        values = {}
+        for name, shape in self._shapes.items():
+            x_TF = self._part[name][self._number]
+            if shape.variable_length:
+                length = self._part[f"{name}_lengths"][self._number]
+                if length > len(x_TF):
+                    what = f"{name} of clip {self._number} has {length} of {len(x_TF)} tokens"
+                    raise unreadable(self._file, what)
+                x_TF = x_TF[:length]
+            values[name] = np.asarray(x_TF)
+        return values

@@ -1,0 +1,84 @@
+"""MM-IMDB in the layout it is published in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.readers.mmimdb import SIZES, open_source
+from sftsearch.datasets.store import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPLITS = "9,4,5"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    with h5py.File(tmp_path / "multimodal_imdb.hdf5", "w") as file:
+        file["features"] = random.standard_normal((18, 300)).astype(np.float32)
+        file["vgg_features"] = random.standard_normal((18, 4096)).astype(np.float32)
+        file["genres"] = np.arange(18 * 23).reshape(18, 23) % 3 % 2
+        file["images"] = np.zeros((18, 3, 4, 4), np.uint8)
+    return tmp_path
+
+
+def test_films_are_read(folder: Path) -> None:
+    source = open_source(folder, splits=SPLITS, text_tokens=3)
+    assert source.task == "multilabel"
+    assert len(source.classes) == 23
+    store = open_store(prepare("mmimdb", source, folder / "store").path)
+    assert store.spec.num_samples == {"train": 9, "validation": 4, "test": 5}
+    with h5py.File(folder / "multimodal_imdb.hdf5") as file:
+        text, image, genres = (file[name][:] for name in ("features", "vgg_features", "genres"))
+    validation = store.split("validation")
+    np.testing.assert_array_equal(validation.modalities["text"], text[9:13].reshape(4, 3, 100))
+    np.testing.assert_array_equal(validation.modalities["image"], image[9:13].reshape(4, 16, 256))
+    np.testing.assert_array_equal(validation.labels, genres[9:13])
+
+
+def test_the_published_sizes_are_those_of_the_paper() -> None:
+    assert SIZES == {"train": 15_552, "validation": 2_608, "test": 7_799}
+    assert sum(SIZES.values()) == 25_959
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"it has 18 films, not 15552,2608,7799: tell the splits"),
+        ({"splits": "9,9"}, "`splits` must be three positive numbers"),
+        ({"splits": "9,9,0"}, "`splits` must be three positive numbers"),
+        ({"splits": SPLITS, "image_tokens": 3}, "`image_tokens` must divide the 4096 numbers"),
+        ({"splits": SPLITS, "text_tokens": 0}, "`text_tokens` must divide the 300 numbers"),
+    ],
+)
+def test_options_are_checked(folder: Path, options: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        open_source(folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("genres", np.full((18, 23), 2), "genres must be 0 or 1, but film 0 has 2"),
+        ("genres", np.zeros((17, 23)), r"its arrays have \[17, 18\] films"),
+        ("features", np.zeros(18), "it has no array features"),
+        ("vgg_features", None, "it has no array vgg_features"),
+    ],
+)
+def test_what_is_not_of_this_form_is_refused(
+    folder: Path, name: str, values: Any, message: str
+) -> None:
+    with h5py.File(folder / "multimodal_imdb.hdf5", "a") as file:
+        del file[name]
+        if values is not None:
+            file[name] = values
+    with pytest.raises(DatasetError, match=message):
+        open_source(folder, splits=SPLITS)

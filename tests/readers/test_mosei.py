@@ -1,0 +1,262 @@
+"""CMU-MOSEI and CMU-MOSI in the layouts they are published in."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.readers.mosei import CLASSES, open_mosi, open_source, to_class
+from sftsearch.datasets.store import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COUNTS = {"train": 6, "valid": 4, "test": 5}
+WIDTHS = {"vision": 35, "audio": 74, "text": 300}
+
+
+def mult(tokens: dict[str, int]) -> dict[str, Any]:
+    """Return what MulT's pickles hold: labels (N, 1, 1), ids [video, start, end]."""
+    random = np.random.default_rng(0)
+    content = {}
+    for split, count in COUNTS.items():
+        part: dict[str, Any] = {
+            name: random.standard_normal((count, tokens[name], width)).astype(np.float32)
+            for name, width in WIDTHS.items()
+        }
+        part["labels"] = np.linspace(-3, 3, count).reshape(count, 1, 1).astype(np.float32)
+        part["id"] = np.array([[f"{split}{i // 2}", str(i), "9.5"] for i in range(count)])
+        content[split] = part
+    return content
+
+
+def mmsa() -> dict[str, Any]:
+    """Return what MMSA's hold: lengths, texts beside, ids `video$_$clip`."""
+    content = mult({"vision": 20, "audio": 30, "text": 10})
+    for split, part in content.items():
+        count = COUNTS[split]
+        part["regression_labels"] = part.pop("labels").reshape(count)
+        part["classification_labels"] = np.zeros(count)
+        part["annotations"] = np.array(["Neutral"] * count)
+        part["raw_text"] = np.array(["words"] * count)
+        part["text_bert"] = np.zeros((count, 3, 10), np.float32)
+        part["id"] = [f"{split}{i // 2}$_${i}" for i in range(count)]
+        part["audio_lengths"] = [30 - i for i in range(count)]
+        part["vision_lengths"] = [1 + i for i in range(count)]
+    return content
+
+
+def saved(tmp_path: Path, content: Any, protocol: int = 4) -> Path:
+    file = tmp_path / "mosei.pkl"
+    file.write_bytes(pickle.dumps(content, protocol))
+    return file
+
+
+ALIGNED = {"vision": 50, "audio": 50, "text": 50}
+UNALIGNED = {"vision": 500, "audio": 500, "text": 50}
+
+
+@pytest.mark.parametrize("tokens", [ALIGNED, UNALIGNED], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_mults_pickles(tmp_path: Path, tokens: dict[str, int], protocol: int) -> None:
+    content = mult(tokens)
+    source = open_source(saved(tmp_path, content, protocol))
+    assert source.task == "classification"
+    assert source.classes == CLASSES
+    assert list(source.modalities) == ["vision", "audio", "text"]
+    for name, shape in source.modalities.items():
+        assert (shape.num_tokens, shape.num_features) == (tokens[name], WIDTHS[name])
+        assert not shape.variable_length
+    store = open_store(prepare("mosei", source, tmp_path / "mosei").path)
+    for theirs, ours in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        split = store.split(ours, unseal_test=True)
+        for name in WIDTHS:
+            np.testing.assert_array_equal(split.modalities[name], content[theirs][name])
+        values = content[theirs]["labels"].reshape(-1)
+        expected = [round(float(y)) + 3 for y in values]
+        assert split.labels.tolist() == expected
+        videos = [store.spec.subjects[ours][code] for code in split.subjects]
+        assert videos == content[theirs]["id"][:, 0].tolist()
+
+
+def test_mmsas_pickles_have_lengths(tmp_path: Path) -> None:
+    content = mmsa()
+    source = open_source(saved(tmp_path, content), labels="regression")
+    assert source.task == "regression"
+    assert source.classes == ()
+    varies = {name: shape.variable_length for name, shape in source.modalities.items()}
+    assert varies == {"vision": True, "audio": True, "text": False}
+    store = open_store(prepare("mosei", source, tmp_path / "mosei").path)
+    train = store.split("train")
+    assert train.lengths["audio"].tolist() == content["train"]["audio_lengths"]
+    for i, length in enumerate(content["train"]["vision_lengths"]):
+        vision = train.modalities["vision"][i]
+        np.testing.assert_array_equal(vision[:length], content["train"]["vision"][i, :length])
+        assert not vision[length:].any()
+    np.testing.assert_allclose(train.labels, np.linspace(-3, 3, 6), rtol=1e-6)
+    assert store.spec.subjects["train"] == ("train0", "train1", "train2")
+
+
+def test_mosi_is_read_alike(tmp_path: Path) -> None:
+    source = open_mosi(saved(tmp_path, mult(ALIGNED)))
+    assert "MOSI" in source.description
+    assert len(source.samples) == 15
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(-3.0, 0), (-2.6, 0), (-2.5, 1), (-0.4, 3), (0.0, 3), (0.5, 3), (1.5, 5), (2.51, 6), (3.0, 6)],
+)
+def test_classes_are_rounded_as_numpy_rounds(value: float, label: int) -> None:
+    assert to_class(value) == label == int(np.round(value)) + 3
+
+
+def test_infinite_audio_is_left_to_the_user(tmp_path: Path) -> None:
+    content = mult(ALIGNED)
+    content["train"]["audio"][2, 7, 3] = -np.inf
+    source = open_source(saved(tmp_path, content))
+    with pytest.raises(DatasetError, match=r"audio of sample .* token 7, feature 3 is -inf"):
+        prepare("mosei", source, tmp_path / "mosei")
+    done = prepare("mosei", source, tmp_path / "mosei", nan="zero")
+    assert done.num_zeroed == 1
+    assert open_store(done.path).split("train").modalities["audio"][2, 7, 3] == 0
+
+
+def changed(change: Any) -> dict[str, Any]:
+    content = mult(ALIGNED)
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(lambda c: c.pop("valid")), "it has no train, valid and test"),
+        ([1, 2], "it has no train, valid and test"),
+        (changed(lambda c: c.update(test=3)), "test is no mapping"),
+        (changed(lambda c: c["train"].pop("audio")), "train has no audio of numbers"),
+        (changed(lambda c: c["train"].update(audio=np.zeros((6, 50)))), "train has no audio of"),
+        (
+            changed(lambda c: c["train"].update(audio=c["train"]["audio"][:5])),
+            r"audio of train has the shape \(5, 50, 74\), of 6 labels",
+        ),
+        (
+            changed(lambda c: c["test"].update(text=np.zeros((5, 50, 299)))),
+            "text has other tokens or features in other splits",
+        ),
+        (
+            changed(lambda c: c["train"]["labels"].__setitem__((2, 0, 0), 3.5)),
+            r"labels must be in \[-3, 3\], but clip 2 of train has 3.5",
+        ),
+        (
+            changed(lambda c: c["train"]["labels"].__setitem__((2, 0, 0), np.nan)),
+            r"labels must be in \[-3, 3\], but clip 2 of train has nan",
+        ),
+        (
+            changed(lambda c: c["train"].update(labels=np.zeros((6, 2)))),
+            "labels of train must be one a clip",
+        ),
+    ],
+)
+def test_what_is_not_of_this_form_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as raised:
+        open_source(saved(tmp_path, content))
+    assert "\n" not in str(raised.value)
+
+
+def test_lengths_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    content = mmsa()
+    content["test"]["audio_lengths"][1] = 31
+    source = open_source(saved(tmp_path, content))
+    with pytest.raises(DatasetError, match="audio of clip 1 has 31 of 30 tokens"):
+        prepare("mosei", source, tmp_path / "mosei")
+    content["test"]["audio_lengths"] = [1.5] * 5
+    with pytest.raises(DatasetError, match="audio_lengths of test must be 5 whole numbers"):
+        open_source(saved(tmp_path, content))
+
+
+def test_a_video_in_two_splits_is_a_leak(tmp_path: Path) -> None:
+    content = mult(ALIGNED)
+    content["test"]["id"] = content["test"]["id"].astype("U9")
+    content["test"]["id"][0, 0] = "train1"
+    source = open_source(saved(tmp_path, content))
+    with pytest.raises(DatasetError, match="share a subject, but 'train1' is in train and"):
+        prepare("mosei", source, tmp_path / "mosei")
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="`labels` must be seven or regression, but got 'five'"):
+        open_source(saved(tmp_path, mult(ALIGNED)), labels="five")
+
+
+# Computational sequences
+
+CLIPS = {
+    "v1": [(0.0, 2.0, 1.0), (2.0, 5.0, -2.0)],
+    "v2": [(0.0, 3.0, 3.0)],
+    "v3": [(1.0, 2.0, 0.0)],
+}
+RATES = {"visual_facet": (4, 35), "acoustic_covarep": (10, 74), "glove_words": (2, 300)}
+
+
+def write_csd(folder: Path) -> None:
+    """Write sequences whose features tell the time of their token."""
+    for name, (rate, width) in RATES.items():
+        with h5py.File(folder / f"{name}.csd", "w") as file:
+            for video in CLIPS:
+                begin = np.arange(5 * rate) / rate
+                features = np.repeat(begin[:, None], width, axis=1).astype(np.float32)
+                file[f"{name}/data/{video}/features"] = features
+                file[f"{name}/data/{video}/intervals"] = np.stack([begin, begin + 1 / rate], axis=1)
+            file[f"{name}/metadata/creator"] = "somebody"
+    with h5py.File(folder / "CMU_MOSEI_Labels.csd", "w") as file:
+        for video, clips in CLIPS.items():
+            file[f"All Labels/data/{video}/features"] = np.array([[y, 0, 0] for *_, y in clips])
+            file[f"All Labels/data/{video}/intervals"] = np.array([c[:2] for c in clips])
+    for fold, video in (("train", "v1"), ("valid", "v2"), ("test", "v3")):
+        (folder / f"{fold}.txt").write_text(f"{video}\nnot-here\n" if fold == "test" else video)
+
+
+def test_sequences_are_cut_to_their_clips(tmp_path: Path) -> None:
+    write_csd(tmp_path)
+    source = open_source(tmp_path, labels="regression", tokens="audio=25")
+    assert {s.name: (s.split, s.label, s.subject) for s in source.samples} == {
+        "v1[0]": ("train", 1.0, "v1"),
+        "v1[1]": ("train", -2.0, "v1"),
+        "v2[0]": ("validation", 3.0, "v2"),
+        "v3[0]": ("test", 0.0, "v3"),
+    }
+    assert source.modalities["audio"].num_tokens == 25
+    values = source.samples[1].read()  # from 2 to 5 seconds
+    assert values["vision"][:, 0].tolist() == [2 + i / 4 for i in range(12)]  # type: ignore[index]
+    assert values["text"][:, 299].tolist() == [2 + i / 2 for i in range(6)]  # type: ignore[index]
+    np.testing.assert_allclose(values["audio"][:, 0], 2 + np.arange(25) / 10, rtol=1e-6)  # type: ignore[index]
+    done = prepare("mosei", source, tmp_path / "store")
+    assert done.num_samples == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "train.txt").unlink(), "train.txt: No such file.*standard folds"),
+        (lambda f: (f / "valid.txt").write_text("v1"), "video v1 is in train too"),
+        (lambda f: (f / "glove_words.csd").unlink(), r"must have one .csd of text \(text or glove"),
+        (lambda f: (f / "more_audio.csd").write_bytes(b"x"), "one .csd of audio"),
+        (lambda f: (f / "CMU_MOSEI_Labels.csd").unlink(), r"must have one \*label\*.csd"),
+        (lambda f: (f / "glove_words.csd").write_bytes(b"not HDF5"), "glove_words.csd: OSError"),
+        (lambda f: [(f / f"{x}.txt").write_text("other") for x in ("train", "valid", "test")],
+         r"video other is in|no clip is of a video"),
+    ],
+)  # fmt: skip
+def test_folders_that_lack_something_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    write_csd(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DatasetError, match=message) as raised:
+        open_source(tmp_path)
+    assert "\n" not in str(raised.value)
