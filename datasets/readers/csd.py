@@ -95,9 +95,7 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
     files = sorted(folder.glob("*.csd"))
     labels = [file for file in files if "label" in file.name.lower()]
     if len(labels) != 1:
-        raise unreadable(
-            folder, f"it must have one file of labels (*label*.csd), not {len(labels)}"
-        )
+        raise unreadable(folder, f"it must have one *label*.csd, but has {len(labels)}")
     sequences = {name: Sequence(_find(folder, files, labels, name)) for name in MARKS}
     shapes = {}
     for name, sequence in sequences.items():

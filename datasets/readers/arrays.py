@@ -1,0 +1,311 @@
+"""One's own data as a folder of arrays, with a table of labels.
+
+    labels.csv          columns name and label; split and subject if there are any. Labels of a
+                        multi-label task are columns label:NAME of 0 and 1.
+    MODALITY/NAME.npy   (T, F), a file a sample; or
+    NAME.npz            an array a modality; or
+    MODALITY.npy        (N, T, F), in the order of the table
+
+A sample whose file of a modality is not there lacks it. Arrays are never unpickled; the shape that
+a header tells is compared with the size of its file before it is believed.
+
+Shapes: N samples, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+import zipfile
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.tabular import (
+    SUBJECT_COLUMNS,
+    parse_pairs,
+    read_labels,
+    read_splits,
+)
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import NAME_PATTERN, ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+MAX_BYTES = 1 << 30
+"""Of one sample's array."""
+MAX_ROWS = 50_000_000
+LABEL = "label:"
+
+
+def open_source(
+    path: Path,
+    *,
+    table: str = "labels.csv",
+    task: str = "auto",
+    tokens: str = "",
+    dtype: str = "float32",
+    licence: str = "not told",
+    attribution: str = "not told",
+) -> Source:
+    """List the samples of a folder of .npy or .npz files and a CSV of labels.
+
+    Args:
+        path: the folder.
+        table: the CSV file in it.
+        task: auto, classification, multilabel or regression.
+        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
+        dtype: float32 or float16, of what is stored.
+        licence: of the samples.
+        attribution: who is to be credited.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    file = within(path, table)
+    rows = _read_table(file)
+    names = rows["name"]
+    labels = read_labels(file, *_label_column(file, rows), task)
+    column = next((one for one in SUBJECT_COLUMNS if one in rows), None)
+    people = [one or None for one in rows[column]] if column else [None] * len(names)
+    splits = read_splits(file, rows.get("split"), people, labels.values, names)
+    places = _find(path, names)
+    shapes = _shapes(path, names, places, parse_pairs(tokens, "tokens"), dtype)
+    classes = tuple(name.removeprefix(LABEL) for name in rows if name.startswith(LABEL))
+    return Source(
+        task=labels.task,
+        modalities=shapes,
+        classes=classes or labels.classes,
+        samples=[
+            Sample(
+                name=name,
+                split=splits[i],
+                label=labels.values[i],
+                subject=people[i],
+                read=partial(_read, places, i, shapes),
+            )
+            for i, name in enumerate(names)
+        ],
+        licence=licence,
+        attribution=attribution,
+        source=path.name,
+        description=f"Read from the folder {path.name}.",
+    )
+
+
+def within(folder: Path, name: str) -> Path:
+    """Return a file of a folder, wherever links lead.
+
+    Raises:
+        DatasetError: the name leads out of the folder.
+    """
+    file = folder / name
+    if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(f"A file must lie in {folder}, but got {name!r:.100}.")
+    return file
+
+
+def _read_table(file: Path) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file with a header."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(itertools.islice(csv.reader(stream, strict=True), MAX_ROWS))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    name = next((one for one in ("name", "id", "file") if one in header), None)
+    if name is None or len(set(header)) != len(header):
+        raise unreadable(file, "it must begin with a line of different names, one of them `name`")
+    body = [row for row in rows[1:] if row]
+    short = next((i for i, row in enumerate(body, start=2) if len(row) != len(header)), None)
+    if short is not None or not body:
+        what = f"line {short} has not {len(header)} cells" if body else "it has no samples"
+        raise unreadable(file, what)
+    columns = {one: [row[i].strip() for row in body] for i, one in enumerate(header)}
+    columns["name"] = columns.pop(name)
+    return columns
+
+
+def _label_column(file: Path, rows: dict[str, list[Any]]) -> tuple[list[Any], None]:
+    """Return what labels are: texts of numbers as numbers, and lists of 0 and 1."""
+    several = [name for name in rows if name.startswith(LABEL)]
+    if several:
+        cells = zip(*(rows[name] for name in several), strict=True)
+        return [[int(one) if one in ("0", "1") else one for one in row] for row in cells], None
+    if "label" not in rows:
+        raise unreadable(file, "it has no column `label`, nor `label:NAME` of several")
+    found: list[Any] = rows["label"]
+    for kind in (int, float):
+        try:
+            return [kind(one) for one in found], None
+        except ValueError:
+            continue
+    return found, None
+
+
+# ------------------------------------------------------------------ where values lie
+
+
+def _find(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any] | None]]:
+    """Return by modality what reads each sample; None where it lacks the modality."""
+    places: dict[str, list[Callable[..., Any] | None]] = {}
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir() and any(entry.glob("*.npy")):
+            places[entry.name] = [_file(path, f"{entry.name}/{name}.npy") for name in names]
+        elif entry.suffix == ".npy":
+            places[entry.stem] = _rows_of(within(path, entry.name), len(names))
+    archives = [_file(path, f"{name}.npz") for name in names]
+    if any(archives):
+        members = sorted({m for one in archives if one for m in _members(one.args[0])})
+        for member in members:
+            places[member] = [
+                partial(read_member, one.args[0], member)
+                if one and member in _members(one.args[0])
+                else None
+                for one in archives
+            ]
+    if not places:
+        raise unreadable(path, "it has no MODALITY/NAME.npy, NAME.npz or MODALITY.npy")
+    return places
+
+
+def _file(path: Path, name: str) -> partial[Any] | None:
+    file = within(path, name)
+    return partial(read_array, file) if file.is_file() else None
+
+
+def _rows_of(file: Path, count: int) -> list[Callable[..., Any] | None]:
+    with _told(file), file.open("rb") as stream:
+        shape, kind, is_fortran = _header(file, stream, file.stat().st_size, 3)
+        offset = stream.tell()
+    if shape[0] != count or is_fortran:
+        raise unreadable(file, f"it must have {count} samples in C order, but has {shape[0]}")
+    array = np.memmap(file, kind, "r", offset, shape)
+    return [partial(_row, array, i) for i in range(count)]
+
+
+def _row(array: npt.NDArray[Any], number: int, *, header: bool = False) -> Any:
+    return array.shape[1:] if header else array[number]
+
+
+def _members(file: Path) -> list[str]:
+    with _told(file), zipfile.ZipFile(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def read_member(file: Path, member: str, *, header: bool = False) -> Any:
+    """Return an array of an archive, (T, F), or its shape alone."""
+    with _told(file), zipfile.ZipFile(file) as archive:
+        size = archive.getinfo(f"{member}.npy").file_size
+        with archive.open(f"{member}.npy") as stream:
+            return _read_stream(file, stream, size, header)  # type: ignore[arg-type]
+
+
+def read_array(file: Path, *, header: bool = False) -> Any:
+    """Return an array of a file, (T, F), or its shape alone.
+
+    Raises:
+        DatasetError: it is not a .npy file of numbers in two axes, or not as large as it says.
+    """
+    with _told(file), file.open("rb") as stream:
+        return _read_stream(file, stream, file.stat().st_size, header)
+
+
+class _told:  # noqa: N801 - used as a function
+    """Turns whatever reading raises into one line."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        wrong = (OSError, ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError,
+                 OverflowError, NotImplementedError, RuntimeError, zipfile.BadZipFile)  # fmt: skip
+        if isinstance(error, wrong) and not isinstance(error, DatasetError):
+            raise unreadable(self._file, getattr(error, "strerror", None) or error) from error
+
+
+def _read_stream(file: Path, stream: BinaryIO, size: int, header: bool) -> Any:
+    shape, kind, is_fortran = _header(file, stream, size, 2)
+    if header:
+        return shape
+    content = stream.read(math.prod(shape) * kind.itemsize)
+    if len(content) != math.prod(shape) * kind.itemsize:
+        raise unreadable(file, "it ends too early")
+    flat = np.frombuffer(content, kind)
+    return flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _header(
+    file: Path, stream: BinaryIO, size: int, num_axes: int
+) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Return shape, type and whether it is in Fortran's order, if the file is as large as that."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        read = np.lib.format.read_array_header_1_0
+    elif version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    else:
+        raise unreadable(file, f"it is a .npy file of version {version}")
+    shape, is_fortran, kind = read(stream, max_header_size=10_000)
+    if kind.kind not in "fiub" or kind.hasobject or len(shape) != num_axes:
+        axes = {2: "(tokens, features)", 3: "(samples, tokens, features)"}[num_axes]
+        raise unreadable(file, f"it must be numbers {axes}, but is {kind} {shape}")
+    num_bytes = math.prod(shape) * kind.itemsize
+    limit = size if num_axes == 3 else min(size, MAX_BYTES)
+    if num_bytes > limit or min(shape[1:]) < 0 or 0 in shape[-1:]:
+        raise unreadable(file, f"it says that it is {shape}, which is more than there is")
+    return shape, kind, bool(is_fortran)
+
+
+def _shapes(
+    path: Path,
+    names: Sequence[str],
+    places: dict[str, list[Callable[..., Any] | None]],
+    most: dict[str, int],
+    dtype: str,
+) -> dict[str, ModalitySpec]:
+    shapes = {}
+    for modality, reads in places.items():
+        if not re.fullmatch(NAME_PATTERN, modality):
+            raise unreadable(
+                path, f"a modality must be lower case letters, but is {modality!r:.40}"
+            )
+        found = [read(header=True) if read else (0, None) for read in reads]
+        widths = {width for length, width in found if width is not None}
+        if len(widths) != 1:
+            raise unreadable(path, f"{modality} differs in features: {sorted(widths)[:3]}")
+        lengths = {length for length, _ in found}
+        longest = min(max(lengths), most.get(modality, 10**9))
+        if longest < 1:
+            raise unreadable(path, f"{modality} is empty in every sample")
+        varies = any(min(length, longest) != longest for length in lengths)
+        shapes[modality] = ModalitySpec(
+            num_tokens=longest,
+            num_features=widths.pop(),
+            variable_length=varies,
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+    return shapes
+
+
+def _read(
+    places: dict[str, list[Callable[..., Any] | None]],
+    number: int,
+    shapes: dict[str, ModalitySpec],
+) -> dict[str, npt.NDArray[Any] | None]:
+    values: dict[str, npt.NDArray[Any] | None] = {}
+    for name, reads in places.items():
+        read = reads[number]
+        values[name] = None if read is None else read()[: shapes[name].num_tokens]
+    return values

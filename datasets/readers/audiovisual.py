@@ -1,0 +1,455 @@
+"""VGGSound, and other audio-visual sets in its form: AudioSet, Kinetics-Sounds and more.
+
+The sets are published as annotations of videos, which everyone turns into features themselves. What
+is read here is a folder with
+
+    features/rgb/CLIP.npy    I3D features of a clip, (T, F); 38 x 1024 in the SFT paper
+    features/flow/CLIP.npy   the same of its optical flow
+    audio/CLIP.wav           its sound, which becomes log-mel tokens (`sound.py`)
+
+and the annotations as they are published. A clip that lacks files is left out and counted; with
+`missing=true` one that has some of them stays.
+
+    VGGSound          vggsound.csv; CLIP is ID_SSSSSS
+    AudioSet          *_train_segments.csv, eval_segments.csv, class_labels_indices.csv; ID_SSSSSS
+    Kinetics-Sounds   train.csv, val.csv, test.csv and a class list; ID_SSSSSS_EEEEEE
+    Moments in Time   trainingSet.csv, validationSet.csv; the path without its ending
+    Epic-Kitchens     EPIC_100_train.csv, EPIC_100_validation.csv; the narration's id
+
+ID is YouTube's, SSSSSS and EEEEEE are seconds with six digits.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import logging
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.arrays import read_array, within
+from sftsearch.datasets.readers.sound import log_mel, read_sound
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+FEATURES = ("rgb", "flow")
+MODALITIES = ("rgb", "spec", "flow")
+"""In the SFT paper's order; spec is the sound."""
+NUM_BANDS = 128
+SECONDS = 30.0
+"""Of sound that are read of a clip, at most."""
+MAX_ROWS = 10_000_000
+VALIDATION = 0.2
+VALIDATION_SEED = 1111
+"""Of the SFT paper's code: the last fifth of the training clips, shuffled by numpy with it."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A row of the annotations."""
+
+    name: str
+    split: str
+    label: Any
+    """The name of a class, or names of labels."""
+    subject: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What a set's annotations say."""
+
+    clips: Sequence[Clip]
+    classes: tuple[str, ...]
+    attribution: str
+    source: str
+    description: str
+    licence: str = "see the page of the source"
+    multilabel: bool = False
+
+
+def open_vggsound(
+    path: Path,
+    *,
+    classes: str = "",
+    modalities: str = "rgb,spec,flow",
+    spec_tokens: int = 1200,
+    missing: bool = False,
+) -> Source:
+    """List the clips of VGGSound, or of VGGS10 and VGGS100 by a class list.
+
+    The validation clips are a fifth of the published training clips, by clip: clips of one video
+    may be in both, as in the paper.
+
+    Args:
+        path: the folder.
+        classes: a file with a class a line; all classes if not given.
+        modalities: of rgb, spec and flow, with commas.
+        spec_tokens: windows of sound of a clip, 10 ms each.
+        missing: keep clips that lack some of their files.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    chosen = _class_list(path, classes)
+    rows = []
+    for row in _rows(path / "vggsound.csv", 4):
+        if chosen is None or row[2] in chosen:
+            if row[3] not in ("train", "test"):
+                raise unreadable(
+                    path / "vggsound.csv", f"a split must be train or test, not {row[3]}"
+                )
+            rows.append(Clip(name=_youtube(row[0], row[1]), split=row[3], label=row[2]))
+    published = Published(
+        clips=rows,
+        classes=_classes(rows, chosen, path),
+        attribution="H. Chen et al.: VGGSound: A Large-scale Audio-Visual Dataset. ICASSP 2020.",
+        source="https://www.robots.ox.ac.uk/~vgg/data/vggsound/",
+        description="Clips of VGGSound: what is seen and what is heard.",
+    )
+    return _source(path, published, modalities, spec_tokens, missing)
+
+
+def open_audioset(
+    path: Path, *, modalities: str = "rgb,spec", spec_tokens: int = 1000, missing: bool = False
+) -> Source:
+    """List the clips of AudioSet, with several labels each.
+
+    Args and raises as `open_vggsound`. The validation clips are a fifth of the training clips.
+    """
+    named = _rows(path / "class_labels_indices.csv", 3, header=True)
+    names = {row[1]: row[2] for row in named}
+    clips = []
+    for file in sorted(path.glob("*_segments.csv")):
+        split = "test" if file.name.startswith("eval") else "train"
+        for row in _rows(file, 4, comments=True):
+            labels = [name.strip() for name in ",".join(row[3:]).split(",")]
+            unknown = next((name for name in labels if name not in names), None)
+            if unknown is not None:
+                raise unreadable(file, f"label {unknown!r:.40} is not in class_labels_indices.csv")
+            known = [names[name] for name in labels]
+            name = _youtube(row[0], row[1])
+            clips.append(Clip(name=name, split=split, label=known))
+    published = Published(
+        clips=clips,
+        classes=tuple(names.values()),
+        attribution="J. F. Gemmeke et al.: Audio Set: An Ontology and Human-labeled Dataset for "
+        "Audio Events. ICASSP 2017.",
+        source="https://research.google.com/audioset/",
+        description="Clips of AudioSet: what is seen and what is heard, with several labels each.",
+        licence="CC BY 4.0 (the annotations)",
+        multilabel=True,
+    )
+    return _source(path, published, modalities, spec_tokens, missing)
+
+
+def open_kinetics_sounds(
+    path: Path,
+    *,
+    classes: str = "classes.txt",
+    modalities: str = "rgb,spec",
+    spec_tokens: int = 1000,
+    missing: bool = False,
+) -> Source:
+    """List the clips of Kinetics whose classes can be heard.
+
+    Args and raises as `open_vggsound`; the class list must be there.
+    """
+    chosen = _class_list(path, classes)
+    clips = []
+    for theirs, ours in (("train", "train"), ("val", "validation"), ("test", "test")):
+        for row in _rows(path / f"{theirs}.csv", 4, header=True):
+            if chosen is None or row[0] in chosen:
+                name = f"{_youtube(row[1], row[2])}_{_seconds(row[3])}"
+                clips.append(Clip(name=name, split=ours, label=row[0], subject=row[1]))
+    published = Published(
+        clips=clips,
+        classes=_classes(clips, chosen, path),
+        attribution="R. Arandjelovic, A. Zisserman: Look, Listen and Learn. ICCV 2017. W. Kay et "
+        "al.: The Kinetics Human Action Video Dataset. arXiv:1705.06950.",
+        source="https://github.com/cvdfoundation/kinetics-dataset",
+        description="Clips of Kinetics whose actions can be seen and heard.",
+    )
+    return _source(path, published, modalities, spec_tokens, missing)
+
+
+def open_moments_in_time(
+    path: Path, *, modalities: str = "rgb,spec", spec_tokens: int = 300, missing: bool = False
+) -> Source:
+    """List the clips of Moments in Time.
+
+    Args and raises as `open_vggsound`. The published validation clips are those tested on; a fifth
+    of the training clips validates.
+    """
+    clips = []
+    for file, split in (("trainingSet.csv", "train"), ("validationSet.csv", "test")):
+        for row in _rows(path / file, 2):
+            name = row[0].rsplit(".", 1)[0]
+            clips.append(Clip(name=name, split=split, label=row[1]))
+    published = Published(
+        clips=clips,
+        classes=_classes(clips, None, path),
+        attribution="M. Monfort et al.: Moments in Time Dataset: One Million Videos for Event "
+        "Understanding. TPAMI 2019.",
+        source="http://moments.csail.mit.edu/",
+        description="Clips of Moments in Time: three seconds of an action.",
+    )
+    return _source(path, published, modalities, spec_tokens, missing)
+
+
+def open_epic_kitchens(
+    path: Path,
+    *,
+    label: str = "verb",
+    modalities: str = "rgb,spec,flow",
+    spec_tokens: int = 400,
+    missing: bool = False,
+) -> Source:
+    """List the actions of Epic-Kitchens-100.
+
+    Args and raises as `open_vggsound`. `label` is verb or noun. The published validation actions
+    are those tested on; a fifth of the training videos validates, no video torn.
+    """
+    if label not in ("verb", "noun"):
+        raise DatasetError(f"Option `label` must be verb or noun, but got {label!r}.")
+    clips = []
+    for file, split in (("EPIC_100_train.csv", "train"), ("EPIC_100_validation.csv", "test")):
+        with _reading(path / file) as rows:
+            columns = _header(path / file, rows, ("narration_id", "video_id", f"{label}_class"))
+            for row in rows:
+                name, video, number = (row[column] for column in columns)
+                if not number.isdigit():
+                    raise unreadable(path / file, f"{label}_class of {name} is {number!r:.40}")
+                clips.append(Clip(name=name, split=split, label=int(number), subject=video))
+    most = max((clip.label for clip in clips), default=0)
+    if most > 10_000:
+        raise unreadable(path, f"{label}_class goes up to {most}")
+    named = [replace(clip, label=f"{label}_{clip.label}") for clip in clips]
+    published = Published(
+        clips=_hold_out_videos(named),
+        classes=tuple(f"{label}_{number}" for number in range(most + 1)),
+        attribution="D. Damen et al.: Rescaling Egocentric Vision: Collection, Pipeline and "
+        "Challenges for EPIC-KITCHENS-100. IJCV 2022.",
+        source="https://epic-kitchens.github.io/",
+        description="Actions in kitchens, seen and heard by who does them.",
+        licence="CC BY-NC 4.0",
+    )
+    return _source(path, published, modalities, spec_tokens, missing)
+
+
+# ------------------------------------------------------------------ annotations
+
+
+class _reading:  # noqa: N801 - used as a function
+    """Reads a CSV file; whatever is wrong with it is one line."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> Iterator[list[str]]:
+        try:
+            self._stream = self._file.open(encoding="utf-8", newline="")
+        except OSError as error:
+            raise unreadable(self._file, error.strerror) from error
+        return csv.reader(self._stream, skipinitialspace=True, strict=True)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._stream.close()
+        if isinstance(error, csv.Error | UnicodeDecodeError | IndexError):
+            raise unreadable(self._file, error) from error
+
+
+def _rows(
+    file: Path, width: int, *, header: bool = False, comments: bool = False
+) -> list[list[str]]:
+    """Return rows of at least so many cells."""
+    found = []
+    with _reading(file) as rows:
+        for number, row in enumerate(itertools.islice(rows, MAX_ROWS), start=1):
+            if not row or (comments and row[0].startswith("#")) or (header and number == 1):
+                continue
+            if len(row) < width:
+                raise unreadable(file, f"row {number} has {len(row)} cells, not {width}")
+            found.append(row)
+    return found
+
+
+def _header(file: Path, rows: Iterator[list[str]], names: Iterable[str]) -> list[int]:
+    known = next(rows, [])
+    for name in names:
+        if name not in known:
+            raise unreadable(file, f"it has no column {name}")
+    return [known.index(name) for name in names]
+
+
+def _youtube(video: str, start: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", video):
+        raise DatasetError(f"A video must be letters, digits, - and _, but got {video!r:.80}.")
+    return f"{video}_{_seconds(start)}"
+
+
+def _seconds(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):
+        raise DatasetError(f"A time must be a number of seconds, but got {text!r:.40}.")
+    return f"{int(float(text)):06d}"
+
+
+def _class_list(folder: Path, name: str) -> set[str] | None:
+    if not name:
+        return None
+    file = within(folder, name)
+    try:
+        chosen = {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    if len(chosen) < 2:
+        raise unreadable(file, "it must have two classes or more, one a line")
+    return chosen
+
+
+def _classes(clips: Sequence[Clip], chosen: set[str] | None, path: Path) -> tuple[str, ...]:
+    found = {clip.label for clip in clips}
+    if chosen is not None and chosen - found:
+        raise unreadable(path, f"no clip is of the class {min(chosen - found)!r:.60}")
+    return tuple(sorted(found))
+
+
+def _hold_out_videos(clips: list[Clip]) -> list[Clip]:
+    """Move a fifth of the training videos to validation."""
+    videos = sorted({str(clip.subject) for clip in clips if clip.split == "train"})
+    np.random.RandomState(VALIDATION_SEED).shuffle(videos)
+    held = set(videos[len(videos) - int(VALIDATION * len(videos)) :])
+    return [
+        replace(clip, split="validation")
+        if clip.split == "train" and clip.subject in held
+        else clip
+        for clip in clips
+    ]
+
+
+def _hold_out(clips: list[Clip]) -> list[Clip]:
+    """Move a fifth of the training clips to validation, where there is none."""
+    if any(clip.split == "validation" for clip in clips):
+        return clips
+    train = np.array([i for i, clip in enumerate(clips) if clip.split == "train"], dtype=np.int64)
+    np.random.RandomState(VALIDATION_SEED).shuffle(train)
+    held = set(train[len(train) - int(VALIDATION * len(train)) :].tolist())
+    return [replace(c, split="validation") if i in held else c for i, c in enumerate(clips)]
+
+
+# ------------------------------------------------------------------ features
+
+
+def _source(
+    path: Path, published: Published, modalities: str, spec_tokens: int, missing: bool
+) -> Source:
+    names = [name.strip() for name in modalities.split(",")]
+    if not names or len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
+        raise DatasetError(
+            f"Option `modalities` must be of {', '.join(MODALITIES)}, but got {modalities!r}."
+        )
+    if spec_tokens < 1:
+        raise DatasetError(f"Option `spec_tokens` must be positive, but got {spec_tokens}.")
+    here = [(clip, _files(path, clip, names)) for clip in published.clips]
+    keep = any if missing else all
+    there = [(clip, files) for clip, files in here if keep(files.values())]
+    if len(there) < len(here):
+        _logger.warning("%d of %d clips lack files, left out", len(here) - len(there), len(here))
+    if not there:
+        raise unreadable(path, "no clip has its files: features/rgb/CLIP.npy, audio/CLIP.wav, ...")
+    shapes = _shapes(there, names, spec_tokens, missing)
+    clips = _hold_out([clip for clip, _ in there])
+    codes = {name: code for code, name in enumerate(published.classes)}
+    samples = [
+        Sample(
+            name=clip.name,
+            split=clip.split,
+            label=_label(clip, codes, published),
+            subject=clip.subject,
+            read=partial(_read, files, shapes),
+        )
+        for clip, (_, files) in zip(clips, there, strict=True)
+    ]
+    return Source(
+        task="multilabel" if published.multilabel else "classification",
+        modalities=shapes,
+        classes=published.classes,
+        samples=samples,
+        licence=published.licence,
+        attribution=published.attribution,
+        source=published.source,
+        description=published.description,
+    )
+
+
+def _label(clip: Clip, codes: dict[str, int], published: Published) -> int | tuple[int, ...]:
+    if published.multilabel:
+        return tuple(int(name in clip.label) for name in published.classes)
+    return codes[clip.label]
+
+
+def _files(path: Path, clip: Clip, names: Sequence[str]) -> dict[str, Path | None]:
+    found: dict[str, Path | None] = {}
+    for name in names:
+        relative = (
+            f"audio/{clip.name}.wav" if name == "spec" else f"features/{name}/{clip.name}.npy"
+        )
+        file = within(path, relative)
+        found[name] = file if file.is_file() else None
+    return found
+
+
+def _shapes(
+    there: Sequence[tuple[Clip, dict[str, Path | None]]],
+    names: Sequence[str],
+    spec_tokens: int,
+    missing: bool,
+) -> dict[str, ModalitySpec]:
+    """Return the shapes: features as long as the longest of all clips, by their headers."""
+    shapes = {}
+    for name in names:
+        if name == "spec":
+            shapes[name] = ModalitySpec(
+                num_tokens=spec_tokens, num_features=NUM_BANDS, variable_length=True
+            )
+            continue
+        sizes = [read_array(files[name], header=True) for _, files in there if files[name]]  # type: ignore[arg-type]
+        if not sizes:
+            raise DatasetError(f"No clip has {name}: leave it out of option `modalities`.")
+        lengths, widths = zip(*sizes, strict=True)
+        if len(set(widths)) != 1:
+            raise DatasetError(f"{name} of clips differ in features: {sorted(set(widths))[:3]}.")
+        varies = missing or len(set(lengths)) > 1
+        shapes[name] = ModalitySpec(
+            num_tokens=max(lengths), num_features=widths[0], variable_length=varies
+        )
+    return shapes
+
+
+def _read(
+    files: dict[str, Path | None], shapes: dict[str, ModalitySpec]
+) -> dict[str, npt.NDArray[Any] | None]:
+    values: dict[str, npt.NDArray[Any] | None] = {}
+    for name, file in files.items():
+        if file is None:
+            values[name] = None
+        elif name == "spec":
+            tokens = log_mel(read_sound(file, seconds=SECONDS))
+            values[name] = tokens[: shapes[name].num_tokens]
+        else:
+            values[name] = read_array(file)
+    return values
