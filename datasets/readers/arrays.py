@@ -18,6 +18,7 @@ import csv
 import itertools
 import math
 import re
+import tokenize
 import zipfile
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -230,7 +231,8 @@ class _told:  # noqa: N801 - used as a function
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         wrong = (OSError, ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError,
-                 OverflowError, NotImplementedError, RuntimeError, zipfile.BadZipFile)  # fmt: skip
+                 OverflowError, NotImplementedError, RuntimeError, tokenize.TokenError,
+                 zipfile.BadZipFile)  # fmt: skip
         if isinstance(error, wrong) and not isinstance(error, DatasetError):
             raise unreadable(self._file, getattr(error, "strerror", None) or error) from error
 
@@ -278,9 +280,7 @@ def _shapes(
     shapes = {}
     for modality, reads in places.items():
         if not re.fullmatch(NAME_PATTERN, modality):
-            raise unreadable(
-                path, f"a modality must be lower case letters, but is {modality!r:.40}"
-            )
+            raise unreadable(path, f"a modality must be lower case, but is {modality!r:.40}")
         found = [read(header=True) if read else (0, None) for read in reads]
         widths = {width for length, width in found if width is not None}
         if len(widths) != 1:

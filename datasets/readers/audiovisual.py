@@ -111,7 +111,7 @@ def open_vggsound(
         if chosen is None or row[2] in chosen:
             if row[3] not in ("train", "test"):
                 raise unreadable(
-                    path / "vggsound.csv", f"a split must be train or test, not {row[3]}"
+                    path / "vggsound.csv", f"a split must be train or test, not {row[3]!r:.40}"
                 )
             rows.append(Clip(name=_youtube(row[0], row[1]), split=row[3], label=row[2]))
     published = Published(

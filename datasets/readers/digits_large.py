@@ -1,0 +1,147 @@
+"""Digits, the large one: the Free Spoken Digit Dataset's recordings, each with an image of MNIST.
+
+Published at https://github.com/Jakobovski/free-spoken-digit-dataset (Z. Jackson et al., CC BY-SA
+4.0), `recordings/DIGIT_SPEAKER_NUMBER.wav` at 8 kHz, and by Y. LeCun et al. as IDX files
+(`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, packed by gzip or not; no licence
+is stated). Folder: `recordings/` and the four IDX files.
+
+A sample is a recording, tokens of 10 ms with 32 log-mel bands divided by 5, and an image of the
+same digit, 196 tokens of 2 x 2 pixels in [0, 1]. Splits are by speaker, as those of the shipped
+`digits`; images of the training part go to training and validation, of the test part to testing,
+and no image is used twice. Who wrote and who speaks are unrelated.
+
+Shapes: N images, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftsearch.datasets.digits import SPEAKERS
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.arrays import within
+from sftsearch.datasets.readers.sound import log_mel, read_sound
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+SIDE = 28
+IMAGE = ModalitySpec(num_tokens=196, num_features=4)
+NUM_BANDS = 32
+RATE = 8000
+MAX_IMAGES = 100_000
+_RECORDING = re.compile(r"([0-9])_([a-z]{1,30})_([0-9]{1,6})\.wav")
+
+
+def open_source(path: Path, *, tokens: int = 256) -> Source:
+    """List recordings of spoken digits, each with a written one.
+
+    Args:
+        path: a folder with recordings/ of the Free Spoken Digit Dataset and MNIST's IDX files.
+        tokens: windows of 10 ms of a recording, at most.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    if tokens < 1:
+        raise DatasetError(f"Option `tokens` must be positive, but got {tokens}.")
+    split_of = {name: split for split, names in SPEAKERS.items() for name in names}
+    parts = {part: _Images(path, part) for part in ("train", "t10k")}
+    samples = []
+    for file in sorted((path / "recordings").glob("*.wav")):
+        found = _RECORDING.fullmatch(file.name)
+        if found is None:
+            raise unreadable(file, "it must be called DIGIT_SPEAKER_NUMBER.wav")
+        digit, speaker = int(found[1]), found[2]
+        if speaker not in split_of:
+            raise unreadable(file, f"the speaker must be one of {', '.join(sorted(split_of))}")
+        split = split_of[speaker]
+        image = parts["t10k" if split == "test" else "train"].take(digit)
+        inside = within(path, f"recordings/{file.name}")
+        samples.append(
+            Sample(
+                name=file.stem,
+                split=split,
+                label=digit,
+                subject=speaker,
+                read=partial(_read, inside, image, tokens),
+            )
+        )
+    if not samples:
+        raise unreadable(path, "it has no recordings/DIGIT_SPEAKER_NUMBER.wav")
+    return Source(
+        task="classification",
+        modalities={
+            "audio": ModalitySpec(num_tokens=tokens, num_features=NUM_BANDS, variable_length=True),
+            "image": IMAGE,
+        },
+        classes=tuple("0123456789"),
+        samples=samples,
+        licence="CC BY-SA 4.0 (sound); MNIST states none",
+        attribution="Z. Jackson et al.: Free Spoken Digit Dataset, CC BY-SA 4.0. Y. LeCun et al.: "
+        "Gradient-Based Learning Applied to Document Recognition. Proc. IEEE 86(11), 1998.",
+        source="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        description="Spoken digits, each with an image of the same digit written by hand.",
+    )
+
+
+class _Images:
+    """A part of MNIST; gives each of its images once, in an order that is the same everywhere."""
+
+    def __init__(self, path: Path, part: str) -> None:
+        self._pixels = read_idx(path, f"{part}-images-idx3-ubyte", (SIDE, SIDE))
+        labels = read_idx(path, f"{part}-labels-idx1-ubyte", ())
+        if len(labels) != len(self._pixels):
+            raise unreadable(path, f"{part} has {len(self._pixels)} images, {len(labels)} labels")
+        order = np.random.default_rng(0).permutation(len(labels))
+        self._left = {digit: order[labels[order] == digit].tolist() for digit in range(10)}
+        self._path, self._part = path, part
+
+    def take(self, digit: int) -> npt.NDArray[np.uint8]:
+        if not self._left[digit]:
+            raise unreadable(self._path, f"{self._part} has too few images of {digit}")
+        image: npt.NDArray[np.uint8] = self._pixels[self._left[digit].pop(0)]
+        return image
+
+
+def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return an IDX file of bytes, (N, *shape), packed or not.
+
+    Raises:
+        DatasetError: it is not there, or not of this form and size.
+    """
+    files = [within(path, name), within(path, f"{name}.gz")]
+    file = next((one for one in files if one.is_file()), files[0])
+    size = int(np.prod(shape, dtype=np.int64))
+    most = MAX_IMAGES * size + 16
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            content = stream.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    axes = 1 + len(shape)
+    head = np.frombuffer(content[4 : 4 + 4 * axes], ">u4")
+    if content[:4] != bytes([0, 0, 8, axes]) or len(head) != axes or len(content) > most:
+        raise unreadable(file, f"it is no IDX file of bytes with {axes} axes")
+    count = int(head[0])
+    if tuple(head[1:].tolist()) != shape or len(content) != 4 + 4 * axes + count * size:
+        raise unreadable(file, f"it says that it has {head.tolist()}, of {len(content)} bytes")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(count, *shape)
+
+
+def _read(file: Path, image: npt.NDArray[np.uint8], tokens: int) -> dict[str, npt.NDArray[Any]]:
+    x_S = read_sound(file, RATE, seconds=tokens / 100 + 1)
+    bands = log_mel(x_S, rate=RATE, num_bands=NUM_BANDS)
+    half = SIDE // 2
+    patches = image.reshape(half, 2, half, 2).transpose(0, 2, 1, 3).reshape(half * half, 4)
+    return {"audio": bands[:tokens] / 5, "image": patches.astype(np.float32) / 255}

@@ -1,0 +1,264 @@
+"""A Hugging Face data set that was saved to disk, `DatasetDict.save_to_disk`.
+
+    dataset_dict.json          {"splits": ["train", "validation", "test"]}
+    SPLIT/state.json           the files, in order
+    SPLIT/dataset_info.json    the features: names of classes, licence, citation
+    SPLIT/data-*.arrow         Arrow's stream format
+
+Read with Arrow alone. Modalities are columns of lists: of numbers, or of lists of numbers (also
+`Array2D`), a token each. What is not a list or the label is not read.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from sftsearch.datasets.errors import look_up
+from sftsearch.datasets.readers.arrays import within
+from sftsearch.datasets.readers.tabular import (
+    SPLIT_NAMES,
+    SUBJECT_COLUMNS,
+    parse_pairs,
+    read_labels,
+)
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+MAX_JSON = 16 << 20
+MAX_FILES = 100_000
+
+
+def open_source(
+    path: Path,
+    *,
+    label: str = "label",
+    task: str = "auto",
+    subject: str = "",
+    modalities: str = "",
+    dims: str = "",
+    tokens: str = "",
+    dtype: str = "float32",
+) -> Source:
+    """List the samples of a Hugging Face data set that was saved to disk.
+
+    Args:
+        path: the folder with dataset_dict.json.
+        label: the column of labels.
+        task: auto, classification, multilabel or regression.
+        subject: the column of subjects; the first of subject, speaker, ... if it is not given.
+        modalities: the columns of modalities, with commas; all columns of lists if not given.
+        dims: features of a token of flat lists, audio=32.
+        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
+        dtype: float32 or float16, of what is stored.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    names = _json(path / "dataset_dict.json").get("splits")
+    if not isinstance(names, list) or not all(name in SPLIT_NAMES for name in names):
+        raise unreadable(path / "dataset_dict.json", f"its splits are {names!r:.80}")
+    splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
+    first = next(iter(splits.values()))
+    for one in splits.values():
+        if one.schema.remove_metadata() != first.schema.remove_metadata():
+            raise unreadable(path, "its splits have different columns")
+    chosen = [n.strip() for n in modalities.split(",") if n.strip()]
+    chosen = chosen or [
+        f.name for f in first.schema if _is_list(_storage(f.type)) and f.name != label
+    ]
+    for name in (label, *chosen):
+        look_up(dict.fromkeys(first.schema.names), name, kind="column of this data set")
+    flat = next((n for n in chosen if not _is_list(_storage(first.schema.field(n).type))), None)
+    if not chosen or flat:
+        raise unreadable(path, f"a modality is a column of lists, but {flat or 'none'} is not")
+    shapes = _shapes(
+        splits, chosen, parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens"), dtype
+    )
+    values = [value for one in splits.values() for value in one.column(label)]
+    called = first.class_names(label)
+    named = [called[v] for v in values] if called and _fit(values, called) else None
+    labels = read_labels(path, values, named, task)
+    column = subject or next((one for one in SUBJECT_COLUMNS if one in first.schema.names), None)
+    samples: list[Sample] = []
+    for split, one in splits.items():
+        people = one.column(column) if column else [None] * one.num_rows
+        samples += [
+            Sample(
+                name=f"{split} {row}",
+                split=split,
+                label=labels.values[len(samples) + row],
+                subject=None if people[row] is None else str(people[row]),
+                read=partial(one.read, row, shapes),
+            )
+            for row in range(one.num_rows)
+        ]
+    information = first.information
+    return Source(
+        task=labels.task,
+        modalities=shapes,
+        classes=tuple(called) if called and labels.task == "classification" else labels.classes,
+        samples=samples,
+        licence=_text(information.get("license")) or "not told",
+        attribution=_text(information.get("citation")) or "not told",
+        source=_text(information.get("homepage")) or path.name,
+        description=f"Read from the Hugging Face data set {path.name}.",
+    )
+
+
+def _text(value: object) -> str:
+    return " ".join(value.split())[:500] if isinstance(value, str) else ""
+
+
+def _fit(values: list[Any], called: list[str]) -> bool:
+    return all(isinstance(value, int) and 0 <= value < len(called) for value in values)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_JSON + 1)
+        found = json.loads(content) if len(content) <= MAX_JSON else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    if not isinstance(found, dict):
+        raise unreadable(file, "it is no JSON object, or too long")
+    return found
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Return what an extension type, such as `Array2D`, stores."""
+    return column.storage if isinstance(column.type, pa.BaseExtensionType) else column
+
+
+class _Split:
+    """A split: its record batches, mapped."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.folder = within(path, name)
+        files = _json(self.folder / "state.json").get("_data_files")
+        if not isinstance(files, list) or not 0 < len(files) <= MAX_FILES:
+            raise unreadable(self.folder / "state.json", "it names no data files")
+        self.information = _json(self.folder / "dataset_info.json")
+        self._batches: list[pa.RecordBatch] = []
+        for entry in files:
+            named = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(named, str):
+                raise unreadable(self.folder / "state.json", f"a data file is {entry!r:.60}")
+            self._batches += self._mapped(within(self.folder, named))
+        if not self._batches:
+            raise unreadable(self.folder, "it has no samples")
+        self.schema = self._batches[0].schema
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self.num_rows = int(self._starts[-1])
+
+    def _mapped(self, file: Path) -> list[pa.RecordBatch]:
+        try:
+            reader = pa.ipc.open_stream(pa.memory_map(str(file)))
+            batches = [batch for batch in reader if batch.num_rows]
+            for batch in batches:
+                batch.validate(full=True)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise unreadable(file, error) from error
+        return batches
+
+    def class_names(self, label: str) -> list[str]:
+        """Return the names of a `ClassLabel`; none of anything else."""
+        feature = self.information.get("features", {})
+        feature = feature.get(label, {}) if isinstance(feature, dict) else {}
+        names = feature.get("names") if isinstance(feature, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return []
+        return names
+
+    def column(self, name: str) -> list[Any]:
+        return [value for batch in self._batches for value in batch.column(name).to_pylist()]
+
+    def cell(self, row: int, name: str) -> pa.Array | None:
+        """Return the list in a row of a column."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        column = _plain(self._batches[number].column(name))
+        cell = column[row - int(self._starts[number])]
+        return cell.values if cell.is_valid else None
+
+    def tokens(self, row: int, name: str, width: int | None) -> npt.NDArray[Any] | None:
+        """Return (T, F) of a cell.
+
+        Raises:
+            DatasetError: it is not numbers in tokens of one width.
+        """
+        inner = self.cell(row, name)
+        if inner is None or not len(inner):
+            return None
+        if _is_list(inner.type):
+            widths = {len(token) if token.is_valid else -1 for token in inner}
+            if len(widths) != 1:
+                raise unreadable(self.folder, f"{name} of sample {row} has tokens of {widths}")
+            (width,) = widths
+            inner = inner.flatten()
+        is_number = pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)
+        if inner.null_count or not is_number:
+            raise unreadable(self.folder, f"{name} of sample {row} must be numbers")
+        width = width or 1
+        if width < 1 or len(inner) % width:
+            raise unreadable(
+                self.folder, f"{name} of sample {row} is not whole tokens of {width} features"
+            )
+        return np.asarray(inner).reshape(-1, width)
+
+    def read(self, row: int, shapes: dict[str, ModalitySpec]) -> dict[str, npt.NDArray[Any] | None]:
+        """Return the values of a sample."""
+        values: dict[str, npt.NDArray[Any] | None] = {}
+        for name, shape in shapes.items():
+            found = self.tokens(row, name, shape.num_features)
+            values[name] = None if found is None else found[: shape.num_tokens]
+        return values
+
+
+def _shapes(
+    splits: dict[str, _Split],
+    names: list[str],
+    dims: dict[str, int],
+    most: dict[str, int],
+    dtype: str,
+) -> dict[str, ModalitySpec]:
+    shapes = {}
+    for name in names:
+        lengths, widths = set(), set()
+        for one in splits.values():
+            for row in range(one.num_rows):
+                found = one.tokens(row, name, dims.get(name))
+                lengths.add(0 if found is None else len(found))
+                if found is not None:
+                    widths.add(found.shape[1])
+            if len(widths) > 1:
+                raise unreadable(one.folder, f"{name} differs in features: {sorted(widths)[:3]}")
+        longest = min(max(lengths), most.get(name, 10**9))
+        if longest < 1:
+            raise unreadable(next(iter(splits.values())).folder, f"{name} is empty everywhere")
+        shapes[name] = ModalitySpec(
+            num_tokens=longest,
+            num_features=widths.pop(),
+            variable_length=any(min(length, longest) != longest for length in lengths),
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+    return shapes

@@ -1,0 +1,171 @@
+"""NTU RGB+D: actions of one or two people, as the skeletons that a depth camera saw.
+
+Published at https://rose1.ntu.edu.sg/dataset/actionRecognition/ (A. Shahroudy et al., NTU RGB+D: A
+Large Scale Dataset for 3D Human Activity Analysis, CVPR 2016), for research by agreement. Files are
+`SsssCcccPpppRrrrAaaa.skeleton`: setup, camera, performer, replication, action. A file is text: the
+number of frames; a frame is the number of bodies; a body is a line of ten numbers, the number of
+joints (25) and a line of twelve numbers a joint, of which x, y and z are read.
+
+A sample has the modalities `person_1` and `person_2`: frames as tokens, 25 x 3 coordinates in
+metres relative to the first body's spine base in its first frame. Frames are drawn evenly where
+there are more than `tokens`. A person who is not there is a missing modality; one who is away in
+some frames has zeros there.
+
+Splits: `cross_subject`, the twenty published training performers, of whom every fifth validates;
+`cross_view`, cameras 2 and 3 for training, of which every tenth sample validates, camera 1 for
+testing.
+
+Shapes: T frames, F coordinates.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.arrays import within
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+TRAINING = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
+"""The published training performers of cross-subject evaluation."""
+VALIDATING = TRAINING[4::5]
+NUM_JOINTS = 25
+MAX_FRAMES, MAX_BODIES, MAX_BYTES = 10_000, 10, 256 << 20
+_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton")
+
+
+def open_source(
+    path: Path, *, protocol: str = "cross_subject", tokens: int = 64, classes: int = 60
+) -> Source:
+    """List the skeletons of NTU RGB+D.
+
+    Args:
+        path: the folder of .skeleton files.
+        protocol: cross_subject or cross_view.
+        tokens: frames of a sample, at most.
+        classes: 60, or 120.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    if protocol not in ("cross_subject", "cross_view") or tokens < 1 or classes not in (60, 120):
+        raise DatasetError(
+            "Option `protocol` must be cross_subject or cross_view, `tokens` positive, `classes` "
+            f"60 or 120, but got (protocol={protocol}, tokens={tokens}, classes={classes})."
+        )
+    samples: list[Sample] = []
+    for file in sorted(path.glob("*.skeleton")):
+        found = _NAME.fullmatch(file.name)
+        if found is None:
+            raise unreadable(file, "it must be called SsssCcccPpppRrrrAaaa.skeleton")
+        _, camera, performer, _, action = map(int, found.groups())
+        if not 1 <= action <= classes:
+            if action <= 120:
+                continue  # of the larger set
+            raise unreadable(file, f"there is no action {action}")
+        by_subject = protocol == "cross_subject"
+        split = _of_subject(performer) if by_subject else _of_view(camera, len(samples))
+        inside = within(path, file.name)
+        samples.append(
+            Sample(
+                name=file.stem,
+                split=split,
+                label=action - 1,
+                subject=f"performer {performer:03d}" if by_subject else None,
+                read=partial(_read, inside, tokens),
+            )
+        )
+    if not samples:
+        raise unreadable(path, "it has no .skeleton files")
+    shape = ModalitySpec(num_tokens=tokens, num_features=3 * NUM_JOINTS, variable_length=True)
+    return Source(
+        task="classification",
+        modalities={"person_1": shape, "person_2": shape},
+        classes=tuple(f"A{number:03d}" for number in range(1, classes + 1)),
+        samples=samples,
+        licence="see the page of the source",
+        attribution="A. Shahroudy et al.: NTU RGB+D: A Large Scale Dataset for 3D Human Activity "
+        "Analysis. CVPR 2016.",
+        source="https://rose1.ntu.edu.sg/dataset/actionRecognition/",
+        description="Actions of one or two people, as skeletons of 25 joints.",
+    )
+
+
+def _of_subject(performer: int) -> str:
+    if performer in VALIDATING:
+        return "validation"
+    return "train" if performer in TRAINING else "test"
+
+
+def _of_view(camera: int, number: int) -> str:
+    if camera == 1:
+        return "test"
+    return "validation" if number % 10 == 9 else "train"
+
+
+def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32] | None]:
+    frames = read_skeletons(file)
+    bodies = list(dict.fromkeys(body for frame in frames for body in frame))
+    # Those who are seen longest; of equals, who is seen first.
+    seen = {body: sum(body in frame for frame in frames) for body in bodies}
+    chosen = sorted(bodies, key=lambda body: -seen[body])[:2]
+    if not chosen:
+        raise unreadable(file, "nobody is in it")
+    rows = np.linspace(0, len(frames) - 1, min(tokens, len(frames))).round().astype(int)
+    origin = next(frame[chosen[0]][0] for frame in frames if chosen[0] in frame)
+    values: dict[str, npt.NDArray[np.float32] | None] = {"person_1": None, "person_2": None}
+    for name, body in zip(values, chosen, strict=False):
+        nobody = np.zeros((NUM_JOINTS, 3))
+        found = [frames[row][body] - origin if body in frames[row] else nobody for row in rows]
+        values[name] = np.stack(found).reshape(len(rows), -1).astype(np.float32)
+    return values
+
+
+def read_skeletons(file: Path) -> list[dict[str, npt.NDArray[np.float64]]]:
+    """Return by frame and body the joints in metres, (25, 3).
+
+    Raises:
+        DatasetError: the file cannot be read, or is not of this form.
+    """
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise unreadable(file, f"it has more than {MAX_BYTES} bytes")
+        lines = iter(file.read_text(encoding="ascii").splitlines())
+        frames = [_frame(lines) for _ in range(_count(next(lines), MAX_FRAMES))]
+    except (StopIteration, RuntimeError):  # as which the former leaves what builds a list
+        raise unreadable(file, "it ends too early") from None
+    except (OSError, ValueError, IndexError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
+    if not frames:
+        raise unreadable(file, "it has no frames")
+    return frames
+
+
+def _frame(lines: Iterator[str]) -> dict[str, npt.NDArray[np.float64]]:
+    frame = {}
+    for _ in range(_count(next(lines), MAX_BODIES)):
+        body = next(lines).split()[0]
+        if _count(next(lines), NUM_JOINTS) != NUM_JOINTS:
+            raise ValueError(f"a body must have {NUM_JOINTS} joints")
+        joints = [next(lines).split()[:3] for _ in range(NUM_JOINTS)]
+        frame[body] = np.array(joints, dtype=np.float64).reshape(NUM_JOINTS, 3)
+    return frame
+
+
+def _count(line: str, most: int) -> int:
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", line) or int(line) > most:
+        raise ValueError(f"a count must be a number up to {most}, but is {line[:40]!r}")
+    return int(line)

@@ -1,0 +1,106 @@
+"""RAVDESS, speech: 24 actors say two sentences in eight emotions.
+
+Published at https://zenodo.org/record/1188976 (S. R. Livingstone, F. A. Russo, The Ryerson
+Audio-Visual Database of Emotional Speech and Song, PLoS ONE 13(5), 2018), CC BY-NC-SA 4.0. Files
+are `Actor_12/03-01-05-01-02-01-12.wav`: modality, channel, emotion, intensity, statement,
+repetition, actor; actors of odd number are men, of even women.
+
+A sample is the sound as 13 cepstral coefficients (MFCC) every 10 ms. Of six folds each has two men
+and two women; fold `fold` is tested on, the next one validates, the others train.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.arrays import within
+from sftsearch.datasets.readers.sound import mfcc, read_sound
+from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.spec import ModalitySpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+NUM_ACTORS, NUM_FOLDS = 24, 6
+NUM_COEFFICIENTS = 13
+SECONDS = 10.0
+"""Of sound that are read; the longest recording has under six."""
+_NAME = re.compile(r"03-01-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav")
+
+
+def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
+    """List the recordings of RAVDESS speech.
+
+    Args:
+        path: the folder of Actor_01, ..., Actor_24.
+        fold: which of six is tested on, 0 to 5.
+        tokens: windows of 10 ms of a recording, at most.
+
+    Raises:
+        DatasetError: the folder is not of this form.
+    """
+    if not 0 <= fold < NUM_FOLDS or tokens < 1:
+        raise DatasetError(
+            f"Option `fold` must be 0 to {NUM_FOLDS - 1} and `tokens` positive, but got "
+            f"(fold={fold}, tokens={tokens})."
+        )
+    samples = []
+    for file in sorted(path.glob("Actor_*/*.wav")):
+        found = _NAME.fullmatch(file.name)
+        if found is None:
+            continue  # songs and videos have names alike
+        emotion, *_, actor = map(int, found.groups())
+        if not 1 <= emotion <= len(EMOTIONS) or not 1 <= actor <= NUM_ACTORS:
+            raise unreadable(file, f"it is of emotion {emotion} and actor {actor}")
+        if file.parent.name != f"Actor_{actor:02d}":
+            raise unreadable(file, f"it is of actor {actor}, and in another's folder")
+        inside = within(path, f"{file.parent.name}/{file.name}")
+        samples.append(
+            Sample(
+                name=file.stem,
+                split=_split(actor, fold),
+                label=emotion - 1,
+                subject=f"actor {actor:02d}",
+                read=partial(_read, inside, tokens),
+            )
+        )
+    if not samples:
+        raise unreadable(path, "it has no Actor_01/03-01-...-01.wav")
+    return Source(
+        task="classification",
+        modalities={
+            "audio": ModalitySpec(
+                num_tokens=tokens, num_features=NUM_COEFFICIENTS, variable_length=True
+            )
+        },
+        classes=EMOTIONS,
+        samples=samples,
+        licence="CC BY-NC-SA 4.0",
+        attribution="S. R. Livingstone, F. A. Russo: The Ryerson Audio-Visual Database of "
+        "Emotional Speech and Song (RAVDESS). PLoS ONE 13(5), e0196391 (2018).",
+        source="https://zenodo.org/record/1188976",
+        description="Two sentences spoken by 24 actors in eight emotions: sound.",
+    )
+
+
+def fold_of(actor: int) -> int:
+    """Return the fold of an actor, 1 to 24: two men and two women each."""
+    return (actor - 1) // 2 % NUM_FOLDS
+
+
+def _split(actor: int, fold: int) -> str:
+    splits = {fold: "test", (fold + 1) % NUM_FOLDS: "validation"}
+    return splits.get(fold_of(actor), "train")
+
+
+def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32]]:
+    return {"audio": mfcc(read_sound(file, seconds=SECONDS))[:tokens]}

@@ -1,0 +1,126 @@
+"""Data sets as `DatasetDict.save_to_disk` lays them down."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sftsearch.datasets.errors import DatasetError, UserError
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.readers.huggingface import open_source
+from sftsearch.datasets.store import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = {"train": 5, "validation": 3, "test": 2}
+PICTURE = pa.list_(pa.list_(pa.float32()))
+
+
+class Array2DType(pa.ExtensionType):
+    """What `datasets` calls its type of two axes."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.list_(pa.list_(pa.float32())), "datasets.features.features.Array2D")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b"[[2, 3], float32]"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: Any, serialized: bytes) -> Array2DType:
+        return cls()
+
+
+def rows(split: str) -> dict[str, Any]:
+    start = list(SIZES).index(split) * 10
+    numbers = range(start, start + SIZES[split])
+    return {
+        "label": pa.array([n % 2 for n in numbers], pa.int64()),
+        "speaker": [f"{split}{n % 2}" for n in numbers],
+        "sound": [[float(n)] * (1 + n % 3) for n in numbers],
+        "picture": pa.array(
+            [[[n, 1, 2], [3, 4, 5]] for n in numbers], pa.list_(pa.list_(pa.float32()))
+        ),
+        "text": ["words"] * len(numbers),
+    }
+
+
+def save(folder: Path, change: Any = None, extension: bool = False) -> None:
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(SIZES)}))
+    for split in SIZES:
+        columns = rows(split)
+        if extension:
+            storage = columns["picture"]
+            columns["picture"] = pa.ExtensionArray.from_storage(Array2DType(), storage)
+        table = pa.table(columns)
+        place = folder / split
+        place.mkdir(exist_ok=True)
+        for number, part in enumerate((table.slice(0, 1), table.slice(1))):
+            file = place / f"data-{number:05d}-of-00002.arrow"
+            with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+                out.write_table(part)
+        files = [{"filename": f"data-{n:05d}-of-00002.arrow"} for n in range(2)]
+        (place / "state.json").write_text(json.dumps({"_data_files": files, "_split": split}))
+        features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+        information = {"features": features, "license": "cc-by-4.0", "citation": "Some\none"}
+        (place / "dataset_info.json").write_text(json.dumps(information))
+
+
+@pytest.mark.parametrize("extension", [False, True], ids=["lists", "Array2D"])
+def test_samples_are_read(tmp_path: Path, extension: bool) -> None:
+    save(tmp_path, extension=extension)
+    source = open_source(tmp_path, modalities="sound,picture")
+    assert source.classes == ("no", "yes")
+    assert (source.licence, source.attribution) == ("cc-by-4.0", "Some one")
+    shape = source.modalities["picture"]
+    assert (shape.num_tokens, shape.num_features, shape.variable_length) == (2, 3, False)
+    assert source.modalities["sound"].variable_length
+    store = open_store(prepare("mine", source, tmp_path / "store").path)
+    assert store.spec.num_samples == SIZES
+    train = store.split("train")
+    np.testing.assert_array_equal(train.modalities["picture"][3], [[3, 1, 2], [3, 4, 5]])
+    assert train.lengths["sound"].tolist() == [1, 2, 3, 1, 2]
+    assert train.labels.tolist() == [0, 1, 0, 1, 0]
+    assert store.spec.subjects["test"] == ("test0", "test1")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "dataset_dict.json").write_text("{"), "dataset_dict.json: "),
+        (lambda f: (f / "dataset_dict.json").write_text('{"splits": ["../x"]}'), "its splits are"),
+        (lambda f: (f / "train" / "state.json").unlink(), r"state.json: No such file"),
+        (lambda f: (f / "train" / "state.json").write_text("[]"), "it is no JSON object"),
+        (lambda f: (f / "train" / "state.json").write_text('{"_data_files": []}'), "no data files"),
+        (
+            lambda f: (f / "train" / "state.json").write_text(
+                '{"_data_files": [{"filename": "../../x"}]}'
+            ),
+            "A file must lie in",
+        ),
+        (
+            lambda f: (f / "train" / "data-00000-of-00002.arrow").write_bytes(b"not Arrow"),
+            r"data-00000-of-00002.arrow: ",
+        ),
+    ],
+)
+def test_folders_of_another_form_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(DatasetError, match=message) as raised:
+        open_source(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(UserError, match="No column of this data set is called 'lable'"):
+        open_source(tmp_path, label="lable")
+    with pytest.raises(DatasetError, match="sound of sample 0 is not whole tokens of 2 features"):
+        open_source(tmp_path, modalities="sound", dims="sound=2")
+    with pytest.raises(DatasetError, match="a modality is a column of lists, but text is not"):
+        open_source(tmp_path, modalities="sound,text")

@@ -1,0 +1,65 @@
+"""RAVDESS: names, folds and coefficients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.readers.ravdess import EMOTIONS, fold_of, open_source
+from sftsearch.datasets.readers.sound import mfcc, read_sound
+from sftsearch.datasets.store import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for actor in range(1, 25):
+        for emotion in (1, 8):
+            file = tmp_path / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-02-01-{actor:02d}.wav"
+            file.parent.mkdir(exist_ok=True)
+            sound = np.random.default_rng(actor).uniform(-0.5, 0.5, 4800 + 160 * actor)
+            soundfile.write(file, sound, 48_000)
+    (tmp_path / "Actor_01" / "03-02-01-01-02-01-01.wav").write_bytes(b"a song, not read")
+    return tmp_path
+
+
+def test_folds_have_two_men_and_two_women(folder: Path) -> None:
+    for fold in range(6):
+        actors = [actor for actor in range(1, 25) if fold_of(actor) == fold]
+        assert len(actors) == 4
+        assert sum(actor % 2 for actor in actors) == 2
+
+
+def test_recordings_are_read(folder: Path) -> None:
+    source = open_source(folder, fold=2, tokens=9)
+    assert source.classes == EMOTIONS
+    store = open_store(prepare("ravdess", source, folder / "store").path)
+    assert store.spec.num_samples == {"train": 32, "validation": 8, "test": 8}
+    assert store.spec.subjects["test"] == tuple(f"actor {n:02d}" for n in (5, 6, 17, 18))
+    assert store.spec.subjects["validation"] == tuple(f"actor {n:02d}" for n in (7, 8, 19, 20))
+    test = store.split("test", unseal_test=True)
+    assert sorted(set(test.labels.tolist())) == [0, 7]
+    expected = mfcc(read_sound(folder / "Actor_05" / "03-01-01-01-02-01-05.wav"))[:9]
+    np.testing.assert_array_equal(test.modalities["audio"][0][: len(expected)], expected)
+    assert test.modalities["audio"].shape == (8, 9, 13)
+
+
+def test_what_is_not_of_this_form_is_refused(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="`fold` must be 0 to 5"):
+        open_source(folder, fold=6)
+    with pytest.raises(DatasetError, match="it has no Actor_01"):
+        open_source(folder / "Actor_01")
+    wrong = folder / "Actor_02" / "03-01-09-01-02-01-02.wav"
+    wrong.write_bytes(b"")
+    with pytest.raises(DatasetError, match="it is of emotion 9 and actor 2"):
+        open_source(folder)
+    wrong.rename(folder / "Actor_02" / "03-01-01-01-02-01-03.wav")
+    with pytest.raises(DatasetError, match="it is of actor 3, and in another's folder"):
+        open_source(folder)
