@@ -20,6 +20,7 @@ import math
 import re
 import tokenize
 import zipfile
+import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -232,6 +233,7 @@ class _told:  # noqa: N801 - used as a function
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         wrong = (OSError, ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError,
                  OverflowError, NotImplementedError, RuntimeError, tokenize.TokenError,
+                 zlib.error,
                  zipfile.BadZipFile)  # fmt: skip
         if isinstance(error, wrong) and not isinstance(error, DatasetError):
             raise unreadable(self._file, getattr(error, "strerror", None) or error) from error

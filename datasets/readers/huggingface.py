@@ -75,12 +75,11 @@ def open_source(
         if one.schema.remove_metadata() != first.schema.remove_metadata():
             raise unreadable(path, "its splits have different columns")
     chosen = [n.strip() for n in modalities.split(",") if n.strip()]
-    chosen = chosen or [
-        f.name for f in first.schema if _is_list(_storage(f.type)) and f.name != label
-    ]
+    lists = [field.name for field in first.schema if _is_list(_storage(field.type))]
+    chosen = chosen or [name for name in lists if name != label]
     for name in (label, *chosen):
         look_up(dict.fromkeys(first.schema.names), name, kind="column of this data set")
-    flat = next((n for n in chosen if not _is_list(_storage(first.schema.field(n).type))), None)
+    flat = next((name for name in chosen if name not in lists), None)
     if not chosen or flat:
         raise unreadable(path, f"a modality is a column of lists, but {flat or 'none'} is not")
     shapes = _shapes(

@@ -25,13 +25,12 @@ def idx(values: np.ndarray) -> bytes:
     return head + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "recordings").mkdir()
+def write(folder: Path) -> None:
+    (folder / "recordings").mkdir()
     random = np.random.default_rng(0)
     for speaker in [name for names in SPEAKERS.values() for name in names]:
         for digit in range(10):
-            file = tmp_path / "recordings" / f"{digit}_{speaker}_0.wav"
+            file = folder / "recordings" / f"{digit}_{speaker}_0.wav"
             soundfile.write(file, random.uniform(-0.5, 0.5, 1600), 8000)
     for part, count in (("train", 60), ("t10k", 30)):
         images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -39,8 +38,13 @@ def folder(tmp_path: Path) -> Path:
         images[:, 0, 0] = labels  # so that a test can tell
         packed = gzip.compress(idx(images)) if part == "train" else idx(images)
         ending = ".gz" if part == "train" else ""
-        (tmp_path / f"{part}-images-idx3-ubyte{ending}").write_bytes(packed)
-        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+        (folder / f"{part}-images-idx3-ubyte{ending}").write_bytes(packed)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path)
     return tmp_path
 
 

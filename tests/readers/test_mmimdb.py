@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 SPLITS = "9,4,5"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write(folder: Path) -> None:
     random = np.random.default_rng(0)
-    with h5py.File(tmp_path / "multimodal_imdb.hdf5", "w") as file:
+    with h5py.File(folder / "multimodal_imdb.hdf5", "w") as file:
         file["features"] = random.standard_normal((18, 300)).astype(np.float32)
         file["vgg_features"] = random.standard_normal((18, 4096)).astype(np.float32)
         file["genres"] = np.arange(18 * 23).reshape(18, 23) % 3 % 2
         file["images"] = np.zeros((18, 3, 4, 4), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path)
     return tmp_path
 
 

@@ -36,11 +36,15 @@ def name(performer: int, action: int, camera: int = 1) -> str:
     return f"S001C{camera:03d}P{performer:03d}R001A{action:03d}.skeleton"
 
 
+def write(folder: Path) -> None:
+    for performer in (1, 2, 3, 8, 13):
+        (folder / name(performer, 5)).write_text(skeleton([[7], [7], [7]]))
+        (folder / name(performer, 50)).write_text(skeleton([[7, 9], [7, 9], [7]]))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for performer in (1, 2, 3, 8, 13):
-        (tmp_path / name(performer, 5)).write_text(skeleton([[7], [7], [7]]))
-        (tmp_path / name(performer, 50)).write_text(skeleton([[7, 9], [7, 9], [7]]))
+    write(tmp_path)
     return tmp_path
 
 

@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write(folder: Path) -> None:
     for actor in range(1, 25):
         for emotion in (1, 8):
-            file = tmp_path / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-02-01-{actor:02d}.wav"
+            file = folder / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-02-01-{actor:02d}.wav"
             file.parent.mkdir(exist_ok=True)
             sound = np.random.default_rng(actor).uniform(-0.5, 0.5, 4800 + 160 * actor)
             soundfile.write(file, sound, 48_000)
-    (tmp_path / "Actor_01" / "03-02-01-01-02-01-01.wav").write_bytes(b"a song, not read")
+    (folder / "Actor_01" / "03-02-01-01-02-01-01.wav").write_bytes(b"a song, not read")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path)
     return tmp_path
 
 
