@@ -190,7 +190,7 @@ def test_a_process_gives_the_same_code_and_no_traceback(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sftsearch.orchestrator.study.check_study", interrupt)

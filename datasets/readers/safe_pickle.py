@@ -214,16 +214,26 @@ def _checked(shape: Any, dtype: _DType, is_fortran: bool, content: Any) -> Any:
         return shape, content
     kind, order = dtype.real(), "F" if is_fortran else "C"
     if isinstance(content, _Mapped) and content.count == count * kind.itemsize > 0:
-        return np.memmap(content.file, kind, "r", content.start, shape, order)  # type: ignore[call-overload]
+        mapped = np.memmap(content.file, kind, "r", content.start, (count,))
+        return _sound(mapped).reshape(shape, order=order)  # type: ignore[call-overload]
     if isinstance(content, str):
         content = content.encode("latin1")
     if not isinstance(content, bytes | bytearray) or len(content) != count * kind.itemsize:
         raise ValueError(f"an array of {shape} {kind} has other bytes than it needs")
-    flat = np.frombuffer(content, kind)
+    flat = _sound(np.frombuffer(content, kind))
     return flat.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 _PLAIN = (str, bytes, bytearray, int, float, complex, np.generic, np.ndarray)
+
+
+def _sound(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose texts have no characters that are none: numpy would not look."""
+    if flat.dtype.kind == "U" and flat.size:
+        codes = flat.view(np.dtype("u4").newbyteorder(flat.dtype.byteorder))
+        if codes.max() > 0x10FFFF:
+            raise ValueError("a text has characters that are none")
+    return flat
 
 
 class _Rebuilt:

@@ -6,7 +6,8 @@ whose files are those of its manifest. Anything else is printed with its seed: a
 case of more than so many seconds, a file that something wrote beside. The parent runs the cases in
 processes of their own, so that a crash is one too.
 
-`python -P tests/benchmarks/fuzz_readers.py --cases 10000`; the last line is JSON, the exit code 1 on a fault.
+`python -P tests/benchmarks/fuzz_readers.py --cases 10000`; the last line is JSON, and the exit code
+1 on a fault.
 """
 
 from __future__ import annotations

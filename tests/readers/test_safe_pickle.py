@@ -231,6 +231,15 @@ def test_what_refers_to_itself_and_to_others_often_is_no_bomb(file: Path) -> Non
     assert found[0] is found
 
 
+def test_texts_have_characters_that_are_some(file: Path) -> None:
+    """Numpy would make Python raise a SystemError of them."""
+    content = pickle.dumps(np.array(["abc"]), 4)
+    assert content.count(b"c\x00\x00\x00") == 1
+    file.write_bytes(content.replace(b"c\x00\x00\x00", b"c\x00\x11\x00"))
+    with pytest.raises(DatasetError, match="a text has characters that are none"):
+        load(file)
+
+
 def test_a_memos_number_is_no_size(file: Path) -> None:
     """LONG_BINPUT of two thousand millions, for which pickle's C code takes sixteen gigabytes."""
     file.write_bytes(b"\x80\x02]r\xff\xff\xff\x7f.")

@@ -1,0 +1,230 @@
+"""`sftsearch data`: prepare, list, info, verify and remove, and a study on what was prepared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from sftsearch.datasets.catalog import prepared_folder
+from sftsearch.orchestrator.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STUDY = """
+study: {name: small}
+dataset: {kind: wearables}
+objectives:
+  - {metric: top1, goal: maximize}
+  - {metric: gflops, goal: minimize}
+search:
+  sampler: {kind: exhaustive}
+  trials: 4
+training: {epochs: 1, batch_size: 32}
+space:
+  - kind: late_fusion
+    patch: 2
+    dim: 8
+    num_heads: 2
+    num_layers: 1
+    modalities:
+      kind: choice
+      values: [[watch_acc], [watch_acc, watch_gyro]]
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "mine.parquet")
+
+
+def write(file: Path, count: int = 60, *, bad: bool = False) -> Path:
+    random = np.random.default_rng(0)
+    sound = [random.standard_normal(2 * int(random.integers(2, 7))) for _ in range(count)]
+    if bad:
+        sound[5][1] = np.nan
+    table = pa.table(
+        {
+            "label": [n % 2 for n in range(count)],
+            "subject": [f"p{n % 10}" for n in range(count)],
+            "sound": pa.array(sound, pa.list_(pa.float32())),
+            "image": [random.standard_normal(12) for _ in range(count)],
+        }
+    )
+    pq.write_table(table.replace_schema_metadata({"modality.sound.dims": "2"}), file)
+    return file
+
+
+def call(*arguments: object, **options: Any) -> Result:
+    return CliRunner().invoke(main, [str(one) for one in arguments], **options)
+
+
+def test_what_is_prepared_is_listed_told_and_verified(file: Path, cache: Path) -> None:
+    done = call("data", "prepare", "mine", "--from", file, "--option", "licence=CC0")
+    assert done.exit_code == 0, done.output
+    assert "modality:     sound, 0 to 6 tokens x 2" in done.output
+    rows = {row["data set"]: row for row in json.loads(call("data", "list", "--json").output)}
+    assert rows["mine"]["from"] == "prepared"
+    assert rows["mine"]["licence"] == "CC0"
+    assert rows["wearables"]["from"] == "built in"
+    told = json.loads(call("data", "info", "mine", "--json").output)
+    assert told["splits"]["train"]["samples"] == 36
+    assert told["store"] == str(cache / "prepared" / "mine")
+    verified = call("data", "verify", "mine")
+    assert verified.exit_code == 0
+    assert "3 files are as they were written" in verified.output
+
+
+def test_a_flipped_bit_is_found(file: Path) -> None:
+    call("data", "prepare", "mine", "--from", file)
+    arrow = prepared_folder() / "mine" / "validation.arrow"
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 4
+    arrow.write_bytes(bytes(content))
+    done = call("data", "verify", "mine")
+    assert done.exit_code == 1
+    assert "validation.arrow: sha256 is" in done.output
+
+
+def test_not_a_number_is_an_error_or_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "bad.parquet", bad=True)
+    done = call("data", "prepare", "mine", "--from", file)
+    assert done.exit_code == 1
+    assert "sound of sample 'row 5' must be finite, but token 0, feature 1 is nan" in done.output
+    done = call("data", "prepare", "mine", "--from", file, "--nan", "drop")
+    assert done.exit_code == 0
+    assert "not finite:   0 numbers made 0, 1 samples left out" in done.output
+
+
+def test_json_says_what_was_done(file: Path, cache: Path) -> None:
+    done = CliRunner().invoke(main, ["data", "prepare", "mine", "--from", str(file), "--json"])
+    told = json.loads(done.stdout)
+    assert told["path"] == str(cache / "prepared" / "mine")
+    assert (told["num_samples"], told["num_zeroed"], told["num_dropped"]) == (60, 0, 0)
+    assert len(told["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wearables", "'wearables' is built in; choose another name"),
+        ("Mine", "A data set's name must be lower case letters"),
+        ("../mine", "A data set's name must be"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(file: Path, name: str, message: str) -> None:
+    done = call("data", "prepare", name, "--from", file)
+    assert done.exit_code == 1
+    assert message in done.output
+
+
+def test_what_is_there_must_be_removed_first(file: Path) -> None:
+    call("data", "prepare", "mine", "--from", file)
+    done = call("data", "prepare", "mine", "--from", file)
+    assert done.exit_code == 1
+    assert "`sftsearch data remove mine` first" in done.output
+    assert call("data", "remove", "mine", input="n\n").exit_code == 1
+    assert (prepared_folder() / "mine").is_dir()
+    assert "Removed" in call("data", "remove", "mine", "--yes").output
+    assert not (prepared_folder() / "mine").exists()
+    done = call("data", "remove", "mine", "--yes")
+    assert done.exit_code == 1
+    assert "No data set 'mine' was prepared here. Prepared: none." in done.output
+    assert "is built in" in call("data", "remove", "digits", "--yes").output
+
+
+def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
+    call("data", "prepare", "mine", "--from", file)
+    for name in ("mine", "synthetic_rating", "synthetic_tags"):
+        picture = tmp_path / f"{name}.png"
+        done = call("data", "info", name, "--picture", picture)
+        assert done.exit_code == 0, done.output
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    done = call("data", "info", "mine", "--picture", tmp_path / "none" / "x.png")
+    assert done.exit_code == 1
+    assert "Cannot write the picture" in done.output
+
+
+def test_readers_are_listed_with_their_options() -> None:
+    listed = json.loads(call("data", "list", "--readers", "--json").output)
+    rows = {row["reader"]: row for row in listed}
+    assert rows["ravdess"]["options"] == "fold=0, tokens=400"
+    assert "VGGSound" in rows["vggsound"]["what it reads"]
+
+
+def test_a_study_runs_on_what_was_prepared(file: Path, tmp_path: Path) -> None:
+    """With modalities of its own: each alone and all together."""
+    call("data", "prepare", "mine", "--from", file)
+    study = tmp_path / "small.yaml"
+    study.write_text(STUDY)
+    runs = tmp_path / "runs"
+    checked = json.loads(call("check", study, "--dataset", "mine", "--json").stdout)
+    assert (checked["study"], checked["dataset"], checked["admissible"]) == (
+        "small_mine",
+        "mine",
+        3,
+    )
+    done = call("run", study, "--dataset", "mine", "--runs", runs, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads((runs / "small_mine" / "report" / "report.json").read_text())
+    assert report["study"]["dataset"] == "mine"
+    chosen = [c["parameters"]["modalities"] for c in report["configurations"]]
+    assert sorted(chosen) == [["image"], ["sound"], ["sound", "image"]]
+    assert call("confirm", "small_mine", "--runs", runs).exit_code == 0
+
+
+def test_a_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
+    call("data", "prepare", "mine", "--from", file)
+    elsewhere = tmp_path / "shared"
+    elsewhere.mkdir()
+    shutil.move(str(prepared_folder() / "mine"), str(elsewhere / "mine"))
+    assert call("data", "info", "mine").exit_code == 1
+    assert call("data", "verify", "mine", "--root", elsewhere).exit_code == 0
+    study = tmp_path / "small.yaml"
+    study.write_text(STUDY)
+    options = ("--dataset", "mine", "--root", elsewhere)
+    assert call("check", study, *options).exit_code == 0
+    done = call("check", study, "--dataset", "mime", "--root", elsewhere)
+    assert done.exit_code == 1
+    assert "No data set is called 'mime'. Did you mean 'mine'?" in done.output
+
+
+def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(
+    tmp_path: Path, cache: Path
+) -> None:
+    file = write(tmp_path / "large.parquet", 40_000)
+    program = "from sftsearch.orchestrator.cli import main; main()"
+    command = [sys.executable, "-P", "-c", program, "data", "prepare", "mine", "--from", str(file)]
+    environment = os.environ | {"SFTSEARCH_CACHE": str(cache)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    folder = cache / "prepared"
+    for _ in range(600):
+        if (folder / ".preparing-mine").exists() or process.poll() is not None:
+            break
+        signal.sigtimedwait([], 0.05)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    if process.returncode == 130:  # a fast machine may have been done
+        assert "Interrupted." in told
+        assert "Traceback" not in told
+        assert not (folder / "mine").exists()
+        done = subprocess.run(command, env=environment, check=False, capture_output=True)
+        assert done.returncode == 0
+    assert call("data", "verify", "mine").exit_code == 0
