@@ -118,8 +118,8 @@ def test_folders_of_another_form_are_refused(tmp_path: Path, damage: Any, messag
 
 def test_options_are_checked(tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(UserError, match="No column of this data set is called 'lable'"):
-        open_source(tmp_path, label="lable")
+    with pytest.raises(UserError, match="No column of this data set is called 'labl'"):
+        open_source(tmp_path, label="labl")
     with pytest.raises(DatasetError, match="sound of sample 0 is not whole tokens of 2 features"):
         open_source(tmp_path, modalities="sound", dims="sound=2")
     with pytest.raises(DatasetError, match="a modality is a column of lists, but text is not"):

@@ -123,7 +123,7 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"label": "lable"}, "it has no column 'lable' for a label; it has id, label"),
+        ({}, {"label": "labl"}, "it has no column 'labl' for a label; it has id, label"),
         ({}, {"modalities": "smell"}, "it has no column 'smell' for a modality"),
         ({}, {"subject": "who"}, "it has no column 'who' for a subject"),
         ({}, {"dims": "sund=2"}, "No modality of option `dims` is called 'sund'. Did you mean"),
