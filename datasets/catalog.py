@@ -58,6 +58,7 @@ READERS: dict[str, str] = {
     "epic_kitchens": "audiovisual:open_epic_kitchens",
     "huggingface": "huggingface:open_source",
     "kinetics_sounds": "audiovisual:open_kinetics_sounds",
+    "made_up": "made_up:open_source",
     "mmimdb": "mmimdb:open_source",
     "moments_in_time": "audiovisual:open_moments_in_time",
     "mosei": "mosei:open_source",
@@ -210,7 +211,7 @@ def removable(name: str) -> Path:
     raise UserError(f"No data set '{name}' was prepared here. Prepared: {known}.")
 
 
-def reader_for(name: str, path: Path) -> str:
+def reader_for(name: str, path: Path | None) -> str:
     """Return the reader that a name or what lies at a path asks for.
 
     Raises:
@@ -218,6 +219,11 @@ def reader_for(name: str, path: Path) -> str:
     """
     if name in READERS:
         return name
+    if path is None:
+        raise UserError(
+            f"No reader is called '{name}': choose one by --reader, or a file by --from. Known: "
+            f"{', '.join(sorted(READERS))}."
+        )
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return "parquet"
     if (path / "dataset_dict.json").is_file():
@@ -231,12 +237,12 @@ def reader_for(name: str, path: Path) -> str:
     )
 
 
-def read_source(name: str, path: Path, options: Iterable[str] = ()) -> Source:
+def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> Source:
     """Let a reader list the samples of published files.
 
     Args:
         name: of the reader.
-        path: a file or folder.
+        path: a file or folder; None: a reader that makes its samples up needs none.
         options: `KEY=VALUE`.
 
     Raises:
@@ -244,11 +250,14 @@ def read_source(name: str, path: Path, options: Iterable[str] = ()) -> Source:
         DatasetError: the files are not what the reader expects.
     """
     read = reader(name)
+    parameters = inspect.signature(read).parameters
     known = {
         option.name: option.default
-        for option in inspect.signature(read).parameters.values()
+        for option in parameters.values()
         if option.kind is option.KEYWORD_ONLY
     }
+    if path is None and parameters["path"].default is inspect.Parameter.empty:
+        raise UserError(f"The reader '{name}' needs published files: say where by --from.")
     given: dict[str, object] = {}
     for text in options:
         key, equals, value = text.partition("=")

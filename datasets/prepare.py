@@ -158,6 +158,7 @@ def _draft(name: str, source: Source) -> DatasetSpec:
         source=source.source,
         description=source.description,
         fingerprint="0" * 64,
+        best_accuracy=source.best_accuracy,
     )
 
 

@@ -65,6 +65,8 @@ class Source:
     """The page where the files are published."""
     description: str
     """One sentence."""
+    best_accuracy: float | None = None
+    """See `DatasetSpec.best_accuracy`."""
 
 
 def unreadable(file: object, why: object) -> DatasetError:

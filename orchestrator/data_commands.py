@@ -131,6 +131,7 @@ Examples:
   sftsearch data prepare mosei --from downloads/mosei --nan zero
   sftsearch data prepare vggs10 --reader vggsound --from vgg --option classes=vggs10.txt
   sftsearch data prepare mine --from features.parquet
+  sftsearch data prepare needle --reader made_up --option telling=1
 """
 
 
@@ -140,7 +141,6 @@ Examples:
     "--from",
     "source",
     type=click.Path(exists=True, path_type=Path),
-    required=True,
     help="File or folder, as it was published.",
 )
 @click.option(
@@ -168,7 +168,7 @@ Examples:
 @user_errors
 def data_prepare(
     name: str,
-    source: Path,
+    source: Path | None,
     reader_name: str | None,
     options: tuple[str, ...],
     nan: str,
@@ -190,7 +190,7 @@ def data_prepare(
     catalog.check_new_name(name)
     if to is not None:
         staging.check_uri(to)  # before the long work, not behind it
-    with spinner(f"listing the samples in {source}"):
+    with spinner(f"listing the samples in {source or 'nothing'}"):
         chosen = reader_name or catalog.reader_for(name, source)
         found = catalog.read_source(chosen, source, options)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

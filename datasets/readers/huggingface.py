@@ -72,7 +72,7 @@ def open_source(
     splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
     first = next(iter(splits.values()))
     for one in splits.values():
-        if one.schema.remove_metadata() != first.schema.remove_metadata():
+        if not one.schema.equals(first.schema):
             raise unreadable(path, "its splits have different columns")
     chosen = [n.strip() for n in modalities.split(",") if n.strip()]
     lists = [field.name for field in first.schema if _is_list(_storage(field.type))]
@@ -167,6 +167,8 @@ class _Split:
         if not self._batches:
             raise unreadable(self.folder, "it has no samples")
         self.schema = self._batches[0].schema
+        if not all(batch.schema.equals(self.schema) for batch in self._batches):
+            raise unreadable(self.folder, "its files have different columns")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.num_rows = int(self._starts[-1])
 
