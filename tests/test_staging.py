@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import boto3
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
 from sftsearch.datasets import staging
@@ -22,6 +23,7 @@ from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.source import Sample, Source
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import open_store, verify
+from sftsearch.orchestrator.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,6 +198,53 @@ def test_cut_off_in_the_middle_it_says_so_and_the_next_run_completes(
     assert [path.name for path in (tmp_path / "staged").iterdir() if path.is_dir()] == []
     use(monkeypatch, server)
     verify(open_dataset("mine", root=ROOT, cache=tmp_path))
+
+
+STUDY = """
+study: {name: from_s3}
+dataset: {kind: mine, root: "s3://features/stores"}
+objectives:
+  - {metric: top1, goal: maximize}
+  - {metric: gflops, goal: minimize}
+search: {sampler: exhaustive, trials: 2}
+training: {epochs: 1, batch_size: 16}
+space:
+  - kind: unimodal
+    patch: 8
+    dim: 8
+    num_heads: 2
+    modalities: [x]
+    unimodal_layers: 1
+    fused_layers: {kind: choice, values: [1, 2]}
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_study_trains_from_it_also_after_it_was_cut_off(
+    store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Driver and workers fetch it for themselves; no secret is in what they leave."""
+    staging.publish(store, ROOT)
+    monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(staging, "_REQUEST_SECONDS", 2)
+    study, runs = tmp_path / "from_s3.yaml", tmp_path / "runs"
+    study.write_text(STUDY)
+    proxy = CuttingProxy(server, allowed=600_000)
+    use(monkeypatch, proxy.endpoint)
+    arguments = ["run", str(study), "--runs", str(runs)]
+    cut = CliRunner().invoke(main, arguments)
+    proxy.close()
+    assert cut.exit_code != 0
+    assert f"Cannot read {ROOT}/mine: " in cut.output
+    assert "Traceback" not in cut.output
+    use(monkeypatch, server)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "Ended: all trials ran." in done.output
+    confirmed = CliRunner().invoke(main, ["confirm", "from_s3", "--runs", str(runs)])
+    assert confirmed.exit_code == 0, confirmed.output
+    left = [path for path in runs.rglob("*") if path.is_file()]
+    assert not [path for path in left if b"s3cret" in path.read_bytes()]
 
 
 def test_a_damaged_store_is_not_taken_over(store: Store, server: str, tmp_path: Path) -> None:

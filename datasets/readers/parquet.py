@@ -217,7 +217,10 @@ def _shapes(
     for option, given in (("dims", told), ("tokens", most)):
         for name in given:
             look_up(dict.fromkeys(names), name, kind=f"modality of option `{option}`")
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    metadata = {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
     counts = {f"{name}_tokens": name for name in names if f"{name}_tokens" in table.schema.names}
     shapes = {}
     for name in names:
