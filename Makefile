@@ -36,7 +36,7 @@ test-all: .venv/installed-dev  ## all tests, under 75 minutes on two cores
 lint: .venv/installed-dev  ## style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs datasets/*.py orchestrator trainables search_spaces tests
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs datasets/*.py datasets/readers orchestrator trainables search_spaces tests
 
 format: .venv/installed-dev  ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .

@@ -47,7 +47,7 @@ def draw(store: Store, file: Path) -> None:
 def _in_words(store: Store) -> str:
     spec = store.spec
     counts = ", ".join(f"{split} {number}" for split, number in spec.num_samples.items())
-    return f"{spec.name}: {spec.task}\n{counts}\n{spec.licence}".replace("$", r"\$")
+    return f"{spec.name}: {spec.task}\n{counts}\nlicence: {spec.licence}".replace("$", r"\$")
 
 
 def _draw_labels(axes: Axes, store: Store, split: Split) -> None:
@@ -70,7 +70,8 @@ def _draw_lengths(axes: Axes, store: Store, split: Split, name: str) -> None:
     if lengths is None:
         lengths = np.full(len(split), shape.num_tokens)
     missing = int((lengths == 0).sum())
-    axes.hist(lengths, bins=min(40, shape.num_tokens + 1), color="#4f9d55")
+    places = (-0.5, shape.num_tokens + 0.5)
+    axes.hist(lengths, bins=min(40, shape.num_tokens + 1), range=places, color="#4f9d55")
     told = f"{name}: tokens a sample, {shape.num_features} features"
     axes.set_title(told + (f"; missing {missing} times" if missing else ""), loc="left", fontsize=9)
 
