@@ -136,7 +136,7 @@ def open_dataset(name: str, *, root: str | None = None, cache: Path | None = Non
     if _content(store.spec) != _content(spec):
         raise DatasetError(
             f"The store {path} is not the '{name}' that this version of sftsearch describes. "
-            "Delete the folder, it will be rebuilt."
+            "Delete the folder: it is built anew, or prepare it again."
         )
     return replace(store, spec=spec)  # whose texts may have been improved since it was built
 

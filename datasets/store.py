@@ -54,7 +54,7 @@ _DTYPES = {
     )
 }  # fmt: skip
 _MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
-_REMEDY = "Delete the folder, it will be rebuilt."
+_REMEDY = "Delete the folder: it is built anew, or prepare it again."
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -34,27 +34,37 @@ def data() -> None:
 @user_errors
 def data_list(readers: bool, as_json: bool) -> None:
     """List the data sets, built in or prepared on this machine."""
-    from sftsearch.datasets.catalog import DATASETS, READERS, describe, known_names, reader
+    from sftsearch.datasets.catalog import READERS, known_names, reader
 
     if readers:
         rows = [_reader_row(name, reader(name)) for name in sorted(READERS)]
     else:
-        rows = [
-            {
-                "data set": spec.name,
-                "samples": sum(spec.num_samples.values()),
-                "task": spec.task,
-                "classes": len(spec.classes),
-                "modalities": ", ".join(spec.modalities),
-                "licence": spec.licence,
-                "from": "built in" if spec.name in DATASETS else "prepared",
-            }
-            for spec in map(describe, known_names())
-        ]
+        rows = [_dataset_row(name) for name in known_names()]
     if as_json:
         echo_json(rows)
     else:
         terminal.print_rows(rows, tuple(name for name in rows[0] if name != "from"))
+
+
+def _dataset_row(name: str) -> dict[str, Any]:
+    """Return a data set in a line, also where its store cannot be read."""
+    from sftsearch.datasets.catalog import DATASETS, describe
+    from sftsearch.datasets.errors import DatasetError
+
+    row: dict[str, Any] = {"data set": name}
+    try:
+        spec = describe(name)
+    except DatasetError as error:
+        row |= dict.fromkeys(("samples", "task", "classes", "modalities"))
+        return row | {"licence": f"damaged: {error}", "from": "prepared"}
+    return row | {
+        "samples": sum(spec.num_samples.values()),
+        "task": spec.task,
+        "classes": len(spec.classes),
+        "modalities": ", ".join(spec.modalities),
+        "licence": spec.licence,
+        "from": "built in" if name in DATASETS else "prepared",
+    }
 
 
 def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, Any]:

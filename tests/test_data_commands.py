@@ -103,6 +103,18 @@ def test_a_flipped_bit_is_found(file: Path) -> None:
     assert "validation.arrow: sha256 is" in done.output
 
 
+def test_a_damaged_one_does_not_hide_the_others(file: Path) -> None:
+    call("data", "prepare", "mine", "--from", file)
+    (prepared_folder() / "mine" / "manifest.json").write_text("{")
+    done = call("data", "list", "--json")
+    assert done.exit_code == 0
+    rows = {row["data set"]: row for row in json.loads(done.output)}
+    assert rows["mine"]["licence"].startswith("damaged: The store")
+    assert rows["digits"]["licence"] == "CC BY-SA 4.0"
+    assert "damaged" in call("data", "list").output
+    assert call("data", "remove", "mine", "--yes").exit_code == 0
+
+
 def test_not_a_number_is_an_error_or_told(tmp_path: Path) -> None:
     file = write(tmp_path / "bad.parquet", bad=True)
     done = call("data", "prepare", "mine", "--from", file)
@@ -169,6 +181,7 @@ def test_readers_are_listed_with_their_options() -> None:
     assert "VGGSound" in rows["vggsound"]["what it reads"]
 
 
+@pytest.mark.timeout(240)  # Ray starts
 def test_a_study_runs_on_what_was_prepared(file: Path, tmp_path: Path) -> None:
     """With modalities of its own: each alone and all together."""
     call("data", "prepare", "mine", "--from", file)

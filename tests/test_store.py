@@ -443,7 +443,9 @@ def test_a_manifest_that_is_none_is_refused(store: Store, content: bytes) -> Non
     (store.path / "manifest.json").write_bytes(content)
     with pytest.raises(DatasetError) as raised:
         open_store(store.path)
-    assert_one_line(raised.value, str(store.path), "Delete the folder, it will be rebuilt.")
+    assert_one_line(
+        raised.value, str(store.path), "Delete the folder: it is built anew, or prepare it again."
+    )
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, "2", None, "x" * 10_000])
@@ -451,7 +453,9 @@ def test_another_format_version_says_to_delete(store: Store, version: object) ->
     edit_manifest(store, set_in("format_version", value=version))
     with pytest.raises(DatasetError) as raised:
         open_store(store.path)
-    assert_one_line(raised.value, "format version", "Delete the folder, it will be rebuilt.")
+    assert_one_line(
+        raised.value, "format version", "Delete the folder: it is built anew, or prepare it again."
+    )
 
 
 def test_a_missing_store_is_said_to_be_missing(tmp_path: Path) -> None:
