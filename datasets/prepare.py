@@ -93,6 +93,7 @@ def prepare(
     path: Path,
     *,
     nan: OnNaN = "fail",
+    revision: str = "",
     progress: Progress = lambda done, total: None,
 ) -> Prepared:
     """Write the samples of a source as a store.
@@ -102,6 +103,7 @@ def prepare(
         source: what a reader found.
         path: the store's folder; it must not be there.
         nan: what becomes of numbers that are not finite.
+        revision: of the files (`revision_of`): what another one left is not gone on with.
         progress: is told how far it is.
 
     Raises:
@@ -117,7 +119,7 @@ def prepare(
     building = path.parent / f".preparing-{path.name}"
     building.mkdir(parents=True, exist_ok=True)
     with _locked(building, name):
-        writer = _Writer(building, draft, source, nan, _identity(draft, source, nan))
+        writer = _Writer(building, draft, source, nan, _identity(draft, source, nan, revision))
         writer.run(progress)
         return writer.finish(path)
 
@@ -173,9 +175,21 @@ def _check_leaks(name: str, people: Mapping[str, set[str]]) -> None:
             )
 
 
-def _identity(draft: DatasetSpec, source: Source, nan: OnNaN) -> str:
+def revision_of(path: Path | None) -> str:
+    """Return a hash of names, sizes and times of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    files = [path] if path is not None and path.is_file() else []
+    if path is not None and path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        seen = file.stat()
+        digest.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> str:
     """Return a hash of all that a preparation depends on but the values themselves."""
-    digest = hashlib.sha256(json.dumps([asdict(draft), nan]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(draft), nan, revision]).encode())
     for sample in source.samples:
         line = [sample.name, sample.split, sample.label, sample.subject]
         digest.update(json.dumps(line).encode())

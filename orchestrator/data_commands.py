@@ -211,6 +211,7 @@ def data_prepare(
             found,
             catalog.prepared_folder() / name,
             nan=nan,  # type: ignore[arg-type]  # click has checked it
+            revision=prepare.revision_of(source),
             progress=lambda count, total: bar.update(task, completed=count, total=total),
         )
     store = catalog.open_dataset(name)

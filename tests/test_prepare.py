@@ -310,6 +310,28 @@ def test_another_source_begins_anew(tmp_path: Path, small_batches: None) -> None
     assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
 
 
+def test_changed_files_begin_anew(tmp_path: Path, small_batches: None) -> None:
+    """The listing may be the same when a file was mended in between."""
+    file = tmp_path / "files" / "a.npy"
+    file.parent.mkdir()
+    file.write_bytes(b"before")
+    before = preparing.revision_of(tmp_path / "files")
+    assert before == preparing.revision_of(tmp_path / "files")
+    assert before == preparing.revision_of(file) != preparing.revision_of(None)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("mine", source(), tmp_path / "mine", revision=before, progress=interrupt)
+    file.write_bytes(b"after it was mended")
+    mended = reading(0, lambda values: values.update(image=np.zeros((5, 4))))
+    after = preparing.revision_of(tmp_path / "files")
+    store = open_store(prepare("mine", mended, tmp_path / "mine", revision=after).path)
+    assert not store.split("train").modalities["image"][0].any()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}'])
 def test_a_damaged_record_begins_anew(tmp_path: Path, small_batches: None, content: str) -> None:
     def interrupt(done: int, total: int) -> None:
