@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sftsearch.datasets.catalog import DATASETS, READERS, read_source, reader, reader_for
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.source import Source
+from sftsearch.datasets.spec import SPLITS
+from sftsearch.datasets.store import count_classes, open_store, verify
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
+FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz_readers.py"
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
@@ -54,6 +60,45 @@ class TestReader:
 
     def test_it_is_no_data_sets_name(self, name: str) -> None:
         assert name not in DATASETS
+
+
+def _writers() -> dict[str, Any]:
+    """Return what writes small files in each published layout, which mutations begin with too."""
+    spec = importlib.util.spec_from_file_location("fuzz_readers", FUZZ)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Any] = module.writers()
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(_writers()))
+def test_a_store_of_its_files_is_sound_and_the_same_everywhere(name: str, tmp_path: Path) -> None:
+    write, options = _writers()[name]
+    given = [f"{key}={value}" for key, value in options.items()]
+    stores = []
+    for place in ("here", "elsewhere"):
+        folder = tmp_path / place
+        folder.mkdir()
+        write(folder)
+        pickles = list(folder.glob("*.pkl"))
+        source = read_source(name.split()[0], pickles[0] if pickles else folder, given)
+        done = prepare("mine", source, tmp_path / f"{place} store" / "mine")
+        stores.append(open_store(done.path))
+        verify(stores[-1])
+    one, other = stores
+    assert one.spec.fingerprint == other.spec.fingerprint
+    assert one.checksums == other.checksums
+    seen: set[str] = set()
+    for split_name in SPLITS:
+        split = one.split(split_name, unseal_test=True)
+        assert len(split) == one.spec.num_samples[split_name] > 0
+        assert count_classes(one.spec, split.labels) == one.class_counts[split_name]
+        people = {one.spec.subjects[split_name][code] for code in split.subjects if code >= 0}
+        assert people == set(one.spec.subjects[split_name])
+        assert not people & seen
+        seen |= people
 
 
 def test_values_of_options_are_as_their_defaults_are(tmp_path: Path) -> None:
