@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -53,6 +54,8 @@ class Reader:
         self.file = file
         command = [sys.executable, "-P", "-m", _MODULE, str(file)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Not `__del__`: of what refers to itself the process might be collected first, and warn.
+        self._end = weakref.finalize(self, _end, self._child)
 
     def arrays(self, group: str = "/") -> dict[str, Array]:
         """Return all arrays below a group, by their paths without the group's.
@@ -104,13 +107,8 @@ class Reader:
         return told, content
 
     def close(self) -> None:
-        """End the process."""
-        self._child.kill()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._child.wait()
+        """End the process; so does whoever drops the reader."""
+        self._end()
 
     def __enter__(self) -> Reader:
         return self
@@ -118,9 +116,14 @@ class Reader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if self._child.poll() is None:
-            self.close()
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    child.wait()
 
 
 # ------------------------------------------------------------------ the child
