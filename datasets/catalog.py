@@ -142,8 +142,8 @@ def open_dataset(name: str, *, root: str | None = None, cache: Path | None = Non
 
 
 def _open_prepared(name: str, root: str | None, cache: Path | None) -> Store:
-    check_name(name)
     if root is not None and "://" in root:
+        check_name(name)
         folder = cache_folder() if cache is None else Path(cache).absolute()
         store = open_store(stage(name, root, folder / "staged"))
     else:

@@ -10,7 +10,6 @@ Shapes: T tokens, F features.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -34,6 +33,7 @@ from sftsearch.datasets.writing import (
     add_tokens,
     check_samples,
     finish,
+    locked,
     record_batch,
     split_writer,
     statistics_of,
@@ -118,7 +118,7 @@ def prepare(
         )
     building = path.parent / f".preparing-{path.name}"
     building.mkdir(parents=True, exist_ok=True)
-    with _locked(building, name):
+    with _alone(building, name):
         writer = _Writer(building, draft, source, nan, _identity(draft, source, nan, revision))
         writer.run(progress)
         return writer.finish(path)
@@ -197,16 +197,18 @@ def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> 
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder's lock, which a killed process gives back."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold the folder's lock.
+
+    Raises:
+        DatasetError: another process prepares the same data set.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / ".lock", wait=False))
+        except BlockingIOError as error:
+            raise DatasetError(f"'{name}' is being prepared by another process.") from error
         yield
-    except BlockingIOError as error:
-        raise DatasetError(f"'{name}' is being prepared by another process.") from error
-    finally:
-        os.close(descriptor)
 
 
 class _Writer:

@@ -7,6 +7,7 @@ Shapes: N samples, T tokens (the most a sample has), F features, M tokens of all
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,14 +36,14 @@ def views(source: Samples, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]
     return [source[row] for row in rows.tolist()]
 
 
-class _Viewed:
+class _Viewed(ABC):
     """Samples that lie here and there, and are copied when they are asked for."""
 
     shape: tuple[int, ...]
 
+    @abstractmethod
     def views(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         """See `views`."""
-        raise NotImplementedError
 
     def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
         """Return a copy of some samples, as `Samples`."""

@@ -18,6 +18,7 @@ from sftsearch.datasets.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -73,6 +74,18 @@ def unreadable(file: object, why: object) -> DatasetError:
     """Return the error for a file that is damaged or not what was expected, in one line."""
     what = " ".join(str(why).split())[:200].rstrip(".")
     return DatasetError(f"Cannot read {file}: {what}.")
+
+
+def within(folder: Path, name: str) -> Path:
+    """Return a file of a folder, wherever links lead.
+
+    Raises:
+        DatasetError: the name leads out of the folder.
+    """
+    file = folder / name
+    if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(f"A file must lie in {folder}, but got {name!r:.100}.")
+    return file
 
 
 def first_tokens(values: npt.NDArray[Any], shape: ModalitySpec, what: str) -> npt.NDArray[Any]:

@@ -8,7 +8,6 @@ environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...) or the usual files, n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -18,8 +17,8 @@ from urllib.parse import urlsplit
 
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import MANIFEST, open_store, verify
-from sftsearch.datasets.writing import sync
+from sftsearch.datasets.store import MANIFEST, MAX_MANIFEST_BYTES, open_store, verify
+from sftsearch.datasets.writing import locked, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "hdfs")
 CHUNK_BYTES = 8 << 20
-_MAX_MANIFEST_BYTES = 4 << 20
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60  # or a server that is gone would be waited for forever
 
 
@@ -88,14 +86,14 @@ def stage(name: str, root: str, cache: Path) -> Path:
     with _told("read", uri):
         system, path = _open(uri)
         with system.open_input_stream(f"{path}/{MANIFEST}") as stream:
-            manifest = stream.read(_MAX_MANIFEST_BYTES + 1)
-    if len(manifest) > _MAX_MANIFEST_BYTES:
+            manifest = stream.read(MAX_MANIFEST_BYTES + 1)
+    if len(manifest) > MAX_MANIFEST_BYTES:
         raise DatasetError(f"Cannot read {uri}: its manifest is too long.")
     folder = cache / f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f".{folder.name}.lock"):
+    with locked(cache / f".{folder.name}.lock", wait=True):
         if not folder.is_dir():
             _fetch(system, path, uri, manifest, folder)
     return folder
@@ -159,14 +157,3 @@ def _told(verb: str, uri: str) -> Iterator[None]:
             raise
         what = " ".join(str(error).split())[:300].rstrip(".")
         raise DatasetError(f"Cannot {verb} {uri}: {what}.") from error
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Wait for a lock, which a killed process gives back."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -53,7 +53,7 @@ _DTYPES = {
         ("int64", "int64"), ("int32", "int32"), ("float", "float32"), ("halffloat", "float16")
     )
 }  # fmt: skip
-_MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
+MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
 _REMEDY = "Delete the folder: it is built anew, or prepare it again."
 
 
@@ -173,14 +173,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
         with file.open("rb") as stream:
-            content = stream.read(_MAX_MANIFEST_BYTES + 1)
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         if path.is_dir():
             raise _damaged(file, "it is missing") from None
         raise DatasetError(f"There is no store at {path}.") from None
     except OSError as error:
         raise DatasetError(f"Cannot read the store {path}: {error.strerror}.") from error
-    if len(content) > _MAX_MANIFEST_BYTES:
+    if len(content) > MAX_MANIFEST_BYTES:
         raise _damaged(file, "it is too long")
     try:
         manifest = json.loads(content)

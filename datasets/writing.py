@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -339,6 +340,21 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # file systems that cannot synchronise a folder
             raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock, which a killed process gives back.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one does not wait.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
         os.close(descriptor)
 

@@ -14,6 +14,7 @@ Shapes: N samples, T tokens, F features.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import math
@@ -33,11 +34,11 @@ from sftsearch.datasets.readers.tabular import (
     read_labels,
     read_splits,
 )
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import NAME_PATTERN, ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -103,18 +104,6 @@ def open_source(
     )
 
 
-def within(folder: Path, name: str) -> Path:
-    """Return a file of a folder, wherever links lead.
-
-    Raises:
-        DatasetError: the name leads out of the folder.
-    """
-    file = folder / name
-    if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"A file must lie in {folder}, but got {name!r:.100}.")
-    return file
-
-
 def _read_table(file: Path) -> dict[str, list[Any]]:
     """Return the columns of a CSV file with a header."""
     try:
@@ -164,16 +153,13 @@ def _find(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any]
             places[entry.name] = [_file(path, f"{entry.name}/{name}.npy") for name in names]
         elif entry.suffix == ".npy":
             places[entry.stem] = _rows_of(within(path, entry.name), len(names))
-    archives = [_file(path, f"{name}.npz") for name in names]
-    if any(archives):
-        members = sorted({m for one in archives if one for m in _members(one.args[0])})
-        for member in members:
-            places[member] = [
-                partial(read_member, one.args[0], member)
-                if one and member in _members(one.args[0])
-                else None
-                for one in archives
-            ]
+    archives = [within(path, f"{name}.npz") for name in names]
+    members = [_members(file) if file.is_file() else frozenset() for file in archives]
+    for member in sorted(frozenset().union(*members)):
+        places[member] = [
+            partial(read_member, file, member) if member in own else None
+            for file, own in zip(archives, members, strict=True)
+        ]
     if not places:
         raise unreadable(path, "it has no MODALITY/NAME.npy, NAME.npz or MODALITY.npy")
     return places
@@ -198,9 +184,10 @@ def _row(array: npt.NDArray[Any], number: int, *, header: bool = False) -> Any:
     return array.shape[1:] if header else array[number]
 
 
-def _members(file: Path) -> list[str]:
+def _members(file: Path) -> frozenset[str]:
     with _told(file), zipfile.ZipFile(file) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        names = archive.namelist()
+    return frozenset(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
 
 def read_member(file: Path, member: str, *, header: bool = False) -> Any:
@@ -221,22 +208,32 @@ def read_array(file: Path, *, header: bool = False) -> Any:
         return _read_stream(file, stream, file.stat().st_size, header)
 
 
-class _told:  # noqa: N801 - used as a function
-    """Turns whatever reading raises into one line."""
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Turn whatever reading raises into one line."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except _DAMAGED as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        wrong = (OSError, ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError,
-                 OverflowError, NotImplementedError, RuntimeError, tokenize.TokenError,
-                 zlib.error,
-                 zipfile.BadZipFile)  # fmt: skip
-        if isinstance(error, wrong) and not isinstance(error, DatasetError):
-            raise unreadable(self._file, getattr(error, "strerror", None) or error) from error
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,  # also its NotImplementedError, for ways to pack that zipfile does not know
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy's headers and zip archives raise on their way through bytes that are neither."""
 
 
 def _read_stream(file: Path, stream: BinaryIO, size: int, header: bool) -> Any:

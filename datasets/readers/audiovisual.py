@@ -23,6 +23,7 @@ Shapes: T tokens, F features.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import logging
@@ -34,9 +35,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.arrays import read_array, within
+from sftsearch.datasets.readers.arrays import read_array
 from sftsearch.datasets.readers.sound import log_mel, read_sound
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:
@@ -254,23 +255,14 @@ def open_epic_kitchens(
 # ------------------------------------------------------------------ annotations
 
 
-class _reading:  # noqa: N801 - used as a function
-    """Reads a CSV file; whatever is wrong with it is one line."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def __enter__(self) -> Iterator[list[str]]:
-        try:
-            self._stream = self._file.open(encoding="utf-8", newline="")
-        except OSError as error:
-            raise unreadable(self._file, error.strerror) from error
-        return csv.reader(self._stream, skipinitialspace=True, strict=True)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._stream.close()
-        if isinstance(error, csv.Error | UnicodeDecodeError | IndexError):
-            raise unreadable(self._file, error) from error
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[Iterator[list[str]]]:
+    """Read a CSV file; whatever is wrong with it is one line."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            yield csv.reader(stream, skipinitialspace=True, strict=True)
+    except (OSError, csv.Error, UnicodeDecodeError, IndexError) as error:
+        raise unreadable(file, getattr(error, "strerror", None) or error) from error
 
 
 def _rows(

@@ -25,9 +25,8 @@ import numpy as np
 
 from sftsearch.datasets.digits import SPEAKERS
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.arrays import within
 from sftsearch.datasets.readers.sound import log_mel, read_sound
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:

@@ -21,14 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import look_up
-from sftsearch.datasets.readers.arrays import within
 from sftsearch.datasets.readers.tabular import (
     SPLIT_NAMES,
     SUBJECT_COLUMNS,
     parse_pairs,
     read_labels,
 )
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:

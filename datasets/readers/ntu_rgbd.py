@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.arrays import within
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:

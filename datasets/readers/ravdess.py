@@ -18,9 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.arrays import within
 from sftsearch.datasets.readers.sound import mfcc, read_sound
-from sftsearch.datasets.source import Sample, Source, unreadable
+from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:

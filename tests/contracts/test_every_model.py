@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 NUM_CLASSES = 7
+MIXING_LATENTS = sorted(name for name, system in MODELS.items() if system.mixes_latents)
+"""Systems that manifold mixup can train; the others refuse it, `test_dynmm.py`."""
 SPEC: DatasetSpec = replace(
     describe("synthetic"),
     modalities={
@@ -277,10 +279,9 @@ def test_half_precision_gives_the_same_probabilities(name: str, precision: torch
         torch.testing.assert_close(half, exact, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", MIXING_LATENTS)
 def test_manifold_mixup_can_mix_behind_its_transformer_layers(name: str) -> None:
     """All of them are called, in their order, and what is returned goes on."""
-    if not MODELS[name].mixes_latents:
-        pytest.skip("refuses manifold mixup")
     model = build_model(name, SPEC, small(name), seed=0).eval()
     seen: list[int] = []
 
@@ -301,10 +302,14 @@ def test_manifold_mixup_can_mix_behind_its_transformer_layers(name: str) -> None
 
 
 @pytest.mark.parametrize("weights", ["batch", "sample"])
-@pytest.mark.parametrize("mixup", ["manifold", "input", "modality"])
+@pytest.mark.parametrize(
+    ("name", "mixup"),
+    [
+        *((name, "manifold") for name in MIXING_LATENTS),
+        *((name, mixup) for name in sorted(MODELS) for mixup in ("input", "modality")),
+    ],
+)
 def test_mixup_mixes_its_batches(name: str, mixup: Any, weights: Any) -> None:
-    if mixup == "manifold" and not MODELS[name].mixes_latents:
-        pytest.skip("refuses manifold mixup")
     model = build_model(name, SPEC, small(name), seed=0)
     config = TrainConfig(mixup=mixup, mixup_weights=weights, mixup_alpha=2.0)
     known = {key: length for key, length in lengths().items() if key in model.modalities}

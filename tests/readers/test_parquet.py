@@ -13,9 +13,11 @@ import pytest
 from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.readers.parquet import open_source
+from sftsearch.datasets.shipped_file import FOLDER
 from sftsearch.datasets.store import open_store
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+AT_HAND = pytest.mark.skipif(not SHARED.is_dir(), reason="not beside this clone, and may not ship")
 LENGTHS = [3, 1, 0, 2, 3, 3]
 
 
@@ -172,28 +174,37 @@ def test_not_a_number_is_passed_on(tmp_path: Path) -> None:
         prepare("mine", source, tmp_path / "store")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside this clone")
+SENSORS = {
+    "pocket": (1500, 3, False),
+    "wrist": (300, 9, False),
+    "chest": (300, 9, False),
+    "waist": (300, 9, True),
+    "ankle": (300, 9, True),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "count", "shapes"),
+    ("file", "count", "shapes"),
     [
-        ("avdigits_mini", 1200, {"audio": (128, 32, True), "image": (64, 1, False)}),
-        ("avdigits", 3000, {"audio": (256, 32, True), "image": (196, 4, False)}),
+        (FOLDER / "digits.parquet", 1200, {"audio": (128, 32, True), "image": (64, 1, False)}),
         (
-            "umafall",
-            725,
-            {
-                "pocket": (1500, 3, False),
-                "wrist": (300, 9, False),
-                "chest": (300, 9, False),
-                "waist": (300, 9, True),
-                "ankle": (300, 9, True),
-            },
+            FOLDER / "wearables.parquet",
+            3285,
+            dict.fromkeys(("phone_acc", "phone_gyro", "watch_acc", "watch_gyro"), (128, 3, False)),
         ),
+        # What may not ship, where it is at hand.
+        pytest.param(
+            SHARED / "avdigits" / "avdigits.parquet",
+            3000,
+            {"audio": (256, 32, True), "image": (196, 4, False)},
+            marks=AT_HAND,
+        ),
+        pytest.param(SHARED / "umafall" / "umafall.parquet", 725, SENSORS, marks=AT_HAND),
     ],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
-def test_real_files(tmp_path: Path, name: str, count: int, shapes: Any) -> None:
-    file = SHARED / name / f"{name}.parquet"
-    source = open_source(file)
+def test_real_files(tmp_path: Path, file: Path, count: int, shapes: Any) -> None:
+    source, name = open_source(file), file.stem
     found = {k: (m.num_tokens, m.num_features, m.variable_length)
              for k, m in source.modalities.items()}  # fmt: skip
     assert found == shapes
