@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.journal import Event
-    from sftsearch.search_spaces.schema import Resources, SearchPlan
+    from sftsearch.search_spaces.schema import SearchPlan
 
 CONVERGED_GAIN = 0.001
 """Of accuracy, over the whole range of scaled cost: what is no longer worth going on for."""
@@ -15,8 +15,8 @@ CONVERGED_GAIN = 0.001
 class Budget:
     """What a study has used of what it may use."""
 
-    def __init__(self, plan: SearchPlan, resources: Resources) -> None:
-        self._plan, self._gpus = plan, resources.gpus
+    def __init__(self, plan: SearchPlan) -> None:
+        self._plan = plan
         self.trials = 0
         """Admitted, fresh replicates not counted."""
         self.epochs = 0
@@ -34,10 +34,10 @@ class Budget:
             self.seconds += max(0.0, event.time - self._last_time)
             self._last_time = None if event.kind == "ended" else event.time
 
-    def note_epoch(self, event: Event) -> None:
-        """Count an epoch of a trial."""
+    def note_epoch(self, event: Event, gpus: float) -> None:
+        """Count an epoch of a trial that has so many GPUs."""
         self.epochs += 1
-        self.gpu_seconds += self._gpus * event.body["metrics"].get("seconds", 0.0)
+        self.gpu_seconds += gpus * event.body["metrics"].get("seconds", 0.0)
 
     def note_gain(self, gain: float) -> None:
         """Count how often in a row hardly anything was expected of going on."""

@@ -17,6 +17,7 @@ The events of a study, by kind:
 | `replicated` | a configuration earned more trials | configuration_id, seeds |
 | `expected` | what going on may gain was computed | number, gain |
 | `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |
+| `retried` | a trial's process died, or it lacked memory beside others | trial, reason, alone |
 | `epoch` | an epoch of a trial ended | trial, epoch, metrics |
 | `judged` | a trial may go on, by the stopping rule | trial, epoch, best, the decision |
 | `stopped` | the stopping rule ended a trial | trial, epoch, reason, values, withdrawn, decision |

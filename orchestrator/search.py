@@ -1,9 +1,9 @@
 """Search: decides everything, and knows neither Ray nor a clock.
 
 It is asked for the next trial (`propose`), hears of epochs (`report`) and of ends (`finish`,
-`fail`), and writes each decision to the journal before anybody acts on it. `replay` brings back the
-state of an earlier driver from the journal, so that a study can be killed at any moment and
-resumed. Time is what the journal's events say.
+`fail`, `lose`), and writes each decision to the journal before anybody acts on it. `replay` brings
+back the state of an earlier driver from the journal, so that a study can be killed at any moment
+and resumed. Time is what the journal's events say.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
 NUM_DRAWS = 1_000
 """Draws of the posterior behind a probability."""
+MAX_LOSSES = 3
+"""How often in a row the process of a trial may die before the trial fails: by which it made no
+progress. Of one that had an epoch to report in between, the fault is the machine's."""
 UNREPEATABLE = frozenset({"seconds"})
 """Values of an epoch that differ from run to run."""
 
@@ -57,6 +60,10 @@ class Trial:
     """Whether it was handed out, by this driver or an earlier one."""
     judged: int = 0
     """The last epoch after which it was judged."""
+    losses: int = 0
+    """How often its process died since it last reported."""
+    alone: bool = False
+    """Whether it is to have whole GPUs, because it ran out of memory beside others."""
 
 
 @dataclass(slots=True)
@@ -85,6 +92,10 @@ class Assignment:
     cost: dict[str, float]
     num_journalled: int
     """Epochs the journal already has: a resumed trial reports the ones after it."""
+    token: int
+    """Grows with each trial that is handed out."""
+    alone: bool
+    """Whether it is to have whole GPUs."""
 
 
 class Search:
@@ -113,7 +124,7 @@ class Search:
         self.past = _observations(study, admission)
         self.beliefs = Beliefs(admission, self.past, seed=getattr(study.search.sampler, "seed", 0))
         self.rule = _rule(study.search)
-        self.budget = Budget(study.search, study.resources)
+        self.budget = Budget(study.search)
         self.num_finished = 0
         self.num_failed = 0
         self.num_stopped = 0
@@ -121,7 +132,7 @@ class Search:
         """Whether the sampler had nothing left to propose."""
         self.frozen: list[str] = []
         """Configurations that are reported, where they get fresh replicates; see `Replicates`."""
-        self._plan = study.search
+        self._plan, self._resources = study.search, study.resources
         self._sample = sampler_of(study.search.sampler)
         self._journal = journal
         self._admission = admission
@@ -177,7 +188,7 @@ class Search:
         trial.begun = True
         self._running[trial.key] = trial
         observed = trial.observed
-        self._journal.append(
+        started = self._journal.append(
             "started",
             trial=trial.key,
             epoch=len(trial.epochs),
@@ -194,6 +205,8 @@ class Search:
             trial.seed,
             observed.cost,
             len(trial.epochs),
+            started.id,
+            trial.alone,
         )
 
     def why_ended(self) -> str:
@@ -420,7 +433,10 @@ class Search:
 
     def _note_epoch(self, trial: Trial, event: Event) -> None:
         trial.epochs[event.body["epoch"]] = event.body["metrics"]
-        self.budget.note_epoch(event)
+        trial.losses = 0
+        given = self._resources.of(trial.observed.cost)
+        gpus = max(given.gpus, 1.0) if trial.alone else given.gpus * given.workers
+        self.budget.note_epoch(event, gpus)
 
     def _judge(self, trial: Trial, epoch: int) -> bool:
         """Return whether the trial goes on after an epoch; journal it where it does not."""
@@ -512,6 +528,43 @@ class Search:
         del self._running[key]  # whatever goes wrong from here, it ends only once
         self._journal.append("finished", trial=key, **body)
         self._end(trial, "finished", values)
+
+    def lose(self, key: str, reason: str) -> None:
+        """Hear that the process of a trial died: another one goes on with it, or it fails."""
+        trial = self._running.get(key)
+        if trial is None:
+            return
+        if trial.losses + 1 < MAX_LOSSES:
+            self._retry(trial, reason)
+        else:
+            self.fail(key, reason)
+
+    def run_out_of_memory(self, key: str, reason: str) -> None:
+        """Hear that a trial lacked memory: where it shares a GPU it is tried alone, once."""
+        trial = self._running.get(key)
+        if trial is None:
+            return
+        if self._shares_gpu(trial):
+            self._retry(trial, reason, alone=True)
+        else:
+            self.fail(key, reason)
+
+    def _shares_gpu(self, trial: Trial) -> bool:
+        return not trial.alone and 0 < self._resources.of(trial.observed.cost).gpus < 1
+
+    def _retry(self, trial: Trial, reason: str, *, alone: bool = False) -> None:
+        """Let the trial begin again, before all that wait."""
+        del self._running[trial.key]
+        self._journal.append("retried", trial=trial.key, reason=reason, alone=alone)
+        self._note_retried(trial, alone=alone)
+        self._waiting.insert(0, trial)
+
+    @staticmethod
+    def _note_retried(trial: Trial, *, alone: bool) -> None:
+        if alone:
+            trial.alone = True
+        else:
+            trial.losses += 1
 
     def fail(self, key: str, reason: str) -> None:
         """Journal that a trial ended without values; the study goes on."""
@@ -702,6 +755,9 @@ class Search:
     def _replay_epoch(self, event: Event, trials: dict[str, Trial]) -> None:
         self._note_epoch(trials[event.body["trial"]], event)
 
+    def _replay_retried(self, event: Event, trials: dict[str, Trial]) -> None:
+        self._note_retried(trials[event.body["trial"]], alone=event.body["alone"])
+
     def _replay_judged(self, event: Event, trials: dict[str, Trial]) -> None:
         trial, epoch = trials[event.body["trial"]], event.body["epoch"]
         trial.judged = epoch
@@ -742,6 +798,7 @@ _REPLAY = {
     "expected": Search._replay_expected,
     "started": Search._replay_started,
     "epoch": Search._replay_epoch,
+    "retried": Search._replay_retried,
     "judged": Search._replay_judged,
     "finished": Search._replay_end,
     "failed": Search._replay_end,

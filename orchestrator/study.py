@@ -244,7 +244,12 @@ def axes_of(study: StudyRecord) -> tuple[str, str]:
 
 
 def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
+    from sftsearch.orchestrator import tune
+
     study = source.study
+    given = study.resources.of(assignment.cost)
+    if assignment.alone:
+        given = given.model_copy(update={"gpus": max(1.0, given.gpus)})
     return Job(
         key=assignment.key,
         folder=str(trial_folder(folder, assignment.key)),
@@ -257,8 +262,11 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         seed=assignment.seed,
         cost=assignment.cost,
         num_journalled=assignment.num_journalled,
-        threads=max(1, math.floor(study.resources.cpus)),
-        device="cuda" if study.resources.gpus else "cpu",
+        threads=max(1, math.floor(given.cpus)),
+        device="cuda" if given.gpus else "cpu",
+        token=assignment.token,
+        resources=tune.bundle_of(given),
+        workers=given.workers,
     )
 
 

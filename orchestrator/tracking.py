@@ -352,7 +352,7 @@ def _translate(event: Event, writes: dict[str, _Writes]) -> None:
         writes[""].status = RUNNING
     elif event.kind == "started":
         written = writes[body["trial"]]
-        written.started = event
+        written.started = written.started or event  # tried again, it is the same run
         shown = {"model": body["model"], **body["parameters"], "seed": body["seed"]}
         written.params = [Param(name, _text(value)) for name, value in shown.items()]
     elif event.kind == "epoch":

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -36,7 +37,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.worker import Job, TrainingWorker
+from sftsearch.orchestrator.team import LOST, Team
+from sftsearch.orchestrator.worker import OUT_OF_MEMORY, Job, TrainingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,12 +91,15 @@ class Interruption:
 class SearchAlgorithm(Searcher):
     """Tune asks for trials here; `Search` answers."""
 
-    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], limit: int) -> None:
+    def __init__(
+        self, search: Search, make_job: Callable[[Assignment], Job], limit: Callable[[], int]
+    ) -> None:
         super().__init__(metric=REPORT, mode="max")
         self._search = search
         self._make_job = make_job
         self._limit = limit
-        self._keys: dict[str, str] = {}
+        self._jobs: dict[str, Job] = {}
+        """What runs, by Tune's id of the trial."""
         self.closing = False
         """Whether no trial is to be added any more."""
         self.reasons: dict[str, str] = {}
@@ -114,13 +119,13 @@ class SearchAlgorithm(Searcher):
     def _suggest(self, trial_id: str) -> Any:
         if self.closing:
             return Searcher.FINISHED
-        if self._search.num_running >= self._limit:
+        if self._search.num_running >= self._limit():
             return None
         assignment = self._search.propose()
         if assignment is None:
             return Searcher.FINISHED if self._search.exhausted else None
-        self._keys[trial_id] = assignment.key
-        return {"job": json.dumps(dataclasses.asdict(self._make_job(assignment)))}
+        job = self._jobs[trial_id] = self._make_job(assignment)
+        return {"job": json.dumps(dataclasses.asdict(job))}
 
     def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass a worker's report on; return whether the trial goes on."""
@@ -128,11 +133,18 @@ class SearchAlgorithm(Searcher):
             return self._hear(trial_id, result)
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> bool:
-        key, report = self._keys[trial_id], json.loads(result[REPORT])
+        job, report = self._jobs[trial_id], json.loads(result[REPORT])
+        key = job.key
+        if report["token"] != job.token:
+            return False  # of an actor that this trial was taken from
         for metrics in report["epochs"]:
             if not self._search.report(key, metrics):
                 return False
-        if "failed" in report:
+        if LOST in report:
+            self._search.lose(key, report[LOST])
+        elif "failed" in report and report["failed"].startswith(OUT_OF_MEMORY):
+            self._search.run_out_of_memory(key, report["failed"])
+        elif "failed" in report:
             self._search.fail(key, report["failed"])
         elif "final" in report:
             self._search.finish(key, **report["final"])
@@ -153,14 +165,16 @@ class SearchAlgorithm(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hear the last report; a trial whose process died has none and failed."""
-        if error:
-            reason = self.reasons.pop(trial_id, DIED)
+        """Hear the last report; a trial whose process died has none."""
+        if error and trial_id in self.reasons:
             with self._noting_problems():
-                self._search.fail(self._keys[trial_id], reason)
+                self._search.fail(self._jobs[trial_id].key, self.reasons.pop(trial_id))
+        elif error:
+            with self._noting_problems():
+                self._search.lose(self._jobs[trial_id].key, DIED)
         elif result is not None and result.get("done") and REPORT in result:
             self.hear(trial_id, result)
-        self._keys.pop(trial_id, None)
+        self._jobs.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the record."""
@@ -262,8 +276,9 @@ class Training(tune.Trainable):
     worker_type: type[Worker] = TrainingWorker
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Make the worker, and note its first trial."""
-        self._worker = self.worker_type()
+        """Note the first trial; the worker is made with it."""
+        self._single: Worker | None = None
+        self._team: Team | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -271,20 +286,33 @@ class Training(tune.Trainable):
 
         To Tune a trial runs from its first step on, and only then can its time be measured.
         """
-        self._next: Job | None = Job(**json.loads(new_config["job"]))
+        self._job, self._begun = Job(**json.loads(new_config["job"])), False
         return True
 
     def step(self) -> dict[str, Any]:
         """Train one epoch; an error of the worker itself fails the trial and keeps the process."""
         try:
-            if self._next is not None:
-                job, self._next = self._next, None
-                self._worker.start(job)
-            report = self._worker.step()
+            worker = self._worker()
+            if not self._begun:
+                self._begun = True
+                worker.start(self._job)
+            report = worker.step()
         except Exception as error:
             report = {"epochs": [], "failed": f"{type(error).__name__}: {error}"}
-        done = "final" in report or "failed" in report
-        return {REPORT: json.dumps(report), "done": done}
+        done = any(end in report for end in ("final", "failed", LOST))
+        return {REPORT: json.dumps(report | {"token": self._job.token}), "done": done}
+
+    def _worker(self) -> Worker:
+        if self._job.workers > 1:
+            self._team = self._team or Team(self.worker_type)
+            return self._team
+        self._single = self._single or self.worker_type()
+        return self._single
+
+    def cleanup(self) -> None:
+        """End what this process started."""
+        if self._team is not None:
+            self._team.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the worker keeps its own checkpoint in the trial's folder."""
@@ -349,30 +377,83 @@ def count_slots(resources: Resources) -> int:
     """Return how many trials run at a time on the connected cluster.
 
     Raises:
-        ResourceError: not even one fits, which Ray would wait for without an end.
+        ResourceError: a trial does not fit, for which Ray would wait without an end.
     """
-    fits = _count_fitting(resources)
-    if fits < 1:
-        there = _there()
-        has = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        raise ResourceError(
-            f"A trial asks for {resources.cpus:g} CPUs and {resources.gpus:g} GPUs, but Ray has "
-            f"{has}. Lower `resources`, or name a cluster with --address."
-        )
-    wanted = resources.concurrent_trials
+    for given in resources.variants():
+        if _count_fitting(given) < 1:
+            raise ResourceError(
+                f"A trial asks for {_in_words(bundle_of(given), given.workers)}, but Ray has "
+                f"{_in_words(_most(_nodes()))} on its largest node, {len(_nodes())} in all. Lower "
+                "`resources`, or name a cluster with --address."
+            )
+    wanted, fits = resources.concurrent_trials, _count_fitting(resources)
     return fits if wanted == "auto" else min(wanted, fits)
 
 
-def _count_fitting(resources: Resources) -> int:
-    there = _there()
+def bundle_of(resources: Resources) -> dict[str, float]:
+    """Return what one worker of a trial asks of Ray."""
     asked = {"CPU": resources.cpus, "GPU": resources.gpus}
-    fits = [there.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
-    return int(min(fits) + 1e-9)
+    asked["memory"] = 1e9 * (resources.memory_gb or 0)
+    return {kind: amount for kind, amount in (asked | resources.custom).items() if amount}
 
 
-def _there() -> dict[str, float]:
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return there
+def _count_fitting(resources: Resources) -> int:
+    """Count the trials that fit on the nodes there are, each of whose workers is on one node."""
+    asked = bundle_of(resources)
+    fits = sum(_times(node, asked) for node in _nodes())
+    return fits // resources.workers
+
+
+def _times(there: dict[str, float], asked: dict[str, float]) -> int:
+    return int(min(there.get(kind, 0.0) / amount for kind, amount in asked.items()) + 1e-9)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of each node that is there."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _most(nodes: list[dict[str, float]]) -> dict[str, float]:
+    largest: dict[str, float] = {}
+    for node in nodes:
+        own = {k: v for k, v in node.items() if not k.startswith(("node:", "object_store"))}
+        largest |= {kind: max(amount, largest.get(kind, 0.0)) for kind, amount in own.items()}
+    return {"CPU": 0.0, "GPU": 0.0} | largest
+
+
+def _in_words(bundle: dict[str, float], workers: int = 1) -> str:
+    """Say it as `2 workers with 1 CPUs and 0.5 GPUs each`."""
+    told = {"CPU": 0.0, "GPU": 0.0} | bundle
+    memory = told.pop("memory", 0.0)
+    parts = [f"{amount:g} {kind}{'s' * kind.isupper()}" for kind, amount in told.items()]
+    parts += [f"{memory / 1e9:.3g} GB of memory"] if memory else []
+    text = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return text if workers == 1 else f"{workers} workers with {text} each"
+
+
+class Limit:
+    """How many trials may be handed out; follows the nodes that come and go."""
+
+    def __init__(self, resources: Resources, slots: int) -> None:
+        self._resources, self._slots = resources, slots
+        self._asked_at = -math.inf
+
+    def __call__(self) -> int:
+        """Return the number of now; Ray is asked at most every two seconds."""
+        if time.monotonic() - self._asked_at > 2:
+            self._asked_at = time.monotonic()
+            fits, wanted = _count_fitting(self._resources), self._resources.concurrent_trials
+            # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops
+            # a warm process that has no next trial.
+            self._slots = fits + 1 if wanted == "auto" or wanted >= fits else wanted
+        return self._slots
+
+
+def placement_of(job: Job) -> tune.PlacementGroupFactory:
+    """Return what a trial asks of Ray; several workers have the bundles behind the empty first."""
+    workers = [job.resources] * job.workers
+    return tune.PlacementGroupFactory(workers if job.workers == 1 else [{}, *workers])
 
 
 def run(
@@ -395,19 +476,17 @@ def run(
         notice: hears what an interrupt does.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
-    # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops a warm
-    # process that has no next trial.
-    limit = slots + 1 if slots == _count_fitting(resources) else slots
-    algorithm = SearchAlgorithm(search, make_job, limit)
+    algorithm = SearchAlgorithm(search, make_job, Limit(resources, slots))
     trainable = type("Training", (Training,), {"worker_type": worker})
-    asked = {"cpu": resources.cpus, "gpu": resources.gpus}
     with (
         tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
         Interruption() as interruption,
     ):
         scheduler = Scheduler(algorithm, interruption, notice, resources.trial_hours)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {k: v for k, v in asked.items() if v}),
+            tune.with_resources(
+                trainable, lambda config: placement_of(Job(**json.loads(config["job"])))
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=algorithm,
                 scheduler=scheduler,

@@ -2,6 +2,10 @@
 
 A worker is warm: it takes one trial after another in the same process. It never raises for what a
 trial does; a trial that goes wrong is reported as failed, with its traceback in the trial's log.
+
+A trial's folder belongs to the worker it was handed to last: each handing-out has a token, greater
+than those before, and whoever comes with a smaller one writes nothing any more. So a worker that
+outlives its driver, or its node's connection, cannot spoil what a later one does.
 """
 
 from __future__ import annotations
@@ -11,15 +15,23 @@ import json
 import math
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 LOG = "trial.log"
+OWNER = "owner"
+"""File of a trial's folder with the token of the worker that may write there; also its lock."""
+MAX_LOG_BYTES = 1 << 20
 NO_MEMORY = ("out of memory", "can't allocate memory")
 """How torch says it on CUDA devices and on CPUs."""
+OUT_OF_MEMORY = "out of memory"
+"""How the reason of a trial that had too little begins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +55,17 @@ class Job:
     device: str
     root: str | None = None
     """Where the data set's store is; None: built in, or prepared on this machine."""
+    token: int = 0
+    """Grows with every handing-out of a trial of the study."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """What Ray gives each of its workers: CPU, GPU, memory, custom."""
+    rank: int = 0
+    workers: int = 1
+    """Processes that train it together; this one's number is `rank`."""
+
+
+class LostTrial(RuntimeError):  # noqa: N818  (a fate of a worker, not an error in it)
+    """The trial was handed to another worker meanwhile: this one must not touch it any more."""
 
 
 class Worker(Protocol):
@@ -68,15 +91,16 @@ class TrainingWorker:
         self._job: Job | None = None
         self._fit: Any = None
         self._problem = ""
+        self._parallel: dict[str, Any] = {}
         self._reported = 0
         self._started = 0.0
 
     def start(self, job: Job) -> None:
         """Build the model and check its price; a problem is reported by the first `step`."""
-        self._job, self._fit, self._problem = job, None, ""
+        self._job, self._fit, self._problem, self._parallel = job, None, "", {}
         self._started = time.perf_counter()
         try:
-            Path(job.folder).mkdir(parents=True, exist_ok=True)
+            _take_over(Path(job.folder), job.token)
             self._fit = self._prepare(job)
         except Exception as error:
             self._problem = self._explain(error)
@@ -97,6 +121,7 @@ class TrainingWorker:
         from sftsearch.trainables.catalog import build_model
         from sftsearch.trainables.cost import count_gmacs
         from sftsearch.trainables.fit import Fit
+        from sftsearch.trainables.parallel import Workers, normalizes_batches
 
         torch.set_num_threads(job.threads)
         _reset_peak_memory(job.device)
@@ -113,8 +138,17 @@ class TrainingWorker:
                     f"The price says {name}={job.cost[name]!r}, but the model that runs counts "
                     f"{count!r}: the closed form of '{job.model}' is wrong."
                 )
-        fit = Fit(model, store, bound.train_config, seed=job.seed, device=job.device)
-        self._resume(fit)
+        workers = Workers(job.rank, job.workers)
+        config, device = bound.train_config, job.device
+        fit = Fit(model, store, config, seed=job.seed, device=device, workers=workers)
+        if job.rank == 0:
+            self._resume(fit)
+        fit.follow_first()
+        if job.workers > 1:
+            self._parallel = {"workers": job.workers}
+            if normalizes_batches(model):
+                self._parallel["batch normalization"] = "of each worker's part of a batch"
+                self._log("batch normalization is of each worker's part of a batch")
         # Epochs trained again, because no checkpoint was left, are reported again and compared.
         self._reported = min(job.num_journalled, fit.epoch)
         return fit
@@ -152,21 +186,25 @@ class TrainingWorker:
         report: dict[str, Any] = {"epochs": fit.history[self._reported :]}
         self._reported = fit.epoch
         if fit.done:
-            report["final"] = self._final()
+            report["final"] = self._final() if self._assigned().rank == 0 else {}
         return report
 
     def _run_epoch(self) -> None:
         metrics = self._fit.run_epoch()
+        if self._assigned().rank:
+            return
         # The checkpoint comes first: an epoch that was reported can always be gone on from.
-        self._fit.save(Path(self._assigned().folder) / CHECKPOINT)
+        with self._owned() as folder:
+            self._fit.save(folder / CHECKPOINT)
         self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
     def _final(self) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         job, fit = self._assigned(), self._fit
-        weights = Path(job.folder) / WEIGHTS
-        save_file({name: t.contiguous() for name, t in fit.weights().items()}, weights)
+        with self._owned() as folder:
+            tensors = {name: t.contiguous() for name, t in fit.weights().items()}
+            save_file(tensors, folder / WEIGHTS)
         # Where no gate chooses, every sample costs the same.
         values = {"gflops_expected": job.cost["gflops"]} | fit.result() | job.cost
         values["latency_ms"] = _latency_ms(fit)
@@ -180,26 +218,67 @@ class TrainingWorker:
 
         job = self._assigned()
         name = torch.cuda.get_device_name() if job.device == "cuda" else "cpu"
-        return {"torch": torch.__version__, "device": name, "threads": job.threads}
+        facts = {"torch": torch.__version__, "device": name, "threads": job.threads}
+        return facts | self._parallel
 
     def _explain(self, error: Exception) -> str:
         """Write the traceback to the trial's log and return the reason in one line."""
-        with contextlib.suppress(OSError):  # a log that cannot be written must not hide the reason
+        # A log that cannot be written must not hide the reason.
+        with contextlib.suppress(OSError, LostTrial):
             self._log(traceback.format_exc().rstrip())
         name = type(error).__name__
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
-            name = "out of memory"
+            name = OUT_OF_MEMORY
         lines = str(error).strip().splitlines()
         return f"{name}: {lines[0][:400]}" if lines else name
 
     def _log(self, line: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with (Path(self._assigned().folder) / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{stamp} {line}\n")
+        job, stamp = self._assigned(), time.strftime("%Y-%m-%d %H:%M:%S")
+        who = f"worker {job.rank}: " if job.workers > 1 else ""
+        with self._owned() as folder, (folder / LOG).open("a", encoding="utf-8") as log:
+            if log.tell() < MAX_LOG_BYTES:
+                log.write(f"{stamp} {who}{line}\n")
+
+    @contextlib.contextmanager
+    def _owned(self) -> Iterator[Path]:
+        """Give the trial's folder to write in, for as long as nobody else may.
+
+        Raises:
+            LostTrial: it belongs to a later worker.
+        """
+        from sftsearch.datasets.writing import locked
+
+        job = self._assigned()
+        folder = Path(job.folder)
+        with locked(folder / OWNER, wait=True):
+            if _owner(folder) != job.token:
+                raise LostTrial(f"Trial {job.key} was handed to another worker.")
+            yield folder
 
     def _assigned(self) -> Job:
         assert self._job is not None, "start() comes first"
         return self._job
+
+
+def _take_over(folder: Path, token: int) -> None:
+    """Make the trial's folder, which whoever holds a smaller token then writes to no more.
+
+    Raises:
+        LostTrial: somebody holds a greater one.
+    """
+    from sftsearch.datasets.writing import locked
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / OWNER, wait=True):
+        if _owner(folder) > token:
+            raise LostTrial(f"The trial in '{folder}' was handed to another worker.")
+        (folder / OWNER).write_text(str(token))
+
+
+def _owner(folder: Path) -> int:
+    """Return the token in a trial's folder; -1 for none."""
+    text = (folder / OWNER).read_text(errors="replace").strip()
+    return int(text) if text.isdecimal() else -1
 
 
 def _latency_ms(fit: Any, *, repeats: int = 30) -> float:

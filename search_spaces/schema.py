@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Mapping  # noqa: TC003 - pydantic evaluates annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -301,25 +304,86 @@ ConcurrentTrials = Annotated[
 ]
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"`gpus` above 1 must be a whole number, but got {gpus}.")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)]
+Cpus = Annotated[float, Field(gt=0, le=1024)]
+NumWorkers = Annotated[int, Field(ge=1, le=1024)]
+Gigabytes = Annotated[float, Field(gt=0, le=100_000)]
+
+
+class LargerTrials(Section):
+    """Other resources for the configurations whose cost is above a limit."""
+
+    metric: Literal["gflops", "gmacs", "parameters"]
+    above: float = Field(ge=0, allow_inf_nan=False)
+    cpus: Cpus | None = None
+    gpus: Gpus | None = None
+    workers: NumWorkers | None = None
+    memory_gb: Gigabytes | None = None
+
+
 class Resources(Section):
     """What one trial is given, and how many run at a time."""
 
-    cpus: float = Field(default=1, gt=0, le=1024)
-    """CPUs a trial; its threads are this number, rounded down, at least one."""
-    gpus: float = Field(default=0, ge=0, le=64)
-    """GPUs a trial; fractions share one."""
+    cpus: Cpus = 1
+    """CPUs a worker; its threads are this number, rounded down, at least one."""
+    gpus: Gpus = 0
+    """GPUs a worker; fractions share one."""
+    workers: NumWorkers = 1
+    """Processes that train one trial together, each on its part of every batch."""
+    memory_gb: Gigabytes | None = None
+    """Memory a worker (GB): Ray starts no more of them on a node than its memory holds."""
+    custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={}, max_length=16
+    )
+    """Ray's custom resources a worker, as nodes were started with: `{v100: 0.001}`."""
+    larger: list[LargerTrials] = Field(default=[], max_length=16)
+    """What configurations above a cost are given instead; of several that apply the last counts."""
     concurrent_trials: ConcurrentTrials = "auto"
-    """`auto`: as many as the CPUs and GPUs hold."""
+    """`auto`: as many as CPUs, GPUs and memory hold, also of nodes that come later."""
     trial_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Hours a trial may run, counted anew when the study is resumed: one that runs for longer, or
     whose process hangs, fails, and the study goes on. None: as long as it takes."""
+    keep_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
+    """Disk for final weights (GB): beyond it, those of the trials farthest below the front go."""
 
-    @field_validator("gpus")
+    @field_validator("custom")
     @classmethod
-    def _whole_above_one(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"`gpus` above 1 must be a whole number, but got {gpus}.")
-        return gpus
+    def _not_ray_s_own(cls, custom: dict[str, float]) -> dict[str, float]:
+        own = {"cpu", "gpu", "memory", "object_store_memory"}
+        for name in custom:
+            if name.lower() in own or not re.fullmatch(r"[A-Za-z0-9_:.-]{1,100}", name):
+                raise ValueError(f"'{name}' cannot be the name of a custom resource.")
+        return custom
+
+    @model_validator(mode="after")
+    def _possible(self) -> Resources:
+        for given in self.variants():
+            if given.workers > 1 and given.gpus not in (0, 1):
+                raise ValueError(
+                    "Every one of several `workers` has a GPU of its own, or none, but got "
+                    f"(workers={given.workers}, gpus={given.gpus:g})."
+                )
+        return self
+
+    def variants(self) -> list[Resources]:
+        """Return what trials may be given: below all limits, above one of them, above all."""
+        return [self, *(self._given([rule]) for rule in self.larger), self._given(self.larger)]
+
+    def of(self, cost: Mapping[str, float]) -> Resources:
+        """Return what a configuration of this cost is given."""
+        return self._given([rule for rule in self.larger if cost[rule.metric] > rule.above])
+
+    def _given(self, rules: list[LargerTrials]) -> Resources:
+        given: dict[str, Any] = {}
+        for rule in rules:
+            given |= rule.model_dump(exclude={"metric", "above"}, exclude_none=True)
+        return self.model_copy(update=given)
 
 
 class WarmStart(Section):

@@ -124,7 +124,7 @@ def event_at(time: float, kind: str = "told") -> Event:
 
 def budget_of(limit: str) -> Budget:
     study = source_of(f"trials: 5, {limit}").study
-    return Budget(study.search, study.resources)
+    return Budget(study.search)
 
 
 def test_time_between_drivers_and_a_clock_set_back_do_not_count() -> None:

@@ -198,6 +198,8 @@ def test_a_study_whose_drivers_die_all_the_time_comes_to_its_end(name: str) -> N
 class Failing(Training):
     """Trials that break, by what `fate` says of a trial."""
 
+    lost = 0
+
     def fate(self, assignment: Assignment, epoch: int) -> str:
         return ""
 
@@ -206,6 +208,11 @@ class Failing(Training):
         if fate == "dies":
             search.fail(key, "the worker process died")
             return False
+        if fate in ("is lost once", "is lost each time"):
+            self.lost += 1
+            if fate == "is lost each time" or self.lost % 2:
+                search.lose(key, "the worker process died")
+                return False
         if fate == "nan":
             return search.report(key, {"epoch": epoch, "top1": math.nan})
         goes_on = super().step(search, assignment, epoch)
@@ -254,6 +261,34 @@ def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, a
     assert (search.num_failed == 0) == harmless
     pairs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
     assert set(pairs.values()) == {1}
+    assert state_of(memory.open(events)[1]) == state_of(search)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_trial_that_is_lost_once_changes_nothing(name: str, at: int) -> None:
+    """With one trial at a time all is as in an undisturbed study."""
+    told = {}
+    for fate in ("is lost once", ""):
+        memory = memory_of(name)
+        journal, search = memory.open()
+        memory.drive(search, Hit(fate, at))
+        told[fate] = [one for one in decisions(list(journal.events())) if one[0] != "retried"]
+        assert state_of(memory.open(list(journal.events()))[1]) == state_of(search)
+    assert told["is lost once"] == told[""]
+
+
+@pytest.mark.parametrize("name", ["front", "mo_asha"])
+def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
+    memory = memory_of(name, slots=2)
+    journal, search = memory.open()
+    memory.drive(search, Hit("is lost each time", 2))
+    events = list(journal.events())
+    check_complete(events, search, search.why_ended())
+    retried = Counter(e.body["trial"] for e in events if e.kind == "retried")
+    failed = {e.body["trial"] for e in events if e.kind == "failed"}
+    assert failed
+    assert retried == dict.fromkeys(failed, 2)
     assert state_of(memory.open(events)[1]) == state_of(search)
 
 

@@ -115,6 +115,7 @@ def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: S
     for trial in finished.record.trials:
         folder = study.trial_folder(finished.folder, trial.key)
         assert sorted(file.name for file in folder.iterdir()) == [
+            "owner",
             "trial.log",
             "weights.safetensors",
         ]

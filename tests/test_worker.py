@@ -14,7 +14,7 @@ import torch
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.binding import bind
-from sftsearch.orchestrator.worker import CHECKPOINT, LOG, WEIGHTS, Job, TrainingWorker
+from sftsearch.orchestrator.worker import CHECKPOINT, LOG, OWNER, WEIGHTS, Job, TrainingWorker
 from sftsearch.trainables.catalog import MODELS
 
 if TYPE_CHECKING:
@@ -184,3 +184,48 @@ def test_compiling_without_a_compiler_is_a_clear_reason(tmp_path: Path) -> None:
     assert done.stdout.startswith("CompileError: `compile` needs a C++ compiler, and Triton on")
     assert "InvalidCxxCompiler" in done.stdout
     assert done.stdout.endswith("Install them, or leave `compile` out.\n")
+
+
+# ------------------------------------------------------------------- who may write
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> None:
+    """As after a resume, where a worker outlives its driver."""
+    old, new = TrainingWorker(), TrainingWorker()
+    old.start(job(tmp_path, token=7))
+    assert len(old.step()["epochs"]) == 1
+    new.start(job(tmp_path, token=12))
+    before = contents(tmp_path)
+    late = old.step()
+    assert late["failed"] == "LostTrial: Trial c-0 was handed to another worker."
+    again = TrainingWorker()
+    again.start(job(tmp_path, token=11))
+    assert again.step()["failed"].startswith("LostTrial: The trial in ")
+    assert contents(tmp_path) == before
+    reports = run(new)
+    assert epochs([{"epochs": reports[0]["epochs"]}])
+    assert "final" in reports[-1]
+    undisturbed = TrainingWorker()
+    undisturbed.start(job(tmp_path / "other"))
+    assert reports[-1]["final"]["values"]["loss"] == run(undisturbed)[-1]["final"]["values"]["loss"]
+
+
+def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_text("")
+    worker = TrainingWorker()
+    worker.start(job(tmp_path, token=3))
+    assert "epochs" in worker.step()
+    (tmp_path / OWNER).write_bytes(b"\xff?")
+    assert worker.step()["failed"].startswith("LostTrial")
+
+
+def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sftsearch.orchestrator.worker.MAX_LOG_BYTES", 400)
+    worker = TrainingWorker()
+    worker.start(job(tmp_path, training=TRAINING | {"epochs": 8}))
+    run(worker)
+    assert (tmp_path / LOG).stat().st_size < 700

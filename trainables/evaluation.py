@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from sftsearch.datasets.samples import views
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.metrics import num_absent_classes, score
+from sftsearch.trainables.parallel import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sftsearch.datasets.spec import Task
     from sftsearch.datasets.store import Split, Store
     from sftsearch.trainables.mixup import Inputs, Lengths, Mix
     from sftsearch.trainables.models.fusion import FusionModel
+    from sftsearch.trainables.parallel import Workers
 
     Batch = tuple[Inputs, Lengths, Tensor]
 
@@ -147,6 +149,7 @@ class Network:
         config: TrainConfig,
         device: str,
         compiled_sizes: Sequence[int] = (),
+        replica: nn.Module | None = None,
     ) -> None:
         """Prepare, but compile nothing yet.
 
@@ -156,9 +159,10 @@ class Network:
             device: where it runs.
             compiled_sizes: B of the batches that are compiled, if any are. The last ones of an
                 epoch are best left out: a graph of their own would cost more than it saves.
+            replica: what runs it in training, where several workers do; see `parallel`.
         """
         self.model, self._device, self._sizes = model, torch.device(device).type, compiled_sizes
-        self._is_half = config.precision == "bfloat16"
+        self._is_half, self._replica = config.precision == "bfloat16", replica
         self._compiled: Callable[..., Tensor] | None = None
         if config.compile and compiled_sizes:
             # A worker's models share the code that is compiled: the graphs of the last would count.
@@ -168,7 +172,7 @@ class Network:
             self._compiled = torch.compile(model, dynamic=False)
 
     def __call__(self, inputs: Inputs, lengths: Lengths, mix: Mix | None = None) -> Tensor:
-        """Return outputs (B, C) in float32; `mix` mixes the latents.
+        """Return outputs (B, C), at least in float32; `mix` mixes the latents.
 
         Raises:
             CompileError: there is no compiler.
@@ -176,8 +180,9 @@ class Network:
         size = len(next(iter(inputs.values())))
         with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._is_half):
             if self._compiled is None or size not in self._sizes:
-                outputs: Tensor = self.model(inputs, lengths, mix.after_layer if mix else None)
-                return outputs.float()
+                run = self._replica if self._replica and self.model.training else self.model
+                outputs: Tensor = run(inputs, lengths, mix.after_layer if mix else None)
+                return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
             after_layer = mix.after_every_layer if mix and mix.layer is not None else None
             try:
                 return self._compiled(inputs, lengths, after_layer).float()
@@ -223,12 +228,18 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict(network: Network, batches: Batches, batch_size: int) -> Tensor:
-    """Return outputs (N, C) on the CPU."""
+def predict(
+    network: Network, batches: Batches, batch_size: int, workers: Workers = ALONE
+) -> Tensor:
+    """Return outputs (N, C) on the CPU; of several workers each computes some of the batches."""
     network.model.eval()
-    return torch.cat(
-        [network(inputs, lengths).cpu() for inputs, lengths, _ in batches.in_order(batch_size)]
-    )
+    starts = range(0, batches.size, batch_size)
+    parts: list[Tensor | None] = []
+    for i, start in enumerate(starts):
+        own = i % workers.count == workers.rank
+        rows = np.arange(start, min(start + batch_size, batches.size))
+        parts.append(network(*batches(rows)[:2]).cpu() if own else None)
+    return torch.cat(workers.exchange(parts))
 
 
 @torch.inference_mode()

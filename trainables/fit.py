@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sftsearch.trainables.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.evaluation import (
     EVALUATION_BATCH,
     Batches,
@@ -31,6 +32,7 @@ from sftsearch.trainables.evaluation import (
 )
 from sftsearch.trainables.metrics import METRICS, TOP_K
 from sftsearch.trainables.mixup import Mixup
+from sftsearch.trainables.parallel import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.evaluation import Batch
     from sftsearch.trainables.mixup import Mix
     from sftsearch.trainables.models.fusion import FusionModel
+    from sftsearch.trainables.parallel import Workers
 
 LAST_EPOCHS = 3
 """Epochs whose mean is the value of a trial; one alone is as noisy as its batch order."""
@@ -72,9 +75,15 @@ class Fit:
         *,
         seed: int,
         device: str = "cpu",
+        workers: Workers = ALONE,
     ) -> None:
+        if config.compile and workers.count > 1:
+            raise ConfigError(
+                f"`compile` is for a single worker, but got (compile=True, workers={workers.count})"
+            )
         self.model = model.to(device)
         self.config, self.seed, self.device = config, seed, device
+        self.workers = workers
         self.history: list[dict[str, float]] = []
         self.right: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)
         """Whether each validation sample was decided right after the last epoch run here, (N,)."""
@@ -90,7 +99,7 @@ class Fit:
         self.validation_batches = Batches(store, self._validation, model.modalities, device)
         train, validation = self._train_batches.size, self.validation_batches.size
         sizes = (min(config.batch_size, train), min(EVALUATION_BATCH, validation))
-        self.network = Network(self.model, config, device, sizes)
+        self.network = Network(self.model, config, device, sizes, workers.replicate(self.model))
         inputs, lengths, _ = self._train_batches(np.arange(1))
         self._mixup = Mixup(config, self.model, inputs, lengths)
         self._optimizer = torch.optim.AdamW(
@@ -127,7 +136,7 @@ class Fit:
         learning_rate = self._optimizer.param_groups[0]["lr"]
         train_loss = self._train_epoch()
         self._end_training()
-        outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH)
+        outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH, self.workers)
         metrics = metrics_of(self.task, self.config, outputs, self._validation)
         metrics |= measures_of(self.model, self.validation_batches)
         self._plateau.step(metrics["loss"])
@@ -160,14 +169,17 @@ class Fit:
         self.model.train()
         losses, sizes = [], []
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
-            torch.manual_seed(int(random.integers(2**63)))
+            torch.manual_seed(int(random.integers(2**63)) + self.workers.rank)
+            if self.workers.rank:
+                random = np.random.default_rng([self.seed, self.epoch, self.workers.rank])
             for start in range(0, len(order), self.config.batch_size):
                 rows = order[start : start + self.config.batch_size]
-                mix = self._mixup.draw(len(rows), random) if mixes else None
-                losses.append(self._train_step(self._train_batches(rows), mix))
+                own, weight = self.workers.part(rows), self.workers.weight(len(rows))
+                mix = self._mixup.draw(len(own), random) if mixes else None
+                losses.append(self._train_step(self._train_batches(own), mix, weight))
                 sizes.append(len(rows))
         # One transfer an epoch: asking for each loss would make a GPU wait after every step.
-        values = torch.stack(losses).tolist()
+        values = self.workers.mean(torch.stack(losses)).tolist()
         for step, value in enumerate(values, start=1):
             if not math.isfinite(value):
                 raise TrainingDiverged(
@@ -175,14 +187,16 @@ class Fit:
                 )
         return float(np.average(values, weights=sizes))
 
-    def _train_step(self, batch: Batch, mix: Mix | None) -> Tensor:
-        """Return the loss of the batch before the step."""
+    def _train_step(self, batch: Batch, mix: Mix | None, weight: float = 1.0) -> Tensor:
+        """Return the loss of the batch before the step, as it counts among the workers'."""
         inputs, lengths, labels = batch
         losses = partial(self.model.losses, partial(losses_of, self.task, self.config))
         if mix is None:
             loss = losses(self.network(inputs, lengths), labels).mean()
         else:
             loss = mix.loss(losses, self.network(*mix.inputs(inputs, lengths), mix), labels)
+        if self.workers.count > 1:
+            loss = weight * loss
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -243,7 +257,10 @@ class Fit:
 
     def save(self, path: Path) -> None:
         """Write all that `load` needs into one file, whole or not at all."""
-        record = {
+        write_checkpoint(path, self._tensors(), self._record())
+
+    def _record(self) -> dict[str, Any]:
+        return {
             "run": self._identity(),
             "history": self.history,
             "correct": self._correct,
@@ -251,7 +268,6 @@ class Fit:
             "num_bad_epochs": self._plateau.num_bad_epochs,
             "learning_rate": self._optimizer.param_groups[0]["lr"],
         }
-        write_checkpoint(path, self._tensors(), record)
 
     def load(self, path: Path) -> None:
         """Go on from a saved run; on an error this run is as it was.
@@ -265,6 +281,16 @@ class Fit:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
+        self._take_up(record)
+
+    def follow_first(self) -> None:
+        """Go on from where the first worker is, which alone reads checkpoints; all call it."""
+        if self.workers.count > 1:
+            self._take_up(json.loads(self.workers.from_first(json.dumps(self._record()))))
+            with torch.no_grad():
+                self.workers.copy_from_first(self._tensors().values())
+
+    def _take_up(self, record: dict[str, Any]) -> None:
         self.history, self._correct = record["history"], record["correct"]
         self._plateau.best = record["best_loss"] if self.history else math.inf
         self._plateau.num_bad_epochs = record["num_bad_epochs"]

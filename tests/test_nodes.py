@@ -1,0 +1,90 @@
+"""A study on several Ray nodes of one machine, which come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.study import Watcher, run_study
+from sftsearch.orchestrator.worker import TrainingWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sftsearch.orchestrator.journal import Event
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+STUDY = """
+study: {name: nodes}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 20}
+training: {epochs: 3, batch_size: 250}
+space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 20}}]
+"""
+
+
+class Noting(TrainingWorker):
+    """Notes on which node a trial ended."""
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(2)  # longer than a process takes to start: Tune prefers one that is there
+        report = super().step()
+        if "final" in report:
+            report["final"]["facts"]["node"] = ray.get_runtime_context().get_node_id()
+        return report
+
+
+class Counting(Watcher):
+    """Tells when some trials have finished."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+        self.some = threading.Event()
+
+    def event(self, event: Event) -> None:
+        self.finished += event.kind == "finished"
+        if self.finished >= 4:
+            self.some.set()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_one_node_dies_and_one_comes_and_the_study_finishes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    file = tmp_path / "nodes.yaml"
+    file.write_text(STUDY)
+    watcher, address = Counting(), cluster.address
+    options: dict[str, Any] = {"runs": tmp_path, "address": address, "worker": Noting}
+    with ThreadPoolExecutor() as pool:  # Ray adds nodes in the main thread alone
+        study = pool.submit(run_study, file, watcher=watcher, formats=(), **options)
+        assert watcher.some.wait(200)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        added = cluster.add_node(num_cpus=2)
+        result = study.result()
+    assert result.complete
+    events = list(read_events(result.folder))
+    ended = Counter(e.body["trial"] for e in events if e.kind in ("finished", "failed"))
+    assert set(ended.values()) == {1}
+    assert Counter(trial.status for trial in result.record.trials) == {"finished": 20}
+    by_node = Counter(e.body["facts"]["node"] for e in events if e.kind == "finished")
+    assert by_node[added.node_id] > 0
+    assert by_node.keys() >= {nodes[1].node_id, added.node_id}
+    assert next(e.body["slots"] for e in events if e.kind == "opened") == 3

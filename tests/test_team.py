@@ -1,0 +1,238 @@
+"""Trials of several workers, lost ones that are tried again, and who may write, on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.worker import TrainingWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sftsearch.orchestrator.study import StudyResult
+
+pytestmark = pytest.mark.timeout(240)
+
+STUDY = """
+study: {{name: team}}
+dataset: {{kind: synthetic}}
+search: {{sampler: {{kind: exhaustive}}, trials: {trials}{search}}}
+training: {{epochs: 3, batch_size: 250}}
+resources: {{{resources}}}
+space: [{{kind: sft, num_heads: 1, fused_layers: 1, dim: {{kind: int, low: 1, high: {trials}}}}}]
+"""
+TWO = "cpus: 1, workers: 2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(
+    folder: Path,
+    resources: str,
+    worker: type[Any] = TrainingWorker,
+    *,
+    trials: int = 3,
+    search: str = "",
+) -> StudyResult:
+    file = folder / "team.yaml"
+    file.write_text(STUDY.format(trials=trials, resources=resources, search=search))
+    result = run_study(file, runs=folder, worker=worker, formats=())
+    check_nothing_is_left()
+    return result
+
+
+def check_nothing_is_left() -> None:
+    """Check that no placement group and no actor outlives the study that made it."""
+    deadline = time.monotonic() + 20
+    while True:
+        groups = {str(group["state"]) for group in placement_group_table().values()}
+        free = ray.available_resources().get("CPU", 0)
+        if groups <= {"REMOVED"} and free == 4:
+            return
+        assert time.monotonic() < deadline, (groups, free)
+        time.sleep(0.1)
+
+
+def events(result: StudyResult, kind: str) -> list[dict[str, Any]]:
+    return [event.body for event in read_events(result.folder) if event.kind == kind]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    return run(tmp_path_factory.mktemp("alone"), "cpus: 1")
+
+
+def values(result: StudyResult) -> dict[str, tuple[float, float]]:
+    return {t.key: (t.values["loss"], t.values["top1"]) for t in result.record.trials}
+
+
+def test_two_workers_give_the_values_of_one(tmp_path: Path, alone: StudyResult) -> None:
+    result = run(tmp_path, TWO)
+    assert result.complete
+    own, others = values(result), values(alone)
+    assert own.keys() == others.keys()
+    for key, (loss, top1) in own.items():
+        assert loss == pytest.approx(others[key][0], rel=1e-4)
+        assert top1 == pytest.approx(others[key][1], abs=0.01)
+    for body in events(result, "finished"):
+        assert body["facts"]["workers"] == 2
+    folder = result.folder / "trials" / result.record.trials[0].key
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "owner",
+        "trial.log",
+        "weights.safetensors",
+    ]
+
+
+class Breaking(TrainingWorker):
+    """Breaks once, by what `way` says, in the second epoch of the second configuration."""
+
+    way = ""
+    times = 1
+
+    def step(self) -> dict[str, Any]:
+        job = self._assigned()
+        if job.parameters["dim"] == 2 and self._fit is not None and self._fit.epoch == 1:
+            mark = Path(job.folder) / "broken"
+            broken = len(mark.read_text()) if mark.exists() else 0
+            if broken < self.times and job.rank == job.workers - 1:
+                mark.write_text("x" * (broken + 1))
+                self.fall()
+        return super().step()
+
+    def fall(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Doomed(Breaking):
+    times = 99
+
+
+class Raising(Breaking):
+    times = 99
+
+    def fall(self) -> None:
+        raise RuntimeError("one worker alone has a bug")
+
+
+SLOWER = [pytest.param("cpus: 1", id="one"), pytest.param(TWO, id="two", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("resources", SLOWER)
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+    tmp_path: Path, alone: StudyResult, resources: str
+) -> None:
+    result = run(tmp_path, resources, Breaking)
+    (retried,) = events(result, "retried")
+    assert "died" in retried["reason"]
+    epochs = Counter((body["trial"], body["epoch"]) for body in events(result, "epoch"))
+    assert set(epochs.values()) == {1}
+    assert len(epochs) == 9
+    if resources == TWO:
+        for key, (loss, _) in values(result).items():
+            assert loss == pytest.approx(values(alone)[key][0], rel=1e-4)
+    else:
+        assert values(result) == values(alone)
+    log = (result.folder / "trials" / retried["trial"] / "trial.log").read_text()
+    assert "going on after epoch 1" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resources", ["cpus: 1", TWO])
+def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resources: str) -> None:
+    result = run(tmp_path, resources, Doomed)
+    assert len(events(result, "retried")) == 2
+    (failed,) = events(result, "failed")
+    assert "died" in failed["reason"]
+    assert Counter(trial.status for trial in result.record.trials) == {"finished": 2, "failed": 1}
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_alone_ends_the_trial_for_all(tmp_path: Path) -> None:
+    result = run(tmp_path, TWO, Raising)
+    (failed,) = events(result, "failed")
+    assert failed["reason"] == "RuntimeError: one worker alone has a bug"
+    assert not events(result, "retried")
+
+
+@pytest.mark.slow
+def test_stopped_trials_leave_no_placement_group(tmp_path: Path) -> None:
+    stopping = ", stopping: {kind: median, min_epochs: 1, audit_share: 0}"
+    result = run(tmp_path, TWO, trials=8, search=stopping)
+    assert result.complete
+    assert events(result, "stopped")
+
+
+# ------------------------------------------------------------------- memory of a shared GPU
+
+
+class Crowded:
+    """Trains nothing; one trial lacks memory unless it has a GPU of its own, another always."""
+
+    def start(self, job: Any) -> None:
+        self.job = job
+
+    def step(self) -> dict[str, Any]:
+        dim, share = self.job.parameters["dim"], self.job.resources["GPU"]
+        if dim == 3 or (dim == 2 and share < 1):
+            return {"epochs": [], "failed": "out of memory: CUDA out of memory. Tried to allocate"}
+        values = {"top1": share, **self.job.cost}
+        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+
+
+def test_a_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path) -> None:
+    result = run(tmp_path, "cpus: 1, gpus: 0.25", Crowded)
+    outcomes = {t.configuration["dim"]: t.values.get("top1") for t in result.record.trials}
+    assert outcomes == {1: 0.25, 2: 1.0, 3: None}
+    assert all(body["alone"] for body in events(result, "retried"))
+    assert len(events(result, "retried")) == 2
+    (failed,) = events(result, "failed")
+    assert failed["reason"].startswith("out of memory: CUDA out of memory")
+
+
+def test_a_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> None:
+    result = run(tmp_path, "cpus: 1, gpus: 1", Crowded)
+    assert not events(result, "retried")
+    assert len(events(result, "failed")) == 1
+
+
+# ------------------------------------------------------------------- by configuration
+
+
+class Noting:
+    """Trains nothing; its values say what it was given."""
+
+    def start(self, job: Any) -> None:
+        self.job = job
+
+    def step(self) -> dict[str, Any]:
+        given = self.job.resources
+        values = {"top1": given["CPU"], "threads": self.job.threads, **self.job.cost}
+        values |= {"gpu": given.get("GPU", 0.0), "memory": given.get("memory", 0.0)}
+        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+
+
+def test_larger_configurations_get_what_the_study_file_says(tmp_path: Path) -> None:
+    rules = "larger: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
+    result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Noting)
+    for trial in result.record.trials:
+        is_large = trial.values["parameters"] > 150
+        given = [trial.values[name] for name in ("top1", "threads", "gpu", "memory")]
+        assert given == ([2, 2, 1, 5e8] if is_large else [1, 1, 0.25, 0])
+    assert len({trial.values["gpu"] for trial in result.record.trials}) == 2
