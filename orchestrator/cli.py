@@ -497,19 +497,44 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
     show_default=True,
     help="Where it listens.",
 )
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of this machine at which it listens; 0.0.0.0: all of them.",
+)
+@click.option(
+    "--login",
+    is_flag=True,
+    help="Ask for a name and a password; the first user's is $MLFLOW_AUTH_ADMIN_PASSWORD.",
+)
+@click.option(
+    "--without-login", is_flag=True, help="Let other machines in without asking for anything."
+)
 @runs_option
 @uri_option
 @user_errors
-def ui(port: int, runs: Path, tracking_uri: str | None) -> None:
-    """Open the MLflow UI on 127.0.0.1 on the store of the runs folder. Ctrl-C ends it."""
+def ui(
+    port: int, host: str, login: bool, without_login: bool, runs: Path, tracking_uri: str | None
+) -> None:
+    """Open the MLflow UI on the store of the runs folder. Ctrl-C ends it.
+
+    Only this machine reaches it, unless --host says otherwise.
+    """
     from sftsearch.orchestrator import tracking
 
     uri = tracking_uri or tracking.default_uri(runs)
     if uri.startswith(("http:", "https:")):
-        click.echo(f"The MLflow server of these studies is {uri}: open it in a browser.")
+        where = tracking.masked(uri)
+        click.echo(f"The MLflow server of these studies is {where}: open it in a browser.")
         return
-    click.echo(f"MLflow UI of {uri} on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    sys.exit(tracking.serve_ui(uri, runs, port))
+    if host not in ("127.0.0.1", "localhost", "::1") and not (login or without_login):
+        raise click.UsageError(
+            f"With --host {host} everybody who reaches port {port} of this machine could read, "
+            "change and delete all studies. Add --login, or --without-login if that is meant."
+        )
+    click.echo(f"MLflow UI of {tracking.masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
+    sys.exit(tracking.serve_ui(uri, runs, port, host=host, login=login))
 
 
 @main.command(name="list")

@@ -271,7 +271,13 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
 
 
 def trial_folder(folder: Path, key: str) -> Path:
-    """Return where a trial keeps its log, checkpoint and weights."""
+    """Return where a trial keeps its log, checkpoint and weights.
+
+    Raises:
+        StudyError: the key, which may be of somebody else's journal, is not one of a trial.
+    """
+    if not re.fullmatch(r"\w+-\d+", key, re.ASCII):
+        raise StudyError(f"{key!r:.80} is not the key of a trial.")
     return folder / "trials" / key
 
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 def result_as_json(result: StudyResult) -> dict[str, Any]:
     """Return what `run` says of a study for a script."""
+    from sftsearch.orchestrator.tracking import masked
+
     return {
         "study": result.name,
         "folder": str(result.folder),
         "complete": result.complete,
-        "tracking_uri": result.tracking_uri,
+        "tracking_uri": masked(result.tracking_uri),
         "tracking_problem": result.tracking_problem,
         "report": [str(path) for path in result.report],
         **counts(result.record),
@@ -48,8 +50,10 @@ def concluded(record: StudyRecord) -> list[str]:
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
+    from sftsearch.orchestrator.tracking import masked
+
     options = "" if runs == Path("runs") else f" --runs {runs}"
-    return options if tracking_uri is None else f"{options} --tracking-uri {tracking_uri}"
+    return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"
 
 
 def print_result(result: StudyResult, where: str) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import logging
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,6 +24,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
@@ -55,8 +60,11 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.journal import Event, Journal
 
 T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
 PREFIX = "sftsearch."
 TEST = "test_"
+NUM_WRITERS = 8
+"""Runs that are written at a time to a server."""
 MAX_EVENTS = 5_000
 """Events of one batch of writes."""
 MAX_METRICS = 800
@@ -79,6 +87,11 @@ def default_uri(runs: Path) -> str:
     return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
 
 
+def masked(uri: str) -> str:
+    """Return the URI without the password it may hold: `postgresql://user@host/db`."""
+    return re.sub(r"(://[^/@\s]*?):[^/\s]*@", r"\1@", uri)
+
+
 def open_client(uri: str, runs: Path) -> MlflowClient:
     """Return a client whose store exists.
 
@@ -96,7 +109,7 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets errors of SQLAlchemy, requests and its own through
-        raise TrackingError(f"MLflow does not answer at '{uri}': {_first_line(error)}") from error
+        raise _no_answer(uri, error) from None  # the cause's text may hold the password
     return client
 
 
@@ -206,11 +219,7 @@ class Mirror:
         events = list(self._journal.events(after=self._through, through=through))
         news = any(event.kind != "mirrored" for event in events)
         writes = self._gather(events)
-        for key, written in writes.items():
-            if key not in self._run_ids and written.started is not None:
-                self._run_ids[key] = self._make_child(client, written.started)
-            if key in self._run_ids:  # a run that somebody deleted stays deleted
-                self._write(client, self._run_ids[key], written)
+        self._write_runs(client, writes)
         self._through = through
         if news:  # that something was mirrored is no news itself, or this would never end
             self._journal.append("mirrored", through=through)
@@ -229,6 +238,24 @@ class Mirror:
         for name in touched:
             writes[""].tags.append(RunTag(f"{PREFIX}{name}", json.dumps(self._facts[name])))
         return writes
+
+    def _write_runs(self, client: MlflowClient, writes: dict[str, _Writes]) -> None:
+        """Write to each run what it gains; over HTTP to several at a time."""
+
+        def write(key: str, written: _Writes) -> None:
+            if key not in self._run_ids and written.started is not None:
+                self._run_ids[key] = self._make_child(client, written.started)
+            if key in self._run_ids:  # a run that somebody deleted stays deleted
+                self._write(client, self._run_ids[key], written)
+
+        remote = self.uri.startswith(("http:", "https:"))
+        with ThreadPoolExecutor(NUM_WRITERS if remote else 1) as pool:
+            try:
+                for _ in pool.map(write, writes, writes.values()):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # a server that is away is away for all
+                raise
 
     @staticmethod
     def _write(client: MlflowClient, run_id: str, written: _Writes) -> None:
@@ -315,7 +342,7 @@ def _experiment(client: MlflowClient, created: dict[str, Any], runs: Path, uri: 
     if found.lifecycle_stage != "active" or theirs != definition:
         why = "was deleted" if found.lifecycle_stage != "active" else "belongs to another study"
         raise TrackingError(
-            f"The MLflow experiment '{name}' at '{uri}' {why}: give this study another name, or "
+            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: give this study another name, or "
             "another --tracking-uri."
         )
     experiment_id: str = found.experiment_id
@@ -436,8 +463,12 @@ def _translate_confirmed(event: Event, writes: dict[str, _Writes]) -> None:
         written.tags.append(RunTag(f"{PREFIX}test_groups", json.dumps(test["groups"])))
 
 
+def _no_answer(uri: str, error: Exception) -> TrackingError:
+    return TrackingError(f"MLflow does not answer at '{masked(uri)}': {_first_line(error)}")
+
+
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = masked(str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -455,14 +486,14 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
         experiment = client.get_experiment_by_name(name)
         found = list(_all_runs(client, experiment.experiment_id)) if experiment else []
     except MlflowException as error:
-        raise TrackingError(f"MLflow does not answer at '{uri}': {_first_line(error)}") from error
+        raise _no_answer(uri, error) from None
     ours = {
         run.data.tags[f"{PREFIX}trial"]: run for run in found if f"{PREFIX}trial" in run.data.tags
     }
     parent = ours.pop("", None)
     if parent is None:
         raise TrackingError(
-            f"MLflow at '{uri}' has no study '{name}'. `sftsearch list` shows the studies here; "
+            f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the studies here; "
             "name another place with --runs or --tracking-uri."
         )
     tags = parent.data.tags
@@ -513,26 +544,41 @@ def _trial_record(run: Run) -> TrialRecord:
     )
 
 
-def serve_ui(uri: str, runs: Path, port: int) -> int:
-    """Serve MLflow's UI on 127.0.0.1 until it is interrupted; return its exit code.
+def serve_ui(
+    uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bool = False
+) -> int:
+    """Serve MLflow's UI until it is interrupted; return its exit code.
+
+    Args:
+        uri: of the store, not of a server.
+        runs: the folder of all studies.
+        port: where it listens.
+        host: the address of this machine at which it does.
+        login: whether it asks for a name and a password.
 
     Raises:
-        TrackingError: the store does not answer, or the port is taken.
+        TrackingError: the store does not answer, the port is taken, or there is no password.
     """
     open_client(uri, runs)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise TrackingError(
-                f"Port {port} is taken on 127.0.0.1: choose another with --port."
+                f"Cannot listen on port {port} of {host} ({error.strerror}): choose another with "
+                "--port."
             ) from error
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     artifacts = (runs / "mlartifacts").absolute().as_uri()
-    command += ["--backend-store-uri", uri, "--default-artifact-root", artifacts, "--workers", "1"]
-    # Without its queues for jobs, which start eight processes more.
+    command += ["--default-artifact-root", artifacts, "--workers", "1"]
+    # Without its queues for jobs, which start eight processes more. The store's URI may hold a
+    # password, which everybody on the machine could read in the command.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri
+    if login:
+        command += ["--app-name", "basic-auth"]
+        environment |= _login(runs)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with subprocess.Popen(command, env=environment, start_new_session=True) as server:
         try:
@@ -542,6 +588,34 @@ def serve_ui(uri: str, runs: Path, port: int) -> int:
         finally:
             signal.signal(signal.SIGTERM, previous)
             _end_group(server)
+
+
+def _login(runs: Path) -> dict[str, str]:
+    """Return the environment in which MLflow's server asks for a login; make its files.
+
+    Raises:
+        TrackingError: no password was set, or the package that MLflow needs for it is missing.
+    """
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise TrackingError("`--login` needs Flask-WTF: pip install 'sftsearch[server]'.")
+    if not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+        raise TrackingError(
+            "`--login` needs the password of its first user in MLFLOW_AUTH_ADMIN_PASSWORD; that "
+            "user is called `admin`, or as MLFLOW_AUTH_ADMIN_USERNAME says."
+        )
+    users, settings = runs / "mlflow-login.db", runs / "mlflow-login.ini"
+    users.touch(mode=0o600)
+    users.chmod(0o600)
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{users.absolute()}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    return {
+        "MLFLOW_AUTH_ADMIN_USERNAME": os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings.absolute()),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:

@@ -333,6 +333,11 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address is None and os.environ.get("RAY_AUTH_MODE") == "disabled":
+        raise ResourceError(
+            "RAY_AUTH_MODE is `disabled`: whoever reaches a port of this machine could run code "
+            "in Ray. Unset it; or start Ray yourself and name it with --address."
+        )
     if address not in (None, "auto"):
         _check_reachable(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -1,0 +1,200 @@
+"""Real servers for tests, each in processes of its own: PostgreSQL, and MLflow over HTTP.
+
+They can be killed and come back on the same port with what they had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HOST = "127.0.0.1"
+PASSWORD = "pa55-of-tests"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server((HOST, 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def find_postgres() -> Path | None:
+    """Return the folder of PostgreSQL's programs, if it is installed."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    found = shutil.which("postgres")
+    return installed[-1].parent if installed else Path(found).parent if found else None
+
+
+class Server:
+    """A process with children, on a port, that can be killed and started again."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Return what it is started in."""
+        return dict(os.environ)
+
+    def answers(self) -> bool:
+        """Tell whether it is ready."""
+        raise NotImplementedError
+
+    user: int | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(
+            self.command(),
+            env=self.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            user=self.user,
+        )
+        _wait(self.answers, self._process)
+
+    def kill(self) -> None:
+        """Kill it with all its children, as a machine that fails does."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Any:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+
+def _wait(answers: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while not answers():
+        assert process.poll() is None, f"the server ended with {process.returncode}"
+        assert time.monotonic() < deadline, "the server does not answer"
+        time.sleep(0.1)
+
+
+class Postgres(Server):
+    """PostgreSQL with a password, in a folder of its own; root starts it as another user."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(free_port())
+        programs = find_postgres()
+        assert programs is not None, "PostgreSQL is not installed"
+        self._programs, self._data = programs, folder / "pg"
+        self._data.mkdir()
+        if os.geteuid() == 0:
+            self.user = pwd.getpwnam("nobody").pw_uid
+            os.chown(self._data, self.user, -1)
+        password = folder / "pg-password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        subprocess.run(
+            [str(programs / "initdb"), "-D", str(self._data), "-U", "mlflow", "-A", "scram-sha-256",
+             "--pwfile", str(password), "--no-sync", "-E", "UTF8", "--no-locale"],
+            check=True, capture_output=True, user=self.user, cwd="/",
+        )  # fmt: skip
+
+    @property
+    def uri(self) -> str:
+        """Return where its database is, for SQLAlchemy."""
+        return f"postgresql+psycopg2://mlflow:{PASSWORD}@{HOST}:{self.port}/postgres"
+
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        options = ["-h", HOST, "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
+        return [str(self._programs / "postgres"), "-D", str(self._data), *options]
+
+    def answers(self) -> bool:
+        """Tell whether it takes connections."""
+        import psycopg2
+
+        try:
+            psycopg2.connect(
+                host=HOST, port=self.port, user="mlflow", password=PASSWORD, dbname="postgres"
+            ).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+
+class MlflowServer(Server):
+    """MLflow's server over HTTP, with a login or without."""
+
+    def __init__(self, folder: Path, store: str, *, login: bool = False) -> None:
+        super().__init__(free_port())
+        self._folder, self._store, self.login = folder, store, login
+        if login:
+            text = (
+                "[mlflow]\ndefault_permission = READ\n"
+                f"database_uri = sqlite:///{folder / 'login.db'}\nadmin_username = admin\n"
+                f"admin_password = {PASSWORD}\n"
+                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            )
+            (folder / "login.ini").write_text(text)
+
+    @property
+    def uri(self) -> str:
+        """Return its address."""
+        return f"http://{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        artifacts = (self._folder / "artifacts").absolute().as_uri()
+        command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server"]
+        command += ["--host", HOST, "--port", str(self.port), "--workers", "2"]
+        command += ["--backend-store-uri", self._store, "--artifacts-destination", artifacts]
+        return command + (["--app-name", "basic-auth"] if self.login else [])
+
+    def environment(self) -> dict[str, str]:
+        """Return what it is started in."""
+        more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        if self.login:
+            more["MLFLOW_AUTH_CONFIG_PATH"] = str(self._folder / "login.ini")
+            more["MLFLOW_FLASK_SERVER_SECRET_KEY"] = "of-tests"
+        return dict(os.environ) | more
+
+    def answers(self) -> bool:
+        """Tell whether it answers."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@contextlib.contextmanager
+def team_servers(*, login: bool = False) -> Iterator[tuple[Postgres, MlflowServer]]:
+    """Run PostgreSQL and an MLflow server on it, for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="team-") as name:  # pytest's are closed to PostgreSQL
+        folder = Path(name)
+        folder.chmod(0o755)
+        with (
+            Postgres(folder) as postgres,
+            MlflowServer(folder, postgres.uri, login=login) as server,
+        ):
+            yield postgres, server

@@ -1,0 +1,339 @@
+"""Who can do what to whom: each line of the threat page has its test here, or is named there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import PASSWORD, free_port
+
+from sftsearch.orchestrator import confirm, tracking, tune
+from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.study import (
+    StudyError,
+    find_study,
+    read_record,
+    run_study,
+    trial_folder,
+)
+from sftsearch.orchestrator.worker import CHECKPOINT, WEIGHTS
+from sftsearch.search_spaces.load import parse_study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sftsearch.orchestrator.study import StudyResult
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = """
+study: {name: secure}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 2}
+training: {epochs: 1, batch_size: 256}
+space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 4, high: 5}}]
+"""
+SECRET = "hunter2-of-tests"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    runs = tmp_path_factory.mktemp("secure")
+    (runs / "secure.yaml").write_text(STUDY)
+    return run_study(runs / "secure.yaml", runs=runs)
+
+
+def copy_of(finished: StudyResult, folder: Path) -> Path:
+    shutil.copytree(finished.folder.parent, folder, dirs_exist_ok=True)
+    return folder
+
+
+# ------------------------------------------------------------------ who reaches what
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
+def test_a_ui_for_other_machines_without_a_login_must_be_asked_for(host: str) -> None:
+    result = CliRunner().invoke(main, ["ui", "--host", host])
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    assert f"With --host {host} everybody who reaches port 5000 of this machine could read" in said
+    assert "Add --login, or --without-login if that is meant." in said
+
+
+def test_a_login_needs_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD", raising=False)
+    port = str(free_port())
+    result = CliRunner().invoke(main, ["ui", "--login", "--runs", str(tmp_path), "--port", port])
+    assert result.exit_code == 1
+    assert "needs the password of its first user in MLFLOW_AUTH_ADMIN_PASSWORD" in result.output
+
+
+def status_of(url: str, login: str = "") -> int:
+    request = urllib.request.Request(url)
+    if login:
+        request.add_header("Authorization", "Basic " + b64encode(login.encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def other_address() -> str:
+    """Return an address of this machine that is not the loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        address: str = probe.getsockname()[0]
+    return address
+
+
+@pytest.fixture
+def ui(finished: StudyResult, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """Serve the UI with the options of the parameter; give its host and port."""
+    port = free_port()
+    command = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()", "ui"]
+    command += ["--runs", str(finished.folder.parent), "--port", str(port), *request.param]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(600):
+        if status_of(f"http://127.0.0.1:{port}/health"):
+            break
+        assert process.poll() is None
+        time.sleep(0.1)
+    yield "127.0.0.1", port
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.mark.service
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("ui", [["--login"]], indirect=True)
+def test_with_a_login_nobody_reads_without_it(ui: tuple[str, int], finished: StudyResult) -> None:
+    url = f"http://127.0.0.1:{ui[1]}/api/2.0/mlflow/experiments/get-by-name?experiment_name=secure"
+    assert status_of(url) == 401
+    assert status_of(url, "admin:wrong") == 401
+    assert status_of(url, f"admin:{PASSWORD}") == 200
+    users = finished.folder.parent / "mlflow-login.db"
+    assert stat.S_IMODE(users.stat().st_mode) == 0o600
+    settings = (finished.folder.parent / "mlflow-login.ini").read_text()
+    assert PASSWORD not in settings
+
+
+@pytest.mark.service
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("ui", [[]], indirect=True)
+def test_the_ui_is_for_this_machine_alone(ui: tuple[str, int]) -> None:
+    assert status_of(f"http://127.0.0.1:{ui[1]}/health") == 200
+    address = other_address()
+    assert address != "127.0.0.1"
+    assert status_of(f"http://{address}:{ui[1]}/health") == 0
+
+
+@pytest.mark.timeout(180)
+def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    with monkeypatch.context() as without:
+        without.setenv("RAY_AUTH_MODE", "disabled")
+        with (
+            pytest.raises(tune.ResourceError, match="whoever reaches a port"),
+            tune.connected(None),
+        ):
+            pass
+    connect = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
+    with tune.connected(None):
+        token = Path.home() / ".ray" / "auth_token"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        assert not ray._private.worker._global_node.webui_url
+        address = ray.get_runtime_context().gcs_address
+        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x" * 64}
+        for claim, code in (({"RAY_AUTH_MODE": "disabled"}, 1), (wrong, 1), ({}, 0)):
+            tried = subprocess.run(
+                [sys.executable, "-c", connect, address],
+                env=os.environ | claim,
+                capture_output=True,
+                check=False,
+                timeout=100,
+            )
+            assert tried.returncode == code, (claim, tried.stderr[-500:])
+
+
+# ------------------------------------------------------------------ files that somebody made
+
+
+class Poison:
+    """A pickle that leaves a mark where it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: Path) -> None:
+    runs, mark = copy_of(finished, tmp_path / "runs"), tmp_path / "loaded"
+    folder = runs / "secure"
+    for trial in read_record(folder).trials:
+        (trial_folder(folder, trial.key) / WEIGHTS).write_bytes(pickle.dumps(Poison(mark)))
+    with pytest.raises(StudyError, match=r"The weights of trial .* cannot be read"):
+        confirm.confirm_study(folder)
+    assert not mark.exists()
+
+
+def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
+    from test_worker import job, run
+
+    from sftsearch.orchestrator.worker import TrainingWorker
+
+    mark = tmp_path / "loaded"
+    (tmp_path / CHECKPOINT).write_bytes(pickle.dumps(Poison(mark)))
+    worker = TrainingWorker()
+    worker.start(job(tmp_path))
+    assert "final" in run(worker)[-1]
+    assert "starting anew" in (tmp_path / "trial.log").read_text()
+    assert not mark.exists()
+
+
+def test_no_module_reads_pickles_but_the_one_that_calls_nothing() -> None:
+    readers = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    found = set()
+    for path in (p for f in ("orchestrator", "trainables", "search_spaces", "datasets")
+                 for p in (ROOT / f).rglob("*.py")):  # fmt: skip
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: set[str] = set()
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]}
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                called = (node.value.id, node.attr)
+                names = {"pickle"} if called == ("torch", "load") else set()
+            if names & readers:
+                found.add(path.name)
+    assert found == {"safe_pickle.py"}
+
+
+# ------------------------------------------------------------------ names
+
+
+HOSTILE = ["../outside", "/etc", "a/b", "..", ".", "", "a\0b", "a-1/../../x", "-0", "a-1\n"]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_the_key_of_a_trial_names_no_other_folder(key: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="is not the key of a trial"):
+        trial_folder(tmp_path, key)
+
+
+@given(st.text())
+def test_whatever_the_key_is_its_folder_is_in_the_study_s(key: str) -> None:
+    study = Path("/runs/study")
+    try:
+        folder = trial_folder(study, key)
+    except StudyError:
+        return
+    assert folder.parent == study / "trials"
+    assert ".." not in folder.parts
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "A", "über", "x" * 65])
+def test_the_name_of_a_study_names_no_other_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"is not the name of a study|There is no study"):
+        find_study(name, tmp_path)
+    text = STUDY.replace("name: secure", f"name: {name!r}")
+    with pytest.raises(ValueError, match=r"study\.name|study:"):
+        _ = parse_study(text.encode()).study
+
+
+# ------------------------------------------------------------------ secrets
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (f"https://me:{SECRET}@host:5000/x", "https://me@host:5000/x"),
+        (f"postgresql+psycopg2://me:{SECRET}@host/db", "postgresql+psycopg2://me@host/db"),
+        (f"http://:{SECRET}@host", "http://@host"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+        (f"at postgresql://me:{SECRET}@h/x: no", "at postgresql://me@h/x: no"),
+    ],
+)
+def test_passwords_are_left_out_of_what_is_shown(uri: str, shown: str) -> None:
+    assert tracking.masked(uri) == shown
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_errors_of_a_store_do_not_hold_its_password(tmp_path: Path, scheme: str) -> None:
+    uri = f"{scheme}://me:{SECRET}@127.0.0.1:{free_port()}/db"
+    with pytest.raises(tracking.TrackingError) as caught:
+        tracking.read_study(uri, "secure", tmp_path)
+    assert SECRET not in "".join(map(str, (caught.value, caught.value.__cause__)))
+    assert "me@127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.timeout(240)
+def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
+    """A study whose server is away: neither what it prints nor any file of it holds a secret."""
+    file, runs = tmp_path / "secure.yaml", tmp_path / "runs"
+    file.write_text(STUDY)
+    uri = f"http://me:{SECRET}@127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()", "run"]
+    environment = {
+        "MLFLOW_TRACKING_PASSWORD": SECRET + "-2",
+        "AWS_SECRET_ACCESS_KEY": SECRET + "-3",
+        "AWS_ACCESS_KEY_ID": "id",
+    }
+    done = subprocess.run(
+        [*command, str(file), "--runs", str(runs), "--tracking-uri", uri],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert SECRET not in done.stdout + done.stderr
+    files = [path for path in runs.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_a_journal_of_somebody_else_cannot_name_files(tmp_path: Path) -> None:
+    """`show` reads the log of the trial that the journal names."""
+    from test_tracking import CREATED
+
+    with Journal(tmp_path / "evil") as journal:
+        journal.append("created", **CREATED)
+        base = {"configuration_id": "../..", "model": "sft", "parameters": {}, "cost": {}}
+        journal.append("admitted", number=0, seeds=[0], **base)
+        journal.append("started", trial="../..-0", epoch=0, seed=0, **base)
+    (tmp_path / "trial.log").write_text("a file of another folder")
+    result = CliRunner().invoke(main, ["show", "../..", "--runs", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is not the key of a trial" in result.output
+    assert "a file of another folder" not in result.output
