@@ -208,7 +208,9 @@ def _search(
         search = Search(study, journal, admission, slots=slots)
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
-        tune.run(search, study.resources, make_job, slots=slots, worker=worker, notice=watch.notice)
+        patience = tune.NO_NODE_SECONDS if address is None else tune.NO_NODES_SECONDS
+        more: dict[str, Any] = {"slots": slots, "worker": worker, "patience": patience}
+        tune.run(search, study.resources, make_job, notice=watch.notice, **more)
     search.conclude()
     journal.append("ended", reason=reason_of(search), complete=search.exhausted)
     return search

@@ -342,8 +342,8 @@ def _experiment(client: MlflowClient, created: dict[str, Any], runs: Path, uri: 
     if found.lifecycle_stage != "active" or theirs != definition:
         why = "was deleted" if found.lifecycle_stage != "active" else "belongs to another study"
         raise TrackingError(
-            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: give this study another name, or "
-            "another --tracking-uri."
+            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: give this study another "
+            "name, or another --tracking-uri."
         )
     experiment_id: str = found.experiment_id
     return experiment_id
@@ -493,8 +493,8 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     parent = ours.pop("", None)
     if parent is None:
         raise TrackingError(
-            f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the studies here; "
-            "name another place with --runs or --tracking-uri."
+            f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the studies "
+            "here; name another place with --runs or --tracking-uri."
         )
     tags = parent.data.tags
     facts = {
@@ -544,9 +544,7 @@ def _trial_record(run: Run) -> TrialRecord:
     )
 
 
-def serve_ui(
-    uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bool = False
-) -> int:
+def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bool = False) -> int:
     """Serve MLflow's UI until it is interrupted; return its exit code.
 
     Args:

@@ -55,6 +55,12 @@ RUNNING = "RUNNING"
 DIED = "the worker process died (out of memory, killed, or lost with its node)"
 
 
+NO_NODE_SECONDS = 10.0
+"""How long to wait where Ray runs on this machine alone: no other one will come."""
+NO_NODES_SECONDS = 900.0
+"""How long to wait for a node of a cluster: a machine takes minutes to start."""
+
+
 class ResourceError(UserError):
     """What a trial asks for is not there."""
 
@@ -91,13 +97,11 @@ class Interruption:
 class SearchAlgorithm(Searcher):
     """Tune asks for trials here; `Search` answers."""
 
-    def __init__(
-        self, search: Search, make_job: Callable[[Assignment], Job], limit: Callable[[], int]
-    ) -> None:
+    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], room: Room) -> None:
         super().__init__(metric=REPORT, mode="max")
         self._search = search
         self._make_job = make_job
-        self._limit = limit
+        self._room = room
         self._jobs: dict[str, Job] = {}
         """What runs, by Tune's id of the trial."""
         self.closing = False
@@ -119,13 +123,18 @@ class SearchAlgorithm(Searcher):
     def _suggest(self, trial_id: str) -> Any:
         if self.closing:
             return Searcher.FINISHED
-        if self._search.num_running >= self._limit():
+        if self._search.num_running >= self._room.limit():
             return None
         assignment = self._search.propose()
         if assignment is None:
             return Searcher.FINISHED if self._search.exhausted else None
         job = self._jobs[trial_id] = self._make_job(assignment)
         return {"job": json.dumps(dataclasses.asdict(job))}
+
+    def check_room(self) -> None:
+        """Raise, as Tune itself would not, where there is nothing to run trials on any more."""
+        with self._noting_problems():
+            self._room.limit()
 
     def hear(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Pass a worker's report on; return whether the trial goes on."""
@@ -222,6 +231,7 @@ class Scheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Act on interrupts and on trials that take too long; then start trials in order."""
+        self._algorithm.check_room()
         live = list(tune_controller.get_live_trials())
         count = self._interruption.count
         if count > self._count:
@@ -437,21 +447,33 @@ def _in_words(bundle: dict[str, float], workers: int = 1) -> str:
     return text if workers == 1 else f"{workers} workers with {text} each"
 
 
-class Limit:
-    """How many trials may be handed out; follows the nodes that come and go."""
+class Room:
+    """How many trials the cluster holds, as nodes come and go."""
 
-    def __init__(self, resources: Resources, slots: int) -> None:
-        self._resources, self._slots = resources, slots
-        self._asked_at = -math.inf
+    def __init__(self, resources: Resources, slots: int, patience: float) -> None:
+        """Take what there was at the beginning; `patience` seconds without a node are too many."""
+        self._resources, self._slots, self._patience = resources, slots, patience
+        self._asked_at = self._seen_at = time.monotonic()
 
-    def __call__(self) -> int:
-        """Return the number of now; Ray is asked at most every two seconds."""
-        if time.monotonic() - self._asked_at > 2:
-            self._asked_at = time.monotonic()
+    def limit(self) -> int:
+        """Return how many trials may be handed out now.
+
+        Raises:
+            ResourceError: there has been no node for a trial for too long.
+        """
+        now = time.monotonic()
+        if now - self._asked_at > 2:
+            self._asked_at = now
             fits, wanted = _count_fitting(self._resources), self._resources.concurrent_trials
             # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops
             # a warm process that has no next trial.
             self._slots = fits + 1 if wanted == "auto" or wanted >= fits else wanted
+            self._seen_at = now if fits else self._seen_at
+        if now - self._seen_at > self._patience:
+            raise ResourceError(
+                f"Ray has had no node for a trial for {self._patience:g} seconds. What ran is kept: "
+                "mend it, and go on with --resume."
+            )
         return self._slots
 
 
@@ -467,6 +489,7 @@ def run(
     make_job: Callable[[Assignment], Job],
     *,
     slots: int,
+    patience: float = NO_NODE_SECONDS,
     worker: type[Worker] = TrainingWorker,
     notice: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -477,11 +500,12 @@ def run(
         resources: of a trial, and how long it may take.
         make_job: makes of a trial what its worker needs.
         slots: trials at a time.
+        patience: seconds for which there may be no node for a trial.
         worker: what trains a trial.
         notice: hears what an interrupt does.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
-    algorithm = SearchAlgorithm(search, make_job, Limit(resources, slots))
+    algorithm = SearchAlgorithm(search, make_job, Room(resources, slots, patience))
     trainable = type("Training", (Training,), {"worker_type": worker})
     with (
         tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
