@@ -622,6 +622,28 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("study")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@runs_option
+@uri_option
+@user_errors
+def delete(study: str, yes: bool, runs: Path, tracking_uri: str | None) -> None:
+    """Delete STUDY with its weights, here and in MLflow.
+
+    A study that runs is left alone. MLflow keeps what was deleted until `mlflow gc`.
+    """
+    from sftsearch.orchestrator.study import delete_study, find_study
+
+    folder = find_study(study, runs)
+    if not yes:
+        click.confirm(f"Delete '{folder}' and its experiment in MLflow?", abort=True)
+    problem = delete_study(folder, runs, tracking_uri)
+    click.echo(f"Deleted {folder}.")
+    if problem:
+        click.echo(f"MLflow still has the study: {problem}", err=True)
+
+
+@main.command()
 @json_option
 @user_errors
 def models(as_json: bool) -> None:

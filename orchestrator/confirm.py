@@ -103,7 +103,8 @@ def _evaluate(
     except (OSError, SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise StudyError(
-            f"The weights of trial {trial.key} cannot be read ({first}): restore '{path}'."
+            f"The weights of trial {trial.key} cannot be read ({first}): restore '{path}'. "
+            "Beyond `resources.keep_gb` those of trials far below the front are removed."
         ) from error
     split = store.split("test", unseal_test=True)
     evaluation = evaluate(model, store, split, bound.train_config)

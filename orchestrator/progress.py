@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sftsearch.orchestrator.pareto import non_dominated
+from sftsearch.orchestrator.pareto import hypervolume, non_dominated
 from sftsearch.orchestrator.study import Watcher
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class ConsoleWatcher(Watcher):
         self._planned = 0
         self._objectives: list[tuple[str, str]] = []
         self._outcomes: list[list[float]] = []
+        self._costs = (0.0, 0.0)
+        """The least and the greatest of the admissible configurations; zeros: not known."""
+        self._share_before = 0.0
         self._began = time.monotonic()
         self._said = 0.0
 
@@ -77,8 +81,10 @@ class ConsoleWatcher(Watcher):
             f"{slots} at a time, on {study.dataset.kind}; {models}; {space}."
         )
         self._planned = study.search.trials
+        self._costs = _range_of(admission, self._objectives[1][0])
         if self._num_done():
             self._console.print(f"Going on after {self._num_done()} trials.")
+        self._share_before = self._done(self._num_done())[0]
         if self._console.is_terminal:
             self._progress = Progress(
                 SpinnerColumn(),
@@ -121,7 +127,16 @@ class ConsoleWatcher(Watcher):
             self._progress.update(self._task, completed=share, done=done, description=self._best())
         elif event.kind == "failed" or time.monotonic() - self._said > 2:
             self._said = time.monotonic()
-            self._line(f"{done}, {self._best()}")
+            self._line(f"{done}, {self._time_left(share)}{self._best()}")
+
+    def _time_left(self, share: float) -> str:
+        """Say how long the rest takes, if it goes on as it went since this driver began."""
+        gained, elapsed = share - self._share_before, time.monotonic() - self._began
+        if gained <= 0 or share >= 1:
+            return ""
+        minutes = elapsed * (1 - share) / gained / 60
+        left = f"{minutes:.0f} min" if minutes >= 2 else f"{60 * minutes:.0f} s"
+        return f"about {left} left, "
 
     def _num_done(self) -> int:
         search = self._search
@@ -138,7 +153,8 @@ class ConsoleWatcher(Watcher):
         if binding and shares[binding] > share:
             share = min(1.0, shares[binding])
             told += f", {share:.0%} of {binding}"
-        return share, told
+        running = max(0, self._search.num_running - (number > self._num_done()))
+        return share, f"{told}, {running} running"
 
     def _best(self) -> str:
         if not self._outcomes:
@@ -147,7 +163,21 @@ class ConsoleWatcher(Watcher):
         column = [outcome[0] for outcome in self._outcomes]
         best = max(column) if goal == "maximize" else min(column)
         on_front = non_dominated(self._outcomes, [goal for _, goal in self._objectives])
-        return f"best {metric} {best:.3f}, {int(sum(on_front))} trials on the front"
+        told = f"best {metric} {best:.3f}, {int(sum(on_front))} trials on the front"
+        return told + self._hypervolume()
+
+    def _hypervolume(self) -> str:
+        """Say what the front beats of accuracies from 0 and of the space's costs, by logarithm.
+
+        It is the mean over budgets of the best accuracy found for each, and only ever grows.
+        """
+        low, high = self._costs
+        goals = [goal for _, goal in self._objectives]
+        if goals != ["maximize", "minimize"] or not 0 < low < high:
+            return ""
+        span = math.log(high / low)
+        points = [(value, math.log(cost / low) / span) for value, cost in self._outcomes]
+        return f", hypervolume {hypervolume(points, (0.0, 1.0), goals):.3f}"
 
     def _line(self, text: str) -> None:
         self._console.print(f"[{time.monotonic() - self._began:6.1f} s] {text}", markup=False)
@@ -159,3 +189,10 @@ class ConsoleWatcher(Watcher):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _range_of(admission: Admission, cost: str) -> tuple[float, float]:
+    """Return the least and the greatest of a cost, where the space was priced whole; else zeros."""
+    priced = [c.cost.as_dict() for c in (admission.table or {}).values()]
+    costs = [prices[cost] for prices in priced if cost in prices]
+    return (min(costs), max(costs)) if costs else (0.0, 0.0)

@@ -14,6 +14,8 @@ import importlib.metadata
 import json
 import math
 import re
+import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from sftsearch.orchestrator import binding, record, warm_start
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.retention import Retention
 from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
@@ -151,6 +154,7 @@ def run_study(
             watch.notice(told)
         journal.listen(watch.event)
         journal.listen(functools.partial(_drop_checkpoint, folder))
+        journal.listen(_retention(source, journal).event)
         watch.stage("starting Ray and MLflow")
         from sftsearch.orchestrator import tracking  # MLflow takes seconds to import
 
@@ -176,6 +180,18 @@ def run_study(
             sampler_study=search.optuna.study,
         )
         return _with_report(result, formats, mirror if synced else None)
+
+
+def _retention(source: Source, journal: Journal) -> Retention:
+    objectives = source.study.objectives
+    cost = next(one.metric for one in objectives if one.metric in binding.COSTS)
+    return Retention(
+        functools.partial(trial_folder, journal.folder),
+        journal.events(through=journal.last_id),
+        accuracy=(objectives[0].metric, objectives[0].goal),
+        cost=cost,
+        limit=1e9 * source.study.resources.keep_gb,
+    )
 
 
 def _warm_start(journal: Journal, source: Source, admission: Admission, runs: Path) -> str:
@@ -466,3 +482,25 @@ def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     with Journal(folder) as journal:
         mirror = tracking.Mirror(journal, tracking_uri or tracking.default_uri(runs), runs)
         return "" if mirror.close() else mirror.problem or "MLflow is too slow"
+
+
+def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:
+    """Delete a study that is not running, in MLflow too; return why that failed, if it did.
+
+    MLflow keeps what was deleted until `mlflow gc`; the study's name is free again at once.
+
+    Raises:
+        UserError: a driver runs the study.
+    """
+    from sftsearch.orchestrator import tracking
+
+    runs = Path(runs).absolute()
+    with Journal(folder):
+        problem = ""
+        try:
+            uri = tracking_uri or tracking.default_uri(runs)
+            tracking.delete_study(uri, folder.name, runs, time.strftime("%Y-%m-%d %H:%M:%S"))
+        except tracking.TrackingError as error:
+            problem = str(error)
+        shutil.rmtree(folder)
+    return problem

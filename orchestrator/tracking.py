@@ -506,6 +506,25 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     return study_record(created, facts, trials, _beliefs(ours.values()))
 
 
+def delete_study(uri: str, name: str, runs: Path, now: str) -> None:
+    """Delete a study's experiment, and free its name; one that is not there is no mistake.
+
+    Raises:
+        TrackingError: MLflow does not answer, or the experiment is not one of ours.
+    """
+    client = open_client(uri, runs)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return
+        if f"{PREFIX}definition" not in experiment.tags:
+            raise TrackingError(f"The MLflow experiment '{name}' is not a study: it is left alone.")
+        client.rename_experiment(experiment.experiment_id, f"{name} (deleted {now})")
+        client.delete_experiment(experiment.experiment_id)
+    except MlflowException as error:
+        raise _no_answer(uri, error) from None
+
+
 _STATUS = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 

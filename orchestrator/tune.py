@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -38,7 +37,13 @@ from ray.tune.search import Searcher
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.team import LOST, Team
-from sftsearch.orchestrator.worker import OUT_OF_MEMORY, Job, TrainingWorker
+from sftsearch.orchestrator.worker import (
+    OUT_OF_MEMORY,
+    OUT_OF_SPACE,
+    Job,
+    LostTrial,
+    TrainingWorker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,7 +126,7 @@ class SearchAlgorithm(Searcher):
             return self._suggest(trial_id)
 
     def _suggest(self, trial_id: str) -> Any:
-        if self.closing:
+        if self.closing or self.problem is not None:
             return Searcher.FINISHED
         if self._search.num_running >= self._room.limit():
             return None
@@ -131,8 +136,13 @@ class SearchAlgorithm(Searcher):
         job = self._jobs[trial_id] = self._make_job(assignment)
         return {"job": json.dumps(dataclasses.asdict(job))}
 
-    def check_room(self) -> None:
-        """Raise, as Tune itself would not, where there is nothing to run trials on any more."""
+    def check(self) -> None:
+        """Raise where the search cannot go on, or nothing is left to run trials on.
+
+        What is raised as Tune passes a result on, it takes for a fault of the trial, and goes on.
+        """
+        if self.problem is not None:
+            raise self.problem
         with self._noting_problems():
             self._room.limit()
 
@@ -151,13 +161,24 @@ class SearchAlgorithm(Searcher):
                 return False
         if LOST in report:
             self._search.lose(key, report[LOST])
-        elif "failed" in report and report["failed"].startswith(OUT_OF_MEMORY):
-            self._search.run_out_of_memory(key, report["failed"])
         elif "failed" in report:
-            self._search.fail(key, report["failed"])
+            self._hear_of_failure(job, report["failed"])
         elif "final" in report:
             self._search.finish(key, **report["final"])
         return True
+
+    def _hear_of_failure(self, job: Job, reason: str) -> None:
+        if reason.startswith(OUT_OF_SPACE):
+            raise ResourceError(
+                f"Trial {job.key} cannot write '{job.folder}': {reason}. The study stops here and "
+                "loses nothing: mend the disk and resume."
+            )
+        if reason.startswith(OUT_OF_MEMORY):
+            self._search.run_out_of_memory(job.key, reason)
+        elif reason.startswith(LostTrial.__name__):  # though it is this one's: a damaged file
+            self._search.lose(job.key, reason)
+        else:
+            self._search.fail(job.key, reason)
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:
@@ -231,7 +252,7 @@ class Scheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Act on interrupts and on trials that take too long; then start trials in order."""
-        self._algorithm.check_room()
+        self._algorithm.check()
         live = list(tune_controller.get_live_trials())
         count = self._interruption.count
         if count > self._count:
@@ -471,8 +492,8 @@ class Room:
             self._seen_at = now if fits else self._seen_at
         if now - self._seen_at > self._patience:
             raise ResourceError(
-                f"Ray has had no node for a trial for {self._patience:g} seconds. What ran is kept: "
-                "mend it, and go on with --resume."
+                f"Ray has had no node for a trial for {self._patience:g} seconds. What ran is "
+                "kept: mend it, and go on with --resume."
             )
         return self._slots
 

@@ -32,6 +32,10 @@ NO_MEMORY = ("out of memory", "can't allocate memory")
 """How torch says it on CUDA devices and on CPUs."""
 OUT_OF_MEMORY = "out of memory"
 """How the reason of a trial that had too little begins."""
+NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+"""How Linux says it."""
+OUT_OF_SPACE = "out of disk space"
+"""How the reason begins where a trial could not write: no fault of the trial's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +233,8 @@ class TrainingWorker:
         name = type(error).__name__
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             name = OUT_OF_MEMORY
+        elif any(sign in str(error) for sign in NO_SPACE):
+            name = OUT_OF_SPACE
         lines = str(error).strip().splitlines()
         return f"{name}: {lines[0][:400]}" if lines else name
 

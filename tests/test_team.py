@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
+from sftsearch.orchestrator import tune
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.worker import TrainingWorker
@@ -236,3 +238,30 @@ def test_larger_configurations_get_what_the_study_file_says(tmp_path: Path) -> N
         given = [trial.values[name] for name in ("top1", "threads", "gpu", "memory")]
         assert given == ([2, 2, 1, 5e8] if is_large else [1, 1, 0.25, 0])
     assert len({trial.values["gpu"] for trial in result.record.trials}) == 2
+
+
+# ------------------------------------------------------------------- a full disk
+
+
+class Filling(TrainingWorker):
+    """Finds no room on the disk, once."""
+
+    def step(self) -> dict[str, Any]:
+        mark = Path(self._assigned().folder).parents[1] / "was-full"
+        if self._assigned().parameters["dim"] == 2 and not mark.exists():
+            mark.touch()
+            problem = self._explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            return {"epochs": [], "failed": problem}
+        return super().step()
+
+
+def test_a_full_disk_under_a_trial_stops_the_study_and_fails_nothing(
+    tmp_path: Path, alone: StudyResult
+) -> None:
+    """Tune takes what is raised as it passes a report on for a fault of the trial."""
+    with pytest.raises(tune.ResourceError, match=r"cannot write .* out of disk space: "):
+        run(tmp_path, "cpus: 1", Filling)
+    result = run_study(tmp_path / "team.yaml", runs=tmp_path, resume=True, formats=())
+    assert result.complete
+    assert not events(result, "failed")
+    assert values(result) == values(alone)

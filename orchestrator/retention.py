@@ -1,0 +1,104 @@
+"""Bounds the disk that final weights take: those of the least promising trials go first."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.worker import WEIGHTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from sftsearch.orchestrator.journal import Event
+
+FREED = 0.1
+"""Share of the limit that is freed beyond it, so that not every trial removes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    path: Path
+    size: int
+    configuration_id: str
+    accuracy: float
+    """To maximize."""
+    cost: float
+
+
+class Retention:
+    """Keeps the weights of a study below a limit.
+
+    A configuration lies as far below the front as its mean accuracy lies below the best mean that
+    its cost affords. The farthest lose their weights first; the front's own are never removed.
+    """
+
+    def __init__(
+        self,
+        folder_of: Callable[[str], Path],
+        events: Iterable[Event],
+        *,
+        accuracy: tuple[str, str],
+        cost: str,
+        limit: float,
+    ) -> None:
+        """Take in what a study has.
+
+        Args:
+            folder_of: gives the folder of a trial by its key.
+            events: the study's so far.
+            accuracy: the first objective and its goal.
+            cost: the second.
+            limit: bytes.
+        """
+        self._folder_of, self._limit = folder_of, limit
+        self._metric, self._cost = accuracy[0], cost
+        self._sign = 1.0 if accuracy[1] == "maximize" else -1.0
+        self._kept: dict[str, _Kept] = {}
+        self._total = 0
+        for event in events:
+            self._add(event)
+
+    def event(self, event: Event) -> None:
+        """Hear of an event of the journal; remove weights where there are too many."""
+        self._add(event)
+        if event.kind == "finished" and self._total > self._limit:
+            self._remove()
+
+    def _add(self, event: Event) -> None:
+        if event.kind != "finished":
+            return
+        key, values = event.body["trial"], event.body["values"]
+        path = self._folder_of(key) / WEIGHTS
+        if path.is_file():
+            accuracy, identity = self._sign * values[self._metric], key.rpartition("-")[0]
+            size = path.stat().st_size
+            self._kept[key] = _Kept(path, size, identity, accuracy, values[self._cost])
+            self._total += size
+
+    def _remove(self) -> None:
+        gaps = self._gaps()
+        for key in sorted(self._kept, key=lambda key: -gaps[self._kept[key].configuration_id]):
+            kept = self._kept[key]
+            if self._total <= (1 - FREED) * self._limit or not gaps[kept.configuration_id]:
+                return
+            kept.path.unlink(missing_ok=True)
+            self._total -= kept.size
+            del self._kept[key]
+
+    def _gaps(self) -> dict[str, float]:
+        """Return how far each configuration lies below the front, 0 on it."""
+        values: dict[str, list[float]] = defaultdict(list)
+        costs: dict[str, float] = {}
+        for kept in self._kept.values():
+            values[kept.configuration_id].append(kept.accuracy)
+            costs[kept.configuration_id] = kept.cost
+        means = {identity: math.fsum(own) / len(own) for identity, own in values.items()}
+        gaps, best = {}, -math.inf
+        for identity in sorted(means, key=lambda identity: (costs[identity], -means[identity])):
+            gaps[identity] = max(0.0, best - means[identity])
+            best = max(best, means[identity])
+        return gaps

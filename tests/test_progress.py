@@ -1,0 +1,67 @@
+"""What a person sees of a running study."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from sftsearch.orchestrator.progress import ConsoleWatcher
+from sftsearch.orchestrator.study import run_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    import pytest
+
+STUDY = """
+study: {name: watched}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 6}
+resources: {concurrent_trials: 1}
+space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 6}}]
+"""
+
+
+class Quick:
+    """Trains nothing; accuracy grows with the width."""
+
+    def start(self, job: Any) -> None:
+        self.job = job
+
+    def step(self) -> dict[str, Any]:
+        values = {"top1": self.job.parameters["dim"] / 10, **self.job.cost}
+        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+
+
+def test_lines_say_how_far_how_long_and_how_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watched.yaml").write_text(STUDY)
+    text = io.StringIO()
+    watcher = ConsoleWatcher(Console(file=text, width=200))
+    monkeypatch.setattr(watcher, "_said", -1e9)
+    original = watcher._advance
+
+    def advance(event: Any) -> None:
+        watcher._said = -1e9  # every line, not one in two seconds
+        original(event)
+
+    monkeypatch.setattr(watcher, "_advance", advance)
+    with watcher:
+        run_study(
+            tmp_path / "watched.yaml", runs=tmp_path, watcher=watcher, worker=Quick, formats=()
+        )
+    lines = [line for line in text.getvalue().splitlines() if "of 6 trials" in line]
+    assert len(lines) == 6
+    pattern = r"(\d) of 6 trials, \d running, (about \d+ (?:s|min) left, )?best top1 0\.(\d)00, "
+    found = [re.search(pattern, line) for line in lines]
+    assert all(found), lines
+    assert [one[1] for one in found if one] == list("123456")
+    assert all(one[2] for one in found[:-1] if one)
+    areas = [float(line.rpartition("hypervolume ")[2]) for line in lines]
+    assert areas == sorted(areas)
+    assert 0.1 < areas[0] + 0.05 < areas[-1] < 0.6
