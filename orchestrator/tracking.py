@@ -624,7 +624,7 @@ def _login(runs: Path) -> dict[str, str]:
     users.touch(mode=0o600)
     users.chmod(0o600)
     settings.write_text(
-        "[mlflow]\ndefault_permission = READ\n"
+        "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 30\n"
         f"database_uri = sqlite:///{users.absolute()}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )

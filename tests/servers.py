@@ -150,7 +150,7 @@ class MlflowServer(Server):
         self._folder, self._store, self.login = folder, store, login
         if login:
             text = (
-                "[mlflow]\ndefault_permission = READ\n"
+                "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 30\n"
                 f"database_uri = sqlite:///{folder / 'login.db'}\nadmin_username = admin\n"
                 f"admin_password = {PASSWORD}\n"
                 "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"

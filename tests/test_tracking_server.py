@@ -53,15 +53,15 @@ def test_a_server_killed_in_the_middle_is_caught_up(
         mirror = tracking.Mirror(journal, server.uri, tmp_path)
         wait_for(lambda: mirror.lag() == 0)
         server.kill()
-        add_trials(journal, 20, 220)
+        add_trials(journal, 20, 80)
         wait_for(lambda: bool(mirror.problem))
         server.start()
         wait_for(lambda: mirror.lag() == 0, seconds=120)
         assert mirror.close()
         assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
     seen = snapshot(server.uri, tmp_path)
-    assert len(seen) == 221
-    assert len({run[4]["sftsearch.trial"] for run in seen}) == 221
+    assert len(seen) == 81
+    assert len({run[4]["sftsearch.trial"] for run in seen}) == 81
 
 
 def test_postgres_killed_in_the_middle_loses_nothing(
@@ -70,8 +70,8 @@ def test_postgres_killed_in_the_middle_loses_nothing(
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 10)
         mirror = tracking.Mirror(journal, server.uri, tmp_path)
-        for first in range(10, 130, 30):
-            add_trials(journal, first, first + 30)
+        for first in range(10, 40, 15):
+            add_trials(journal, first, first + 15)
             wait_for(lambda: mirror.lag() > 0)
             servers[0].kill()
             wait_for(lambda: bool(mirror.problem))
@@ -80,7 +80,7 @@ def test_postgres_killed_in_the_middle_loses_nothing(
         assert mirror.close()
         assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
     seen = snapshot(server.uri, tmp_path)
-    assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == 131
+    assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == 41
 
 
 @pytest.mark.parametrize("password", ["wrong-of-tests", ""])
