@@ -14,7 +14,7 @@ from sftsearch.orchestrator.cli import main
 from sftsearch.search_spaces.load import parse_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_study_file_of_the_readme_is_well_formed() -> None:

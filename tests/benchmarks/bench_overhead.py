@@ -7,7 +7,8 @@ in a process of its own, in turns, in this one run; time is from the first propo
 Ray's own start left out on both sides. Memory is the growth of the driver's resident size a trial
 between a small and a large study of the same arm.
 
-Run with `python -P tests/benchmarks/bench_overhead.py`; the last line is JSON.
+Run with `python -P tests/benchmarks/bench_overhead.py`; the last line is JSON. With many trials
+at a time, on logical CPUs: `--trials 500 2000 --concurrent 64`.
 """
 
 from __future__ import annotations
@@ -68,11 +69,19 @@ class NoTraining:
         return report
 
 
-def run_ours(num_trials: int, folder: Path) -> dict[str, float]:
+def start_ray(num_cpus: int | None) -> None:
+    """Start Ray with so many logical CPUs; None: those of the machine."""
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, **quiet)
+
+
+def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
     import ray
 
-    from sftsearch.orchestrator import tune
+    from sftsearch.orchestrator import tune  # noqa: F401 - sets what Ray reads as it starts
     from sftsearch.orchestrator.study import Watcher, run_study
 
     class Clock(Watcher):
@@ -83,16 +92,16 @@ def run_ours(num_trials: int, folder: Path) -> dict[str, float]:
 
     file, clock = folder / "overhead.yaml", Clock()
     file.write_text(SPACE.format(trials=num_trials))
-    with tune.connected(None):
-        before = resident_mb()
-        run_study(file, runs=folder, watcher=clock, worker=NoTraining, formats=())
-        seconds = time.perf_counter() - clock.began
-        grown = resident_mb() - before
-        assert ray.is_initialized()
+    start_ray(concurrent)
+    before = resident_mb()
+    run_study(file, runs=folder, watcher=clock, worker=NoTraining, formats=())
+    seconds = time.perf_counter() - clock.began
+    grown = resident_mb() - before
+    ray.shutdown()
     return {"seconds": seconds, "grown_mb": grown}
 
 
-def run_plain(num_trials: int, folder: Path) -> dict[str, float]:
+def run_plain(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run Ray Tune with OptunaSearch and the MLflow callback; return the same figures."""
     import optuna
     import ray
@@ -118,7 +127,7 @@ def run_plain(num_trials: int, folder: Path) -> dict[str, float]:
         def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_ray(concurrent)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     callback = MLflowLoggerCallback(tracking_uri=uri, experiment_name="overhead")
     space = {
@@ -131,7 +140,10 @@ def run_plain(num_trials: int, folder: Path) -> dict[str, float]:
         tune.with_resources(Plain, {"cpu": 1}),
         param_space=space,
         tune_config=tune.TuneConfig(
-            search_alg=search, num_samples=num_trials, reuse_actors=True, max_concurrent_trials=2
+            search_alg=search,
+            num_samples=num_trials,
+            reuse_actors=True,
+            max_concurrent_trials=concurrent or 2,
         ),
         run_config=tune.RunConfig(
             name="plain", storage_path=str(folder), verbose=0, callbacks=[callback]
@@ -144,7 +156,7 @@ def run_plain(num_trials: int, folder: Path) -> dict[str, float]:
     return figures
 
 
-def measure(arm: str, num_trials: int) -> dict[str, float]:
+def measure(arm: str, num_trials: int, concurrent: int | None) -> dict[str, float]:
     """Run one arm in a fresh process."""
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     if arm == "plain":  # without the csv, json and tensorboard files, as ours
@@ -152,7 +164,7 @@ def measure(arm: str, num_trials: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", __file__, "--arm", arm, "--folder", folder]
         done = subprocess.run(
-            [*command, "--trials", str(num_trials)],
+            [*command, "--trials", str(num_trials), "--concurrent", str(concurrent or 0)],
             env=environment,
             capture_output=True,
             text=True,
@@ -168,17 +180,18 @@ def main() -> None:
     """Measure both arms in turns and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[300, 1000])
+    parser.add_argument("--concurrent", type=int, default=0)
     parser.add_argument("--arm", choices=["ours", "plain"])
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     if asked.arm:
         run = run_ours if asked.arm == "ours" else run_plain
-        print(json.dumps(run(asked.trials[0], asked.folder)))
+        print(json.dumps(run(asked.trials[0], asked.folder, asked.concurrent or None)))
         return
     rows: list[dict[str, Any]] = []
     for num_trials in asked.trials:
         for arm in ("ours", "plain"):
-            figures = measure(arm, num_trials)
+            figures = measure(arm, num_trials, asked.concurrent)
             rows.append({"arm": arm, "trials": num_trials, **figures})
             each = 1e3 * figures["seconds"] / num_trials
             print(
@@ -186,7 +199,7 @@ def main() -> None:
                 f"driver grew {figures['grown_mb']:7.1f} MiB",
                 flush=True,
             )
-    print(json.dumps({"rows": rows, **ratios(rows)}))
+    print(json.dumps({"concurrent": asked.concurrent or 2, "rows": rows, **ratios(rows)}))
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
