@@ -15,7 +15,6 @@ import json
 import math
 import re
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -499,7 +498,7 @@ def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
         problem = ""
         try:
             uri = tracking_uri or tracking.default_uri(runs)
-            tracking.delete_study(uri, folder.name, runs, time.strftime("%Y-%m-%d %H:%M:%S"))
+            tracking.delete_study(uri, folder.name, runs)
         except tracking.TrackingError as error:
             problem = str(error)
         shutil.rmtree(folder)

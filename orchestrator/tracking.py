@@ -506,7 +506,7 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     return study_record(created, facts, trials, _beliefs(ours.values()))
 
 
-def delete_study(uri: str, name: str, runs: Path, now: str) -> None:
+def delete_study(uri: str, name: str, runs: Path) -> None:
     """Delete a study's experiment, and free its name; one that is not there is no mistake.
 
     Raises:
@@ -519,8 +519,9 @@ def delete_study(uri: str, name: str, runs: Path, now: str) -> None:
             return
         if f"{PREFIX}definition" not in experiment.tags:
             raise TrackingError(f"The MLflow experiment '{name}' is not a study: it is left alone.")
-        client.rename_experiment(experiment.experiment_id, f"{name} (deleted {now})")
-        client.delete_experiment(experiment.experiment_id)
+        number = experiment.experiment_id
+        client.rename_experiment(number, f"{name} (deleted, experiment {number})")
+        client.delete_experiment(number)
     except MlflowException as error:
         raise _no_answer(uri, error) from None
 
