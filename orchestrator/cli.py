@@ -521,7 +521,7 @@ def ui(
 
     Only this machine reaches it, unless --host says otherwise.
     """
-    from sftsearch.orchestrator import tracking
+    from sftsearch.orchestrator import tracking, tracking_ui
 
     uri = tracking_uri or tracking.default_uri(runs)
     if uri.startswith(("http:", "https:")):
@@ -534,7 +534,7 @@ def ui(
             "change and delete all studies. Add --login, or --without-login if that is meant."
         )
     click.echo(f"MLflow UI of {tracking.masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
-    sys.exit(tracking.serve_ui(uri, runs, port, host=host, login=login))
+    sys.exit(tracking_ui.serve_ui(uri, runs, port, host=host, login=login))
 
 
 @main.command(name="list")

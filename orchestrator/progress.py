@@ -83,6 +83,9 @@ class ConsoleWatcher(Watcher):
         self._planned = study.search.trials
         self._costs = _range_of(admission, self._objectives[1][0])
         if self._num_done():
+            self._outcomes = [
+                values for observed in search.past.all for values in observed.values.values()
+            ]
             self._console.print(f"Going on after {self._num_done()} trials.")
         self._share_before = self._done(self._num_done())[0]
         if self._console.is_terminal:
@@ -180,7 +183,8 @@ class ConsoleWatcher(Watcher):
         return f", hypervolume {hypervolume(points, (0.0, 1.0), goals):.3f}"
 
     def _line(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._began:6.1f} s] {text}", markup=False)
+        moment = f"[{time.monotonic() - self._began:6.1f} s]"
+        self._console.print(f"{moment} {text}", markup=False, soft_wrap=True)
 
     def _stop_live(self) -> None:
         if self._status is not None:

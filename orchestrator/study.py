@@ -26,7 +26,7 @@ from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.retention import Retention
-from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker
+from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker, owner_of
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
@@ -213,17 +213,18 @@ def _search(
     worker: type[Worker],
 ) -> Search:
     """Run the trials on Ray; journal the driver's beginning and end."""
-    from sftsearch.orchestrator import tune  # Ray takes seconds to import
+    from sftsearch.orchestrator import placement, tune  # Ray takes seconds to import
     from sftsearch.orchestrator.search import Search
 
     study = source.study
     with tune.connected(address):
-        slots = tune.count_slots(study.resources)
+        slots = placement.count_slots(study.resources)
         journal.append("opened", trials=study.search.trials, slots=slots)
         search = Search(study, journal, admission, slots=slots)
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
-        patience = tune.NO_NODE_SECONDS if address is None else tune.NO_NODES_SECONDS
+        is_alone = address is None
+        patience = placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS
         more: dict[str, Any] = {"slots": slots, "worker": worker, "patience": patience}
         tune.run(search, study.resources, make_job, notice=watch.notice, **more)
     search.conclude()
@@ -261,15 +262,15 @@ def axes_of(study: StudyRecord) -> tuple[str, str]:
 
 
 def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
-    from sftsearch.orchestrator import tune
+    from sftsearch.orchestrator import placement
 
-    study = source.study
+    study, where = source.study, trial_folder(folder, assignment.key)
     given = study.resources.of(assignment.cost)
     if assignment.alone:
         given = given.model_copy(update={"gpus": max(1.0, given.gpus)})
     return Job(
         key=assignment.key,
-        folder=str(trial_folder(folder, assignment.key)),
+        folder=str(where),
         dataset=study.dataset.kind,
         root=study.dataset.root,
         num_folds=study.dataset.folds,
@@ -281,8 +282,9 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         num_journalled=assignment.num_journalled,
         threads=max(1, math.floor(given.cpus)),
         device="cuda" if given.gpus else "cpu",
-        token=assignment.token,
-        resources=tune.bundle_of(given),
+        # Greater also where the journal is an older one, restored.
+        token=max(assignment.token, owner_of(where) + 1),
+        resources=placement.bundle_of(given),
         workers=given.workers,
     )
 

@@ -14,13 +14,12 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from sftsearch.orchestrator.worker import LOST, failure
+
 if TYPE_CHECKING:
     import socket
 
     from sftsearch.orchestrator.worker import Job, Worker
-
-LOST = "lost"
-"""Key of a report that says why a worker is gone."""
 
 
 class Member:
@@ -77,7 +76,7 @@ class Team:
             reports = self._all([member.step.remote() for member in self._members])
         except RayActorError:
             self.close()
-            return {"epochs": [], LOST: "one of its worker processes died"}
+            return failure("one of its worker processes died", LOST)
         except RayTaskError as error:
             self.close()
             raise error.cause from error

@@ -9,18 +9,11 @@ tags, metrics carry the journal's times, so writing the same event twice changes
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import importlib.util
 import json
 import logging
 import os
 import re
-import secrets
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -60,7 +53,6 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.journal import Event, Journal
 
 T = TypeVar("T")
-LOOPBACK = "127.0.0.1"
 PREFIX = "sftsearch."
 TEST = "test_"
 NUM_WRITERS = 8
@@ -70,6 +62,14 @@ MAX_EVENTS = 5_000
 MAX_METRICS = 800
 MAX_PARAMS = 100
 """MLflow takes 1,000 entries in one call, of them 100 parameters and 100 tags."""
+_PASSWORDS = (
+    (r"(://[^/@\s]*?):[^/\s]*@", r"\1@"),
+    # SQLAlchemy takes a `/` in a password as it is; after http://host: digits are a port.
+    (r"((?<!http)(?<!https)://[^/@:\s]*):[^@\s]*@", r"\1@"),
+    (r"(://[^/@:\s]*):(?!\d+/)[^@\s]*@", r"\1@"),
+    (r"([?&](?:ssl)?passw(?:or)?d=)[^&\s'\")]*", r"\1***"),
+)
+"""Where a URI may hold a password, and what is shown instead."""
 RUNNING = RunStatus.to_string(RunStatus.RUNNING)
 BELIEFS = {"mean": "belief_mean", "sd": "belief_sd", "on_front": "front_probability"}
 """What a study concluded of a configuration -> the metric of its trials' runs."""
@@ -87,9 +87,11 @@ def default_uri(runs: Path) -> str:
     return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
 
 
-def masked(uri: str) -> str:
-    """Return the URI without the password it may hold: `postgresql://user@host/db`."""
-    return re.sub(r"(://[^/@\s]*?):[^/\s]*@", r"\1@", uri)
+def masked(text: str) -> str:
+    """Return a URI, or a text with URIs, without passwords: `postgresql://user@host/db`."""
+    for pattern, shown in _PASSWORDS:
+        text = re.sub(pattern, shown, text)
+    return text
 
 
 def open_client(uri: str, runs: Path) -> MlflowClient:
@@ -173,7 +175,7 @@ class Mirror:
             for file in files:
                 self._open().log_artifact(self.parent_id, str(file), artifact_path="report")
         except Exception as error:
-            raise TrackingError(f"MLflow did not take the report: {_first_line(error)}") from error
+            raise TrackingError(f"MLflow did not take the report: {_first_line(error)}") from None
 
     def _loop(self) -> None:
         pause = 0.0
@@ -562,85 +564,3 @@ def _trial_record(run: Run) -> TrialRecord:
         test_values=test or None,
         test_groups=groups,
     )
-
-
-def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bool = False) -> int:
-    """Serve MLflow's UI until it is interrupted; return its exit code.
-
-    Args:
-        uri: of the store, not of a server.
-        runs: the folder of all studies.
-        port: where it listens.
-        host: the address of this machine at which it does.
-        login: whether it asks for a name and a password.
-
-    Raises:
-        TrackingError: the store does not answer, the port is taken, or there is no password.
-    """
-    open_client(uri, runs)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise TrackingError(
-                f"Cannot listen on port {port} of {host} ({error.strerror}): choose another with "
-                "--port."
-            ) from error
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
-    artifacts = (runs / "mlartifacts").absolute().as_uri()
-    command += ["--default-artifact-root", artifacts, "--workers", "1"]
-    # Without its queues for jobs, which start eight processes more. The store's URI may hold a
-    # password, which everybody on the machine could read in the command.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment["MLFLOW_BACKEND_STORE_URI"] = uri
-    if login:
-        command += ["--app-name", "basic-auth"]
-        environment |= _login(runs)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            _end_group(server)
-
-
-def _login(runs: Path) -> dict[str, str]:
-    """Return the environment in which MLflow's server asks for a login; make its files.
-
-    Raises:
-        TrackingError: no password was set, or the package that MLflow needs for it is missing.
-    """
-    if importlib.util.find_spec("flask_wtf") is None:
-        raise TrackingError("`--login` needs Flask-WTF: pip install 'sftsearch[server]'.")
-    if not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
-        raise TrackingError(
-            "`--login` needs the password of its first user in MLFLOW_AUTH_ADMIN_PASSWORD; that "
-            "user is called `admin`, or as MLFLOW_AUTH_ADMIN_USERNAME says."
-        )
-    users, settings = runs / "mlflow-login.db", runs / "mlflow-login.ini"
-    users.touch(mode=0o600)
-    users.chmod(0o600)
-    settings.write_text(
-        "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 30\n"
-        f"database_uri = sqlite:///{users.absolute()}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    return {
-        "MLFLOW_AUTH_ADMIN_USERNAME": os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin"),
-        "MLFLOW_AUTH_CONFIG_PATH": str(settings.absolute()),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
-    }
-
-
-def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """End a server with all the processes it started, politely first."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(timeout=5)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)

@@ -28,14 +28,14 @@ LOG = "trial.log"
 OWNER = "owner"
 """File of a trial's folder with the token of the worker that may write there; also its lock."""
 MAX_LOG_BYTES = 1 << 20
-NO_MEMORY = ("out of memory", "can't allocate memory")
-"""How torch says it on CUDA devices and on CPUs."""
-OUT_OF_MEMORY = "out of memory"
-"""How the reason of a trial that had too little begins."""
-NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
-"""How Linux says it."""
-OUT_OF_SPACE = "out of disk space"
-"""How the reason begins where a trial could not write: no fault of the trial's."""
+LOST, MEMORY, SPACE = "lost", "memory", "space"
+"""Causes of failures that are no fault of the trial's: its process or folder is gone, others took
+the memory, the disk is full."""
+SIGNS = {
+    MEMORY: ("out of memory", "can't allocate memory"),
+    SPACE: ("No space left on device", "Disk quota exceeded", "File too large"),
+}
+"""How torch and Linux say it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +83,13 @@ class Worker(Protocol):
 
         Returns:
             `epochs`, a list of metrics by epoch that the journal lacks; at the end also `final`
-            (`values`, `groups`, `facts`), or `failed` (the reason).
+            (`values`, `groups`, `facts`), or what `failure` gives.
         """
+
+
+def failure(reason: str, cause: str = "") -> dict[str, Any]:
+    """Return the report of a trial that cannot go on, with one of the known causes or none."""
+    return {"epochs": [], "failed": reason, "cause": cause}
 
 
 class TrainingWorker:
@@ -94,14 +99,14 @@ class TrainingWorker:
         self._stores: dict[tuple[str, str | None, int | None, int | None], Any] = {}
         self._job: Job | None = None
         self._fit: Any = None
-        self._problem = ""
+        self._problem: dict[str, Any] | None = None
         self._parallel: dict[str, Any] = {}
         self._reported = 0
         self._started = 0.0
 
     def start(self, job: Job) -> None:
         """Build the model and check its price; a problem is reported by the first `step`."""
-        self._job, self._fit, self._problem, self._parallel = job, None, "", {}
+        self._job, self._fit, self._problem, self._parallel = job, None, None, {}
         self._started = time.perf_counter()
         try:
             _take_over(Path(job.folder), job.token)
@@ -112,11 +117,11 @@ class TrainingWorker:
     def step(self) -> dict[str, Any]:
         """Train one epoch; see `Worker.step`."""
         if self._problem:
-            return {"epochs": [], "failed": self._problem}
+            return self._problem
         try:
             return self._step()
         except Exception as error:
-            return {"epochs": [], "failed": self._explain(error)}
+            return self._explain(error)
 
     def _prepare(self, job: Job) -> Any:
         import torch
@@ -225,18 +230,15 @@ class TrainingWorker:
         facts = {"torch": torch.__version__, "device": name, "threads": job.threads}
         return facts | self._parallel
 
-    def _explain(self, error: Exception) -> str:
-        """Write the traceback to the trial's log and return the reason in one line."""
+    def _explain(self, error: Exception) -> dict[str, Any]:
+        """Write the traceback to the trial's log and return a report with the reason in a line."""
         # A log that cannot be written must not hide the reason.
         with contextlib.suppress(OSError, LostTrial):
             self._log(traceback.format_exc().rstrip())
-        name = type(error).__name__
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
-            name = OUT_OF_MEMORY
-        elif any(sign in str(error) for sign in NO_SPACE):
-            name = OUT_OF_SPACE
+        cause = _cause_of(error)
+        name = "out of memory" if cause == MEMORY else type(error).__name__
         lines = str(error).strip().splitlines()
-        return f"{name}: {lines[0][:400]}" if lines else name
+        return failure(f"{name}: {lines[0][:400]}" if lines else name, cause)
 
     def _log(self, line: str) -> None:
         job, stamp = self._assigned(), time.strftime("%Y-%m-%d %H:%M:%S")
@@ -257,13 +259,22 @@ class TrainingWorker:
         job = self._assigned()
         folder = Path(job.folder)
         with locked(folder / OWNER, wait=True):
-            if _owner(folder) != job.token:
+            if owner_of(folder) != job.token:
                 raise LostTrial(f"Trial {job.key} was handed to another worker.")
             yield folder
 
     def _assigned(self) -> Job:
         assert self._job is not None, "start() comes first"
         return self._job
+
+
+def _cause_of(error: Exception) -> str:
+    if isinstance(error, LostTrial):
+        return LOST
+    if isinstance(error, MemoryError):
+        return MEMORY
+    causes = (cause for cause, signs in SIGNS.items() if any(sign in str(error) for sign in signs))
+    return next(causes, "")
 
 
 def _take_over(folder: Path, token: int) -> None:
@@ -276,14 +287,17 @@ def _take_over(folder: Path, token: int) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / OWNER, wait=True):
-        if _owner(folder) > token:
+        if owner_of(folder) > token:
             raise LostTrial(f"The trial in '{folder}' was handed to another worker.")
         (folder / OWNER).write_text(str(token))
 
 
-def _owner(folder: Path) -> int:
+def owner_of(folder: Path) -> int:
     """Return the token in a trial's folder; -1 for none."""
-    text = (folder / OWNER).read_text(errors="replace").strip()
+    try:
+        text = (folder / OWNER).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return -1
     return int(text) if text.isdecimal() else -1
 
 

@@ -18,12 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import drive_study
 import psutil
 from servers import team_servers
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from servers import MlflowServer, Postgres, Server
 
-DRIVER = Path(__file__).with_name("drive_study.py")
 STUDY = """
 study: {{name: {name}}}
 dataset: {{kind: synthetic}}
@@ -80,7 +78,7 @@ class Study:
     disk: Path
     server: MlflowServer
     postgres: Postgres
-    driver: psutil.Popen | None = None
+    driver: subprocess.Popen[str] | None = None
     drivers: int = 0
     codes: list[int] = field(default_factory=list)
     """How the drivers ended."""
@@ -94,17 +92,9 @@ class Study:
         file = self.disk / f"{self.name}.yaml"
         slots = 2 // self.workers
         file.write_text(STUDY.format(name=self.name, workers=self.workers, slots=slots))
-        command = [sys.executable, "-P", str(DRIVER), str(file), str(self.disk / "runs")]
-        command += ["--resume", "--tracking-uri", self.server.uri, "--jump", "-3600.5"]
+        options = ["--resume", "--tracking-uri", self.server.uri, "--jump", "-3600.5"]
         self.drivers += 1
-        self.driver = psutil.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONWARNINGS": "ignore"},
-            start_new_session=True,
-        )
+        self.driver = drive_study.start(file, self.disk / "runs", *options)
 
     def wait(self) -> tuple[str, str]:
         """Wait for the driver to end; return what it printed."""
@@ -136,7 +126,7 @@ class Study:
         assert self.driver is not None
         found = []
         with contextlib.suppress(psutil.Error):
-            for child in self.driver.children(recursive=True):
+            for child in psutil.Process(self.driver.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if title in " ".join(child.cmdline())[:300]:
                         found.append(child)
@@ -270,7 +260,7 @@ def disturb(study: Study, faults: list[str], random_: random.Random) -> list[str
             assert time.monotonic() < deadline, f"the driver hangs before {fault}"
             time.sleep(0.05)
         time.sleep(random_.random() / 5)
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if study.runs() and FAULTS[fault](study, random_):
                 met.append(fault)
     if study.driver is not None:

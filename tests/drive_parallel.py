@@ -1,6 +1,6 @@
 """A worker for tests: train small models together with other processes, or alone.
 
-    python -P tests/drive_parallel.py RANK COUNT PORT DTYPE CACHE NAME...
+    python tests/drive_parallel.py RANK COUNT PORT DTYPE CACHE NAME...
 
 The process prints its histories as JSON, by model. Rank 0 prints the port first: of the others it
 is an argument.
@@ -23,24 +23,13 @@ from sftsearch.trainables.config import TrainConfig
 from sftsearch.trainables.evaluation import Batches
 from sftsearch.trainables.fit import Fit
 from sftsearch.trainables.parallel import ALONE, Workers
+from shapes import SMALL
 
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.models.fusion import FusionModel
 
-SMALL: dict[str, Any] = {
-    "num_layers": 2,
-    "fusion_layer": 1,
-    "unimodal_layers": 1,
-    "fused_layers": 2,
-    "crossmodal_layers": 2,
-    "memory_layers": 1,
-    "experts": ({"kind": "concat", "num_layers": 1}, {"kind": "late_fusion", "num_layers": 2}),
-    "dim": 4,
-    "num_heads": 2,
-    "patch": 2,
-    "segments": 2,
-}
+TINY: dict[str, Any] = SMALL | {"dim": 4, "num_heads": 2, "patch": 2, "window": 1}
 
 
 class Cast(Batches):
@@ -54,7 +43,7 @@ class Cast(Batches):
 def build(name: str, store: Store, dtype: torch.dtype) -> FusionModel:
     """Build a small model."""
     config = MODELS[name].config
-    some = {key: value for key, value in SMALL.items() if hasattr(config, key)}
+    some = {key: value for key, value in TINY.items() if hasattr(config, key)}
     modalities = tuple(store.spec.modalities)
     number = {"unimodal": 1, "mmtm": 2, "mi_matrix": 2}.get(name)
     if number:

@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,18 @@ from sftsearch.orchestrator.study import Watcher, run_study
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.journal import Event
+
+
+def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:
+    """Start this as a driver, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, str(file), str(runs), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+    )
 
 
 class Assassin(Watcher):

@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,24 +42,24 @@ def find_postgres() -> Path | None:
     return installed[-1].parent if installed else Path(found).parent if found else None
 
 
-class Server:
+class Server(ABC):
     """A process with children, on a port, that can be killed and started again."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return what starts it."""
-        raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         """Return what it is started in."""
         return dict(os.environ)
 
+    @abstractmethod
     def answers(self) -> bool:
         """Tell whether it is ready."""
-        raise NotImplementedError
 
     user: int | None = None
 

@@ -1,4 +1,4 @@
-"""Data sets of given shapes, without samples: those of the papers, and small ones."""
+"""Data sets of given shapes, without samples, and models of small ones."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
 MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
 VGGS_STRIDES = {"rgb": 3, "spec": 60, "flow": 3}
 MOSEI_STRIDES = {"vision": 50, "audio": 50, "text": 2}
+SMALL = {
+    "num_layers": 2,
+    "fusion_layer": 1,
+    "unimodal_layers": 1,
+    "fused_layers": 2,
+    "crossmodal_layers": 2,
+    "memory_layers": 1,
+    "experts": ({"kind": "concat", "num_layers": 1}, {"kind": "late_fusion", "num_layers": 2}),
+    "window": 4,  # of eight tokens, so that the pattern is sparse
+    "segments": 2,
+}
+"""Fields by which any system is small; each takes those that it has."""

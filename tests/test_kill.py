@@ -14,16 +14,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import drive_study
 import pytest
 
 from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.study import read_record
 
-DRIVER = Path(__file__).with_name("drive_study.py")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 STUDY = """
 study: {name: kill}
 dataset: {kind: synthetic}
@@ -51,15 +53,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def start(runs: Path, *options: str) -> subprocess.Popen[str]:
     file = runs.parent / "kill.yaml"
     file.write_text(STUDY)
-    command = [sys.executable, "-P", str(DRIVER), str(file), str(runs), *options]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-        start_new_session=True,
-    )
+    return drive_study.start(file, runs, *options)
 
 
 def finish(runs: Path, *options: str) -> dict[str, Any]:

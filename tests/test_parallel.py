@@ -41,7 +41,7 @@ def by_two(dtype: str, stores: Path) -> list[dict[str, Any]]:
     names = sorted(MODELS)
 
     def start(rank: int, port: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", str(DRIVER), str(rank), "2", port, dtype, str(stores)]
+        command = [sys.executable, str(DRIVER), str(rank), "2", port, dtype, str(stores)]
         return subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True)
 
     histories(names[:1], torch.float32, stores)  # builds the store

@@ -26,6 +26,7 @@ from servers import PASSWORD, free_port
 from sftsearch.orchestrator import confirm, tracking, tune
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.placement import ResourceError
 from sftsearch.orchestrator.study import (
     StudyError,
     find_study,
@@ -160,7 +161,7 @@ def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
     with monkeypatch.context() as without:
         without.setenv("RAY_AUTH_MODE", "disabled")
         with (
-            pytest.raises(tune.ResourceError, match="whoever reaches a port"),
+            pytest.raises(ResourceError, match="whoever reaches a port"),
             tune.connected(None),
         ):
             pass

@@ -14,10 +14,10 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from sftsearch.orchestrator import tune
 from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.placement import ResourceError
 from sftsearch.orchestrator.study import run_study
-from sftsearch.orchestrator.worker import TrainingWorker
+from sftsearch.orchestrator.worker import MEMORY, TrainingWorker, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,7 +193,7 @@ class Crowded:
     def step(self) -> dict[str, Any]:
         dim, share = self.job.parameters["dim"], self.job.resources["GPU"]
         if dim == 3 or (dim == 2 and share < 1):
-            return {"epochs": [], "failed": "out of memory: CUDA out of memory. Tried to allocate"}
+            return failure("out of memory: CUDA out of memory. Tried to allocate", MEMORY)
         values = {"top1": share, **self.job.cost}
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
@@ -250,8 +250,7 @@ class Filling(TrainingWorker):
         mark = Path(self._assigned().folder).parents[1] / "was-full"
         if self._assigned().parameters["dim"] == 2 and not mark.exists():
             mark.touch()
-            problem = self._explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            return {"epochs": [], "failed": problem}
+            return self._explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         return super().step()
 
 
@@ -259,7 +258,7 @@ def test_a_full_disk_under_a_trial_stops_the_study_and_fails_nothing(
     tmp_path: Path, alone: StudyResult
 ) -> None:
     """Tune takes what is raised as it passes a report on for a fault of the trial."""
-    with pytest.raises(tune.ResourceError, match=r"cannot write .* out of disk space: "):
+    with pytest.raises(ResourceError, match=r"cannot write .* No space left on device"):
         run(tmp_path, "cpus: 1", Filling)
     result = run_study(tmp_path / "team.yaml", runs=tmp_path, resume=True, formats=())
     assert result.complete

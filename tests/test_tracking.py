@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from servers import MlflowServer
 
 from sftsearch.orchestrator import record, report, tracking
 from sftsearch.orchestrator.journal import Journal
@@ -303,6 +304,20 @@ def test_a_store_that_does_not_answer_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:p@ss@h/x", "http://me@h/x"),
+        ("https://me:p/w@h/x", "https://me@h/x"),
+        ("postgresql://me:1/2@h/db", "postgresql://me@h/db"),
+        ("postgresql://h/db?user=me&password=pw", "postgresql://h/db?user=me&password=***"),
+        ("at http://h:5000/x, ask a@b", "at http://h:5000/x, ask a@b"),
+    ],
+)
+def test_no_form_of_a_password_is_shown(text: str, shown: str) -> None:
+    assert tracking.masked(text) == shown
+
+
 def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(tracking.TrackingError, match="has no study 'nothing'"):
         tracking.read_study(tracking.default_uri(tmp_path), "nothing", tmp_path)
@@ -311,59 +326,17 @@ def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------- a real server
 
 
-class Server:
-    """A real MLflow server on 127.0.0.1 that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self._port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        raise AssertionError("the MLflow server did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.kill()
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as server:
+        yield server
 
 
 @pytest.mark.service
 @pytest.mark.timeout(300)
 def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: MlflowServer
 ) -> None:
-    server.start()
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 4)
         mirror = tracking.Mirror(journal, server.uri, tmp_path, interval=0.2)

@@ -56,12 +56,7 @@ def test_a_server_killed_in_the_middle_is_caught_up(
         add_trials(journal, 20, 80)
         wait_for(lambda: bool(mirror.problem))
         server.start()
-        wait_for(lambda: mirror.lag() == 0, seconds=120)
-        assert mirror.close()
-        assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
-    seen = snapshot(server.uri, tmp_path)
-    assert len(seen) == 81
-    assert len({run[4]["sftsearch.trial"] for run in seen}) == 81
+        check_complete(mirror, journal, server, num_runs=81)
 
 
 def test_postgres_killed_in_the_middle_loses_nothing(
@@ -76,11 +71,7 @@ def test_postgres_killed_in_the_middle_loses_nothing(
             servers[0].kill()
             wait_for(lambda: bool(mirror.problem))
             servers[0].start()
-        wait_for(lambda: mirror.lag() == 0, seconds=120)
-        assert mirror.close()
-        assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
-    seen = snapshot(server.uri, tmp_path)
-    assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == 41
+        check_complete(mirror, journal, server, num_runs=41)
 
 
 @pytest.mark.parametrize("password", ["wrong-of-tests", ""])
@@ -93,6 +84,18 @@ def test_a_wrong_password_is_one_clear_line(
             tracking.read_study(server.uri, "mirrored", tmp_path)
     assert "\n" not in str(caught.value)
     assert not password or password not in str(caught.value)
+
+
+def check_complete(
+    mirror: tracking.Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
+) -> None:
+    """Check that MLflow catches up, and holds every run of the journal once."""
+    wait_for(lambda: mirror.lag() == 0, seconds=120)
+    assert mirror.close()
+    runs = journal.folder.parent
+    assert tracking.read_study(server.uri, "mirrored", runs) == expected(journal)
+    seen = snapshot(server.uri, runs)
+    assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == num_runs
 
 
 def wait_for(condition: Any, *, seconds: float = 60) -> None:

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from sftsearch.orchestrator import tune
+from sftsearch.orchestrator.placement import ResourceError, count_slots
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.schema import Resources
 
@@ -93,7 +94,7 @@ def most_at_once(notes: list[Any]) -> int:
 )
 def test_slots_are_what_fits(cpus: float, gpus: float, concurrent: Any, slots: int) -> None:
     resources = Resources(cpus=cpus, gpus=gpus, concurrent_trials=concurrent)
-    assert tune.count_slots(resources) == slots
+    assert count_slots(resources) == slots
 
 
 def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, address: str, said: str
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # or the one of this file is used
-    with pytest.raises(tune.ResourceError, match=said) as caught, tune.connected(address):
+    with pytest.raises(ResourceError, match=said) as caught, tune.connected(address):
         pass
     assert "\n" not in str(caught.value)
 

@@ -7,12 +7,12 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-# Five minutes before the end no new trials begin; the job that follows goes on with --resume.
+# Five minutes before the end no new trials begin; then the job is queued again, and goes on.
 #SBATCH --signal=B:INT@300
 set -euo pipefail
 study=${1:?usage: sbatch slurm.sh STUDY.yaml RUNS}
 runs=${2:?usage: sbatch slurm.sh STUDY.yaml RUNS}
-port=${RAY_PORT:-6379}
+port=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # of its own, where two jobs share a node
 
 # Whoever reaches Ray's ports could run code: all nodes ask for a token, new for each job.
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
@@ -51,6 +51,10 @@ PYTHON
 
 sftsearch run "$study" --runs "$runs" --resume --address "$address" &
 driver=$!
-trap 'kill -INT $driver' INT TERM
+timed_out=0
+trap 'timed_out=1; kill -INT $driver' INT
+trap 'kill -TERM $driver' TERM
+code=0
 while kill -0 $driver 2>/dev/null; do wait $driver && code=0 || code=$?; done
-exit "${code:-0}"
+if ((timed_out && code == 130)); then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"

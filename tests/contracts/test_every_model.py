@@ -24,6 +24,7 @@ from sftsearch.trainables.cost import count_gmacs
 from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.layers.tokens import Sequence
 from sftsearch.trainables.mixup import Mixup
+from shapes import SMALL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,19 +54,6 @@ PAIRS = ("mmtm", "mi_matrix")
 POOLED = sorted(name for name, system in MODELS.items() if hasattr(system.config, "stride"))
 POOLED_APART = sorted(set(POOLED) - {"concat"})
 """Models that pool modality by modality."""
-
-
-SMALL = {
-    "num_layers": 2,
-    "fusion_layer": 1,
-    "unimodal_layers": 1,
-    "fused_layers": 2,
-    "crossmodal_layers": 2,
-    "memory_layers": 1,
-    "experts": ({"kind": "concat", "num_layers": 1}, {"kind": "late_fusion", "num_layers": 2}),
-    "window": 4,  # of eight tokens, so that the pattern is sparse
-    "segments": 2,
-}
 
 
 def small(name: str, **options: Any) -> TransformerConfig:
