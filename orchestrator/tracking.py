@@ -57,6 +57,8 @@ PREFIX = "sftsearch."
 TEST = "test_"
 NUM_WRITERS = 8
 """Runs that are written at a time to a server."""
+MAX_PAUSE = 5.0
+"""Seconds between two tries to reach a server that is away: one connection costs little."""
 MAX_EVENTS = 5_000
 """Events of one batch of writes."""
 MAX_METRICS = 800
@@ -190,7 +192,7 @@ class Mirror:
             except Exception as error:  # whatever it is, the study goes on and this is tried again
                 self.problem = _first_line(error)
                 self._client = None
-                pause = min(max(2 * pause, self._interval), 30.0)
+                pause = min(max(2 * pause, self._interval), MAX_PAUSE)
                 if time.monotonic() > self._give_up_at:
                     return
                 if stopping:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.models.fusion import FusionModel
 
-TINY: dict[str, Any] = SMALL | {"dim": 4, "num_heads": 2, "patch": 2, "window": 1}
+TINY: dict[str, Any] = SMALL | {"dim": 4, "num_heads": 2, "patch": 2}
 
 
 class Cast(Batches):

@@ -25,4 +25,5 @@ def test_twenty_faults_lose_nothing_and_double_nothing() -> None:
 def test_a_study_goes_on_while_tracking_is_away_for_a_minute() -> None:
     figures = outage.run(60, 300)
     assert (figures["lost"], figures["twice"]) == (0, 0)
-    assert figures["ended_while_away"] > 100
+    assert figures["ended_while_away"] > 50
+    assert figures["caught_up_seconds"] < 60

@@ -6,9 +6,8 @@ import json
 import math
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -35,13 +34,19 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stores")
 
 
-@cache
-def by_two(dtype: str, stores: Path) -> list[dict[str, Any]]:
-    """Return the histories that each of two workers has, by model."""
+class Pair(NamedTuple):
+    """What two workers found, each its histories by model."""
+
+    dtype: str
+    workers: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=sorted(BOUNDS))
+def by_two(request: pytest.FixtureRequest, stores: Path) -> Pair:
     names = sorted(MODELS)
 
     def start(rank: int, port: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(DRIVER), str(rank), "2", port, dtype, str(stores)]
+        command = [sys.executable, str(DRIVER), str(rank), "2", port, request.param, str(stores)]
         return subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True)
 
     histories(names[:1], torch.float32, stores)  # builds the store
@@ -49,27 +54,26 @@ def by_two(dtype: str, stores: Path) -> list[dict[str, Any]]:
     assert first.stdout is not None
     second = start(1, first.stdout.readline().strip())
     outputs = [process.communicate(timeout=150)[0] for process in (first, second)]
-    return [json.loads(out.strip().splitlines()[-1]) for out in outputs]
+    assert (first.returncode, second.returncode) == (0, 0)
+    return Pair(request.param, [json.loads(out.strip().splitlines()[-1]) for out in outputs])
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_workers_agree_on_all_they_measure(name: str, stores: Path) -> None:
-    first, second = by_two("float32", stores)
+def test_workers_agree_on_all_they_measure(name: str, by_two: Pair) -> None:
+    first, second = by_two.workers
     for one, other in zip(first[name], second[name], strict=True):
         assert one.keys() == other.keys()
         assert {k for k in one if one[k] != other[k]} <= {"seconds"}
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("dtype", sorted(BOUNDS))
 @pytest.mark.parametrize("name", EQUAL)
-def test_two_workers_train_what_one_trains(name: str, dtype: str, stores: Path) -> None:
-    both_workers, _ = by_two(dtype, stores)
-    alone = histories([name], getattr(torch, dtype), stores)[name]
-    for one, both in zip(alone, both_workers[name], strict=True):
+def test_two_workers_train_what_one_trains(name: str, by_two: Pair, stores: Path) -> None:
+    alone = histories([name], getattr(torch, by_two.dtype), stores)[name]
+    for one, both in zip(alone, by_two.workers[0][name], strict=True):
         for key in ("train_loss", "loss"):
-            assert math.isclose(one[key], both[key], rel_tol=BOUNDS[dtype])
+            assert math.isclose(one[key], both[key], rel_tol=BOUNDS[by_two.dtype])
 
 
 def test_which_systems_look_at_whole_batches(stores: Path) -> None:
