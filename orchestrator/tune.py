@@ -54,6 +54,9 @@ RUNNING = "RUNNING"
 """Tune's name for it."""
 DIED = "the worker process died (out of memory, killed, or lost with its node)"
 
+NO_START = "error raised in its creation task"
+"""How Ray says that an actor raised before it was there."""
+
 
 class Interruption:
     """Ctrl-C while trials run: once, no new ones; twice, or SIGTERM, stop now.
@@ -175,7 +178,9 @@ class SearchAlgorithm(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Hear the last report; a trial whose process died has none."""
-        if error and trial_id in self.reasons:
+        if self.problem is not None:
+            pass  # what ran goes on with --resume
+        elif error and trial_id in self.reasons:
             with self._noting_problems():
                 self._search.fail(self._jobs[trial_id].key, self.reasons.pop(trial_id))
         elif error:
@@ -184,6 +189,13 @@ class SearchAlgorithm(Searcher):
         elif result is not None and result.get("done") and REPORT in result:
             self.hear(trial_id, result)
         self._jobs.pop(trial_id, None)
+
+    def hear_of_no_start(self, reason: str) -> None:
+        """Hear that a process raised before it took up a trial: so would all others."""
+        self.problem = ResourceError(
+            f"Ray cannot start the trials' processes: {reason}. Every node needs the same "
+            "sftsearch and what the study uses. What ran is kept: mend it, and go on with --resume."
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal is the record."""
@@ -239,6 +251,12 @@ class Scheduler(FIFOScheduler):
             self._interrupt(tune_controller, live, now=count >= 2)
         self._end_overdue([trial for trial in live if trial.status == RUNNING])
         return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Look whether the process could not even start; else the search algorithm hears of it."""
+        text = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
+        if NO_START in text:
+            self._algorithm.hear_of_no_start(text.strip().splitlines()[-1].strip())
 
     def _interrupt(self, tune_controller: Any, live: list[Any], *, now: bool) -> None:
         """Take back the trials that wait; `now`, end those that run as well."""

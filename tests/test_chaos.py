@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import chaos
-import outage
 import pytest
 from servers import find_postgres
 
@@ -23,7 +27,10 @@ def test_twenty_faults_lose_nothing_and_double_nothing() -> None:
 
 
 def test_a_study_goes_on_while_tracking_is_away_for_a_minute() -> None:
-    figures = outage.run(60, 300)
+    command = [sys.executable, str(Path(__file__).with_name("outage.py"))]
+    command += ["--seconds", "60", "--trials", "300"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    figures = json.loads(output.splitlines()[-1])
     assert (figures["lost"], figures["twice"]) == (0, 0)
     assert figures["ended_while_away"] > 50
     assert figures["caught_up_seconds"] < 60

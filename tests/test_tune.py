@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import pytest
 import ray
 
 from sftsearch.orchestrator import tune
+from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.placement import ResourceError, count_slots
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.schema import Resources
@@ -197,3 +200,29 @@ def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) 
     outcomes = {t.configuration["dim"]: t.reason or t.status for t in result.record.trials}
     overdue = "it ran for longer than `resources.trial_hours` allows (0.002)"
     assert outcomes == {dim: overdue if dim in (2, 5) else "finished" for dim in range(1, 7)}
+
+
+# ------------------------------------------------------------------- processes that do not start
+
+
+def test_processes_that_cannot_start_stop_the_study_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster whose nodes lack a package: all trials would fail, each after three tries."""
+
+    class Elsewhere(Noting):
+        """Of a module that only the driver has."""
+
+    module = types.ModuleType("of_the_driver_alone")
+    module.Elsewhere = Elsewhere  # type: ignore[attr-defined]
+    Elsewhere.__module__, Elsewhere.__qualname__ = module.__name__, "Elsewhere"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    file = tmp_path / "placed.yaml"
+    file.write_text(STUDY.format(cpus=1, gpus=0, concurrent="auto"))
+    with pytest.raises(ResourceError, match=r"ModuleNotFoundError.* 'of_the_driver_alone'"):
+        run_study(file, runs=tmp_path, worker=Elsewhere, formats=())
+    kinds = [event.kind for event in read_events(tmp_path / "placed")]
+    assert not {"failed", "retried"} & set(kinds)
+    result = run_study(file, runs=tmp_path, worker=Noting, resume=True, formats=())
+    assert result.complete
+    assert {trial.status for trial in result.record.trials} == {"finished"}
