@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftsearch.datasets.elsewhere import is_elsewhere
+from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import terminal
 from sftsearch.orchestrator.commands import (
     dataset_option,
@@ -41,13 +43,30 @@ def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
     return tracking.read_study(tracking_uri, name, runs)
 
 
+class RunsFolder(click.Path):
+    """A folder, or a URI, for which there is a folder."""
+
+    name = "folder or URI"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        """Return the local folder."""
+        from sftsearch.orchestrator.backup import runs_folder
+
+        if not is_elsewhere(str(value)):
+            return super().convert(value, param, context)
+        try:
+            return runs_folder(value)
+        except UserError as error:
+            self.fail(str(error), param, context)
+
+
 runs_option = click.option(
     "--runs",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=RunsFolder(file_okay=False, path_type=Path),
     default=Path("runs"),
     show_default=True,
     envvar="SFTSEARCH_RUNS",
-    help="Folder of all studies. Also $SFTSEARCH_RUNS.",
+    help="Folder of all studies, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
 )
 uri_option = click.option(
     "--tracking-uri",

@@ -18,7 +18,7 @@ from sftsearch.orchestrator import record
 from sftsearch.orchestrator.binding import bind
 from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.study import StudyError, axes_of, read_record, trial_folder
-from sftsearch.orchestrator.worker import WEIGHTS
+from sftsearch.orchestrator.trial_folder import WEIGHTS, open_trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,14 +97,17 @@ def _evaluate(
     bound = bind(trial.model, trial.configuration, definition["training"], store.spec)
     store = open_fold(store, fold_of(trial.seed, folds), folds)  # for what it was scaled by
     model = build_model(trial.model, store.spec, bound.model_config, trial.seed)
-    path = trial_folder(folder, trial.key) / WEIGHTS
+    where = trial_folder(folder, trial.key)
     try:
-        model.load_state_dict(load_file(path))
+        with open_trial_folder(where).load(WEIGHTS) as path:
+            if path is None:
+                raise FileNotFoundError("there are none")
+            model.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise StudyError(
-            f"The weights of trial {trial.key} cannot be read ({first}): restore '{path}'. "
-            "Beyond `resources.keep_gb` those of trials far below the front are removed."
+            f"The weights of trial {trial.key} cannot be read ({first}): restore "
+            f"'{where}/{WEIGHTS}'. Beyond `resources.keep_gb` those far below the front go."
         ) from error
     split = store.split("test", unseal_test=True)
     evaluation = evaluate(model, store, split, bound.train_config)

@@ -196,10 +196,11 @@ def data_prepare(
     )
 
     from sftsearch.datasets import catalog, prepare, staging
+    from sftsearch.datasets.elsewhere import Elsewhere
 
     catalog.check_new_name(name)
     if to is not None:
-        staging.check_uri(to)  # before the long work, not behind it
+        Elsewhere(to)  # raises here, not behind the long work
     with spinner(f"listing the samples in {source or 'nothing'}"):
         chosen = reader_name or catalog.reader_for(name, source)
         found = catalog.read_source(chosen, source, options)

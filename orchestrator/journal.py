@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 SCHEMA_VERSION = 1
@@ -195,6 +195,30 @@ def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> 
                 yield Event(id_, moment, kind, json.loads(body))
     except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
         raise _damaged(path, error) from error
+
+
+def replace(folder: Path, events: Iterable[Event]) -> None:
+    """Put another journal in place of the one in `folder`, or where there is none.
+
+    Raises:
+        JournalError: a driver holds the one that is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(_take_lock(folder)):
+        path = folder / FILE_NAME
+        made = folder / f"restored-{FILE_NAME}"
+        made.unlink(missing_ok=True)
+        with contextlib.closing(_open_to_write(made)[0]) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(
+                "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
+                ((e.id, e.time, e.kind, json.dumps(e.body, allow_nan=False)) for e in events),
+            )
+            connection.execute("COMMIT")
+        # What a killed driver left beside the old file belongs to that one.
+        for beside in ("-wal", "-shm"):
+            path.with_name(f"{FILE_NAME}{beside}").unlink(missing_ok=True)
+        made.replace(path)
 
 
 def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,8 @@ import numpy as np
 from sftsearch.orchestrator.worker import TrainingWorker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sftsearch.orchestrator.worker import Job
 
 DECISIONS = "decisions.npz"
@@ -53,7 +54,12 @@ class RecordingWorker(TrainingWorker):
 
     def _final(self) -> dict[str, Any]:
         job, fit = self._assigned(), self._fit
-        path = Path(job.folder) / DECISIONS
+        self._save(DECISIONS, self._write_decisions)
+        values = fit.result() | job.cost
+        values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
+        return {"values": values, "groups": fit.groups(), "facts": self._facts()}
+
+    def _write_decisions(self, path: Path) -> None:
         unfinished = path.with_suffix(".part.npz")
         np.savez(
             unfinished,
@@ -62,6 +68,3 @@ class RecordingWorker(TrainingWorker):
             test=self._bits["test"],
         )
         unfinished.replace(path)
-        values = fit.result() | job.cost
-        values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
-        return {"values": values, "groups": fit.groups(), "facts": self._facts()}

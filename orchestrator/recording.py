@@ -24,6 +24,7 @@ from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate import additive_means
 from sftsearch.orchestrator.table import write_table
+from sftsearch.orchestrator.trial_folder import open_trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,9 +175,12 @@ def _collect(
     for key in sorted(finished, key=lambda k: (k.rpartition("-")[0], int(k.rpartition("-")[2]))):
         identity, _, seed = key.rpartition("-")
         body = admitted[identity]
-        with np.load(trial_folder(folder, key) / DECISIONS, allow_pickle=False) as decisions:
-            validation, test = decisions["validation"], decisions["test"]
-            cpu_seconds = decisions["cpu_seconds"]
+        with open_trial_folder(trial_folder(folder, key)).load(DECISIONS) as path:
+            if path is None:
+                raise UserError(f"Trial {key} has no '{DECISIONS}': record the table anew.")
+            with np.load(path, allow_pickle=False) as decisions:
+                validation, test = decisions["validation"], decisions["test"]
+                cpu_seconds = decisions["cpu_seconds"]
         for i, epoch in enumerate(epochs[key]):
             row = {
                 "configuration_id": identity,

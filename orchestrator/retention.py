@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.worker import WEIGHTS
+from sftsearch.orchestrator.trial_folder import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.trial_folder import TrialFolder
 
 FREED = 0.1
 """Share of the limit that is freed beyond it, so that not every trial removes one."""
@@ -21,7 +21,7 @@ FREED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    path: Path
+    folder: TrialFolder
     size: int
     configuration_id: str
     accuracy: float
@@ -38,7 +38,7 @@ class Retention:
 
     def __init__(
         self,
-        folder_of: Callable[[str], Path],
+        folder_of: Callable[[str], TrialFolder],
         events: Iterable[Event],
         *,
         accuracy: tuple[str, str],
@@ -72,11 +72,11 @@ class Retention:
         if event.kind != "finished":
             return
         key, values = event.body["trial"], event.body["values"]
-        path = self._folder_of(key) / WEIGHTS
-        if path.is_file():
+        folder = self._folder_of(key)
+        size = folder.size(WEIGHTS)
+        if size:
             accuracy, identity = self._sign * values[self._metric], key.rpartition("-")[0]
-            size = path.stat().st_size
-            self._kept[key] = _Kept(path, size, identity, accuracy, values[self._cost])
+            self._kept[key] = _Kept(folder, size, identity, accuracy, values[self._cost])
             self._total += size
 
     def _remove(self) -> None:
@@ -85,7 +85,7 @@ class Retention:
             kept = self._kept[key]
             if self._total <= (1 - FREED) * self._limit or not gaps[kept.configuration_id]:
                 return
-            kept.path.unlink(missing_ok=True)
+            kept.folder.remove(WEIGHTS)
             self._total -= kept.size
             del self._kept[key]
 

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -23,14 +24,18 @@ from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding, record, warm_start
 from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.backup import Backup, elsewhere_of, pull, pull_all, runs_folder
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.retention import Retention
-from sftsearch.orchestrator.worker import CHECKPOINT, LOG, Job, TrainingWorker, owner_of
+from sftsearch.orchestrator.trial_folder import CHECKPOINT, open_trial_folder
+from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import optuna
 
     from sftsearch.datasets.spec import DatasetSpec
@@ -124,7 +129,8 @@ def run_study(
 
     Args:
         file: a study file, or the name of a shipped one.
-        runs: the folder of all studies; this one's is `runs/<name>`.
+        runs: the folder of all studies; this one's is `runs/<name>`. Or the URI of one elsewhere,
+            see `backup`.
         resume: go on with a study that has begun; with more trials in the file, extend it.
         tracking_uri: MLflow's; None: an SQLite file in `runs`.
         address: a Ray cluster; None: this machine.
@@ -139,21 +145,25 @@ def run_study(
             by another process, or its resources are not there.
     """
     watch = watcher or Watcher()
-    runs = Path(runs).absolute()
+    runs = runs_folder(runs)
     watch.stage("checking the study file")
     source, spec, admission = check_study(file, dataset=dataset, root=root)
     folder = runs / source.study.study.name
+    pull(folder)
     refuse_surprises(source, spec, folder, resume=resume)
     watch.stage(f"opening the data set '{spec.name}'")
     open_dataset(spec.name, root=source.study.dataset.root)
-    with Journal(folder) as journal:
+    with Journal(folder) as journal, _backed_up(journal, watch) as backup:
         begin_or_continue(journal, source, spec, admission)
         told = _warm_start(journal, source, admission, runs)
         if told:
             watch.notice(told)
         journal.listen(watch.event)
-        journal.listen(functools.partial(_drop_checkpoint, folder))
-        journal.listen(_retention(source, journal).event)
+        for listener in (
+            functools.partial(_drop_checkpoint, folder),
+            _retention(source, journal).event,
+        ):
+            journal.listen(backup.behind(listener) if backup else listener)
         watch.stage("starting Ray and MLflow")
         from sftsearch.orchestrator import tracking  # MLflow takes seconds to import
 
@@ -178,14 +188,38 @@ def run_study(
             report=[],
             sampler_study=search.optuna.study,
         )
-        return _with_report(result, formats, mirror if synced else None)
+        result = _with_report(result, formats, mirror if synced else None)
+        if backup:
+            backup.later(lambda: backup.put_files("report", result.report))
+        return result
+
+
+@contextlib.contextmanager
+def _backed_up(journal: Journal, watch: Watcher) -> Iterator[Backup | None]:
+    """Back the study up for the time of the block, where its runs folder is elsewhere."""
+    there = elsewhere_of(journal.folder.parent)
+    if there is None:
+        yield None
+        return
+    watch.stage(f"backing up to {there.uri}")
+    backup = Backup(journal, there / journal.folder.name)
+    if backup.taken_from:
+        watch.notice(f"Taken over from {backup.taken_from}, which stops if it still runs.")
+    journal.listen(backup.check)
+    try:
+        yield backup
+    finally:
+        watch.stage("completing the backup")
+        backup.close()
+        if backup.problem:
+            watch.notice(f"The backup lacks a part of the study. {backup.problem}")
 
 
 def _retention(source: Source, journal: Journal) -> Retention:
     objectives = source.study.objectives
     cost = next(one.metric for one in objectives if one.metric in binding.COSTS)
     return Retention(
-        functools.partial(trial_folder, journal.folder),
+        lambda key: open_trial_folder(trial_folder(journal.folder, key)),
         journal.events(through=journal.last_id),
         accuracy=(objectives[0].metric, objectives[0].goal),
         cost=cost,
@@ -270,7 +304,7 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         given = given.model_copy(update={"gpus": max(1.0, given.gpus)})
     return Job(
         key=assignment.key,
-        folder=str(where),
+        folder=where,
         dataset=study.dataset.kind,
         root=study.dataset.root,
         num_folds=study.dataset.folds,
@@ -283,27 +317,29 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         threads=max(1, math.floor(given.cpus)),
         device="cuda" if given.gpus else "cpu",
         # Greater also where the journal is an older one, restored.
-        token=max(assignment.token, owner_of(where) + 1),
+        token=max(assignment.token, open_trial_folder(where).owner() + 1),
         resources=placement.bundle_of(given),
         workers=given.workers,
     )
 
 
-def trial_folder(folder: Path, key: str) -> Path:
-    """Return where a trial keeps its log, checkpoint and weights.
+def trial_folder(folder: Path, key: str) -> str:
+    """Return where a trial keeps its log, checkpoint and weights: a path, or a URI.
 
     Raises:
         StudyError: the key, which may be of somebody else's journal, is not one of a trial.
     """
     if not re.fullmatch(r"\w+-\d+", key, re.ASCII):
         raise StudyError(f"{key!r:.80} is not the key of a trial.")
-    return folder / "trials" / key
+    runs = elsewhere_of(folder.parent)
+    where = folder / "trials" / key
+    return str(where) if runs is None else f"{runs.uri}/{folder.name}/trials/{key}"
 
 
 def _drop_checkpoint(folder: Path, event: Event) -> None:
     """Remove the checkpoint of a trial whose end is in the journal."""
     if event.kind in ("finished", "failed", "stopped"):
-        (trial_folder(folder, event.body["trial"]) / CHECKPOINT).unlink(missing_ok=True)
+        open_trial_folder(trial_folder(folder, event.body["trial"])).remove(CHECKPOINT)
 
 
 # ------------------------------------------------------- a study's folder
@@ -315,9 +351,10 @@ def find_study(name: str, runs: str | Path = DEFAULT_RUNS) -> Path:
     Raises:
         StudyError: the name is not one of a study, or there is none of it.
     """
-    runs = Path(runs).absolute()
+    runs = runs_folder(runs)
     if not re.fullmatch(NAME_PATTERN, name):
         raise StudyError(f"'{name}' is not the name of a study: `sftsearch list` shows them.")
+    pull(runs / name)
     if not (runs / name / FILE_NAME).is_file():
         known = ", ".join(study.name for study in list_studies(runs)) or "none"
         raise StudyError(f"There is no study '{name}' in '{runs}'. Known: {known}.")
@@ -326,7 +363,9 @@ def find_study(name: str, runs: str | Path = DEFAULT_RUNS) -> Path:
 
 def list_studies(runs: str | Path = DEFAULT_RUNS) -> list[Path]:
     """Return the folders of all studies, by name."""
-    return sorted(path.parent for path in Path(runs).absolute().glob(f"*/{FILE_NAME}"))
+    runs = runs_folder(runs)
+    pull_all(runs)
+    return sorted(path.parent for path in runs.glob(f"*/{FILE_NAME}"))
 
 
 def read_record(folder: Path) -> StudyRecord:
@@ -452,8 +491,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     return {"state": state, "trials": trials, "unmirrored": unmirrored}
 
 
-def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, Path, str]:
-    """Return a trial by its key or the beginning of it: its record, folder and log.
+def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, str, str]:
+    """Return a trial by its key or the beginning of it: its record, folder or URI, and log.
 
     Raises:
         StudyError: no trial, or more than one, has such a key.
@@ -471,16 +510,15 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
         raise StudyError(f"{len(found)} trials' keys begin with '{key}': {some}. Say more of it.")
     trial, study_folder = found[0]
     folder = trial_folder(study_folder, trial.key)
-    log = folder / LOG
-    return trial, folder, log.read_text(errors="replace") if log.is_file() else ""
+    return trial, folder, open_trial_folder(folder).read_log()
 
 
 def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:
     """Write what MLflow lacks of a study that is not running; return why that failed, if it did."""
     from sftsearch.orchestrator import tracking
 
-    runs = Path(runs).absolute()
-    with Journal(folder) as journal:
+    runs = runs_folder(runs)
+    with Journal(folder) as journal, _backed_up(journal, Watcher()):
         mirror = tracking.Mirror(journal, tracking_uri or tracking.default_uri(runs), runs)
         return "" if mirror.close() else mirror.problem or "MLflow is too slow"
 
@@ -495,8 +533,11 @@ def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     """
     from sftsearch.orchestrator import tracking
 
-    runs = Path(runs).absolute()
+    runs = runs_folder(runs)
+    there = elsewhere_of(runs)
     with Journal(folder):
+        if there:
+            (there / folder.name).remove_all()
         problem = ""
         try:
             uri = tracking_uri or tracking.default_uri(runs)

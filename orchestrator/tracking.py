@@ -207,6 +207,7 @@ class Mirror:
             self._run_ids = _find_runs(client, self._experiment_id)
             if "" not in self._run_ids:
                 self._run_ids[""] = self._make_parent(client)
+                self._through = 0  # another store than the last one, which had it all
             self.parent_id = self._run_ids[""]
             self._facts = no_facts()
             for event in self._journal.events(through=self._through):
@@ -216,10 +217,10 @@ class Mirror:
 
     def _catch_up(self) -> bool:
         """Write one batch; return whether there is more."""
-        through = min(self._journal.last_id, self._through + MAX_EVENTS)
-        if through == self._through:
+        if self._journal.last_id == self._through:
             return False
         client = self._open()
+        through = min(self._journal.last_id, self._through + MAX_EVENTS)
         events = list(self._journal.events(after=self._through, through=through))
         news = any(event.kind != "mirrored" for event in events)
         writes = self._gather(events)

@@ -2,10 +2,6 @@
 
 A worker is warm: it takes one trial after another in the same process. It never raises for what a
 trial does; a trial that goes wrong is reported as failed, with its traceback in the trial's log.
-
-A trial's folder belongs to the worker it was handed to last: each handing-out has a token, greater
-than those before, and whoever comes with a smaller one writes nothing any more. So a worker that
-outlives its driver, or its node's connection, cannot spoil what a later one does.
 """
 
 from __future__ import annotations
@@ -19,18 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from sftsearch.orchestrator.trial_folder import (
+    CHECKPOINT,
+    WEIGHTS,
+    AwayError,
+    LostTrial,
+    open_trial_folder,
+)
 
-CHECKPOINT = "checkpoint.safetensors"
-WEIGHTS = "weights.safetensors"
-LOG = "trial.log"
-OWNER = "owner"
-"""File of a trial's folder with the token of the worker that may write there; also its lock."""
-MAX_LOG_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sftsearch.orchestrator.trial_folder import TrialFolder
+
 LOST, MEMORY, SPACE = "lost", "memory", "space"
 """Causes of failures that are no fault of the trial's: its process or folder is gone, others took
-the memory, the disk is full."""
+the memory, the disk is full or away."""
 SIGNS = {
     MEMORY: ("out of memory", "can't allocate memory"),
     SPACE: ("No space left on device", "Disk quota exceeded", "File too large"),
@@ -44,7 +44,7 @@ class Job:
 
     key: str
     folder: str
-    """The trial's folder: log, checkpoint, final weights."""
+    """The trial's folder, a path or a URI: log, checkpoint, final weights."""
     dataset: str
     num_folds: int | None
     """Grouped folds of the data set; the trial's is that of its seed. None: its own split."""
@@ -66,10 +66,6 @@ class Job:
     rank: int = 0
     workers: int = 1
     """Processes that train it together; this one's number is `rank`."""
-
-
-class LostTrial(RuntimeError):  # noqa: N818  (a fate of a worker, not an error in it)
-    """The trial was handed to another worker meanwhile: this one must not touch it any more."""
 
 
 class Worker(Protocol):
@@ -98,6 +94,7 @@ class TrainingWorker:
     def __init__(self) -> None:
         self._stores: dict[tuple[str, str | None, int | None, int | None], Any] = {}
         self._job: Job | None = None
+        self._folder: TrialFolder | None = None
         self._fit: Any = None
         self._problem: dict[str, Any] | None = None
         self._parallel: dict[str, Any] = {}
@@ -109,7 +106,8 @@ class TrainingWorker:
         self._job, self._fit, self._problem, self._parallel = job, None, None, {}
         self._started = time.perf_counter()
         try:
-            _take_over(Path(job.folder), job.token)
+            self._folder = open_trial_folder(job.folder)
+            self._folder.take_over(job.token)
             self._fit = self._prepare(job)
         except Exception as error:
             self._problem = self._explain(error)
@@ -177,16 +175,17 @@ class TrainingWorker:
     def _resume(self, fit: Any) -> None:
         from sftsearch.trainables.checkpoint import CheckpointError
 
-        job = self._assigned()
-        checkpoint = Path(job.folder) / CHECKPOINT
-        if not checkpoint.exists():
-            self._log(f"{job.key}: {job.model} {json.dumps(job.parameters)}, seed {job.seed}")
-            return
-        try:
-            fit.load(checkpoint)
-            self._log(f"going on after epoch {fit.epoch}")
-        except CheckpointError as error:
-            self._log(f"starting anew: {error}")
+        job, folder = self._assigned(), self._folder
+        assert folder is not None, "start() comes first"
+        with folder.load(CHECKPOINT) as checkpoint:
+            if checkpoint is None:
+                self._log(f"{job.key}: {job.model} {json.dumps(job.parameters)}, seed {job.seed}")
+                return
+            try:
+                fit.load(checkpoint)
+                self._log(f"going on after epoch {fit.epoch}")
+            except CheckpointError as error:
+                self._log(f"starting anew: {error}")
 
     def _step(self) -> dict[str, Any]:
         fit = self._fit
@@ -202,18 +201,18 @@ class TrainingWorker:
         metrics = self._fit.run_epoch()
         if self._assigned().rank:
             return
-        # The checkpoint comes first: an epoch that was reported can always be gone on from.
-        with self._owned() as folder:
-            self._fit.save(folder / CHECKPOINT)
+        # The checkpoint comes first: an epoch that was reported can be gone on from. Where it is
+        # missing, the epochs after the last one are trained again.
+        with self._allowed_to_be_away():
+            self._save(CHECKPOINT, self._fit.save)
         self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
     def _final(self) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         job, fit = self._assigned(), self._fit
-        with self._owned() as folder:
-            tensors = {name: t.contiguous() for name, t in fit.weights().items()}
-            save_file(tensors, folder / WEIGHTS)
+        tensors = {name: t.contiguous() for name, t in fit.weights().items()}
+        self._save(WEIGHTS, lambda path: save_file(tensors, path))
         # Where no gate chooses, every sample costs the same.
         values = {"gflops_expected": job.cost["gflops"]} | fit.result() | job.cost
         values["latency_ms"] = _latency_ms(fit)
@@ -243,25 +242,19 @@ class TrainingWorker:
     def _log(self, line: str) -> None:
         job, stamp = self._assigned(), time.strftime("%Y-%m-%d %H:%M:%S")
         who = f"worker {job.rank}: " if job.workers > 1 else ""
-        with self._owned() as folder, (folder / LOG).open("a", encoding="utf-8") as log:
-            if log.tell() < MAX_LOG_BYTES:
-                log.write(f"{stamp} {who}{line}\n")
+        assert self._folder is not None, "start() comes first"
+        with self._allowed_to_be_away():
+            self._folder.log(job.token, f"{stamp} {who}{line}")
+
+    def _save(self, name: str, write: Callable[[Path], None]) -> None:
+        assert self._folder is not None, "start() comes first"
+        self._folder.save(self._assigned().token, name, write)
 
     @contextlib.contextmanager
-    def _owned(self) -> Iterator[Path]:
-        """Give the trial's folder to write in, for as long as nobody else may.
-
-        Raises:
-            LostTrial: it belongs to a later worker.
-        """
-        from sftsearch.datasets.writing import locked
-
-        job = self._assigned()
-        folder = Path(job.folder)
-        with locked(folder / OWNER, wait=True):
-            if owner_of(folder) != job.token:
-                raise LostTrial(f"Trial {job.key} was handed to another worker.")
-            yield folder
+    def _allowed_to_be_away(self) -> Iterator[None]:
+        """Go on where what helps, and is not needed, cannot be written elsewhere now."""
+        with contextlib.suppress(AwayError):
+            yield
 
     def _assigned(self) -> Job:
         assert self._job is not None, "start() comes first"
@@ -273,32 +266,10 @@ def _cause_of(error: Exception) -> str:
         return LOST
     if isinstance(error, MemoryError):
         return MEMORY
+    if isinstance(error, AwayError):
+        return SPACE
     causes = (cause for cause, signs in SIGNS.items() if any(sign in str(error) for sign in signs))
     return next(causes, "")
-
-
-def _take_over(folder: Path, token: int) -> None:
-    """Make the trial's folder, which whoever holds a smaller token then writes to no more.
-
-    Raises:
-        LostTrial: somebody holds a greater one.
-    """
-    from sftsearch.datasets.writing import locked
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / OWNER, wait=True):
-        if owner_of(folder) > token:
-            raise LostTrial(f"The trial in '{folder}' was handed to another worker.")
-        (folder / OWNER).write_text(str(token))
-
-
-def owner_of(folder: Path) -> int:
-    """Return the token in a trial's folder; -1 for none."""
-    try:
-        text = (folder / OWNER).read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return -1
-    return int(text) if text.isdecimal() else -1
 
 
 def _latency_ms(fit: Any, *, repeats: int = 30) -> float:

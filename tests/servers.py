@@ -1,6 +1,6 @@
-"""Real servers for tests, each in processes of its own: PostgreSQL, and MLflow over HTTP.
+"""Real servers for tests: PostgreSQL and MLflow over HTTP in processes of their own, and S3.
 
-They can be killed and come back on the same port with what they had.
+The first two can be killed and come back on the same port with what they had.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import pytest
 
 HOST = "127.0.0.1"
 PASSWORD = "pa55-of-tests"
@@ -199,3 +201,48 @@ def team_servers(*, login: bool = False) -> Iterator[tuple[Postgres, MlflowServe
             MlflowServer(folder, postgres.uri, login=login) as server,
         ):
             yield postgres, server
+
+
+# ------------------------------------------------------------------ S3
+
+
+@contextlib.contextmanager
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run an S3 server with an empty bucket `features`, and say where in the environment."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    use_s3(monkeypatch, endpoint)
+    # What a server holds outlives it in this process.
+    urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=10).close()
+    s3_client(endpoint).create_bucket(Bucket="features")
+    yield endpoint
+    server.stop()
+
+
+def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Say in the environment where it is, and who asks."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "s3cret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def s3_client(endpoint: str) -> Any:
+    """Return a client of its own, beside the product's."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="someone",
+        aws_secret_access_key="s3cret",
+    )

@@ -13,7 +13,7 @@ from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.retention import Retention
-from sftsearch.orchestrator.worker import WEIGHTS
+from sftsearch.orchestrator.trial_folder import WEIGHTS, LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Kept:
     def retention(self, limit: float, goal: str = "maximize") -> Retention:
         events = self.journal.events(through=self.journal.last_id)
         axes: dict[str, Any] = {"accuracy": ("top1", goal), "cost": "gflops"}
-        return Retention(self.folder_of, events, limit=limit, **axes)
+        return Retention(lambda key: LocalFolder(self.folder_of(key)), events, limit=limit, **axes)
 
     def finish(self, key: str, top1: float, gflops: float) -> None:
         self.folder_of(key).mkdir(parents=True)

@@ -34,7 +34,7 @@ from sftsearch.orchestrator.study import (
     run_study,
     trial_folder,
 )
-from sftsearch.orchestrator.worker import CHECKPOINT, WEIGHTS
+from sftsearch.orchestrator.trial_folder import CHECKPOINT, WEIGHTS
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
     runs, mark = copy_of(finished, tmp_path / "runs"), tmp_path / "loaded"
     folder = runs / "secure"
     for trial in read_record(folder).trials:
-        (trial_folder(folder, trial.key) / WEIGHTS).write_bytes(pickle.dumps(Poison(mark)))
+        (Path(trial_folder(folder, trial.key)) / WEIGHTS).write_bytes(pickle.dumps(Poison(mark)))
     with pytest.raises(StudyError, match=r"The weights of trial .* cannot be read"):
         confirm.confirm_study(folder)
     assert not mark.exists()
@@ -255,7 +255,7 @@ def test_the_key_of_a_trial_names_no_other_folder(key: str, tmp_path: Path) -> N
 def test_whatever_the_key_is_its_folder_is_in_the_study_s(key: str) -> None:
     study = Path("/runs/study")
     try:
-        folder = trial_folder(study, key)
+        folder = Path(trial_folder(study, key))
     except StudyError:
         return
     assert folder.parent == study / "trials"

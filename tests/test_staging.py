@@ -7,16 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from typing import TYPE_CHECKING
 
-import boto3
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from moto.server import ThreadedMotoServer
+from servers import s3_client, s3_server, use_s3
 
-from sftsearch.datasets import staging
+from sftsearch.datasets import elsewhere, staging
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.prepare import prepare
@@ -62,38 +60,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run a server with an empty bucket, and say where in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    use(monkeypatch, endpoint)
-    # What a server holds outlives it in this process.
-    urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=10).close()
-    client(endpoint).create_bucket(Bucket="features")
-    yield endpoint
-    server.stop()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": "s3cret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-
-def client(endpoint: str) -> object:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="someone",
-        aws_secret_access_key="s3cret",
-    )
+    with s3_server(monkeypatch) as endpoint:
+        yield endpoint
 
 
 def test_what_is_put_there_is_fetched_and_the_same(
@@ -187,16 +155,16 @@ def test_cut_off_in_the_middle_it_says_so_and_the_next_run_completes(
     store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging.publish(store, ROOT)
-    monkeypatch.setattr(staging, "_REQUEST_SECONDS", 2)
+    monkeypatch.setattr(elsewhere, "_REQUEST_SECONDS", 2)
     proxy = CuttingProxy(server, allowed=600_000)  # the manifest, and half of what there is
-    use(monkeypatch, proxy.endpoint)
+    use_s3(monkeypatch, proxy.endpoint)
     with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: ") as raised:
         open_dataset("mine", root=ROOT, cache=tmp_path)
     proxy.close()
     assert "\n" not in str(raised.value)
     assert "s3cret" not in str(raised.value)
     assert [path.name for path in (tmp_path / "staged").iterdir() if path.is_dir()] == []
-    use(monkeypatch, server)
+    use_s3(monkeypatch, server)
     verify(open_dataset("mine", root=ROOT, cache=tmp_path))
 
 
@@ -226,18 +194,18 @@ def test_a_study_trains_from_it_also_after_it_was_cut_off(
     """Driver and workers fetch it for themselves; no secret is in what they leave."""
     staging.publish(store, ROOT)
     monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(staging, "_REQUEST_SECONDS", 2)
+    monkeypatch.setattr(elsewhere, "_REQUEST_SECONDS", 2)
     study, runs = tmp_path / "from_s3.yaml", tmp_path / "runs"
     study.write_text(STUDY)
     proxy = CuttingProxy(server, allowed=600_000)
-    use(monkeypatch, proxy.endpoint)
+    use_s3(monkeypatch, proxy.endpoint)
     arguments = ["run", str(study), "--runs", str(runs)]
     cut = CliRunner().invoke(main, arguments)
     proxy.close()
     assert cut.exit_code != 0
     assert f"Cannot read {ROOT}/mine: " in cut.output
     assert "Traceback" not in cut.output
-    use(monkeypatch, server)
+    use_s3(monkeypatch, server)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "Ended: all trials ran." in done.output
@@ -249,7 +217,7 @@ def test_a_study_trains_from_it_also_after_it_was_cut_off(
 
 def test_a_damaged_store_is_not_taken_over(store: Store, server: str, tmp_path: Path) -> None:
     staging.publish(store, ROOT)
-    s3 = client(server)
+    s3 = s3_client(server)
     content = bytearray((store.path / "train.arrow").read_bytes())
     content[len(content) // 2] ^= 1
     s3.put_object(Bucket="features", Key="stores/mine/train.arrow", Body=bytes(content))  # type: ignore[attr-defined]
@@ -261,7 +229,7 @@ def test_a_damaged_store_is_not_taken_over(store: Store, server: str, tmp_path: 
 
 
 def test_what_is_not_there_is_said(store: Store, server: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: there is no such store"):
+    with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: there is no 'manifest.json'"):
         open_dataset("mine", root=ROOT, cache=tmp_path)
     with pytest.raises(DatasetError, match="Cannot write s3://nobodys/mine: "):
         staging.publish(store, "s3://nobodys")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,9 +16,6 @@ from sftsearch.orchestrator import confirm, study, tracking, tune
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.journal import Journal, read_events
 from sftsearch.orchestrator.study import StudyResult, read_record, run_study
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STUDY = """
 study: {{name: small, description: A test.}}
@@ -113,7 +111,7 @@ def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: Stu
 
 def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: StudyResult) -> None:
     for trial in finished.record.trials:
-        folder = study.trial_folder(finished.folder, trial.key)
+        folder = Path(study.trial_folder(finished.folder, trial.key))
         assert sorted(file.name for file in folder.iterdir()) == [
             "owner",
             "trial.log",

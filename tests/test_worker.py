@@ -14,7 +14,8 @@ import torch
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.binding import bind
-from sftsearch.orchestrator.worker import CHECKPOINT, LOG, OWNER, WEIGHTS, Job, TrainingWorker
+from sftsearch.orchestrator.trial_folder import CHECKPOINT, LOG, OWNER, WEIGHTS
+from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.trainables.catalog import MODELS
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> N
     new.start(job(tmp_path, token=12))
     before = contents(tmp_path)
     late = old.step()
-    assert late["failed"] == "LostTrial: Trial c-0 was handed to another worker."
+    assert late["failed"] == f"LostTrial: The trial in '{tmp_path}' was handed to another worker."
     again = TrainingWorker()
     again.start(job(tmp_path, token=11))
     assert again.step()["failed"].startswith("LostTrial: The trial in ")
@@ -224,7 +225,7 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
 
 
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sftsearch.orchestrator.worker.MAX_LOG_BYTES", 400)
+    monkeypatch.setattr("sftsearch.orchestrator.trial_folder.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()
     worker.start(job(tmp_path, training=TRAINING | {"epochs": 8}))
     run(worker)
