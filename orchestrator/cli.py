@@ -103,6 +103,7 @@ main.add_command(data)
     "--resume", is_flag=True, help="Go on with a study that has begun; extend one that ended."
 )
 @click.option("--address", metavar="ADDRESS", help="A Ray cluster; `auto`: the one started here.")
+@click.option("--ship-code", is_flag=True, help="Send this sftsearch to the cluster's nodes.")
 @dataset_option
 @root_option
 @runs_option
@@ -113,6 +114,7 @@ def run(
     file: str,
     resume: bool,
     address: str | None,
+    ship_code: bool,
     dataset: str | None,
     root: str | None,
     runs: Path,
@@ -134,6 +136,8 @@ def run(
     from sftsearch.orchestrator.progress import ConsoleWatcher
     from sftsearch.orchestrator.study import run_study
 
+    if ship_code and address is None:
+        raise click.UsageError("--ship-code is for a cluster: name it with --address.")
     with ConsoleWatcher(Console(stderr=as_json)) as watcher:
         result = run_study(
             file,
@@ -141,6 +145,7 @@ def run(
             resume=resume,
             tracking_uri=tracking_uri,
             address=address,
+            ship_code=ship_code,
             dataset=dataset,
             root=root,
             watcher=watcher,

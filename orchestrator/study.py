@@ -121,6 +121,7 @@ def run_study(
     address: str | None = None,
     dataset: str | None = None,
     root: str | None = None,
+    ship_code: bool = False,
     watcher: Watcher | None = None,
     worker: type[Worker] = TrainingWorker,
     formats: tuple[str, ...] = REPORT_FORMATS,
@@ -136,6 +137,7 @@ def run_study(
         address: a Ray cluster; None: this machine.
         dataset: another data set than the file's; see `load.on_dataset`.
         root: where that one's store is.
+        ship_code: send this sftsearch to the cluster's nodes.
         watcher: hears of progress.
         worker: what trains a trial.
         formats: report formats to write at the end.
@@ -159,9 +161,11 @@ def run_study(
         if told:
             watch.notice(told)
         journal.listen(watch.event)
+        # Elsewhere it takes a request a trial to know what there is: not before the study begins.
+        retention = functools.cache(functools.partial(_retention, source, journal, journal.last_id))
         for listener in (
             functools.partial(_drop_checkpoint, folder),
-            _retention(source, journal).event,
+            lambda event: retention().event(event),
         ):
             journal.listen(backup.behind(listener) if backup else listener)
         watch.stage("starting Ray and MLflow")
@@ -170,7 +174,8 @@ def run_study(
         uri = tracking_uri or tracking.default_uri(runs)
         mirror = tracking.Mirror(journal, uri, runs)
         try:
-            search = _search(source, admission, journal, address, watch, worker)
+            cluster = {"address": address, "ship_code": ship_code}
+            search = _search(source, admission, journal, cluster, watch, worker)
         except BaseException:
             mirror.close(patience=5)
             raise
@@ -215,12 +220,12 @@ def _backed_up(journal: Journal, watch: Watcher) -> Iterator[Backup | None]:
             watch.notice(f"The backup lacks a part of the study. {backup.problem}")
 
 
-def _retention(source: Source, journal: Journal) -> Retention:
+def _retention(source: Source, journal: Journal, through: int) -> Retention:
     objectives = source.study.objectives
     cost = next(one.metric for one in objectives if one.metric in binding.COSTS)
     return Retention(
         lambda key: open_trial_folder(trial_folder(journal.folder, key)),
-        journal.events(through=journal.last_id),
+        journal.events(through=through),
         accuracy=(objectives[0].metric, objectives[0].goal),
         cost=cost,
         limit=1e9 * source.study.resources.keep_gb,
@@ -242,7 +247,7 @@ def _search(
     source: Source,
     admission: Admission,
     journal: Journal,
-    address: str | None,
+    cluster: dict[str, Any],
     watch: Watcher,
     worker: type[Worker],
 ) -> Search:
@@ -251,13 +256,13 @@ def _search(
     from sftsearch.orchestrator.search import Search
 
     study = source.study
-    with tune.connected(address):
+    with tune.connected(**cluster):
         slots = placement.count_slots(study.resources)
         journal.append("opened", trials=study.search.trials, slots=slots)
         search = Search(study, journal, admission, slots=slots)
         watch.opened(source, admission, search, slots)
         make_job = functools.partial(_job, source, journal.folder)
-        is_alone = address is None
+        is_alone = cluster["address"] is None
         patience = placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS
         more: dict[str, Any] = {"slots": slots, "worker": worker, "patience": patience}
         tune.run(search, study.resources, make_job, notice=watch.notice, **more)
@@ -409,7 +414,7 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
             "by somebody who has seen the test split. Give this one another `study.name`."
         )
     _refuse_another_start(source, events, name)
-    if not resume:
+    if not resume and any(event.kind == "opened" for event in events):
         ended = sum(event.kind in ("finished", "failed", "stopped") for event in events)
         raise StudyError(
             f"The study '{name}' exists in '{folder.parent}' with {ended} of "

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -194,7 +196,8 @@ class SearchAlgorithm(Searcher):
         """Hear that a process raised before it took up a trial: so would all others."""
         self.problem = ResourceError(
             f"Ray cannot start the trials' processes: {reason}. Every node needs the same "
-            "sftsearch and what the study uses. What ran is kept: mend it, and go on with --resume."
+            "sftsearch (or --ship-code) and what the study uses. What ran is kept: mend it, and go "
+            "on with --resume."
         )
 
     def save(self, checkpoint_path: str) -> None:
@@ -350,10 +353,14 @@ class Training(tune.Trainable):
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]:
     """Start Ray on this machine, or connect to a cluster, for the time of the block.
 
     A Ray that the caller already started is used as it is.
+
+    Args:
+        address: the cluster's; None: this machine.
+        ship_code: send this sftsearch to the nodes, which then need only what it depends on.
 
     Raises:
         ResourceError: there is no cluster at `address`.
@@ -374,7 +381,10 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **quiet)
             _tighten_token()
         else:
-            ray.init(address=address, **quiet)
+            with tempfile.TemporaryDirectory(prefix="sftsearch-code-") as scratch:
+                if ship_code:
+                    quiet["runtime_env"] = {"py_modules": [_copy_code(Path(scratch))]}
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         where = "on this machine" if address is None else f"at '{address}'"
@@ -383,6 +393,16 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _copy_code(scratch: Path) -> str:
+    """Copy the packages of this sftsearch to one folder, wherever they are installed; return it."""
+    folder = scratch / "sftsearch"
+    for name in ("datasets", "orchestrator", "search_spaces", "trainables"):
+        package = importlib.import_module(f"sftsearch.{name}")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(next(iter(package.__path__)), folder / name, ignore=ignored)
+    return str(folder)
 
 
 def _check_reachable(address: str) -> None:

@@ -146,6 +146,7 @@ def test_the_version_is_the_packages() -> None:
         (["status", "../small"], 1, "Error: '../small' is not the name of a study"),
         (["show", "abc"], 1, "Error: No trial's key begins with 'abc'"),
         (["run", "strid"], 2, "Error: There is no study file 'strid'."),
+        (["run", "stride", "--ship-code"], 2, "Error: --ship-code is for a cluster"),
     ],
 )  # fmt: skip
 def test_mistakes_of_the_command_are_a_line_and_a_code(

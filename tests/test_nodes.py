@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections import Counter
@@ -88,3 +89,26 @@ def test_one_node_dies_and_one_comes_and_the_study_finishes(
     assert by_node[added.node_id] > 0
     assert by_node.keys() >= {nodes[1].node_id, added.node_id}
     assert next(e.body["slots"] for e in events if e.kind == "opened") == 3
+
+
+class Telling(TrainingWorker):
+    """Tells where its code came from."""
+
+    def step(self) -> dict[str, Any]:
+        report = super().step()
+        if "final" in report:
+            report["final"]["facts"]["code"] = str(inspect.getsourcefile(TrainingWorker))
+        return report
+
+
+def test_nodes_run_the_code_that_the_driver_ships(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "nodes.yaml"
+    file.write_text(STUDY.replace("trials: 20", "trials: 2"))
+    result = run_study(
+        file, runs=tmp_path, address=cluster.address, ship_code=True, worker=Telling, formats=()
+    )
+    bodies = [e.body for e in read_events(result.folder) if e.kind == "finished"]
+    assert len(bodies) == 2
+    for body in bodies:
+        assert "py_modules_files" in body["facts"]["code"]
+        assert body["facts"]["code"].endswith("sftsearch/orchestrator/worker.py")

@@ -237,6 +237,16 @@ def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None
     assert len(snapshot(uri, tmp_path)) == 8
 
 
+def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
+    """As on another machine, where the default store is a new one."""
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        for name in ("first", "second"):
+            uri = tracking.default_uri(tmp_path / name)
+            assert tracking.Mirror(journal, uri, tmp_path / name).close()
+            assert tracking.read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+
+
 def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
     uri = tracking.default_uri(tmp_path)
 
