@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import cache_folder
 from sftsearch.datasets.elsewhere import Elsewhere, is_elsewhere
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.journal import FILE_NAME, Event, JournalError, read_events, replace
+from sftsearch.orchestrator.journal import FILE_NAME, BusyError, Event, read_events, replace
 from sftsearch.orchestrator.trial_folder import AwayError
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
@@ -80,6 +80,12 @@ def elsewhere_of(runs: Path) -> Elsewhere | None:
     return Elsewhere(place.read_text().strip(), AwayError) if place.is_file() else None
 
 
+def shown(runs: Path) -> str:
+    """Return how a user named a runs folder: by its path, or the URI it stands for."""
+    there = elsewhere_of(runs)
+    return there.uri if there else str(runs)
+
+
 def pull_all(runs: Path) -> None:
     """Bring the local journals of all studies elsewhere up to date."""
     there = elsewhere_of(runs)
@@ -110,7 +116,7 @@ def pull(folder: Path) -> None:
         if mine != events[: len(mine)]:
             replace(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
         replace(folder, events)
-    except JournalError:
+    except BusyError:
         return  # a driver of this machine is at it: what it has is newer
     (folder / GENERATION).write_text(str(driver["generation"]))
 
@@ -174,6 +180,8 @@ class Backup:
         """Put what is left; `problem` says whether something is missing."""
         self._chores.put(None)
         self._thread.join(patience)
+        if self._thread.is_alive():
+            self.problem = self.problem or f"'{self._there.uri}' is too slow."
 
     def _loop(self) -> None:
         chore: Callable[[], None] | None
@@ -191,7 +199,7 @@ class Backup:
                     due = time.monotonic() + self._interval
                     self._put()
                     self.problem = ""
-            except (UserError, OSError) as error:  # the study goes on, and this is tried again
+            except Exception as error:  # whatever it is, the study goes on, this is tried again
                 self.problem = str(error)
 
     def _put(self) -> None:
@@ -203,7 +211,8 @@ class Backup:
         if driver is not None and driver["generation"] > self._generation:
             self._taken_by = _name_of(driver)
             return
-        first, segment = self._first, bytearray()
+        # Where somebody deleted the backup, all of it is put there anew.
+        first, segment = self._first if driver else 1, bytearray()
         for event in self._journal.events(after=first - 1, through=last):
             line = json.dumps([event.id, event.time, event.kind, event.body], allow_nan=False)
             segment += line.encode() + b"\n"

@@ -59,6 +59,10 @@ class JournalError(UserError):
     """A journal that cannot be opened, is damaged, or belongs to another driver or definition."""
 
 
+class BusyError(JournalError):
+    """A journal that another driver holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One line of the journal."""
@@ -201,24 +205,30 @@ def replace(folder: Path, events: Iterable[Event]) -> None:
     """Put another journal in place of the one in `folder`, or where there is none.
 
     Raises:
-        JournalError: a driver holds the one that is there.
+        BusyError: a driver holds the one that is there.
+        JournalError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(_take_lock(folder)):
-        path = folder / FILE_NAME
-        made = folder / f"restored-{FILE_NAME}"
-        made.unlink(missing_ok=True)
-        with contextlib.closing(_open_to_write(made)[0]) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(
-                "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
-                ((e.id, e.time, e.kind, json.dumps(e.body, allow_nan=False)) for e in events),
-            )
-            connection.execute("COMMIT")
-        # What a killed driver left beside the old file belongs to that one.
-        for beside in ("-wal", "-shm"):
-            path.with_name(f"{FILE_NAME}{beside}").unlink(missing_ok=True)
-        made.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(_take_lock(folder)):
+            _write_anew(folder / f"restored-{FILE_NAME}", events)
+            # What a killed driver left beside the old file belongs to that one.
+            for beside in ("-wal", "-shm"):
+                (folder / f"{FILE_NAME}{beside}").unlink(missing_ok=True)
+            (folder / f"restored-{FILE_NAME}").replace(folder / FILE_NAME)
+    except (OSError, sqlite3.Error) as error:
+        raise JournalError(f"Cannot write the journal in '{folder}': {error}.") from error
+
+
+def _write_anew(path: Path, events: Iterable[Event]) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.closing(_open_to_write(path)[0]) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
+            ((e.id, e.time, e.kind, json.dumps(e.body, allow_nan=False)) for e in events),
+        )
+        connection.execute("COMMIT")
 
 
 def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:
@@ -301,7 +311,7 @@ def _take_lock(folder: Path) -> Any:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
         lock.close()
-        raise JournalError(
+        raise BusyError(
             f"The study in '{folder}' is being run by another process (pid {owner}). "
             "Wait for it, or stop it, and use --resume."
         ) from error

@@ -24,7 +24,7 @@ from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding, record, warm_start
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.backup import Backup, elsewhere_of, pull, pull_all, runs_folder
+from sftsearch.orchestrator.backup import Backup, elsewhere_of, pull, pull_all, runs_folder, shown
 from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.retention import Retention
@@ -362,7 +362,7 @@ def find_study(name: str, runs: str | Path = DEFAULT_RUNS) -> Path:
     pull(runs / name)
     if not (runs / name / FILE_NAME).is_file():
         known = ", ".join(study.name for study in list_studies(runs)) or "none"
-        raise StudyError(f"There is no study '{name}' in '{runs}'. Known: {known}.")
+        raise StudyError(f"There is no study '{name}' in '{shown(runs)}'. Known: {known}.")
     return runs / name
 
 
@@ -417,7 +417,7 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
     if not resume and any(event.kind == "opened" for event in events):
         ended = sum(event.kind in ("finished", "failed", "stopped") for event in events)
         raise StudyError(
-            f"The study '{name}' exists in '{folder.parent}' with {ended} of "
+            f"The study '{name}' exists in '{shown(folder.parent)}' with {ended} of "
             f"{source.study.search.trials} trials done. Add --resume to go on, "
             f"`sftsearch pareto {name}` for its front, or give this one another `study.name`."
         )
@@ -502,6 +502,7 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
     Raises:
         StudyError: no trial, or more than one, has such a key.
     """
+    runs = runs_folder(runs)
     found = [
         (trial, folder)
         for folder in list_studies(runs)
@@ -509,7 +510,9 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
         if trial.key.startswith(key)
     ]
     if not found:
-        raise StudyError(f"No trial's key begins with '{key}' in '{runs}': see `sftsearch status`.")
+        raise StudyError(
+            f"No trial's key begins with '{key}' in '{shown(runs)}': see `sftsearch status`."
+        )
     if len(found) > 1:
         some = ", ".join(f"{trial.key} ({folder.name})" for trial, folder in found[:8])
         raise StudyError(f"{len(found)} trials' keys begin with '{key}': {some}. Say more of it.")

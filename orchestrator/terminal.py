@@ -50,11 +50,10 @@ def concluded(record: StudyRecord) -> list[str]:
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
-    from sftsearch.orchestrator.backup import elsewhere_of
+    from sftsearch.orchestrator.backup import shown
     from sftsearch.orchestrator.tracking import masked
 
-    there = elsewhere_of(runs)
-    options = "" if runs == Path("runs") else f" --runs {there.uri if there else runs}"
+    options = "" if runs == Path("runs") else f" --runs {shown(runs)}"
     return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"
 
 

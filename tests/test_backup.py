@@ -204,6 +204,27 @@ def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any) -
     assert list(read_events(second)) == list(read_events(first))
 
 
+def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        (Elsewhere(RUNS) / "s").remove_all()
+        journal.append("judged", trial="a-0", epoch=0)
+        backup.close()
+    second = machine("second") / "s"
+    pull(second)
+    assert list(read_events(second)) == list(read_events(first))
+
+
+def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
+    with filled(machine("first") / "s", 5) as journal:
+        Backup(journal, Elsewhere(RUNS) / "s").close()
+    second = machine("second") / "s"
+    with filled(second, 2):
+        pull(second)
+    assert len(list(read_events(second))) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
