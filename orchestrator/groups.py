@@ -1,0 +1,94 @@
+"""Placement groups as Tune asks for them, without the leak that Ray 2.60 has.
+
+Ray loses what a placement group was to get when that is removed between the preparation of its
+bundles and their commitment (ray#64693): CPUs and GPUs that nobody has and nobody gets until Ray
+ends. Tune removes such groups whenever a trial takes a warm process instead of the one it asked
+for, and where the nodes hold one trial, the study would then wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.air.execution import PlacementGroupResourceManager
+from ray.tune.execution import tune_controller
+from ray.util import remove_placement_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLEAR_SECONDS = 5.0
+"""How long, at the end, a group is waited for that Ray may be placing."""
+
+
+class PatientResourceManager(PlacementGroupResourceManager):
+    """Removes no placement group that Ray may be placing.
+
+    A request that is taken back leaves its group to the next request of its kind; where none comes,
+    the group is removed as soon as it is placed.
+    """
+
+    def __init__(self, update_interval_s: float = 0.1) -> None:
+        super().__init__(update_interval_s)
+        self._spare: dict[Any, list[Any]] = defaultdict(list)
+        """Groups whose requests were taken back, by request, with the futures of their placing."""
+
+    def get_resource_futures(self) -> list[Any]:
+        """Return what to wait for, spare groups too: they are removed when they are placed."""
+        spare = [future for pairs in self._spare.values() for _, future in pairs]
+        return [*super().get_resource_futures(), *spare]
+
+    def update_state(self) -> None:
+        """Note which groups are placed."""
+        super().update_state()  # type: ignore[no-untyped-call]
+        for pairs in self._spare.values():
+            for pair in list(pairs):
+                if ray.wait([pair[1]], timeout=0)[0]:
+                    pairs.remove(pair)
+                    remove_placement_group(pair[0])
+
+    def request_resources(self, resource_request: Any) -> None:
+        """Take over a spare group, or ask for one."""
+        if not self._spare[resource_request]:
+            super().request_resources(resource_request)
+            return
+        group, future = self._spare[resource_request].pop()
+        self._pg_to_request[group] = resource_request
+        self._request_to_staged_pgs[resource_request].add(group)
+        self._staging_future_to_pg[future] = group
+        self._pg_to_staging_future[group] = future
+
+    def cancel_resource_request(self, resource_request: Any) -> None:
+        """Take a request back."""
+        if not self._request_to_staged_pgs[resource_request]:
+            super().cancel_resource_request(resource_request)
+            return
+        group = self._request_to_staged_pgs[resource_request].pop()
+        future = self._pg_to_staging_future.pop(group)
+        del self._staging_future_to_pg[future], self._pg_to_request[group]
+        self._spare[resource_request].append((group, future))
+
+    def clear(self) -> None:
+        """Remove all groups, those that are being placed when they are."""
+        if ray.is_initialized():
+            waiting = self.get_resource_futures()
+            if waiting:
+                ray.wait(waiting, num_returns=len(waiting), timeout=CLEAR_SECONDS)
+            for group, _ in (pair for pairs in self._spare.values() for pair in pairs):
+                remove_placement_group(group)
+        super().clear()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def used_by_tune() -> Iterator[None]:
+    """Have Tune use it for the time of the block; `Tuner` has no option for it."""
+    module: Any = tune_controller
+    theirs = module.PlacementGroupResourceManager
+    module.PlacementGroupResourceManager = PatientResourceManager
+    try:
+        yield
+    finally:
+        module.PlacementGroupResourceManager = theirs
