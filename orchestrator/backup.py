@@ -75,9 +75,14 @@ def runs_folder(runs: str | Path) -> Path:
 
 
 def elsewhere_of(runs: Path) -> Elsewhere | None:
-    """Return what a local runs folder stands for; None where it is itself the runs folder."""
+    """Return what a local runs folder stands for; None where it is itself the runs folder.
+
+    One that somebody else made names no bucket for us to ask with our credentials.
+    """
     place = runs / PLACE
-    return Elsewhere(place.read_text().strip(), AwayError) if place.is_file() else None
+    if runs.parent != cache_folder() / "runs" or not place.is_file():
+        return None
+    return Elsewhere(place.read_text().strip(), AwayError)
 
 
 def shown(runs: Path) -> str:
@@ -250,9 +255,10 @@ def _read_driver(there: Elsewhere) -> dict[str, Any] | None:
     try:
         found = json.loads(there.read(DRIVER, limit=MAX_DRIVER_BYTES))
         types = {"generation": int, "through": int, "host": str, "pid": int}
-        if all(type(found[name]) is kind for name, kind in types.items()):
+        is_sound = all(type(found[name]) is kind for name, kind in types.items())
+        if is_sound and re.fullmatch(r"[\w.-]{1,255}", found["host"]):  # it is shown to people
             return dict(found)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
     raise _damaged(there, f"'{DRIVER}' says nothing of a driver")
@@ -281,7 +287,7 @@ def _restored(there: Elsewhere, driver: dict[str, Any]) -> Iterator[Event]:
 def _parsed(line: bytes) -> Event | None:
     try:
         number, moment, kind, body = json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     types = ((number, int), (moment, float), (kind, str), (body, dict))
     is_sound = all(type(value) is of for value, of in types)

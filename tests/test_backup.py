@@ -230,7 +230,14 @@ def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
     [
         ("driver.json", b"{}", "says nothing of a driver"),
         ("driver.json", b"\x80\x04pickle", "says nothing of a driver"),
+        (
+            "driver.json",
+            b'{"generation": 9, "through": 1, "host": "a\\u001b[2J", "pid": 1}',
+            "nothing",
+        ),
+        ("driver.json", b"[" * 60_000, "says nothing of a driver"),
         ("journal/000001/000000000001.jsonl", b"[1, 2]\n", "has no event 1"),
+        ("journal/000001/000000000001.jsonl", b"[" * 99_999, "has no event 1"),
         ("journal/000001/000000000001.jsonl", b'[2, 1.0, "epoch", {}]\n', "has no event 1"),
         ("journal/000001/000000000001.jsonl", b'[1, 1.0, "epoch", {}]\n', "after 1 are missing"),
     ],
@@ -251,6 +258,15 @@ def test_folders_of_the_bucket_with_other_names_are_left_alone(machine: Any) -> 
     Elsewhere(RUNS).write("not a study/file", b"")
     assert list_studies(RUNS) == []
     assert [path.name for path in local.iterdir()] == ["elsewhere"]
+
+
+def test_a_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
+    machine("first")
+    Elsewhere(RUNS).write("s/driver.json", b"{}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "elsewhere").write_text(RUNS)
+    assert list_studies(theirs) == []  # the one there is damaged, and would be told of
 
 
 def test_bad_uris_are_refused_by_the_command_line() -> None:
