@@ -197,7 +197,7 @@ def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> 
                     raise _damaged(path, f"event {previous + 1} is missing")
                 previous = id_
                 yield Event(id_, moment, kind, json.loads(body))
-    except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+    except (sqlite3.DatabaseError, json.JSONDecodeError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
