@@ -39,9 +39,10 @@ MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
 NUM_DRAWS = 1_000
 """Draws of the posterior behind a probability."""
-MAX_LOSSES = 3
-"""How often in a row the process of a trial may die before the trial fails: by which it made no
-progress. Of one that had an epoch to report in between, the fault is the machine's."""
+MAX_LOSSES = 6
+"""How often in a row, without an epoch to report, the process of a trial dies before the trial
+fails: a trial that needs more memory than there is dies each time, while machines that are taken
+away take others with them. As many tries as Kubernetes gives a job."""
 UNREPEATABLE = frozenset({"seconds"})
 """Values of an epoch that differ from run to run."""
 

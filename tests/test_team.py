@@ -19,6 +19,7 @@ from ray.util import placement_group_table
 from sftsearch.orchestrator.groups import PatientResourceManager
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.placement import ResourceError
+from sftsearch.orchestrator.search import MAX_LOSSES
 from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.worker import MEMORY, TrainingWorker, failure
 
@@ -162,7 +163,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
 @pytest.mark.parametrize("resources", ["cpus: 1", TWO])
 def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resources: str) -> None:
     result = run(tmp_path, resources, Doomed)
-    assert len(events(result, "retried")) == 2
+    assert len(events(result, "retried")) == MAX_LOSSES - 1
     (failed,) = events(result, "failed")
     assert "died" in failed["reason"]
     assert Counter(trial.status for trial in result.record.trials) == {"finished": 2, "failed": 1}

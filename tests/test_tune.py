@@ -208,7 +208,7 @@ def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) 
 def test_processes_that_cannot_start_stop_the_study_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster whose nodes lack a package: all trials would fail, each after three tries."""
+    """As on a cluster whose nodes lack a package: all trials would fail, each after some tries."""
 
     class Elsewhere(Noting):
         """Of a module that only the driver has."""
