@@ -17,6 +17,7 @@ from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, w
 
 from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import beliefs, record
+from sftsearch.orchestrator.search import MAX_LOSSES
 from sftsearch.search_spaces.load import StudyFileError
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
     retried = Counter(e.body["trial"] for e in events if e.kind == "retried")
     failed = {e.body["trial"] for e in events if e.kind == "failed"}
     assert failed
-    assert retried == dict.fromkeys(failed, 2)
+    assert retried == dict.fromkeys(failed, MAX_LOSSES - 1)
     assert state_of(memory.open(events)[1]) == state_of(search)
 
 
