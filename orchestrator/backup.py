@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import cache_folder
 from sftsearch.datasets.elsewhere import Elsewhere, is_elsewhere
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.journal import FILE_NAME, BusyError, Event, read_events, replace
+from sftsearch.orchestrator.journal import FILE_NAME, BusyError, Event, read_events, replace_journal
 from sftsearch.orchestrator.trial_folder import AwayError
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
@@ -119,8 +119,8 @@ def pull(folder: Path) -> None:
     mine = list(read_events(folder)) if (folder / FILE_NAME).is_file() else []
     try:
         if mine != events[: len(mine)]:
-            replace(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
-        replace(folder, events)
+            replace_journal(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
+        replace_journal(folder, events)
     except BusyError:
         return  # a driver of this machine is at it: what it has is newer
     (folder / GENERATION).write_text(str(driver["generation"]))
@@ -154,11 +154,7 @@ class Backup:
 
     def behind(self, listener: Callable[[Event], None]) -> Callable[[Event], None]:
         """Return a listener of the journal that is called in this thread, and may be slow."""
-        return lambda event: self.later(lambda: listener(event))
-
-    def later(self, chore: Callable[[], None]) -> None:
-        """Do something in this thread."""
-        self._chores.put(chore)
+        return lambda event: self._chores.put(lambda: listener(event))
 
     def check(self, event: Event) -> None:
         """Stop a driver whose study another one has taken; a listener of the journal.
@@ -239,8 +235,11 @@ class Backup:
 
 
 def _generation_here(folder: Path) -> int:
+    """Return the generation of the journal here, 0 where there is none (any more)."""
     file = folder / GENERATION
-    text = file.read_text().strip() if file.is_file() else ""
+    if not ((folder / FILE_NAME).is_file() and file.is_file()):
+        return 0
+    text = file.read_text().strip()
     return int(text) if text.isdecimal() else 0
 
 

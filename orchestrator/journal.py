@@ -201,7 +201,7 @@ def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> 
         raise _damaged(path, error) from error
 
 
-def replace(folder: Path, events: Iterable[Event]) -> None:
+def replace_journal(folder: Path, events: Iterable[Event]) -> None:
     """Put another journal in place of the one in `folder`, or where there is none.
 
     Raises:

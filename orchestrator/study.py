@@ -195,8 +195,15 @@ def run_study(
         )
         result = _with_report(result, formats, mirror if synced else None)
         if backup:
-            backup.later(lambda: backup.put_files("report", result.report))
+            _back_up_report(backup, result.report, watch)
         return result
+
+
+def _back_up_report(backup: Backup, files: list[Path], watch: Watcher) -> None:
+    try:
+        backup.put_files("report", files)
+    except UserError as error:
+        watch.notice(f"The report lies here alone. {error}")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from sftsearch.orchestrator.trial_folder import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sftsearch.orchestrator.trial_folder import TrialFolder
 
@@ -203,7 +203,7 @@ class TrainingWorker:
             return
         # The checkpoint comes first: an epoch that was reported can be gone on from. Where it is
         # missing, the epochs after the last one are trained again.
-        with self._allowed_to_be_away():
+        with contextlib.suppress(AwayError):
             self._save(CHECKPOINT, self._fit.save)
         self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
@@ -243,18 +243,12 @@ class TrainingWorker:
         job, stamp = self._assigned(), time.strftime("%Y-%m-%d %H:%M:%S")
         who = f"worker {job.rank}: " if job.workers > 1 else ""
         assert self._folder is not None, "start() comes first"
-        with self._allowed_to_be_away():
+        with contextlib.suppress(AwayError):
             self._folder.log(job.token, f"{stamp} {who}{line}")
 
     def _save(self, name: str, write: Callable[[Path], None]) -> None:
         assert self._folder is not None, "start() comes first"
         self._folder.save(self._assigned().token, name, write)
-
-    @contextlib.contextmanager
-    def _allowed_to_be_away(self) -> Iterator[None]:
-        """Go on where what helps, and is not needed, cannot be written elsewhere now."""
-        with contextlib.suppress(AwayError):
-            yield
 
     def _assigned(self) -> Job:
         assert self._job is not None, "start() comes first"

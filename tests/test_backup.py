@@ -216,6 +216,16 @@ def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     assert list(read_events(second)) == list(read_events(first))
 
 
+def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        Backup(journal, Elsewhere(RUNS) / "s").close()
+    before = list(read_events(first))
+    (first / "journal.sqlite").unlink()
+    pull(first)
+    assert list(read_events(first)) == before
+
+
 def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
     with filled(machine("first") / "s", 5) as journal:
         Backup(journal, Elsewhere(RUNS) / "s").close()
