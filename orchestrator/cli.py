@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sftsearch.datasets.elsewhere import is_elsewhere
-from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import terminal
 from sftsearch.orchestrator.commands import (
     dataset_option,
     echo_json,
     json_option,
     root_option,
+    runs_option,
     spinner,
+    uri_option,
     user_errors,
 )
 from sftsearch.orchestrator.data_commands import data
@@ -43,37 +43,6 @@ def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
     return tracking.read_study(tracking_uri, name, runs)
 
 
-class RunsFolder(click.Path):
-    """A folder, or a URI, for which there is a folder."""
-
-    name = "folder or URI"
-
-    def convert(self, value: Any, param: Any, context: Any) -> Any:
-        """Return the local folder."""
-        from sftsearch.orchestrator.backup import runs_folder
-
-        if not is_elsewhere(str(value)):
-            return super().convert(value, param, context)
-        try:
-            return runs_folder(value)
-        except UserError as error:
-            self.fail(str(error), param, context)
-
-
-runs_option = click.option(
-    "--runs",
-    type=RunsFolder(file_okay=False, path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    envvar="SFTSEARCH_RUNS",
-    help="Folder of all studies, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
-)
-uri_option = click.option(
-    "--tracking-uri",
-    envvar="MLFLOW_TRACKING_URI",
-    metavar="URI",
-    help="MLflow's server or store. Default: mlflow.db in the runs folder.",
-)
 # \b keeps click from folding the lines below it into one paragraph.
 HELP = """Find the Pareto front of accuracy against compute for multimodal fusion models.
 

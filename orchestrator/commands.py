@@ -1,13 +1,17 @@
-"""What commands have in common: how a mistake is shown, JSON, a sign that something goes on."""
+"""What commands have in common: options, how a mistake is shown, JSON, a sign of what goes on."""
 
 from __future__ import annotations
 
 import functools
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from sftsearch.datasets.elsewhere import is_elsewhere
+from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +30,6 @@ def user_errors(command: F) -> F:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from sftsearch.datasets.errors import UserError
-
         try:
             return command(*args, **kwargs)
         except UserError as error:
@@ -64,4 +66,37 @@ dataset_option = click.option(
 )
 root_option = click.option(
     "--root", metavar="ROOT", help="Folder or URI of prepared data sets. Default: this machine's."
+)
+
+
+class RunsFolder(click.Path):
+    """A folder, or a URI, for which there is a folder."""
+
+    name = "folder or URI"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        """Return the local folder."""
+        from sftsearch.orchestrator.backup import runs_folder
+
+        if not is_elsewhere(str(value)):
+            return super().convert(value, param, context)
+        try:
+            return runs_folder(value)
+        except UserError as error:
+            self.fail(str(error), param, context)
+
+
+runs_option = click.option(
+    "--runs",
+    type=RunsFolder(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    envvar="SFTSEARCH_RUNS",
+    help="Folder of all studies, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
+)
+uri_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    help="MLflow's server or store. Default: mlflow.db in the runs folder.",
 )
