@@ -43,7 +43,7 @@ class Elsewhere:
         parts = urlsplit(uri)
         if parts.scheme not in SCHEMES or not parts.netloc:
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise error(f"A root elsewhere must begin with {known}, but got '{_shown(uri)}'.")
+            raise error(f"A folder elsewhere must begin with {known}, but got '{_shown(uri)}'.")
         if "@" in parts.netloc or parts.query:
             raise error(
                 f"Credentials and endpoints are read from the environment, not from a URI: leave "

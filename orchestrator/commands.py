@@ -72,8 +72,6 @@ root_option = click.option(
 class RunsFolder(click.Path):
     """A folder, or a URI, for which there is a folder."""
 
-    name = "folder or URI"
-
     def convert(self, value: Any, param: Any, context: Any) -> Any:
         """Return the local folder."""
         from sftsearch.orchestrator.backup import runs_folder
@@ -89,10 +87,11 @@ class RunsFolder(click.Path):
 runs_option = click.option(
     "--runs",
     type=RunsFolder(file_okay=False, path_type=Path),
+    metavar="FOLDER",
     default=Path("runs"),
     show_default=True,
     envvar="SFTSEARCH_RUNS",
-    help="Folder of all studies, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
+    help="Of all studies: a path, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
 )
 uri_option = click.option(
     "--tracking-uri",
