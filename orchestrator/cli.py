@@ -30,6 +30,8 @@ from sftsearch.orchestrator.data_commands import data
 if TYPE_CHECKING:
     from sftsearch.orchestrator.record import StudyRecord
 
+MAX_PAGES = 10
+"""Studies whose pages `ui` names."""
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -526,7 +528,10 @@ def ui(
             f"With --host {host} everybody who reaches port {port} of this machine could read, "
             "change and delete all studies. Add --login, or --without-login if that is meant."
         )
+    pages = tracking_ui.pages_of_studies(uri, runs)
     click.echo(f"MLflow UI of {tracking.masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
+    for name, page in list(pages.items())[:MAX_PAGES]:
+        click.echo(f"  {name}: http://{host}:{port}/{page}")
     sys.exit(tracking_ui.serve_ui(uri, runs, port, host=host, login=login))
 
 

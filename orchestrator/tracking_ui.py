@@ -12,12 +12,28 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.tracking import TrackingError, open_client
+from sftsearch.orchestrator.tracking import PREFIX, TrackingError, open_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+
+
+def pages_of_studies(uri: str, runs: Path) -> dict[str, str]:
+    """Return where in the UI the runs of each study are, the latest first.
+
+    MLflow's own way to an experiment leads to pages about traces of language models.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    experiments = open_client(uri, runs).search_experiments(order_by=["last_update_time DESC"])
+    return {
+        one.name: f"#/experiments/{one.experiment_id}/runs?workflowType=machine_learning"
+        for one in experiments
+        if f"{PREFIX}definition" in one.tags
+    }
 
 
 def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bool = False) -> int:
@@ -31,9 +47,8 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
         login: whether it asks for a name and a password.
 
     Raises:
-        TrackingError: the store does not answer, the port is taken, or there is no password.
+        TrackingError: the port is taken, or there is no password.
     """
-    open_client(uri, runs)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -391,6 +391,8 @@ def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
     try:
         assert process.stdout is not None
         assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+        assert process.stdout.readline() == f"  mirrored: {page}\n"
         wait_until(lambda: answers(port), seconds=90)
         listening = Path("/proc/net/tcp").read_text()
         assert f"0100007F:{port:04X}" in listening
