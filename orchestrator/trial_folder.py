@@ -81,13 +81,16 @@ class TrialFolder(ABC):
 
     def read_log(self) -> str:
         """Return the trial's log; empty where there is none."""
-        with self.load(LOG) as path:
+        return self._read(LOG)
+
+    def _read(self, name: str) -> str:
+        with self.load(name) as path:
             return path.read_text(errors="replace") if path else ""
 
 
-def open_trial_folder(where: str) -> TrialFolder:
-    """Return the trial's folder at a path or a URI."""
-    return ElsewhereFolder(where) if is_elsewhere(where) else LocalFolder(Path(where))
+def open_trial_folder(where: str, rank: int = 0) -> TrialFolder:
+    """Return the trial's folder at a path or a URI, for one of the trial's workers."""
+    return ElsewhereFolder(where, rank) if is_elsewhere(where) else LocalFolder(Path(where))
 
 
 class LocalFolder(TrialFolder):
@@ -154,8 +157,10 @@ class ElsewhereFolder(TrialFolder):
     from the newest file that one before it left; what a replaced worker still writes, nobody reads.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, rank: int = 0) -> None:
         self._there = Elsewhere(uri, AwayError)
+        # Workers of one trial have one token: each writes a log of its own.
+        self._log_name = f"{LOG}.{rank}" if rank else LOG
         self._log = ""
 
     def owner(self) -> int:
@@ -166,7 +171,7 @@ class ElsewhereFolder(TrialFolder):
         """See `TrialFolder.take_over`."""
         if self.owner() > token:
             raise LostTrial(f"The trial in '{self._there.uri}' was handed to another worker.")
-        self._log = self.read_log()
+        self._log = self._read(self._log_name)
         self._there.write(f"{token:012d}/{OWNER}", b"")
 
     def save(self, token: int, name: str, write: Callable[[Path], None]) -> None:
@@ -181,7 +186,7 @@ class ElsewhereFolder(TrialFolder):
         """See `TrialFolder.log`."""
         if len(self._log) < MAX_LOG_BYTES:
             self._log += f"{line}\n"
-            self.save(token, LOG, lambda path: _write_text(path, self._log))
+            self.save(token, self._log_name, lambda path: _write_text(path, self._log))
 
     @contextlib.contextmanager
     def load(self, name: str) -> Iterator[Path | None]:
@@ -203,6 +208,11 @@ class ElsewhereFolder(TrialFolder):
         for token, file in self._files():
             if file == name:
                 self._there.remove(f"{token:012d}/{name}")
+
+    def read_log(self) -> str:
+        """Return the logs of the trial's workers, the first one's first."""
+        names = {name for _, name in self._files() if name.startswith(LOG)}
+        return "".join(self._read(name) for name in sorted(names))
 
     def _files(self) -> dict[tuple[int, str], int]:
         """Return the sizes of what there is, by token and name."""

@@ -56,7 +56,6 @@ REPORT = "sftsearch"
 RUNNING = "RUNNING"
 """Tune's name for it."""
 DIED = "the worker process died (out of memory, killed, or lost with its node)"
-
 NO_START = "error raised in its creation task"
 """How Ray says that an actor raised before it was there."""
 

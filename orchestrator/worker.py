@@ -106,7 +106,7 @@ class TrainingWorker:
         self._job, self._fit, self._problem, self._parallel = job, None, None, {}
         self._started = time.perf_counter()
         try:
-            self._folder = open_trial_folder(job.folder)
+            self._folder = open_trial_folder(job.folder, job.rank)
             self._folder.take_over(job.token)
             self._fit = self._prepare(job)
         except Exception as error:

@@ -329,6 +329,18 @@ def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
         assert path is None
 
 
+def test_workers_of_one_trial_write_logs_of_their_own(machine: Any) -> None:
+    machine("first")
+    where = f"{RUNS}/s/trials/c-0"
+    both = [ElsewhereFolder(where, rank) for rank in range(2)]
+    for folder in both:
+        folder.take_over(5)
+    for line in ("one", "two"):
+        for rank, folder in enumerate(both):
+            folder.log(5, f"{line} of {rank}")
+    assert ElsewhereFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
+
+
 def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study_stops(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
