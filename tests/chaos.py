@@ -22,6 +22,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -311,6 +312,14 @@ def check(study: Study, told: dict[str, Any]) -> tuple[dict[str, Any], int, int]
     return kept, max(0, lost), twice
 
 
+def differences(kept: dict[str, Any], undisturbed: dict[str, Any]) -> list[Any]:
+    """Return the trials that differ: what each is, and what it was in the undisturbed study."""
+    ours, theirs = kept["trials"], undisturbed["trials"]
+    trials = [[key, ours.get(key), theirs.get(key)] for key in sorted(ours.keys() | theirs.keys())]
+    found = [trial for trial in trials if trial[1] != trial[2]]
+    return found or [["optuna", kept["optuna"], undisturbed["optuna"]]]
+
+
 def runs_by_trial(study: Study) -> Counter[str]:
     """Return how many runs MLflow has of each trial."""
     client = tracking.open_client(study.server.uri, study.folder.parent)
@@ -322,8 +331,10 @@ def runs_by_trial(study: Study) -> Counter[str]:
 def run(number: int, seed: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Break studies by so many faults; return figures.
 
+    A study that differs from the undisturbed one is told, and counted.
+
     Raises:
-        AssertionError: a study does not come to its end, or differs from the undisturbed one.
+        AssertionError: a study does not come to its end, or its stores contradict each other.
     """
     random_ = random.Random(seed)
     began, undisturbed = time.monotonic(), {}
@@ -353,8 +364,9 @@ def run(number: int, seed: int, say: Callable[[str], None] = lambda _: None) -> 
             figures.update(drivers=study.drivers, differing=not same)
             say(f"{study.name}: {', '.join(happened)}: {study.drivers} drivers, {lost=}, {twice=}, "
                 f"{same=}, {time.monotonic() - began:.0f} s")  # fmt: skip
+            if not same:
+                say(f"{study.name} differs: {differences(kept, undisturbed[workers])}")
             shutil.rmtree(study.folder)
-            assert same, (study.name, happened)
     return {"faults": met.total(), **figures, "by_kind": dict(met), "seed": seed,
             "seconds": round(time.monotonic() - began)}  # fmt: skip
 
@@ -365,7 +377,10 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    print(json.dumps(run(asked.faults, asked.seed, lambda line: print(line, flush=True))))
+    figures = run(asked.faults, asked.seed, lambda line: print(line, flush=True))
+    print(json.dumps(figures))
+    if figures["lost"] or figures["twice"] or figures["differing"]:
+        sys.exit("chaos: trials were lost, are there twice, or differ")
 
 
 if __name__ == "__main__":
