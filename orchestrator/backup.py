@@ -4,8 +4,8 @@ The journal itself stays with the driver, in a folder of this machine. A thread 
 what it gained to the URI, in segments; on another machine the study goes on from there.
 
 Each driver has a generation, greater than those before, and backs up below it. `driver.json` says
-which one has the study: a driver that finds another's there stops. So a study whose machine was
-given up, and came back, cannot be run by two.
+which one has the study: a driver that finds a greater one there stops. So a study whose machine
+was given up, and came back, cannot be run by two; nor one that two take in the same moment.
 
 Below the URI:
 
@@ -140,7 +140,8 @@ class Backup:
         self._journal, self._there, self._interval = journal, there, interval
         before = _read_driver(there)
         earlier = (before["generation"] if before else 0, _generation_here(journal.folder))
-        self._generation = max(earlier) + 1
+        # The time tells drivers apart that take the study in the same moment.
+        self._generation = max(max(earlier) + 1, time.time_ns())
         self._through, self._first = 0, 1  # that one is written anew until it is long enough
         self._taken_by = ""
         self.taken_from = _name_of(before) if before and _is_of_another(before) else ""
@@ -218,7 +219,7 @@ class Backup:
             line = json.dumps([event.id, event.time, event.kind, event.body], allow_nan=False)
             segment += line.encode() + b"\n"
             if event.id == last or len(segment) > SEGMENT_BYTES:
-                name = f"journal/{self._generation:06d}/{first:012d}.jsonl"
+                name = f"{_segments(self._generation)}/{first:012d}.jsonl"
                 self._there.write(name, bytes(segment))
                 if event.id != last:
                     first, segment = event.id + 1, bytearray()
@@ -230,7 +231,7 @@ class Backup:
     def _remove_earlier(self) -> None:
         """Remove the backups of drivers before this one."""
         for name in self._there.sizes("journal"):
-            if name.split("/")[1] < f"{self._generation:06d}":
+            if name < _segments(self._generation):
                 self._there.remove(name)
 
 
@@ -270,7 +271,7 @@ def _restored(there: Elsewhere, driver: dict[str, Any]) -> Iterator[Event]:
         UserError: some are missing or are none.
     """
     last = 0
-    for name in sorted(there.sizes(f"journal/{driver['generation']:06d}")):
+    for name in sorted(there.sizes(_segments(driver["generation"]))):
         for line in there.read(name, limit=MAX_SEGMENT_BYTES).splitlines():
             event = _parsed(line)
             if event is None or event.id != last + 1:
@@ -291,6 +292,11 @@ def _parsed(line: bytes) -> Event | None:
     types = ((number, int), (moment, float), (kind, str), (body, dict))
     is_sound = all(type(value) is of for value, of in types)
     return Event(number, moment, kind, body) if is_sound else None
+
+
+def _segments(generation: int) -> str:
+    """Return the folder of a driver's segments; those of later drivers sort after it."""
+    return f"journal/{generation:020d}"
 
 
 def _name_of(driver: dict[str, Any]) -> str:

@@ -178,6 +178,35 @@ def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
     assert [event.kind for event in read_events(aside)][5:] != ["opened"]
 
 
+def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Elsewhere(RUNS) / "s"
+    with (
+        filled(machine("first") / "s", 5) as journal,
+        filled(machine("second") / "s", 5) as other,
+    ):
+        machine("first")
+        mine = Backup(journal, there, interval=0.05)
+        said = there.read("driver.json", limit=9999)
+        machine("second")
+        with monkeypatch.context() as patched:
+            patched.setattr(backups, "_read_driver", lambda _: None)
+            theirs = Backup(other, there, interval=0.05)
+        assert not theirs.taken_from
+        there.write("driver.json", said)  # what the first one wrote arrived last
+        other.append("opened", trials=9, slots=1)
+        theirs.close()
+        assert not theirs._taken_by
+        journal.append("judged", trial="a-0", epoch=0)
+        mine.close()
+        assert "'second'" in mine._taken_by
+    machine("third")
+    third = runs_folder(RUNS) / "s"
+    pull(third)
+    assert [event.kind for event in read_events(third)] == ["epoch"] * 5 + ["opened"]
+
+
 def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any) -> None:
     first = machine("first") / "s"
     put = Elsewhere.write
@@ -246,16 +275,17 @@ def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
             "nothing",
         ),
         ("driver.json", b"[" * 60_000, "says nothing of a driver"),
-        ("journal/000001/000000000001.jsonl", b"[1, 2]\n", "has no event 1"),
-        ("journal/000001/000000000001.jsonl", b"[" * 99_999, "has no event 1"),
-        ("journal/000001/000000000001.jsonl", b'[2, 1.0, "epoch", {}]\n', "has no event 1"),
-        ("journal/000001/000000000001.jsonl", b'[1, 1.0, "epoch", {}]\n', "after 1 are missing"),
+        ("000000000001.jsonl", b"[1, 2]\n", "has no event 1"),
+        ("000000000001.jsonl", b"[" * 99_999, "has no event 1"),
+        ("000000000001.jsonl", b'[2, 1.0, "epoch", {}]\n', "has no event 1"),
+        ("000000000001.jsonl", b'[1, 1.0, "epoch", {}]\n', "after 1 are missing"),
     ],
 )
 def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, message: str) -> None:
     with filled(machine("first") / "s", 3) as journal:
         Backup(journal, Elsewhere(RUNS) / "s").close()
-    (Elsewhere(RUNS) / "s").write(name, content)
+    (path,) = (path for path in names() if path.endswith(name))
+    Elsewhere(RUNS).write(path, content)
     second = machine("second") / "s"
     with pytest.raises(BackupError, match=rf"The backup in {RUNS}/s is damaged: .*{message}"):
         pull(second)
