@@ -11,7 +11,7 @@ Below the URI:
 
 | name | what |
 | --- | --- |
-| `STUDY/driver.json` | generation, the last event that is backed up, host, process, time |
+| `STUDY/driver.json` | generation, last event that is backed up, host, process, time, its end |
 | `STUDY/journal/GENERATION/FIRST.jsonl` | events from the one numbered FIRST on, one a line |
 | `STUDY/trials/TRIAL/TOKEN/...` | see `trial_folder` |
 | `STUDY/report/...` | the report |
@@ -50,6 +50,10 @@ GENERATION = "generation"
 SEGMENT_BYTES = 4 << 20
 MAX_SEGMENT_BYTES = 64 << 20
 MAX_DRIVER_BYTES = 1 << 16
+SIGN_SECONDS = 60.0
+"""After so long without an event, a driver writes `driver.json` anew: it is alive."""
+QUIET_SECONDS = 5 * SIGN_SECONDS
+"""A driver that did not for so long is taken for dead."""
 
 
 class BackupError(UserError):
@@ -126,6 +130,19 @@ def pull(folder: Path) -> None:
     (folder / GENERATION).write_text(str(driver["generation"]))
 
 
+def running_driver(folder: Path) -> str:
+    """Return which driver of another machine runs a study of a local runs folder; empty if none.
+
+    Raises:
+        UserError: the backup cannot be read.
+    """
+    runs = elsewhere_of(folder.parent)
+    driver = _read_driver(runs / folder.name) if runs else None
+    if driver is None or driver["ended"] or not _is_of_another(driver):
+        return ""
+    return _name_of(driver) if time.time() - driver["time"] < QUIET_SECONDS else ""
+
+
 class Backup:
     """Puts what a study's journal gains to a URI, in a thread of its own."""
 
@@ -143,6 +160,7 @@ class Backup:
         # The time tells drivers apart that take the study in the same moment.
         self._generation = max(max(earlier) + 1, time.time_ns())
         self._through, self._first = 0, 1  # that one is written anew until it is long enough
+        self._sign_due = 0.0
         self._taken_by = ""
         self.taken_from = _name_of(before) if before and _is_of_another(before) else ""
         """Which driver of another machine had the study last, if one had."""
@@ -199,22 +217,34 @@ class Backup:
                     chore()
                 if not is_open or time.monotonic() >= due:
                     due = time.monotonic() + self._interval
-                    self._put()
+                    self._put(ended=not is_open)
                     self.problem = ""
             except Exception as error:  # whatever it is, the study goes on, this is tried again
                 self.problem = str(error)
 
-    def _put(self) -> None:
-        """Put the events since the last time; the segment they belong to is written anew."""
+    def _put(self, *, ended: bool = False) -> None:
+        """Put the events since the last time, and a sign of life where there are none for long."""
         last = self._journal.last_id
-        if last == self._through or self._taken_by:
+        is_due = ended or last != self._through or time.monotonic() >= self._sign_due
+        if self._taken_by or not is_due:
             return
         driver = _read_driver(self._there)
         if driver is not None and driver["generation"] > self._generation:
             self._taken_by = _name_of(driver)
             return
-        # Where somebody deleted the backup, all of it is put there anew.
-        first, segment = self._first if driver else 1, bytearray()
+        if driver is None:
+            self._through, self._first = 0, 1  # somebody deleted the backup
+        if last != self._through:
+            self._first = self._put_segments(self._first, last)
+            self._through = last
+        mine = {"generation": self._generation, "through": last, "host": socket.gethostname()}
+        mine |= {"pid": os.getpid(), "time": time.time(), "ended": ended}
+        self._there.write(DRIVER, json.dumps(mine).encode())
+        self._sign_due = time.monotonic() + SIGN_SECONDS
+
+    def _put_segments(self, first: int, last: int) -> int:
+        """Put these events; return the first one of the segment that the next ones belong to."""
+        segment = bytearray()
         for event in self._journal.events(after=first - 1, through=last):
             line = json.dumps([event.id, event.time, event.kind, event.body], allow_nan=False)
             segment += line.encode() + b"\n"
@@ -223,10 +253,7 @@ class Backup:
                 self._there.write(name, bytes(segment))
                 if event.id != last:
                     first, segment = event.id + 1, bytearray()
-        mine = {"generation": self._generation, "through": last, "host": socket.gethostname()}
-        mine |= {"pid": os.getpid(), "time": time.time()}
-        self._there.write(DRIVER, json.dumps(mine).encode())
-        self._through, self._first = last, first
+        return first
 
     def _remove_earlier(self) -> None:
         """Remove the backups of drivers before this one."""
@@ -255,6 +282,7 @@ def _read_driver(there: Elsewhere) -> dict[str, Any] | None:
     try:
         found = json.loads(there.read(DRIVER, limit=MAX_DRIVER_BYTES))
         types = {"generation": int, "through": int, "host": str, "pid": int}
+        types |= {"time": float, "ended": bool}
         is_sound = all(type(found[name]) is kind for name, kind in types.items())
         if is_sound and re.fullmatch(r"[\w.-]{1,255}", found["host"]):  # it is shown to people
             return dict(found)

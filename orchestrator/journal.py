@@ -302,6 +302,19 @@ def _damaged(path: Path, problem: object) -> JournalError:
     )
 
 
+def driver_of(folder: Path) -> str:
+    """Return the process that runs the study on this machine; empty if none does."""
+    try:
+        with (folder / LOCK_NAME).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "unknown"
+    except OSError:  # never begun, or not ours to open
+        return ""
+    return ""
+
+
 def _take_lock(folder: Path) -> Any:
     """Hold an exclusive lock for as long as the returned file is open; it ends with the process."""
     lock = (folder / LOCK_NAME).open("a+")

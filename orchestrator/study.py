@@ -24,9 +24,17 @@ from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import binding, record, warm_start
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.backup import Backup, elsewhere_of, pull, pull_all, runs_folder, shown
+from sftsearch.orchestrator.backup import (
+    Backup,
+    elsewhere_of,
+    pull,
+    pull_all,
+    running_driver,
+    runs_folder,
+    shown,
+)
 from sftsearch.orchestrator.families import names_of_families
-from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.journal import FILE_NAME, Journal, driver_of, read_events
 from sftsearch.orchestrator.retention import Retention
 from sftsearch.orchestrator.trial_folder import CHECKPOINT, open_trial_folder
 from sftsearch.orchestrator.worker import Job, TrainingWorker
@@ -486,12 +494,16 @@ def _hash(definition: dict[str, Any]) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return where a study stands: state, trials planned, events MLflow lacks."""
+    """Return where a study stands: state, trials planned, events MLflow lacks.
+
+    Raises:
+        UserError: its backup cannot be read.
+    """
     state, trials, through, last = "never began", 0, 0, 0
     for event in read_events(folder):
         last = event.id
         if event.kind == "opened":
-            state, trials = "running, or killed", event.body["trials"]
+            state, trials = "", event.body["trials"]
         elif event.kind == "ended":
             state = "complete" if event.body["complete"] else "interrupted"
             state += f" ({event.body['reason']})"
@@ -500,6 +512,10 @@ def read_state(folder: Path) -> dict[str, Any]:
         elif event.kind == "mirrored":
             through = event.body["through"]
     unmirrored = max(0, last - through - 1)
+    if not state:
+        process = driver_of(folder)
+        driver = f"process {process}" if process else running_driver(folder)
+        state = f"running ({driver})" if driver else "killed (`sftsearch run --resume` goes on)"
     return {"state": state, "trials": trials, "unmirrored": unmirrored}
 
 
@@ -551,6 +567,11 @@ def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     runs = runs_folder(runs)
     there = elsewhere_of(runs)
     with Journal(folder):
+        if driver := running_driver(folder):
+            raise StudyError(
+                f"The study '{folder.name}' is run by {driver}: stop it there. If that machine is "
+                "gone, it counts as stopped a few minutes after its last sign of life."
+            )
         if there:
             (there / folder.name).remove_all()
         problem = ""

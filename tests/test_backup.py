@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,16 @@ from sftsearch.orchestrator import backup as backups
 from sftsearch.orchestrator.backup import Backup, BackupError, pull, runs_folder
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.journal import Journal, read_events
-from sftsearch.orchestrator.study import Watcher, find_trial, list_studies, read_record, run_study
+from sftsearch.orchestrator.study import (
+    StudyError,
+    Watcher,
+    delete_study,
+    find_trial,
+    list_studies,
+    read_record,
+    read_state,
+    run_study,
+)
 from sftsearch.orchestrator.trial_folder import (
     CHECKPOINT,
     LOG,
@@ -233,6 +244,41 @@ def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any) -
     assert list(read_events(second)) == list(read_events(first))
 
 
+def test_other_machines_know_who_runs_a_study(machine: Any) -> None:
+    there = Elsewhere(RUNS) / "s"
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        journal.append("opened", trials=9, slots=1)
+        assert read_state(first)["state"].startswith(f"running (process {os.getpid()})")
+        backup = Backup(journal, there, interval=0.05)
+        second = machine("second") / "s"
+        pull(second)
+        assert read_state(second)["state"].startswith("running (process ")
+        assert "on 'first'" in read_state(second)["state"]
+        with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
+            delete_study(second, RUNS, None)
+        assert names()
+        said = json.loads(there.read("driver.json", limit=9999))
+        there.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
+        assert read_state(second)["state"].startswith("killed")
+        machine("first")
+        backup._sign_due = 0.0  # a minute later
+        while json.loads(there.read("driver.json", limit=9999))["time"] < said["time"]:
+            backup._thread.join(0.05)
+        machine("second")
+        assert "on 'first'" in read_state(second)["state"]
+        machine("first")
+        backup.close()
+        machine("second")
+        assert read_state(second)["state"].startswith("killed")
+        machine("first")
+        assert read_state(first)["state"].startswith("running")
+    assert read_state(first)["state"].startswith("killed")
+    machine("second")
+    assert delete_study(second, RUNS, None) == ""
+    assert not names()
+
+
 def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
@@ -271,7 +317,8 @@ def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
         ("driver.json", b"\x80\x04pickle", "says nothing of a driver"),
         (
             "driver.json",
-            b'{"generation": 9, "through": 1, "host": "a\\u001b[2J", "pid": 1}',
+            b'{"generation": 9, "through": 1, "host": "a\\u001b[2J", "pid": 1, "time": 1.0,'
+            b'"ended": true}',
             "nothing",
         ),
         ("driver.json", b"[" * 60_000, "says nothing of a driver"),
