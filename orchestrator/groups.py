@@ -1,20 +1,24 @@
-"""Placement groups as Tune asks for them, without the leak that Ray 2.60 has.
+"""How Tune gives trials processes, without two faults of Ray 2.60.
 
 Ray loses what a placement group was to get when that is removed between the preparation of its
 bundles and their commitment (ray#64693): CPUs and GPUs that nobody has and nobody gets until Ray
 ends. Tune removes such groups whenever a trial takes a warm process instead of the one it asked
 for, and where the nodes hold one trial, the study would then wait for ever.
+
+Tune also ends a process that is starting when its trial could have a warm one instead: where
+trials end every few seconds no further process comes up, and CPUs and whole nodes stay idle.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.air.execution import PlacementGroupResourceManager
-from ray.tune.execution import tune_controller
+from ray.tune.execution.tune_controller import TuneController
 from ray.util import remove_placement_group
 
 if TYPE_CHECKING:
@@ -82,13 +86,37 @@ class PatientResourceManager(PlacementGroupResourceManager):
         super().clear()  # type: ignore[no-untyped-call]
 
 
+class PatientController(TuneController):
+    """Has a trial whose process is starting wait for it; warm ones go to other trials."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(resource_manager_factory=PatientResourceManager, **options)
+
+    def _maybe_reuse_cached_actor(self, trial: Any) -> bool:
+        """Give a trial a warm process, if there is one and its own is not starting."""
+        if not self._is_starting(trial):
+            return bool(super()._maybe_reuse_cached_actor(trial))
+        for other in self._resources_to_pending_trials[trial.placement_group_factory]:
+            # One that Tune has not yet asked a process for is about to get the warm one.
+            is_waiting = other in self._staged_trials and other not in self._resetting_trials
+            if is_waiting and not self._is_starting(other):
+                super()._maybe_reuse_cached_actor(other)
+                break
+        return False
+
+    def _is_starting(self, trial: Any) -> bool:
+        actor = self._trial_to_actor.get(trial)
+        has_room = actor is not None and self._actor_manager.is_actor_started(actor)
+        return has_room and actor not in self._started_actors
+
+
 @contextlib.contextmanager
 def used_by_tune() -> Iterator[None]:
-    """Have Tune use it for the time of the block; `Tuner` has no option for it."""
-    module: Any = tune_controller
-    theirs = module.PlacementGroupResourceManager
-    module.PlacementGroupResourceManager = PatientResourceManager
+    """Have Tune use these for the time of the block; `Tuner` has no option for it."""
+    module: Any = importlib.import_module("ray.tune.tune")
+    theirs = module.TuneController
+    module.TuneController = PatientController
     try:
         yield
     finally:
-        module.PlacementGroupResourceManager = theirs
+        module.TuneController = theirs

@@ -38,7 +38,7 @@ class Noting(TrainingWorker):
     """Notes on which node a trial ended."""
 
     def step(self) -> dict[str, Any]:
-        time.sleep(2)  # longer than a process takes to start: Tune prefers one that is there
+        time.sleep(2)  # the study is to outlast the start of a node
         report = super().step()
         if "final" in report:
             report["final"]["facts"]["node"] = ray.get_runtime_context().get_node_id()

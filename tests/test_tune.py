@@ -133,6 +133,31 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+class Brief:
+    """Trains nothing, in less time than a process takes to start; tells in which one it ran."""
+
+    def start(self, job: Any) -> None:
+        self.job = job
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(0.1)
+        final = {"values": {"top1": 0.5, **self.job.cost}, "groups": {}, "facts": {}}
+        return {"epochs": [], "final": final | {"facts": {"process": os.getpid()}}}
+
+
+def test_processes_start_while_trials_end_in_others(tmp_path: Path) -> None:
+    """Tune alone ends a process that is starting as soon as another one is free for its trial."""
+    file = tmp_path / "placed.yaml"
+    text = STUDY.format(cpus=1, gpus=0, concurrent="auto")
+    file.write_text(text.replace("trials: 6", "trials: 300").replace("high: 6", "high: 300"))
+    before = len(ray._private.state.actors())
+    result = run_study(file, runs=tmp_path, worker=Brief, formats=())
+    assert result.complete
+    finished = [e for e in read_events(result.folder) if e.kind == "finished"]
+    assert len({event.body["facts"]["process"] for event in finished}) == 4
+    assert len(ray._private.state.actors()) - before <= 5
+
+
 # ------------------------------------------------------------------- interrupts
 
 
