@@ -107,8 +107,8 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         runs = Path(name)
         (runs / "outage.yaml").write_text(STUDY.format(trials=trials))
         outage = Outage(server, runs / "outage", seconds)
-        # Two trials of three epochs at a time: about as many as are left end while it is away.
-        pause = max(0.0, 2 * seconds / (trials - BEFORE) / 3 - 0.03)
+        # Two trials of three epochs at a time: nearly all that are left end while it is away.
+        pause = 2 * seconds / (trials - BEFORE) / 3
         worker = type("Pausing", (Pausing,), {"pause": pause})
         result = run_study(
             runs / "outage.yaml",
