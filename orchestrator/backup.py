@@ -232,14 +232,13 @@ class Backup:
         if driver is not None and driver["generation"] > self._generation:
             self._taken_by = _name_of(driver)
             return
-        if driver is None:
-            self._through, self._first = 0, 1  # somebody deleted the backup
-        if last != self._through:
-            self._first = self._put_segments(self._first, last)
-            self._through = last
+        first = self._first if driver else 1  # where somebody deleted the backup, all of it anew
+        if driver is None or last != self._through:
+            first = self._put_segments(first, last)
         mine = {"generation": self._generation, "through": last, "host": socket.gethostname()}
         mine |= {"pid": os.getpid(), "time": time.time(), "ended": ended}
         self._there.write(DRIVER, json.dumps(mine).encode())
+        self._through, self._first = last, first  # not before: what failed is tried again
         self._sign_due = time.monotonic() + SIGN_SECONDS
 
     def _put_segments(self, first: int, last: int) -> int:

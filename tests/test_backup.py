@@ -218,13 +218,14 @@ def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
     assert [event.kind for event in read_events(third)] == ["epoch"] * 5 + ["opened"]
 
 
-def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("kind", [".jsonl", "driver.json"])
+def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, kind: str) -> None:
     first = machine("first") / "s"
     put = Elsewhere.write
     away = [False]
 
     def write(self: Elsewhere, name: str, content: bytes) -> None:
-        if away[0] and name.endswith(".jsonl"):
+        if away[0] and name.endswith(kind):
             raise BackupError("the store is away")
         put(self, name, content)
 
@@ -235,6 +236,7 @@ def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any) -
         journal.append("judged", trial="a-0", epoch=0)
         while not backup.problem:
             backup._thread.join(0.05)
+        backup._thread.join(0.3)  # it is tried again, and still away
         assert backup.problem == "the store is away"
         away[0] = False
         backup.close()
