@@ -41,7 +41,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import groups
+from sftsearch.orchestrator import processes
 from sftsearch.orchestrator.placement import NO_NODE_SECONDS, ResourceError, Room, placement_of
 from sftsearch.orchestrator.team import Team
 from sftsearch.orchestrator.worker import LOST, MEMORY, SPACE, Job, TrainingWorker, failure
@@ -456,7 +456,7 @@ def run(
     with (
         tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
         Interruption() as interruption,
-        groups.used_by_tune(),
+        processes.used_by_tune(),
     ):
         scheduler = Scheduler(algorithm, interruption, notice, resources.trial_hours)
         tuner = tune.Tuner(

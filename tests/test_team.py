@@ -16,9 +16,9 @@ import ray
 from ray.tune import PlacementGroupFactory
 from ray.util import placement_group_table
 
-from sftsearch.orchestrator.groups import PatientResourceManager
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.placement import ResourceError
+from sftsearch.orchestrator.processes import PatientResourceManager
 from sftsearch.orchestrator.search import MAX_LOSSES
 from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.worker import MEMORY, TrainingWorker, failure
