@@ -7,6 +7,7 @@ that counts. Its own experiment state is never restored: a study resumes from th
 from __future__ import annotations
 
 import contextlib
+import gc
 import dataclasses
 import importlib
 import json
@@ -395,7 +396,24 @@ def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]
     try:
         yield
     finally:
+        disconnect()
+
+
+def disconnect() -> None:
+    """Leave Ray, or end the one that was started here.
+
+    When a reference to one of its objects is dropped while Ray shuts down, it ends the whole
+    process at once. Tune leaves such references in cycles, and any thread may be the one to collect
+    them, that which writes to MLflow above all: so they are collected before, and none meanwhile.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        gc.collect()
         ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _copy_code(scratch: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from sftsearch.orchestrator import tune
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.study import Watcher, run_study
 from sftsearch.orchestrator.worker import TrainingWorker
@@ -62,7 +63,7 @@ class Counting(Watcher):
 def cluster() -> Iterator[Cluster]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield made
-    ray.shutdown()
+    tune.disconnect()
     made.shutdown()
 
 

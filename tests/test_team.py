@@ -16,6 +16,7 @@ import ray
 from ray.tune import PlacementGroupFactory
 from ray.util import placement_group_table
 
+from sftsearch.orchestrator import tune
 from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.placement import ResourceError
 from sftsearch.orchestrator.processes import PatientResourceManager
@@ -45,7 +46,7 @@ TWO = "cpus: 1, workers: 2"
 def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
-    ray.shutdown()
+    tune.disconnect()
 
 
 def run(

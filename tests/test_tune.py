@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -39,7 +40,7 @@ space: [{{kind: sft, num_heads: 1, dim: {{kind: int, low: 1, high: 6}}}}]
 def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
-    ray.shutdown()
+    tune.disconnect()
 
 
 class Noting:
@@ -156,6 +157,38 @@ def test_processes_start_while_trials_end_in_others(tmp_path: Path) -> None:
     finished = [e for e in read_events(result.folder) if e.kind == "finished"]
     assert len({event.body["facts"]["process"] for event in finished}) == 4
     assert len(ray._private.state.actors()) - before <= 5
+
+
+# -------------------------------------------------------------------- Ray's end
+
+LEAVING = """
+import threading
+import ray
+from sftsearch.orchestrator import tune
+
+def work():
+    while not left.wait(1e-5):
+        ring = [references.pop()]
+        ring.append(ring)
+        del ring
+        [[] for _ in range(1000)]  # so many that Python collects the ring
+
+left = threading.Event()
+with tune.connected(None):
+    name = ray.put(0).binary()
+    references = [ray.ObjectRef(name) for _ in range(100_000)]
+    thread = threading.Thread(target=work)
+    thread.start()
+left.set()
+thread.join()
+print("left", len(references) > 0)
+"""
+
+
+def test_another_thread_that_collects_does_not_end_the_process_as_ray_shuts_down() -> None:
+    command = [sys.executable, "-c", LEAVING]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "left True\n"), result.stderr
 
 
 # ------------------------------------------------------------------- interrupts
