@@ -7,8 +7,8 @@ that counts. Its own experiment state is never restored: a study resumes from th
 from __future__ import annotations
 
 import contextlib
-import gc
 import dataclasses
+import gc
 import importlib
 import json
 import logging
