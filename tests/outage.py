@@ -76,7 +76,7 @@ class Outage(Watcher):
         self.finished = self.through = 0
         self.missed, self.caught_up = 0, float("nan")
         self.thread = threading.Thread(target=self.happen)
-        self.back = threading.Event()
+        self.over = threading.Event()
 
     def event(self, event: Event) -> None:
         self.finished += event.kind == "finished"
@@ -92,8 +92,8 @@ class Outage(Watcher):
         last = max(event.id for event in read_events(self.folder))
         self.server.start()
         began = time.monotonic()
-        while self.through < last:
-            time.sleep(0.05)
+        while self.through < last and not self.over.wait(0.05):
+            pass
         self.caught_up = time.monotonic() - began
 
 
@@ -118,6 +118,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
             worker=worker,
             formats=(),
         )
+        outage.over.set()
         outage.thread.join()
         assert result.complete
         assert not result.tracking_problem, result.tracking_problem
