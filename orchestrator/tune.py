@@ -42,7 +42,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import processes
+from sftsearch.orchestrator import head, processes
 from sftsearch.orchestrator.placement import NO_NODE_SECONDS, ResourceError, Room, placement_of
 from sftsearch.orchestrator.team import Team
 from sftsearch.orchestrator.worker import LOST, MEMORY, SPACE, Job, TrainingWorker, failure
@@ -466,7 +466,7 @@ def run(
         slots: trials at a time.
         patience: seconds for which there may be no node for a trial.
         worker: what trains a trial.
-        notice: hears what an interrupt does.
+        notice: hears what an interrupt does, and that Ray's head is gone.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
     algorithm = SearchAlgorithm(search, make_job, Room(resources, slots, patience))
@@ -475,6 +475,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
         Interruption() as interruption,
         processes.used_by_tune(),
+        head.watched(notice),
     ):
         scheduler = Scheduler(algorithm, interruption, notice, resources.trial_hours)
         tuner = tune.Tuner(

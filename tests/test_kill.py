@@ -17,6 +17,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import drive_study
+import psutil
 import pytest
 
 from sftsearch.orchestrator import tracking
@@ -248,4 +249,18 @@ def test_ctrl_c_twice_or_sigterm_stops_now(tmp_path: Path, signals: list[signal.
     assert count(study, "ended") == 1
     trained = {event.body["trial"] for event in read_events(study) if event.kind == "epoch"}
     assert trained - {e.body["trial"] for e in read_events(study) if e.kind == "finished"}
+    check_resumed(tmp_path)
+
+
+def test_without_ray_s_head_it_says_so_and_is_resumed(tmp_path: Path) -> None:
+    study = tmp_path / "runs" / "long"
+    process = run_command(tmp_path)
+    wait_for_kind(study, "epoch", 3, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (head,) = (child for child in children if child.name() == "gcs_server")
+    head.kill()
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, out[-3000:]
+    assert "does not answer. Unless it is back within a minute" in " ".join(out.split())
+    assert count(study, "failed") == 0
     check_resumed(tmp_path)

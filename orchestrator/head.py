@@ -1,0 +1,64 @@
+"""Tells when Ray's head is gone.
+
+Ray waits for it within whatever call the driver makes next, a minute long, and then ends the
+process: no exception is raised, and only another thread can still say something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import ray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SECONDS = 2.0
+"""Between two looks."""
+
+
+@contextlib.contextmanager
+def watched(notice: Callable[[str], None]) -> Iterator[None]:
+    """Tell `notice`, for the time of the block, when the head of the connected Ray goes and comes.
+
+    Args:
+        notice: hears of it, in another thread.
+    """
+    ended = threading.Event()
+    address = ray.get_runtime_context().gcs_address
+    thread = threading.Thread(
+        target=_watch, args=(address, notice, ended), name="head", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(address: str, notice: Callable[[str], None], ended: threading.Event) -> None:
+    was_there = True
+    while not ended.wait(SECONDS):
+        is_there = _answers(address)
+        if was_there and not is_there:
+            notice(
+                f"Ray's head, {address}, does not answer. Unless it is back within a minute, Ray "
+                "ends this process; what ran is kept, and --resume goes on."
+            )
+        elif is_there and not was_there:
+            notice("Ray's head answers again.")
+        was_there = is_there
+
+
+def _answers(address: str) -> bool:
+    """Return whether somebody takes connections there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+    except OSError:
+        return False
+    return True

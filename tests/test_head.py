@@ -1,0 +1,34 @@
+"""Whether Ray's head is there, as told while nothing else can be; its end: `test_kill.py`."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+
+import pytest
+
+from sftsearch.orchestrator import head
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_going_and_coming_are_each_told_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "SECONDS", 0.05)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    listener = socket.create_server((host, 0), family=family)
+    address = listener.getsockname()[:2]
+    said: queue.Queue[str] = queue.Queue()
+    ended = threading.Event()
+    name = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+    thread = threading.Thread(target=head._watch, args=(name, said.put, ended))
+    thread.start()
+    listener.close()
+    assert "does not answer" in said.get(timeout=20)
+    with socket.create_server(address, family=family):
+        assert said.get(timeout=20) == "Ray's head answers again."
+        ended.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert said.empty()
