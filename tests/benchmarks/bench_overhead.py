@@ -79,9 +79,7 @@ def start_ray(num_cpus: int | None) -> None:
 
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
-    import ray
-
-    from sftsearch.orchestrator import tune  # noqa: F401 - sets what Ray reads as it starts
+    from sftsearch.orchestrator import tune  # sets what Ray reads as it starts
     from sftsearch.orchestrator.study import Watcher, run_study
 
     class Clock(Watcher):
@@ -97,7 +95,7 @@ def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str,
     run_study(file, runs=folder, watcher=clock, worker=NoTraining, formats=())
     seconds = time.perf_counter() - clock.began
     grown = resident_mb() - before
-    ray.shutdown()
+    tune.disconnect()
     return {"seconds": seconds, "grown_mb": grown}
 
 
