@@ -1,4 +1,4 @@
-"""Tells when Ray's head is gone.
+"""Whether Ray's head is there, and a line when it is gone.
 
 Ray waits for it within whatever call the driver makes next, a minute long, and then ends the
 process: no exception is raised, and only another thread can still say something.
@@ -55,10 +55,23 @@ def _watch(address: str, notice: Callable[[str], None], ended: threading.Event) 
 
 
 def _answers(address: str) -> bool:
-    """Return whether somebody takes connections there."""
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+        reach(address, timeout=SECONDS)
     except OSError:
         return False
     return True
+
+
+def reach(address: str, *, timeout: float) -> None:
+    """Connect to HOST:PORT, and leave.
+
+    Args:
+        address: an IPv6 host stands in brackets.
+        timeout: in seconds.
+
+    Raises:
+        OSError: nobody answers there.
+        OverflowError: that is no port.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout).close()

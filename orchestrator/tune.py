@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -435,7 +434,7 @@ def _check_reachable(address: str) -> None:
             "the driver on a machine of the cluster; `ray start` names the address."
         )
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        head.reach(address, timeout=5)
     except (OSError, OverflowError) as error:
         raise ResourceError(f"No Ray cluster answers at '{address}': {error}.") from error
 
