@@ -18,7 +18,7 @@ from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.families import NUM_LEVELS, best_of, family_of
 from sftsearch.orchestrator.front import summarise
-from sftsearch.orchestrator.measures import MISSING, metric
+from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.wording import show_change
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.front import Difference, difference
-from sftsearch.orchestrator.measures import MISSING, metric
+from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.wording import show_interval, show_parameter
 from sftsearch.search_spaces.schema import is_distribution
 

@@ -19,7 +19,7 @@ from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
-from sftsearch.orchestrator.measures import EXACT_COSTS
+from sftsearch.orchestrator.metrics import EXACT_COSTS
 from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate import additive_means

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import families, routes
 from sftsearch.orchestrator.front import Front, summarise
-from sftsearch.orchestrator.measures import metric
+from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
 from sftsearch.orchestrator.wording import (
     brief_parameter,

@@ -20,7 +20,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.orchestrator import families, routes
-from sftsearch.orchestrator.measures import metric, show_number
+from sftsearch.orchestrator.metrics import metric, show_number
 from sftsearch.orchestrator.wording import (
     columns,
     headline,

@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.measures import MISSING, metric
+from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.wording import brief_parameter, varying
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from sftsearch.orchestrator import stopping
 from sftsearch.orchestrator.admission import Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
-from sftsearch.orchestrator.measures import EXACT_COSTS, metric
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
+from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.observations import Imported, Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import propose_given, propose_uniform, sampler_of

@@ -9,7 +9,7 @@ import numpy as np
 
 from sftsearch.orchestrator.front import difference
 from sftsearch.orchestrator.importance import importance_by_band
-from sftsearch.orchestrator.measures import METRICS, MISSING, metric
+from sftsearch.orchestrator.metrics import METRICS, MISSING, metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
