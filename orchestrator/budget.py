@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.schema import SearchPlan
 
 CONVERGED_GAIN = 0.001

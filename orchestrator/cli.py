@@ -28,7 +28,7 @@ from sftsearch.orchestrator.commands import (
 from sftsearch.orchestrator.data_commands import data
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 MAX_PAGES = 10
 """Studies whose pages `ui` names."""
@@ -541,7 +541,7 @@ def ui(
 @user_errors
 def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
-    from sftsearch.orchestrator.backup import shown
+    from sftsearch.orchestrator.storage.backup import shown
     from sftsearch.orchestrator.study import list_studies
 
     rows = [terminal.study_row(folder) for folder in list_studies(runs)]

@@ -74,7 +74,7 @@ class RunsFolder(click.Path):
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
         """Return the local folder."""
-        from sftsearch.orchestrator.backup import runs_folder
+        from sftsearch.orchestrator.storage.backup import runs_folder
 
         if not is_elsewhere(str(value)):
             return super().convert(value, param, context)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.front import Configuration, Front, Interval
-    from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
     Floats = NDArray[np.float64]
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator import front as fronts
-from sftsearch.orchestrator import record
 from sftsearch.orchestrator.binding import bind
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.trial_files import WEIGHTS, open_trial_folder
 from sftsearch.orchestrator.study import StudyError, axes_of, read_record, trial_folder
-from sftsearch.orchestrator.trial_folder import WEIGHTS, open_trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
-    from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 
 def confirm_study(
@@ -81,7 +81,7 @@ def _confirm(
             on_trial(done, len(trials), trial.key)
         results[trial.key] = _evaluate(folder, trial, created["definition"], store)
     journal.append("confirmed", trials=results)
-    return record.from_events(journal.events())
+    return study_record.from_events(journal.events())
 
 
 def _evaluate(

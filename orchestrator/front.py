@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.record import Groups, StudyRecord, TrialRecord
+    from sftsearch.orchestrator.storage.study_record import Groups, StudyRecord, TrialRecord
 
 Status = Literal["finished", "incomplete", "stopped", "failed"]
 Interval = tuple[float, float]

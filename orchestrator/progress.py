@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sftsearch.orchestrator.admission import Admission
-    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source
 
 

@@ -18,18 +18,18 @@ import pyarrow as pa
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.folds import fold_of, open_fold
-from sftsearch.orchestrator.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.metrics import EXACT_COSTS
 from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
+from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate import additive_means
 from sftsearch.orchestrator.table import write_table
-from sftsearch.orchestrator.trial_folder import open_trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.orchestrator.study import Watcher
     from sftsearch.search_spaces.load import Source
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from sftsearch.orchestrator.front import Configuration
-    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 __all__ = [
     "FORMATS",

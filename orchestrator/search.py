@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftsearch.orchestrator.admission import Admission
-    from sftsearch.orchestrator.journal import Event, Journal, MemoryJournal
     from sftsearch.orchestrator.observations import Observed
+    from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
     from sftsearch.search_spaces.schema import SearchPlan, StudyFile
 
 MAX_REFUSALS = 20

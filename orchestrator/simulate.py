@@ -17,9 +17,9 @@ import numpy as np
 
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.binding import GOALS, Configuration
-from sftsearch.orchestrator.journal import MemoryJournal
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
 from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.table import LAST_EPOCHS, TableError
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import Cost

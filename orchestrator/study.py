@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import binding, record, warm_start
+from sftsearch.orchestrator import binding, warm_start
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.backup import (
+from sftsearch.orchestrator.families import names_of_families
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.backup import (
     Backup,
     elsewhere_of,
     pull,
@@ -33,10 +35,9 @@ from sftsearch.orchestrator.backup import (
     runs_folder,
     shown,
 )
-from sftsearch.orchestrator.families import names_of_families
-from sftsearch.orchestrator.journal import FILE_NAME, Journal, driver_of, read_events
-from sftsearch.orchestrator.retention import Retention
-from sftsearch.orchestrator.trial_folder import CHECKPOINT, open_trial_folder
+from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, driver_of, read_events
+from sftsearch.orchestrator.storage.retention import Retention
+from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, open_trial_folder
 from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
     import optuna
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.orchestrator.journal import Event
-    from sftsearch.orchestrator.record import StudyRecord, TrialRecord
     from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
     from sftsearch.orchestrator.worker import Worker
 
 DEFAULT_RUNS = Path("runs")
@@ -193,7 +194,7 @@ def run_study(
         result = StudyResult(
             name=folder.name,
             folder=folder,
-            record=record.from_events(journal.events()),
+            record=study_record.from_events(journal.events()),
             complete=search.exhausted,
             reason=reason_of(search),
             tracking_uri=uri,
@@ -395,7 +396,7 @@ def read_record(folder: Path) -> StudyRecord:
         StudyError: the study was made but never began.
     """
     try:
-        return record.from_events(read_events(folder))
+        return study_record.from_events(read_events(folder))
     except ValueError as error:
         raise error if isinstance(error, UserError) else StudyError(str(error)) from error
 

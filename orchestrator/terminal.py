@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
     from sftsearch.orchestrator.compare import Comparison
-    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.study import StudyResult
 
 
@@ -50,7 +50,7 @@ def concluded(record: StudyRecord) -> list[str]:
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
-    from sftsearch.orchestrator.backup import shown
+    from sftsearch.orchestrator.storage.backup import shown
     from sftsearch.orchestrator.tracking import masked
 
     options = "" if runs == Path("runs") else f" --runs {shown(runs)}"

@@ -33,7 +33,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.record import (
+from sftsearch.orchestrator.storage.study_record import (
     StudyRecord,
     TrialRecord,
     as_groups,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from mlflow.entities import Run
 
-    from sftsearch.orchestrator.journal import Event, Journal
+    from sftsearch.orchestrator.storage.journal import Event, Journal
 
 T = TypeVar("T")
 PREFIX = "sftsearch."

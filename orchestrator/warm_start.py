@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.pareto import non_dominated
+from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.search_spaces.schema import Branch, Choice, IntRange
 from sftsearch.search_spaces.space import Point, Space, count, on_grid
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.admission import Admission, Candidate
-    from sftsearch.orchestrator.journal import Journal
+    from sftsearch.orchestrator.storage.journal import Journal
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.schema import StudyFile
     from sftsearch.search_spaces.space import Axis

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.front import Configuration, Difference, Front
     from sftsearch.orchestrator.importance import Band
-    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 FEWEST_FOR_IMPORTANCE = 40
 """Finished configurations below which nothing is said of what matters."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sftsearch.orchestrator.trial_folder import (
+from sftsearch.orchestrator.storage.trial_files import (
     CHECKPOINT,
     WEIGHTS,
     AwayError,
@@ -26,7 +26,7 @@ from sftsearch.orchestrator.trial_folder import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.trial_folder import TrialFolder
+    from sftsearch.orchestrator.storage.trial_files import TrialFolder
 
 LOST, MEMORY, SPACE = "lost", "memory", "space"
 """Causes of failures that are no fault of the trial's: its process or folder is gone, others took

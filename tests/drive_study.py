@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.study import Watcher, run_study
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
 
 
 def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from servers import team_servers
 
 from sftsearch.orchestrator import tracking
-from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import Watcher, read_record, run_study
 
 if TYPE_CHECKING:
     from servers import MlflowServer
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
 
 STUDY = """
 study: {{name: outage}}

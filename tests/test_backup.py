@@ -15,10 +15,17 @@ from servers import s3_server
 from test_worker import TRAINING, job, run
 
 from sftsearch.datasets.elsewhere import Elsewhere
-from sftsearch.orchestrator import backup as backups
-from sftsearch.orchestrator.backup import Backup, BackupError, pull, runs_folder
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.journal import Journal, read_events
+from sftsearch.orchestrator.storage import backup as backups
+from sftsearch.orchestrator.storage.backup import Backup, BackupError, pull, runs_folder
+from sftsearch.orchestrator.storage.journal import Journal, read_events
+from sftsearch.orchestrator.storage.trial_files import (
+    CHECKPOINT,
+    LOG,
+    WEIGHTS,
+    ElsewhereFolder,
+    LostTrial,
+)
 from sftsearch.orchestrator.study import (
     StudyError,
     Watcher,
@@ -29,19 +36,12 @@ from sftsearch.orchestrator.study import (
     read_state,
     run_study,
 )
-from sftsearch.orchestrator.trial_folder import (
-    CHECKPOINT,
-    LOG,
-    WEIGHTS,
-    ElsewhereFolder,
-    LostTrial,
-)
 from sftsearch.orchestrator.worker import SPACE, TrainingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
 

@@ -9,7 +9,7 @@ import pytest
 from toy_study import Memory, Training, noise, source_of, uneven, width
 
 from sftsearch.orchestrator.budget import CONVERGED_GAIN, Budget
-from sftsearch.orchestrator.journal import Event
+from sftsearch.orchestrator.storage.journal import Event
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.search import Search

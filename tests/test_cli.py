@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from sftsearch.datasets.catalog import DATASETS
 from sftsearch.orchestrator import cli
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.trainables.catalog import MODELS
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import compare
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.journal import Journal
-from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.binding import bind, check_names
-from sftsearch.orchestrator.journal import MemoryJournal
 from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.wording import brief_parameter, show_parameter
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.search_spaces.space import Point

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from sftsearch.orchestrator import tracking
-from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import read_record
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sftsearch.orchestrator import tune
-from sftsearch.orchestrator.journal import read_events
+from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import Watcher, run_study
 from sftsearch.orchestrator.worker import TrainingWorker
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -12,16 +12,16 @@ import pytest
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.folds import open_fold
 from sftsearch.orchestrator import recording, tune
-from sftsearch.orchestrator.journal import Journal, read_events
 from sftsearch.orchestrator.recording import RecordingError, record_table
 from sftsearch.orchestrator.simulate import simulate
+from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import check_study, run_study
 from sftsearch.orchestrator.table import META, read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.orchestrator.table import Table
 
 STUDY = """

@@ -14,8 +14,8 @@ from toy_study import Memory, Training, noise, source_of, uneven, width
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.storage.journal import Event
 
 
 def run(

@@ -11,9 +11,9 @@ from test_tracking import add_trials
 
 from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.journal import Journal
-from sftsearch.orchestrator.retention import Retention
-from sftsearch.orchestrator.trial_folder import WEIGHTS, LocalFolder
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.retention import Retention
+from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

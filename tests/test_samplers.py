@@ -19,7 +19,6 @@ from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.admission import Admission, Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
-from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import (
@@ -31,6 +30,7 @@ from sftsearch.orchestrator.samplers import (
 )
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.seeds import derive_seed
+from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import Branch
 from sftsearch.search_spaces.space import Point, Space

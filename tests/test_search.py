@@ -12,16 +12,16 @@ from toy_study import STUDY, TPE, Toy, finish, run
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator import admission as admissions
-from sftsearch.orchestrator import record
 from sftsearch.orchestrator import search as searches
 from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sftsearch.orchestrator.journal import Event
+    from sftsearch.orchestrator.storage.journal import Event
 
 CONTINUOUS = STUDY.replace(
     "patch: 8", "patch: 8\n    learning_rate: {{kind: float, low: 1e-4, high: 1e-2, log: true}}"
@@ -183,7 +183,7 @@ def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path)
     assert (search.num_failed, search.num_finished) == (1, 7)
     assert search.optuna.study.trials[0].state == TrialState.FAIL
     with Journal(toy.folder) as again:
-        trials = {trial.key: trial for trial in record.from_events(again.events()).trials}
+        trials = {trial.key: trial for trial in study_record.from_events(again.events()).trials}
     assert (trials[first.key].status, trials[first.key].reason) == ("failed", "it broke")
 
 

@@ -16,13 +16,14 @@ import pytest
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
 
 from sftsearch.orchestrator import admission as admissions
-from sftsearch.orchestrator import beliefs, record
+from sftsearch.orchestrator import beliefs
 from sftsearch.orchestrator.search import MAX_LOSSES
+from sftsearch.orchestrator.storage import study_record
 from sftsearch.search_spaces.load import StudyFileError
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.storage.journal import Event
 
 WIDE = "  - {kind: sft, patch: 8, num_heads: 4, fused_layers: 1, dim: 8,\n" + (
     "     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}}\n"
@@ -498,7 +499,7 @@ def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()
     memory.drive(search, Hit("dies", 2))
-    trials = record.from_events(journal.events()).trials
+    trials = study_record.from_events(journal.events()).trials
     counts = Counter(trial.status for trial in trials)
     assert counts == Counter(
         finished=search.num_finished, failed=search.num_failed, stopped=search.num_stopped

@@ -25,8 +25,9 @@ from servers import PASSWORD, free_port
 
 from sftsearch.orchestrator import confirm, tracking, tune
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.placement import ResourceError
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, WEIGHTS
 from sftsearch.orchestrator.study import (
     StudyError,
     find_study,
@@ -34,7 +35,6 @@ from sftsearch.orchestrator.study import (
     run_study,
     trial_folder,
 )
-from sftsearch.orchestrator.trial_folder import CHECKPOINT, WEIGHTS
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from servers import MlflowServer
 
-from sftsearch.orchestrator import record, report, tracking
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator import report, tracking
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,8 +62,8 @@ def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> N
     journal.append("ended", reason="all trials ran", complete=True)
 
 
-def expected(journal: Journal) -> record.StudyRecord:
-    return record.from_events(journal.events())
+def expected(journal: Journal) -> study_record.StudyRecord:
+    return study_record.from_events(journal.events())
 
 
 def snapshot(uri: str, runs: Path) -> list[Any]:
@@ -137,7 +138,7 @@ def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
 def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
     uri = tracking.default_uri(tmp_path)
 
-    def mirrored() -> record.StudyRecord:
+    def mirrored() -> study_record.StudyRecord:
         assert tracking.Mirror(journal, uri, tmp_path).close()
         read = tracking.read_study(uri, "mirrored", tmp_path)
         assert read == expected(journal)
@@ -161,7 +162,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         conclude(journal, 0.6, audits=True)
         first = mirrored().conclusion
         assert first is not None
-        assert first.false_stops == record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
+        assert first.false_stops == study_record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
         assert list(first.beliefs) == ["a"]  # a trial of `c` has failed since
         journal.append("opened", trials=9, slots=1)
         assert mirrored().conclusion is None  # it runs again

@@ -10,7 +10,7 @@ from servers import PASSWORD, find_postgres, team_servers
 from test_tracking import add_trials, expected, snapshot
 
 from sftsearch.orchestrator import tracking
-from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.storage.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

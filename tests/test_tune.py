@@ -17,8 +17,8 @@ import pytest
 import ray
 
 from sftsearch.orchestrator import tune
-from sftsearch.orchestrator.journal import read_events
 from sftsearch.orchestrator.placement import ResourceError, count_slots
+from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.schema import Resources
 

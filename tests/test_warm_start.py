@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.orchestrator import record, warm_start
-from sftsearch.orchestrator.journal import Journal, read_events
+from sftsearch.orchestrator import warm_start
 from sftsearch.orchestrator.observations import Imported, Observations
 from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import begin_or_continue, check_study, refuse_surprises
 from sftsearch.orchestrator.warm_start import WarmStartError
 from sftsearch.search_spaces.load import StudyFileError
@@ -23,8 +24,8 @@ from sftsearch.search_spaces.space import Point
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.storage.journal import Event
 
 STUDY = """
 study: {name: NAME}
@@ -109,7 +110,7 @@ def other(tmp_path: Path) -> Driver:
 def area_of(driver: Driver) -> float:
     """Return the area under the best mean by cost, over the logarithm of the cost."""
     outcomes: dict[str, list[tuple[float, float]]] = {}
-    for trial in record.from_events(read_events(driver.folder)).trials:
+    for trial in study_record.from_events(read_events(driver.folder)).trials:
         pair = (math.log(trial.values["gflops"]), trial.values["top1"])
         outcomes.setdefault(trial.configuration_id, []).append(pair)
     _, _, admission = check_study(driver.file)
@@ -132,7 +133,7 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     warm = Driver(tmp_path, "warm", other="other")
     search = warm.run(ends=0)
     (event,) = warm.events("imported")
-    theirs = record.from_events(read_events(other.folder))
+    theirs = study_record.from_events(read_events(other.folder))
     assert event.body["study"] == "other"
     assert event.body["alike"]
     assert event.body["starts"] == []
@@ -151,7 +152,7 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     assert len(search.past.imported) == number
     search = warm.run()
     assert search.num_admitted == search.num_finished == 12
-    own = record.from_events(read_events(warm.folder))
+    own = study_record.from_events(read_events(warm.folder))
     assert len(own.trials) == 12
     (concluded,) = warm.events("concluded")
     admitted = {trial.configuration_id for trial in own.trials}
@@ -233,7 +234,7 @@ def test_where_they_differ_only_the_front_is_tried_first(
     assert f"({what} differ): only its front is of use" in warm.told
     (event,) = warm.events("imported")
     starts = [start["values"] for start in event.body["starts"]]
-    theirs = record.from_events(read_events(other.folder))
+    theirs = study_record.from_events(read_events(other.folder))
     outcomes: dict[str, list[tuple[float, float]]] = {}
     for trial in theirs.trials:
         pair = (trial.values["top1"], trial.values["gflops"])

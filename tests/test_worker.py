@@ -14,7 +14,7 @@ import torch
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.binding import bind
-from sftsearch.orchestrator.trial_folder import CHECKPOINT, LOG, OWNER, WEIGHTS
+from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, LOG, OWNER, WEIGHTS
 from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.trainables.catalog import MODELS
 
@@ -225,7 +225,7 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
 
 
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sftsearch.orchestrator.trial_folder.MAX_LOG_BYTES", 400)
+    monkeypatch.setattr("sftsearch.orchestrator.storage.trial_files.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()
     worker.start(job(tmp_path, training=TRAINING | {"epochs": 8}))
     run(worker)

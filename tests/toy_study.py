@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.admission import Admission
 from sftsearch.orchestrator.binding import check_names
-from sftsearch.orchestrator.journal import Journal, MemoryJournal
 from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.storage.journal import Journal, MemoryJournal
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from sftsearch.orchestrator.journal import Event
     from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source
 
 STUDY = """

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.journal import MemoryJournal
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.simulate import TableAdmission
+from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.table import Table
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sftsearch.orchestrator.record import Groups, StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.study_record import Groups, StudyRecord, TrialRecord
 
 SUBJECTS = {"s04": 151, "s12": 140, "s20": 150}
 HARDNESS = {"s04": 0.02, "s12": -0.05, "s20": 0.03}

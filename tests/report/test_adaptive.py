@@ -17,7 +17,13 @@ from scipy import stats
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import report, report_page, wording
-from sftsearch.orchestrator.record import Belief, Conclusion, FalseStops, StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.study_record import (
+    Belief,
+    Conclusion,
+    FalseStops,
+    StudyRecord,
+    TrialRecord,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

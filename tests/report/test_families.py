@@ -15,7 +15,7 @@ from rich.console import Console
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import families, report, report_page
-from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 from sftsearch.search_spaces.load import find_study_file, read_study
 
 if TYPE_CHECKING:

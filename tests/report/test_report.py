@@ -20,7 +20,7 @@ from rich.console import Console
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import pareto, report, report_page, wording
-from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sftsearch.orchestrator.record import StudyRecord
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 pytestmark = pytest.mark.service
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sftsearch.orchestrator import report, routes
-from sftsearch.orchestrator.record import StudyRecord, TrialRecord
+from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 HOSTILE = "<b>|a`\n"
 

@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.trial_folder import WEIGHTS
+from sftsearch.orchestrator.storage.trial_files import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sftsearch.orchestrator.journal import Event
-    from sftsearch.orchestrator.trial_folder import TrialFolder
+    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.trial_files import TrialFolder
 
 FREED = 0.1
 """Share of the limit that is freed beyond it, so that not every trial removes one."""

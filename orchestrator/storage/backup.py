@@ -33,14 +33,20 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import cache_folder
 from sftsearch.datasets.elsewhere import Elsewhere, is_elsewhere
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.journal import FILE_NAME, BusyError, Event, read_events, replace_journal
-from sftsearch.orchestrator.trial_folder import AwayError
+from sftsearch.orchestrator.storage.journal import (
+    FILE_NAME,
+    BusyError,
+    Event,
+    read_events,
+    replace_journal,
+)
+from sftsearch.orchestrator.storage.trial_files import AwayError
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from sftsearch.orchestrator.journal import Journal
+    from sftsearch.orchestrator.storage.journal import Journal
 
 DRIVER = "driver.json"
 PLACE = "elsewhere"
