@@ -312,7 +312,7 @@ def price(
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator import prices
+    from sftsearch.orchestrator.pricing import costs
     from sftsearch.orchestrator.study import check_study
 
     with spinner("pricing the space"):
@@ -321,13 +321,13 @@ def price(
     estimate = None
     if not no_time:
         with spinner("measuring some training steps"):
-            estimate = prices.estimate_time(source, spec, admission)
-    listing = prices.list_prices(admission)
+            estimate = costs.estimate_time(source, spec, admission)
+    listing = costs.list_prices(admission)
     if as_json:
-        echo_json(prices.as_json(listing, admission, estimate, source))
+        echo_json(costs.as_json(listing, admission, estimate, source))
     else:
-        console.print(prices.rich_table(listing, admission, estimate, top))
-        console.print(prices.in_words(listing, source, admission, estimate), highlight=False)
+        console.print(costs.rich_table(listing, admission, estimate, top))
+        console.print(costs.in_words(listing, source, admission, estimate), highlight=False)
 
 
 @main.command()

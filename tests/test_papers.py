@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sftsearch.orchestrator import papers
+from sftsearch.orchestrator.pricing import paper_tables
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.trainables.cost import GIGA
 
@@ -45,7 +45,7 @@ def by_hand(system: str, shape: str) -> float:
 
 @pytest.mark.parametrize("shape", SIZES)
 def test_every_cell_of_table_2_is_the_printed_formula_and_within_5_percent(shape: str) -> None:
-    rows = papers.price_table("SFT table 2")
+    rows = paper_tables.price_table("SFT table 2")
     assert [priced.row.name for priced in rows] == ["Concat", "LF", "MulT", "MBT", "SFT"]
     for priced in rows:
         assert priced.gflops[shape] == pytest.approx(by_hand(priced.row.name, shape), rel=1e-12)
@@ -65,7 +65,7 @@ def test_a_row_s_system_and_changes_are_put_together() -> None:
 
 @pytest.mark.parametrize("name", sorted(paper_tables()))
 def test_a_table_has_the_same_columns_in_each_row_and_a_price_for_it(name: str) -> None:
-    rows = papers.price_table(name)
+    rows = paper_tables.price_table(name)
     assert len({tuple(priced.row.printed) for priced in rows}) == 1
     assert len({priced.row.name for priced in rows}) == len(rows)
     for priced in rows:
@@ -76,20 +76,20 @@ def test_a_table_has_the_same_columns_in_each_row_and_a_price_for_it(name: str) 
 @pytest.mark.parametrize("name", sorted(paper_tables()))
 def test_a_table_fits_into_80_columns(name: str) -> None:
     stream = io.StringIO()
-    Console(file=stream, width=80).print(papers.rich_table(name))
+    Console(file=stream, width=80).print(paper_tables.rich_table(name))
     text = stream.getvalue()
     assert name in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    for priced in papers.price_table(name):
+    for priced in paper_tables.price_table(name):
         line = [line for line in text.splitlines() if line.startswith(f"{priced.row.name} ")][-1]
         for gflops in priced.gflops.values():
             assert f"{gflops:.4f}" in line
         for printed in priced.row.printed.values():
-            assert f"{papers.mean_of(printed):.2f}" in line
+            assert f"{paper_tables.mean_of(printed):.2f}" in line
 
 
 def test_json_has_the_deviations_too() -> None:
-    told = json.loads(json.dumps(papers.as_json("SFT table 1")))
+    told = json.loads(json.dumps(paper_tables.as_json("SFT table 1")))
     assert told["source"].startswith("Ding et al. 2021")
     row = next(row for row in told["rows"] if row["name"] == "SFT")
     assert row["printed"]["VGGS100 mAP"] == {"mean": 57.18, "std": 0.39}
@@ -118,8 +118,8 @@ def test_without_output_projections_table_2_is_within_2_percent(
     projected["SFT"] = 2 * sum(SIZES[shape]) + 11 * POOLED[shape]
     runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    for priced in papers.price_table("SFT table 2"):
+    for priced in paper_tables.price_table("SFT table 2"):
         less = by_hand(priced.row.name, shape) - projected[priced.row.name] * 1600 / GIGA
-        paper = papers.mean_of(priced.row.printed[f"{shape} GFLOPs"])
+        paper = paper_tables.mean_of(priced.row.printed[f"{shape} GFLOPs"])
         assert less == pytest.approx(paper, rel=0.02)
         assert f"| {less:.4f} | {less / paper - 1:+.1%} |" in printed

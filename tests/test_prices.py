@@ -16,8 +16,8 @@ from rich.console import Console
 from scipy import optimize
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator import prices
 from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.pricing import costs
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def shown(table: Any, width: int = 80) -> list[str]:
 
 def test_a_listing_has_every_admissible_configuration_by_rising_cost() -> None:
     _, admission = study_of()
-    listing = prices.list_prices(admission)
+    listing = costs.list_prices(admission)
     assert len(listing) == 16
     costs = [candidate.cost.gflops for candidate in listing]
     assert costs == sorted(costs)
@@ -68,23 +68,23 @@ def test_a_huge_space_is_listed_by_a_sample_within_its_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prices, "NUM_DRAWN", 200)
-    unlimited = prices.list_prices(study_of(CONTINUOUS)[1])
+    unlimited = costs.list_prices(study_of(CONTINUOUS)[1])
     assert len(unlimited) == 200
-    assert unlimited == prices.list_prices(study_of(CONTINUOUS)[1])
+    assert unlimited == costs.list_prices(study_of(CONTINUOUS)[1])
     limit = unlimited[100].cost.gflops
     _, admission = study_of(CONTINUOUS, f"[{{metric: gflops, max: {limit!r}}}]")
-    limited = prices.list_prices(admission)
+    limited = costs.list_prices(admission)
     assert [c.id for c in limited] == [c.id for c in unlimited if c.cost.gflops <= limit]
 
 
 def test_a_huge_space_with_nothing_admissible_is_said_at_once() -> None:
     source, admission = study_of(CONTINUOUS, "[{metric: parameters, max: 1}]")
-    assert prices.list_prices(admission) == []
-    estimate = prices.estimate_time(source, WEARABLES, admission)
-    assert shown(prices.in_words([], source, admission, estimate)) == [
+    assert costs.list_prices(admission) == []
+    estimate = costs.estimate_time(source, WEARABLES, admission)
+    assert shown(costs.in_words([], source, admission, estimate)) == [
         "No configuration is admissible."
     ]
-    assert prices.as_json([], admission, estimate, source)["study_seconds"] is None
+    assert costs.as_json([], admission, estimate, source)["study_seconds"] is None
 
 
 def test_the_line_is_that_of_nonnegative_least_squares() -> None:
@@ -96,19 +96,19 @@ def test_the_line_is_that_of_nonnegative_least_squares() -> None:
         y *= generator.uniform(0.8, 1.25, size=5)
         columns = np.stack([np.ones(5), x], axis=1) / y[:, None]
         expected, _ = optimize.nnls(columns, np.ones(5))
-        assert prices._fit_line(x.tolist(), y.tolist()) == pytest.approx(tuple(expected), abs=1e-9)
-    assert prices._fit_line([1.0, 2.0, 5.0], [0.3, 0.5, 1.1]) == pytest.approx((0.1, 0.2))
-    assert prices._fit_line([2.0], [0.5]) == (0.5, 0.0)
+        assert costs._fit_line(x.tolist(), y.tolist()) == pytest.approx(tuple(expected), abs=1e-9)
+    assert costs._fit_line([1.0, 2.0, 5.0], [0.3, 0.5, 1.1]) == pytest.approx((0.1, 0.2))
+    assert costs._fit_line([2.0], [0.5]) == (0.5, 0.0)
 
 
 def test_the_estimate_is_one_line_over_the_operations_of_a_batch() -> None:
     source, admission = study_of()
     threads = torch.get_num_threads()
-    estimate = prices.estimate_time(source, WEARABLES, admission)
+    estimate = costs.estimate_time(source, WEARABLES, admission)
     assert torch.get_num_threads() == threads
     assert estimate.slots == 1
     rows = []
-    for candidate in prices.list_prices(admission):
+    for candidate in costs.list_prices(admission):
         batch = candidate.configuration.train_config.batch_size
         num_steps = 2 * math.ceil(WEARABLES.num_samples["train"] / batch)
         seconds = estimate.seconds_a_trial[candidate.id] / num_steps
@@ -124,8 +124,8 @@ def test_the_estimate_is_one_line_over_the_operations_of_a_batch() -> None:
 
 def test_the_table_is_readable_at_80_columns() -> None:
     source, admission = study_of()
-    listing = prices.list_prices(admission)
-    lines = shown(prices.rich_table(listing, admission, None, 4))
+    listing = costs.list_prices(admission)
+    lines = shown(costs.rich_table(listing, admission, None, 4))
     assert lines[0].split() == ["GFLOPs", "parameters", "model", "what", "varies"]
     assert not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
@@ -133,7 +133,7 @@ def test_the_table_is_readable_at_80_columns() -> None:
     assert re.search(rf"dim=8 stride=16 {batch} modalities=\[phone_acc, watch_acc\]", text)
     assert re.search(rf"dim=16 stride=1 {batch} modalities=all", text)
     assert "patch" not in text
-    words = shown(prices.in_words(listing, source, admission, None), width=200)
+    words = shown(costs.in_words(listing, source, admission, None), width=200)
     assert words[0] == "In all: patch=8 num_heads=4 fused_layers=1."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops
     assert words[1] == (
@@ -150,27 +150,27 @@ space:
   - {kind: concat, patch: 8, dim: 10}
 """
     source, admission = study_of(space)
-    listing = prices.list_prices(admission)
-    lines = shown(prices.rich_table(listing, admission, None, 3))
+    listing = costs.list_prices(admission)
+    lines = shown(costs.rich_table(listing, admission, None, 3))
     assert [line.split()[2:] for line in lines[1:]] == [["sft", "tokens=1"], ["concat"], ["sft"]]
-    words = shown(prices.in_words(listing, source, admission, None))
+    words = shown(costs.in_words(listing, source, admission, None))
     assert words[0] == "In all: patch=8 dim=10 modalities=all."
 
 
 def test_rows_go_from_the_cheapest_to_the_dearest() -> None:
     source, admission = study_of()
-    listing = prices.list_prices(admission)
+    listing = costs.list_prices(admission)
     for top in (1, 2, 5, 16, 1000):
-        lines = shown(prices.rich_table(listing, admission, None, top), width=200)[1:]
+        lines = shown(costs.rich_table(listing, admission, None, top), width=200)[1:]
         assert len(lines) == min(top, 16)
         assert lines[0].split()[0] == f"{listing[0].cost.gflops:.3g}"
         if top > 1:
             assert lines[-1].split()[0] == f"{listing[-1].cost.gflops:.3g}"
-    estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 1234.56), 3, 3600.0)
-    lines = shown(prices.rich_table(listing, admission, estimate, 2), width=200)
+    estimate = costs.Estimate(dict.fromkeys([c.id for c in listing], 1234.56), 3, 3600.0)
+    lines = shown(costs.rich_table(listing, admission, estimate, 2), width=200)
     assert "s a trial" in lines[0]
     assert lines[1].split()[2] == "1,234.6"
-    words = shown(prices.in_words(listing, source, admission, estimate), width=200)
+    words = shown(costs.in_words(listing, source, admission, estimate), width=200)
     assert words[-1].startswith("12 trials take about 60.0 minutes here, 3 at a time")
 
 
@@ -179,13 +179,13 @@ def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
     text = f"dataset: {{kind: wearables}}\nsearch: {{trials: 12}}\n{file}"
     source = parse_study(text.encode())
     admission = Admission(source, WEARABLES)
-    listing = prices.list_prices(admission)
-    lines = shown(prices.in_words(listing, source, admission, None))
+    listing = costs.list_prices(admission)
+    lines = shown(costs.in_words(listing, source, admission, None))
     assert lines[-1].split()[:4] == ["SFT", "0.25", "0.2581", "+3.2%"]
-    told = prices.as_json(listing, admission, None, source)
+    told = costs.as_json(listing, admission, None, source)
     assert told["paper"]["rows"][-1]["gflops"]["VGGS"] == pytest.approx(0.2581, abs=5e-5)
     plain, _ = study_of()
-    assert prices.as_json(listing, admission, None, plain)["paper"] is None
+    assert costs.as_json(listing, admission, None, plain)["paper"] is None
 
 
 def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
@@ -197,9 +197,9 @@ def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
 
 def test_json_has_everything() -> None:
     source, admission = study_of(constraints="[{metric: gflops, max: 3e-4}]")
-    listing = prices.list_prices(admission)
-    estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 2.0), 2, 9.0)
-    told = json.loads(json.dumps(prices.as_json(listing, admission, estimate, source)))
+    listing = costs.list_prices(admission)
+    estimate = costs.Estimate(dict.fromkeys([c.id for c in listing], 2.0), 2, 9.0)
+    told = json.loads(json.dumps(costs.as_json(listing, admission, estimate, source)))
     assert told["points"] == 16
     assert told["refused"] == {"over limit": 16 - len(listing)}
     assert (told["slots"], told["study_seconds"]) == (2, 9.0)
@@ -215,4 +215,4 @@ def test_json_has_everything() -> None:
         "seconds": 2.0,
     }
     source, admission = study_of(CONTINUOUS)
-    assert prices.as_json(listing, admission, None, source)["points"] is None
+    assert costs.as_json(listing, admission, None, source)["points"] is None

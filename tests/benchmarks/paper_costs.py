@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sftsearch.orchestrator.papers import Priced, mean_of, price_table, spec_of
+from sftsearch.orchestrator.pricing.paper_tables import Priced, mean_of, price_table, spec_of
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.trainables.catalog import MODELS
 from sftsearch.trainables.cost import GIGA, Cost

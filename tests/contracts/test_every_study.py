@@ -16,7 +16,7 @@ import yaml
 import sftsearch.search_spaces
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.binding import check_names, definition_of
-from sftsearch.orchestrator.prices import list_prices
+from sftsearch.orchestrator.pricing.costs import list_prices
 from sftsearch.orchestrator.study import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
 from sftsearch.search_spaces.papers import paper_tables

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator import papers
 from sftsearch.orchestrator.admission import Admission, Candidate
+from sftsearch.orchestrator.pricing import paper_tables
 from sftsearch.orchestrator.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def as_json(
     """Return everything `price` knows, for scripts; the paper's table where the file names one."""
     paper = source.study.study.paper
     return {
-        "paper": papers.as_json(paper) if paper else None,
+        "paper": paper_tables.as_json(paper) if paper else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
         "slots": estimate.slots if estimate else None,
@@ -223,7 +223,7 @@ def in_words(
             "validation left out)."
         )
     paper = source.study.study.paper
-    return Group(*told, "", papers.rich_table(paper)) if paper else Group(*told)
+    return Group(*told, "", paper_tables.rich_table(paper)) if paper else Group(*told)
 
 
 def _size_in_words(listing: list[Candidate], admission: Admission) -> str:
