@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.admission import Admission, Candidate
+    from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.observations import Measured, Observations, Observed
     from sftsearch.orchestrator.surrogate import Hyperparameters
     from sftsearch.search_spaces.space import Point

@@ -650,7 +650,7 @@ def models(as_json: bool) -> None:
 
     Each parameter with its type and default; a study file gives one a value, or a range to search.
     """
-    from sftsearch.orchestrator.binding import describe_models
+    from sftsearch.orchestrator.candidates.binding import describe_models
 
     rows = describe_models()
     if as_json:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.admission import Candidate
+    from sftsearch.orchestrator.candidates.admission import Candidate
 
     Floats = NDArray[np.float64]
     Feature = Callable[[dict[str, Any]], float]

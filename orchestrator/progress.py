@@ -23,7 +23,7 @@ from sftsearch.orchestrator.study import Watcher
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sftsearch.orchestrator.admission import Admission
+    from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.search import Search
     from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-    from sftsearch.orchestrator.admission import Admission, Candidate
     from sftsearch.orchestrator.beliefs import Beliefs
+    from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.optuna_study import OptunaStudy
 
 SPREAD_OVER = 256

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.orchestrator import stopping
-from sftsearch.orchestrator.admission import Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
+from sftsearch.orchestrator.candidates.admission import Candidate, Refusal
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.observations import Imported, Observations
@@ -30,7 +30,7 @@ from sftsearch.search_spaces.space import Point
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sftsearch.orchestrator.admission import Admission
+    from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.observations import Observed
     from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
     from sftsearch.search_spaces.schema import SearchPlan, StudyFile

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.binding import GOALS, Configuration
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.binding import GOALS, Configuration
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.orchestrator.admission import Candidate
+    from sftsearch.orchestrator.candidates.admission import Candidate
     from sftsearch.orchestrator.search import Assignment
     from sftsearch.orchestrator.table import Table
     from sftsearch.search_spaces.load import Source
@@ -87,7 +87,7 @@ class TableAdmission(Admission):
         Raises:
             ConfigError: the table does not hold it.
         """
-        from sftsearch.orchestrator.admission import Candidate
+        from sftsearch.orchestrator.candidates.admission import Candidate
 
         model, parameters = self.space.models[point.branch], point.parameters
         row = self._by_parameters.get(_canonical(model, parameters))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from sftsearch.orchestrator.admission import Admission, Candidate
+    from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.storage.journal import Journal
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.schema import StudyFile

@@ -124,7 +124,7 @@ class TrainingWorker:
     def _prepare(self, job: Job) -> Any:
         import torch
 
-        from sftsearch.orchestrator.binding import bind
+        from sftsearch.orchestrator.candidates.binding import bind
         from sftsearch.trainables.catalog import build_model
         from sftsearch.trainables.cost import count_gmacs
         from sftsearch.trainables.fit import Fit

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator import admission as admissions
-from sftsearch.orchestrator.admission import Admission, Candidate, Refusal
-from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.candidates import admission as admissions
+from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
+from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import build_model

@@ -11,15 +11,15 @@ import pytest
 from scipy import stats
 from toy_study import LISTED, Memory, noise, source_of
 
-from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import beliefs as module
 from sftsearch.orchestrator.beliefs import Beliefs
+from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.observations import Observations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.admission import Admission, Candidate
+    from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.observations import Observed
 
     Floats = NDArray[np.float64]

@@ -12,8 +12,13 @@ import torch
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import binding
-from sftsearch.orchestrator.binding import bind, check_names, definition_of, with_objectives
+from sftsearch.orchestrator.candidates import binding
+from sftsearch.orchestrator.candidates.binding import (
+    bind,
+    check_names,
+    definition_of,
+    with_objectives,
+)
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig

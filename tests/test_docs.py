@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.cli import main
 from sftsearch.search_spaces.load import parse_study
 

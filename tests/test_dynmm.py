@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from sftsearch.datasets.catalog import describe, open_dataset
-from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.binding import bind, check_names
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.binding import bind, check_names
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.wording import brief_parameter, show_parameter

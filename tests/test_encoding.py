@@ -13,7 +13,7 @@ from sftsearch.orchestrator.encoding import MAX_CATEGORIES, MIDDLE, Encoder
 from sftsearch.trainables.cost import Cost
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.admission import Candidate
+    from sftsearch.orchestrator.candidates.admission import Candidate
 
 CANDIDATE = next(
     iter((Memory(source_of("trials: 1")).admission.table or {}).values())

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy import optimize
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.pricing import costs
 from sftsearch.search_spaces.load import parse_study
 

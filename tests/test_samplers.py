@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from scipy import stats
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator import admission as admissions
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.admission import Admission, Candidate, Refusal
 from sftsearch.orchestrator.beliefs import Beliefs
+from sftsearch.orchestrator.candidates import admission as admissions
+from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
 from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import (

@@ -14,7 +14,7 @@ import pytest
 from toy_study import source_of, width
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.admission import Admission
+from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.simulate import Replay, TableAdmission, simulate
 from sftsearch.orchestrator.table import META, TableError, read_table, write_table
 

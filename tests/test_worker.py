@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.binding import bind
+from sftsearch.orchestrator.candidates.binding import bind
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, LOG, OWNER, WEIGHTS
 from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.trainables.catalog import MODELS

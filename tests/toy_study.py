@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.admission import Admission
-from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.storage.journal import Journal, MemoryJournal
 from sftsearch.search_spaces.load import parse_study

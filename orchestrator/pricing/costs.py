@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.admission import Admission, Candidate
+from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.pricing import paper_tables
 from sftsearch.orchestrator.seeds import derive_seed
 

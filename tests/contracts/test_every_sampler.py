@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.admission import Admission, Candidate
 from sftsearch.orchestrator.beliefs import Beliefs
-from sftsearch.orchestrator.binding import check_names
+from sftsearch.orchestrator.candidates.admission import Admission, Candidate
+from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import SAMPLERS, sampler_of

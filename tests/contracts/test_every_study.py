@@ -15,7 +15,7 @@ import yaml
 
 import sftsearch.search_spaces
 from sftsearch.datasets.catalog import describe, open_dataset
-from sftsearch.orchestrator.binding import check_names, definition_of
+from sftsearch.orchestrator.candidates.binding import check_names, definition_of
 from sftsearch.orchestrator.pricing.costs import list_prices
 from sftsearch.orchestrator.study import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
@@ -25,8 +25,8 @@ from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.fit import Fit
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.admission import Admission
-    from sftsearch.orchestrator.binding import Configuration
+    from sftsearch.orchestrator.candidates.admission import Admission
+    from sftsearch.orchestrator.candidates.binding import Configuration
 
 FOLDER = Path(next(iter(sftsearch.search_spaces.__path__)))
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.orchestrator.binding import Configuration, bind
-from sftsearch.orchestrator.nearest import Nearest
+from sftsearch.orchestrator.candidates.binding import Configuration, bind
+from sftsearch.orchestrator.candidates.neighbors import Nearest
 from sftsearch.search_spaces.load import Mistake, StudyFileError
 from sftsearch.search_spaces.space import Point, Space, count, values
 from sftsearch.trainables import catalog as models
