@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator import stopping
 from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
 from sftsearch.orchestrator.candidates.admission import Candidate, Refusal
+from sftsearch.orchestrator.early_stopping import base
 from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.observations import Imported, Observations
@@ -464,9 +464,9 @@ class Search:
             )
         return not decision.stop
 
-    def _report_of(self, trial: Trial, epoch: int, best: float | None) -> stopping.Report:
+    def _report_of(self, trial: Trial, epoch: int, best: float | None) -> base.Report:
         observed, (cost_low, cost_high) = trial.observed, self._cost_bounds(trial.observed)
-        return stopping.Report(
+        return base.Report(
             key=trial.key,
             epoch=epoch,
             value=self.past.sign * trial.epochs[epoch][self.objectives[0]],
@@ -651,7 +651,7 @@ class Search:
             }
             for i, identity in enumerate(measured.ids)
         }
-        false_stops = stopping.false_stop_rate(self.rule.audits)
+        false_stops = base.false_stop_rate(self.rule.audits)
         self._note_fit()
         self._journal.append(
             "concluded",
@@ -826,9 +826,9 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
     )
 
 
-def _rule(plan: SearchPlan) -> stopping.Rule:
+def _rule(plan: SearchPlan) -> base.Rule:
     options = plan.stopping.model_dump(exclude={"kind"})
-    return stopping.RULES[plan.stopping.kind](**options)
+    return base.RULES[plan.stopping.kind](**options)
 
 
 def _admitted_body(number: int, candidate: Candidate, num_seeds: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import stopping
-from sftsearch.orchestrator.stopping import (
+from sftsearch.orchestrator.early_stopping import base
+from sftsearch.orchestrator.early_stopping.base import (
     RULES,
     Audit,
     Decision,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.stopping import Rule
+    from sftsearch.orchestrator.early_stopping.base import Rule
 
 EPOCHS = 16
 
@@ -532,7 +532,7 @@ def test_among_the_best_agrees_with_the_whole_order(kind: str) -> None:
 def test_a_front_too_long_to_order_is_thinned_evenly() -> None:
     """Of 1,000 points of one front the best half is asked for: about half of them is kept."""
     points = points_of("front", 1000, 5)
-    assert len(points) > 4 * stopping.MAX_SPREAD
+    assert len(points) > 4 * base.MAX_SPREAD
     fronts = Fronts()
     for point in points[:-200]:
         fronts.add(point)

@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tes
 from benchmarks.bench_search import WORKERS, believed_front
 from benchmarks.search_tables import Case, own_case
 
+from sftsearch.orchestrator.early_stopping.base import Audit, false_stop_rate
 from sftsearch.orchestrator.membership import (
     DELTA,
     brier,
@@ -45,7 +46,6 @@ from sftsearch.orchestrator.membership import (
     within_delta_everywhere,
 )
 from sftsearch.orchestrator.simulate import simulate
-from sftsearch.orchestrator.stopping import Audit, false_stop_rate
 from sftsearch.orchestrator.surrogate import additive_means
 
 if TYPE_CHECKING:
