@@ -23,7 +23,7 @@ from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
-from sftsearch.orchestrator.surrogate import additive_means
+from sftsearch.orchestrator.surrogate.gp import additive_means
 from sftsearch.orchestrator.table import write_table
 
 if TYPE_CHECKING:

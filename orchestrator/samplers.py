@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-    from sftsearch.orchestrator.beliefs import Beliefs
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.optuna_study import OptunaStudy
+    from sftsearch.orchestrator.surrogate.model import Beliefs
 
 SPREAD_OVER = 256
 """Configurations drawn at random of which a first one is the farthest from the others."""

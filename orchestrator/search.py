@@ -15,24 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.budget import Budget
 from sftsearch.orchestrator.candidates.admission import Candidate, Refusal
 from sftsearch.orchestrator.early_stopping import base
-from sftsearch.orchestrator.membership import front_probabilities, within_delta_everywhere
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
-from sftsearch.orchestrator.observations import Imported, Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import propose_given, propose_uniform, sampler_of
-from sftsearch.orchestrator.surrogate import Hyperparameters
+from sftsearch.orchestrator.surrogate.front_probability import (
+    front_probabilities,
+    within_delta_everywhere,
+)
+from sftsearch.orchestrator.surrogate.gp import Hyperparameters
+from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.observations import Imported, Observations
 from sftsearch.search_spaces.space import Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftsearch.orchestrator.candidates.admission import Admission
-    from sftsearch.orchestrator.observations import Observed
     from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
+    from sftsearch.orchestrator.surrogate.observations import Observed
     from sftsearch.search_spaces.schema import SearchPlan, StudyFile
 
 MAX_REFUSALS = 20

@@ -11,16 +11,16 @@ import pytest
 from scipy import stats
 from toy_study import LISTED, Memory, noise, source_of
 
-from sftsearch.orchestrator import beliefs as module
-from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.candidates import admission as admissions
-from sftsearch.orchestrator.observations import Observations
+from sftsearch.orchestrator.surrogate import model as module
+from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.observations import Observations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.observations import Observed
+    from sftsearch.orchestrator.surrogate.observations import Observed
 
     Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_study import Memory, source_of
 
-from sftsearch.orchestrator.encoding import MAX_CATEGORIES, MIDDLE, Encoder
+from sftsearch.orchestrator.surrogate.features import MAX_CATEGORIES, MIDDLE, Encoder
 from sftsearch.trainables.cost import Cost
 
 if TYPE_CHECKING:

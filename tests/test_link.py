@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from sftsearch.orchestrator.link import LEAST, Link
+from sftsearch.orchestrator.surrogate.transforms import LEAST, Link
 
 SHARES = np.array([0.05, 0.3, 0.5, 0.9, 0.97])
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import integrate, stats  # type: ignore[import-untyped, unused-ignore]
 from sklearn.linear_model import LogisticRegression
 
-from sftsearch.orchestrator import membership, pareto
+from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator.surrogate import front_probability
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def test_front_probabilities_follow_the_definition(
         np.mean([row[n] > max(row[costs <= (1 + epsilon) * costs[n]]) - delta for row in draws])
         for n in range(len(costs))
     ]
-    found = membership.front_probabilities(draws, costs, epsilon=epsilon, delta=delta)
+    found = front_probability.front_probabilities(draws, costs, epsilon=epsilon, delta=delta)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -49,15 +50,15 @@ def test_without_tolerances_it_is_the_share_of_plain_fronts() -> None:
     """Continuous draws have no ties, in which the two definitions differ."""
     generator = np.random.default_rng(0)
     draws, costs = generator.normal(size=(500, 12)), generator.permutation(12) + 1.0
-    found = membership.front_probabilities(draws, costs, epsilon=0, delta=0)
+    found = front_probability.front_probabilities(draws, costs, epsilon=0, delta=0)
     assert found.tolist() == pareto.membership(draws, costs).tolist()
 
 
 def test_a_rival_hardly_dearer_counts_and_one_hardly_better_does_not() -> None:
     costs = [1.0, 1.01, 1.01 * 1.03]
-    found = membership.front_probabilities([[0.70, 0.71, 0.713]], costs)
+    found = front_probability.front_probabilities([[0.70, 0.71, 0.713]], costs)
     assert found.tolist() == [0.0, 1.0, 1.0]
-    found = membership.front_probabilities([[0.70, 0.704, 0.713]], costs)
+    found = front_probability.front_probabilities([[0.70, 0.704, 0.713]], costs)
     assert found.tolist() == [1.0, 1.0, 1.0]
 
 
@@ -65,7 +66,7 @@ def test_two_independent_normals() -> None:
     """The dearer is on the front with P(Y - X > -delta), Y - X normal of variance 2."""
     generator = np.random.default_rng(1)
     draws = generator.normal([0.0, 0.5], 1.0, (100_000, 2))
-    found = membership.front_probabilities(draws, [1.0, 2.0], delta=0.3)
+    found = front_probability.front_probabilities(draws, [1.0, 2.0], delta=0.3)
     assert found[0] == 1.0
     assert found[1] == pytest.approx(stats.norm.cdf(0.8 / math.sqrt(2)), abs=0.007)
 
@@ -85,7 +86,7 @@ def test_within_delta_follows_the_definition(
         own = [max(row[chosen & (costs <= b)], default=-math.inf) for b in budgets]
         best = [max(row[costs <= b]) for b in budgets]
         good.append(all(o >= b - delta for o, b in zip(own, best, strict=True)))
-    found = membership.within_delta_everywhere(
+    found = front_probability.within_delta_everywhere(
         draws, costs, chosen, delta=delta, low=low, high=high
     )
     assert found == np.mean(good)
@@ -93,10 +94,12 @@ def test_within_delta_follows_the_definition(
 
 def test_all_chosen_is_certain_and_none_chosen_is_not() -> None:
     draws, costs = np.random.default_rng(2).normal(size=(50, 4)), np.arange(1.0, 5.0)
-    assert membership.within_delta_everywhere(draws, costs, np.ones(4, bool)) == 1.0
-    assert membership.within_delta_everywhere(draws, costs, np.zeros(4, bool)) == 0.0
+    assert front_probability.within_delta_everywhere(draws, costs, np.ones(4, bool)) == 1.0
+    assert front_probability.within_delta_everywhere(draws, costs, np.zeros(4, bool)) == 0.0
     # Nothing is affordable below the cheapest, so nothing is missed there.
-    assert membership.within_delta_everywhere(draws, costs, np.zeros(4, bool), high=0.5) == 1.0
+    assert (
+        front_probability.within_delta_everywhere(draws, costs, np.zeros(4, bool), high=0.5) == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,12 +117,12 @@ def test_what_cannot_be_judged_is_refused(
     draws: Any, costs: Any, options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        membership.front_probabilities(draws, costs, **options)
+        front_probability.front_probabilities(draws, costs, **options)
 
 
 def _slow_changes(means: Floats, sds: Floats, u: Floats) -> list[float]:
     """Return E[integral of the front with a moved mean] less that of the front, by quadrature."""
-    end = max(1.0, u.max()) + membership.DEAREST_STEP
+    end = max(1.0, u.max()) + front_probability.DEAREST_STEP
     edges = np.unique(np.append(u, end))
     changes = []
     for i, sd in enumerate(sds):
@@ -151,7 +154,7 @@ def test_changes_agree_with_quadrature(seed: int) -> None:
     means = generator.integers(0, 8, 9) / 40 + generator.random(9) * (seed % 2) / 100
     variances = generator.random(9) / 400
     variances[0] = 0.0
-    found = membership.front_changes(means, variances, 0.002, u)
+    found = front_probability.front_changes(means, variances, 0.002, u)
     sds = variances / np.sqrt(variances + 0.002)
     assert found == pytest.approx(_slow_changes(means, sds, u), rel=1e-6, abs=1e-9)
 
@@ -161,7 +164,7 @@ def test_changes_agree_with_monte_carlo() -> None:
     generator = np.random.default_rng(5)
     means, u = np.array([0.60, 0.66, 0.655, 0.70]), np.array([0.0, 0.3, 0.5, 0.8])
     variances, noise = np.array([4e-4, 9e-4, 4e-4, 2e-4]), 1e-3
-    found = membership.front_changes(means, variances, noise, u)
+    found = front_probability.front_changes(means, variances, noise, u)
     widths = np.diff(np.append(u, 1.01))
     for i in range(4):
         true = generator.normal(means[i], np.sqrt(variances[i]), 200_000)
@@ -181,14 +184,16 @@ def test_a_mean_of_n_replicates_moves_by_the_closed_form(n: int) -> None:
     """Two of equal mean and cost: w s phi(0), s^2 = noise / (n (n + 1)), w up to 1.01."""
     noise = 0.03
     s = math.sqrt(noise / (n * (n + 1)))
-    found = membership.front_changes(np.zeros(2), np.full(2, noise / n), noise, np.full(2, 0.25))
+    found = front_probability.front_changes(
+        np.zeros(2), np.full(2, noise / n), noise, np.full(2, 0.25)
+    )
     assert found == pytest.approx([0.76 * s / math.sqrt(2 * math.pi)] * 2, rel=1e-12)
 
 
 def test_a_running_replicate_counts_as_finished_at_its_mean() -> None:
     noise, means, u = 0.03, np.array([0.5, 0.51, 0.52]), np.array([0.0, 0.1, 0.5])
-    two = membership.front_changes(means, np.full(3, noise / 2), noise, u, [1, 0, 3])
-    later = membership.front_changes(means, noise / np.array([3, 2, 5]), noise, u)
+    two = front_probability.front_changes(means, np.full(3, noise / 2), noise, u, [1, 0, 3])
+    later = front_probability.front_changes(means, noise / np.array([3, 2, 5]), noise, u)
     assert two == pytest.approx(later, rel=1e-12)
 
 
@@ -203,7 +208,7 @@ def _next(**changes: Any) -> int | None:
         "running_C": [0] * 4,
         "maximum": 5,
     }
-    return membership.next_replicate(**arguments | changes)
+    return front_probability.next_replicate(**arguments | changes)
 
 
 def test_the_next_replicate_goes_where_two_are_close() -> None:
@@ -244,8 +249,8 @@ def test_order_does_not_matter() -> None:
         generator.random(40),
     )
     order = generator.permutation(40)
-    found = membership.front_changes(means, variances, 1e-3, u)
-    moved = membership.front_changes(means[order], variances[order], 1e-3, u[order])
+    found = front_probability.front_changes(means, variances, 1e-3, u)
+    moved = front_probability.front_changes(means[order], variances[order], 1e-3, u[order])
     assert moved == pytest.approx(found[order], rel=1e-12)
 
 
@@ -270,18 +275,18 @@ def test_ten_thousand_configurations_take_milliseconds() -> None:
     seconds = []
     for _ in range(5):
         started = time.process_time()
-        assert membership.next_replicate(**arguments, maximum=5) is not None
+        assert front_probability.next_replicate(**arguments, maximum=5) is not None
         seconds.append(time.process_time() - started)
     assert min(seconds) < 0.05
 
 
 def test_brier_of_always_the_share() -> None:
     truths = np.arange(10) < 3
-    assert membership.brier(np.full(10, 0.3), truths) == pytest.approx(0.3 * 0.7)
-    assert membership.brier(truths, truths) == 0.0
-    assert membership.brier(~truths, truths) == 1.0
+    assert front_probability.brier(np.full(10, 0.3), truths) == pytest.approx(0.3 * 0.7)
+    assert front_probability.brier(truths, truths) == 0.0
+    assert front_probability.brier(~truths, truths) == 1.0
     with pytest.raises(ValueError, match="at least one"):
-        membership.brier([], [])
+        front_probability.brier([], [])
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
@@ -292,7 +297,7 @@ def test_the_slope_is_that_of_an_unpenalised_logistic_regression(factor: float) 
     probabilities = 1 / (1 + np.exp(-logits))
     model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
     model.fit(logits[:, None], truths)
-    found = membership.recalibration_slope(probabilities, truths, clip=1e-6)
+    found = front_probability.recalibration_slope(probabilities, truths, clip=1e-6)
     assert found == pytest.approx(model.coef_[0, 0], rel=1e-4)
     assert found == pytest.approx(factor, rel=0.3)
 
@@ -303,19 +308,19 @@ def test_the_slope_of_two_probabilities_is_a_ratio_of_log_odds() -> None:
         [0.2] * 4 + [0.8] * 4,
         [True, False, False, False] + [True] * 3 + [False],
     )
-    found = membership.recalibration_slope(probabilities, truths)
+    found = front_probability.recalibration_slope(probabilities, truths)
     assert found == pytest.approx(math.log(3) / math.log(4), rel=1e-9)
 
 
 def test_certain_probabilities_are_clipped() -> None:
     probabilities, truths = [0.0] * 10 + [1.0] * 10, [True] + [False] * 9 + [True] * 9 + [False]
-    found = membership.recalibration_slope(probabilities, truths, clip=0.01)
+    found = front_probability.recalibration_slope(probabilities, truths, clip=0.01)
     assert found == pytest.approx(math.log(9) / math.log(99), rel=1e-9)
 
 
 def test_a_slope_may_be_infinite_or_none() -> None:
-    assert membership.recalibration_slope([0.1, 0.9], [False, True]) == math.inf
-    assert membership.recalibration_slope([0.1, 0.9], [True, False]) == -math.inf
+    assert front_probability.recalibration_slope([0.1, 0.9], [False, True]) == math.inf
+    assert front_probability.recalibration_slope([0.1, 0.9], [True, False]) == -math.inf
     for probabilities, truths in (([0.1, 0.9], [True, True]), ([0.5, 0.5], [True, False])):
         with pytest.raises(ValueError, match="true and false"):
-            membership.recalibration_slope(probabilities, truths)
+            front_probability.recalibration_slope(probabilities, truths)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftsearch.orchestrator.observations import Observations, Observed
-from sftsearch.orchestrator.surrogate import additive_means
+from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.observations import Observations, Observed
 from sftsearch.search_spaces.space import Point
 
 BODY = {"model": "sft", "parameters": {"dim": 8}, "epochs": 4, "warmup": 0, "group": "0 none"}

@@ -16,10 +16,8 @@ from scipy import stats
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
-from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import (
     GENERATION,
@@ -31,6 +29,8 @@ from sftsearch.orchestrator.samplers import (
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import Branch
 from sftsearch.search_spaces.space import Point, Space

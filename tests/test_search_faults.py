@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
 
-from sftsearch.orchestrator import beliefs
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.search import MAX_LOSSES
 from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.surrogate import model
 from sftsearch.search_spaces.load import StudyFileError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from sftsearch.orchestrator import surrogate
-from sftsearch.orchestrator.surrogate import Hyperparameters, Surrogate
+from sftsearch.orchestrator.surrogate import gp
+from sftsearch.orchestrator.surrogate.gp import Hyperparameters, Surrogate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,12 +118,12 @@ def test_measured_without_noise_is_known_exactly() -> None:
 
 def test_what_is_no_covariance_is_refused() -> None:
     with pytest.raises(np.linalg.LinAlgError, match="not positive"):
-        surrogate._factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
+        gp._factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
 
 
-def _evidence(x: Floats, counts: Floats, replicates: list[Floats]) -> surrogate._Evidence:
+def _evidence(x: Floats, counts: Floats, replicates: list[Floats]) -> gp._Evidence:
     means, pooled, dof = _pooled(replicates)
-    return surrogate._Evidence(x, means, counts, pooled, dof, -1.2)
+    return gp._Evidence(x, means, counts, pooled, dof, -1.2)
 
 
 def test_the_posterior_of_hyperparameters_is_that_of_every_replicate() -> None:
@@ -149,7 +149,7 @@ def test_the_posterior_of_hyperparameters_is_that_of_every_replicate() -> None:
 
     evidence = _evidence(x, counts, replicates)
     thetas = np.random.default_rng(3).normal([0, 0, -2, -3, -3], 0.7, (6, 5))
-    ours = np.array([surrogate._negative_log_posterior(theta, evidence)[0] for theta in thetas])
+    ours = np.array([gp._negative_log_posterior(theta, evidence)[0] for theta in thetas])
     theirs = np.array([dense(theta) for theta in thetas])
     np.testing.assert_allclose(ours - ours[0], theirs - theirs[0], atol=1e-7)
 
@@ -158,10 +158,10 @@ def test_the_posterior_of_hyperparameters_is_that_of_every_replicate() -> None:
 def test_the_gradient_agrees_with_differences(seed: int) -> None:
     evidence = _evidence(*_example(12))
     theta = np.random.default_rng(seed).normal([0, 0, -2, -3, -3], 0.7)
-    _, gradient = surrogate._negative_log_posterior(theta, evidence)
+    _, gradient = gp._negative_log_posterior(theta, evidence)
     for k, step in enumerate(1e-5 * np.eye(5)):
-        above, _ = surrogate._negative_log_posterior(theta + step, evidence)
-        below, _ = surrogate._negative_log_posterior(theta - step, evidence)
+        above, _ = gp._negative_log_posterior(theta + step, evidence)
+        below, _ = gp._negative_log_posterior(theta - step, evidence)
         assert gradient[k] == pytest.approx((above - below) / 2e-5, rel=1e-5, abs=1e-4)
 
 
@@ -171,7 +171,7 @@ def test_it_learns_the_model_that_made_the_data() -> None:
     counts = generator.integers(1, 4, 320).astype(float)
     means, replicates = _draw(generator, x, counts, TRUTH)
     measured, pooled, dof = _pooled(replicates[:120])
-    fitted = surrogate.fit_hyperparameters(
+    fitted = gp.fit_hyperparameters(
         x[:120], measured, counts[:120], pooled_variance=pooled, dof=dof
     )
     assert fitted.sigma == pytest.approx(0.02, rel=0.15)
@@ -191,8 +191,8 @@ def test_it_learns_the_model_that_made_the_data() -> None:
 def test_a_fit_is_free_of_units() -> None:
     x, counts, replicates = _example(20)
     means, pooled, dof = _pooled(replicates)
-    plain = surrogate.fit_hyperparameters(x, means, counts, pooled_variance=pooled, dof=dof)
-    percent = surrogate.fit_hyperparameters(
+    plain = gp.fit_hyperparameters(x, means, counts, pooled_variance=pooled, dof=dof)
+    percent = gp.fit_hyperparameters(
         x, 100 * means - 7, counts, pooled_variance=1e4 * pooled, dof=dof
     )
     np.testing.assert_allclose(percent.lengthscales, plain.lengthscales, rtol=1e-5)
@@ -207,7 +207,7 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
     evidence = _evidence(x, counts, replicates)
 
     def badness(start: Hyperparameters | None, max_iterations: int) -> float:
-        fitted = surrogate.fit_hyperparameters(
+        fitted = gp.fit_hyperparameters(
             x,
             means,
             counts,
@@ -218,9 +218,9 @@ def test_a_warm_start_ends_where_a_cold_one_does() -> None:
         )
         scales = [fitted.amplitude, fitted.tau, fitted.sigma]
         theta = np.log([*fitted.lengthscales, *scales])
-        return surrogate._negative_log_posterior(theta, evidence)[0]
+        return gp._negative_log_posterior(theta, evidence)[0]
 
-    few = surrogate.fit_hyperparameters(x[:-1], means[:-1], counts[:-1])
+    few = gp.fit_hyperparameters(x[:-1], means[:-1], counts[:-1])
     assert badness(few, 10) == pytest.approx(badness(None, 200), abs=0.3)
     lost = Hyperparameters(
         lengthscales=np.full(2, 1e-9), amplitude=1e9, tau=0.0, sigma=1e-9, mean=0.0
@@ -246,7 +246,7 @@ def test_awkward_data_give_finite_beliefs(
     x: list[list[float]], means: list[float], dof: int
 ) -> None:
     counts = np.ones(len(means))
-    fitted = surrogate.fit_hyperparameters(x, means, counts, pooled_variance=1e-4, dof=dof)
+    fitted = gp.fit_hyperparameters(x, means, counts, pooled_variance=1e-4, dof=dof)
     model = Surrogate(x, means, counts, fitted)
     unseen = np.random.default_rng(0).random((10, 2))
     for mean, sd in (model.observed(), model.predict(unseen)):
@@ -256,7 +256,7 @@ def test_awkward_data_give_finite_beliefs(
 
 
 def test_no_features_are_a_model_too() -> None:
-    fitted = surrogate.fit_hyperparameters(np.empty((3, 0)), [0.4, 0.5, 0.6], [2, 2, 2])
+    fitted = gp.fit_hyperparameters(np.empty((3, 0)), [0.4, 0.5, 0.6], [2, 2, 2])
     mean, _ = Surrogate(np.empty((3, 0)), [0.4, 0.5, 0.6], [2, 2, 2], fitted).observed()
     assert 0.4 < mean[0] < mean[1] < mean[2] < 0.6
 
@@ -266,7 +266,7 @@ def test_a_feature_that_never_varies_keeps_its_prior() -> None:
     x, counts, replicates = _example(20)
     means = _pooled(replicates)[0]
     x = np.column_stack([x, np.full(20, 0.5)])
-    fitted = surrogate.fit_hyperparameters(x, means, counts)
+    fitted = gp.fit_hyperparameters(x, means, counts)
     assert fitted.lengthscales[2] == pytest.approx(math.exp(math.sqrt(2) - 3) * math.sqrt(3))
 
 
@@ -274,7 +274,7 @@ def test_many_replicates_decide_sigma() -> None:
     """The prior is weak: 200 degrees of freedom outweigh it, whatever the spread of the means."""
     x = np.linspace(0, 1, 10)[:, None]
     for sigma in (0.003, 0.3):
-        fitted = surrogate.fit_hyperparameters(
+        fitted = gp.fit_hyperparameters(
             x, np.sin(5 * x[:, 0]), np.full(10, 21.0), pooled_variance=sigma**2, dof=200
         )
         assert fitted.sigma == pytest.approx(sigma, rel=0.05)
@@ -283,7 +283,7 @@ def test_many_replicates_decide_sigma() -> None:
 def test_the_noise_gives_the_scale_where_means_do_not() -> None:
     """Equal means of replicates with sd 0.01 say that configurations hardly differ."""
     x = np.array([[0.2, 0.1], [0.8, 0.3]])
-    fitted = surrogate.fit_hyperparameters(x, [0.5, 0.5], [6, 6], pooled_variance=1e-4, dof=10)
+    fitted = gp.fit_hyperparameters(x, [0.5, 0.5], [6, 6], pooled_variance=1e-4, dof=10)
     assert fitted.sigma == pytest.approx(0.01, rel=0.2)
     assert Surrogate(x, [0.5, 0.5], [6, 6], fitted).predict([[0.9, 0.9]])[1] < 0.02
 
@@ -293,7 +293,7 @@ def test_the_noise_gives_the_scale_where_means_do_not() -> None:
 )
 def test_what_is_not_finite_is_refused(x: list[list[float]], means: list[float]) -> None:
     with pytest.raises(ValueError, match="but got"):
-        surrogate.fit_hyperparameters(x, means, np.ones(len(means)))
+        gp.fit_hyperparameters(x, means, np.ones(len(means)))
 
 
 def _dense_additive(values: Floats, folds: NDArray[np.int_]) -> tuple[Floats, Floats, float, int]:
@@ -326,7 +326,7 @@ def test_additive_means_agree_with_dense_least_squares(seed: int) -> None:
     values += generator.normal(0, 0.02, values.shape)
     values[generator.random(values.shape) < 0.5] = np.nan
     values[:, 0] = np.where(np.isnan(values).all(axis=1), 0.5, values[:, 0])
-    means, counts, pooled, dof, got, *_ = surrogate.additive_means(values, folds)
+    means, counts, pooled, dof, got, *_ = gp.additive_means(values, folds)
     expected_effects, expected_means, expected_noise, expected_dof = _dense_additive(values, folds)
     np.testing.assert_allclose(got, expected_effects, atol=1e-10)
     np.testing.assert_allclose(means, expected_means, atol=1e-10)
@@ -340,7 +340,7 @@ def test_without_noise_effects_are_exact() -> None:
     effects, own = np.array([0.1, 0.0, -0.1]), np.array([0.5, 0.6, 0.7])
     values = own[:, None] + effects
     values[2, 1:] = np.nan
-    means, counts, pooled, dof, got, *_ = surrogate.additive_means(values, [0, 1, 2])
+    means, counts, pooled, dof, got, *_ = gp.additive_means(values, [0, 1, 2])
     np.testing.assert_allclose(got, effects, atol=1e-12)
     np.testing.assert_allclose(means, own, atol=1e-12)
     assert counts.tolist() == [3, 3, 1]
@@ -356,7 +356,7 @@ def test_without_noise_effects_are_exact() -> None:
     ],
 )
 def test_effects_that_cannot_be_told_are_zero(values: list[list[float]], folds: list[int]) -> None:
-    means, _, pooled, dof, effects, *_ = surrogate.additive_means(values, folds)
+    means, _, pooled, dof, effects, *_ = gp.additive_means(values, folds)
     assert not effects.any()
     np.testing.assert_allclose(means, np.nanmean(values, axis=1))
     expected = np.nanvar(values[0], ddof=1)
@@ -365,7 +365,7 @@ def test_effects_that_cannot_be_told_are_zero(values: list[list[float]], folds: 
 
 def test_nothing_run_twice_has_no_pooled_variance() -> None:
     values = [[0.5, np.nan], [np.nan, 0.7], [np.nan, np.nan]]
-    means, counts, pooled, dof, effects, *_ = surrogate.additive_means(values, [0, 1])
+    means, counts, pooled, dof, effects, *_ = gp.additive_means(values, [0, 1])
     np.testing.assert_equal(means, [0.5, 0.7, np.nan])
     assert counts.tolist() == [1, 1, 0]
     assert (pooled, dof, effects.tolist()) == (0.0, 0, [0.0, 0.0])
@@ -377,7 +377,7 @@ def test_folds_that_nothing_links_are_not_compared() -> None:
     values = np.full((8, 4), np.nan)
     values[:4, :2] = 0.5 + np.array([0.05, -0.05]) + generator.normal(0, 0.001, (4, 2))
     values[4:, 2:] = 0.9 + np.array([0.02, -0.02]) + generator.normal(0, 0.001, (4, 2))
-    effects = surrogate.additive_means(values, [0, 1, 2, 3]).effects
+    effects = gp.additive_means(values, [0, 1, 2, 3]).effects
     assert effects[:2].sum() == pytest.approx(0, abs=1e-12)
     assert effects[2:].sum() == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(effects, [0.05, -0.05, 0.02, -0.02], atol=0.002)
@@ -413,7 +413,7 @@ def test_what_is_not_known_of_effects_is_their_posterior_covariance() -> None:
     values += generator.normal(0, 0.05, values.shape)
     values[generator.random(values.shape) < 0.4] = np.nan
     values[:, 0] = np.where(np.isnan(values[:, 0]), 0.5, values[:, 0])
-    fit = surrogate.additive_means(values, folds)
+    fit = gp.additive_means(values, folds)
     rows, columns = np.nonzero(~np.isnan(values))
     design = np.zeros((len(rows), 13))
     design[np.arange(len(rows)), rows] = 1
@@ -431,7 +431,7 @@ def test_what_is_not_known_of_effects_is_their_posterior_covariance() -> None:
     np.testing.assert_allclose(fit.weights, np.array(shares) / fit.counts[:, None])
 
 
-def _spread_of(values: Floats, folds: Floats, fit: surrogate.AdditiveFit) -> float:
+def _spread_of(values: Floats, folds: Floats, fit: gp.AdditiveFit) -> float:
     """Return the effects' variance that shrank them: b = V (P / (size + noise / spread))."""
     counts = np.stack([(~np.isnan(values))[:, folds == k].sum(axis=1) for k in range(3)], axis=1)
     normal = np.diag(counts.sum(axis=0)) - counts.T @ (counts / fit.counts[:, None])
@@ -444,5 +444,5 @@ def _spread_of(values: Floats, folds: Floats, fit: surrogate.AdditiveFit) -> flo
 
 
 def test_where_folds_are_not_told_apart_nothing_is_shared() -> None:
-    assert not surrogate.additive_means([[0.5], [0.6]], [0]).covariance.any()
-    assert not surrogate.additive_means([[0.5, 0.6]], [0, 0]).covariance.any()
+    assert not gp.additive_means([[0.5], [0.6]], [0]).covariance.any()
+    assert not gp.additive_means([[0.5, 0.6]], [0, 0]).covariance.any()

@@ -38,15 +38,15 @@ from benchmarks.bench_search import WORKERS, believed_front
 from benchmarks.search_tables import Case, own_case
 
 from sftsearch.orchestrator.early_stopping.base import Audit, false_stop_rate
-from sftsearch.orchestrator.membership import (
+from sftsearch.orchestrator.simulate import simulate
+from sftsearch.orchestrator.surrogate.front_probability import (
     DELTA,
     brier,
     front_probabilities,
     recalibration_slope,
     within_delta_everywhere,
 )
-from sftsearch.orchestrator.simulate import simulate
-from sftsearch.orchestrator.surrogate import additive_means
+from sftsearch.orchestrator.surrogate.gp import additive_means
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.search import Search

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.beliefs import Beliefs
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.candidates.binding import check_names
-from sftsearch.orchestrator.observations import Observations
 from sftsearch.orchestrator.optuna_study import OptunaStudy
 from sftsearch.orchestrator.samplers import SAMPLERS, sampler_of
+from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
 

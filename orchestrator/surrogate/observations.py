@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.link import Link
-from sftsearch.orchestrator.surrogate import additive_means
+from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.transforms import Link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.surrogate import Hyperparameters
+    from sftsearch.orchestrator.surrogate.gp import Hyperparameters
     from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.encoding import Encoder
-from sftsearch.orchestrator.improvement import Staircase, expected_improvement, staircase
-from sftsearch.orchestrator.membership import front_changes
 from sftsearch.orchestrator.seeds import derive_seed
-from sftsearch.orchestrator.surrogate import Surrogate, fit_hyperparameters
+from sftsearch.orchestrator.surrogate.acquisition import Staircase, expected_improvement, staircase
+from sftsearch.orchestrator.surrogate.features import Encoder
+from sftsearch.orchestrator.surrogate.front_probability import front_changes
+from sftsearch.orchestrator.surrogate.gp import Surrogate, fit_hyperparameters
 from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.observations import Measured, Observations, Observed
-    from sftsearch.orchestrator.surrogate import Hyperparameters
+    from sftsearch.orchestrator.surrogate.gp import Hyperparameters
+    from sftsearch.orchestrator.surrogate.observations import Measured, Observations, Observed
     from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
