@@ -18,14 +18,14 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
-from sftsearch.orchestrator.optuna_study import OptunaStudy
-from sftsearch.orchestrator.samplers import (
+from sftsearch.orchestrator.samplers.base import (
     GENERATION,
     PARENTS,
     UNUSED,
     FrontSampler,
     sampler_of,
 )
+from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.orchestrator.storage.journal import Journal
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sftsearch.orchestrator.samplers import Proposal
+    from sftsearch.orchestrator.samplers.base import Proposal
 
 WEARABLES = describe("wearables")
 WIDE = """\

@@ -11,8 +11,8 @@ import pytest
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.candidates.binding import check_names
-from sftsearch.orchestrator.optuna_study import OptunaStudy
-from sftsearch.orchestrator.samplers import SAMPLERS, sampler_of
+from sftsearch.orchestrator.samplers.base import SAMPLERS, sampler_of
+from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.surrogate.model import Beliefs
 from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study

@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from sftsearch.orchestrator.optuna_study import lowest_of
+from sftsearch.orchestrator.samplers.optuna_study import lowest_of
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.search_spaces.space import Point
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.optuna_study import OptunaStudy
+    from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
     from sftsearch.orchestrator.surrogate.model import Beliefs
 
 SPREAD_OVER = 256
