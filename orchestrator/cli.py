@@ -37,8 +37,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
     """Read a study from its journal where that is here, else from MLflow."""
-    from sftsearch.orchestrator import tracking
     from sftsearch.orchestrator.study import find_study, list_studies, read_record
+    from sftsearch.orchestrator.tracking import mirror as tracking
 
     if tracking_uri is None or name in {folder.name for folder in list_studies(runs)}:
         return read_record(find_study(name, runs))
@@ -383,8 +383,9 @@ def pareto(
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator import report, tracking
+    from sftsearch.orchestrator import report
     from sftsearch.orchestrator.study import axes_of
+    from sftsearch.orchestrator.tracking import mirror as tracking
 
     uri = tracking_uri or tracking.default_uri(runs)
     record = tracking.read_study(uri, study, runs)
@@ -516,7 +517,8 @@ def ui(
 
     Only this machine reaches it, unless --host says otherwise.
     """
-    from sftsearch.orchestrator import tracking, tracking_ui
+    from sftsearch.orchestrator.tracking import mirror as tracking
+    from sftsearch.orchestrator.tracking import ui
 
     uri = tracking_uri or tracking.default_uri(runs)
     if uri.startswith(("http:", "https:")):
@@ -528,11 +530,11 @@ def ui(
             f"With --host {host} everybody who reaches port {port} of this machine could read, "
             "change and delete all studies. Add --login, or --without-login if that is meant."
         )
-    pages = tracking_ui.pages_of_studies(uri, runs)
+    pages = ui.pages_of_studies(uri, runs)
     click.echo(f"MLflow UI of {tracking.masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
     for name, page in list(pages.items())[:MAX_PAGES]:
         click.echo(f"  {name}: http://{host}:{port}/{page}")
-    sys.exit(tracking_ui.serve_ui(uri, runs, port, host=host, login=login))
+    sys.exit(ui.serve_ui(uri, runs, port, host=host, login=login))
 
 
 @main.command(name="list")

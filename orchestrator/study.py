@@ -179,7 +179,9 @@ def run_study(
         ):
             journal.listen(backup.behind(listener) if backup else listener)
         watch.stage("starting Ray and MLflow")
-        from sftsearch.orchestrator import tracking  # MLflow takes seconds to import
+        from sftsearch.orchestrator.tracking import (
+            mirror as tracking,  # MLflow takes seconds to import
+        )
 
         uri = tracking_uri or tracking.default_uri(runs)
         mirror = tracking.Mirror(journal, uri, runs)
@@ -296,7 +298,7 @@ def reason_of(search: Search) -> str:
 def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | None) -> StudyResult:
     """Write the report beside the study and, if MLflow has everything, into MLflow."""
     from sftsearch.orchestrator import report
-    from sftsearch.orchestrator.tracking import TrackingError
+    from sftsearch.orchestrator.tracking.mirror import TrackingError
 
     if not formats or not any(trial.status == "finished" for trial in result.record.trials):
         return result
@@ -548,7 +550,7 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
 
 def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:
     """Write what MLflow lacks of a study that is not running; return why that failed, if it did."""
-    from sftsearch.orchestrator import tracking
+    from sftsearch.orchestrator.tracking import mirror as tracking
 
     runs = runs_folder(runs)
     with Journal(folder) as journal, _backed_up(journal, Watcher()):
@@ -564,7 +566,7 @@ def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     Raises:
         UserError: a driver runs the study.
     """
-    from sftsearch.orchestrator import tracking
+    from sftsearch.orchestrator.tracking import mirror as tracking
 
     runs = runs_folder(runs)
     there = elsewhere_of(runs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def result_as_json(result: StudyResult) -> dict[str, Any]:
     """Return what `run` says of a study for a script."""
-    from sftsearch.orchestrator.tracking import masked
+    from sftsearch.orchestrator.tracking.mirror import masked
 
     return {
         "study": result.name,
@@ -51,7 +51,7 @@ def concluded(record: StudyRecord) -> list[str]:
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
     from sftsearch.orchestrator.storage.backup import shown
-    from sftsearch.orchestrator.tracking import masked
+    from sftsearch.orchestrator.tracking.mirror import masked
 
     options = "" if runs == Path("runs") else f" --runs {shown(runs)}"
     return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"

@@ -34,9 +34,9 @@ import drive_study
 import psutil
 from servers import team_servers
 
-from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import read_record
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

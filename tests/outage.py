@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from servers import team_servers
 
-from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import Watcher, read_record, run_study
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 if TYPE_CHECKING:
     from servers import MlflowServer

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from test_tracking import add_trials
 
-from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.retention import Retention
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalFolder
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

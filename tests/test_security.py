@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import PASSWORD, free_port
 
-from sftsearch.orchestrator import confirm, tracking, tune
+from sftsearch.orchestrator import confirm, tune
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.placement import ResourceError
 from sftsearch.orchestrator.storage.journal import Journal
@@ -35,6 +35,7 @@ from sftsearch.orchestrator.study import (
     run_study,
     trial_folder,
 )
+from sftsearch.orchestrator.tracking import mirror as tracking
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:

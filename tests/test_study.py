@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import confirm, study, tracking, tune
+from sftsearch.orchestrator import confirm, study, tune
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import StudyResult, read_record, run_study
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 STUDY = """
 study: {{name: small, description: A test.}}

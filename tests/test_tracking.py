@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from servers import MlflowServer
 
-from sftsearch.orchestrator import report, tracking
+from sftsearch.orchestrator import report
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

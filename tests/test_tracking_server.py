@@ -9,8 +9,8 @@ import pytest
 from servers import PASSWORD, find_postgres, team_servers
 from test_tracking import add_trials, expected, snapshot
 
-from sftsearch.orchestrator import tracking
 from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.tracking import mirror as tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
