@@ -435,7 +435,7 @@ def compare(
     """
     import dataclasses
 
-    from sftsearch.orchestrator import compare as comparisons
+    from sftsearch.orchestrator.analysis import compare as comparisons
 
     if (b is None) == (families is None):
         raise click.UsageError("Name a second study, or two families with --families.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.folds import fold_of, open_fold
-from sftsearch.orchestrator import front as fronts
+from sftsearch.orchestrator.analysis import front as fronts
 from sftsearch.orchestrator.candidates.binding import bind
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal

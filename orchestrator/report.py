@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import families, routes
-from sftsearch.orchestrator.front import Front, summarise
+from sftsearch.orchestrator.analysis import families, routes
+from sftsearch.orchestrator.analysis.front import Front, summarise
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
 from sftsearch.orchestrator.wording import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sftsearch.orchestrator.front import Configuration
+    from sftsearch.orchestrator.analysis.front import Configuration
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 __all__ = [

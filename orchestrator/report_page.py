@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.orchestrator import families, routes
+from sftsearch.orchestrator.analysis import families, routes
 from sftsearch.orchestrator.metrics import metric, show_number
 from sftsearch.orchestrator.wording import (
     columns,
@@ -39,7 +39,7 @@ from sftsearch.orchestrator.wording import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sftsearch.orchestrator.front import Configuration, Front
+    from sftsearch.orchestrator.analysis.front import Configuration, Front
     from sftsearch.orchestrator.wording import Column
 
 _HERE = Path(__file__).parent

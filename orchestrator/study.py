@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import warm_start
+from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.families import names_of_families
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.backup import (
     Backup,

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
-    from sftsearch.orchestrator.compare import Comparison
+    from sftsearch.orchestrator.analysis.compare import Comparison
     from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.study import StudyResult
 
@@ -96,7 +96,7 @@ def print_comparison(comparison: Comparison) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from sftsearch.orchestrator import compare
+    from sftsearch.orchestrator.analysis import compare
 
     table = Table(box=None, pad_edge=False)
     for n, name in enumerate(compare.headers(comparison)):

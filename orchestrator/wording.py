@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.front import difference
-from sftsearch.orchestrator.importance import importance_by_band
+from sftsearch.orchestrator.analysis.front import difference
+from sftsearch.orchestrator.analysis.importance import importance_by_band
 from sftsearch.orchestrator.metrics import METRICS, MISSING, metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sftsearch.orchestrator.front import Configuration, Difference, Front
-    from sftsearch.orchestrator.importance import Band
+    from sftsearch.orchestrator.analysis.front import Configuration, Difference, Front
+    from sftsearch.orchestrator.analysis.importance import Band
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 FEWEST_FOR_IMPORTANCE = 40

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import compare
+from sftsearch.orchestrator.analysis import compare
 from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord

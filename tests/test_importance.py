@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.orchestrator import importance
-from sftsearch.orchestrator.importance import importance_by_band
+from sftsearch.orchestrator.analysis import importance
+from sftsearch.orchestrator.analysis.importance import importance_by_band
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.orchestrator import front as fronts
+from sftsearch.orchestrator.analysis import front as fronts
 from sftsearch.orchestrator.confirm import confirm_study
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.load import find_study_file

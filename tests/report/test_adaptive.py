@@ -28,7 +28,7 @@ from sftsearch.orchestrator.storage.study_record import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.front import Configuration, Front
+    from sftsearch.orchestrator.analysis.front import Configuration, Front
 
 
 def trial(name: str, seed: int, top1: float, cost: float, **changes: Any) -> TrialRecord:

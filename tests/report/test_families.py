@@ -14,14 +14,15 @@ import pytest
 from rich.console import Console
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import families, report, report_page
+from sftsearch.orchestrator import report, report_page
+from sftsearch.orchestrator.analysis import families
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 from sftsearch.search_spaces.load import find_study_file, read_study
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sftsearch.orchestrator.front import Front
+    from sftsearch.orchestrator.analysis.front import Front
 
 
 def trial(model: str, number: int, top1: float, cost: float, **values: float) -> TrialRecord:

@@ -17,7 +17,7 @@ from sftsearch.orchestrator.wording import brief_parameter, varying
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftsearch.orchestrator.front import Configuration, Front
+    from sftsearch.orchestrator.analysis.front import Configuration, Front
 
 WEIGHT = "resource_weight"
 """The parameter of gated systems that weighs the price of routes in the loss."""

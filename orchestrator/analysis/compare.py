@@ -16,8 +16,8 @@ import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.families import NUM_LEVELS, best_of, family_of
-from sftsearch.orchestrator.front import summarise
+from sftsearch.orchestrator.analysis.families import NUM_LEVELS, best_of, family_of
+from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.wording import show_change
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.front import Configuration, Front, Interval
+    from sftsearch.orchestrator.analysis.front import Configuration, Front, Interval
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
     Floats = NDArray[np.float64]

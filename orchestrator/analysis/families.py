@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.front import Difference, difference
+from sftsearch.orchestrator.analysis.front import Difference, difference
 from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.wording import show_interval, show_parameter
 from sftsearch.search_spaces.schema import is_distribution
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.front import Configuration, Front, Interval
+    from sftsearch.orchestrator.analysis.front import Configuration, Front, Interval
     from sftsearch.search_spaces.schema import Branch
 
 NUM_LEVELS = 4
