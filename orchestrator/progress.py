@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sftsearch.orchestrator.candidates.admission import Admission
-    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.search.engine import Search
     from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source
 

@@ -18,7 +18,7 @@ import numpy as np
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import GOALS, Configuration
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.table import LAST_EPOCHS, TableError
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.orchestrator.candidates.admission import Candidate
-    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.search.engine import Assignment
     from sftsearch.orchestrator.table import Table
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.space import Point

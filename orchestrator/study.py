@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import warm_start
 from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.search import warm_start
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.backup import (
     Backup,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import optuna
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.search.engine import Assignment, Search
     from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
     from sftsearch.orchestrator.worker import Worker
@@ -272,7 +272,7 @@ def _search(
 ) -> Search:
     """Run the trials on Ray; journal the driver's beginning and end."""
     from sftsearch.orchestrator import placement, tune  # Ray takes seconds to import
-    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.search.engine import Search
 
     study = source.study
     with tune.connected(**cluster):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.search.engine import Assignment, Search
     from sftsearch.orchestrator.worker import Worker
     from sftsearch.search_spaces.schema import Resources
 

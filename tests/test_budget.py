@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from toy_study import Memory, Training, noise, source_of, uneven, width
 
-from sftsearch.orchestrator.budget import CONVERGED_GAIN, Budget
+from sftsearch.orchestrator.search.budget import CONVERGED_GAIN, Budget
 from sftsearch.orchestrator.storage.journal import Event
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.search.engine import Search
 
 TRAINING = Training(epochs=4, truth=uneven, seconds=60.0)
 """Four minutes a trial."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import bind, check_names
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.wording import brief_parameter, show_parameter
 from sftsearch.search_spaces.load import StudyFileError, parse_study

@@ -14,7 +14,7 @@ from toy_study import Memory, Training, noise, source_of, uneven, width
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.search.engine import Assignment, Search
     from sftsearch.orchestrator.storage.journal import Event
 
 

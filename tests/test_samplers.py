@@ -26,7 +26,7 @@ from sftsearch.orchestrator.samplers.base import (
     sampler_of,
 )
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.surrogate.model import Beliefs

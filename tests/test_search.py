@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 from toy_study import STUDY, TPE, Toy, finish, run
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator import search as searches
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.search import engine as searches
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal
 

@@ -16,13 +16,13 @@ import pytest
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
 
 from sftsearch.orchestrator.candidates import admission as admissions
-from sftsearch.orchestrator.search import MAX_LOSSES
+from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.surrogate import model
 from sftsearch.search_spaces.load import StudyFileError
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.search import Assignment, Search
+    from sftsearch.orchestrator.search.engine import Assignment, Search
     from sftsearch.orchestrator.storage.journal import Event
 
 WIDE = "  - {kind: sft, patch: 8, num_heads: 4, fused_layers: 1, dim: 8,\n" + (

@@ -19,7 +19,7 @@ from ray.util import placement_group_table
 from sftsearch.orchestrator import tune
 from sftsearch.orchestrator.placement import ResourceError
 from sftsearch.orchestrator.processes import PatientResourceManager
-from sftsearch.orchestrator.search import MAX_LOSSES
+from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.worker import MEMORY, TrainingWorker, failure

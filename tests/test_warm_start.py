@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.orchestrator import warm_start
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search import warm_start
+from sftsearch.orchestrator.search.engine import Search
+from sftsearch.orchestrator.search.warm_start import WarmStartError
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import begin_or_continue, check_study, refuse_surprises
 from sftsearch.orchestrator.surrogate.observations import Imported, Observations
-from sftsearch.orchestrator.warm_start import WarmStartError
 from sftsearch.search_spaces.load import StudyFileError
 from sftsearch.search_spaces.space import Point
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.search.engine import Assignment
     from sftsearch.orchestrator.storage.journal import Event
 
 STUDY = """

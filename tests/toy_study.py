@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import check_names
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import Journal, MemoryJournal
 from sftsearch.search_spaces.load import parse_study
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.search.engine import Assignment
     from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source
 

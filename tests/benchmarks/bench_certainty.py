@@ -49,7 +49,7 @@ from sftsearch.orchestrator.surrogate.front_probability import (
 from sftsearch.orchestrator.surrogate.gp import additive_means
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.search.engine import Search
     from sftsearch.orchestrator.simulate import Simulation
 
 FEWEST = 10

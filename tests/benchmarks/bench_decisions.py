@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.simulate import TableAdmission
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.orchestrator.table import Table
@@ -34,7 +34,7 @@ from sftsearch.search_spaces.space import Space
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.search.engine import Assignment
     from sftsearch.search_spaces.load import Source
 
 BRANCH = """

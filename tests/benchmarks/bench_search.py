@@ -43,7 +43,7 @@ from sftsearch.orchestrator.simulate import Replay, simulate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.search import Search
+    from sftsearch.orchestrator.search.engine import Search
 
 WORKERS = 4
 LEVELS = (2.0, 1.0, 0.5)

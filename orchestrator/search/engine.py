@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.budget import Budget
 from sftsearch.orchestrator.candidates.admission import Candidate, Refusal
 from sftsearch.orchestrator.early_stopping import base
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.samplers.base import propose_given, propose_uniform, sampler_of
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
+from sftsearch.orchestrator.search.budget import Budget
 from sftsearch.orchestrator.surrogate.front_probability import (
     front_probabilities,
     within_delta_everywhere,
