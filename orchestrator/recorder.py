@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.worker import TrainingWorker
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.worker import Job
+    from sftsearch.orchestrator.execution.worker import Job
 
 DECISIONS = "decisions.npz"
 """`validation` and `test`: (E, N / 8) bits, right or not, by epoch and sample; `cpu_seconds`: (E,)

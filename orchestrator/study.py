@@ -25,6 +25,7 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
 from sftsearch.orchestrator.search import warm_start
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.backup import (
@@ -39,7 +40,6 @@ from sftsearch.orchestrator.storage.backup import (
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, driver_of, read_events
 from sftsearch.orchestrator.storage.retention import Retention
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, open_trial_folder
-from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     import optuna
 
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.execution.worker import Worker
     from sftsearch.orchestrator.search.engine import Assignment, Search
     from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
-    from sftsearch.orchestrator.worker import Worker
 
 DEFAULT_RUNS = Path("runs")
 REPORT_FORMATS = ("html", "csv", "json", "markdown", "png")
@@ -271,7 +271,10 @@ def _search(
     worker: type[Worker],
 ) -> Search:
     """Run the trials on Ray; journal the driver's beginning and end."""
-    from sftsearch.orchestrator import placement, tune  # Ray takes seconds to import
+    from sftsearch.orchestrator.execution import (
+        placement,
+        tune,  # Ray takes seconds to import
+    )
     from sftsearch.orchestrator.search.engine import Search
 
     study = source.study
@@ -320,7 +323,7 @@ def axes_of(study: StudyRecord) -> tuple[str, str]:
 
 
 def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
-    from sftsearch.orchestrator import placement
+    from sftsearch.orchestrator.execution import placement
 
     study, where = source.study, trial_folder(folder, assignment.key)
     given = study.resources.of(assignment.cost)

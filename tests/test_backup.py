@@ -16,6 +16,7 @@ from test_worker import TRAINING, job, run
 
 from sftsearch.datasets.elsewhere import Elsewhere
 from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
 from sftsearch.orchestrator.storage import backup as backups
 from sftsearch.orchestrator.storage.backup import Backup, BackupError, pull, runs_folder
 from sftsearch.orchestrator.storage.journal import Journal, read_events
@@ -36,7 +37,6 @@ from sftsearch.orchestrator.study import (
     read_state,
     run_study,
 )
-from sftsearch.orchestrator.worker import SPACE, TrainingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

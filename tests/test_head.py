@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from sftsearch.orchestrator import head
+from sftsearch.orchestrator.execution import head_watch
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -25,7 +25,7 @@ def test_going_and_coming_are_each_told_once(host: str, monkeypatch: pytest.Monk
     said: queue.Queue[str] = queue.Queue()
     ended = threading.Event()
     name = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-    thread = threading.Thread(target=head._watch, args=(name, said.put, ended))
+    thread = threading.Thread(target=head_watch._watch, args=(name, said.put, ended))
     thread.start()
     listener.close()
     assert "does not answer" in said.get(timeout=20)

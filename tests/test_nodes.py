@@ -13,10 +13,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from sftsearch.orchestrator import tune
+from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import Watcher, run_study
-from sftsearch.orchestrator.worker import TrainingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

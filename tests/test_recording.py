@@ -11,7 +11,8 @@ import pytest
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.folds import open_fold
-from sftsearch.orchestrator import recording, tune
+from sftsearch.orchestrator import recording
+from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.recording import RecordingError, record_table
 from sftsearch.orchestrator.simulate import simulate
 from sftsearch.orchestrator.storage.journal import Journal, read_events

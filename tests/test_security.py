@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import PASSWORD, free_port
 
-from sftsearch.orchestrator import confirm, tune
+from sftsearch.orchestrator import confirm
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.placement import ResourceError
+from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.placement import ResourceError
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, WEIGHTS
 from sftsearch.orchestrator.study import (
@@ -210,7 +211,7 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
 def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
     from test_worker import job, run
 
-    from sftsearch.orchestrator.worker import TrainingWorker
+    from sftsearch.orchestrator.execution.worker import TrainingWorker
 
     mark = tmp_path / "loaded"
     (tmp_path / CHECKPOINT).write_bytes(pickle.dumps(Poison(mark)))

@@ -16,13 +16,13 @@ import ray
 from ray.tune import PlacementGroupFactory
 from ray.util import placement_group_table
 
-from sftsearch.orchestrator import tune
-from sftsearch.orchestrator.placement import ResourceError
-from sftsearch.orchestrator.processes import PatientResourceManager
+from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.placement import ResourceError
+from sftsearch.orchestrator.execution.tune_patches import PatientResourceManager
+from sftsearch.orchestrator.execution.worker import MEMORY, TrainingWorker, failure
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
-from sftsearch.orchestrator.worker import MEMORY, TrainingWorker, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
-from sftsearch.orchestrator import tune
-from sftsearch.orchestrator.placement import ResourceError, count_slots
+from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.placement import ResourceError, count_slots
 from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.schema import Resources

@@ -14,8 +14,8 @@ import torch
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.binding import bind
+from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, LOG, OWNER, WEIGHTS
-from sftsearch.orchestrator.worker import Job, TrainingWorker
 from sftsearch.trainables.catalog import MODELS
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_made_is_the_reason(tmp_path: Path) -> None:
 
 WITHOUT_COMPILER = """
 import json, sys
-from sftsearch.orchestrator.worker import Job, TrainingWorker
+from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
 worker = TrainingWorker()
 worker.start(Job(**json.loads(sys.argv[1])))
 print(worker.step()["failed"])

@@ -79,7 +79,7 @@ def start_ray(num_cpus: int | None) -> None:
 
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
-    from sftsearch.orchestrator import tune  # sets what Ray reads as it starts
+    from sftsearch.orchestrator.execution import tune  # sets what Ray reads as it starts
     from sftsearch.orchestrator.study import Watcher, run_study
 
     class Clock(Watcher):

@@ -14,12 +14,12 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sftsearch.orchestrator.worker import LOST, failure
+from sftsearch.orchestrator.execution.worker import LOST, failure
 
 if TYPE_CHECKING:
     import socket
 
-    from sftsearch.orchestrator.worker import Job, Worker
+    from sftsearch.orchestrator.execution.worker import Job, Worker
 
 
 class Member:

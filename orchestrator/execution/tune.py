@@ -41,17 +41,29 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import head, processes
-from sftsearch.orchestrator.placement import NO_NODE_SECONDS, ResourceError, Room, placement_of
-from sftsearch.orchestrator.team import Team
-from sftsearch.orchestrator.worker import LOST, MEMORY, SPACE, Job, TrainingWorker, failure
+from sftsearch.orchestrator.execution import head_watch, tune_patches
+from sftsearch.orchestrator.execution.placement import (
+    NO_NODE_SECONDS,
+    ResourceError,
+    Room,
+    placement_of,
+)
+from sftsearch.orchestrator.execution.worker import (
+    LOST,
+    MEMORY,
+    SPACE,
+    Job,
+    TrainingWorker,
+    failure,
+)
+from sftsearch.orchestrator.execution.worker_group import Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+    from sftsearch.orchestrator.execution.worker import Worker
     from sftsearch.orchestrator.search.engine import Assignment, Search
-    from sftsearch.orchestrator.worker import Worker
     from sftsearch.search_spaces.schema import Resources
 
 REPORT = "sftsearch"
@@ -434,7 +446,7 @@ def _check_reachable(address: str) -> None:
             "the driver on a machine of the cluster; `ray start` names the address."
         )
     try:
-        head.reach(address, timeout=5)
+        head_watch.reach(address, timeout=5)
     except (OSError, OverflowError) as error:
         raise ResourceError(f"No Ray cluster answers at '{address}': {error}.") from error
 
@@ -473,8 +485,8 @@ def run(
     with (
         tempfile.TemporaryDirectory(prefix="sftsearch-tune-") as scratch,
         Interruption() as interruption,
-        processes.used_by_tune(),
-        head.watched(notice),
+        tune_patches.used_by_tune(),
+        head_watch.watched(notice),
     ):
         scheduler = Scheduler(algorithm, interruption, notice, resources.trial_hours)
         tuner = tune.Tuner(

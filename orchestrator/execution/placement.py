@@ -15,7 +15,7 @@ from ray import tune
 from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.worker import Job
+    from sftsearch.orchestrator.execution.worker import Job
     from sftsearch.search_spaces.schema import Resources
 
 NO_NODE_SECONDS = 10.0
