@@ -383,7 +383,7 @@ def pareto(
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.report import formats as report
     from sftsearch.orchestrator.study import axes_of
     from sftsearch.orchestrator.tracking import mirror as tracking
 
@@ -464,8 +464,8 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator import report
     from sftsearch.orchestrator.confirm import confirm_study
+    from sftsearch.orchestrator.report import formats as report
     from sftsearch.orchestrator.study import axes_of, find_study, mirror_study
 
     console = Console(stderr=as_json)

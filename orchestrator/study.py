@@ -300,7 +300,7 @@ def reason_of(search: Search) -> str:
 
 def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | None) -> StudyResult:
     """Write the report beside the study and, if MLflow has everything, into MLflow."""
-    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.report import formats as report
     from sftsearch.orchestrator.tracking.mirror import TrackingError
 
     if not formats or not any(trial.status == "finished" for trial in result.record.trials):

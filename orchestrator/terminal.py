@@ -43,7 +43,7 @@ def counts(record: StudyRecord) -> dict[str, Any]:
 
 def concluded(record: StudyRecord) -> list[str]:
     """Return what a study says of its stops and of what it reports, a sentence each."""
-    from sftsearch.orchestrator.wording import certainty, stops
+    from sftsearch.orchestrator.report.text import certainty, stops
 
     return [line for line in (stops(record), certainty(record)) if line]
 
@@ -62,7 +62,7 @@ def print_result(result: StudyResult, where: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from sftsearch.orchestrator import report
+    from sftsearch.orchestrator.report import formats as report
     from sftsearch.orchestrator.study import axes_of
 
     console = Console()

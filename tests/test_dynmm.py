@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import bind, check_names
+from sftsearch.orchestrator.report.text import brief_parameter, show_parameter
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
-from sftsearch.orchestrator.wording import brief_parameter, show_parameter
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import MODELS, build_model

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from servers import MlflowServer
 
-from sftsearch.orchestrator import report
+from sftsearch.orchestrator.report import formats as report
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.tracking import mirror as tracking

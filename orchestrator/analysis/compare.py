@@ -19,7 +19,7 @@ from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.analysis.families import NUM_LEVELS, best_of, family_of
 from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.metrics import MISSING, metric
-from sftsearch.orchestrator.wording import show_change
+from sftsearch.orchestrator.report.text import show_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,7 +20,7 @@ import numpy as np
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.analysis.front import Difference, difference
 from sftsearch.orchestrator.metrics import MISSING, metric
-from sftsearch.orchestrator.wording import show_interval, show_parameter
+from sftsearch.orchestrator.report.text import show_interval, show_parameter
 from sftsearch.search_spaces.schema import is_distribution
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.metrics import MISSING, metric
-from sftsearch.orchestrator.wording import brief_parameter, varying
+from sftsearch.orchestrator.report.text import brief_parameter, varying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import report, report_page
 from sftsearch.orchestrator.analysis import families
+from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.report import html
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 from sftsearch.search_spaces.load import find_study_file, read_study
 
@@ -203,7 +204,7 @@ def test_one_model_is_not_compared(study: StudyRecord) -> None:
     alone = replace(study, trials=tuple(t for t in study.trials if t.model == "sft"))
     front = report.summarise(alone)
     assert families.compare_families(front) is None
-    assert "Families compared" not in report.to_markdown(front) + report_page.to_html(front)
+    assert "Families compared" not in report.to_markdown(front) + html.to_html(front)
     assert json.loads(report.to_json(front))["families"] is None
     assert families.compare_families(report.summarise(study_of())) is None
 
@@ -214,7 +215,7 @@ def test_every_format_shows_each_model(study: StudyRecord) -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(report.rich_table(front))
     terminal = console.export_text()
-    page, markdown = report_page.to_html(front), report.to_markdown(front)
+    page, markdown = html.to_html(front), report.to_markdown(front)
     document = json.loads(report.to_json(front))["families"]
     assert [tuned["family"] for tuned in document["tuned"]] == list(found.names)
     for text in (terminal, page, markdown):

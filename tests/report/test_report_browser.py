@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sftsearch.orchestrator import report
+from sftsearch.orchestrator.report import formats as report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sftsearch.orchestrator import report
 from sftsearch.orchestrator.analysis import routes
+from sftsearch.orchestrator.report import formats as report
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 HOSTILE = "<b>|a`\n"

@@ -17,8 +17,8 @@ from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator.analysis import families, routes
 from sftsearch.orchestrator.analysis.front import Front, summarise
 from sftsearch.orchestrator.metrics import metric
-from sftsearch.orchestrator.report_page import PALETTE, staircase, to_html
-from sftsearch.orchestrator.wording import (
+from sftsearch.orchestrator.report.html import PALETTE, staircase, to_html
+from sftsearch.orchestrator.report.text import (
     brief_parameter,
     certainty,
     columns,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.orchestrator.analysis import families, routes
 from sftsearch.orchestrator.metrics import metric, show_number
-from sftsearch.orchestrator.wording import (
+from sftsearch.orchestrator.report.text import (
     columns,
     headline,
     importance,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sftsearch.orchestrator.analysis.front import Configuration, Front
-    from sftsearch.orchestrator.wording import Column
+    from sftsearch.orchestrator.report.text import Column
 
 _HERE = Path(__file__).parent
 PALETTE = ("#4e79a7", "#e8812b", "#4f9d55", "#b0629b", "#d94f54", "#3fa7a0", "#9c755f", "#8a8f2f")
