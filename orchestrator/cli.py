@@ -175,9 +175,9 @@ def table(
     """
     from rich.console import Console
 
+    from sftsearch.orchestrator.benchmark.record import record_table
+    from sftsearch.orchestrator.benchmark.table import read_table
     from sftsearch.orchestrator.progress import ConsoleWatcher
-    from sftsearch.orchestrator.recording import record_table
-    from sftsearch.orchestrator.table import read_table
 
     more = {"near": near, "near_replicates": near_replicates}
     with ConsoleWatcher(Console()) as watcher:
@@ -233,9 +233,9 @@ def simulate(
     The budget regret is how far the reported front lies below the best of the table, on average
     over all budgets (the logarithm of the cost).
     """
-    from sftsearch.orchestrator import simulate as simulations
+    from sftsearch.orchestrator.benchmark import simulator as simulations
+    from sftsearch.orchestrator.benchmark.table import read_table
     from sftsearch.orchestrator.study import check_study
-    from sftsearch.orchestrator.table import read_table
 
     with spinner("reading the study file and the table"):
         source, _, admission = check_study(file)

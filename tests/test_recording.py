@@ -11,19 +11,19 @@ import pytest
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.folds import open_fold
-from sftsearch.orchestrator import recording
+from sftsearch.orchestrator.benchmark import record
+from sftsearch.orchestrator.benchmark.record import RecordingError, record_table
+from sftsearch.orchestrator.benchmark.simulator import simulate
+from sftsearch.orchestrator.benchmark.table import META, read_table
 from sftsearch.orchestrator.execution import tune
-from sftsearch.orchestrator.recording import RecordingError, record_table
-from sftsearch.orchestrator.simulate import simulate
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import check_study, run_study
-from sftsearch.orchestrator.table import META, read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.storage.journal import Event
-    from sftsearch.orchestrator.table import Table
 
 STUDY = """
 study: {name: tiny}
@@ -237,7 +237,7 @@ def test_the_nearest_are_those_that_lack_least_of_the_best_at_their_cost() -> No
     random_ = np.random.default_rng(0)
     admitted = {i: {"cost": {"gflops": admission.table[i].cost.gflops}} for i in ids}
     values = {i: {r: float(random_.random()) for r in range(3)} for i in ids}
-    found = recording._nearest(admitted, values, source, 10)
+    found = record._nearest(admitted, values, source, 10)
     mean = {i: np.mean(list(values[i].values())) for i in ids}
     lacks = {i: max(mean[j] for j in ids if costs_at_most(admitted, j, i)) - mean[i] for i in ids}
     assert len(found) == 10

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sftsearch.orchestrator import simulate
+from sftsearch.orchestrator.benchmark import simulator
+from sftsearch.orchestrator.benchmark.simulator import budget_regret
+from sftsearch.orchestrator.benchmark.table import Table, TableError, read_table, write_table
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.simulate import budget_regret
 from sftsearch.orchestrator.study import check_study
-from sftsearch.orchestrator.table import Table, TableError, read_table, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -240,4 +240,4 @@ def test_what_was_not_recorded_is_counted(recorded: tuple[Path, Path]) -> None:
     file.write_text(lacking)
     source, _, admission = check_study(file)
     with pytest.raises(TableError, match="lacks the objective `latency_ms`; it has gflops, gmacs"):
-        simulate.check_table(source, admission, read_table(out))
+        simulator.check_table(source, admission, read_table(out))

@@ -14,16 +14,16 @@ import pytest
 from toy_study import source_of, width
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.benchmark.simulator import Replay, TableAdmission, simulate
+from sftsearch.orchestrator.benchmark.table import META, TableError, read_table, write_table
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.simulate import Replay, TableAdmission, simulate
-from sftsearch.orchestrator.table import META, TableError, read_table, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.storage.journal import Event
-    from sftsearch.orchestrator.table import Table
     from sftsearch.search_spaces.load import Source
 
 EPOCHS, REPLICATES = 4, 6
@@ -196,7 +196,7 @@ def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 def table_of(counts: list[int], folds: int | None) -> Table:
     """Return a table that only says which replicates there are."""
-    from sftsearch.orchestrator.table import Table
+    from sftsearch.orchestrator.benchmark.table import Table
 
     seconds = np.full((len(counts), max(counts), 1), np.nan)
     for row, count in enumerate(counts):

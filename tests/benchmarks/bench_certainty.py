@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tes
 from benchmarks.bench_search import WORKERS, believed_front
 from benchmarks.search_tables import Case, own_case
 
+from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.early_stopping.base import Audit, false_stop_rate
-from sftsearch.orchestrator.simulate import simulate
 from sftsearch.orchestrator.surrogate.front_probability import (
     DELTA,
     brier,
@@ -49,8 +49,8 @@ from sftsearch.orchestrator.surrogate.front_probability import (
 from sftsearch.orchestrator.surrogate.gp import additive_means
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.benchmark.simulator import Simulation
     from sftsearch.orchestrator.search.engine import Search
-    from sftsearch.orchestrator.simulate import Simulation
 
 FEWEST = 10
 """Unseen replicates whose mean counts as true."""

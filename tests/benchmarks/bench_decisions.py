@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.benchmark.simulator import TableAdmission
+from sftsearch.orchestrator.benchmark.table import Table
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.simulate import TableAdmission
 from sftsearch.orchestrator.storage.journal import MemoryJournal
-from sftsearch.orchestrator.table import Table
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tes
 from benchmarks.rivals.optuna_samplers import optuna_rival
 from benchmarks.search_tables import Case, own_case, public_case
 
-from sftsearch.orchestrator.simulate import Replay, simulate
+from sftsearch.orchestrator.benchmark.simulator import Replay, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

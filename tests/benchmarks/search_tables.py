@@ -17,9 +17,9 @@ from benchmarks.rivals.optuna_samplers import Table as Grid
 from numpy.typing import NDArray
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.benchmark.simulator import TableAdmission, area
+from sftsearch.orchestrator.benchmark.table import Table, read_table
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.simulate import TableAdmission, area
-from sftsearch.orchestrator.table import Table, read_table
 from sftsearch.search_spaces.load import Source, parse_study
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ import pyarrow as pa
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.folds import fold_of, open_fold
+from sftsearch.orchestrator.benchmark.recording_worker import DECISIONS, RecordingWorker
+from sftsearch.orchestrator.benchmark.table import write_table
 from sftsearch.orchestrator.metrics import EXACT_COSTS
-from sftsearch.orchestrator.recorder import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate.gp import additive_means
-from sftsearch.orchestrator.table import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

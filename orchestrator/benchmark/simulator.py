@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sftsearch.orchestrator.benchmark.table import LAST_EPOCHS, TableError
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import GOALS, Configuration
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
-from sftsearch.orchestrator.table import LAST_EPOCHS, TableError
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import Cost
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.candidates.admission import Candidate
     from sftsearch.orchestrator.search.engine import Assignment
-    from sftsearch.orchestrator.table import Table
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.space import Point
 
