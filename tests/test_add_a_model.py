@@ -47,7 +47,7 @@ def test_the_page_adds_a_model_with_one_file_and_one_line(tmp_path: Path) -> Non
         "\nspace:\n  - {kind: averaged_fusion, patch: 8, num_heads: 2, dim: 8, num_layers: 2}\n"
     )
     (tmp_path / "study.yaml").write_text(study)
-    command = "from sftsearch.orchestrator.cli import main; main()"
+    command = "from sftsearch.orchestrator.cli.main import main; main()"
     assert "averaged_fusion" in run(tmp_path, "-c", command, "price", str(tmp_path / "study.yaml"))
     told = run(tmp_path, "-m", "pytest", "-q", str(CONTRACT), "-k", "averaged_fusion")
     assert re.search(r"\b(\d\d) passed", told), told

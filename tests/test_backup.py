@@ -15,7 +15,7 @@ from servers import s3_server
 from test_worker import TRAINING, job, run
 
 from sftsearch.datasets.elsewhere import Elsewhere
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
 from sftsearch.orchestrator.storage import backup as backups
 from sftsearch.orchestrator.storage.backup import Backup, BackupError, pull, runs_folder

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.datasets.catalog import DATASETS
-from sftsearch.orchestrator import cli
+from sftsearch.orchestrator.cli import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.trainables.catalog import MODELS
@@ -23,13 +23,13 @@ from sftsearch.trainables.catalog import MODELS
 if TYPE_CHECKING:
     from pathlib import Path
 
-SFTSEARCH = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()"]
+SFTSEARCH = [sys.executable, "-c", "from sftsearch.orchestrator.cli.main import main; main()"]
 HEAVY = ("ray", "torch", "mlflow", "optuna", "pydantic", "numpy", "rich", "pandas", "yaml",
          "matplotlib", "plotly", "pyarrow", "sklearn")  # fmt: skip
 
 
 def call(*arguments: str | Path, **more: Any) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments], **more)
+    return CliRunner().invoke(main.main, [str(argument) for argument in arguments], **more)
 
 
 def commands() -> dict[str, click.Command]:
@@ -41,7 +41,7 @@ def commands() -> dict[str, click.Command]:
         for inner in getattr(command, "commands", {}).values():
             walk(inner, f"{name} {inner.name}".strip())
 
-    walk(cli.main, "")
+    walk(main.main, "")
     return found
 
 
@@ -89,7 +89,7 @@ def runs(tmp_path: Path) -> Path:
 def test_help_imports_nothing_heavy() -> None:
     """Ray and torch take seconds to import; help must answer at once."""
     code = (
-        "import sys\nfrom sftsearch.orchestrator.cli import main\n"
+        "import sys\nfrom sftsearch.orchestrator.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit as end: assert not end.code\n"
         f"print('IMPORTED', [name for name in {HEAVY!r} if name in sys.modules])"
     )
@@ -121,9 +121,9 @@ def test_every_command_and_option_says_what_it_does(name: str) -> None:
 
 
 def test_the_first_walk_names_commands_that_exist() -> None:
-    walk = re.findall(r"^ +sftsearch (\w+)", cli.main.help or "", flags=re.MULTILINE)
+    walk = re.findall(r"^ +sftsearch (\w+)", main.main.help or "", flags=re.MULTILINE)
     assert walk == ["check", "price", "run", "pareto", "confirm", "ui"]
-    assert set(walk) <= set(cli.main.commands)
+    assert set(walk) <= set(main.main.commands)
 
 
 def test_the_version_is_the_packages() -> None:

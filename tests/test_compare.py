@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.datasets.catalog import prepared_folder
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(
     tmp_path: Path, cache: Path
 ) -> None:
     file = write(tmp_path / "large.parquet", 40_000)
-    program = "from sftsearch.orchestrator.cli import main; main()"
+    program = "from sftsearch.orchestrator.cli.main import main; main()"
     command = [sys.executable, "-P", "-c", program, "data", "prepare", "mine", "--from", str(file)]
     environment = os.environ | {"SFTSEARCH_CACHE": str(cache)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

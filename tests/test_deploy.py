@@ -16,7 +16,7 @@ import pytest
 import yaml
 from servers import free_port
 
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "docs" / "deploy"

@@ -10,7 +10,7 @@ import pytest
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import check_names
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.search_spaces.load import parse_study
 
 ROOT = Path(__file__).parent.parent

@@ -153,7 +153,7 @@ def wait_for_events(folder: Path, number: int, process: subprocess.Popen[str]) -
 
 # ------------------------------------------------------------------- interrupts
 
-CLI = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()"]
+CLI = [sys.executable, "-c", "from sftsearch.orchestrator.cli.main import main; main()"]
 LONG = """
 study: {name: long}
 dataset: {kind: synthetic}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sftsearch.orchestrator.progress import ConsoleWatcher
+from sftsearch.orchestrator.cli.progress import ConsoleWatcher
 from sftsearch.orchestrator.study import run_study
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from sftsearch.orchestrator.benchmark import simulator
 from sftsearch.orchestrator.benchmark.simulator import budget_regret
 from sftsearch.orchestrator.benchmark.table import Table, TableError, read_table, write_table
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.study import check_study
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from test_tracking import add_trials
 
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.retention import Retention
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalFolder

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from servers import PASSWORD, free_port
 
 from sftsearch.orchestrator import confirm
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.execution.placement import ResourceError
 from sftsearch.orchestrator.storage.journal import Journal
@@ -112,7 +112,12 @@ def other_address() -> str:
 def ui(finished: StudyResult, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """Serve the UI with the options of the parameter; give its host and port."""
     port = free_port()
-    command = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()", "ui"]
+    command = [
+        sys.executable,
+        "-c",
+        "from sftsearch.orchestrator.cli.main import main; main()",
+        "ui",
+    ]
     command += ["--runs", str(finished.folder.parent), "--port", str(port), *request.param]
     process = subprocess.Popen(
         command,
@@ -306,7 +311,12 @@ def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
     file, runs = tmp_path / "secure.yaml", tmp_path / "runs"
     file.write_text(STUDY)
     uri = f"http://me:{SECRET}@127.0.0.1:{free_port()}"
-    command = [sys.executable, "-c", "from sftsearch.orchestrator.cli import main; main()", "run"]
+    command = [
+        sys.executable,
+        "-c",
+        "from sftsearch.orchestrator.cli.main import main; main()",
+        "run",
+    ]
     environment = {
         "MLFLOW_TRACKING_PASSWORD": SECRET + "-2",
         "AWS_SECRET_ACCESS_KEY": SECRET + "-3",

@@ -21,7 +21,7 @@ from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.source import Sample, Source
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import open_store, verify
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

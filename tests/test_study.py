@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import confirm, study
-from sftsearch.orchestrator.cli import main
+from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import StudyResult, read_record, run_study

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sftsearch.orchestrator import terminal
-from sftsearch.orchestrator.commands import (
+from sftsearch.orchestrator.cli import console
+from sftsearch.orchestrator.cli.options import (
     echo_json,
     json_option,
     root_option,
@@ -43,7 +43,7 @@ def data_list(readers: bool, as_json: bool) -> None:
     if as_json:
         echo_json(rows)
     else:
-        terminal.print_rows(rows, tuple(name for name in rows[0] if name != "from"))
+        console.print_rows(rows, tuple(name for name in rows[0] if name != "from"))
 
 
 def _dataset_row(name: str) -> dict[str, Any]:
@@ -96,15 +96,15 @@ def data_info(name: str, root: str | None, picture: Path | None, as_json: bool) 
     with spinner(f"opening the data set '{name}'"):
         store = open_dataset(name, root=root)
     if picture is not None:
-        from sftsearch.orchestrator.data_picture import draw
+        from sftsearch.orchestrator.cli.data_picture import draw
 
         with spinner("drawing"):
             draw(store, picture)
-    facts = terminal.store_facts(store)
+    facts = console.store_facts(store)
     if as_json:
         echo_json(facts)
         return
-    terminal.print_store(facts)
+    console.print_store(facts)
     if picture is not None:
         click.echo(f"{'picture:':<13} {picture}")
 
@@ -225,7 +225,7 @@ def data_prepare(
         facts |= {"num_samples": done.num_samples, "num_zeroed": done.num_zeroed}
         echo_json(facts | {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint})
         return
-    terminal.print_store(terminal.store_facts(store))
+    console.print_store(console.store_facts(store))
     if done.num_zeroed or done.num_dropped:
         told = f"{done.num_zeroed} numbers made 0, {done.num_dropped} samples left out"
         click.echo(f"{'not finite:':<13} {told}")

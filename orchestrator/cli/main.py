@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sftsearch.orchestrator import terminal
-from sftsearch.orchestrator.commands import (
+from sftsearch.orchestrator.cli import console
+from sftsearch.orchestrator.cli.data import data
+from sftsearch.orchestrator.cli.options import (
     dataset_option,
     echo_json,
     json_option,
@@ -25,7 +26,6 @@ from sftsearch.orchestrator.commands import (
     uri_option,
     user_errors,
 )
-from sftsearch.orchestrator.data_commands import data
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord
@@ -104,7 +104,7 @@ def run(
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator.progress import ConsoleWatcher
+    from sftsearch.orchestrator.cli.progress import ConsoleWatcher
     from sftsearch.orchestrator.study import run_study
 
     if ship_code and address is None:
@@ -121,11 +121,11 @@ def run(
             root=root,
             watcher=watcher,
         )
-    where = terminal.where_options(runs, tracking_uri)
+    where = console.where_options(runs, tracking_uri)
     if as_json:
-        echo_json(terminal.result_as_json(result) | {"ended": result.reason})
+        echo_json(console.result_as_json(result) | {"ended": result.reason})
     else:
-        terminal.print_result(result, where)
+        console.print_result(result, where)
         if result.complete:
             click.echo(f"Ended: {result.reason}.")
     if not result.complete:
@@ -177,7 +177,7 @@ def table(
 
     from sftsearch.orchestrator.benchmark.record import record_table
     from sftsearch.orchestrator.benchmark.table import read_table
-    from sftsearch.orchestrator.progress import ConsoleWatcher
+    from sftsearch.orchestrator.cli.progress import ConsoleWatcher
 
     more = {"near": near, "near_replicates": near_replicates}
     with ConsoleWatcher(Console()) as watcher:
@@ -250,7 +250,7 @@ def simulate(
         return
     rows = simulations.front_rows(measured, accuracy, cost)
     if rows:
-        terminal.print_rows(rows, tuple(rows[0]))
+        console.print_rows(rows, tuple(rows[0]))
         click.echo()
     click.echo(simulations.in_words(measured, accuracy))
 
@@ -447,7 +447,7 @@ def compare(
     if as_json:
         echo_json(dataclasses.asdict(found))
     else:
-        terminal.print_comparison(found)
+        console.print_comparison(found)
 
 
 @main.command()
@@ -546,13 +546,13 @@ def list_(runs: Path, as_json: bool) -> None:
     from sftsearch.orchestrator.storage.backup import shown
     from sftsearch.orchestrator.study import list_studies
 
-    rows = [terminal.study_row(folder) for folder in list_studies(runs)]
+    rows = [console.study_row(folder) for folder in list_studies(runs)]
     if as_json:
         echo_json(rows)
     elif not rows:
         click.echo(f"No studies in '{shown(runs)}'. Begin with: sftsearch run stride")
     else:
-        terminal.print_rows(
+        console.print_rows(
             rows, ("study", "dataset", "finished", "stopped", "failed", "running", "confirmed")
         )
         for row in rows:
@@ -575,7 +575,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
 
     folder = find_study(study, runs)
     record, state = read_record(folder), read_state(folder)
-    facts = {"study": record.name, "folder": str(folder), **state, **terminal.counts(record)}
+    facts = {"study": record.name, "folder": str(folder), **state, **console.counts(record)}
     if as_json:
         echo_json(facts)
         return
@@ -585,7 +585,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
         f"{facts['failed']} failed, {facts['running']} unfinished; MLflow lacks "
         f"{state['unmirrored']} events."
     )
-    for line in terminal.concluded(record):
+    for line in console.concluded(record):
         click.echo(line)
     for reason, number in record.refused.items():
         click.echo(f"refused: {number} x {reason}")
@@ -660,9 +660,9 @@ def models(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['model']}  ({row['paper']})")
-        terminal.print_parameters(row["parameters"])
+        console.print_parameters(row["parameters"])
     click.echo("every model also takes the parameters of training:")
-    terminal.print_parameters(describe_models(training=True)[0]["parameters"])
+    console.print_parameters(describe_models(training=True)[0]["parameters"])
 
 
 @main.command()
