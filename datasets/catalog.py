@@ -20,7 +20,7 @@ from sftsearch.datasets.errors import DatasetError, UserError, look_up
 from sftsearch.datasets.spec import NAME_PATTERN
 from sftsearch.datasets.staging import stage
 from sftsearch.datasets.store import FORMAT_VERSION, MANIFEST, Store, open_store
-from sftsearch.datasets.writing import write_store
+from sftsearch.datasets.writer import write_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -19,7 +19,7 @@ from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.samples import Rows
 from sftsearch.datasets.spec import SPLITS
 from sftsearch.datasets.store import Split, Store, count_classes
-from sftsearch.datasets.writing import training_statistics
+from sftsearch.datasets.writer import training_statistics
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -27,7 +27,7 @@ from sftsearch.datasets.samples import Ragged
 from sftsearch.datasets.source import as_float32, first_tokens
 from sftsearch.datasets.spec import SPLITS, DatasetSpec
 from sftsearch.datasets.store import Split, count_classes
-from sftsearch.datasets.writing import (
+from sftsearch.datasets.writer import (
     BATCH_BYTES,
     Moments,
     add_tokens,

@@ -7,11 +7,11 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets.elsewhere import Elsewhere
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.remote import Elsewhere
 from sftsearch.datasets.spec import SPLITS
 from sftsearch.datasets.store import MANIFEST, MAX_MANIFEST_BYTES, open_store, verify
-from sftsearch.datasets.writing import locked, sync
+from sftsearch.datasets.writer import locked, sync
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftsearch.datasets.catalog import open_dataset
+from sftsearch.trainables import distributed
 from sftsearch.trainables import fit as fitting
-from sftsearch.trainables import parallel
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import TrainConfig
+from sftsearch.trainables.distributed import ALONE, Workers
 from sftsearch.trainables.evaluation import Batches
 from sftsearch.trainables.fit import Fit
-from sftsearch.trainables.parallel import ALONE, Workers
 from shapes import SMALL
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def main() -> None:
     dtype, cache = getattr(torch, sys.argv[4]), Path(sys.argv[5])
     workers, listener = Workers(rank, count), None
     if rank == 0:
-        listener = parallel.listen(parallel.LOOPBACK)
+        listener = distributed.listen(distributed.LOOPBACK)
         port = listener.getsockname()[1]
         print(port, flush=True)
-    parallel.join(workers, parallel.LOOPBACK, port, listener)
+    distributed.join(workers, distributed.LOOPBACK, port, listener)
     found = histories(sys.argv[6:], dtype, cache, workers)
-    parallel.leave()
+    distributed.leave()
     print(json.dumps(found))
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from servers import s3_server
 from test_worker import TRAINING, job, run
 
-from sftsearch.datasets.elsewhere import Elsewhere
+from sftsearch.datasets.remote import Elsewhere
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
 from sftsearch.orchestrator.storage import backup as backups

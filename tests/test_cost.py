@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.cost import Cost, count_gmacs
-from sftsearch.trainables.windows import Pattern
+from sftsearch.trainables.token_windows import Pattern
 from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, data_set
 
 if typing.TYPE_CHECKING:

@@ -18,7 +18,7 @@ from sftsearch.datasets import synthetic
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import Split, Store, open_store
-from sftsearch.datasets.writing import write_store
+from sftsearch.datasets.writer import write_store
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.evaluation import COUNTED, Batches, TrainingDiverged, evaluate

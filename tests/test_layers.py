@@ -19,7 +19,7 @@ from sftsearch.trainables.layers.attention import SCORES_AT_ONCE, SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
-from sftsearch.trainables.windows import Pattern, Windows, windows_of_stride
+from sftsearch.trainables.token_windows import Pattern, Windows, windows_of_stride
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ from drive_parallel import build, histories
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.trainables.catalog import MODELS
 from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.distributed import Workers, normalizes_batches
 from sftsearch.trainables.fit import Fit
-from sftsearch.trainables.parallel import Workers, normalizes_batches
 
 DRIVER = Path(__file__).with_name("drive_parallel.py")
 BOUNDS = {"float64": 1e-10, "float32": 1e-4}

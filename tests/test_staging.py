@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from servers import s3_client, s3_server, use_s3
 
-from sftsearch.datasets import elsewhere, staging
+from sftsearch.datasets import remote, staging
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.prepare import prepare

@@ -25,7 +25,7 @@ from sftsearch.datasets.catalog import cache_folder, describe, open_dataset, sto
 from sftsearch.datasets.errors import DatasetError, SealedSplitError, UserError
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 from sftsearch.datasets.store import Split, Store, open_store, verify
-from sftsearch.datasets.writing import write_store
+from sftsearch.datasets.writer import write_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

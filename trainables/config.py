@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sftsearch.datasets.errors import UserError, nearest
-from sftsearch.trainables.windows import Windows, pools, windows_of_stride
+from sftsearch.trainables.token_windows import Windows, pools, windows_of_stride
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
-    from sftsearch.trainables.windows import Pattern
+    from sftsearch.trainables.token_windows import Pattern
 
 GIGA = 1_000_000_000
 

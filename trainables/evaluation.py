@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from sftsearch.datasets.samples import views
 from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.distributed import ALONE
 from sftsearch.trainables.metrics import num_absent_classes, score
-from sftsearch.trainables.parallel import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from sftsearch.datasets.spec import Task
     from sftsearch.datasets.store import Split, Store
+    from sftsearch.trainables.distributed import Workers
     from sftsearch.trainables.mixup import Inputs, Lengths, Mix
     from sftsearch.trainables.models.fusion import FusionModel
-    from sftsearch.trainables.parallel import Workers
 
     Batch = tuple[Inputs, Lengths, Tensor]
 

@@ -17,6 +17,7 @@ import torch
 
 from sftsearch.trainables.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from sftsearch.trainables.config import ConfigError
+from sftsearch.trainables.distributed import ALONE
 from sftsearch.trainables.evaluation import (
     EVALUATION_BATCH,
     Batches,
@@ -32,7 +33,6 @@ from sftsearch.trainables.evaluation import (
 )
 from sftsearch.trainables.metrics import METRICS, TOP_K
 from sftsearch.trainables.mixup import Mixup
-from sftsearch.trainables.parallel import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.config import TrainConfig
+    from sftsearch.trainables.distributed import Workers
     from sftsearch.trainables.evaluation import Batch
     from sftsearch.trainables.mixup import Mix
     from sftsearch.trainables.models.fusion import FusionModel
-    from sftsearch.trainables.parallel import Workers
 
 LAST_EPOCHS = 3
 """Epochs whose mean is the value of a trial; one alone is as noisy as its batch order."""

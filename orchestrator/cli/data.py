@@ -196,7 +196,7 @@ def data_prepare(
     )
 
     from sftsearch.datasets import catalog, prepare, staging
-    from sftsearch.datasets.elsewhere import Elsewhere
+    from sftsearch.datasets.remote import Elsewhere
 
     catalog.check_new_name(name)
     if to is not None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sftsearch.datasets.elsewhere import is_elsewhere
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.remote import is_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable

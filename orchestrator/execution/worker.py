@@ -127,8 +127,8 @@ class TrainingWorker:
         from sftsearch.orchestrator.candidates.binding import bind
         from sftsearch.trainables.catalog import build_model
         from sftsearch.trainables.cost import count_gmacs
+        from sftsearch.trainables.distributed import Workers, normalizes_batches
         from sftsearch.trainables.fit import Fit
-        from sftsearch.trainables.parallel import Workers, normalizes_batches
 
         torch.set_num_threads(job.threads)
         _reset_peak_memory(job.device)

@@ -36,18 +36,18 @@ class Member:
 
     def listen(self, host: str) -> int:
         """Open a port at which the others meet this worker, and return it."""
-        from sftsearch.trainables import parallel
+        from sftsearch.trainables import distributed
 
-        self._listener = parallel.listen(host)
+        self._listener = distributed.listen(host)
         port: int = self._listener.getsockname()[1]
         return port
 
     def start(self, job: Job, host: str, port: int) -> None:
         """Meet the others, then take up the trial with them."""
-        from sftsearch.trainables import parallel
+        from sftsearch.trainables import distributed
 
         listener, self._listener = self._listener, None
-        parallel.join(parallel.Workers(job.rank, job.workers), host, port, listener)
+        distributed.join(distributed.Workers(job.rank, job.workers), host, port, listener)
         self._worker.start(job)
 
     def step(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Team:
 
     def _begin(self, job: Job) -> None:
         """Have the members meet and take up the trial."""
-        from sftsearch.trainables.parallel import LOOPBACK
+        from sftsearch.trainables.distributed import LOOPBACK
 
         if len(self._members) != job.workers:
             self.close()

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import cache_folder
-from sftsearch.datasets.elsewhere import Elsewhere, is_elsewhere
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.remote import Elsewhere, is_elsewhere
 from sftsearch.orchestrator.storage.journal import (
     FILE_NAME,
     BusyError,

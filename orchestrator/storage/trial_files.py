@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets.elsewhere import Elsewhere, is_elsewhere
 from sftsearch.datasets.errors import UserError
-from sftsearch.datasets.writing import locked
+from sftsearch.datasets.remote import Elsewhere, is_elsewhere
+from sftsearch.datasets.writer import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

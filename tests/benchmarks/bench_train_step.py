@@ -136,7 +136,7 @@ def measure_sparse(repeats: int) -> dict[str, float]:
     import torch
 
     from sftsearch.trainables.layers.attention import attend, attend_sparsely
-    from sftsearch.trainables.windows import Pattern
+    from sftsearch.trainables.token_windows import Pattern
 
     torch.set_num_threads(1)
     pattern = Pattern("strided", 32, 8)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.trainables.windows import Pattern
+    from sftsearch.trainables.token_windows import Pattern
 
 
 class SelfAttention(nn.Module):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftsearch.trainables.layers.tokens import Tokens
-    from sftsearch.trainables.windows import Pattern
+    from sftsearch.trainables.token_windows import Pattern
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:

@@ -12,7 +12,7 @@ from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sftsearch.trainables.windows import Windows
+    from sftsearch.trainables.token_windows import Windows
 
 SMALL = 1e-5
 """Added to a sum of weights before dividing by it, as in the SFT authors' code."""

@@ -17,11 +17,11 @@ from sftsearch.trainables.config import ConfigError, PoolingConfig, check_intege
 from sftsearch.trainables.layers.pooling import PoolEach, join_masks
 from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System, block_layers
-from sftsearch.trainables.windows import pools
+from sftsearch.trainables.token_windows import pools
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.windows import Windows
+    from sftsearch.trainables.token_windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

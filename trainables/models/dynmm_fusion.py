@@ -38,7 +38,7 @@ from sftsearch.trainables.layers.pooling import Pool
 from sftsearch.trainables.layers.tokens import Sequence, Tokenizer
 from sftsearch.trainables.models.dynmm import DYNMM_PAPER, GatedConfig, GatedModel
 from sftsearch.trainables.models.fusion import System, block_layers
-from sftsearch.trainables.windows import Windows
+from sftsearch.trainables.token_windows import Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

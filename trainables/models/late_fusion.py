@@ -16,7 +16,7 @@ from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.windows import Windows
+    from sftsearch.trainables.token_windows import Windows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from sftsearch.trainables.layers.blocks import AttentionBlock, Each
 from sftsearch.trainables.layers.pooling import PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System, block_layers
-from sftsearch.trainables.windows import Pattern, pools
+from sftsearch.trainables.token_windows import Pattern, pools
 
 if TYPE_CHECKING:
     from torch import nn
