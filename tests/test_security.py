@@ -21,7 +21,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import PASSWORD, free_port
 
 from sftsearch.orchestrator import confirm
 from sftsearch.orchestrator.cli.main import main
@@ -38,6 +37,8 @@ from sftsearch.orchestrator.study import (
 )
 from sftsearch.orchestrator.tracking import mirror as tracking
 from sftsearch.search_spaces.load import parse_study
+
+from servers import PASSWORD, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,9 +215,9 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
 
 
 def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
-    from test_worker import job, run
-
     from sftsearch.orchestrator.execution.worker import TrainingWorker
+
+    from worker_jobs import job, run
 
     mark = tmp_path / "loaded"
     (tmp_path / CHECKPOINT).write_bytes(pickle.dumps(Poison(mark)))
@@ -338,7 +339,7 @@ def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
 
 def test_a_journal_of_somebody_else_cannot_name_files(tmp_path: Path) -> None:
     """`show` reads the log of the trial that the journal names."""
-    from test_tracking import CREATED
+    from mirrored_study import CREATED
 
     with Journal(tmp_path / "evil") as journal:
         journal.append("created", **CREATED)

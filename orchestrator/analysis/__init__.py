@@ -1,0 +1,1 @@
+"""Numbers for reports: the front, families, routes, importance, comparisons."""

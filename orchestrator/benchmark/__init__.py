@@ -1,0 +1,1 @@
+"""Searches measured on recorded tables: record, replay, regret."""

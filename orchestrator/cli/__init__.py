@@ -1,0 +1,1 @@
+"""The `sftsearch` command: parse, call one function, print, exit code."""

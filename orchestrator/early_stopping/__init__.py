@@ -1,0 +1,1 @@
+"""Rules that end trials before their last epoch."""

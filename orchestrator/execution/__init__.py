@@ -1,0 +1,1 @@
+"""Trials on Ray: placement, worker processes, interrupts."""

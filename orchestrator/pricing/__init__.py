@@ -1,0 +1,1 @@
+"""Costs of a whole space, and the papers' tables beside ours."""

@@ -1,0 +1,1 @@
+"""The decisions of a study, each an event of its journal."""

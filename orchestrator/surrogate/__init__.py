@@ -1,0 +1,1 @@
+"""A Gaussian process of accuracy, and what follows from it."""

@@ -33,10 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
-from benchmarks.bench_search import WORKERS, believed_front
-from benchmarks.search_tables import Case, own_case
-
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.early_stopping.base import Audit, false_stop_rate
 from sftsearch.orchestrator.surrogate.front_probability import (
@@ -47,6 +44,9 @@ from sftsearch.orchestrator.surrogate.front_probability import (
     within_delta_everywhere,
 )
 from sftsearch.orchestrator.surrogate.gp import additive_means
+
+from bench_search import WORKERS, believed_front
+from search_tables import Case, own_case
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.benchmark.simulator import Simulation

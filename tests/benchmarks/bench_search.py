@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
-from benchmarks.rivals.optuna_samplers import optuna_rival
-from benchmarks.search_tables import Case, own_case, public_case
-
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 from sftsearch.orchestrator.benchmark.simulator import Replay, simulate
+
+from rivals.optuna_samplers import optuna_rival
+from search_tables import Case, own_case, public_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable

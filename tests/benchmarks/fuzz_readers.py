@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TESTS = Path(__file__).parents[1] / "readers"
+TESTS = Path(__file__).parents[1] / "datasets" / "readers"
 SECONDS = 30
 """That a case may take, on a loaded machine."""
 CHUNK = 250

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from benchmarks.rivals.optuna_samplers import Table as Grid
 from numpy.typing import NDArray
 
 from sftsearch.datasets.catalog import describe
@@ -21,6 +20,8 @@ from sftsearch.orchestrator.benchmark.simulator import TableAdmission, area
 from sftsearch.orchestrator.benchmark.table import Table, read_table
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.search_spaces.load import Source, parse_study
+
+from rivals.optuna_samplers import Table as Grid
 
 if TYPE_CHECKING:
     from pathlib import Path

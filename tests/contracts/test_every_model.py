@@ -24,6 +24,7 @@ from sftsearch.trainables.cost import count_gmacs
 from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.layers.tokens import Sequence
 from sftsearch.trainables.mixup import Mixup
+
 from shapes import SMALL
 
 if TYPE_CHECKING:

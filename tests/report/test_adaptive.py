@@ -17,7 +17,8 @@ from scipy import stats
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.report import formats as report
-from sftsearch.orchestrator.report import html, text
+from sftsearch.orchestrator.report import html
+from sftsearch.orchestrator.report import text as wording
 from sftsearch.orchestrator.storage.study_record import (
     Belief,
     Conclusion,
@@ -100,7 +101,7 @@ def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> Non
     assert (found["b"].status, found["c"].status) == ("stopped", "stopped")
     assert found["b"].values == {"gflops": 0.5}  # what it reached is not a value of it
     told = "stopped: seed 0 after epoch 4: unlikely to reach the front"
-    assert text.verdict(found["b"], front) == told
+    assert wording.verdict(found["b"], front) == told
     assert "Stopped trials" in html.to_html(front)
     assert "<dt>trials stopped</dt><dd>2</dd>" in html.to_html(front)
 
@@ -117,15 +118,15 @@ def test_false_stops_are_told_with_their_interval() -> None:
     )  # fmt: skip
     said = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
     front = report.summarise(study)
-    assert said in text.stops(study)
+    assert said in wording.stops(study)
     assert said in on_terminal(front)
     for name in ("html", "markdown", "json"):
         text = str(report.FORMATS[name].to_text(front)).replace("\\", "")
         assert said in text, name
     unaudited = replace(study, conclusion=conclusion())
-    assert text.stops(unaudited).endswith("No stop was audited.")
-    assert text.stops(replace(study, conclusion=None)).endswith("when the study ends.")
-    assert text.stops(study_of(trial("a", 0, 0.5, 1.0))) == ""
+    assert wording.stops(unaudited).endswith("No stop was audited.")
+    assert wording.stops(replace(study, conclusion=None)).endswith("when the study ends.")
+    assert wording.stops(study_of(trial("a", 0, 0.5, 1.0))) == ""
 
 
 # Replicates -----------------------------------------------------------------------------------
@@ -138,9 +139,9 @@ def test_configurations_may_have_different_numbers_of_replicates() -> None:
     found = by_id(front)
     assert found["a"].values["top1"] == pytest.approx(0.65)
     assert found["a"].deviations["top1"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8]))
-    assert [text.show_replicates(c) for c in front.points] == ["4", "1"]
-    assert "mean over 1 to 5 seeds" in text.notes(front)[0]
-    assert "Of a configuration with one replicate" in " ".join(text.notes(front))
+    assert [wording.show_replicates(c) for c in front.points] == ["4", "1"]
+    assert "mean over 1 to 5 seeds" in wording.notes(front)[0]
+    assert "Of a configuration with one replicate" in " ".join(wording.notes(front))
     assert "replicates" in on_terminal(front)
     assert found["a"].ended == 2000.0  # from its first replicate on it could be on the front
 
@@ -165,8 +166,8 @@ def test_the_figures_of_what_was_chosen_are_of_fresh_replicates_alone() -> None:
     assert a.deviations["top1"] == pytest.approx(0.01)
     assert a.interval is not None
     assert 0.61 <= a.interval[0] < a.interval[1] <= 0.63
-    assert text.show_replicates(a) == "3 fresh of 4"
-    text = " ".join(text.notes(front))
+    assert wording.show_replicates(a) == "3 fresh of 4"
+    text = " ".join(wording.notes(front))
     assert "2 configurations that the search chose to report got 3 fresh replicates each" in text
     assert "a little too good" not in text
 
@@ -175,7 +176,7 @@ def test_only_what_was_chosen_can_be_on_the_front() -> None:
     front = report.summarise(chosen_study())
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     lucky = by_id(front)["lucky"]
-    assert text.verdict(lucky, front).startswith("not among the chosen (+33.0 ")
+    assert wording.verdict(lucky, front).startswith("not among the chosen (+33.0 ")
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
     # Of other axes nothing was chosen: there every configuration counts.
     study = chosen_study()
@@ -192,7 +193,7 @@ def test_while_no_fresh_replicate_has_finished_the_others_count() -> None:
     study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
     front = report.summarise(study)
     assert by_id(front)["a"].values["top1"] == pytest.approx(0.8)
-    assert "a little too good" in " ".join(text.notes(front))
+    assert "a little too good" in " ".join(wording.notes(front))
     assert [c.configuration_id for c in front.points] == ["a", "b"]
 
 
@@ -251,12 +252,12 @@ def test_a_replicate_that_counted_no_group_takes_its_configuration_out_of_the_bo
 
 
 def test_notes_say_how_the_data_was_split() -> None:
-    text = " ".join(text.notes(report.summarise(folded({"a": [0, 1], "b": [2]}))))
+    text = " ".join(wording.notes(report.summarise(folded({"a": [0, 1], "b": [2]}))))
     assert "mean over 1 to 5 replicates" in text
     assert "one of 3 folds" in text
     assert "deals the subjects of training and validation into 3 folds" in text
     assert "conditional on this split" not in text
-    text = " ".join(text.notes(report.summarise(study_of(trial("a", 0, 0.5, 1.0)))))
+    text = " ".join(wording.notes(report.summarise(study_of(trial("a", 0, 0.5, 1.0)))))
     assert "conditional on this split" in text
 
 
@@ -273,8 +274,8 @@ def test_membership_is_what_the_study_concluded() -> None:
     )  # fmt: skip
     front = report.summarise(study)
     assert {n: c.membership for n, c in by_id(front).items()} == {"a": 0.97, "b": 0.25, "c": None}
-    assert text.show_membership(by_id(front)["a"]) == "97 %"
-    text = " ".join(text.notes(front))
+    assert wording.show_membership(by_id(front)["a"]) == "97 %"
+    text = " ".join(wording.notes(front))
     assert "probability of being on the (2 %, half a point)-front" in text
     said = (
         "With probability 0.87 the 2 configurations that the search reports are within half a "
@@ -287,7 +288,7 @@ def test_membership_is_what_the_study_concluded() -> None:
     plain = report.summarise(replace(study, conclusion=None))
     assert plain.membership_is == "bootstrap"
     assert by_id(plain)["a"].membership == 1.0
-    assert "share of the resamples" in " ".join(text.notes(plain))
+    assert "share of the resamples" in " ".join(wording.notes(plain))
 
 
 def test_a_conclusion_says_nothing_of_other_axes() -> None:
@@ -296,12 +297,12 @@ def test_a_conclusion_says_nothing_of_other_axes() -> None:
     study = study_of(trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(beliefs=belief))
     front = report.summarise(study, x="latency_ms")
     assert (front.membership_is, front.points[0].membership) == ("bootstrap", 1.0)
-    assert "With probability" not in " ".join(text.notes(front))
+    assert "With probability" not in " ".join(wording.notes(front))
 
 
 def test_a_recorded_table_does_not_claim_a_sealed_test_split() -> None:
     front = report.summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
-    assert "looked at the test split" in text.seal(front)
+    assert "looked at the test split" in wording.seal(front)
     assert "sealed" not in report.to_markdown(front)
 
 
@@ -394,16 +395,16 @@ def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
     assert len(report.write(study, list(report.FORMATS), tmp_path)) == len(report.FORMATS)
     front = report.summarise(study)
-    assert [column.header for column in text.columns(front)][5:7] == ["GFLOPs", "parameters"]
+    assert [column.header for column in wording.columns(front)][5:7] == ["GFLOPs", "parameters"]
     assert json.loads(report.to_json(front))["front"]["directions"] == {
         "top1": "maximize", "gflops": "minimize", "parameters": "minimize",
     }  # fmt: skip
-    assert "of all objectives of the study, parameters too" in " ".join(text.notes(front))
+    assert "of all objectives of the study, parameters too" in " ".join(wording.notes(front))
     assert "parameters" in on_terminal(front)
     xs, ys = html.staircase(front)
     assert ys == sorted(ys)
     best = max(c.values["top1"] for c in front.points)
-    assert f"the best reaches {best:.3f} top-1 accuracy" in text.headline(front)
+    assert f"the best reaches {best:.3f} top-1 accuracy" in wording.headline(front)
     assert (len(xs), ys[-1]) == (len(front.points) + 1, best)
 
 
@@ -428,8 +429,8 @@ def test_a_thinned_front_stands_for_the_whole_one() -> None:
     assert thin.hypervolume == whole.hypervolume
     left_out = [c for c in thin.configurations if c.is_thinned]
     assert len(left_out) == len(whole.points) - len(thin.points)
-    assert all(text.standing(c) == "thinned" for c in left_out)
-    assert "thinned out, a front point hardly differs" in text.verdict(left_out[-1], thin)
+    assert all(wording.standing(c) == "thinned" for c in left_out)
+    assert "thinned out, a front point hardly differs" in wording.verdict(left_out[-1], thin)
 
 
 def test_a_front_of_three_objectives_is_not_thinned() -> None:
@@ -456,9 +457,9 @@ def space_study(number: int) -> StudyRecord:
 
 def test_what_decides_is_what_matters() -> None:
     front = report.summarise(space_study(80))
-    bands = text.importance(front)
+    bands = wording.importance(front)
     assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
-    rows = text.importance_rows(bands)
+    rows = wording.importance_rows(bands)
     assert rows[0][0] == "depth"
     assert float(rows[0][-1].rstrip(" %")) > 90
     for text in (report.to_markdown(front), html.to_html(front), on_terminal(front)):
@@ -466,11 +467,11 @@ def test_what_decides_is_what_matters() -> None:
         assert "depth" in text
     document = json.loads(report.to_json(front))
     assert document["importance"][-1]["importances"]["depth"] > 0.9
-    bands = text.importance(report.summarise(space_study(41)))
+    bands = wording.importance(report.summarise(space_study(41)))
     assert [band.num_configurations for band in bands] == [21, 31, 41]
 
 
 def test_of_few_configurations_nothing_is_said_of_what_matters() -> None:
     front = report.summarise(space_study(39))
-    assert text.importance(front) == ()
+    assert wording.importance(front) == ()
     assert "PED-ANOVA" not in report.to_markdown(front)

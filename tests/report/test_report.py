@@ -21,7 +21,8 @@ from rich.console import Console
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.report import formats as report
-from sftsearch.orchestrator.report import html, text
+from sftsearch.orchestrator.report import html
+from sftsearch.orchestrator.report import text as wording
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def test_differences_are_to_the_next_cheaper_front_point(study: StudyRecord) -> 
     last = front.points[-1]
     assert last.difference is not None
     assert last.difference.within_noise
-    assert text.verdict(last, front).endswith("points over the next cheaper, within noise")
+    assert wording.verdict(last, front).endswith("points over the next cheaper, within noise")
 
 
 def test_the_dominated_are_compared_with_the_front_at_or_below_their_cost() -> None:
@@ -125,7 +126,7 @@ def test_the_dominated_are_compared_with_the_front_at_or_below_their_cost() -> N
     assert d.difference is not None
     assert d.difference.other == "c"  # at the very same cost
     assert not d.indistinguishable
-    assert text.verdict(d, front) == "dominated (-20.0 [-20.0, -20.0] points)"
+    assert wording.verdict(d, front) == "dominated (-20.0 [-20.0, -20.0] points)"
 
 
 def test_the_dominated_within_noise_are_called_not_distinguishable(study: StudyRecord) -> None:
@@ -136,8 +137,8 @@ def test_the_dominated_within_noise_are_called_not_distinguishable(study: StudyR
         assert c.difference is not None
         assert c.difference.interval is not None
         assert c.difference.interval[0] <= 0 <= c.difference.interval[1]
-        assert text.verdict(c, front).startswith("not distinguishable from the front")
-        assert text.standing(c) == "near"
+        assert wording.verdict(c, front).startswith("not distinguishable from the front")
+        assert wording.standing(c) == "near"
 
 
 def test_a_difference_is_paired_by_subject() -> None:
@@ -171,7 +172,7 @@ def test_only_configurations_with_all_seeds_are_on_the_front() -> None:
         )
     )
     assert [c.configuration_id for c in front.points] == ["done"]
-    told = {c.configuration_id: text.verdict(c, front) for c in front.configurations}
+    told = {c.configuration_id: wording.verdict(c, front) for c in front.configurations}
     assert told["running"] == "incomplete: 1 of 2 seeds finished"
     assert told["failed"] == "failed: seed 1: the loss is nan"
 
@@ -208,7 +209,7 @@ def test_groups_that_cannot_be_paired_leave_intervals_out(tmp_path: Path) -> Non
     front = report.summarise(small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}, groups={})))
     assert front.num_groups == 0
     assert front.points[0].interval is None
-    assert not any("bootstrap" in note for note in text.notes(front))
+    assert not any("bootstrap" in note for note in wording.notes(front))
     assert report.FORMATS["html"].to_text(front)
 
 
@@ -239,7 +240,7 @@ def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
     # Costs lie at 1, 1/2, 0; errors run from the worst seen, 0.9, to the best, 0.6.
     assert front.hypervolume == pytest.approx(0.5)
     assert all(c.interval is None for c in front.finished)
-    assert "mean absolute error of the worst seen" in " ".join(text.notes(front))
+    assert "mean absolute error of the worst seen" in " ".join(wording.notes(front))
     assert report.headline(front) == (
         "2 of 3 configurations are on the front; the best reaches 0.600 mean absolute error at "
         "10.0 GFLOPs; 10 % of that cost loses 0.3 mean absolute error."
@@ -298,7 +299,7 @@ def test_a_parameter_that_some_of_a_model_lack_is_shown() -> None:
             for name, own in settings.items()
         )
     )
-    assert text.varying(report.summarise(study).configurations) == ["tokens"]
+    assert wording.varying(report.summarise(study).configurations) == ["tokens"]
 
 
 def test_the_record_order_does_not_matter(study: StudyRecord) -> None:
@@ -319,14 +320,14 @@ def test_a_front_of_500_configurations_takes_seconds() -> None:
 
 
 def test_notes_name_subjects_and_seeds_and_the_one_split(study: StudyRecord) -> None:
-    text = " ".join(text.notes(report.summarise(study)))
+    text = " ".join(wording.notes(report.summarise(study)))
     assert "bootstrap over 3 subjects and the seeds" in text
     assert "conditional on this split" in text
     assert "too narrow" in text
     hundredths = {f"{g:02d}": (50.0, 100.0) for g in range(100)}
     values = {"top1": 0.5, "gflops": 1.0}
     front = report.summarise(small_study(trial("a", 0, values, groups=hundredths)))
-    assert "100 groups of samples" in " ".join(text.notes(front))
+    assert "100 groups of samples" in " ".join(wording.notes(front))
 
 
 def test_an_unconfirmed_study_says_that_the_test_split_is_sealed(study: StudyRecord) -> None:
@@ -540,7 +541,7 @@ def test_the_terminal_table_prints_brackets_as_they_are(study: StudyRecord) -> N
 
 
 def test_numbers_are_told_with_three_digits() -> None:
-    shown = [text.metric("gflops").show(v) for v in (0.0021, 0.034, 12.3, 0, 41285, 1e-9, None)]
+    shown = [wording.metric("gflops").show(v) for v in (0.0021, 0.034, 12.3, 0, 41285, 1e-9, None)]
     assert shown == ["0.00210", "0.0340", "12.3", "0", "41,285", "1.00e-09", "–"]  # noqa: RUF001
 
 

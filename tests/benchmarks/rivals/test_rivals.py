@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.rivals import convert_hpo_bench, moasha, optuna_samplers
 from sklearn.neural_network import MLPClassifier
+
+from rivals import convert_hpo_bench, moasha, optuna_samplers
 
 KINDS: tuple[optuna_samplers.Kind, ...] = ("random", "tpe", "nsga2", "gp")
 BRANCHES = [

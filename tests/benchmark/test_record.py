@@ -1,0 +1,249 @@
+"""A tiny space recorded through the real path, interrupted and resumed, and simulated again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sftsearch.datasets.catalog import describe, open_dataset
+from sftsearch.datasets.folds import open_fold
+from sftsearch.orchestrator.benchmark import record as recording
+from sftsearch.orchestrator.benchmark.record import RecordingError, record_table
+from sftsearch.orchestrator.benchmark.simulator import simulate
+from sftsearch.orchestrator.benchmark.table import META, read_table
+from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.storage.journal import Journal, read_events
+from sftsearch.orchestrator.study import check_study, run_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftsearch.orchestrator.benchmark.table import Table
+    from sftsearch.orchestrator.storage.journal import Event
+
+STUDY = """
+study: {name: tiny}
+dataset: {kind: wearables, folds: 5}
+search: {sampler: {kind: exhaustive}, trials: 6, replicates: 2}
+training: {epochs: 2, batch_size: 256}
+resources: {cpus: 1, concurrent_trials: 1}
+space:
+  - {kind: unimodal, patch: 8, num_heads: 2, unimodal_layers: 1, fused_layers: 1, tokens: 1,
+     modalities: [watch_acc], dim: {kind: choice, values: [4, 8]}}
+  - {kind: sft, patch: 8, num_heads: 2, unimodal_layers: 1, fused_layers: 1, tokens: 1,
+     modalities: [phone_acc, watch_acc], dim: 4}
+"""
+QUICK = """
+study: {name: tiny}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 4, replicates: 2}
+training: {epochs: 2, batch_size: 256}
+resources: {cpus: 1, concurrent_trials: 1}
+space:
+  - {kind: sft, num_heads: 2, fused_layers: 1, stride: 2, dim: {kind: choice, values: [4, 8]}}
+"""
+"""Without folds and subjects, and trained in no time."""
+NEAR, MORE = 1, 4
+"""One configuration gets four replicates in the end."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Any:
+    """One Ray for this file's studies: starting it takes seconds."""
+    with tune.connected(None):
+        yield
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(text)
+    return file
+
+
+def record(folder: Path, text: str = STUDY) -> Path:
+    out = folder / "tiny.parquet"
+    arguments: dict[str, Any] = {"near": NEAR, "near_replicates": MORE}
+    assert record_table(write(folder, text), out, runs=folder / "runs", **arguments)
+    return out
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture(scope="module")
+def table(recorded: Path) -> Table:
+    return read_table(recorded)
+
+
+def test_every_configuration_is_there_and_the_nearest_has_more(table: Table) -> None:
+    assert sorted(table.num_replicates) == [2, 2, 4]
+    assert table.num_epochs == 2
+    assert table.num_folds == 5
+    assert table.costs.keys() == {"gflops", "gmacs", "parameters"}
+    best = table.values("top1")[:, :2].mean(axis=1)
+    nearest = int(np.argmax(table.num_replicates))
+    # The cheapest is on the front whatever it reaches, another only if it is better.
+    cheapest = int(np.argmin(table.costs["gflops"]))
+    assert nearest == cheapest or best[nearest] > best[cheapest]
+    assert table.facts["fingerprint"] == describe("wearables").fingerprint
+
+
+def bits(recorded: Path, name: str) -> list[np.ndarray]:
+    column = pq.read_table(recorded)[name].to_pylist()
+    return [np.unpackbits(np.frombuffer(row, np.uint8)) for row in column]
+
+
+def test_the_bits_agree_with_the_accuracy_of_their_row(recorded: Path) -> None:
+    """Of each fold's own validation samples, and of the test split."""
+    rows = pq.read_table(recorded)
+    facts = json.loads(rows.schema.metadata[META])
+    store = open_dataset("wearables")
+    for found, top1, fold in zip(
+        bits(recorded, "right_validation"),
+        rows["top1"].to_pylist(),
+        rows["fold"].to_pylist(),
+        strict=True,
+    ):
+        subjects = facts["subjects"]["validation"][fold]
+        assert len(subjects) == len(open_fold(store, fold, 5).split("validation"))
+        assert len(found) == 8 * -(-len(subjects) // 8)
+        assert found.sum() / len(subjects) == pytest.approx(top1, rel=1e-6)
+    number = len(facts["subjects"]["test"][0])
+    assert {len(found) for found in bits(recorded, "right_test")} == {8 * -(-number // 8)}
+    assert [fold for fold, r in zip(rows["fold"].to_pylist(), rows["replicate"].to_pylist(),
+                                    strict=True) if fold != r % 5] == []  # fmt: skip
+
+
+def values_of(events: list[Event], kind: str, name: str) -> dict[Any, Any]:
+    return {e.body[name]: e.body for e in events if e.kind == kind}
+
+
+def test_the_simulated_study_is_the_real_one(recorded: Path, tmp_path: Path) -> None:
+    """Same proposals, and all that was reported and told, but for the rounding to 32 bits."""
+    real = [
+        e
+        for e in read_events(recorded.parent / "runs" / "tiny")
+        if e.kind not in ("recorded", "mirrored")
+    ]
+    granted = next(e.id for e in real if e.kind == "replicated")
+    before = [e for e in real if e.id < granted]
+    source, _, admission = check_study(recorded.parent / "tiny.yaml")
+    done = simulate(source, admission, read_table(recorded), workers=1)
+    ours = list(done.journal.events())
+
+    def decided(events: list[Event]) -> list[Any]:
+        kinds = ("proposed", "admitted", "started", "epoch", "finished", "told")
+        return [(e.kind, e.body.get("trial"), e.body.get("epoch")) for e in events
+                if e.kind in kinds]  # fmt: skip
+
+    assert [e.body for e in ours if e.kind == "proposed"] == [
+        e.body for e in before if e.kind == "proposed"
+    ]
+    assert [e.body for e in ours if e.kind == "admitted"] == [
+        e.body for e in before if e.kind == "admitted"
+    ]
+    # Where Ray has one trial waiting while another runs, they begin earlier and end in this order.
+    assert sorted(map(str, decided(ours))) == sorted(map(str, decided(before)))
+    for number, body in values_of(before, "told", "number").items():
+        told = values_of(ours, "told", "number")[number]
+        assert told["state"] == body["state"]
+        assert told["values"] == pytest.approx(body["values"], rel=1e-6)
+    for key, body in values_of(before, "finished", "trial").items():
+        values = values_of(ours, "finished", "trial")[key]["values"]
+        assert {"top1", "gflops"} <= body["values"].keys() & values.keys()
+        for name in body["values"].keys() & values.keys() - {"seconds"}:
+            assert values[name] == pytest.approx(body["values"][name], rel=1e-6), name
+    assert [e.body["reported"] for e in ours if e.kind == "concluded"] == [
+        e.body["reported"] for e in before if e.kind == "concluded"
+    ]
+    assert done.num_reused == 0
+
+
+class HaltedError(Exception):
+    """The driver dies."""
+
+
+def halt_after(monkeypatch: pytest.MonkeyPatch, kind: str, number: int) -> None:
+    """Let the driver die after so many events of a kind, once."""
+    original, left = Journal.append, [number]
+
+    def append(self: Journal, of: str, **body: Any) -> Event:
+        event = original(self, of, **body)
+        left[0] -= of == kind
+        if left[0] == 0 and of == kind:
+            raise HaltedError
+        return event
+
+    monkeypatch.setattr(Journal, "append", append)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(tmp_path_factory.mktemp("quick"), QUICK)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("epoch", 3), ("replicated", 1)])
+def test_an_interrupted_recording_goes_on_and_repeats_itself(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
+) -> None:
+    """Also between granting more replicates and training them."""
+    halt_after(monkeypatch, kind, number)
+    with pytest.raises(Exception, match=r"Halted|^$"):
+        record(tmp_path, QUICK)
+    monkeypatch.undo()
+    out = record(tmp_path, QUICK)
+    events = list(read_events(tmp_path / "runs" / "tiny"))
+    ended = [e.body["trial"] for e in events if e.kind == "finished"]
+    assert len(ended) == len(set(ended)) == 4 + 2
+    assert len([e for e in events if e.kind == "replicated"]) == NEAR
+    again, first = pq.read_table(out), pq.read_table(quick)
+    assert again.drop(["seconds"]).equals(first.drop(["seconds"]))
+
+
+def test_a_table_that_is_complete_is_written_again_as_it_was(quick: Path) -> None:
+    before = pq.read_table(quick)
+    assert pq.read_table(record(quick.parent, QUICK)).equals(before)
+
+
+def test_only_whole_spaces_are_recorded(tmp_path: Path) -> None:
+    for text in (
+        STUDY.replace("kind: exhaustive", "kind: random"),
+        STUDY.replace("replicates: 2", "replicates: {min: 2, max: 3}"),
+        STUDY.replace("replicates: 2", "replicates: 2, stopping: median"),
+        STUDY.replace("replicates: 2", "replicates: {min: 2, max: 2, fresh: 1}"),
+    ):
+        with pytest.raises(RecordingError, match="a table is recorded with"):
+            record_table(write(tmp_path, text), tmp_path / "t.parquet", runs=tmp_path)
+
+
+def test_a_study_that_is_no_recording_is_left_alone(tmp_path: Path) -> None:
+    run_study(write(tmp_path, QUICK), runs=tmp_path / "runs", formats=())
+    with pytest.raises(RecordingError, match="is not a recording"):
+        record(tmp_path, QUICK)
+
+
+def test_the_nearest_are_those_that_lack_least_of_the_best_at_their_cost() -> None:
+    source, _, admission = check_study("wearables_table")
+    assert admission.table is not None
+    ids = list(admission.table)[:40]
+    random_ = np.random.default_rng(0)
+    admitted = {i: {"cost": {"gflops": admission.table[i].cost.gflops}} for i in ids}
+    values = {i: {r: float(random_.random()) for r in range(3)} for i in ids}
+    found = recording._nearest(admitted, values, source, 10)
+    mean = {i: np.mean(list(values[i].values())) for i in ids}
+    lacks = {i: max(mean[j] for j in ids if costs_at_most(admitted, j, i)) - mean[i] for i in ids}
+    assert len(found) == 10
+    # Means are freed of the folds here, so that the order is nearly that of plain means.
+    assert set(sorted(ids, key=lacks.__getitem__)[:6]) <= set(found)
+
+
+def costs_at_most(admitted: dict[str, Any], one: str, other: str) -> bool:
+    return bool(admitted[one]["cost"]["gflops"] <= admitted[other]["cost"]["gflops"])

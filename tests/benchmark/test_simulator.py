@@ -1,0 +1,348 @@
+"""Recorded tables and searches simulated on them: round trips, hostile files, the clock, folds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.benchmark.simulator import Replay, TableAdmission, simulate
+from sftsearch.orchestrator.benchmark.table import META, TableError, read_table, write_table
+from sftsearch.orchestrator.candidates.admission import Admission
+
+from toy_study import source_of, width
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sftsearch.orchestrator.benchmark.table import Table
+    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.search_spaces.load import Source
+
+EPOCHS, REPLICATES = 4, 6
+SPACE = width(8, 16, 24, 32, 40)
+
+
+def study(plan: str = "sampler: front, trials: 10, replicates: 2") -> Source:
+    return source_of(plan, space=SPACE, epochs=EPOCHS)
+
+
+def admission_of(source: Source) -> Admission:
+    return Admission(source, describe("wearables"))
+
+
+def top1(width: int, replicate: int, epoch: int) -> float:
+    """A value that a 32-bit float holds: a whole number of 1/1024."""
+    return (400 + 8 * width + 16 * (replicate % 3) + 32 * epoch) / 1024
+
+
+def rows_of(admission: Admission, replicates: int = REPLICATES) -> dict[str, list[Any]]:
+    """Return the rows of a table of the whole space: widths, replicates, epochs."""
+    assert admission.table is not None
+    rows: dict[str, list[Any]] = {}
+    for candidate in admission.table.values():
+        parameters = candidate.configuration.parameters
+        for replicate, epoch in itertools.product(range(replicates), range(1, EPOCHS + 1)):
+            row = {
+                "configuration_id": candidate.id,
+                "model": candidate.configuration.model,
+                "parameters": json.dumps(parameters, sort_keys=True),
+                "cost_gflops": candidate.cost.gflops,
+                "cost_gmacs": candidate.cost.gmacs,
+                "cost_parameters": float(candidate.cost.parameters),
+                "replicate": replicate,
+                "epoch": epoch,
+                "seconds": parameters["dim"] / 8 + replicate,
+                "top1": top1(parameters["dim"], replicate, epoch),
+                "right_validation": b"\x01",
+            }
+            for name, value in row.items():
+                rows.setdefault(name, []).append(value)
+    return rows
+
+
+FACTS = {"costs": ["gflops", "gmacs", "parameters"], "metrics": ["top1"], "folds": None}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Table:
+    path = tmp_path / "made.parquet"
+    write_table(path, rows_of(admission_of(study())), FACTS)
+    return read_table(path)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_what_was_written_is_read_back(made: Table) -> None:
+    assert made.metrics["top1"].shape == (5, REPLICATES, EPOCHS)
+    for row, parameters in enumerate(made.parameters):
+        for replicate, epoch in itertools.product(range(REPLICATES), range(EPOCHS)):
+            expected = top1(parameters["dim"], replicate, epoch + 1)
+            assert made.metrics["top1"][row, replicate, epoch] == expected
+        assert made.models[row] == "sft"
+        last = [top1(parameters["dim"], 2, epoch) for epoch in (2, 3, 4)]
+        assert made.values("top1")[row, 2] == pytest.approx(np.mean(last))
+    assert made.num_epochs == EPOCHS
+    assert made.num_replicates.tolist() == [REPLICATES] * 5
+    assert made.facts == {"format": 1, **FACTS}
+    assert made.true_means("top1") == pytest.approx(made.values("top1").mean(axis=1))
+
+
+def test_replicates_may_differ_between_configurations(tmp_path: Path) -> None:
+    rows = rows_of(admission_of(study()))
+    kept = [
+        i for i, r in enumerate(rows["replicate"]) if r < 2 or i < 5 * EPOCHS  # the first has 5
+    ]  # fmt: skip
+    path = tmp_path / "some.parquet"
+    write_table(path, {n: [column[i] for i in kept] for n, column in rows.items()}, FACTS)
+    table = read_table(path)
+    assert table.num_replicates.tolist() == [5, 2, 2, 2, 2]
+    assert np.isnan(table.values("top1")[1, 2])
+
+
+def damaged(change: Callable[[dict[str, list[Any]]], object]) -> Callable[[Path], None]:
+    """Return who writes a table that is made and then changed."""
+
+    def write(path: Path) -> None:
+        rows = rows_of(admission_of(study()))
+        change(rows)
+        write_table(path, rows, FACTS)
+
+    return write
+
+
+def with_facts(facts: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        table = pa.table(rows_of(admission_of(study())))
+        text = facts if isinstance(facts, bytes) else json.dumps(facts)
+        pq.write_table(table.replace_schema_metadata({META: text}), path)
+
+    return write
+
+
+def cut(path: Path) -> None:
+    write_table(path, rows_of(admission_of(study())), FACTS)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def set_first(name: str, value: Any) -> Callable[[Path], None]:
+    return damaged(lambda rows: rows[name].__setitem__(0, value))
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (cut, "Cannot read"),
+    "not Parquet": (lambda path: path.write_text("top1,gflops\n1,2\n") and None, "Cannot read"),
+    "empty": (lambda path: path.write_bytes(b"") and None, "Cannot read"),
+    "a folder": (lambda path: path.mkdir(), "Cannot read"),
+    "not there": (lambda path: None, "Cannot read"),
+    "no metadata": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "format 1"),
+    "other format": (with_facts({"format": 2, **FACTS}), "format 1"),
+    "metadata are a list": (with_facts([1]), "format 1"),
+    "metadata are no JSON": (with_facts(b"{"), "Cannot read"),
+    "metadata are no text": (with_facts(b"\xff\xfe"), "Cannot read"),
+    "no metrics": (with_facts({"format": 1, "costs": []}), "damaged: 'metrics'"),
+    "unknown metric": (with_facts({"format": 1, "costs": [], "metrics": ["x"]}), "damaged"),
+    "metrics are a number": (with_facts({"format": 1, "costs": [], "metrics": 3}), "damaged"),
+    "no rows": (damaged(lambda rows: [column.clear() for column in rows.values()]), "damaged"),
+    "negative replicate": (set_first("replicate", -1), "`replicate` is out of range"),
+    "huge replicate": (set_first("replicate", 10**6), "`replicate` is out of range"),
+    "lone replicate": (set_first("replicate", 9_999), "hardly any"),
+    "replicate is a fraction": (set_first("replicate", 0.5), "out of range"),
+    "replicate is missing": (set_first("replicate", None), "out of range"),
+    "epoch 0": (set_first("epoch", 0), "`epoch` is out of range"),
+    "epoch twice": (set_first("epoch", 2), "lacks an epoch or has one twice"),
+    "seconds are missing": (set_first("seconds", None), "lacks an epoch"),
+    "seconds are negative": (set_first("seconds", -1.0), "negative"),
+    "value is not a number": (set_first("top1", float("nan")), "not finite"),
+    "cost is 0": (set_first("cost_gflops", 0.0), "not positive"),
+    "parameters are no JSON": (set_first("parameters", "{"), "damaged"),
+    "parameters are a list": (set_first("parameters", "[1]"), "damaged"),
+    "no model": (damaged(lambda rows: rows.pop("model")), "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_no_table_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.parquet"
+    write, message = HOSTILE[name]
+    write(path)
+    with pytest.raises(TableError) as caught:
+        read_table(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "hostile.parquet" in str(caught.value)
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TableError, match="Cannot write the table"):
+        write_table(tmp_path / "file" / "made.parquet", {"a": [1]}, FACTS)
+    (tmp_path / "taken.parquet").mkdir()
+    with pytest.raises(TableError, match="Cannot write the table"):
+        write_table(tmp_path / "taken.parquet", {"a": [1]}, FACTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.parquet"]
+
+
+# ----------------------------------------------------------------- replicates
+
+
+def table_of(counts: list[int], folds: int | None) -> Table:
+    """Return a table that only says which replicates there are."""
+    from sftsearch.orchestrator.benchmark.table import Table
+
+    seconds = np.full((len(counts), max(counts), 1), np.nan)
+    for row, count in enumerate(counts):
+        seconds[row, :count] = 1.0
+    names = [str(i) for i in range(len(counts))]
+    return Table(names, names, [{} for _ in names], {}, {}, seconds, {"folds": folds})
+
+
+@pytest.mark.parametrize("folds", [None, 3])
+@pytest.mark.parametrize("repetition", [None, 0, 7])
+def test_every_recorded_replicate_is_seen_once_and_folds_stay_together(
+    folds: int | None, repetition: int | None
+) -> None:
+    table = table_of([6, 9, 12], folds)
+    replay = Replay(table, repetition)
+    found = [[replay.find(row, r) for r in range(n)] for row, n in enumerate((6, 9, 12))]
+    for row, n in enumerate((6, 9, 12)):
+        assert sorted(found[row]) == list(range(n))
+        if repetition is None:
+            assert found[row] == list(range(n))
+    assert replay.num_reused == 0
+    if folds:
+        # Replicates r of all configurations are of one fold, so that they can be compared.
+        for turn in range(6):
+            assert len({found[row][turn] % folds for row in range(3)}) == 1
+
+
+def test_repetitions_see_other_replicates() -> None:
+    table = table_of([6, 6], 3)
+    orders = {tuple(Replay(table, n).find(0, r) for r in range(6)) for n in range(20)}
+    assert len(orders) > 10
+    assert {order[0] % 3 for order in orders} == {0, 1, 2}
+
+
+def test_a_replicate_that_was_not_recorded_is_stood_in_for_by_one_of_its_fold() -> None:
+    replay = Replay(table_of([6, 9], 3), 5)
+    seen = [replay.find(0, r) for r in range(9)]
+    assert replay.num_reused == 3
+    assert [r % 3 for r in seen[6:]] == [r % 3 for r in seen[3:6]]
+    few = Replay(table_of([2, 9], 3), 5)  # its third fold was never recorded
+    assert {few.find(0, r) for r in range(9)} <= {0, 1}
+
+
+# ----------------------------------------------------------------- simulation
+
+
+def simulated(table: Table, source: Source, **more: Any) -> tuple[list[Event], Any]:
+    done = simulate(source, admission_of(source), table, **more)
+    return list(done.journal.events()), done
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_clock_is_that_of_workers_who_train_one_trial_after_another(
+    made: Table, workers: int
+) -> None:
+    """Against the busy times of each worker, from the journal's own times."""
+    events, done = simulated(made, study(), workers=workers)
+    begun = {e.body["trial"]: e.time for e in events if e.kind == "started"}
+    ended = {e.body["trial"]: e.time for e in events if e.kind == "finished"}
+    assert len(ended) == 10
+    row_of = {identity: row for row, identity in enumerate(made.ids)}
+    for key, start in begun.items():
+        identity, _, seed = key.rpartition("-")
+        seconds = made.seconds[row_of[identity], int(seed)].sum()
+        assert ended[key] - start == pytest.approx(seconds)
+    assert done.seconds == max(ended.values())
+    for time in begun.values():
+        busy = sum(begun[key] <= time < ended[key] for key in begun)
+        assert busy <= workers
+    if workers == 1:
+        assert done.seconds == pytest.approx(sum(ended[k] - begun[k] for k in begun))
+
+
+def test_epochs_and_values_are_those_of_the_table(made: Table) -> None:
+    events, done = simulated(made, study(), workers=3)
+    row_of = {identity: row for row, identity in enumerate(made.ids)}
+    for event in events:
+        if event.kind == "epoch":
+            identity, _, seed = event.body["trial"].rpartition("-")
+            epoch, metrics = event.body["epoch"], event.body["metrics"]
+            assert metrics["top1"] == made.metrics["top1"][row_of[identity], int(seed), epoch - 1]
+        elif event.kind == "finished":
+            identity, _, seed = event.body["trial"].rpartition("-")
+            value = made.values("top1")[row_of[identity], int(seed)]
+            assert event.body["values"]["top1"] == pytest.approx(value)
+    counts = Counter(e.body["trial"] for e in events if e.kind == "epoch")
+    assert set(counts.values()) == {EPOCHS}
+    assert events[-1].kind == "ended"
+    assert events[-1].body == {"reason": "all trials ran", "complete": True}
+    assert done.concluded["reported"] == done.reported
+
+
+def test_a_repetition_repeats_itself(made: Table) -> None:
+    runs = [
+        [(e.kind, e.time, json.dumps(e.body)) for e in simulated(made, study(), repetition=n)[0]]
+        for n in (3, 3, 4)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_study_ends_though_its_space_is_used_up_while_replicates_are_due(made: Table) -> None:
+    """With one worker nothing runs when the sampler has nothing left."""
+    source = study("sampler: exhaustive, trials: 40, replicates: {min: 1, max: 6, fresh: 1}")
+    events, done = simulated(made, source, workers=1)
+    assert events[-1].body == {"reason": "the space is used up", "complete": True}
+    assert any(e.kind == "replicated" for e in events)
+    assert any(e.kind == "frozen" for e in events)
+    assert done.search.exhausted
+
+
+def test_stopped_trials_save_their_time(made: Table) -> None:
+    plan = "sampler: {kind: random, seed: 2}, trials: 30, replicates: 6"
+    whole = simulated(made, study(plan), workers=1)[1]
+    assert whole.seconds == pytest.approx(made.seconds.sum())
+    rule = "stopping: {kind: mo_asha, min_epochs: 1, audit_share: 0}"
+    events, done = simulated(made, study(f"{plan}, {rule}"), workers=1)
+    stopped = {e.body["trial"]: e.body["epoch"] for e in events if e.kind == "stopped"}
+    row_of = {identity: row for row, identity in enumerate(made.ids)}
+    trained = 0.0
+    for event in events:
+        if event.kind == "started":
+            identity, _, seed = event.body["trial"].rpartition("-")
+            epochs = stopped.get(event.body["trial"], EPOCHS)
+            trained += made.seconds[row_of[identity], int(seed), :epochs].sum()
+    assert stopped
+    assert done.seconds == pytest.approx(trained)
+
+
+def test_a_space_beyond_the_table_is_refused(made: Table) -> None:
+    wider = source_of("sampler: exhaustive, trials: 6", space=width(8, 16, 48), epochs=EPOCHS)
+    with pytest.raises(TableError, match="is not in the table: narrow"):
+        simulate(wider, admission_of(wider), made)
+
+
+def test_a_table_prices_models_that_nobody_can_build(tmp_path: Path) -> None:
+    own = admission_of(study())
+    assert own.table is not None
+    rows = rows_of(own)
+    # A public table has the parameters that a study file names, and no others.
+    for i, identity in enumerate(rows["configuration_id"]):
+        rows["parameters"][i] = json.dumps(own.table[identity].point.parameters)
+    write_table(tmp_path / "public.parquet", rows, FACTS)
+    public = TableAdmission(study(), describe("wearables"), read_table(tmp_path / "public.parquet"))
+    assert public.table is not None
+    assert public.table.keys() == own.table.keys()
+    for identity, candidate in own.table.items():
+        assert public.table[identity].cost.gflops == candidate.cost.gflops

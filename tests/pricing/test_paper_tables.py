@@ -1,0 +1,125 @@
+"""The papers' tables: what is printed, and what our models cost at the papers' sizes."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sftsearch.orchestrator.pricing import paper_tables as priced_tables
+from sftsearch.search_spaces.papers import paper_tables
+from sftsearch.trainables.cost import GIGA
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"VGGS": (38, 1200, 38), "MOSEI": (500, 500, 50)}
+POOLED = {"VGGS": 45, "MOSEI": 46}
+"""Fused tokens of SFT, CLS included: 1 + 12 + 20 + 12 and 1 + 10 + 10 + 25."""
+
+
+def block(n: int, d: int = 40) -> int:
+    """SFT paper, appendix A.2: attention, the two layers of the MLP, and what is element-wise."""
+    return 4 * n * d * d + 2 * n * n * d + 2 * n * d * d + 4 * n * d
+
+
+def attention(n: int, d: int = 40) -> int:
+    return 4 * n * d * d + 2 * n * n * d
+
+
+def by_hand(system: str, shape: str) -> float:
+    """Return the printed formulas' operations of 12 layers of width 40."""
+    sizes = SIZES[shape]
+    layer = sum(map(block, sizes))
+    flops = {
+        "Concat": 12 * block(sum(sizes)),
+        "LF": 12 * layer,
+        "MulT": (9 * 2 + 3) * layer,
+        "MBT": layer + 11 * sum(block(n + 4) for n in sizes),
+        "SFT": layer + sum(map(attention, sizes)) + 11 * block(POOLED[shape]),
+    }
+    return flops[system] / GIGA
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_every_cell_of_table_2_is_the_printed_formula_and_within_5_percent(shape: str) -> None:
+    rows = priced_tables.price_table("SFT table 2")
+    assert [priced.row.name for priced in rows] == ["Concat", "LF", "MulT", "MBT", "SFT"]
+    for priced in rows:
+        assert priced.gflops[shape] == pytest.approx(by_hand(priced.row.name, shape), rel=1e-12)
+        difference = priced.difference(shape)
+        assert difference is not None
+        assert 0 < difference < 0.05  # the printed formulas are above the printed table everywhere
+
+
+def test_a_row_s_system_and_changes_are_put_together() -> None:
+    rows = {row.name: row for row in paper_tables()["SFT table 3"].rows}
+    assert rows["SFT, 64x"].parameters["VGGS"] == {
+        "sparse_attention": "dense", "stride": 64, "pooling": "max",
+    }  # fmt: skip
+    assert rows["Concat, no reduction"].parameters["VGGS"] == {}
+    assert rows["SFT, 64x"].printed["VGGS100 Top1"] == {"mean": 55.98, "std": 0.28}
+
+
+@pytest.mark.parametrize("name", sorted(paper_tables()))
+def test_a_table_has_the_same_columns_in_each_row_and_a_price_for_it(name: str) -> None:
+    rows = priced_tables.price_table(name)
+    assert len({tuple(priced.row.printed) for priced in rows}) == 1
+    assert len({priced.row.name for priced in rows}) == len(rows)
+    for priced in rows:
+        assert all(gflops > 0 for gflops in priced.gflops.values())
+        assert priced.gflops.keys() == paper_tables()[name].shapes.keys()
+
+
+@pytest.mark.parametrize("name", sorted(paper_tables()))
+def test_a_table_fits_into_80_columns(name: str) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(priced_tables.rich_table(name))
+    text = stream.getvalue()
+    assert name in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for priced in priced_tables.price_table(name):
+        line = [line for line in text.splitlines() if line.startswith(f"{priced.row.name} ")][-1]
+        for gflops in priced.gflops.values():
+            assert f"{gflops:.4f}" in line
+        for printed in priced.row.printed.values():
+            assert f"{priced_tables.mean_of(printed):.2f}" in line
+
+
+def test_json_has_the_deviations_too() -> None:
+    told = json.loads(json.dumps(priced_tables.as_json("SFT table 1")))
+    assert told["source"].startswith("Ding et al. 2021")
+    row = next(row for row in told["rows"] if row["name"] == "SFT")
+    assert row["printed"]["VGGS100 mAP"] == {"mean": 57.18, "std": 0.39}
+    assert row["gflops"]["VGGS"] == pytest.approx(by_hand("SFT", "VGGS"))
+    assert row["difference"] == {"VGGS": None, "MOSEI": None}
+
+
+def test_the_page_on_costs_shows_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
+    page = (ROOT / "docs" / "cost.md").read_text().splitlines()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(printed) == 12 + 12 + 5
+    assert [line for line in printed if line not in page] == []
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_without_output_projections_table_2_is_within_2_percent(
+    shape: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reading of the page on costs: attention has 3 n d^2 + 2 n^2 d. Against a sum by hand."""
+    projected = dict.fromkeys(("Concat", "LF"), 12 * sum(SIZES[shape]))
+    projected["MulT"] = 21 * sum(SIZES[shape])
+    projected["MBT"] = 12 * sum(SIZES[shape]) + 11 * 3 * 4
+    projected["SFT"] = 2 * sum(SIZES[shape]) + 11 * POOLED[shape]
+    runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    for priced in priced_tables.price_table("SFT table 2"):
+        less = by_hand(priced.row.name, shape) - projected[priced.row.name] * 1600 / GIGA
+        paper = priced_tables.mean_of(priced.row.printed[f"{shape} GFLOPs"])
+        assert less == pytest.approx(paper, rel=0.02)
+        assert f"| {less:.4f} | {less / paper - 1:+.1%} |" in printed

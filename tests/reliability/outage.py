@@ -1,0 +1,156 @@
+"""Take the MLflow server away in the middle of a study, and see how fast it catches up.
+
+A study of trials that train nothing runs on a real Ray, mirrored over HTTP to a real MLflow server
+on a real PostgreSQL. The server is killed, is away for a while, and comes back on the same port.
+
+    python tests/reliability/outage.py --seconds 600
+
+The last line printed is JSON: trials that ended while it was away, seconds from its return until
+MLflow had all of them, and trials lost and there twice at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # to be run as a program
+
+from sftsearch.orchestrator.storage.journal import read_events
+from sftsearch.orchestrator.study import Watcher, read_record, run_study
+from sftsearch.orchestrator.tracking import mirror as tracking
+
+from servers import team_servers
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.storage.journal import Event
+
+    from servers import MlflowServer
+
+STUDY = """
+study: {{name: outage}}
+dataset: {{kind: wearables}}
+search: {{sampler: random, trials: {trials}}}
+training: {{epochs: 3}}
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    stride: {{kind: int, low: 1, high: 16}}
+    dim: {{kind: int, low: 8, high: 128, step: 8}}
+    fused_layers: {{kind: int, low: 1, high: 11}}
+    learning_rate: {{kind: float, low: 1e-4, high: 1e-1, log: true}}
+"""
+BEFORE = 20
+"""Trials that have finished when the server is killed."""
+
+
+class Pausing:
+    """A worker that trains nothing, and takes its time for it."""
+
+    pause = 0.0
+
+    def start(self, job: Any) -> None:
+        self.job, self.epoch = job, 0
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(self.pause)
+        self.epoch += 1
+        epoch = {"epoch": self.epoch, "loss": 1.0, "top1": 0.5, "seconds": 0.0}
+        report: dict[str, Any] = {"epochs": [epoch]}
+        if self.epoch == 3:
+            values = {"top1": 0.5, "loss": 1.0, **self.job.cost}
+            report["final"] = {"values": values, "groups": {"a": [1.0, 2.0]}, "facts": {}}
+        return report
+
+
+class Outage(Watcher):
+    """Kills the server, waits, starts it again, and waits until MLflow has what it missed."""
+
+    def __init__(self, server: MlflowServer, folder: Path, seconds: float) -> None:
+        self.server, self.folder, self.seconds = server, folder, seconds
+        self.finished = self.through = 0
+        self.missed, self.caught_up = 0, float("nan")
+        self.thread = threading.Thread(target=self.happen)
+        self.over = threading.Event()
+
+    def event(self, event: Event) -> None:
+        self.finished += event.kind == "finished"
+        if event.kind == "mirrored":
+            self.through = event.body["through"]
+        if self.finished == BEFORE and not self.thread.ident:
+            self.thread.start()
+
+    def happen(self) -> None:
+        self.server.kill()
+        time.sleep(self.seconds)
+        self.missed = self.finished - BEFORE
+        last = max(event.id for event in read_events(self.folder))
+        self.server.start()
+        began = time.monotonic()
+        while self.through < last and not self.over.wait(0.05):
+            pass
+        self.caught_up = time.monotonic() - began
+
+
+def run(seconds: float, trials: int) -> dict[str, Any]:
+    """Run the study; return figures.
+
+    Raises:
+        AssertionError: MLflow and the journal differ at the end.
+    """
+    with tempfile.TemporaryDirectory() as name, team_servers() as (_, server):
+        runs = Path(name)
+        (runs / "outage.yaml").write_text(STUDY.format(trials=trials))
+        outage = Outage(server, runs / "outage", seconds)
+        # Two trials of three epochs at a time: nearly all that are left end while it is away.
+        pause = 2 * seconds / (trials - BEFORE) / 3
+        worker = type("Pausing", (Pausing,), {"pause": pause})
+        result = run_study(
+            runs / "outage.yaml",
+            runs=runs,
+            tracking_uri=server.uri,
+            watcher=outage,
+            worker=worker,
+            formats=(),
+        )
+        outage.over.set()
+        outage.thread.join()
+        assert result.complete
+        assert not result.tracking_problem, result.tracking_problem
+        journal = read_record(runs / "outage")
+        assert tracking.read_study(server.uri, "outage", runs) == journal
+        client = tracking.open_client(server.uri, runs)
+        number = client.get_experiment_by_name("outage").experiment_id
+        seen = Counter(
+            run.data.tags["sftsearch.trial"] for run in tracking._all_runs(client, number)
+        )
+    del seen[""]
+    return {
+        "away_seconds": seconds,
+        "trials": trials,
+        "ended_while_away": outage.missed,
+        "caught_up_seconds": round(outage.caught_up, 1),
+        "lost": trials - len(seen),
+        "twice": seen.total() - len(seen),
+    }
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--trials", type=int, default=1200)
+    asked = parser.parse_args()
+    print(json.dumps(run(asked.seconds, asked.trials)))
+
+
+if __name__ == "__main__":
+    main()

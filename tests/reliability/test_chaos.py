@@ -1,0 +1,37 @@
+"""A fixed sample of the chaos run, and a short outage; `chaos.py`, `outage.py` are the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import chaos
+from servers import find_postgres
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.service,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(find_postgres() is None, reason="PostgreSQL is not installed"),
+]
+
+
+def test_twenty_faults_lose_nothing_and_double_nothing() -> None:
+    figures = chaos.run(20, seed=1)
+    assert figures["faults"] >= 20
+    assert (figures["lost"], figures["twice"], figures["differing"]) == (0, 0, 0)
+    assert len(figures["by_kind"]) >= len(chaos.FAULTS) - 1
+
+
+def test_a_study_goes_on_while_tracking_is_away_for_a_minute() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("outage.py"))]
+    command += ["--seconds", "60", "--trials", "300"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    figures = json.loads(output.splitlines()[-1])
+    assert (figures["lost"], figures["twice"]) == (0, 0)
+    assert figures["ended_while_away"] > 50
+    assert figures["caught_up_seconds"] < 60

@@ -1,0 +1,150 @@
+"""When a study ends: trials, epochs, hours on a simulated clock, GPU hours, nothing to gain."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.orchestrator.search.budget import CONVERGED_GAIN, Budget
+from sftsearch.orchestrator.storage.journal import Event
+
+from toy_study import Memory, Training, noise, source_of, uneven, width
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.search.engine import Search
+
+TRAINING = Training(epochs=4, truth=uneven, seconds=60.0)
+"""Four minutes a trial."""
+
+
+def run(
+    plan: str, events: list[Event] | None = None, *, slots: int = 1, **more: Any
+) -> tuple[list[Event], Search]:
+    memory = Memory(source_of(plan, epochs=4, **more), slots=slots)
+    journal, search = memory.open(events or [])
+    memory.drive(search, TRAINING)
+    return list(journal.events()), search
+
+
+def count(events: list[Event], kind: str) -> int:
+    return sum(event.kind == kind for event in events)
+
+
+LIMITS = {
+    "max_epochs: 18": ("the limit of 18 epochs was reached", 5),
+    "max_hours: 0.31": ("the limit of 0.31 hours was reached", 5),  # 18.6 minutes
+    "max_gpu_hours: 0.155": ("the limit of 0.155 GPU hours was reached", 5),  # half a GPU each
+    "trials: 5": ("all trials ran", 5),
+}
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_each_limit_ends_the_study_when_the_trials_that_run_are_done(
+    limit: str, slots: int
+) -> None:
+    plan = f"sampler: random, trials: 20, {limit}".replace("trials: 20, trials", "trials")
+    events, search = run(plan, slots=slots, more="resources: {gpus: 0.5}")
+    why, least = LIMITS[limit]
+    assert search.why_ended() == why
+    assert search.exhausted
+    assert count(events, "started") == count(events, "finished")
+    # What was running when the limit was reached is one trial a slot at most.
+    assert least <= count(events, "finished") <= least + (0 if "trials" in limit else slots - 1)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
+    """To where a study with that limit from the beginning ends."""
+    plan = f"sampler: front, trials: 20, {limit}".replace("trials: 20, trials", "trials")
+    number = limit.rpartition(" ")[2]
+    raised = plan.replace(number, f"{2 * float(number):g}")
+    resources = "resources: {gpus: 0.5}"
+    first, _ = run(plan, more=resources)
+    extended, search = run(raised, first, more=resources)
+    whole, undisturbed = run(raised, more=resources)
+    assert extended[: len(first)] == first
+    assert count(extended, "finished") == count(whole, "finished") > count(first, "finished")
+    assert search.budget.epochs == undisturbed.budget.epochs
+    assert search.budget.seconds == pytest.approx(undisturbed.budget.seconds)
+    assert [o.id for o in search.past.all] == [o.id for o in undisturbed.past.all]
+
+
+def test_replicates_that_wait_are_run_after_the_limit_too() -> None:
+    events, search = run("sampler: random, trials: 20, replicates: 4, max_epochs: 5")
+    assert count(events, "finished") == 4
+    assert search.why_ended() == "the limit of 5 epochs was reached"
+
+
+def test_what_is_reported_gets_its_fresh_replicates_beyond_the_limit() -> None:
+    plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 3}, max_epochs: 20"
+    events, search = run(plan)
+    assert count(events, "frozen") == 1
+    assert search.num_admitted == 5
+    assert count(events, "finished") == 5 + 3 * len(events[-1].body["reported"])
+
+
+SPACE = width(*range(8, 88, 8))
+
+
+def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
+    """Where dearer configurations are no better and values hardly vary, that is soon seen."""
+    flat = Training(truth=lambda a: 0.6 + 1e-5 * noise(a.key), sigma=1e-4)
+    memory = Memory(source_of("sampler: front, trials: 40, until_converged: true", space=SPACE))
+    journal, search = memory.open()
+    memory.drive(search, flat)
+    gains = [event.body["gain"] for event in journal.events() if event.kind == "expected"]
+    assert search.why_ended() == "nothing more is expected of going on"
+    assert max(gains[-2:]) < CONVERGED_GAIN
+    assert all(max(a, b) >= CONVERGED_GAIN for a, b in itertools.pairwise(gains[:-1]))
+    assert len(search.past) < 10
+    again = Memory(source_of("sampler: front, trials: 40", space=SPACE))
+    _, extended = again.open(list(journal.events()))
+    again.drive(extended, flat)
+    assert extended.why_ended() == "the space is used up"
+    assert len(extended.past) == 10
+
+
+def test_a_study_goes_on_while_much_is_expected() -> None:
+    """Values that nothing explains: any configuration may be the best at its cost."""
+    wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.rpartition("-")[0]), sigma=1e-4)
+    memory = Memory(source_of("sampler: front, trials: 40, until_converged: true", space=SPACE))
+    _, search = memory.open()
+    memory.drive(search, wild)
+    assert len(search.past) >= 9
+
+
+# ------------------------------------------------------------------- the clock
+
+
+def event_at(time: float, kind: str = "told") -> Event:
+    return Event(1, time, kind, {})
+
+
+def budget_of(limit: str) -> Budget:
+    study = source_of(f"trials: 5, {limit}").study
+    return Budget(study.search)
+
+
+def test_time_between_drivers_and_a_clock_set_back_do_not_count() -> None:
+    budget = budget_of("max_hours: 1")
+    for time, kind in ((100, "created"), (100, "opened"), (160, "told"), (9000, "opened")):
+        budget.note_time(event_at(time, kind))
+    assert budget.seconds == 60
+    for time in (9030, 9000, 9010):
+        budget.note_time(event_at(time))
+    assert budget.seconds == 100
+    assert budget.exceeded() == ""
+    budget.note_time(event_at(9010 + 3500))
+    assert budget.exceeded() == "the limit of 1 hours was reached"
+
+
+def test_gains_count_only_twice_in_a_row() -> None:
+    budget = budget_of("until_converged: true")
+    for gain in (0.0005, 0.2, 0.0009, 0.001, 0.0):
+        budget.note_gain(gain)
+        assert budget.exceeded() == ""
+    budget.note_gain(0.0)
+    assert budget.exceeded() == "nothing more is expected of going on"

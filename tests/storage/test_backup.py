@@ -1,0 +1,436 @@
+"""Runs folders elsewhere, on a real S3 server on loopback: trials' files and backed-up journals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from sftsearch.datasets.remote import Elsewhere
+from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
+from sftsearch.orchestrator.storage import backup as backups
+from sftsearch.orchestrator.storage.backup import Backup, BackupError, pull, runs_folder
+from sftsearch.orchestrator.storage.journal import Journal, read_events
+from sftsearch.orchestrator.storage.trial_files import (
+    CHECKPOINT,
+    LOG,
+    WEIGHTS,
+    ElsewhereFolder,
+    LostTrial,
+)
+from sftsearch.orchestrator.study import (
+    StudyError,
+    Watcher,
+    delete_study,
+    find_trial,
+    list_studies,
+    read_record,
+    read_state,
+    run_study,
+)
+
+from servers import s3_server
+from worker_jobs import TRAINING, job, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sftsearch.orchestrator.storage.journal import Event
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
+
+RUNS = "s3://features/team/runs"
+STUDY = """
+study: {name: away}
+dataset: {kind: synthetic}
+search: {sampler: {kind: exhaustive}, trials: 4}
+training: {epochs: 3, batch_size: 250}
+space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 4}}]
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a function that makes of this process one on another machine, with empty disks."""
+    (tmp_path / "away.yaml").write_text(STUDY)
+
+    def go(name: str) -> Path:
+        monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / name))
+        monkeypatch.setattr("socket.gethostname", lambda: name)
+        return runs_folder(RUNS)
+
+    with s3_server(monkeypatch):
+        yield go
+
+
+def names() -> set[str]:
+    return set(Elsewhere(RUNS).sizes())
+
+
+class StopAfter(Watcher):
+    """Interrupts the study after some epochs, as a machine that dies does."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.left = num_epochs
+        self.notices: list[str] = []
+
+    def event(self, event: Event) -> None:
+        self.left -= event.kind == "epoch"
+        if self.left == 0:
+            raise BackupError("the machine dies here")
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def outcome(folder: Path) -> dict[str, tuple[str, float | None]]:
+    return {t.key: (t.status, t.values.get("loss")) for t in read_record(folder).trials}
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_on_another_machine(machine: Any, tmp_path: Path) -> None:
+    file = tmp_path / "away.yaml"
+    undisturbed = run_study(file, runs=tmp_path / "here", formats=())
+    machine("first")
+    with pytest.raises(BackupError, match="the machine dies here"):
+        run_study(file, runs=RUNS, watcher=StopAfter(5), formats=())
+    assert any(name.endswith(CHECKPOINT) for name in names())
+    local = machine("second")
+    assert not any(local.glob("*/*"))
+    watcher = StopAfter(-1)
+    result = run_study(file, runs=RUNS, resume=True, watcher=watcher, formats=("csv",))
+    assert result.complete
+    assert result.folder.parent == local
+    assert watcher.notices[0].startswith("Taken over from process ")
+    assert "on 'first'" in watcher.notices[0]
+    assert outcome(result.folder) == outcome(undisturbed.folder)
+    left = {name.rsplit("/", 1)[-1] for name in names() if "/trials/" in name}
+    assert left == {"owner", LOG, WEIGHTS}
+    assert {name for name in names() if "/report/" in name} == {"away/report/report.csv"}
+    # The first machine comes back, and sees what the second did.
+    first = machine("first")
+    assert outcome(first / "away") != outcome(result.folder)
+    assert [folder.name for folder in list_studies(RUNS)] == ["away"]
+    assert list(read_events(first / "away")) == list(read_events(result.folder))
+    key = result.record.trials[0].key
+    _, where, log = find_trial(key, RUNS)
+    assert where == f"{RUNS}/away/trials/{key}"
+    assert log.count("epoch=1 ") == 1
+    confirmed = CliRunner().invoke(main, ["confirm", "away", "--runs", RUNS])
+    assert confirmed.exit_code == 0, confirmed.output
+    machine("third")
+    shown = CliRunner().invoke(main, ["status", "away", "--runs", RUNS, "--json"])
+    assert json.loads(shown.output)["state"] == "confirmed"
+    gone = CliRunner().invoke(main, ["delete", "away", "--yes", "--runs", RUNS])
+    assert gone.exit_code == 0, gone.output
+    assert not names()
+
+
+# ------------------------------------------------------------------ the journal
+
+
+def filled(folder: Path, count: int) -> Journal:
+    journal = Journal(folder)
+    for number in range(count):
+        journal.append("epoch", trial="a-0", epoch=number, metrics={"top1": 0.1 * number})
+    return journal
+
+
+def test_what_is_pulled_is_what_was_backed_up(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "SEGMENT_BYTES", 2000)
+    first = machine("first") / "s"
+    with filled(first, 50) as journal:
+        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        for number in range(100):
+            journal.append("judged", trial="a-0", epoch=number)
+        backup.close()
+        assert not backup.problem
+    segments = [name for name in names() if "/journal/" in name]
+    assert len(segments) > 3
+    second = machine("second") / "s"
+    pull(second)
+    assert list(read_events(second)) == list(read_events(first))
+    assert len(list(read_events(second))) == 150
+    before = (second / "journal.sqlite").stat().st_ino
+    pull(second)
+    assert (second / "journal.sqlite").stat().st_ino == before
+
+
+def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        journal.listen(backup.check)
+        second = machine("second") / "s"
+        pull(second)
+        with Journal(second) as other:
+            theirs = Backup(other, Elsewhere(RUNS) / "s", interval=0.05)
+            other.append("opened", trials=9, slots=1)
+            theirs.close()
+        assert "'first'" in theirs.taken_from
+        journal.append("judged", trial="a-0", epoch=0)
+        while not backup._taken_by:
+            backup._thread.join(0.05)
+        with pytest.raises(BackupError, match=r"taken over by process \d+ on 'second'"):
+            journal.append("judged", trial="a-0", epoch=1)
+        backup.close()
+    machine("first")
+    pull(first)
+    assert [event.kind for event in read_events(first)] == ["epoch"] * 5 + ["opened"]
+    (aside,) = first.glob("superseded-*")
+    assert [event.kind for event in read_events(aside)][5:] != ["opened"]
+
+
+def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Elsewhere(RUNS) / "s"
+    with (
+        filled(machine("first") / "s", 5) as journal,
+        filled(machine("second") / "s", 5) as other,
+    ):
+        machine("first")
+        mine = Backup(journal, there, interval=0.05)
+        said = there.read("driver.json", limit=9999)
+        machine("second")
+        with monkeypatch.context() as patched:
+            patched.setattr(backups, "_read_driver", lambda _: None)
+            theirs = Backup(other, there, interval=0.05)
+        assert not theirs.taken_from
+        there.write("driver.json", said)  # what the first one wrote arrived last
+        other.append("opened", trials=9, slots=1)
+        theirs.close()
+        assert not theirs._taken_by
+        journal.append("judged", trial="a-0", epoch=0)
+        mine.close()
+        assert "'second'" in mine._taken_by
+    machine("third")
+    third = runs_folder(RUNS) / "s"
+    pull(third)
+    assert [event.kind for event in read_events(third)] == ["epoch"] * 5 + ["opened"]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", "driver.json"])
+def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, kind: str) -> None:
+    first = machine("first") / "s"
+    put = Elsewhere.write
+    away = [False]
+
+    def write(self: Elsewhere, name: str, content: bytes) -> None:
+        if away[0] and name.endswith(kind):
+            raise BackupError("the store is away")
+        put(self, name, content)
+
+    with filled(first, 5) as journal:
+        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        monkeypatch.setattr(Elsewhere, "write", write)
+        away[0] = True
+        journal.append("judged", trial="a-0", epoch=0)
+        while not backup.problem:
+            backup._thread.join(0.05)
+        backup._thread.join(0.3)  # it is tried again, and still away
+        assert backup.problem == "the store is away"
+        away[0] = False
+        backup.close()
+        assert not backup.problem
+    second = machine("second") / "s"
+    pull(second)
+    assert list(read_events(second)) == list(read_events(first))
+
+
+def test_other_machines_know_who_runs_a_study(machine: Any) -> None:
+    there = Elsewhere(RUNS) / "s"
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        journal.append("opened", trials=9, slots=1)
+        assert read_state(first)["state"].startswith(f"running (process {os.getpid()})")
+        backup = Backup(journal, there, interval=0.05)
+        second = machine("second") / "s"
+        pull(second)
+        assert read_state(second)["state"].startswith("running (process ")
+        assert "on 'first'" in read_state(second)["state"]
+        with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
+            delete_study(second, RUNS, None)
+        assert names()
+        said = json.loads(there.read("driver.json", limit=9999))
+        there.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
+        assert read_state(second)["state"].startswith("killed")
+        machine("first")
+        backup._sign_due = 0.0  # a minute later
+        while json.loads(there.read("driver.json", limit=9999))["time"] < said["time"]:
+            backup._thread.join(0.05)
+        machine("second")
+        assert "on 'first'" in read_state(second)["state"]
+        machine("first")
+        backup.close()
+        machine("second")
+        assert read_state(second)["state"].startswith("killed")
+        machine("first")
+        assert read_state(first)["state"].startswith("running")
+    assert read_state(first)["state"].startswith("killed")
+    machine("second")
+    assert delete_study(second, RUNS, None) == ""
+    assert not names()
+
+
+def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        (Elsewhere(RUNS) / "s").remove_all()
+        journal.append("judged", trial="a-0", epoch=0)
+        backup.close()
+    second = machine("second") / "s"
+    pull(second)
+    assert list(read_events(second)) == list(read_events(first))
+
+
+def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
+    first = machine("first") / "s"
+    with filled(first, 5) as journal:
+        Backup(journal, Elsewhere(RUNS) / "s").close()
+    before = list(read_events(first))
+    (first / "journal.sqlite").unlink()
+    pull(first)
+    assert list(read_events(first)) == before
+
+
+def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
+    with filled(machine("first") / "s", 5) as journal:
+        Backup(journal, Elsewhere(RUNS) / "s").close()
+    second = machine("second") / "s"
+    with filled(second, 2):
+        pull(second)
+    assert len(list(read_events(second))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("driver.json", b"{}", "says nothing of a driver"),
+        ("driver.json", b"\x80\x04pickle", "says nothing of a driver"),
+        (
+            "driver.json",
+            b'{"generation": 9, "through": 1, "host": "a\\u001b[2J", "pid": 1, "time": 1.0,'
+            b'"ended": true}',
+            "nothing",
+        ),
+        ("driver.json", b"[" * 60_000, "says nothing of a driver"),
+        ("000000000001.jsonl", b"[1, 2]\n", "has no event 1"),
+        ("000000000001.jsonl", b"[" * 99_999, "has no event 1"),
+        ("000000000001.jsonl", b'[2, 1.0, "epoch", {}]\n', "has no event 1"),
+        ("000000000001.jsonl", b'[1, 1.0, "epoch", {}]\n', "after 1 are missing"),
+    ],
+)
+def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, message: str) -> None:
+    with filled(machine("first") / "s", 3) as journal:
+        Backup(journal, Elsewhere(RUNS) / "s").close()
+    (path,) = (path for path in names() if path.endswith(name))
+    Elsewhere(RUNS).write(path, content)
+    second = machine("second") / "s"
+    with pytest.raises(BackupError, match=rf"The backup in {RUNS}/s is damaged: .*{message}"):
+        pull(second)
+    assert not second.exists()
+
+
+def test_folders_of_the_bucket_with_other_names_are_left_alone(machine: Any) -> None:
+    local = machine("first")
+    Elsewhere("s3://features").write("team/runs/../x", b"")
+    Elsewhere(RUNS).write("not a study/file", b"")
+    assert list_studies(RUNS) == []
+    assert [path.name for path in local.iterdir()] == ["elsewhere"]
+
+
+def test_a_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
+    machine("first")
+    Elsewhere(RUNS).write("s/driver.json", b"{}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "elsewhere").write_text(RUNS)
+    assert list_studies(theirs) == []  # the one there is damaged, and would be told of
+
+
+def test_bad_uris_are_refused_by_the_command_line() -> None:
+    answer = CliRunner().invoke(main, ["list", "--runs", "ftp://host/path"])
+    assert answer.exit_code == 2
+    assert "must begin with s3://" in answer.output
+
+
+# ------------------------------------------------------------------ a trial's files
+
+
+def away(**changes: Any) -> Any:
+    return dataclasses.replace(job(Path("unused"), **changes), folder=f"{RUNS}/s/trials/c-0")
+
+
+def test_a_trial_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
+    machine("first")
+    first, second = TrainingWorker(), TrainingWorker()
+    first.start(away(token=3))
+    first.step()
+    second.start(away(token=8))
+    reports = run(second)
+    alone = TrainingWorker()
+    alone.start(job(tmp_path / "alone"))
+    assert reports[-1]["final"]["values"]["loss"] == run(alone)[-1]["final"]["values"]["loss"]
+    log = ElsewhereFolder(f"{RUNS}/s/trials/c-0").read_log()
+    assert log.count("epoch=1 ") == 1
+    assert "going on after epoch 1" in log
+    # What the first still writes, nobody reads.
+    assert first.step()["failed"].startswith(f"LostTrial: The trial in '{RUNS}/s/trials/c-0' was")
+    assert ElsewhereFolder(f"{RUNS}/s/trials/c-0").read_log() == log
+
+
+def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
+    machine("first")
+    folder = ElsewhereFolder(f"{RUNS}/s/trials/c-0")
+    assert folder.owner() == -1
+    folder.take_over(5)
+    assert folder.owner() == 5
+    with pytest.raises(LostTrial):
+        ElsewhereFolder(f"{RUNS}/s/trials/c-0").take_over(4)
+    with pytest.raises(LostTrial):
+        folder.save(4, WEIGHTS, Path.touch)
+    folder.save(5, WEIGHTS, lambda path: path.write_bytes(b"12345") and None)
+    folder.take_over(6)
+    assert folder.size(WEIGHTS) == 5
+    folder.remove(WEIGHTS)
+    assert folder.size(WEIGHTS) == 0
+    with folder.load(WEIGHTS) as path:
+        assert path is None
+
+
+def test_workers_of_one_trial_write_logs_of_their_own(machine: Any) -> None:
+    machine("first")
+    where = f"{RUNS}/s/trials/c-0"
+    both = [ElsewhereFolder(where, rank) for rank in range(2)]
+    for folder in both:
+        folder.take_over(5)
+    for line in ("one", "two"):
+        for rank, folder in enumerate(both):
+            folder.log(5, f"{line} of {rank}")
+    assert ElsewhereFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
+
+
+def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study_stops(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("first")
+    worker = TrainingWorker()
+    worker.start(away(training=TRAINING | {"epochs": 3}))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    worker._folder._there.__dict__.pop("_opened")  # type: ignore[union-attr]
+    assert len(worker.step()["epochs"]) == 1
+    worker.step()
+    report = worker.step()
+    assert report["cause"] == SPACE
+    assert report["failed"].startswith("AwayError: Cannot ")

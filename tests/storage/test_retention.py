@@ -1,0 +1,142 @@
+"""The disk of a study: weights below a limit, and studies that are deleted."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.retention import Retention
+from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalFolder
+from sftsearch.orchestrator.tracking import mirror as tracking
+
+from mirrored_study import add_trials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SIZE = 1000
+
+
+class Kept:
+    """A journal of trials whose weights take 1,000 bytes each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.journal = folder, Journal(folder)
+
+    def folder_of(self, key: str) -> Path:
+        return self.folder / key
+
+    def retention(self, limit: float, goal: str = "maximize") -> Retention:
+        events = self.journal.events(through=self.journal.last_id)
+        axes: dict[str, Any] = {"accuracy": ("top1", goal), "cost": "gflops"}
+        return Retention(lambda key: LocalFolder(self.folder_of(key)), events, limit=limit, **axes)
+
+    def finish(self, key: str, top1: float, gflops: float) -> None:
+        self.folder_of(key).mkdir(parents=True)
+        (self.folder_of(key) / WEIGHTS).write_bytes(bytes(SIZE))
+        values = {"top1": top1, "gflops": gflops}
+        self.journal.append("finished", trial=key, values=values, groups={}, facts={})
+
+    def left(self) -> set[str]:
+        return {path.parent.name for path in self.folder.glob(f"*/{WEIGHTS}")}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    kept = Kept(tmp_path / "study")
+    with kept.journal:
+        yield kept
+
+
+def test_the_farthest_below_the_front_go_first(kept: Kept) -> None:
+    kept.journal.listen(kept.retention(4 * SIZE).event)
+    kept.finish("a-0", 0.5, 1.0)
+    kept.finish("b-0", 0.8, 2.0)
+    kept.finish("c-0", 0.79, 3.0)
+    kept.finish("d-0", 0.4, 4.0)
+    assert kept.left() == {"a-0", "b-0", "c-0", "d-0"}
+    kept.finish("e-0", 0.9, 5.0)
+    assert kept.left() == {"a-0", "b-0", "e-0"}  # a tenth below the limit is freed
+    kept.finish("f-0", 0.7, 6.0)
+    kept.finish("g-0", 0.85, 7.0)
+    assert kept.left() == {"a-0", "b-0", "e-0"}
+
+
+def test_the_front_stays_whatever_the_limit(kept: Kept) -> None:
+    kept.journal.listen(kept.retention(SIZE).event)
+    for i in range(5):
+        kept.finish(f"c{i}-0", 0.1 * i, 1.0 + i)
+    assert len(kept.left()) == 5
+
+
+def test_a_configuration_is_what_its_replicates_are_on_average(kept: Kept) -> None:
+    kept.finish("a-0", 0.9, 1.0)
+    kept.finish("a-1", 0.5, 1.0)
+    kept.finish("b-0", 0.8, 2.0)
+    kept.finish("c-0", 0.75, 3.0)
+    kept.journal.listen(kept.retention(4 * SIZE).event)
+    kept.finish("d-0", 0.1, 9.0)
+    assert kept.left() == {"a-0", "a-1", "b-0"}
+
+
+def test_errors_are_to_be_small_and_a_resumed_study_counts_what_it_has(kept: Kept) -> None:
+    kept.finish("a-0", 0.5, 1.0)
+    kept.finish("b-0", 0.9, 2.0)
+    shutil.rmtree(kept.folder_of("b-0"))  # somebody removed it
+    kept.finish("c-0", 0.8, 3.0)
+    kept.journal.listen(kept.retention(2.5 * SIZE, "minimize").event)
+    kept.finish("d-0", 0.4, 4.0)
+    assert kept.left() == {"a-0", "d-0"}
+
+
+# ------------------------------------------------------------------ deleting
+
+
+def study_in(runs: Path) -> None:
+    with Journal(runs / "mirrored") as journal:
+        add_trials(journal, 0, 3)
+        assert tracking.Mirror(journal, tracking.default_uri(runs), runs).close()
+
+
+def delete(runs: Path, *options: str, **more: Any) -> Any:
+    return CliRunner().invoke(main, ["delete", "mirrored", "--runs", str(runs), *options], **more)
+
+
+def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
+    for _ in range(2):  # the second has the name of the first
+        study_in(tmp_path)
+        assert tracking.read_study(tracking.default_uri(tmp_path), "mirrored", tmp_path).trials
+        result = delete(tmp_path, "--yes")
+        assert result.exit_code == 0, result.output
+        assert not (tmp_path / "mirrored").exists()
+        with pytest.raises(tracking.TrackingError, match="has no study 'mirrored'"):
+            tracking.read_study(tracking.default_uri(tmp_path), "mirrored", tmp_path)
+    assert delete(tmp_path, "--yes").exit_code == 1
+
+
+def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> None:
+    study_in(tmp_path)
+    assert delete(tmp_path, input="n\n").exit_code == 1
+    with Journal(tmp_path / "mirrored"):
+        running = delete(tmp_path, "--yes")
+    assert running.exit_code == 1
+    assert "is being run by another process" in running.output
+    assert (tmp_path / "mirrored" / "journal.sqlite").is_file()
+
+
+def test_what_is_not_a_study_is_left_alone_in_mlflow(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    client = tracking.open_client(uri, tmp_path)
+    client.create_experiment("mirrored")
+    with Journal(tmp_path / "mirrored") as journal:
+        add_trials(journal, 0, 1)
+    result = delete(tmp_path, "--yes")
+    assert result.exit_code == 0
+    assert "is not a study: it is left alone" in result.output
+    assert client.get_experiment_by_name("mirrored").lifecycle_stage == "active"

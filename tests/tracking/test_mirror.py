@@ -1,0 +1,379 @@
+"""The mirror of a journal in MLflow: complete, once, and patient with a server that is away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.tracking import mirror as tracking
+
+from mirrored_study import COST, CREATED, add_trials, expected, snapshot
+from servers import MlflowServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 12)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+
+
+def adapt(journal: Journal) -> None:
+    """Append a study with folds, a stopped, a replicated and two reported configurations."""
+    journal.append("recorded")
+    definition = {"folds": 3, "replicates": {"min": 1, "max": 4, "fresh": 2}, "space": ["long"]}
+    journal.append("created", **(CREATED | {"definition": definition}))
+    journal.append("opened", trials=4, slots=1)
+    for i, name in enumerate("abc"):
+        base = {"configuration_id": name, "model": "sft", "parameters": {"dim": i}}
+        journal.append("admitted", number=i, seeds=[0], cost=COST, **base)
+    finish(journal, "a", 0)
+    start(journal, "b", 0)
+    values = {"epoch": 2, "loss": 0.5, "top1": 0.25, **COST}
+    told = {"reason": "unlikely", "withdrawn": [], "best": 0.5}
+    journal.append("stopped", trial="b-0", epoch=2, values=values, **told)
+    finish(journal, "c", 0)
+    journal.append("replicated", configuration_id="a", seeds=[1])
+    finish(journal, "a", 1)
+    journal.append("frozen", seeds={"a": [2, 3], "c": [1, 2]})
+    for name, seed in (("a", 2), ("a", 3), ("c", 1)):
+        finish(journal, name, seed)
+    start(journal, "c", 2)
+    journal.append("failed", trial="c-2", reason="it broke")
+
+
+def start(journal: Journal, name: str, seed: int) -> None:
+    base = {"configuration_id": name, "model": "sft", "parameters": {"dim": "abc".index(name)}}
+    journal.append("started", trial=f"{name}-{seed}", epoch=0, seed=seed, cost=COST, **base)
+
+
+def finish(journal: Journal, name: str, seed: int) -> None:
+    start(journal, name, seed)
+    values = {"top1": 0.5 + seed / 10, **COST}
+    groups = {f"s{seed % 3}": [5.0 + seed, 10.0]}
+    facts = {"torch": "2"}
+    journal.append("finished", trial=f"{name}-{seed}", values=values, groups=groups, facts=facts)
+
+
+def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
+    belief = {"mean": mean, "sd": 0.01, "on_front": 0.9}
+    found = {"rate": 0.25, "low": 0.006, "high": 0.806, "num": 4} if audits else None
+    beliefs = {"a": belief, "c": belief}
+    facts = {"within_delta": 0.75, "audits": found, "num_stopped": 1}
+    journal.append("concluded", reported=["a"], beliefs=beliefs, **facts)
+
+
+def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+
+    def mirrored() -> study_record.StudyRecord:
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        read = tracking.read_study(uri, "mirrored", tmp_path)
+        assert read == expected(journal)
+        told, known = (
+            json.loads(report.to_json(report.summarise(study)))
+            for study in (read, expected(journal))
+        )
+        assert told == known
+        return read
+
+    with Journal(tmp_path / "s") as journal:
+        adapt(journal)
+        running = mirrored()
+        assert (running.folds, running.num_seeds, running.max_replicates) == (3, 1, 4)
+        assert running.recorded
+        assert running.fresh == {"a": (2, 3), "c": (1, 2)}
+        assert running.conclusion is None
+        stopped = next(t for t in running.trials if t.status == "stopped")
+        assert (stopped.key, stopped.epoch, stopped.reason) == ("b-0", 2, "unlikely")
+        assert stopped.values == {"loss": 0.5, "top1": 0.25, **COST}
+        conclude(journal, 0.6, audits=True)
+        first = mirrored().conclusion
+        assert first is not None
+        assert first.false_stops == study_record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
+        assert list(first.beliefs) == ["a"]  # a trial of `c` has failed since
+        journal.append("opened", trials=9, slots=1)
+        assert mirrored().conclusion is None  # it runs again
+        journal.append("replicated", configuration_id="a", seeds=[4])
+        finish(journal, "a", 4)
+        assert mirrored().fresh == {}
+        conclude(journal, 0.7, audits=False)
+        second = mirrored().conclusion
+        assert second is not None
+        assert (second.false_stops, second.beliefs["a"].mean) == (None, 0.7)
+
+
+def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        adapt(journal)
+        conclude(journal, 0.6, audits=True)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    client = tracking.open_client(uri, tmp_path)
+    experiment = client.get_experiment_by_name("mirrored")
+    runs = {
+        run.data.tags["sftsearch.trial"]: run
+        for run in client.search_runs([experiment.experiment_id])
+    }
+    assert runs["b-0"].info.status == "KILLED"
+    assert runs["b-0"].data.tags["sftsearch.stopped"] == "true"
+    assert "top1" not in runs["b-0"].data.metrics  # it would pass for a final value
+    for seed in range(4):
+        run = runs[f"a-{seed}"]
+        assert run.data.tags["sftsearch.replicate"] == str(seed)
+        assert run.data.tags["sftsearch.fold"] == str(seed % 3)
+        assert run.data.tags["sftsearch.stopped"] == "false"
+        assert run.data.metrics["front_probability"] == 0.9
+    assert runs[""].data.metrics == {"within_delta": 0.75, "false_stop_rate": 0.25}
+
+
+def adapt_and_conclude(journal: Journal) -> None:
+    adapt(journal)
+    conclude(journal, 0.6, audits=True)
+    journal.append("opened", trials=9, slots=1)
+
+
+@pytest.mark.parametrize("write", [lambda j: add_trials(j, 0, 6), adapt_and_conclude])
+def test_writing_everything_again_changes_nothing(
+    tmp_path: Path, write: Callable[[Journal], None]
+) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        write(journal)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        once = snapshot(uri, tmp_path)
+        events = [event for event in journal.events() if event.kind != "mirrored"]
+    # A journal that does not know it was mirrored: as after a kill between MLflow and the journal.
+    times = iter([event.time for event in events] + [0.0] * 9)
+    with Journal(tmp_path / "again", clock=lambda: next(times)) as journal:
+        for event in events:
+            journal.append(event.kind, **event.body)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    assert snapshot(uri, tmp_path) == once
+
+
+def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 3, 7)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        assert mirror.lag() <= 1  # that it was mirrored is itself not mirrored
+        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+    assert len(snapshot(uri, tmp_path)) == 8
+
+
+def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
+    """As on another machine, where the default store is a new one."""
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        for name in ("first", "second"):
+            uri = tracking.default_uri(tmp_path / name)
+            assert tracking.Mirror(journal, uri, tmp_path / name).close()
+            assert tracking.read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+
+
+def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+
+    def parent_status() -> str:
+        return next(status for run, status, *_ in snapshot(uri, tmp_path) if run == parent)
+
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert mirror.close()
+        parent = mirror.parent_id
+        assert parent_status() == "FINISHED"
+        journal.append("opened", trials=4, slots=1)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert parent_status() == "RUNNING"
+        journal.append("ended", reason="interrupted", complete=False)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert parent_status() == "KILLED"
+
+
+def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    client = tracking.open_client(uri, tmp_path)
+    client.create_experiment("mirrored")
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        mirror = tracking.Mirror(journal, uri, tmp_path)
+        assert not mirror.close(patience=0.5)
+        assert "'mirrored'" in mirror.problem
+        assert "belongs to another study" in mirror.problem
+    experiment = client.get_experiment_by_name("mirrored")
+    assert client.search_runs([experiment.experiment_id]) == []
+
+
+def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 3)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+        client = tracking.open_client(uri, tmp_path)
+        deleted = snapshot(uri, tmp_path)[0][0]
+        if client.get_run(deleted).data.tags["sftsearch.trial"] == "":
+            deleted = snapshot(uri, tmp_path)[1][0]
+        client.delete_run(deleted)
+        journal.append("epoch", trial="c00000000000-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        journal.append("epoch", trial="c00000000001-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        journal.append("epoch", trial="c00000000002-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    assert len(snapshot(uri, tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("sqlite:////proc/nowhere/mlflow.db", "MLflow does not answer at"),
+        ("nonsense://x", "MLflow does not answer at"),
+        ("http://127.0.0.1:9", "MLflow does not answer at"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_clear_line(
+    tmp_path: Path, uri: str, said: str
+) -> None:
+    with pytest.raises(tracking.TrackingError, match=said) as caught:
+        tracking.read_study(uri, "mirrored", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:p@ss@h/x", "http://me@h/x"),
+        ("https://me:p/w@h/x", "https://me@h/x"),
+        ("postgresql://me:1/2@h/db", "postgresql://me@h/db"),
+        ("postgresql://h/db?user=me&password=pw", "postgresql://h/db?user=me&password=***"),
+        ("at http://h:5000/x, ask a@b", "at http://h:5000/x, ask a@b"),
+    ],
+)
+def test_no_form_of_a_password_is_shown(text: str, shown: str) -> None:
+    assert tracking.masked(text) == shown
+
+
+def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(tracking.TrackingError, match="has no study 'nothing'"):
+        tracking.read_study(tracking.default_uri(tmp_path), "nothing", tmp_path)
+
+
+# ------------------------------------------------------------- a real server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as server:
+        yield server
+
+
+@pytest.mark.service
+@pytest.mark.timeout(300)
+def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
+    tmp_path: Path, server: MlflowServer
+) -> None:
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 4)
+        mirror = tracking.Mirror(journal, server.uri, tmp_path, interval=0.2)
+        wait_until(lambda: mirror.lag() <= 1)
+        server.kill()
+        add_trials(journal, 4, 40)
+        wait_until(lambda: mirror.problem != "")
+        assert mirror.lag() > 100
+        server.start()
+        assert mirror.close(patience=60), mirror.problem
+        assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
+        report = tmp_path / "report.json"
+        report.write_text(json.dumps({"a": 1}))
+        mirror.log_artifacts([report])
+        client = tracking.open_client(server.uri, tmp_path)
+        assert [f.path for f in client.list_artifacts(mirror.parent_id, "report")] == [
+            "report/report.json"
+        ]
+    runs = snapshot(server.uri, tmp_path)
+    assert len(runs) == 41
+    for _, _, params, histories, _ in runs:
+        if params:
+            assert [step for step, *_ in histories["epoch/loss"]] == [1, 2, 3]
+
+
+@pytest.mark.service
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
+    tmp_path: Path, end: signal.Signals
+) -> None:
+    uri = tracking.default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        assert tracking.Mirror(journal, uri, tmp_path).close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sftsearch = Path(sys.executable).with_name("sftsearch")
+    command = [str(sftsearch), "ui", "--runs", str(tmp_path), "--port", str(port)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        page = f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning"
+        assert process.stdout.readline() == f"  mirrored: {page}\n"
+        wait_until(lambda: answers(port), seconds=90)
+        listening = Path("/proc/net/tcp").read_text()
+        assert f"0100007F:{port:04X}" in listening
+        assert f"00000000:{port:04X}" not in listening
+        process.send_signal(end)
+        assert process.wait(timeout=30) == 0
+        assert not answers(port)
+        assert not servers_on(port)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def servers_on(port: int) -> list[str]:
+    """Return the command lines of processes that name the port."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(port) in line and "mlflow" in line]
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(condition: Any, *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)

@@ -1,0 +1,106 @@
+"""Tracking for teams: a real MLflow server with a login, on a real PostgreSQL, over HTTP."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.tracking import mirror as tracking
+
+from mirrored_study import add_trials, expected, snapshot
+from servers import PASSWORD, find_postgres, team_servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from servers import MlflowServer, Postgres
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.service,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(find_postgres() is None, reason="PostgreSQL is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Postgres, MlflowServer]]:
+    with team_servers(login=True) as both:
+        yield both
+
+
+@pytest.fixture
+def server(
+    servers: tuple[Postgres, MlflowServer], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MlflowServer]:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    yield servers[1]
+    client = tracking.open_client(servers[1].uri, servers[1]._folder)
+    for experiment in client.search_experiments():
+        if experiment.name == "mirrored":
+            client.rename_experiment(experiment.experiment_id, f"over-{experiment.experiment_id}")
+
+
+def test_a_server_killed_in_the_middle_is_caught_up(
+    servers: tuple[Postgres, MlflowServer], server: MlflowServer, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 20)
+        mirror = tracking.Mirror(journal, server.uri, tmp_path)
+        wait_for(lambda: mirror.lag() == 0)
+        server.kill()
+        add_trials(journal, 20, 80)
+        wait_for(lambda: bool(mirror.problem))
+        server.start()
+        check_complete(mirror, journal, server, num_runs=81)
+
+
+def test_postgres_killed_in_the_middle_loses_nothing(
+    servers: tuple[Postgres, MlflowServer], server: MlflowServer, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 10)
+        mirror = tracking.Mirror(journal, server.uri, tmp_path)
+        for first in range(10, 40, 15):
+            add_trials(journal, first, first + 15)
+            wait_for(lambda: mirror.lag() > 0)
+            servers[0].kill()
+            wait_for(lambda: bool(mirror.problem))
+            servers[0].start()
+        check_complete(mirror, journal, server, num_runs=41)
+
+
+@pytest.mark.parametrize("password", ["wrong-of-tests", ""])
+def test_a_wrong_password_is_one_clear_line(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    with monkeypatch.context() as other:
+        other.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        with pytest.raises(tracking.TrackingError, match="You are not authenticated") as caught:
+            tracking.read_study(server.uri, "mirrored", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not password or password not in str(caught.value)
+
+
+def check_complete(
+    mirror: tracking.Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
+) -> None:
+    """Check that MLflow catches up, and holds every run of the journal once."""
+    wait_for(lambda: mirror.lag() == 0, seconds=120)
+    assert mirror.close()
+    runs = journal.folder.parent
+    assert tracking.read_study(server.uri, "mirrored", runs) == expected(journal)
+    seen = snapshot(server.uri, runs)
+    assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == num_runs
+
+
+def wait_for(condition: Any, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
