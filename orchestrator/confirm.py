@@ -9,23 +9,28 @@ chosen, those alone are looked at; else all of its replicates.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.analysis import front as fronts
 from sftsearch.orchestrator.candidates.binding import bind
-from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.search.state import StudyState, record_of
+from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.events import Confirmed
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS, open_trial_folder
-from sftsearch.orchestrator.study import StudyError, axes_of, read_record, trial_folder
+from sftsearch.orchestrator.studies import StudyError, axes_of, read_record, trial_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
-    from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
+    from sftsearch.orchestrator.storage.events import Created
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
+    from sftsearch.orchestrator.storage.trial_state import TrialState
+    from sftsearch.trainables.evaluation import Evaluation
 
 
 def confirm_study(
@@ -49,54 +54,53 @@ def confirm_study(
     if seen.confirmed:
         return seen
     with Journal(folder) as journal:
-        return _confirm(folder, journal, seen, on_trial)
+        state = StudyState.of(journal.entries())
+        event = _confirm(folder, state, on_trial)
+        state.apply(journal.append(event))
+        return record_of(state)
 
 
 def _confirm(
-    folder: Path,
-    journal: Journal,
-    seen: StudyRecord,
-    on_trial: Callable[[int, int, str], None] | None,
-) -> StudyRecord:
-    last = [event for event in journal.events() if event.kind in ("opened", "ended")]
-    if not last or last[-1].kind != "ended" or not last[-1].body["complete"]:
+    folder: Path, state: StudyState, on_trial: Callable[[int, int, str], None] | None
+) -> Confirmed:
+    seen, created = record_of(state), state.created
+    assert created is not None
+    if state.ended is None or not state.ended.complete:
         raise StudyError(
             f"The study '{seen.name}' is not finished, and its front is not final: run it to its "
             "end with --resume, then confirm it."
         )
     x, y = axes_of(seen)
     front = fronts.summarise(seen, x=x, y=y).points
-    chosen = {(point.configuration_id, seed) for point in front for seed in point.seeds}
-    trials = [trial for trial in seen.trials if (trial.configuration_id, trial.seed) in chosen]
-    created = next(event.body for event in journal.events() if event.kind == "created")
+    chosen = {TrialKey(point.configuration_id, seed) for point in front for seed in point.seeds}
+    trials = [trial for key, trial in state.trials.items() if key in chosen]
     store = open_dataset(seen.dataset, root=seen.root)
-    if store.spec.fingerprint != created["definition"]["fingerprint"]:
+    if store.spec.fingerprint != created.definition["fingerprint"]:
         raise StudyError(
             f"The data set '{seen.dataset}' is not the one the study '{seen.name}' was run on "
             "(its fingerprint differs), so its test split says nothing about this front."
         )
-    results = {}
+    evaluated = {}
     for done, trial in enumerate(trials):
         if on_trial:
-            on_trial(done, len(trials), trial.key)
-        results[trial.key] = _evaluate(folder, trial, created["definition"], store)
-    journal.append("confirmed", trials=results)
-    return study_record.from_events(journal.events())
+            on_trial(done, len(trials), str(trial.key))
+        evaluated[trial.key] = _evaluate(folder, trial, created, store)
+    values = {key: evaluation.metrics for key, evaluation in evaluated.items()}
+    groups = {key: dict(evaluation.groups) for key, evaluation in evaluated.items()}
+    return Confirmed(values, groups)
 
 
-def _evaluate(
-    folder: Path, trial: TrialRecord, definition: dict[str, Any], store: Store
-) -> dict[str, Any]:
+def _evaluate(folder: Path, trial: TrialState, created: Created, store: Store) -> Evaluation:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from sftsearch.trainables.catalog import build_model
     from sftsearch.trainables.evaluation import evaluate
 
-    folds = definition.get("folds")
-    bound = bind(trial.model, trial.configuration, definition["training"], store.spec)
-    store = open_fold(store, fold_of(trial.seed, folds), folds)  # for what it was scaled by
-    model = build_model(trial.model, store.spec, bound.model_config, trial.seed)
+    folds, seed, one = created.folds, trial.key.replicate, trial.configuration
+    bound = bind(one.model, one.parameters, created.training, store.spec)
+    store = open_fold(store, fold_of(seed, folds), folds)  # for what it was scaled by
+    model = build_model(one.model, store.spec, bound.model_config, seed)
     where = trial_folder(folder, trial.key)
     try:
         with open_trial_folder(where).load(WEIGHTS) as path:
@@ -113,4 +117,4 @@ def _evaluate(
     evaluation = evaluate(model, store, split, bound.train_config)
     if not all(math.isfinite(value) for value in evaluation.metrics.values()):
         raise StudyError(f"Trial {trial.key} gives test values that are not finite.")
-    return {"values": evaluation.metrics, "groups": evaluation.groups}
+    return evaluation

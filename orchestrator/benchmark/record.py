@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +22,16 @@ from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.benchmark.recording_worker import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.benchmark.table import write_table
 from sftsearch.orchestrator.metrics import EXACT_COSTS
-from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_events
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.events import Recorded, Replicated
+from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_entries
+from sftsearch.orchestrator.storage.trial_events import EpochEnded
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
 from sftsearch.orchestrator.surrogate.gp import additive_means
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.event import JSON, Numbers, TrialKey
     from sftsearch.orchestrator.study import Watcher
     from sftsearch.search_spaces.load import Source
 
@@ -83,14 +85,14 @@ def record_table(
         ).complete
 
     begun = (folder / FILE_NAME).is_file()
-    if begun and not any(event.kind == "recorded" for event in read_events(folder)):
+    if begun and not StudyState.of(read_entries(folder)).facts.recorded:
         raise RecordingError(
             f"The study '{folder.name}' exists in '{folder.parent}' and is not a recording: give "
             "this one another `study.name`."
         )
     if not begun:
         with Journal(folder) as journal:
-            journal.append("recorded")
+            journal.append(Recorded())
     if not train():
         return False
     with Journal(folder) as journal:
@@ -113,68 +115,53 @@ def _check(source: Source) -> None:
 
 def _grant(journal: Journal, source: Source, near: int, near_replicates: int) -> int:
     """Journal more replicates for the configurations nearest the front; return how many trials."""
-    admitted: dict[str, dict[str, Any]] = {}
-    values: dict[str, dict[int, float]] = {}
-    count: dict[str, int] = {}
-    for event in journal.events(through=journal.last_id):
-        if event.kind == "admitted":
-            admitted[event.body["configuration_id"]] = event.body
-        if event.kind in ("admitted", "replicated"):
-            identity = event.body["configuration_id"]
-            count[identity] = count.get(identity, 0) + len(event.body["seeds"])
-        elif event.kind == "finished":
-            identity, _, seed = event.body["trial"].rpartition("-")
-            metric = source.study.objectives[0].metric
-            values.setdefault(identity, {})[int(seed)] = event.body["values"][metric]
+    state = StudyState.of(journal.entries())
+    count = Counter(key.configuration_id for key in state.trials)
     if max(count.values(), default=0) > source.study.search.replicates.max:
         return 0  # they were granted before
-    chosen = _nearest(admitted, values, source, near)
     more = 0
-    for identity in chosen:
+    for identity in nearest_the_front(state, source, near):
         seeds = list(range(count[identity], near_replicates))
         if seeds:
-            journal.append("replicated", configuration_id=identity, seeds=seeds)
+            journal.append(Replicated(identity, seeds))
             more += len(seeds)
     return more
 
 
-def _nearest(
-    admitted: dict[str, dict[str, Any]],
-    values: dict[str, dict[int, float]],
-    source: Source,
-    near: int,
-) -> list[str]:
+def nearest_the_front(state: StudyState, source: Source, number: int) -> list[str]:
     """Return the configurations whose mean lacks least of the best that their cost affords."""
-    ids = list(values)
-    sign = 1.0 if source.study.objectives[0].goal == "maximize" else -1.0
-    num = source.study.search.replicates.max
-    table = np.full((len(ids), num), np.nan)
-    for row, identity in enumerate(ids):
-        for seed, value in values[identity].items():
-            if seed < num:
-                table[row, seed] = sign * value
+    valued = [one for one in state.configurations.values() if one.values]
+    objective, num = source.study.objectives[0], source.study.search.replicates.max
+    sign = 1.0 if objective.goal == "maximize" else -1.0
+    table = np.full((len(valued), num), np.nan)
+    for row, one in enumerate(valued):
+        for replicate, values in one.values.items():
+            if replicate < num:
+                table[row, replicate] = sign * values[objective.metric]
     folds = np.arange(num) % (source.study.dataset.folds or 1)
     means = additive_means(table, folds).means
-    costs = np.array([admitted[identity]["cost"][EXACT_COSTS[0]] for identity in ids])
+    costs = np.array([one.cost[EXACT_COSTS[0]] for one in valued])
     order = np.argsort(costs, kind="stable")
-    best = np.empty(len(ids))
+    best = np.empty(len(valued))
     best[order] = np.maximum.accumulate(means[order])
-    return [ids[i] for i in np.argsort(best - means, kind="stable")[:near]]
+    return [valued[i].id for i in np.argsort(best - means, kind="stable")[:number]]
 
 
 # ------------------------------------------------------------------ the table
 
 
-def _collect(
-    folder: Path, source: Source, fingerprint: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _collect(folder: Path, source: Source, fingerprint: str) -> tuple[dict[str, pa.Array], JSON]:
     """Return the columns of the table and the facts of how it was made."""
-    admitted, epochs, finished = _read(read_events(folder))
+    entries = list(read_entries(folder))
+    state = StudyState.of(entries)
+    epochs: dict[TrialKey, list[Numbers]] = {}
+    for event in (entry.event for entry in entries):
+        if isinstance(event, EpochEnded):
+            epochs.setdefault(event.trial, []).append(event.metrics)
     metrics = [name for name in next(iter(epochs.values()))[0] if name not in ("epoch", "seconds")]
-    columns: dict[str, list[Any]] = {}
-    for key in sorted(finished, key=lambda k: (k.rpartition("-")[0], int(k.rpartition("-")[2]))):
-        identity, _, seed = key.rpartition("-")
-        body = admitted[identity]
+    columns: dict[str, list[object]] = {}
+    for key in sorted(key for key, trial in state.trials.items() if trial.status == "finished"):
+        configuration = state.configurations[key.configuration_id]
         with open_trial_folder(trial_folder(folder, key)).load(DECISIONS) as path:
             if path is None:
                 raise UserError(f"Trial {key} has no '{DECISIONS}': record the table anew.")
@@ -182,13 +169,13 @@ def _collect(
                 validation, test = decisions["validation"], decisions["test"]
                 cpu_seconds = decisions["cpu_seconds"]
         for i, epoch in enumerate(epochs[key]):
-            row = {
-                "configuration_id": identity,
-                "model": body["model"],
-                "parameters": json.dumps(body["parameters"], sort_keys=True),
-                **{f"cost_{name}": body["cost"][name] for name in EXACT_COSTS},
-                "replicate": int(seed),
-                "fold": fold_of(int(seed), source.study.dataset.folds),
+            row: dict[str, object] = {
+                "configuration_id": configuration.id,
+                "model": configuration.model,
+                "parameters": json.dumps(configuration.parameters, sort_keys=True),
+                **{f"cost_{name}": configuration.cost[name] for name in EXACT_COSTS},
+                "replicate": key.replicate,
+                "fold": fold_of(key.replicate, source.study.dataset.folds),
                 "epoch": i + 1,
                 "seconds": float(cpu_seconds[i]),
                 **{name: epoch[name] for name in metrics},
@@ -206,23 +193,7 @@ def _collect(
     return {name: _array(name, values) for name, values in columns.items()}, facts
 
 
-def _read(
-    events: Iterable[Event],
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, float]]], set[str]]:
-    admitted: dict[str, dict[str, Any]] = {}
-    epochs: dict[str, list[dict[str, float]]] = {}
-    finished: set[str] = set()
-    for event in events:
-        if event.kind == "admitted":
-            admitted[event.body["configuration_id"]] = event.body
-        elif event.kind == "epoch":
-            epochs.setdefault(event.body["trial"], []).append(event.body["metrics"])
-        elif event.kind == "finished":
-            finished.add(event.body["trial"])
-    return admitted, epochs, finished
-
-
-def _array(name: str, values: list[Any]) -> pa.Array:
+def _array(name: str, values: list[object]) -> pa.Array:
     if name in ("configuration_id", "model", "parameters"):
         return pa.array(values).dictionary_encode()
     if name.startswith("right_"):
@@ -232,7 +203,7 @@ def _array(name: str, values: list[Any]) -> pa.Array:
     return pa.array(values, pa.float64() if name.startswith("cost_") else pa.float32())
 
 
-def _facts(source: Source, fingerprint: str) -> dict[str, Any]:
+def _facts(source: Source, fingerprint: str) -> JSON:
     study = source.study
     return {
         "study": study.study.name,

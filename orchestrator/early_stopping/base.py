@@ -192,25 +192,35 @@ class Rule:
         return epoch in rungs(epochs, warmup, self.min_epochs, self.reduction_factor)
 
     def decide(self, report: Report) -> Decision:
-        """Hear of an epoch and say whether the trial stops.
+        """Say whether a trial stops after an epoch; `apply` notes what was decided.
 
         Only the first finite report of a trial at a rung counts. A trial that is audited is not
         judged again.
         """
-        trial = self._trials.setdefault(report.key, _Trial(report.group, report.epochs))
-        series = rungs(report.epochs, report.warmup, self.min_epochs, self.reduction_factor)
-        is_known = report.epoch in trial.values
-        if report.epoch not in series or is_known or not math.isfinite(report.value):
+        if not self._counts(report):
             return Decision(stop=False)
-        trial.values[report.epoch] = report.value
         is_judged = report.key not in self._audits
         stop, probability = self._judge(report) if is_judged else (False, None)
-        self._record(report)
         threshold = self._threshold(report)
-        if not stop or not self._is_audited(report.key):
-            return Decision(stop, False, probability, threshold)
-        self._audits[report.key] = Audit(report.key, report.epoch, probability, threshold)
-        return Decision(False, True, probability, threshold)
+        is_audited = stop and self._is_audited(report.key)
+        return Decision(stop and not is_audited, is_audited, probability, threshold)
+
+    def apply(self, report: Report, decision: Decision) -> None:
+        """Take note of an epoch and of what was decided after it."""
+        if not self._counts(report):
+            return
+        trial = self._trials.setdefault(report.key, _Trial(report.group, report.epochs))
+        trial.values[report.epoch] = report.value
+        self._record(report)
+        if decision.audit:
+            audit = Audit(report.key, report.epoch, decision.probability, decision.threshold)
+            self._audits[report.key] = audit
+
+    def _counts(self, report: Report) -> bool:
+        series = rungs(report.epochs, report.warmup, self.min_epochs, self.reduction_factor)
+        known = self._trials.get(report.key)
+        is_new = known is None or report.epoch not in known.values
+        return report.epoch in series and is_new and math.isfinite(report.value)
 
     def finished(self, key: str, final_value: float) -> None:
         """Hear that a trial ran to its end, with the value that counts for it."""

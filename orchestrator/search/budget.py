@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.storage.events import Ended, Expected, Opened
+from sftsearch.orchestrator.storage.trial_events import EpochEnded
+
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.storage.journal import Event
-    from sftsearch.search_spaces.schema import SearchPlan
+    from sftsearch.orchestrator.search.state import StudyState
+    from sftsearch.orchestrator.storage.journal import Entry
+    from sftsearch.search_spaces.schema import Resources, SearchPlan
 
 CONVERGED_GAIN = 0.001
 """Of accuracy, over the whole range of scaled cost: what is no longer worth going on for."""
@@ -15,10 +19,8 @@ CONVERGED_GAIN = 0.001
 class Budget:
     """What a study has used of what it may use."""
 
-    def __init__(self, plan: SearchPlan) -> None:
-        self._plan = plan
-        self.trials = 0
-        """Admitted, fresh replicates not counted."""
+    def __init__(self, plan: SearchPlan, resources: Resources) -> None:
+        self._plan, self._resources = plan, resources
         self.epochs = 0
         self.seconds = 0.0
         """Between the first and the last event of each driver."""
@@ -26,22 +28,27 @@ class Budget:
         self._last_time: float | None = None
         self._small_gains = 0
 
-    def note_time(self, event: Event) -> None:
+    def apply(self, entry: Entry, state: StudyState) -> None:
+        """Count what an event used; `state` is that after it."""
+        self._count_time(entry)
+        event = entry.event
+        if isinstance(event, EpochEnded):
+            trial = state.trials[event.trial]
+            given = self._resources.of(trial.configuration.cost)
+            gpus = max(given.gpus, 1.0) if trial.alone else given.gpus * given.workers
+            self.epochs += 1
+            self.gpu_seconds += gpus * event.metrics.get("seconds", 0.0)
+        elif isinstance(event, Expected):
+            # How often in a row hardly anything was expected of going on.
+            self._small_gains = self._small_gains + 1 if event.gain < CONVERGED_GAIN else 0
+
+    def _count_time(self, entry: Entry) -> None:
         """Count the time since the event before, while a driver runs trials."""
-        if event.kind == "opened":
-            self._last_time = event.time
-        elif self._last_time is not None and event.kind != "mirrored":  # may come before `opened`
-            self.seconds += max(0.0, event.time - self._last_time)
-            self._last_time = None if event.kind == "ended" else event.time
-
-    def note_epoch(self, event: Event, gpus: float) -> None:
-        """Count an epoch of a trial that has so many GPUs."""
-        self.epochs += 1
-        self.gpu_seconds += gpus * event.body["metrics"].get("seconds", 0.0)
-
-    def note_gain(self, gain: float) -> None:
-        """Count how often in a row hardly anything was expected of going on."""
-        self._small_gains = self._small_gains + 1 if gain < CONVERGED_GAIN else 0
+        if isinstance(entry.event, Opened):
+            self._last_time = entry.time
+        elif self._last_time is not None:
+            self.seconds += max(0.0, entry.time - self._last_time)
+            self._last_time = None if isinstance(entry.event, Ended) else entry.time
 
     def exceeded(self) -> str:
         """Say which limit of the study was reached; empty where none was."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.pareto import non_dominated
-from sftsearch.orchestrator.storage.journal import read_events
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.events import Imported, ImportedConfiguration
+from sftsearch.orchestrator.storage.journal import read_entries
 from sftsearch.search_spaces.schema import Branch, Choice, IntRange
 from sftsearch.search_spaces.space import Point, Space, count, on_grid
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.storage.journal import Journal
+    from sftsearch.orchestrator.storage.event import Numbers
+    from sftsearch.orchestrator.storage.events import Created
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.schema import StudyFile
     from sftsearch.search_spaces.space import Axis
@@ -44,102 +47,67 @@ class WarmStartError(UserError):
     """A study that nothing can be begun with."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Trained:
-    """A configuration of the other study."""
+    """A configuration of the other study that has values."""
 
     id: str
     model: str
-    values: dict[str, Any]
+    values: dict[str, object]
     """Parameter -> value, what its training section sets included."""
-    replicates: dict[int, dict[str, float]] = field(default_factory=dict)
+    replicates: dict[int, Numbers]
     """Final values of each finished replicate."""
-    dropped: bool = False
-    """Whether a replicate of it was stopped or failed."""
 
 
-def begin(journal: Journal, source: Source, admission: Admission, other: Path) -> str:
-    """Journal what another study gives this one, unless that was done or trials have begun.
+def import_study(
+    source: Source, admission: Admission, folder: Path, other: Path
+) -> tuple[Imported, str]:
+    """Return what another study gives this one, as an event, and say what that is.
 
     Args:
-        journal: of this study, open for writing.
-        source: its file.
+        source: the file of this study.
         admission: of its space.
+        folder: of this study.
         other: the folder of the other study.
 
-    Returns:
-        A sentence that says what was taken over; empty where nothing was to be done.
-
     Raises:
-        WarmStartError: the other study is this one, searched other parameters, measured other
-            objectives, or has nothing that lies in this space.
+        WarmStartError: the other study is this one, never began, searched other parameters,
+            measured other objectives, or has nothing that lies in this space.
     """
-    begun = {event.kind for event in journal.events(through=journal.last_id)}
-    if begun & {"imported", "proposed"}:
-        return ""
-    if other.resolve() == journal.folder.resolve():
+    if other.resolve() == folder.resolve():
         raise WarmStartError(f"`warm_start.study` is this study itself ('{other}').")
-    created, trained = _read(other)
-    theirs = created["definition"]
-    _check_parameters(source.study, admission.space, theirs, other.name)
-    complete = [one for one in trained if one.replicates and not one.dropped]
+    state = StudyState.of(read_entries(other))
+    created = state.created
+    if created is None:
+        raise WarmStartError(f"The study '{other.name}' never began: there is nothing to take.")
+    _check_parameters(source.study, admission.space, created, other.name)
+    complete = [
+        _Trained(one.id, one.model, {**created.training, **one.point.values}, one.values)
+        for one in state.configurations.values()
+        if one.is_complete
+    ]
     _check_objectives(source.study, complete, other.name)
     differs = _differences(source.study, admission, created)
-    body: dict[str, Any] = {
-        "study": other.name,
-        "alike": not differs,
-        "differs": differs,
-        "configurations": [],
-        "starts": [],
-    }
+    configurations, starts = [], []
     if not differs:
-        body["configurations"] = _configurations(source.study, admission, complete)
+        configurations = _configurations(source.study, admission, complete)
     if differs or source.study.search.sampler.kind != "front":
-        body["starts"] = _starts(source.study, admission, complete)
-    if not (body["configurations"] or body["starts"]):
+        starts = _starts(source.study, admission, complete)
+    if not (configurations or starts):
         raise WarmStartError(
             f"The study '{other.name}' has nothing to begin with: none of its {len(complete)} "
             "finished configurations is in this space."
         )
-    journal.append("imported", **body)
-    return _in_words(body, len(complete))
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], list[_Trained]]:
-    """Return the body of a study's `created` event and its configurations.
-
-    Raises:
-        WarmStartError: it never began.
-    """
-    created: dict[str, Any] | None = None
-    points: dict[int, dict[str, Any]] = {}
-    trained: dict[str, _Trained] = {}
-    for event in read_events(folder):
-        body = event.body
-        if event.kind == "created":
-            created = body
-        elif event.kind == "proposed":
-            points[body["number"]] = body["values"]
-        elif event.kind == "admitted" and created is not None:
-            identity = body["configuration_id"]
-            values = {**created["definition"]["training"], **points[body["number"]]}
-            trained[identity] = _Trained(identity, body["model"], values)
-        elif event.kind in ("finished", "failed", "stopped"):
-            identity, _, seed = body["trial"].rpartition("-")
-            if event.kind == "finished":
-                trained[identity].replicates[int(seed)] = body["values"]
-            trained[identity].dropped |= event.kind != "finished"
-    if created is None:
-        raise WarmStartError(f"The study '{folder.name}' never began: there is nothing to take.")
-    return created, list(trained.values())
+    imported = Imported(other.name, not differs, differs, configurations, starts)
+    return imported, _in_words(imported, len(complete))
 
 
 # ------------------------------------------------------------ whether it fits
 
 
-def _differences(study: StudyFile, admission: Admission, created: Mapping[str, Any]) -> list[str]:
+def _differences(study: StudyFile, admission: Admission, created: Created) -> list[str]:
     """Return why the other study's values are not those that this one would measure."""
-    theirs = created["definition"]
+    theirs = created.definition
     own = {
         "dataset": study.dataset.kind,
         "fingerprint": admission.spec.fingerprint,
@@ -147,14 +115,14 @@ def _differences(study: StudyFile, admission: Admission, created: Mapping[str, A
         "training": json.loads(json.dumps(study.training)),
     }
     found = [what for name, what in CONDITIONS.items() if own[name] != theirs.get(name)]
-    if created["facts"].get("sftsearch") != importlib.metadata.version("sftsearch"):
+    if created.facts.get("sftsearch") != importlib.metadata.version("sftsearch"):
         found.append("the version of sftsearch")
     return found
 
 
-def _check_parameters(study: StudyFile, space: Space, theirs: Mapping[str, Any], name: str) -> None:
+def _check_parameters(study: StudyFile, space: Space, theirs: Created, name: str) -> None:
     """Refuse a study that searched a parameter this one does not have, or the other way round."""
-    other = Space([Branch.model_validate(branch) for branch in theirs["space"]])
+    other = Space([Branch.model_validate(branch) for branch in theirs.space])
     shared = [model for model in dict.fromkeys(space.models) if model in other.models]
     if not shared:
         raise WarmStartError(
@@ -165,7 +133,7 @@ def _check_parameters(study: StudyFile, space: Space, theirs: Mapping[str, Any],
     for model in shared:
         ours, others = (
             _names(space, model, study.training),
-            _names(other, model, theirs["training"]),
+            _names(other, model, theirs.training),
         )
         for searched, known, what in (
             (others, ours, "searched {}, which this study does not have"),
@@ -181,7 +149,7 @@ def _check_parameters(study: StudyFile, space: Space, theirs: Mapping[str, Any],
 
 
 def _names(
-    space: Space, model: str, training: Mapping[str, Any]
+    space: Space, model: str, training: Mapping[str, object]
 ) -> tuple[dict[str, None], dict[str, None]]:
     """Return the parameters of a model that are searched, and all that are set."""
     branches = [i for i, kind in enumerate(space.models) if kind == model]
@@ -203,28 +171,21 @@ def _check_objectives(study: StudyFile, complete: Sequence[_Trained], name: str)
 
 def _configurations(
     study: StudyFile, admission: Admission, complete: Iterable[_Trained]
-) -> list[dict[str, Any]]:
+) -> list[ImportedConfiguration]:
     """Return the configurations that are in this space, with their values by replicate."""
     metrics = [objective.metric for objective in study.objectives]
     taken = []
     for one in complete:
         candidate = _find(admission, one)
         if candidate is not None and candidate.id == one.id:
-            replicates = {
-                str(number): {
-                    "objectives": [values[metric] for metric in metrics],
-                    "seconds": values.get("seconds", 0.0),
-                }
-                for number, values in sorted(one.replicates.items())
-            }
-            point = {"branch": candidate.point.branch, "values": dict(candidate.point.values)}
-            taken.append({"configuration_id": one.id, **point, "replicates": replicates})
+            known = sorted(one.replicates.items())
+            objectives = {number: [values[name] for name in metrics] for number, values in known}
+            seconds = {number: values.get("seconds", 0.0) for number, values in known}
+            taken.append(ImportedConfiguration(one.id, candidate.point, objectives, seconds))
     return taken
 
 
-def _starts(
-    study: StudyFile, admission: Admission, complete: Sequence[_Trained]
-) -> list[dict[str, Any]]:
+def _starts(study: StudyFile, admission: Admission, complete: Sequence[_Trained]) -> list[Point]:
     """Return the other study's front as points of this space, those that are in it, cheapest first.
 
     Means over replicates, in this study's objectives.
@@ -242,8 +203,7 @@ def _starts(
     best = [one for one, is_best in zip(complete, on_front, strict=True) if is_best]
     found = [candidate for candidate in (_find(admission, one) for one in best) if candidate]
     found.sort(key=lambda candidate: (candidate.cost.gflops, candidate.id))
-    points = {candidate.id: candidate.point for candidate in found}
-    return [{"branch": p.branch, "values": dict(p.values)} for p in points.values()]
+    return list({candidate.id: candidate.point for candidate in found}.values())
 
 
 def _find(admission: Admission, one: _Trained) -> Candidate | None:
@@ -260,7 +220,7 @@ def _find(admission: Admission, one: _Trained) -> Candidate | None:
     return None
 
 
-def _point(space: Space, branch: int, values: Mapping[str, Any]) -> Point | None:
+def _point(space: Space, branch: int, values: Mapping[str, object]) -> Point | None:
     """Return the point of a branch that has these values; None where it has none such.
 
     A parameter that the branch does not have is left out: what is trained alike has one id.
@@ -273,7 +233,7 @@ def _point(space: Space, branch: int, values: Mapping[str, Any]) -> Point | None
     return Point(branch, {**literals, **{name: values[name] for name in axes}})
 
 
-def _holds(axis: Axis, value: Any) -> bool:
+def _holds(axis: Axis, value: object) -> bool:
     """Tell whether an axis has a value."""
     if isinstance(axis, Choice):
         return json.dumps(value) in [json.dumps(one) for one in axis.values]
@@ -289,20 +249,21 @@ def _holds(axis: Axis, value: Any) -> bool:
     return nearest < count(axis) and value == on_grid(axis, nearest)
 
 
-def _in_words(body: Mapping[str, Any], num_complete: int) -> str:
-    name, starts = body["study"], len(body["starts"])
+def _in_words(imported: Imported, num_complete: int) -> str:
+    """Say what was taken over from another study."""
     told = []
-    if body["alike"]:
-        replicates = sum(len(one["replicates"]) for one in body["configurations"])
+    if imported.alike:
+        replicates = sum(len(one.objectives) for one in imported.configurations)
         told.append(
-            f"{len(body['configurations'])} of its {num_complete} configurations are in this space "
-            f"and known from the beginning ({replicates} trials, none of them counted here)"
+            f"{len(imported.configurations)} of its {num_complete} configurations are in "
+            f"this space and known from the beginning ({replicates} trials, none of them counted "
+            "here)"
         )
     else:
         told.append(
-            f"its values are not this study's ({', '.join(body['differs'])} differ): only its "
+            f"its values are not this study's ({', '.join(imported.differs)} differ): only its "
             "front is of use"
         )
-    if starts:
-        told.append(f"{starts} configurations of its front are tried first")
-    return f"Warm start from '{name}': {'; '.join(told)}."
+    if imported.starts:
+        told.append(f"{len(imported.starts)} configurations of its front are tried first")
+    return f"Warm start from '{imported.study}': {'; '.join(told)}."

@@ -3,33 +3,7 @@
 Everything else (Optuna's study, MLflow's runs, reports) is rebuilt or completed from it. An event
 is durable against the death of the process once `append` returns (WAL, one transaction an event).
 
-The events of a study, by kind:
-
-| kind | when | body |
-| --- | --- | --- |
-| `created` | the study began | name, data set, objectives, definition, refused, facts |
-| `imported` | the warm start | the other study, alike, differs, configurations, starts |
-| `opened` | a driver took the study | budget (trials), slots |
-| `proposed` | the sampler named a point | number, branch, values, carried (by some) |
-| `refused` | admission refused it | number, reason, detail, excess |
-| `admitted` | admission took it | number, configuration_id, cost, seeds, epochs, warmup, group |
-| `fitted` | the surrogate was fitted | num, its hyperparameters |
-| `replicated` | a configuration earned more trials | configuration_id, seeds |
-| `expected` | what going on may gain was computed | number, gain |
-| `started` | a worker begins or goes on | trial, epoch, configuration, seed, cost |
-| `retried` | a trial's process died, or it lacked memory beside others | trial, reason, alone |
-| `epoch` | an epoch of a trial ended | trial, epoch, metrics |
-| `judged` | a trial may go on, by the stopping rule | trial, epoch, best, the decision |
-| `stopped` | the stopping rule ended a trial | trial, epoch, reason, values, withdrawn, decision |
-| `finished` | a trial ended with values | trial, values, groups, facts |
-| `failed` | a trial ended without | trial, reason |
-| `told` | the sampler was told a configuration's outcome | number, state, values |
-| `frozen` | what is reported was chosen; it gets fresh trials | seeds by configuration |
-| `recorded` | the study is a table: its trials look at the test split | |
-| `concluded` | what is believed at the end | reported, beliefs, within_delta, audits |
-| `mirrored` | MLflow holds everything up to an event | through |
-| `ended` | the driver stopped | reason, complete |
-| `confirmed` | the test split was looked at, once | trials |
+The events themselves are in `events`.
 """
 
 from __future__ import annotations
@@ -42,17 +16,22 @@ import sqlite3
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.storage.events import RETIRED, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from sftsearch.orchestrator.storage.event import Event
+
 SCHEMA_VERSION = 1
 FILE_NAME = "journal.sqlite"
 LOCK_NAME = "driver.lock"
+INSERT = "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)"
+SELECT = "SELECT id, time, kind, body FROM events WHERE id > ? AND id <= ? ORDER BY id"
 
 
 class JournalError(UserError):
@@ -63,23 +42,33 @@ class BusyError(JournalError):
     """A journal that another driver holds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the journal."""
+class Row(NamedTuple):
+    """One line of the journal as it is stored."""
 
     id: int
     """Position, from 1, without gaps."""
     time: float
     """Unix seconds."""
     kind: str
-    body: dict[str, Any]
+    body: str
+    """JSON of the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the journal."""
+
+    id: int
+    """Position, from 1; what a retired version wrote is left out."""
+    time: float
+    """Unix seconds."""
+    event: Event
 
 
 class Journal:
     """The journal of one study, open for writing: at most one process holds it.
 
-    Appending is thread-safe. `listen` registers a function that is called after each append, in the
-    appending thread.
+    Appending is thread-safe.
     """
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -92,7 +81,6 @@ class Journal:
         self.folder = folder
         self._clock = clock
         self._mutex = threading.Lock()
-        self._listeners: list[Callable[[Event], None]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(folder)
@@ -106,33 +94,24 @@ class Journal:
             self._lock.close()
             raise
 
-    def append(self, kind: str, **body: Any) -> Event:
-        """Write one event durably and return it."""
+    def append(self, event: Event) -> Entry:
+        """Write one event durably and return its entry."""
+        text = json.dumps(event.to_json(), separators=(",", ":"), allow_nan=False)
         with self._mutex:
-            event = Event(self.last_id + 1, self._clock(), kind, body)
-            text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+            entry = Entry(self.last_id + 1, self._clock(), event)
             try:
-                self._connection.execute(
-                    "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
-                    (event.id, event.time, kind, text),
-                )
+                self._connection.execute(INSERT, (entry.id, entry.time, event.kind, text))
             except sqlite3.OperationalError as error:
                 raise JournalError(
                     f"Cannot write the journal in '{self.folder}': {error}. The study stops here "
                     "and loses nothing: mend the disk and resume."
                 ) from error
-            self.last_id = event.id
-        for listener in self._listeners:
-            listener(event)
-        return event
+            self.last_id = entry.id
+        return entry
 
-    def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event that is appended from now on."""
-        self._listeners.append(listener)
-
-    def events(self, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
-        """Yield the events after the one numbered `after`, in order."""
-        return read_events(self.folder, after=after, through=through)
+    def entries(self, *, after: int = 0, through: int | None = None) -> Iterator[Entry]:
+        """Yield the entries after the one numbered `after`, in order."""
+        return read_entries(self.folder, after=after, through=through)
 
     def close(self) -> None:
         """Close the file and let other drivers have the study."""
@@ -152,29 +131,37 @@ class MemoryJournal:
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self.last_id = 0
         self._clock = clock
-        self._events: list[Event] = []
-        self._listeners: list[Callable[[Event], None]] = []
+        self._entries: list[Entry] = []
 
-    def append(self, kind: str, **body: Any) -> Event:
-        """Keep one event and return it."""
+    def append(self, event: Event) -> Entry:
+        """Keep one event and return its entry."""
         self.last_id += 1
-        event = Event(self.last_id, self._clock(), kind, body)
-        self._events.append(event)
-        for listener in self._listeners:
-            listener(event)
-        return event
+        entry = Entry(self.last_id, self._clock(), event)
+        self._entries.append(entry)
+        return entry
 
-    def listen(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event that is appended from now on."""
-        self._listeners.append(listener)
-
-    def events(self, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
-        """Yield the events after the one numbered `after`, in order."""
-        return iter(self._events[after:through])
+    def entries(self, *, after: int = 0, through: int | None = None) -> Iterator[Entry]:
+        """Yield the entries after the one numbered `after`, in order."""
+        return iter(self._entries[after:through])
 
 
-def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Event]:
-    """Yield events of a study's journal without taking it from its driver, and without writing.
+def read_entries(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Entry]:
+    """Yield entries of a study's journal without taking it from its driver, and without writing.
+
+    Raises:
+        JournalError: there is no journal, or it is damaged or of another version.
+    """
+    for row in read_rows(folder, after=after, through=through):
+        if row.kind not in RETIRED:
+            try:
+                event = parse_event(row.kind, json.loads(row.body))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise _damaged(folder / FILE_NAME, error) from error
+            yield Entry(row.id, row.time, event)
+
+
+def read_rows(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Row]:
+    """Yield lines of a study's journal as they are stored, for a copy of it.
 
     Raises:
         JournalError: there is no journal, or it is damaged or of another version.
@@ -188,20 +175,17 @@ def read_events(folder: Path, *, after: int = 0, through: int | None = None) -> 
             if _is_new(connection):
                 return
             _check_version(connection, path)
-            rows = connection.execute(
-                "SELECT id, time, kind, body FROM events WHERE id > ? AND id <= ? ORDER BY id",
-                (after, through if through is not None else 2**62),
-            )
-            for id_, moment, kind, body in rows:
-                if id_ != previous + 1:
+            rows = connection.execute(SELECT, (after, through if through is not None else 2**62))
+            for row in map(Row._make, rows):
+                if row.id != previous + 1:
                     raise _damaged(path, f"event {previous + 1} is missing")
-                previous = id_
-                yield Event(id_, moment, kind, json.loads(body))
-    except (sqlite3.DatabaseError, json.JSONDecodeError, RecursionError) as error:
+                previous = row.id
+                yield row
+    except sqlite3.DatabaseError as error:
         raise _damaged(path, error) from error
 
 
-def replace_journal(folder: Path, events: Iterable[Event]) -> None:
+def replace_journal(folder: Path, rows: Iterable[Row]) -> None:
     """Put another journal in place of the one in `folder`, or where there is none.
 
     Raises:
@@ -211,7 +195,7 @@ def replace_journal(folder: Path, events: Iterable[Event]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_take_lock(folder)):
-            _write_anew(folder / f"restored-{FILE_NAME}", events)
+            _write_anew(folder / f"restored-{FILE_NAME}", rows)
             # What a killed driver left beside the old file belongs to that one.
             for beside in ("-wal", "-shm"):
                 (folder / f"{FILE_NAME}{beside}").unlink(missing_ok=True)
@@ -220,14 +204,11 @@ def replace_journal(folder: Path, events: Iterable[Event]) -> None:
         raise JournalError(f"Cannot write the journal in '{folder}': {error}.") from error
 
 
-def _write_anew(path: Path, events: Iterable[Event]) -> None:
+def _write_anew(path: Path, rows: Iterable[Row]) -> None:
     path.unlink(missing_ok=True)
     with contextlib.closing(_open_to_write(path)[0]) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(
-            "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
-            ((e.id, e.time, e.kind, json.dumps(e.body, allow_nan=False)) for e in events),
-        )
+        connection.executemany(INSERT, rows)
         connection.execute("COMMIT")
 
 
@@ -315,7 +296,7 @@ def driver_of(folder: Path) -> str:
     return ""
 
 
-def _take_lock(folder: Path) -> Any:
+def _take_lock(folder: Path) -> IO[str]:
     """Hold an exclusive lock for as long as the returned file is open; it ends with the process."""
     lock = (folder / LOCK_NAME).open("a+")
     try:

@@ -7,12 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.storage.trial_events import Finished
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.event import Numbers, TrialKey
+    from sftsearch.orchestrator.storage.journal import Entry
     from sftsearch.orchestrator.storage.trial_files import TrialFolder
 
 FREED = 0.1
@@ -38,8 +40,8 @@ class Retention:
 
     def __init__(
         self,
-        folder_of: Callable[[str], TrialFolder],
-        events: Iterable[Event],
+        folder_of: Callable[[TrialKey], TrialFolder],
+        finished: Iterable[tuple[TrialKey, Numbers]],
         *,
         accuracy: tuple[str, str],
         cost: str,
@@ -49,7 +51,7 @@ class Retention:
 
         Args:
             folder_of: gives the folder of a trial by its key.
-            events: the study's so far.
+            finished: the trials that have, with their final values.
             accuracy: the first objective and its goal.
             cost: the second.
             limit: bytes.
@@ -57,25 +59,23 @@ class Retention:
         self._folder_of, self._limit = folder_of, limit
         self._metric, self._cost = accuracy[0], cost
         self._sign = 1.0 if accuracy[1] == "maximize" else -1.0
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[TrialKey, _Kept] = {}
         self._total = 0
-        for event in events:
-            self._add(event)
+        for key, values in finished:
+            self._add(key, values)
 
-    def event(self, event: Event) -> None:
+    def on_event(self, entry: Entry) -> None:
         """Hear of an event of the journal; remove weights where there are too many."""
-        self._add(event)
-        if event.kind == "finished" and self._total > self._limit:
-            self._remove()
+        if isinstance(entry.event, Finished):
+            self._add(entry.event.trial, entry.event.values)
+            if self._total > self._limit:
+                self._remove()
 
-    def _add(self, event: Event) -> None:
-        if event.kind != "finished":
-            return
-        key, values = event.body["trial"], event.body["values"]
+    def _add(self, key: TrialKey, values: Numbers) -> None:
         folder = self._folder_of(key)
         size = folder.size(WEIGHTS)
         if size:
-            accuracy, identity = self._sign * values[self._metric], key.rpartition("-")[0]
+            accuracy, identity = self._sign * values[self._metric], key.configuration_id
             self._kept[key] = _Kept(folder, size, identity, accuracy, values[self._cost])
             self._total += size
 

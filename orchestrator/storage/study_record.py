@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from sftsearch.orchestrator.storage.events import (
+    Admitted,
+    Concluded,
+    Confirmed,
+    Created,
+    Frozen,
+    Opened,
+    Recorded,
+    Refused,
+    Replicated,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sftsearch.orchestrator.storage.event import JSON, Event, Numbers
 
 Groups = dict[str, tuple[float, float]]
 """Samples by subject, or by a fixed part of a split without subjects: name -> (correct, count)."""
+REFUSED, FRESH, CONCLUDED = "refused", "fresh", "concluded"
+RECORDED, CONFIRMED = "recorded", "confirmed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,10 +35,10 @@ class TrialRecord:
     """One configuration trained once, with one seed."""
 
     key: str
-    """`<configuration id>-<seed>`, unique within the study."""
+    """A `TrialKey` as text, unique within the study."""
     configuration_id: str
     model: str
-    configuration: dict[str, Any]
+    configuration: JSON
     """The study file's parameter names and the values this trial had."""
     seed: int
     """The number of the replicate; with folds, it was validated on fold `seed` modulo `folds`."""
@@ -121,115 +137,116 @@ class StudyRecord:
     """Whether the study is a recorded table, whose trials looked at the test split."""
 
 
-def from_events(events: Iterable[Any]) -> StudyRecord:
-    """Build the record of a study from its journal's events (`kind`, `time`, `body`), in order.
+@dataclass(slots=True)
+class StudyFacts:
+    """What events say of a study as a whole."""
 
-    Raises:
-        ValueError: there is no `created` event.
-    """
-    created: dict[str, Any] | None = None
-    facts, beliefs = no_facts(), {}
-    admitted: dict[str, dict[str, Any]] = {}
-    trials: dict[str, TrialRecord] = {}
-    for event in events:
-        update_facts(facts, event)
-        if event.kind == "created":
-            created = event.body
-        elif event.kind == "admitted":
-            admitted[event.body["configuration_id"]] = event.body
-        elif event.kind == "concluded":
-            beliefs = event.body["beliefs"]
-        for identity, seeds in _new_seeds(event).items():
-            made = _trials(admitted[identity], seeds)
-            trials.update((trial.key, trial) for trial in made)
-        _change(trials, event)
-    if created is None:
-        raise ValueError("The journal has no `created` event: the study never began.")
-    started = [trial for trial in trials.values() if trial.started]
-    return study_record(created, facts, started, beliefs)
+    refused: dict[str, int] = field(default_factory=dict)
+    """Proposals that were refused, by reason."""
+    fresh: dict[str, list[int]] = field(default_factory=dict)
+    """Replicates that the reported configurations got after they were chosen, by id."""
+    concluded: Concluded | None = None
+    """Without the beliefs."""
+    recorded: bool = False
+    confirmed: bool = False
+
+    def apply(self, event: Event) -> tuple[str, ...]:
+        """Take in an event; return the names of the facts that it sets."""
+        if isinstance(event, Refused):
+            self.refused[event.reason] = self.refused.get(event.reason, 0) + 1
+            return (REFUSED,)
+        if isinstance(event, Admitted | Replicated) and self.fresh:
+            self.fresh = {}  # the study goes on: these replicates will have been looked at
+            return (FRESH,)
+        return self._apply_to_whole(event)
+
+    def _apply_to_whole(self, event: Event) -> tuple[str, ...]:
+        if isinstance(event, Frozen):
+            self.fresh = event.seeds
+            return (FRESH,)
+        if isinstance(event, Opened):
+            self.concluded = None
+            return (CONCLUDED,)
+        if isinstance(event, Concluded):
+            self.concluded = dataclasses.replace(event, beliefs={})
+            return (CONCLUDED,)
+        if isinstance(event, Recorded):
+            self.recorded = True
+            return (RECORDED,)
+        if isinstance(event, Confirmed):
+            self.confirmed = True
+            return (CONFIRMED,)
+        return ()
+
+    def to_json(self) -> JSON:
+        """Return the facts by name."""
+        concluded = None if self.concluded is None else self.concluded.to_json()
+        kept = ("reported", "within_delta", "audits")
+        return {
+            REFUSED: self.refused,
+            FRESH: self.fresh,
+            CONCLUDED: concluded and {name: concluded[name] for name in kept},
+            RECORDED: self.recorded,
+            CONFIRMED: self.confirmed,
+        }
+
+    @classmethod
+    def from_json(cls, facts: JSON) -> Self:
+        """Return the facts that `to_json` gave; those that are missing are as at the beginning."""
+        known = {one.name: facts[one.name] for one in dataclasses.fields(cls) if one.name in facts}
+        concluded = known.get(CONCLUDED)
+        if isinstance(concluded, dict):
+            known[CONCLUDED] = Concluded.from_json({**concluded, "beliefs": {}})
+        return cls(**known)  # type: ignore[arg-type]
 
 
-def no_facts() -> dict[str, Any]:
-    """Return what is known of a study as a whole before anything happened, as JSON values."""
-    return copy.deepcopy(
-        {"refused": {}, "fresh": {}, "concluded": None, "recorded": False, "confirmed": False}
-    )
-
-
-def update_facts(facts: dict[str, Any], event: Any) -> tuple[str, ...]:
-    """Take in what an event of the journal says of the study as a whole; return which facts."""
-    kind, body = event.kind, event.body
-    if kind == "refused":
-        refused = facts["refused"]
-        refused[body["reason"]] = refused.get(body["reason"], 0) + 1
-        return ("refused",)
-    if kind in ("admitted", "replicated") and facts["fresh"]:
-        facts["fresh"] = {}  # the study goes on: these replicates will have been looked at
-        return ("fresh",)
-    new: dict[str, Any] = {}
-    if kind == "frozen":
-        new = {"fresh": body["seeds"]}
-    elif kind == "opened":
-        new = {"concluded": None}
-    elif kind == "concluded":
-        new = {"concluded": {name: body[name] for name in ("reported", "within_delta", "audits")}}
-    elif kind in ("recorded", "confirmed"):
-        new = {kind: True}
-    facts.update(new)
-    return tuple(new)
-
-
-def study_record(
-    created: Mapping[str, Any],
-    facts: Mapping[str, Any],
+def build_record(
+    created: Created,
+    facts: StudyFacts,
     trials: Iterable[TrialRecord],
-    beliefs: Mapping[str, Mapping[str, float]],
+    beliefs: Mapping[str, Numbers],
 ) -> StudyRecord:
-    """Put a record together.
+    """Build the record of a study.
 
     Args:
-        created: the body of the `created` event; of its definition folds and replicates.
-        facts: as `update_facts` leaves them.
+        created: how the study began; of its definition folds and replicates.
+        facts: of the study as a whole.
         trials: those that were started.
-        beliefs: mean, sd and on_front by configuration, from the last `concluded` event.
+        beliefs: mean, sd and on_front by configuration, from the last `Concluded`.
     """
     trials = tuple(sorted(trials, key=lambda trial: (trial.started, trial.key)))
-    definition = created.get("definition", {})
-    replicates = definition.get("replicates") or {}
     return StudyRecord(
-        name=created["name"],
-        description=created["description"],
-        dataset=created["dataset"],
-        root=created.get("root"),
-        num_seeds=created["num_seeds"],
-        objectives=tuple((metric, goal) for metric, goal in created["objectives"]),
-        facts=dict(created["facts"]),
-        families=tuple(created.get("families", ())),
-        refused=dict(Counter(created.get("refused", {})) + Counter(facts["refused"])),
+        name=created.name,
+        description=created.description,
+        dataset=created.dataset,
+        root=created.root,
+        num_seeds=created.num_seeds,
+        objectives=tuple((metric, goal) for metric, goal in created.objectives),
+        facts=dict(created.facts),
+        families=tuple(created.families),
+        refused=dict(Counter(created.refused) + Counter(facts.refused)),
         trials=trials,
-        confirmed=facts["confirmed"],
-        recorded=facts["recorded"],
-        max_replicates=replicates.get("max"),
-        folds=definition.get("folds"),
-        fresh={identity: tuple(seeds) for identity, seeds in facts["fresh"].items()},
-        conclusion=_conclusion(facts["concluded"], beliefs, trials),
+        confirmed=facts.confirmed,
+        recorded=facts.recorded,
+        max_replicates=created.max_replicates,
+        folds=created.folds,
+        fresh={identity: tuple(seeds) for identity, seeds in facts.fresh.items()},
+        conclusion=_conclusion(facts.concluded, beliefs, trials),
     )
 
 
 def _conclusion(
-    concluded: Mapping[str, Any] | None,
-    beliefs: Mapping[str, Mapping[str, float]],
-    trials: Iterable[TrialRecord],
+    concluded: Concluded | None, beliefs: Mapping[str, Numbers], trials: Iterable[TrialRecord]
 ) -> Conclusion | None:
     if concluded is None:
         return None
-    audits = concluded["audits"]
+    audits = concluded.audits
     # What was believed of a configuration before one of its trials went wrong is no more.
     lost = {t.configuration_id for t in trials if t.status in ("stopped", "failed")}
     return Conclusion(
-        reported=tuple(concluded["reported"]),
-        within_delta=concluded["within_delta"],
-        false_stops=None if audits is None else FalseStops(**audits),
+        reported=tuple(concluded.reported),
+        within_delta=concluded.within_delta,
+        false_stops=None if audits is None else FalseStops(**audits),  # type: ignore[arg-type]
         beliefs={i: Belief(**belief) for i, belief in beliefs.items() if i not in lost},
     )
 
@@ -239,58 +256,6 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def as_groups(groups: Mapping[str, Any]) -> Groups:
+def as_groups(groups: Mapping[str, Sequence[float]]) -> Groups:
     """Turn JSON's lists back into pairs."""
     return {name: (float(correct), float(count)) for name, (correct, count) in groups.items()}
-
-
-def _new_seeds(event: Any) -> dict[str, list[int]]:
-    """Return the trials that an event adds: seeds by configuration."""
-    if event.kind in ("admitted", "replicated"):
-        return {event.body["configuration_id"]: event.body["seeds"]}
-    seeds: dict[str, list[int]] = event.body["seeds"] if event.kind == "frozen" else {}
-    return seeds
-
-
-def _trials(body: Mapping[str, Any], seeds: Iterable[int]) -> list[TrialRecord]:
-    return [
-        TrialRecord(
-            key=f"{body['configuration_id']}-{seed}",
-            configuration_id=body["configuration_id"],
-            model=body["model"],
-            configuration=dict(body["parameters"]),
-            seed=seed,
-            status="running",
-            values=dict(body["cost"]),
-        )
-        for seed in seeds
-    ]
-
-
-def _change(trials: dict[str, TrialRecord], event: Any) -> None:
-    """Bring the trials that an event is about up to date."""
-    if event.kind in ("started", "finished", "stopped", "failed"):
-        key = event.body["trial"]
-        trials[key] = _changed(trials[key], event)
-    elif event.kind == "confirmed":
-        for key, test in event.body["trials"].items():
-            groups = as_groups(test["groups"])
-            trials[key] = replace(trials[key], test_values=dict(test["values"]), test_groups=groups)
-
-
-def _changed(trial: TrialRecord, event: Any) -> TrialRecord:
-    body, time = event.body, milliseconds(event.time) / 1e3
-    if event.kind == "started":
-        return replace(trial, started=trial.started or time)
-    if event.kind == "failed":
-        return replace(trial, status="failed", reason=body["reason"], ended=time)
-    if event.kind == "stopped":
-        told = {"reason": body["reason"], "epoch": body["epoch"], "values": reached(body)}
-        return replace(trial, status="stopped", ended=time, **told)
-    groups = as_groups(body["groups"])
-    return replace(trial, status="finished", values=dict(body["values"]), groups=groups, ended=time)
-
-
-def reached(body: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of a `stopped` event without the number of their epoch."""
-    return {name: value for name, value in body["values"].items() if name != "epoch"}

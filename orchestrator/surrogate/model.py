@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
     from sftsearch.orchestrator.surrogate.gp import Hyperparameters
-    from sftsearch.orchestrator.surrogate.observations import Measured, Observations, Observed
+    from sftsearch.orchestrator.surrogate.observations import Measured, Observations
     from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
@@ -525,7 +526,7 @@ class Beliefs:
             self._u[self._num_placed - len(new) : self._num_placed] = u
         return self._x[rows], self._u[rows]
 
-    def _encode_observed(self, new: list[Observed]) -> tuple[Floats, Floats]:
+    def _encode_observed(self, new: list[ConfigurationState]) -> tuple[Floats, Floats]:
         if self._admission.table is None:
             return self._encoding().encode(self._admission.price(one.point) for one in new)
         pool = self.candidates(0)

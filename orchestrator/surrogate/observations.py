@@ -6,8 +6,8 @@ Shapes: C configurations that were measured, R replicates, K folds.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,66 +15,14 @@ from sftsearch.orchestrator.surrogate.gp import additive_means
 from sftsearch.orchestrator.surrogate.transforms import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
+    from sftsearch.orchestrator.storage.events import ImportedConfiguration
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
     from sftsearch.orchestrator.surrogate.gp import Hyperparameters
-    from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class Observed:
-    """A configuration of the study and what became of its trials so far."""
-
-    number: int
-    """Of its proposal."""
-    id: str
-    point: Point
-    model: str
-    parameters: dict[str, Any]
-    cost: dict[str, float]
-    """What is known without training."""
-    row: int
-    """Its place in the arrays of `Observations`."""
-    epochs: int = 1
-    """Of each of its trials."""
-    warmup: int = 0
-    """Epochs before mixup sets in; 0 without mixup."""
-    group: str = ""
-    """Branch and mixup setting: what learns alike."""
-    values: dict[int, list[float]] = field(default_factory=dict)
-    """Objectives of each finished replicate."""
-    pending: set[int] = field(default_factory=set)
-    """Replicates that were admitted and have not ended."""
-    fresh: set[int] = field(default_factory=set)
-    """Replicates that were run after the configuration was chosen to be reported."""
-    failed: bool = False
-    stopped: bool = False
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it has a value and can be on the front."""
-        return bool(self.values) and not (self.failed or self.stopped)
-
-    @property
-    def num_replicates(self) -> int:
-        """Replicates that were admitted: the number of the next one."""
-        return len(self.values) + len(self.pending) + self.failed + self.stopped
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """A configuration of this space that another study trained just as this one would."""
-
-    id: str
-    point: Point
-    values: dict[int, float]
-    """The first objective by replicate."""
-    seconds: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +63,7 @@ class Observations:
 
     def __init__(
         self,
+        objective: str,
         costs: tuple[str, ...],
         *,
         sign: float = 1.0,
@@ -125,6 +74,7 @@ class Observations:
         """Begin with none.
 
         Args:
+            objective: the first one, the accuracy.
             costs: the objectives that are known without training, the study's cost first.
             sign: 1 where the first objective is maximised, -1 where it is minimised.
             floor: what chance reaches of the first objective; None: not known.
@@ -132,6 +82,7 @@ class Observations:
             is_share: whether the first objective lies in [0, 1].
         """
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
+        self._objective = objective
         self._floor = floor
         self.link = Link(is_share, sign, floor or 0.0)
         """The scale on which values are believed."""
@@ -141,11 +92,11 @@ class Observations:
         """How many configurations had a value then."""
         self.fitted_on: Measured | None = None
         """What they were fitted on."""
-        self.imported: list[Imported] = []
+        self.imported: list[ImportedConfiguration] = []
         """What another study measured: known, and no part of this study."""
         self._places_of_imported: dict[str, int] = {}
-        self._by_id: dict[str, Observed] = {}
-        self._in_flight: dict[str, Observed] = {}
+        self._by_id: dict[str, ConfigurationState] = {}
+        self._in_flight: dict[str, ConfigurationState] = {}
         # By row, with room for more.
         self._ids = np.empty(64, dtype=object)
         self._values = np.full((64, 2), np.nan)
@@ -162,15 +113,15 @@ class Observations:
     def __contains__(self, configuration_id: str) -> bool:
         return configuration_id in self._by_id
 
-    def __getitem__(self, configuration_id: str) -> Observed:
+    def __getitem__(self, configuration_id: str) -> ConfigurationState:
         return self._by_id[configuration_id]
 
     @property
-    def all(self) -> list[Observed]:
+    def all(self) -> list[ConfigurationState]:
         """Every configuration, in the order of admission."""
         return list(self._by_id.values())
 
-    def since(self, number: int) -> list[Observed]:
+    def since(self, number: int) -> list[ConfigurationState]:
         """Return the configurations after the first so many, in the order of admission."""
         return (
             list(itertools.islice(self._by_id.values(), number, None)) if number < len(self) else []
@@ -183,36 +134,18 @@ class Observations:
             return self._floor
         return float(np.nanmin(self._values)) if np.isfinite(self._values).any() else 0.0
 
-    def admit(
-        self, number: int, configuration_id: str, point: Point, body: Mapping[str, Any]
-    ) -> Observed:
-        """Take up a configuration; `body` is that of its `admitted` event."""
-        row = len(self._by_id)
+    def admit(self, configuration: ConfigurationState) -> None:
+        """Take up a configuration."""
+        row = configuration.row
         if row == len(self._values):
             self._make_room()
-        observed = Observed(
-            number=number,
-            id=configuration_id,
-            point=point,
-            model=body["model"],
-            parameters=dict(body["parameters"]),
-            cost=dict(body["cost"]),
-            row=row,
-            epochs=body["epochs"],
-            warmup=body["warmup"],
-            group=body["group"],
-        )
-        self._by_id[configuration_id] = observed
-        self._ids[row] = configuration_id
-        self._costs[row] = observed.cost[self.costs[0]]
-        if configuration_id in self._places_of_imported:
-            imported = self.imported[self._places_of_imported[configuration_id]]
-            for replicate, value in imported.values.items():
-                self._set(row, replicate, value)
-            self._seconds[row] = sum(imported.seconds.values())
-        return observed
+        self._by_id[configuration.id] = configuration
+        self._ids[row] = configuration.id
+        self._costs[row] = configuration.cost[self.costs[0]]
+        self._set_values(configuration)
+        self.begin(configuration)
 
-    def import_(self, imported: Imported) -> None:
+    def import_(self, imported: ImportedConfiguration) -> None:
         """Take a configuration that another study has measured, before any is admitted.
 
         This study's own replicates of it, if it gets any, take the place of the other's of the
@@ -222,44 +155,43 @@ class Observations:
         self.imported.append(imported)
         self._measured = None
 
-    def begin(self, observed: Observed, replicate: int, *, fresh: bool = False) -> None:
-        """Take note that a replicate was admitted."""
-        observed.pending.add(replicate)
-        if fresh:
-            observed.fresh.add(replicate)
-        self._in_flight[observed.id] = observed
-        self._count(observed)
+    def begin(self, configuration: ConfigurationState) -> None:
+        """Take note that replicates of a configuration were admitted."""
+        if configuration.pending:
+            self._in_flight[configuration.id] = configuration
+        else:
+            self._in_flight.pop(configuration.id, None)
+        self._is_complete[configuration.row] = configuration.is_complete
+        self._num_pending[configuration.row] = len(configuration.pending)
+        self._num_replicates[configuration.row] = configuration.num_replicates
 
-    def finish(
-        self, observed: Observed, replicate: int, values: list[float], seconds: float
-    ) -> None:
-        """Take the objectives of a finished replicate, and the seconds it trained."""
-        observed.values[replicate] = values
-        self._end(observed, replicate)
-        self._set(observed.row, replicate, values[0])
-        self._seconds[observed.row] += seconds
-        if observed.id in self._places_of_imported:  # of the other study it counted until now
-            imported = self.imported[self._places_of_imported[observed.id]]
-            self._seconds[observed.row] -= imported.seconds.get(replicate, 0.0)
+    def end(self, configuration: ConfigurationState) -> None:
+        """Take note that a replicate of a configuration ended, however it did."""
+        self.begin(configuration)
+        self._set_values(configuration)
         self._measured = None
+
+    def _set_values(self, configuration: ConfigurationState) -> None:
+        row, seconds = configuration.row, 0.0
+        self._values[row] = np.nan
+        place = self._places_of_imported.get(configuration.id)
+        imported = None if place is None else self.imported[place]
+        if imported is not None:
+            for replicate, objectives in imported.objectives.items():
+                self._set(row, replicate, objectives[0])
+                if replicate not in configuration.values:
+                    seconds += imported.seconds[replicate]
+        for replicate, values in configuration.values.items():
+            self._set(row, replicate, values[self._objective])
+            seconds += values.get("seconds", 0.0)
+        self._seconds[row] = seconds
+        if configuration.failed or configuration.stopped:
+            self._values[row] = np.nan
 
     def _set(self, row: int, replicate: int, value: float) -> None:
         while replicate >= self._values.shape[1]:
             self._values = np.hstack([self._values, np.full_like(self._values, np.nan)])
         self._values[row, replicate] = self.sign * value
-
-    def drop(self, observed: Observed, replicate: int, *, stopped: bool) -> None:
-        """Take note that a replicate was stopped or failed: its configuration has no value."""
-        observed.stopped |= stopped
-        observed.failed |= not stopped
-        self._end(observed, replicate)
-        self._values[observed.row] = np.nan
-        self._measured = None
-
-    def withdraw(self, observed: Observed, replicate: int) -> None:
-        """Take note that a replicate will not be run after all."""
-        self._end(observed, replicate)
-        observed.fresh.discard(replicate)
 
     @property
     def has_values(self) -> bool:
@@ -272,7 +204,7 @@ class Observations:
             self._measured = self._measure()
         return self._measured
 
-    def pending(self) -> list[Observed]:
+    def pending(self) -> list[ConfigurationState]:
         """Return the configurations without a value that may still get one."""
         waiting = self._in_flight.values()
         return [o for o in waiting if not (o.values or o.failed or o.stopped)]
@@ -281,17 +213,6 @@ class Observations:
         """Return replicates on their way, and all that were admitted, of what was measured."""
         rows = self.measured().rows
         return self._num_pending[rows], self._num_replicates[rows]
-
-    def _end(self, observed: Observed, replicate: int) -> None:
-        observed.pending.discard(replicate)
-        if not observed.pending:
-            self._in_flight.pop(observed.id, None)
-        self._count(observed)
-
-    def _count(self, observed: Observed) -> None:
-        self._is_complete[observed.row] = observed.is_complete
-        self._num_pending[observed.row] = len(observed.pending)
-        self._num_replicates[observed.row] = observed.num_replicates
 
     def _make_room(self) -> None:
         self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
@@ -309,11 +230,11 @@ class Observations:
             for identity, place in self._places_of_imported.items()
             if identity not in self._by_id or not self._by_id[identity].is_complete
         ]
-        width = max([self._values.shape[1], *(1 + max(i.values) for i in self.imported)])
+        width = max([self._values.shape[1], *(1 + max(i.objectives) for i in self.imported)])
         values_IR = np.full((len(places), width), np.nan)
         for row, place in enumerate(places):
-            for replicate, value in self.imported[place].values.items():
-                values_IR[row, replicate] = self.sign * value
+            for replicate, objectives in self.imported[place].objectives.items():
+                values_IR[row, replicate] = self.sign * objectives[0]
         return np.array(places, dtype=np.int64), values_IR
 
     def _measure(self) -> Measured:

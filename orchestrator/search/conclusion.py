@@ -1,0 +1,50 @@
+"""What a study concludes at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sftsearch.orchestrator.early_stopping import base as stopping
+from sftsearch.orchestrator.storage.events import Concluded
+from sftsearch.orchestrator.surrogate.front_probability import (
+    front_probabilities,
+    within_delta_everywhere,
+)
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.search.knowledge import Knowledge
+
+NUM_DRAWS = 1_000
+"""Draws of the posterior behind a probability."""
+
+
+def conclude(known: Knowledge) -> Concluded:
+    """Return what is believed of every configuration, and how often stopping was wrong.
+
+    At least one configuration has a value.
+    """
+    state, measured, posterior = known.state, known.past.measured(), known.beliefs.posterior()
+    draws = known.beliefs.draws(NUM_DRAWS)
+    on_front = front_probabilities(draws, measured.costs)
+    frozen = [one for one in state.frozen if state.configurations[one].is_complete]
+    reported = frozen or known.beliefs.front()
+    chosen = np.isin(measured.ids, reported)
+    low = float(measured.costs[chosen].min())
+    beliefs = {
+        identity: {
+            "mean": float(known.past.sign * posterior.means[i]),
+            "sd": float(posterior.deviations[i]),
+            "on_front": float(on_front[i]),
+        }
+        for i, identity in enumerate(measured.ids)
+    }
+    false_stops = stopping.false_stop_rate(known.rule.audits)
+    return Concluded(
+        reported=list(reported),
+        beliefs=beliefs,
+        within_delta=within_delta_everywhere(draws, measured.costs, chosen, low=low),
+        audits=false_stops._asdict() if false_stops.num else None,
+        num_stopped=state.num_ended["stopped"],
+    )

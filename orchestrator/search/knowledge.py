@@ -1,0 +1,218 @@
+"""The state of a study with what its sampler, stopping rule, surrogate and budget know of it.
+
+Each of them hears of an event after the state has changed, in a running study and in one that is
+read from its journal alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sftsearch.orchestrator.early_stopping import base as stopping
+from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
+from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
+from sftsearch.orchestrator.search.budget import Budget
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.events import (
+    Admitted,
+    Fitted,
+    Frozen,
+    Imported,
+    Proposed,
+    Refused,
+    Replicated,
+    Told,
+)
+from sftsearch.orchestrator.storage.trial_events import Failed, Finished, Judged, Stopped
+from sftsearch.orchestrator.surrogate.gp import Hyperparameters
+from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.observations import Observations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sftsearch.orchestrator.candidates.admission import Admission
+    from sftsearch.orchestrator.storage.event import Event, Numbers
+    from sftsearch.orchestrator.storage.journal import Entry
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState, TrialState
+    from sftsearch.search_spaces.schema import StudyFile
+
+
+class Knowledge:
+    """Everything that follows from the events of one study."""
+
+    def __init__(self, study: StudyFile, admission: Admission) -> None:
+        """Begin before the first event.
+
+        Args:
+            study: the checked study file.
+            admission: of its space; it hears which configurations are in the study.
+        """
+        plan = study.search
+        self.objectives = [objective.metric for objective in study.objectives]
+        self.state = StudyState()
+        self.optuna = OptunaStudy(
+            admission.space, [objective.goal for objective in study.objectives]
+        )
+        self.past = _observations(study, admission)
+        self.beliefs = Beliefs(admission, self.past, seed=getattr(plan.sampler, "seed", 0))
+        options = plan.stopping.model_dump(exclude={"kind"})
+        self.rule = stopping.RULES[plan.stopping.kind](**options)
+        self.budget = Budget(plan, study.resources)
+        self._admission = admission
+        self._num_noted = 0
+
+    def apply(self, entry: Entry) -> None:
+        """Bring everything up to date with an event."""
+        self.state.apply(entry)
+        self.budget.apply(entry, self.state)
+        self._apply(entry.event)
+
+    def report_of(
+        self, trial: TrialState, epoch: int, metrics: Numbers, best: float | None
+    ) -> stopping.Report:
+        """Return what the stopping rule needs to judge a trial after an epoch.
+
+        Args:
+            trial: the trial.
+            epoch: after which it is judged.
+            metrics: of that epoch.
+            best: the best posterior mean at its cost or below; None where there is none.
+        """
+        configuration = trial.configuration
+        cost_low, cost_high = self.cost_bounds(configuration)
+        return stopping.Report(
+            key=str(trial.key),
+            epoch=epoch,
+            value=self.past.sign * metrics[self.objectives[0]],
+            cost_low=cost_low,
+            cost_high=cost_high,
+            group=configuration.group,
+            warmup=configuration.warmup,
+            epochs=configuration.epochs,
+            best_affordable=best,
+        )
+
+    def cost_bounds(self, configuration: ConfigurationState) -> tuple[float, float]:
+        """Return the least and the most that a sample may cost; most models cost one of both."""
+        name = self.past.costs[0]
+        most = configuration.cost[name]
+        return configuration.cost.get(f"{name}_low", most), most
+
+    def note_fit(self, commit: Callable[[Event], object]) -> None:
+        """Journal the surrogate's hyperparameters where they are new: later fits begin there."""
+        fitted, past = self.past.hyperparameters, self.past
+        if fitted is not None and past.num_fitted != self._num_noted:
+            commit(
+                Fitted(
+                    past.num_fitted,
+                    fitted.lengthscales.tolist(),
+                    fitted.amplitude,
+                    fitted.tau,
+                    fitted.sigma,
+                    fitted.mean,
+                )
+            )
+
+    # ------------------------------------------------------------ what an event changes
+
+    @functools.singledispatchmethod
+    def _apply(self, event: Event) -> None:
+        """Do nothing: only the state changes by an event of this kind."""
+
+    @_apply.register
+    def _imported(self, event: Imported) -> None:
+        for one in event.configurations:
+            self.past.import_(one)
+
+    @_apply.register
+    def _proposed(self, event: Proposed) -> None:
+        if event.number == self.optuna.num_proposals:
+            self.optuna.enter(event.point, event.carried)
+
+    @_apply.register
+    def _refused(self, event: Refused) -> None:
+        self.optuna.refuse(event.number, event.excess)
+
+    @_apply.register
+    def _admitted(self, event: Admitted) -> None:
+        self.past.admit(self.state.configurations[event.configuration_id])
+        self._admission.take(event.configuration_id)
+
+    @_apply.register
+    def _replicated(self, event: Replicated) -> None:
+        self.past.begin(self.state.configurations[event.configuration_id])
+
+    @_apply.register
+    def _frozen(self, event: Frozen) -> None:
+        for identity in event.seeds:
+            self.past.begin(self.state.configurations[identity])
+
+    @_apply.register
+    def _fitted(self, event: Fitted) -> None:
+        self.past.num_fitted = self._num_noted = event.num
+        self.past.hyperparameters = Hyperparameters(
+            lengthscales=np.array(event.lengthscales, dtype=float),
+            amplitude=event.amplitude,
+            tau=event.tau,
+            sigma=event.sigma,
+            mean=event.mean,
+        )
+        self.past.fitted_on = self.past.measured()
+
+    @_apply.register
+    def _told(self, event: Told) -> None:
+        if event.values is not None:
+            self.optuna.tell(event.number, event.values)
+        elif event.state == "stopped":
+            self.optuna.prune(event.number)
+        else:
+            self.optuna.fail(event.number)
+
+    @_apply.register
+    def _judged(self, event: Judged) -> None:
+        trial = self.state.trials[event.trial]
+        report = self.report_of(trial, event.epoch, trial.epochs[event.epoch], event.best)
+        decision = stopping.Decision(event.stop, event.audit, event.probability, event.threshold)
+        self.rule.apply(report, decision)
+
+    @_apply.register
+    def _stopped(self, event: Stopped) -> None:
+        trial = self.state.trials[event.trial]
+        if event.stop is not None and event.audit is not None:
+            report = self.report_of(trial, event.epoch, event.values, event.best)
+            decision = stopping.Decision(
+                event.stop, event.audit, event.probability, event.threshold
+            )
+            self.rule.apply(report, decision)
+        self.rule.stopped(str(event.trial))
+        self.past.end(trial.configuration)
+
+    @_apply.register
+    def _failed(self, event: Failed) -> None:
+        self.rule.stopped(str(event.trial))
+        self.past.end(self.state.trials[event.trial].configuration)
+
+    @_apply.register
+    def _finished(self, event: Finished) -> None:
+        if event.trial.replicate == 0:
+            value = self.past.sign * event.values[self.objectives[0]]
+            self.rule.finished(str(event.trial), value)
+        self.past.end(self.state.trials[event.trial].configuration)
+
+
+def _observations(study: StudyFile, admission: Admission) -> Observations:
+    accuracy = study.objectives[0]
+    exact = tuple(o.metric for o in study.objectives if o.metric in EXACT_COSTS)
+    chance = 1 / admission.spec.num_classes if accuracy.metric == "top1" else None
+    return Observations(
+        accuracy.metric,
+        exact or EXACT_COSTS[:1],
+        sign=1.0 if accuracy.goal == "maximize" else -1.0,
+        floor=chance,
+        num_folds=study.dataset.folds,
+        is_share=metric(accuracy.metric).is_share,
+    )

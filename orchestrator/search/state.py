@@ -1,0 +1,353 @@
+"""What a study's events say, one applied after the other: the state of a study.
+
+A running study and one that is read from its journal apply the same events by the same `apply`:
+there is no second path.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Self
+
+from sftsearch.orchestrator.storage.event import Event, TrialKey
+from sftsearch.orchestrator.storage.events import (
+    Admitted,
+    Concluded,
+    Confirmed,
+    Created,
+    Ended,
+    Expected,
+    Frozen,
+    Imported,
+    Opened,
+    Proposed,
+    Refused,
+    Replicated,
+    Told,
+)
+from sftsearch.orchestrator.storage.journal import JournalError
+from sftsearch.orchestrator.storage.study_record import (
+    StudyFacts,
+    StudyRecord,
+    TrialRecord,
+    as_groups,
+    build_record,
+    milliseconds,
+)
+from sftsearch.orchestrator.storage.trial_events import (
+    EpochEnded,
+    Failed,
+    Finished,
+    Judged,
+    Retried,
+    Started,
+    Stopped,
+)
+from sftsearch.orchestrator.storage.trial_state import ConfigurationState, OpenProposal, TrialState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sftsearch.orchestrator.storage.event import Numbers
+    from sftsearch.orchestrator.storage.journal import Entry
+    from sftsearch.search_spaces.space import Point
+
+
+class StudyState:
+    """The state of a study after some of its events."""
+
+    def __init__(self) -> None:
+        self.created: Created | None = None
+        self.imported: Imported | None = None
+        self.opened: Opened | None = None
+        """By the last driver."""
+        self.ended: Ended | None = None
+        """How the last driver stopped; None while it has not."""
+        self.facts = StudyFacts()
+        self.beliefs: dict[str, Numbers] = {}
+        """What the study concluded last, by configuration."""
+        self.configurations: dict[str, ConfigurationState] = {}
+        self.trials: dict[TrialKey, TrialState] = {}
+        """All but those that were withdrawn."""
+        self.waiting: list[TrialState] = []
+        self.running: dict[TrialKey, TrialState] = {}
+        self.proposals: dict[int, OpenProposal] = {}
+        """By number, until the sampler knows what became of them."""
+        self.untold: list[int] = []
+        """Numbers of admitted configurations that the sampler was not told of, in order."""
+        self.num_proposals = 0
+        self.starts: list[Point] = []
+        """What another study found best, to be proposed first."""
+        self.refusals: Counter[int | None] = Counter()
+        """Refusals in a row by branch, and of any branch (None)."""
+        self.admitted: Counter[int] = Counter()
+        """Configurations by branch."""
+        self.frozen: list[str] = []
+        """Configurations that are reported, where they get fresh replicates."""
+        self.last_expected = -1
+        """Number of the proposal before which it was asked last what going on may gain."""
+        self.num_trials = 0
+        """Admitted and not withdrawn, fresh replicates not counted."""
+        self.num_admitted = 0
+        """As above, with those that were withdrawn."""
+        self.num_ended: Counter[str] = Counter()
+        """Trials by how they ended."""
+        self._next_position = 0
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Self:
+        """Return the state that the entries of a journal give.
+
+        Raises:
+            JournalError: an event does not follow from those before it.
+        """
+        state = cls()
+        for entry in entries:
+            state.apply(entry)
+        return state
+
+    def apply(self, entry: Entry) -> None:
+        """Bring the state up to date with an event.
+
+        Raises:
+            JournalError: the event does not follow from those before it.
+        """
+        try:
+            self.facts.apply(entry.event)
+            self._apply(entry.event, entry.time)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise JournalError(
+                f"The journal is damaged: its event {entry.id} (`{entry.event.kind}`) does not "
+                f"follow from those before it ({error!r})."
+            ) from error
+
+    @functools.singledispatchmethod
+    def _apply(self, event: Event, time: float) -> None:
+        """Do nothing: of this kind nothing is kept here."""
+
+    # ------------------------------------------------------------ the study
+
+    @_apply.register
+    def _created(self, event: Created, time: float) -> None:
+        self.created = event
+
+    @_apply.register
+    def _imported(self, event: Imported, time: float) -> None:
+        self.imported = event
+        self.starts = list(event.starts)
+
+    @_apply.register
+    def _opened(self, event: Opened, time: float) -> None:
+        self.opened, self.ended = event, None
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Let the trials of the driver before wait again, at their places."""
+        known = [*self.waiting, *self.running.values()]
+        self.waiting = sorted(known, key=lambda trial: trial.position)
+        self.running = {}
+        for trial in self.waiting:
+            trial.status = "waiting"
+
+    @_apply.register
+    def _concluded(self, event: Concluded, time: float) -> None:
+        self.beliefs = event.beliefs
+
+    @_apply.register
+    def _ended(self, event: Ended, time: float) -> None:
+        self.ended = event
+
+    @_apply.register
+    def _confirmed(self, event: Confirmed, time: float) -> None:
+        for key, values in event.values.items():
+            trial = self.trials[key]
+            trial.test_values, trial.test_groups = values, event.groups[key]
+
+    # ------------------------------------------------------------ configurations
+
+    @_apply.register
+    def _proposed(self, event: Proposed, time: float) -> None:
+        self.num_proposals = event.number + 1
+        self.proposals[event.number] = OpenProposal(event.point)
+        if event.point in self.starts:
+            self.starts.remove(event.point)
+
+    @_apply.register
+    def _refused(self, event: Refused, time: float) -> None:
+        proposal = self.proposals.pop(event.number)
+        self.refusals.update((proposal.point.branch, None))
+
+    @_apply.register
+    def _admitted(self, event: Admitted, time: float) -> None:
+        proposal = self.proposals[event.number]
+        proposal.configuration_id = event.configuration_id
+        proposal.num_first = proposal.pending = len(event.seeds)
+        configuration = ConfigurationState(
+            number=event.number,
+            id=event.configuration_id,
+            point=proposal.point,
+            model=event.model,
+            parameters=event.parameters,
+            cost=event.cost,
+            row=len(self.configurations),
+            epochs=event.epochs,
+            warmup=event.warmup,
+            group=event.group,
+        )
+        self.configurations[configuration.id] = configuration
+        self.admitted[proposal.point.branch] += 1
+        self.refusals[proposal.point.branch] = self.refusals[None] = 0
+        self.untold.append(event.number)
+        self._await(configuration, event.seeds)
+
+    @_apply.register
+    def _replicated(self, event: Replicated, time: float) -> None:
+        self._await(self.configurations[event.configuration_id], event.seeds)
+
+    @_apply.register
+    def _frozen(self, event: Frozen, time: float) -> None:
+        for identity, replicates in event.seeds.items():
+            configuration = self.configurations[identity]
+            configuration.fresh.clear()
+            self._await(configuration, replicates, fresh=True)
+        self.frozen = list(event.seeds)
+
+    def _await(
+        self, configuration: ConfigurationState, replicates: list[int], *, fresh: bool = False
+    ) -> None:
+        for replicate in replicates:
+            configuration.pending.add(replicate)
+            if fresh:
+                configuration.fresh.add(replicate)
+            key = TrialKey(configuration.id, replicate)
+            self.trials[key] = TrialState(key, configuration, position=self._next_position)
+            self._next_position += 1
+            self.waiting.append(self.trials[key])
+        if not fresh:
+            self.num_trials += len(replicates)
+            self.num_admitted += len(replicates)
+            self.frozen = []
+
+    @_apply.register
+    def _expected(self, event: Expected, time: float) -> None:
+        self.last_expected = event.number
+
+    @_apply.register
+    def _told(self, event: Told, time: float) -> None:
+        del self.proposals[event.number]
+        self.untold.remove(event.number)
+
+    # ------------------------------------------------------------ trials
+
+    @_apply.register
+    def _started(self, event: Started, time: float) -> None:
+        trial = self.trials[event.trial]
+        trial.started = trial.started or time
+        trial.status = "running"
+        if trial.key not in self.running:
+            self.waiting.remove(trial)
+            self.running[trial.key] = trial
+
+    @_apply.register
+    def _epoch_ended(self, event: EpochEnded, time: float) -> None:
+        trial = self.trials[event.trial]
+        trial.epochs[event.epoch] = event.metrics
+        trial.losses = 0
+
+    @_apply.register
+    def _retried(self, event: Retried, time: float) -> None:
+        """Let the trial begin again, before all that wait."""
+        trial = self.running.pop(event.trial)
+        trial.status = "waiting"
+        self.waiting.insert(0, trial)
+        if event.alone:
+            trial.alone = True
+        else:
+            trial.losses += 1
+
+    @_apply.register
+    def _judged(self, event: Judged, time: float) -> None:
+        self.trials[event.trial].judged = event.epoch
+
+    @_apply.register
+    def _finished(self, event: Finished, time: float) -> None:
+        trial = self._end(event.trial, "finished", time)
+        trial.values, trial.groups = event.values, event.groups
+        trial.configuration.values[trial.key.replicate] = event.values
+        self._count_for_proposal(trial, event.values)
+
+    @_apply.register
+    def _failed(self, event: Failed, time: float) -> None:
+        trial = self._end(event.trial, "failed", time)
+        trial.reason, trial.configuration.failed = event.reason, True
+        self._count_for_proposal(trial, None)
+
+    @_apply.register
+    def _stopped(self, event: Stopped, time: float) -> None:
+        trial = self._end(event.trial, "stopped", time)
+        trial.reason, trial.stopped_after = event.reason, event.epoch
+        trial.values = {name: value for name, value in event.values.items() if name != "epoch"}
+        trial.configuration.stopped = True
+        for key in event.withdrawn:
+            self._withdraw(self.trials.pop(key))
+        self._count_for_proposal(trial, None)
+
+    def _end(self, key: TrialKey, status: str, time: float) -> TrialState:
+        trial = self.trials[key]
+        trial.status, trial.ended, trial.epochs = status, time, {}
+        if self.running.pop(key, None) is None:
+            self.waiting.remove(trial)  # an earlier driver handed it out
+        trial.configuration.pending.discard(key.replicate)
+        self.num_ended[status] += 1
+        return trial
+
+    def _withdraw(self, trial: TrialState) -> None:
+        """Take back a replicate that has not begun."""
+        self.waiting.remove(trial)
+        trial.configuration.pending.discard(trial.key.replicate)
+        trial.configuration.fresh.discard(trial.key.replicate)
+        self.num_trials -= 1
+        proposal = self.proposals.get(trial.configuration.number)
+        if proposal is not None and trial.key.replicate < proposal.num_first:
+            proposal.pending -= 1
+
+    def _count_for_proposal(self, trial: TrialState, values: Numbers | None) -> None:
+        """Take note of what became of a first replicate, for the sampler."""
+        proposal = self.proposals.get(trial.configuration.number)
+        if proposal is not None and trial.key.replicate < proposal.num_first:
+            proposal.pending -= 1
+            proposal.outcomes.append(values)
+            proposal.stopped |= trial.status == "stopped"
+
+
+def record_of(state: StudyState) -> StudyRecord:
+    """Return what reports read of a study.
+
+    Raises:
+        ValueError: the study never began.
+    """
+    if state.created is None:
+        raise ValueError("The journal has no `created` event: the study never began.")
+    started = [_trial_record(trial) for trial in state.trials.values() if trial.begun]
+    return build_record(state.created, state.facts, started, state.beliefs)
+
+
+def _trial_record(trial: TrialState) -> TrialRecord:
+    configuration, is_running = trial.configuration, trial.status in ("waiting", "running")
+    return TrialRecord(
+        key=str(trial.key),
+        configuration_id=configuration.id,
+        model=configuration.model,
+        configuration=dict(configuration.parameters),
+        seed=trial.key.replicate,
+        status="running" if is_running else trial.status,
+        values=dict(trial.values or configuration.cost),
+        groups=as_groups(trial.groups),
+        reason=trial.reason,
+        epoch=trial.stopped_after,
+        started=milliseconds(trial.started) / 1e3,
+        ended=milliseconds(trial.ended) / 1e3,
+        test_values=None if trial.test_values is None else dict(trial.test_values),
+        test_groups=None if trial.test_groups is None else as_groups(trial.test_groups),
+    )

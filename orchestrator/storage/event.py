@@ -1,0 +1,75 @@
+"""What all events of a study have in common, and the key of a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+JSON = dict[str, object]
+Numbers = dict[str, float]
+"""Metrics or costs by name."""
+Groups = dict[str, Sequence[float]]
+"""Samples by subject, or by a fixed part of a split without subjects: name -> (correct, count)."""
+KEY_PATTERN = re.compile(r"(\w+)-(\d{1,9})", re.ASCII)
+
+
+class EventError(ValueError):
+    """JSON that is not an event of this version."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TrialKey:
+    """The name of a trial within its study."""
+
+    configuration_id: str
+    replicate: int
+
+    def __str__(self) -> str:
+        return f"{self.configuration_id}-{self.replicate}"
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Return the key that `str` made this text of.
+
+        Raises:
+            EventError: it is not the key of a trial, so it may not name files either.
+        """
+        match = KEY_PATTERN.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise EventError(f"{text!r:.80} is not the key of a trial")
+        return cls(match[1], int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that was decided or that happened, journalled before anybody acts on it."""
+
+    kind: ClassVar[str] = ""
+
+    def to_json(self) -> JSON:
+        """Return the event as the journal keeps it, without its kind."""
+        values = ((one.name, getattr(self, one.name)) for one in dataclasses.fields(self))
+        return {name: str(v) if isinstance(v, TrialKey) else v for name, v in values}
+
+    @classmethod
+    def from_json(cls, body: JSON) -> Self:
+        """Return the event that `to_json` made this of.
+
+        Raises:
+            EventError: a field is missing, or a key is not one of a trial.
+        """
+        values = {}
+        for one in dataclasses.fields(cls):
+            if one.name in body:
+                values[one.name] = cls.parse_field(one.name, body[one.name])
+            elif one.default is one.default_factory is dataclasses.MISSING:
+                raise EventError(f"`{cls.kind}` has no `{one.name}`")
+        return cls(**values)
+
+    @classmethod
+    def parse_field(cls, name: str, value: object) -> object:
+        """Return the value of a field that the journal keeps as `value`."""
+        return TrialKey.parse(value) if name == "trial" else value
