@@ -1,4 +1,4 @@
-"""Folders that lie elsewhere, behind a URI: `s3://BUCKET/PREFIX`, `gs://...`, `hdfs://...`.
+"""Remote folders, behind a URI: `s3://BUCKET/PREFIX`, `gs://...`, `hdfs://...`.
 
 They are read and written through Arrow's file systems; the last two are accepted, and not tested.
 Credentials and endpoints come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...)
@@ -26,12 +26,16 @@ CHUNK_BYTES = 8 << 20
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60  # or a server that is gone would be waited for forever
 
 
-def is_elsewhere(text: str) -> bool:
+def is_remote(text: str) -> bool:
     """Tell whether a text means a URI and not a path."""
     return "://" in text
 
 
-class Elsewhere:
+class RemoteUnavailableError(UserError):
+    """What is remote cannot be read or written now."""
+
+
+class RemoteFolder:
     """A folder of files behind a URI; a file appears there when all of it has been written."""
 
     def __init__(self, uri: str, error: type[UserError] = DatasetError) -> None:
@@ -43,18 +47,19 @@ class Elsewhere:
         parts = urlsplit(uri)
         if parts.scheme not in SCHEMES or not parts.netloc:
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            raise error(f"A folder elsewhere must begin with {known}, but got '{_shown(uri)}'.")
+            got = _without_secrets(uri)
+            raise error(f"A folder elsewhere must begin with {known}, but got '{got}'.")
         if "@" in parts.netloc or parts.query:
             raise error(
                 f"Credentials and endpoints are read from the environment, not from a URI: leave "
-                f"them out of '{_shown(uri)}'."
+                f"them out of '{_without_secrets(uri)}'."
             )
         self.uri = uri.rstrip("/")
         self._error = error
 
-    def __truediv__(self, name: str) -> Elsewhere:
+    def __truediv__(self, name: str) -> RemoteFolder:
         """Return the folder `name` in this one."""
-        return Elsewhere(f"{self.uri}/{name}", self._error)
+        return RemoteFolder(f"{self.uri}/{name}", self._error)
 
     def read(self, name: str, *, limit: int) -> bytes:
         """Return a file's content.
@@ -62,7 +67,10 @@ class Elsewhere:
         Raises:
             error: there is no such file, it is longer than `limit`, or cannot be read.
         """
-        with self._told("read", name), self._system.open_input_stream(self._path(name)) as stream:
+        with (
+            self._explained("read", name),
+            self._system.open_input_stream(self._path(name)) as stream,
+        ):
             content: bytes = stream.read(limit + 1)
         if len(content) > limit:
             raise self._error(f"Cannot read {self.uri}: its '{name}' is too long.")
@@ -70,13 +78,16 @@ class Elsewhere:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file."""
-        with self._told("write", name), self._system.open_output_stream(self._path(name)) as stream:
+        with (
+            self._explained("write", name),
+            self._system.open_output_stream(self._path(name)) as stream,
+        ):
             stream.write(content)
 
     def put(self, file: Path, name: str) -> None:
         """Put a file there."""
         with (
-            self._told("write", name),
+            self._explained("write", name),
             file.open("rb") as read,
             self._system.open_output_stream(self._path(name)) as write,
         ):
@@ -87,7 +98,7 @@ class Elsewhere:
         unfinished = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
         try:
             with (
-                self._told("read", name),
+                self._explained("read", name),
                 self._system.open_input_stream(self._path(name)) as read,
                 unfinished.open("wb") as write,
             ):
@@ -101,7 +112,7 @@ class Elsewhere:
         from pyarrow import fs
 
         start = self._path(folder) if folder else self._place
-        with self._told("read"):
+        with self._explained("read"):
             found = self._system.get_file_info(
                 fs.FileSelector(start, recursive=True, allow_not_found=True)
             )
@@ -112,23 +123,23 @@ class Elsewhere:
         """Return the names of the folders directly in this one."""
         from pyarrow import fs
 
-        with self._told("read"):
+        with self._explained("read"):
             found = self._system.get_file_info(fs.FileSelector(self._place, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def has(self, name: str) -> bool:
         """Tell whether a file is there."""
-        with self._told("read", name):
+        with self._explained("read", name):
             return bool(self._system.get_file_info(self._path(name)).is_file)
 
     def remove(self, name: str) -> None:
         """Remove a file; that there is none is no mistake."""
-        with self._told("write"), contextlib.suppress(FileNotFoundError):
+        with self._explained("write"), contextlib.suppress(FileNotFoundError):
             self._system.delete_file(self._path(name))
 
     def remove_all(self) -> None:
         """Remove the folder."""
-        with self._told("write"), contextlib.suppress(FileNotFoundError):
+        with self._explained("write"), contextlib.suppress(FileNotFoundError):
             self._system.delete_dir(self._place)
 
     def _path(self, name: str) -> str:
@@ -162,7 +173,7 @@ class Elsewhere:
         return found
 
     @contextlib.contextmanager
-    def _told(self, verb: str, name: str = "") -> Iterator[None]:
+    def _explained(self, verb: str, name: str = "") -> Iterator[None]:
         """Turn what a file system raises into one line."""
         from pyarrow import ArrowException
 
@@ -177,7 +188,7 @@ class Elsewhere:
             raise self._error(f"Cannot {verb} {self.uri}: {what}.") from error
 
 
-def _shown(uri: str) -> str:
-    """Return a URI without what may be secret."""
+def _without_secrets(uri: str) -> str:
+    """Strip from a URI what may be secret."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

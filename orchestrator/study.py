@@ -28,17 +28,15 @@ from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
 from sftsearch.orchestrator.search import warm_start
 from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.storage.backup import (
-    Backup,
-    elsewhere_of,
-    pull,
-    pull_all,
-    running_driver,
-    runs_folder,
-    shown,
-)
+from sftsearch.orchestrator.storage.backup import Backup, pull, pull_all
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, driver_of, read_events
+from sftsearch.orchestrator.storage.lease import running_driver
 from sftsearch.orchestrator.storage.retention import Retention
+from sftsearch.orchestrator.storage.runs_folder import (
+    describe_runs_folder,
+    local_runs_folder,
+    remote_of,
+)
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, open_trial_folder
 from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import NAME_PATTERN
@@ -157,7 +155,7 @@ def run_study(
             by another process, or its resources are not there.
     """
     watch = watcher or Watcher()
-    runs = runs_folder(runs)
+    runs = local_runs_folder(runs)
     watch.stage("checking the study file")
     source, spec, admission = check_study(file, dataset=dataset, root=root)
     folder = runs / source.study.study.name
@@ -171,7 +169,7 @@ def run_study(
         if told:
             watch.notice(told)
         journal.listen(watch.event)
-        # Elsewhere it takes a request a trial to know what there is: not before the study begins.
+        # Remotely it takes a request a trial to know what there is: not before the study begins.
         retention = functools.cache(functools.partial(_retention, source, journal, journal.last_id))
         for listener in (
             functools.partial(_drop_checkpoint, folder),
@@ -221,12 +219,12 @@ def _back_up_report(backup: Backup, files: list[Path], watch: Watcher) -> None:
 @contextlib.contextmanager
 def _backed_up(journal: Journal, watch: Watcher) -> Iterator[Backup | None]:
     """Back the study up for the time of the block, where its runs folder is elsewhere."""
-    there = elsewhere_of(journal.folder.parent)
-    if there is None:
+    remote = remote_of(journal.folder.parent)
+    if remote is None:
         yield None
         return
-    watch.stage(f"backing up to {there.uri}")
-    backup = Backup(journal, there / journal.folder.name)
+    watch.stage(f"backing up to {remote.uri}")
+    backup = Backup(journal, remote / journal.folder.name)
     if backup.taken_from:
         watch.notice(f"Taken over from {backup.taken_from}, which stops if it still runs.")
     journal.listen(backup.check)
@@ -358,7 +356,7 @@ def trial_folder(folder: Path, key: str) -> str:
     """
     if not re.fullmatch(r"\w+-\d+", key, re.ASCII):
         raise StudyError(f"{key!r:.80} is not the key of a trial.")
-    runs = elsewhere_of(folder.parent)
+    runs = remote_of(folder.parent)
     where = folder / "trials" / key
     return str(where) if runs is None else f"{runs.uri}/{folder.name}/trials/{key}"
 
@@ -378,19 +376,21 @@ def find_study(name: str, runs: str | Path = DEFAULT_RUNS) -> Path:
     Raises:
         StudyError: the name is not one of a study, or there is none of it.
     """
-    runs = runs_folder(runs)
+    runs = local_runs_folder(runs)
     if not re.fullmatch(NAME_PATTERN, name):
         raise StudyError(f"'{name}' is not the name of a study: `sftsearch list` shows them.")
     pull(runs / name)
     if not (runs / name / FILE_NAME).is_file():
         known = ", ".join(study.name for study in list_studies(runs)) or "none"
-        raise StudyError(f"There is no study '{name}' in '{shown(runs)}'. Known: {known}.")
+        raise StudyError(
+            f"There is no study '{name}' in '{describe_runs_folder(runs)}'. Known: {known}."
+        )
     return runs / name
 
 
 def list_studies(runs: str | Path = DEFAULT_RUNS) -> list[Path]:
     """Return the folders of all studies, by name."""
-    runs = runs_folder(runs)
+    runs = local_runs_folder(runs)
     pull_all(runs)
     return sorted(path.parent for path in runs.glob(f"*/{FILE_NAME}"))
 
@@ -439,7 +439,7 @@ def refuse_surprises(source: Source, spec: DatasetSpec, folder: Path, *, resume:
     if not resume and any(event.kind == "opened" for event in events):
         ended = sum(event.kind in ("finished", "failed", "stopped") for event in events)
         raise StudyError(
-            f"The study '{name}' exists in '{shown(folder.parent)}' with {ended} of "
+            f"The study '{name}' exists in '{describe_runs_folder(folder.parent)}' with {ended} of "
             f"{source.study.search.trials} trials done. Add --resume to go on, "
             f"`sftsearch pareto {name}` for its front, or give this one another `study.name`."
         )
@@ -532,7 +532,7 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
     Raises:
         StudyError: no trial, or more than one, has such a key.
     """
-    runs = runs_folder(runs)
+    runs = local_runs_folder(runs)
     found = [
         (trial, folder)
         for folder in list_studies(runs)
@@ -541,7 +541,8 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
     ]
     if not found:
         raise StudyError(
-            f"No trial's key begins with '{key}' in '{shown(runs)}': see `sftsearch status`."
+            f"No trial's key begins with '{key}' in '{describe_runs_folder(runs)}': see "
+            "`sftsearch status`."
         )
     if len(found) > 1:
         some = ", ".join(f"{trial.key} ({folder.name})" for trial, folder in found[:8])
@@ -555,7 +556,7 @@ def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     """Write what MLflow lacks of a study that is not running; return why that failed, if it did."""
     from sftsearch.orchestrator.tracking import mirror as tracking
 
-    runs = runs_folder(runs)
+    runs = local_runs_folder(runs)
     with Journal(folder) as journal, _backed_up(journal, Watcher()):
         mirror = tracking.Mirror(journal, tracking_uri or tracking.default_uri(runs), runs)
         return "" if mirror.close() else mirror.problem or "MLflow is too slow"
@@ -571,16 +572,16 @@ def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> st
     """
     from sftsearch.orchestrator.tracking import mirror as tracking
 
-    runs = runs_folder(runs)
-    there = elsewhere_of(runs)
+    runs = local_runs_folder(runs)
+    remote = remote_of(runs)
     with Journal(folder):
         if driver := running_driver(folder):
             raise StudyError(
                 f"The study '{folder.name}' is run by {driver}: stop it there. If that machine is "
                 "gone, it counts as stopped a few minutes after its last sign of life."
             )
-        if there:
-            (there / folder.name).remove_all()
+        if remote:
+            (remote / folder.name).remove_all()
         problem = ""
         try:
             uri = tracking_uri or tracking.default_uri(runs)

@@ -50,10 +50,10 @@ def concluded(record: StudyRecord) -> list[str]:
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
-    from sftsearch.orchestrator.storage.backup import shown
+    from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
     from sftsearch.orchestrator.tracking.mirror import masked
 
-    options = "" if runs == Path("runs") else f" --runs {shown(runs)}"
+    options = "" if runs == Path("runs") else f" --runs {describe_runs_folder(runs)}"
     return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"
 
 

@@ -196,11 +196,11 @@ def data_prepare(
     )
 
     from sftsearch.datasets import catalog, prepare, staging
-    from sftsearch.datasets.remote import Elsewhere
+    from sftsearch.datasets.remote import RemoteFolder
 
     catalog.check_new_name(name)
     if to is not None:
-        Elsewhere(to)  # raises here, not behind the long work
+        RemoteFolder(to)  # raises here, not behind the long work
     with spinner(f"listing the samples in {source or 'nothing'}"):
         chosen = reader_name or catalog.reader_for(name, source)
         found = catalog.read_source(chosen, source, options)

@@ -543,14 +543,16 @@ def ui(
 @user_errors
 def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
-    from sftsearch.orchestrator.storage.backup import shown
+    from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
     from sftsearch.orchestrator.study import list_studies
 
     rows = [console.study_row(folder) for folder in list_studies(runs)]
     if as_json:
         echo_json(rows)
     elif not rows:
-        click.echo(f"No studies in '{shown(runs)}'. Begin with: sftsearch run stride")
+        click.echo(
+            f"No studies in '{describe_runs_folder(runs)}'. Begin with: sftsearch run stride"
+        )
     else:
         console.print_rows(
             rows, ("study", "dataset", "finished", "stopped", "failed", "running", "confirmed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.datasets.remote import is_elsewhere
+from sftsearch.datasets.remote import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,12 +74,12 @@ class RunsFolder(click.Path):
 
     def convert(self, value: Any, param: Any, context: Any) -> Any:
         """Return the local folder."""
-        from sftsearch.orchestrator.storage.backup import runs_folder
+        from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 
-        if not is_elsewhere(str(value)):
+        if not is_remote(str(value)):
             return super().convert(value, param, context)
         try:
-            return runs_folder(value)
+            return local_runs_folder(value)
         except UserError as error:
             self.fail(str(error), param, context)
 

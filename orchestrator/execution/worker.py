@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sftsearch.datasets.remote import RemoteUnavailableError
 from sftsearch.orchestrator.storage.trial_files import (
     CHECKPOINT,
     WEIGHTS,
-    AwayError,
-    LostTrial,
+    StaleTokenError,
     open_trial_folder,
 )
 
@@ -203,7 +203,7 @@ class TrainingWorker:
             return
         # The checkpoint comes first: an epoch that was reported can be gone on from. Where it is
         # missing, the epochs after the last one are trained again.
-        with contextlib.suppress(AwayError):
+        with contextlib.suppress(RemoteUnavailableError):
             self._save(CHECKPOINT, self._fit.save)
         self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
@@ -232,7 +232,7 @@ class TrainingWorker:
     def _explain(self, error: Exception) -> dict[str, Any]:
         """Write the traceback to the trial's log and return a report with the reason in a line."""
         # A log that cannot be written must not hide the reason.
-        with contextlib.suppress(OSError, LostTrial):
+        with contextlib.suppress(OSError, StaleTokenError):
             self._log(traceback.format_exc().rstrip())
         cause = _cause_of(error)
         name = "out of memory" if cause == MEMORY else type(error).__name__
@@ -243,7 +243,7 @@ class TrainingWorker:
         job, stamp = self._assigned(), time.strftime("%Y-%m-%d %H:%M:%S")
         who = f"worker {job.rank}: " if job.workers > 1 else ""
         assert self._folder is not None, "start() comes first"
-        with contextlib.suppress(AwayError):
+        with contextlib.suppress(RemoteUnavailableError):
             self._folder.log(job.token, f"{stamp} {who}{line}")
 
     def _save(self, name: str, write: Callable[[Path], None]) -> None:
@@ -256,11 +256,11 @@ class TrainingWorker:
 
 
 def _cause_of(error: Exception) -> str:
-    if isinstance(error, LostTrial):
+    if isinstance(error, StaleTokenError):
         return LOST
     if isinstance(error, MemoryError):
         return MEMORY
-    if isinstance(error, AwayError):
+    if isinstance(error, RemoteUnavailableError):
         return SPACE
     causes = (cause for cause, signs in SIGNS.items() if any(sign in str(error) for sign in signs))
     return next(causes, "")

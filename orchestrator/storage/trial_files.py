@@ -1,8 +1,8 @@
 """What a trial keeps: its log, checkpoint and weights, in a folder or behind a URI.
 
-It belongs to the worker that the trial was handed to last: each handing-out has a token, greater
-than those before, and whoever comes with a smaller one keeps nothing any more. So a worker that
-outlives its driver, or its node's connection, cannot spoil what a later one does.
+It belongs to the worker that the trial was handed to last: each handing-out has a fencing token,
+greater than those before, and whoever comes with a smaller one keeps nothing any more. So a worker
+that outlives its driver, or its node's connection, cannot spoil what a later one does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets.errors import UserError
-from sftsearch.datasets.remote import Elsewhere, is_elsewhere
+from sftsearch.datasets.remote import RemoteFolder, RemoteUnavailableError, is_remote
 from sftsearch.datasets.writer import locked
 
 if TYPE_CHECKING:
@@ -24,16 +23,12 @@ CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 LOG = "trial.log"
 OWNER = "owner"
-"""File of a folder with the token of the worker that may write there; also its lock."""
+"""File of a folder with the fencing token of the worker that may write there; also its lock."""
 MAX_LOG_BYTES = 1 << 20
 
 
-class LostTrial(RuntimeError):  # noqa: N818  (a fate of a worker, not an error in it)
+class StaleTokenError(RuntimeError):
     """The trial was handed to another worker meanwhile: this one must not touch it any more."""
-
-
-class AwayError(UserError):
-    """What lies elsewhere cannot be read or written now."""
 
 
 class TrialFolder(ABC):
@@ -41,30 +36,30 @@ class TrialFolder(ABC):
 
     @abstractmethod
     def owner(self) -> int:
-        """Return the token of the worker that the trial was handed to; -1 for none."""
+        """Return the fencing token of the worker that the trial was handed to; -1 for none."""
 
     @abstractmethod
-    def take_over(self, token: int) -> None:
+    def take_over(self, fencing_token: int) -> None:
         """Let the worker with this token write, and none with a smaller one.
 
         Raises:
-            LostTrial: somebody holds a greater one.
+            StaleTokenError: somebody holds a greater one.
         """
 
     @abstractmethod
-    def save(self, token: int, name: str, write: Callable[[Path], None]) -> None:
+    def save(self, fencing_token: int, name: str, write: Callable[[Path], None]) -> None:
         """Keep what `write` writes to the path that it is given.
 
         Raises:
-            LostTrial: another worker has the trial.
+            StaleTokenError: another worker has the trial.
         """
 
     @abstractmethod
-    def log(self, token: int, line: str) -> None:
+    def log(self, fencing_token: int, line: str) -> None:
         """Add a line to the log, unless that is long enough.
 
         Raises:
-            LostTrial: another worker has the trial.
+            StaleTokenError: another worker has the trial.
         """
 
     @abstractmethod
@@ -90,10 +85,10 @@ class TrialFolder(ABC):
 
 def open_trial_folder(where: str, rank: int = 0) -> TrialFolder:
     """Return the trial's folder at a path or a URI, for one of the trial's workers."""
-    return ElsewhereFolder(where, rank) if is_elsewhere(where) else LocalFolder(Path(where))
+    return RemoteTrialFolder(where, rank) if is_remote(where) else LocalTrialFolder(Path(where))
 
 
-class LocalFolder(TrialFolder):
+class LocalTrialFolder(TrialFolder):
     """A folder that all workers see as it is: of this machine, or of a file system they share."""
 
     def __init__(self, path: Path) -> None:
@@ -107,22 +102,22 @@ class LocalFolder(TrialFolder):
             return -1
         return int(text) if text.isdecimal() else -1
 
-    def take_over(self, token: int) -> None:
+    def take_over(self, fencing_token: int) -> None:
         """See `TrialFolder.take_over`."""
         self._path.mkdir(parents=True, exist_ok=True)
         with locked(self._path / OWNER, wait=True):
-            if self.owner() > token:
-                raise LostTrial(f"The trial in '{self._path}' was handed to another worker.")
-            (self._path / OWNER).write_text(str(token))
+            if self.owner() > fencing_token:
+                raise _stale(self._path)
+            (self._path / OWNER).write_text(str(fencing_token))
 
-    def save(self, token: int, name: str, write: Callable[[Path], None]) -> None:
+    def save(self, fencing_token: int, name: str, write: Callable[[Path], None]) -> None:
         """See `TrialFolder.save`."""
-        with self._owned(token):
+        with self._owned(fencing_token):
             write(self._path / name)
 
-    def log(self, token: int, line: str) -> None:
+    def log(self, fencing_token: int, line: str) -> None:
         """See `TrialFolder.log`."""
-        with self._owned(token), (self._path / LOG).open("a", encoding="utf-8") as log:
+        with self._owned(fencing_token), (self._path / LOG).open("a", encoding="utf-8") as log:
             if log.tell() < MAX_LOG_BYTES:
                 log.write(f"{line}\n")
 
@@ -142,15 +137,15 @@ class LocalFolder(TrialFolder):
         (self._path / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _owned(self, token: int) -> Iterator[None]:
+    def _owned(self, fencing_token: int) -> Iterator[None]:
         """Hold the folder for as long as the block runs."""
         with locked(self._path / OWNER, wait=True):
-            if self.owner() != token:
-                raise LostTrial(f"The trial in '{self._path}' was handed to another worker.")
+            if self.owner() != fencing_token:
+                raise _stale(self._path)
             yield
 
 
-class ElsewhereFolder(TrialFolder):
+class RemoteTrialFolder(TrialFolder):
     """Files behind a URI, below the token of the worker that wrote them.
 
     Object stores know no locks, so no worker writes where another one does. A later worker goes on
@@ -158,8 +153,8 @@ class ElsewhereFolder(TrialFolder):
     """
 
     def __init__(self, uri: str, rank: int = 0) -> None:
-        self._there = Elsewhere(uri, AwayError)
-        # Workers of one trial have one token: each writes a log of its own.
+        self._remote = RemoteFolder(uri, RemoteUnavailableError)
+        # Workers of one trial have one fencing token: each writes a log of its own.
         self._log_name = f"{LOG}.{rank}" if rank else LOG
         self._log = ""
 
@@ -167,26 +162,26 @@ class ElsewhereFolder(TrialFolder):
         """See `TrialFolder.owner`."""
         return max((token for token, _ in self._files()), default=-1)
 
-    def take_over(self, token: int) -> None:
+    def take_over(self, fencing_token: int) -> None:
         """See `TrialFolder.take_over`."""
-        if self.owner() > token:
-            raise LostTrial(f"The trial in '{self._there.uri}' was handed to another worker.")
+        if self.owner() > fencing_token:
+            raise _stale(self._remote.uri)
         self._log = self._read(self._log_name)
-        self._there.write(f"{token:012d}/{OWNER}", b"")
+        self._remote.write(_below(fencing_token, OWNER), b"")
 
-    def save(self, token: int, name: str, write: Callable[[Path], None]) -> None:
+    def save(self, fencing_token: int, name: str, write: Callable[[Path], None]) -> None:
         """See `TrialFolder.save`."""
-        if self.owner() > token:
-            raise LostTrial(f"The trial in '{self._there.uri}' was handed to another worker.")
+        if self.owner() > fencing_token:
+            raise _stale(self._remote.uri)
         with tempfile.TemporaryDirectory(prefix="sftsearch-") as scratch:
             write(Path(scratch) / name)
-            self._there.put(Path(scratch) / name, f"{token:012d}/{name}")
+            self._remote.put(Path(scratch) / name, _below(fencing_token, name))
 
-    def log(self, token: int, line: str) -> None:
+    def log(self, fencing_token: int, line: str) -> None:
         """See `TrialFolder.log`."""
         if len(self._log) < MAX_LOG_BYTES:
             self._log += f"{line}\n"
-            self.save(token, self._log_name, lambda path: _write_text(path, self._log))
+            self.save(fencing_token, self._log_name, lambda path: _write_text(path, self._log))
 
     @contextlib.contextmanager
     def load(self, name: str) -> Iterator[Path | None]:
@@ -196,7 +191,7 @@ class ElsewhereFolder(TrialFolder):
             yield None
             return
         with tempfile.TemporaryDirectory(prefix="sftsearch-") as scratch:
-            self._there.fetch(f"{max(written):012d}/{name}", Path(scratch) / name)
+            self._remote.fetch(_below(max(written), name), Path(scratch) / name)
             yield Path(scratch) / name
 
     def size(self, name: str) -> int:
@@ -207,7 +202,7 @@ class ElsewhereFolder(TrialFolder):
         """See `TrialFolder.remove`."""
         for token, file in self._files():
             if file == name:
-                self._there.remove(f"{token:012d}/{name}")
+                self._remote.remove(_below(token, name))
 
     def read_log(self) -> str:
         """Return the logs of the trial's workers, the first one's first."""
@@ -217,11 +212,20 @@ class ElsewhereFolder(TrialFolder):
     def _files(self) -> dict[tuple[int, str], int]:
         """Return the sizes of what there is, by token and name."""
         found = {}
-        for path, size in self._there.sizes().items():
+        for path, size in self._remote.sizes().items():
             token, _, name = path.partition("/")
             if token.isdecimal():
                 found[int(token), name] = size
         return found
+
+
+def _below(fencing_token: int, name: str) -> str:
+    """Return where behind a URI a worker keeps a file."""
+    return f"{fencing_token:012d}/{name}"
+
+
+def _stale(folder: Path | str) -> StaleTokenError:
+    return StaleTokenError(f"The trial in '{folder}' was handed to another worker.")
 
 
 def _write_text(path: Path, text: str) -> None:

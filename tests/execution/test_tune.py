@@ -268,17 +268,17 @@ def test_processes_that_cannot_start_stop_the_study_at_once(
 ) -> None:
     """As on a cluster whose nodes lack a package: all trials would fail, each after some tries."""
 
-    class Elsewhere(Noting):
+    class OfTheDriver(Noting):
         """Of a module that only the driver has."""
 
     module = types.ModuleType("of_the_driver_alone")
-    module.Elsewhere = Elsewhere  # type: ignore[attr-defined]
-    Elsewhere.__module__, Elsewhere.__qualname__ = module.__name__, "Elsewhere"
+    module.OfTheDriver = OfTheDriver  # type: ignore[attr-defined]
+    OfTheDriver.__module__, OfTheDriver.__qualname__ = module.__name__, "OfTheDriver"
     monkeypatch.setitem(sys.modules, module.__name__, module)
     file = tmp_path / "placed.yaml"
     file.write_text(STUDY.format(cpus=1, gpus=0, concurrent="auto"))
     with pytest.raises(ResourceError, match=r"ModuleNotFoundError.* 'of_the_driver_alone'"):
-        run_study(file, runs=tmp_path, worker=Elsewhere, formats=())
+        run_study(file, runs=tmp_path, worker=OfTheDriver, formats=())
     kinds = [event.kind for event in read_events(tmp_path / "placed")]
     assert not {"failed", "retried"} & set(kinds)
     result = run_study(file, runs=tmp_path, worker=Noting, resume=True, formats=())

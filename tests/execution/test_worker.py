@@ -171,10 +171,13 @@ def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> N
     new.start(job(tmp_path, token=12))
     before = contents(tmp_path)
     late = old.step()
-    assert late["failed"] == f"LostTrial: The trial in '{tmp_path}' was handed to another worker."
+    assert (
+        late["failed"]
+        == f"StaleTokenError: The trial in '{tmp_path}' was handed to another worker."
+    )
     again = TrainingWorker()
     again.start(job(tmp_path, token=11))
-    assert again.step()["failed"].startswith("LostTrial: The trial in ")
+    assert again.step()["failed"].startswith("StaleTokenError: The trial in ")
     assert contents(tmp_path) == before
     reports = run(new)
     assert epochs([{"epochs": reports[0]["epochs"]}])
@@ -190,7 +193,7 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
     worker.start(job(tmp_path, token=3))
     assert "epochs" in worker.step()
     (tmp_path / OWNER).write_bytes(b"\xff?")
-    assert worker.step()["failed"].startswith("LostTrial")
+    assert worker.step()["failed"].startswith("StaleTokenError")
 
 
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from sftsearch.datasets.remote import Elsewhere
+from sftsearch.datasets.remote import RemoteFolder
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
-from sftsearch.orchestrator.storage import backup as backups
-from sftsearch.orchestrator.storage.backup import Backup, BackupError, pull, runs_folder
+from sftsearch.orchestrator.storage import lease, segments
+from sftsearch.orchestrator.storage.backup import Backup, pull
 from sftsearch.orchestrator.storage.journal import Journal, read_events
+from sftsearch.orchestrator.storage.lease import BackupError
+from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 from sftsearch.orchestrator.storage.trial_files import (
     CHECKPOINT,
     LOG,
     WEIGHTS,
-    ElsewhereFolder,
-    LostTrial,
+    RemoteTrialFolder,
+    StaleTokenError,
 )
 from sftsearch.orchestrator.study import (
     StudyError,
@@ -36,7 +38,7 @@ from sftsearch.orchestrator.study import (
     run_study,
 )
 
-from servers import s3_server
+from servers import s3_client, s3_server
 from worker_jobs import TRAINING, job, run
 
 if TYPE_CHECKING:
@@ -64,14 +66,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def go(name: str) -> Path:
         monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / name))
         monkeypatch.setattr("socket.gethostname", lambda: name)
-        return runs_folder(RUNS)
+        return local_runs_folder(RUNS)
 
     with s3_server(monkeypatch):
         yield go
 
 
 def names() -> set[str]:
-    return set(Elsewhere(RUNS).sizes())
+    return set(RemoteFolder(RUNS).sizes())
 
 
 class StopAfter(Watcher):
@@ -146,16 +148,15 @@ def filled(folder: Path, count: int) -> Journal:
 def test_what_is_pulled_is_what_was_backed_up(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backups, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 2000)
     first = machine("first") / "s"
     with filled(first, 50) as journal:
-        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
         for number in range(100):
             journal.append("judged", trial="a-0", epoch=number)
         backup.close()
         assert not backup.problem
-    segments = [name for name in names() if "/journal/" in name]
-    assert len(segments) > 3
+    assert len([name for name in names() if "/journal/" in name]) > 3
     second = machine("second") / "s"
     pull(second)
     assert list(read_events(second)) == list(read_events(first))
@@ -165,21 +166,52 @@ def test_what_is_pulled_is_what_was_backed_up(
     assert (second / "journal.sqlite").stat().st_ino == before
 
 
+def test_pull_reads_what_the_first_version_wrote(machine: Any) -> None:
+    """Names and contents as they are in people's buckets."""
+    study = RemoteFolder(RUNS) / "s"
+    study.write(
+        "driver.json",
+        b'{"generation": 1764486000000000000, "through": 2, "host": "first", "pid": 7,'
+        b' "time": 1764486001.5, "ended": true}',
+    )
+    study.write(
+        "journal/01764486000000000000/000000000001.jsonl",
+        b'[1, 1764486000.5, "opened", {"trials": 9, "slots": 1}]\n'
+        b'[2, 1764486001.5, "epoch", {"trial": "a-0", "epoch": 1, "metrics": {"top1": 0.1}}]\n',
+    )
+    folder = machine("second") / "s"
+    pull(folder)
+    assert [(event.id, event.kind) for event in read_events(folder)] == [
+        (1, "opened"),
+        (2, "epoch"),
+    ]
+    assert [event.time for event in read_events(folder)] == [1764486000.5, 1764486001.5]
+    assert (folder / "generation").read_text() == "1764486000000000000"
+    with Journal(folder) as journal:
+        Backup(journal, study).close()
+    newest = study.sizes("journal")
+    assert len(newest) == 1
+    assert next(iter(newest)).endswith("/000000000001.jsonl")
+    assert json.loads(study.read("driver.json", limit=9999)).keys() == {
+        "generation", "through", "host", "pid", "time", "ended",
+    }  # fmt: skip
+
+
 def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
-        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
+        backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
         journal.listen(backup.check)
         second = machine("second") / "s"
         pull(second)
         with Journal(second) as other:
-            theirs = Backup(other, Elsewhere(RUNS) / "s", interval=0.05)
+            theirs = Backup(other, RemoteFolder(RUNS) / "s", interval=0.05)
             other.append("opened", trials=9, slots=1)
             theirs.close()
         assert "'first'" in theirs.taken_from
         journal.append("judged", trial="a-0", epoch=0)
-        while not backup._taken_by:
-            backup._thread.join(0.05)
+        while not backup.taken_by:
+            time.sleep(0.05)
         with pytest.raises(BackupError, match=r"taken over by process \d+ on 'second'"):
             journal.append("judged", trial="a-0", epoch=1)
         backup.close()
@@ -193,28 +225,28 @@ def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
 def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = Elsewhere(RUNS) / "s"
+    study = RemoteFolder(RUNS) / "s"
     with (
         filled(machine("first") / "s", 5) as journal,
         filled(machine("second") / "s", 5) as other,
     ):
         machine("first")
-        mine = Backup(journal, there, interval=0.05)
-        said = there.read("driver.json", limit=9999)
+        mine = Backup(journal, study, interval=0.05)
+        said = study.read("driver.json", limit=9999)
         machine("second")
         with monkeypatch.context() as patched:
-            patched.setattr(backups, "_read_driver", lambda _: None)
-            theirs = Backup(other, there, interval=0.05)
+            patched.setattr(RemoteFolder, "has", lambda *_: False)  # neither finds the other
+            theirs = Backup(other, study, interval=0.05)
         assert not theirs.taken_from
-        there.write("driver.json", said)  # what the first one wrote arrived last
+        study.write("driver.json", said)  # what the first one wrote arrived last
         other.append("opened", trials=9, slots=1)
         theirs.close()
-        assert not theirs._taken_by
+        assert not theirs.taken_by
         journal.append("judged", trial="a-0", epoch=0)
         mine.close()
-        assert "'second'" in mine._taken_by
+        assert "'second'" in mine.taken_by
     machine("third")
-    third = runs_folder(RUNS) / "s"
+    third = local_runs_folder(RUNS) / "s"
     pull(third)
     assert [event.kind for event in read_events(third)] == ["epoch"] * 5 + ["opened"]
 
@@ -222,22 +254,22 @@ def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
 @pytest.mark.parametrize("kind", [".jsonl", "driver.json"])
 def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, kind: str) -> None:
     first = machine("first") / "s"
-    put = Elsewhere.write
+    put = RemoteFolder.write
     away = [False]
 
-    def write(self: Elsewhere, name: str, content: bytes) -> None:
+    def write(self: RemoteFolder, name: str, content: bytes) -> None:
         if away[0] and name.endswith(kind):
             raise BackupError("the store is away")
         put(self, name, content)
 
     with filled(first, 5) as journal:
-        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
-        monkeypatch.setattr(Elsewhere, "write", write)
+        backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
+        monkeypatch.setattr(RemoteFolder, "write", write)
         away[0] = True
         journal.append("judged", trial="a-0", epoch=0)
         while not backup.problem:
-            backup._thread.join(0.05)
-        backup._thread.join(0.3)  # it is tried again, and still away
+            time.sleep(0.05)
+        time.sleep(0.3)  # it is tried again, and still away
         assert backup.problem == "the store is away"
         away[0] = False
         backup.close()
@@ -247,13 +279,15 @@ def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, k
     assert list(read_events(second)) == list(read_events(first))
 
 
-def test_other_machines_know_who_runs_a_study(machine: Any) -> None:
-    there = Elsewhere(RUNS) / "s"
+def test_other_machines_know_who_runs_a_study(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = RemoteFolder(RUNS) / "s"
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         journal.append("opened", trials=9, slots=1)
         assert read_state(first)["state"].startswith(f"running (process {os.getpid()})")
-        backup = Backup(journal, there, interval=0.05)
+        backup = Backup(journal, study, interval=0.05)
         second = machine("second") / "s"
         pull(second)
         assert read_state(second)["state"].startswith("running (process ")
@@ -261,13 +295,14 @@ def test_other_machines_know_who_runs_a_study(machine: Any) -> None:
         with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
             delete_study(second, RUNS, None)
         assert names()
-        said = json.loads(there.read("driver.json", limit=9999))
-        there.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
+        said = json.loads(study.read("driver.json", limit=9999))
+        study.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
         assert read_state(second)["state"].startswith("killed")
         machine("first")
-        backup._sign_due = 0.0  # a minute later
-        while json.loads(there.read("driver.json", limit=9999))["time"] < said["time"]:
-            backup._thread.join(0.05)
+        with monkeypatch.context() as patched:
+            patched.setattr(lease, "HEARTBEAT_SECONDS", 0.0)  # a minute later
+            while json.loads(study.read("driver.json", limit=9999))["time"] < said["time"]:
+                time.sleep(0.05)
         machine("second")
         assert "on 'first'" in read_state(second)["state"]
         machine("first")
@@ -285,8 +320,8 @@ def test_other_machines_know_who_runs_a_study(machine: Any) -> None:
 def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
-        backup = Backup(journal, Elsewhere(RUNS) / "s", interval=0.05)
-        (Elsewhere(RUNS) / "s").remove_all()
+        backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
+        (RemoteFolder(RUNS) / "s").remove_all()
         journal.append("judged", trial="a-0", epoch=0)
         backup.close()
     second = machine("second") / "s"
@@ -297,7 +332,7 @@ def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
 def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
-        Backup(journal, Elsewhere(RUNS) / "s").close()
+        Backup(journal, RemoteFolder(RUNS) / "s").close()
     before = list(read_events(first))
     (first / "journal.sqlite").unlink()
     pull(first)
@@ -306,7 +341,7 @@ def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
 
 def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
     with filled(machine("first") / "s", 5) as journal:
-        Backup(journal, Elsewhere(RUNS) / "s").close()
+        Backup(journal, RemoteFolder(RUNS) / "s").close()
     second = machine("second") / "s"
     with filled(second, 2):
         pull(second)
@@ -333,9 +368,9 @@ def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
 )
 def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, message: str) -> None:
     with filled(machine("first") / "s", 3) as journal:
-        Backup(journal, Elsewhere(RUNS) / "s").close()
+        Backup(journal, RemoteFolder(RUNS) / "s").close()
     (path,) = (path for path in names() if path.endswith(name))
-    Elsewhere(RUNS).write(path, content)
+    RemoteFolder(RUNS).write(path, content)
     second = machine("second") / "s"
     with pytest.raises(BackupError, match=rf"The backup in {RUNS}/s is damaged: .*{message}"):
         pull(second)
@@ -344,15 +379,15 @@ def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, me
 
 def test_folders_of_the_bucket_with_other_names_are_left_alone(machine: Any) -> None:
     local = machine("first")
-    Elsewhere("s3://features").write("team/runs/../x", b"")
-    Elsewhere(RUNS).write("not a study/file", b"")
+    RemoteFolder("s3://features").write("team/runs/../x", b"")
+    RemoteFolder(RUNS).write("not a study/file", b"")
     assert list_studies(RUNS) == []
     assert [path.name for path in local.iterdir()] == ["elsewhere"]
 
 
 def test_a_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
     machine("first")
-    Elsewhere(RUNS).write("s/driver.json", b"{}")
+    RemoteFolder(RUNS).write("s/driver.json", b"{}")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "elsewhere").write_text(RUNS)
@@ -382,23 +417,25 @@ def test_a_trial_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_p
     alone = TrainingWorker()
     alone.start(job(tmp_path / "alone"))
     assert reports[-1]["final"]["values"]["loss"] == run(alone)[-1]["final"]["values"]["loss"]
-    log = ElsewhereFolder(f"{RUNS}/s/trials/c-0").read_log()
+    log = RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log()
     assert log.count("epoch=1 ") == 1
     assert "going on after epoch 1" in log
     # What the first still writes, nobody reads.
-    assert first.step()["failed"].startswith(f"LostTrial: The trial in '{RUNS}/s/trials/c-0' was")
-    assert ElsewhereFolder(f"{RUNS}/s/trials/c-0").read_log() == log
+    assert first.step()["failed"].startswith(
+        f"StaleTokenError: The trial in '{RUNS}/s/trials/c-0' was"
+    )
+    assert RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log() == log
 
 
 def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
     machine("first")
-    folder = ElsewhereFolder(f"{RUNS}/s/trials/c-0")
+    folder = RemoteTrialFolder(f"{RUNS}/s/trials/c-0")
     assert folder.owner() == -1
     folder.take_over(5)
     assert folder.owner() == 5
-    with pytest.raises(LostTrial):
-        ElsewhereFolder(f"{RUNS}/s/trials/c-0").take_over(4)
-    with pytest.raises(LostTrial):
+    with pytest.raises(StaleTokenError):
+        RemoteTrialFolder(f"{RUNS}/s/trials/c-0").take_over(4)
+    with pytest.raises(StaleTokenError):
         folder.save(4, WEIGHTS, Path.touch)
     folder.save(5, WEIGHTS, lambda path: path.write_bytes(b"12345") and None)
     folder.take_over(6)
@@ -412,25 +449,28 @@ def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
 def test_workers_of_one_trial_write_logs_of_their_own(machine: Any) -> None:
     machine("first")
     where = f"{RUNS}/s/trials/c-0"
-    both = [ElsewhereFolder(where, rank) for rank in range(2)]
+    both = [RemoteTrialFolder(where, rank) for rank in range(2)]
     for folder in both:
         folder.take_over(5)
     for line in ("one", "two"):
         for rank, folder in enumerate(both):
             folder.log(5, f"{line} of {rank}")
-    assert ElsewhereFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
+    assert RemoteTrialFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
 
 
 def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study_stops(
-    machine: Any, monkeypatch: pytest.MonkeyPatch
+    machine: Any,
 ) -> None:
     machine("first")
     worker = TrainingWorker()
     worker.start(away(training=TRAINING | {"epochs": 3}))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    worker._folder._there.__dict__.pop("_opened")  # type: ignore[union-attr]
+    store = s3_client(os.environ["AWS_ENDPOINT_URL"])
+    RemoteFolder(RUNS).remove_all()
+    for listed in store.list_objects_v2(Bucket="features")["Contents"]:
+        store.delete_object(Bucket="features", Key=listed["Key"])
+    store.delete_bucket(Bucket="features")
     assert len(worker.step()["epochs"]) == 1
     worker.step()
     report = worker.step()
     assert report["cause"] == SPACE
-    assert report["failed"].startswith("AwayError: Cannot ")
+    assert report["failed"].startswith("RemoteUnavailableError: Cannot ")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.retention import Retention
-from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalFolder
+from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalTrialFolder
 from sftsearch.orchestrator.tracking import mirror as tracking
 
 from mirrored_study import add_trials
@@ -35,7 +35,9 @@ class Kept:
     def retention(self, limit: float, goal: str = "maximize") -> Retention:
         events = self.journal.events(through=self.journal.last_id)
         axes: dict[str, Any] = {"accuracy": ("top1", goal), "cost": "gflops"}
-        return Retention(lambda key: LocalFolder(self.folder_of(key)), events, limit=limit, **axes)
+        return Retention(
+            lambda key: LocalTrialFolder(self.folder_of(key)), events, limit=limit, **axes
+        )
 
     def finish(self, key: str, top1: float, gflops: float) -> None:
         self.folder_of(key).mkdir(parents=True)

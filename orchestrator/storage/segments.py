@@ -1,0 +1,104 @@
+"""The events of a remote study's journal, in segments: text files that no lock is needed for.
+
+A driver writes segments of its generation alone. Each begins where the one before it ends and is
+named after its first event, so only the last one is ever written anew, longer than before.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.storage.journal import Event
+from sftsearch.orchestrator.storage.lease import damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sftsearch.datasets.remote import RemoteFolder
+    from sftsearch.orchestrator.storage.journal import Journal
+    from sftsearch.orchestrator.storage.lease import Driver
+
+SEGMENT_BYTES = 4 << 20
+MAX_SEGMENT_BYTES = 64 << 20
+
+
+class SegmentWriter:
+    """Writes what a journal gains to the segments of one generation."""
+
+    def __init__(self, journal: Journal, study: RemoteFolder, generation: int) -> None:
+        self._journal, self._study, self._folder = journal, study, folder_of(generation)
+        self._through = 0
+        self._first = 1  # of the last segment, which is written anew until it is long enough
+
+    def start_over(self) -> None:
+        """Write all events again the next time: somebody deleted the backup."""
+        self._through, self._first = 0, 1
+
+    def write(self, through: int) -> None:
+        """Write the events since the last time up to the one numbered `through`.
+
+        Raises:
+            UserError: they cannot be written; the next time they are tried again.
+        """
+        if through == self._through:
+            return
+        first = self._first
+        segment = bytearray()
+        for event in self._journal.events(after=first - 1, through=through):
+            segment += _to_line(event)
+            if event.id == through or len(segment) > SEGMENT_BYTES:
+                self._study.write(f"{self._folder}/{first:012d}.jsonl", bytes(segment))
+                if event.id != through:
+                    first, segment = event.id + 1, bytearray()
+        self._through, self._first = through, first
+
+    def remove_earlier(self) -> None:
+        """Remove the segments of drivers before this one."""
+        for name in self._study.sizes("journal"):
+            if name < self._folder:
+                self._study.remove(name)
+
+
+def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Event]:
+    """Yield the events that a driver backed up.
+
+    Raises:
+        UserError: some are missing or are none.
+    """
+    last = 0
+    for name in sorted(study.sizes(folder_of(driver.generation))):
+        for event in _events_in(study.read(name, limit=MAX_SEGMENT_BYTES)):
+            if event is None or event.id != last + 1:
+                raise damaged(study, f"'{name}' has no event {last + 1}")
+            if event.id > driver.through:
+                return
+            last = event.id
+            yield event
+    if last < driver.through:
+        raise damaged(study, f"events after {last} are missing")
+
+
+def folder_of(generation: int) -> str:
+    """Return the folder of a driver's segments; those of later drivers sort after it."""
+    return f"journal/{generation:020d}"
+
+
+def _events_in(segment: bytes) -> Iterable[Event | None]:
+    return (_from_line(line) for line in segment.splitlines())
+
+
+def _to_line(event: Event) -> bytes:
+    line = json.dumps([event.id, event.time, event.kind, event.body], allow_nan=False)
+    return line.encode() + b"\n"
+
+
+def _from_line(line: bytes) -> Event | None:
+    """Return the event of a line, None if it is none."""
+    try:
+        number, moment, kind, body = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    types = ((number, int), (moment, float), (kind, str), (body, dict))
+    is_sound = all(type(value) is of for value, of in types)
+    return Event(number, moment, kind, body) if is_sound else None
