@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
+    from sftsearch.orchestrator.storage.event import Groups
     from sftsearch.orchestrator.storage.events import Created
     from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.storage.trial_state import TrialState
@@ -86,7 +87,7 @@ def _confirm(
             on_trial(done, len(trials), str(trial.key))
         evaluated[trial.key] = _evaluate(folder, trial, created, store)
     values = {key: evaluation.metrics for key, evaluation in evaluated.items()}
-    groups = {key: dict(evaluation.groups) for key, evaluation in evaluated.items()}
+    groups: dict[TrialKey, Groups] = {key: {**one.groups} for key, one in evaluated.items()}
     return Confirmed(values, groups)
 
 

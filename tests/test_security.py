@@ -26,18 +26,14 @@ from sftsearch.orchestrator import confirm
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.execution.placement import ResourceError
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, WEIGHTS
-from sftsearch.orchestrator.study import (
-    StudyError,
-    find_study,
-    read_record,
-    run_study,
-    trial_folder,
-)
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.studies import StudyError, find_study, read_record, trial_folder
+from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.tracking.client import TrackingError, masked
+from sftsearch.orchestrator.tracking.reader import read_study
 from sftsearch.search_spaces.load import parse_study
 
+from journals import Journal
 from servers import PASSWORD, free_port
 
 if TYPE_CHECKING:
@@ -294,14 +290,14 @@ def test_the_name_of_a_study_names_no_other_folder(name: str, tmp_path: Path) ->
     ],
 )
 def test_passwords_are_left_out_of_what_is_shown(uri: str, shown: str) -> None:
-    assert tracking.masked(uri) == shown
+    assert masked(uri) == shown
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_errors_of_a_store_do_not_hold_its_password(tmp_path: Path, scheme: str) -> None:
     uri = f"{scheme}://me:{SECRET}@127.0.0.1:{free_port()}/db"
-    with pytest.raises(tracking.TrackingError) as caught:
-        tracking.read_study(uri, "secure", tmp_path)
+    with pytest.raises(TrackingError) as caught:
+        read_study(uri, "secure", tmp_path)
     assert SECRET not in "".join(map(str, (caught.value, caught.value.__cause__)))
     assert "me@127.0.0.1" in str(caught.value)
 

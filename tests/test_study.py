@@ -13,11 +13,15 @@ from click.testing import CliRunner, Result
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import confirm, study
+from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution import tune
-from sftsearch.orchestrator.storage.journal import Journal, read_events
-from sftsearch.orchestrator.study import StudyResult, read_record, run_study
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.studies import read_record
+from sftsearch.orchestrator.study import StudyResult, run_study
+from sftsearch.orchestrator.tracking.client import open_client
+from sftsearch.orchestrator.tracking.reader import read_study
+
+from journals import Journal, read_events
 
 STUDY = """
 study: {{name: small, description: A test.}}
@@ -81,8 +85,8 @@ def test_the_front_comes_out_of_real_trials(finished: StudyResult) -> None:
 
 def test_mlflow_alone_holds_the_same_record(finished: StudyResult) -> None:
     runs = finished.folder.parent
-    assert tracking.read_study(finished.tracking_uri, "small", runs) == finished.record
-    client = tracking.open_client(finished.tracking_uri, runs)
+    assert read_study(finished.tracking_uri, "small", runs) == finished.record
+    client = open_client(finished.tracking_uri, runs)
     experiment = client.get_experiment_by_name("small")
     found = client.search_runs([experiment.experiment_id])
     assert len(found) == 9
@@ -148,7 +152,7 @@ def test_a_larger_budget_extends_and_an_equal_one_changes_nothing(tmp_path: Path
     assert second.record.trials[:2] == first.record.trials
     third = run_study(write(tmp_path, trials=4), runs=runs, resume=True, formats=())
     assert third.record == second.record
-    assert tracking.read_study(third.tracking_uri, "small", runs) == third.record
+    assert read_study(third.tracking_uri, "small", runs) == third.record
 
 
 class QuickWorker:
@@ -198,7 +202,7 @@ def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -
     assert len(keys) == 8 + len(set(fresh))
     ended = [event.body for event in read_events(tmp_path / "small") if event.kind == "ended"]
     assert [body["reason"] for body in ended] == [first.reason, first.reason, higher.reason]
-    assert tracking.read_study(higher.tracking_uri, "small", tmp_path) == higher.record
+    assert read_study(higher.tracking_uri, "small", tmp_path) == higher.record
 
 
 def test_hours_count_only_while_a_driver_runs_trials(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
     again = call("confirm", "small", "--runs", runs, "--json")
     assert again.exit_code == 0, again.output
     assert [event for event in read_events(finished.folder) if event.kind == "confirmed"] == looks
-    assert tracking.read_study(finished.tracking_uri, "small", runs) == read_record(finished.folder)
+    assert read_study(finished.tracking_uri, "small", runs) == read_record(finished.folder)
     for trial in on_front:
         assert trial.test_values is not None
         assert trial.test_groups is not None
@@ -345,7 +349,7 @@ def test_whatever_a_trial_does_the_study_goes_on(tmp_path: Path) -> None:
         (16, 0): {"`top1` is not finite in epoch 1"},
         (16, 1): {"finished"},
     }
-    assert tracking.read_study(result.tracking_uri, "small", tmp_path) == result.record
+    assert read_study(result.tracking_uri, "small", tmp_path) == result.record
 
 
 def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
@@ -366,19 +370,19 @@ def test_a_study_begins_with_another_and_says_so(tmp_path: Path) -> None:
     run_study(file, runs=runs, worker=QuickWorker, formats=())
     heard: list[str] = []
 
-    class Hearing(study.Watcher):
-        def notice(self, text: str) -> None:
+    class Hearing(StudyCallback):
+        def on_notice(self, text: str) -> None:
             heard.append(text)
 
     file.write_text(f"{text}warm_start: {{study: other}}\n")
-    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), watcher=Hearing())
+    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), callback=Hearing())
     assert begun.complete
     assert len(heard) == 1
     assert "4 of its 4 configurations are in this space" in heard[0]
     assert len(begun.record.trials) == 8
     kinds = [event.kind for event in read_events(begun.folder)]
     assert kinds.index("imported") < kinds.index("proposed")
-    assert tracking.read_study(begun.tracking_uri, "small", runs) == begun.record
+    assert read_study(begun.tracking_uri, "small", runs) == begun.record
     file.write_text(
         f"{text}warm_start: {{study: {tmp_path / 'none' / 'such'}}}\n".replace("small", "third")
     )

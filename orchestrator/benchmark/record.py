@@ -27,12 +27,13 @@ from sftsearch.orchestrator.storage.events import Recorded, Replicated
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_entries
 from sftsearch.orchestrator.storage.trial_events import EpochEnded
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
-from sftsearch.orchestrator.study import check_study, run_study, trial_folder
+from sftsearch.orchestrator.studies import check_study, trial_folder
+from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.surrogate.gp import additive_means
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.callback import StudyCallback
     from sftsearch.orchestrator.storage.event import JSON, Numbers, TrialKey
-    from sftsearch.orchestrator.study import Watcher
     from sftsearch.search_spaces.load import Source
 
 SHOWN_VERSIONS = ("sftsearch", "torch", "numpy")
@@ -50,7 +51,7 @@ def record_table(
     near: int = 60,
     near_replicates: int = 20,
     tracking_uri: str | None = None,
-    watcher: Watcher | None = None,
+    callback: StudyCallback | None = None,
 ) -> bool:
     """Train a study's space whole and write its table; go on where an earlier call stopped.
 
@@ -61,7 +62,7 @@ def record_table(
         near: how many configurations nearest the front get more replicates.
         near_replicates: how many those have in the end.
         tracking_uri: MLflow's.
-        watcher: hears of progress.
+        callback: hears of progress.
 
     Returns:
         False where it was interrupted: call it again.
@@ -79,7 +80,7 @@ def record_table(
             runs=runs,
             resume=True,
             tracking_uri=tracking_uri,
-            watcher=watcher,
+            callback=callback,
             worker=RecordingWorker,
             formats=(),
         ).complete

@@ -20,6 +20,7 @@ from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import GOALS, Configuration
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
 from sftsearch.orchestrator.search.engine import Search
+from sftsearch.orchestrator.storage.events import Concluded, Opened
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import Cost
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.candidates.admission import Candidate
-    from sftsearch.orchestrator.search.engine import Assignment
+    from sftsearch.orchestrator.search.engine import TrialSuggestion
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.space import Point
 
@@ -58,7 +59,8 @@ class Simulation:
     @property
     def concluded(self) -> dict[str, Any]:
         """What the search believed at the end (the journal's event); empty if nothing finished."""
-        bodies = [event.body for event in self.journal.events() if event.kind == "concluded"]
+        events = (entry.event for entry in self.journal.entries())
+        bodies = [event.to_json() for event in events if isinstance(event, Concluded)]
         return bodies[-1] if bodies else {}
 
     @property
@@ -190,14 +192,14 @@ class _Simulator:
         self._journal = MemoryJournal(clock=lambda: self._now)
         self._replay = Replay(table, repetition)
         self._metrics = {name: table.metrics[name] for name in table.metrics}
+        self._journal.append(Opened(source.study.search.trials, workers))
         self._search = Search(source.study, self._journal, admission, slots=workers)
-        self._journal.append("opened", trials=source.study.search.trials, slots=workers)
-        self._events: list[tuple[float, int, Assignment, int, int, int]] = []
+        self._events: list[tuple[float, int, TrialSuggestion, int, int, int]] = []
         self._order = itertools.count()
         self._stood_in: dict[str, int] = {}
 
-    def _row(self, assignment: Assignment) -> int:
-        identity = assignment.key.rpartition("-")[0]
+    def _row(self, assignment: TrialSuggestion) -> int:
+        identity = assignment.key.configuration_id
         if identity not in self._rows:
             raise TableError(
                 f"Configuration {identity} of the study ({assignment.model} "
@@ -218,7 +220,7 @@ class _Simulator:
             else:
                 self._schedule(assignment, row, replicate, epoch + 1)
         search.conclude()
-        self._journal.append("ended", reason=search.why_ended(), complete=search.exhausted)
+        search.close()
         return Simulation(search, self._journal, self._now, self._replay.num_reused, self._stood_in)
 
     def _fill(self) -> None:
@@ -228,15 +230,15 @@ class _Simulator:
                 return
             row = self._row(assignment)
             replicate = self._replay.find(row, assignment.seed)
-            self._stood_in[assignment.key] = replicate
+            self._stood_in[str(assignment.key)] = replicate
             self._schedule(assignment, row, replicate, 1)
 
-    def _schedule(self, assignment: Assignment, row: int, replicate: int, epoch: int) -> None:
+    def _schedule(self, assignment: TrialSuggestion, row: int, replicate: int, epoch: int) -> None:
         then = self._now + float(self._table.seconds[row, replicate, epoch - 1])
         event = (then, next(self._order), assignment, row, replicate, epoch)
         heapq.heappush(self._events, event)
 
-    def _ends(self, assignment: Assignment, row: int, replicate: int, epoch: int) -> bool:
+    def _ends(self, assignment: TrialSuggestion, row: int, replicate: int, epoch: int) -> bool:
         """Report an epoch; return whether the trial is over."""
         metrics = {n: float(v[row, replicate, epoch - 1]) for n, v in self._metrics.items()}
         metrics |= {"epoch": float(epoch), "seconds": self._seconds(row, replicate, epoch)}
@@ -404,9 +406,9 @@ def outcome_of(
     return {
         "ended": search.why_ended(),
         "seconds": simulation.seconds,
-        "finished": search.num_finished,
-        "stopped": search.num_stopped,
-        "failed": search.num_failed,
+        "finished": search.state.num_ended["finished"],
+        "stopped": search.state.num_ended["stopped"],
+        "failed": search.state.num_ended["failed"],
         "reused": simulation.num_reused,
         "regret": budget_regret(
             table, simulation.reported, accuracy=accuracy, cost=cost, chance=chance

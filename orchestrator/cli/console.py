@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def result_as_json(result: StudyResult) -> dict[str, Any]:
     """Return what `run` says of a study for a script."""
-    from sftsearch.orchestrator.tracking.mirror import masked
+    from sftsearch.orchestrator.tracking.client import masked
 
     return {
         "study": result.name,
@@ -51,7 +51,7 @@ def concluded(record: StudyRecord) -> list[str]:
 def where_options(runs: Path, tracking_uri: str | None) -> str:
     """Return the options that a next command needs to find the same study."""
     from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
-    from sftsearch.orchestrator.tracking.mirror import masked
+    from sftsearch.orchestrator.tracking.client import masked
 
     options = "" if runs == Path("runs") else f" --runs {describe_runs_folder(runs)}"
     return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"
@@ -63,7 +63,7 @@ def print_result(result: StudyResult, where: str) -> None:
     from rich.markup import escape
 
     from sftsearch.orchestrator.report import formats as report
-    from sftsearch.orchestrator.study import axes_of
+    from sftsearch.orchestrator.studies import axes_of
 
     console = Console()
     if result.report:
@@ -113,7 +113,7 @@ def print_comparison(comparison: Comparison) -> None:
 def study_row(folder: Path) -> dict[str, Any]:
     """Return a study's line of the list; one that cannot be read does not hide the others."""
     from sftsearch.datasets.errors import UserError
-    from sftsearch.orchestrator.study import read_record
+    from sftsearch.orchestrator.studies import read_record
 
     try:
         record = read_record(folder)

@@ -37,12 +37,12 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
     """Read a study from its journal where that is here, else from MLflow."""
-    from sftsearch.orchestrator.study import find_study, list_studies, read_record
-    from sftsearch.orchestrator.tracking import mirror as tracking
+    from sftsearch.orchestrator.studies import find_study, list_studies, read_record
+    from sftsearch.orchestrator.tracking.reader import read_study
 
     if tracking_uri is None or name in {folder.name for folder in list_studies(runs)}:
         return read_record(find_study(name, runs))
-    return tracking.read_study(tracking_uri, name, runs)
+    return read_study(tracking_uri, name, runs)
 
 
 # \b keeps click from folding the lines below it into one paragraph.
@@ -104,12 +104,12 @@ def run(
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator.cli.progress import ConsoleWatcher
+    from sftsearch.orchestrator.cli.progress import ConsoleProgress
     from sftsearch.orchestrator.study import run_study
 
     if ship_code and address is None:
         raise click.UsageError("--ship-code is for a cluster: name it with --address.")
-    with ConsoleWatcher(Console(stderr=as_json)) as watcher:
+    with ConsoleProgress(Console(stderr=as_json)) as callback:
         result = run_study(
             file,
             runs=runs,
@@ -119,7 +119,7 @@ def run(
             ship_code=ship_code,
             dataset=dataset,
             root=root,
-            watcher=watcher,
+            callback=callback,
         )
     where = console.where_options(runs, tracking_uri)
     if as_json:
@@ -177,12 +177,12 @@ def table(
 
     from sftsearch.orchestrator.benchmark.record import record_table
     from sftsearch.orchestrator.benchmark.table import read_table
-    from sftsearch.orchestrator.cli.progress import ConsoleWatcher
+    from sftsearch.orchestrator.cli.progress import ConsoleProgress
 
     more = {"near": near, "near_replicates": near_replicates}
-    with ConsoleWatcher(Console()) as watcher:
+    with ConsoleProgress(Console()) as callback:
         complete = record_table(
-            file, out, runs=runs, tracking_uri=tracking_uri, watcher=watcher, **more
+            file, out, runs=runs, tracking_uri=tracking_uri, callback=callback, **more
         )
     if not complete:
         click.echo("Interrupted. Go on with the same command.", err=True)
@@ -235,7 +235,7 @@ def simulate(
     """
     from sftsearch.orchestrator.benchmark import simulator as simulations
     from sftsearch.orchestrator.benchmark.table import read_table
-    from sftsearch.orchestrator.study import check_study
+    from sftsearch.orchestrator.studies import check_study
 
     with spinner("reading the study file and the table"):
         source, _, admission = check_study(file)
@@ -267,7 +267,7 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
     FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
     code is 2 where there is a mistake.
     """
-    from sftsearch.orchestrator.study import check_study
+    from sftsearch.orchestrator.studies import check_study
 
     with spinner("checking the study file"):
         source, _, admission = check_study(file, dataset=dataset, root=root)
@@ -313,7 +313,7 @@ def price(
     from rich.console import Console
 
     from sftsearch.orchestrator.pricing import costs
-    from sftsearch.orchestrator.study import check_study
+    from sftsearch.orchestrator.studies import check_study
 
     with spinner("pricing the space"):
         source, spec, admission = check_study(file, dataset=dataset, root=root)
@@ -384,11 +384,12 @@ def pareto(
     from rich.console import Console
 
     from sftsearch.orchestrator.report import formats as report
-    from sftsearch.orchestrator.study import axes_of
-    from sftsearch.orchestrator.tracking import mirror as tracking
+    from sftsearch.orchestrator.studies import axes_of
+    from sftsearch.orchestrator.tracking.client import default_uri
+    from sftsearch.orchestrator.tracking.reader import read_study
 
-    uri = tracking_uri or tracking.default_uri(runs)
-    record = tracking.read_study(uri, study, runs)
+    uri = tracking_uri or default_uri(runs)
+    record = read_study(uri, study, runs)
     cost, accuracy = axes_of(record)
     axes: dict[str, Any] = {"x": x or cost, "y": y or accuracy}
     axes |= {"by": by or None, "max_gflops": max_gflops, "top": top, "thin": thin}
@@ -466,7 +467,7 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
 
     from sftsearch.orchestrator.confirm import confirm_study
     from sftsearch.orchestrator.report import formats as report
-    from sftsearch.orchestrator.study import axes_of, find_study, mirror_study
+    from sftsearch.orchestrator.studies import axes_of, find_study, mirror_study
 
     console = Console(stderr=as_json)
     folder = find_study(study, runs)
@@ -517,12 +518,12 @@ def ui(
 
     Only this machine reaches it, unless --host says otherwise.
     """
-    from sftsearch.orchestrator.tracking import mirror as tracking
     from sftsearch.orchestrator.tracking import ui
+    from sftsearch.orchestrator.tracking.client import default_uri, masked
 
-    uri = tracking_uri or tracking.default_uri(runs)
+    uri = tracking_uri or default_uri(runs)
     if uri.startswith(("http:", "https:")):
-        where = tracking.masked(uri)
+        where = masked(uri)
         click.echo(f"The MLflow server of these studies is {where}: open it in a browser.")
         return
     if host not in ("127.0.0.1", "localhost", "::1") and not (login or without_login):
@@ -531,7 +532,7 @@ def ui(
             "change and delete all studies. Add --login, or --without-login if that is meant."
         )
     pages = ui.pages_of_studies(uri, runs)
-    click.echo(f"MLflow UI of {tracking.masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
+    click.echo(f"MLflow UI of {masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
     for name, page in list(pages.items())[:MAX_PAGES]:
         click.echo(f"  {name}: http://{host}:{port}/{page}")
     sys.exit(ui.serve_ui(uri, runs, port, host=host, login=login))
@@ -544,7 +545,7 @@ def ui(
 def list_(runs: Path, as_json: bool) -> None:
     """List the studies of the runs folder."""
     from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
-    from sftsearch.orchestrator.study import list_studies
+    from sftsearch.orchestrator.studies import list_studies
 
     rows = [console.study_row(folder) for folder in list_studies(runs)]
     if as_json:
@@ -573,7 +574,7 @@ def status(study: str, runs: Path, as_json: bool) -> None:
     Trials by state, failed ones with their reasons, refused proposals, how often stopping trials
     would have been wrong, and what MLflow lacks.
     """
-    from sftsearch.orchestrator.study import find_study, read_record, read_state
+    from sftsearch.orchestrator.studies import find_study, read_record, read_state
 
     folder = find_study(study, runs)
     record, state = read_record(folder), read_state(folder)
@@ -608,7 +609,7 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
     """
     import dataclasses
 
-    from sftsearch.orchestrator.study import find_trial
+    from sftsearch.orchestrator.studies import find_trial
 
     record, folder, log = find_trial(trial, runs)
     if as_json:
@@ -635,7 +636,7 @@ def delete(study: str, yes: bool, runs: Path, tracking_uri: str | None) -> None:
 
     A study that runs is left alone. MLflow keeps what was deleted until `mlflow gc`.
     """
-    from sftsearch.orchestrator.study import delete_study, find_study
+    from sftsearch.orchestrator.studies import delete_study, find_study
 
     folder = find_study(study, runs)
     if not yes:

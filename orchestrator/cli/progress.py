@@ -17,19 +17,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.pareto import hypervolume, non_dominated
-from sftsearch.orchestrator.study import Watcher
+from sftsearch.orchestrator.storage.trial_events import Failed, Finished, TrialEnd
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.search.engine import Search
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.event import Numbers
+    from sftsearch.orchestrator.storage.journal import Entry
     from sftsearch.search_spaces.load import Source
 
 
-class ConsoleWatcher(Watcher):
+class ConsoleProgress(StudyCallback):
     """Shows stages, then trials with the best so far and the time left."""
 
     def __init__(self, console: Console) -> None:
@@ -48,13 +50,13 @@ class ConsoleWatcher(Watcher):
         self._began = time.monotonic()
         self._said = 0.0
 
-    def __enter__(self) -> ConsoleWatcher:
+    def __enter__(self) -> ConsoleProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop_live()
 
-    def stage(self, text: str) -> None:
+    def on_stage(self, text: str) -> None:
         """Show what begins."""
         self._stop_live()
         if self._console.is_terminal:
@@ -63,7 +65,7 @@ class ConsoleWatcher(Watcher):
         else:
             self._line(text)
 
-    def opened(self, source: Source, admission: Admission, search: Search, slots: int) -> None:
+    def on_open(self, source: Source, admission: Admission, search: Search, slots: int) -> None:
         """Show the size of the space, and begin the bar."""
         self._stop_live()
         self._search, self._began = search, time.monotonic()
@@ -84,7 +86,9 @@ class ConsoleWatcher(Watcher):
         self._costs = _range_of(admission, self._objectives[1][0])
         if self._num_done():
             self._outcomes = [
-                values for observed in search.past.all for values in observed.values.values()
+                self._outcome(values)
+                for configuration in search.state.configurations.values()
+                for values in configuration.values.values()
             ]
             self._console.print(f"Going on after {self._num_done()} trials.")
         self._share_before = self._done(self._num_done())[0]
@@ -105,30 +109,31 @@ class ConsoleWatcher(Watcher):
             self._progress.update(self._task, completed=share)
             self._progress.start()
 
-    def event(self, event: Event) -> None:
+    def on_event(self, entry: Entry) -> None:
         """Count what ended; say failures at once."""
+        event = entry.event
+        if not isinstance(event, TrialEnd):
+            return
         with self._mutex:
-            if event.kind == "finished":
-                values = event.body["values"]
-                self._outcomes.append([values[metric] for metric, _ in self._objectives])
-                self._advance(event)
-            elif event.kind == "stopped":
-                self._advance(event)
-            elif event.kind == "failed":
-                trial, reason = event.body["trial"], event.body["reason"]
-                self._console.print(f"[red]trial {trial} failed:[/] {escape(reason)}")
-                self._advance(event)
+            if isinstance(event, Finished):
+                self._outcomes.append(self._outcome(event.values))
+            elif isinstance(event, Failed):
+                self._console.print(f"[red]trial {event.trial} failed:[/] {escape(event.reason)}")
+            self._advance(is_urgent=isinstance(event, Failed))
 
-    def notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> None:
         """Say it above the bar."""
         with self._mutex:
             self._console.print(f"[yellow]{escape(text)}[/]", highlight=False)
 
-    def _advance(self, event: Event) -> None:
-        share, done = self._done(self._num_done() + 1)  # the search counts it after this
+    def _outcome(self, values: Numbers) -> list[float]:
+        return [values[metric] for metric, _ in self._objectives]
+
+    def _advance(self, *, is_urgent: bool) -> None:
+        share, done = self._done(self._num_done())
         if self._progress is not None:
             self._progress.update(self._task, completed=share, done=done, description=self._best())
-        elif event.kind == "failed" or time.monotonic() - self._said > 2:
+        elif is_urgent or time.monotonic() - self._said > 2:
             self._said = time.monotonic()
             self._line(f"{done}, {self._time_left(share)}{self._best()}")
 
@@ -142,22 +147,20 @@ class ConsoleWatcher(Watcher):
         return f"about {left} left, "
 
     def _num_done(self) -> int:
-        search = self._search
-        return search.num_finished + search.num_failed + search.num_stopped if search else 0
+        return self._search.state.num_ended.total() if self._search else 0
 
     def _done(self, number: int) -> tuple[float, str]:
         """Return how much of the study is done, by the limit that ends it first, and say so."""
         assert self._search is not None
-        budget = self._search.budget
-        planned = max(self._planned, budget.trials, number)
+        search, budget = self._search, self._search.known.budget
+        planned = max(self._planned, search.state.num_trials, number)
         told, share = f"{number} of {planned} trials", number / planned
         shares = budget.shares()
         binding = max(shares, key=shares.__getitem__, default="")
         if binding and shares[binding] > share:
             share = min(1.0, shares[binding])
             told += f", {share:.0%} of {binding}"
-        running = max(0, self._search.num_running - (number > self._num_done()))
-        return share, f"{told}, {running} running"
+        return share, f"{told}, {search.num_running} running"
 
     def _best(self) -> str:
         if not self._outcomes:

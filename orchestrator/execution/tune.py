@@ -57,13 +57,14 @@ from sftsearch.orchestrator.execution.worker import (
     failure,
 )
 from sftsearch.orchestrator.execution.worker_group import Team
+from sftsearch.orchestrator.storage.event import TrialKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from sftsearch.orchestrator.execution.worker import Worker
-    from sftsearch.orchestrator.search.engine import Assignment, Search
+    from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
     from sftsearch.search_spaces.schema import Resources
 
 REPORT = "sftsearch"
@@ -107,7 +108,9 @@ class Interruption:
 class SearchAlgorithm(Searcher):
     """Tune asks for trials here; `Search` answers."""
 
-    def __init__(self, search: Search, make_job: Callable[[Assignment], Job], room: Room) -> None:
+    def __init__(
+        self, search: Search, make_job: Callable[[TrialSuggestion], Job], room: Room
+    ) -> None:
         super().__init__(metric=REPORT, mode="max")
         self._search = search
         self._make_job = make_job
@@ -158,7 +161,7 @@ class SearchAlgorithm(Searcher):
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> bool:
         job, report = self._jobs[trial_id], json.loads(result[REPORT])
-        key = job.key
+        key = TrialKey.parse(job.key)
         if report["token"] != job.token:
             return False  # of an actor that this trial was taken from
         for metrics in report["epochs"]:
@@ -176,8 +179,8 @@ class SearchAlgorithm(Searcher):
                 f"Trial {job.key} cannot write '{job.folder}': {reason}. The study stops here and "
                 "loses nothing: mend the disk and resume."
             )
-        hears = {LOST: self._search.lose, MEMORY: self._search.run_out_of_memory}
-        hears.get(cause, self._search.fail)(job.key, reason)
+        hears = {LOST: self._search.on_worker_lost, MEMORY: self._search.on_out_of_memory}
+        hears.get(cause, self._search.on_failure)(TrialKey.parse(job.key), reason)
 
     @contextlib.contextmanager
     def _noting_problems(self) -> Iterator[None]:
@@ -199,13 +202,16 @@ class SearchAlgorithm(Searcher):
             pass  # what ran goes on with --resume
         elif error and trial_id in self.reasons:
             with self._noting_problems():
-                self._search.fail(self._jobs[trial_id].key, self.reasons.pop(trial_id))
+                self._search.on_failure(self._key(trial_id), self.reasons.pop(trial_id))
         elif error:
             with self._noting_problems():
-                self._search.lose(self._jobs[trial_id].key, DIED)
+                self._search.on_worker_lost(self._key(trial_id), DIED)
         elif result is not None and result.get("done") and REPORT in result:
             self.hear(trial_id, result)
         self._jobs.pop(trial_id, None)
+
+    def _key(self, trial_id: str) -> TrialKey:
+        return TrialKey.parse(self._jobs[trial_id].key)
 
     def hear_of_no_start(self, reason: str) -> None:
         """Hear that a process raised before it took up a trial: so would all others."""
@@ -461,7 +467,7 @@ def _tighten_token() -> None:
 def run(
     search: Search,
     resources: Resources,
-    make_job: Callable[[Assignment], Job],
+    make_job: Callable[[TrialSuggestion], Job],
     *,
     slots: int,
     patience: float = NO_NODE_SECONDS,

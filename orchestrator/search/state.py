@@ -287,7 +287,7 @@ class StudyState:
     def _stopped(self, event: Stopped, time: float) -> None:
         trial = self._end(event.trial, "stopped", time)
         trial.reason, trial.stopped_after = event.reason, event.epoch
-        trial.values = {name: value for name, value in event.values.items() if name != "epoch"}
+        trial.values = event.reached
         trial.configuration.stopped = True
         for key in event.withdrawn:
             self._withdraw(self.trials.pop(key))

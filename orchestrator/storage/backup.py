@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sftsearch.orchestrator.storage.journal import (
     FILE_NAME,
     BusyError,
-    read_events,
+    read_rows,
     replace_journal,
 )
 from sftsearch.orchestrator.storage.lease import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.datasets.remote import RemoteFolder
-    from sftsearch.orchestrator.storage.journal import Event, Journal
+    from sftsearch.orchestrator.storage.journal import Entry, Journal
 
 
 class Backup:
@@ -82,12 +82,12 @@ class Backup:
         """Which driver took the study over from this one; empty while it is ours."""
         return self._lease.taken_by
 
-    def behind(self, listener: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Return a listener of the journal that is called in this thread, and may be slow."""
-        return lambda event: self._chores.put(lambda: listener(event))
+    def behind(self, listener: Callable[[Entry], None]) -> Callable[[Entry], None]:
+        """Return a listener of the study that is called in this thread, and may be slow."""
+        return lambda entry: self._chores.put(lambda: listener(entry))
 
-    def check(self, event: Event) -> None:
-        """Stop a driver whose study another one has taken; a listener of the journal.
+    def check(self, entry: Entry) -> None:
+        """Stop a driver whose study another one has taken; a listener of the study.
 
         Raises:
             BackupError: another driver has it.
@@ -170,13 +170,13 @@ def pull(folder: Path) -> None:
     driver = read_driver(study)
     if driver is None or driver.generation <= generation_here(folder):
         return
-    events = list(read_segments(study, driver))
+    rows = list(read_segments(study, driver))
     folder.mkdir(parents=True, exist_ok=True)
-    mine = list(read_events(folder)) if (folder / FILE_NAME).is_file() else []
+    mine = list(read_rows(folder)) if (folder / FILE_NAME).is_file() else []
     try:
-        if mine != events[: len(mine)]:
+        if mine != rows[: len(mine)]:
             replace_journal(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
-        replace_journal(folder, events)
+        replace_journal(folder, rows)
     except BusyError:
         return  # a driver of this machine is at it: what it has is newer
     note_generation_here(folder, driver.generation)

@@ -77,7 +77,6 @@ class Created(Event):
         training = self.definition.get("training")
         return training if isinstance(training, dict) else {}
 
-
     @property
     def space(self) -> list[object]:
         """The branches of the space, as the study file has them."""

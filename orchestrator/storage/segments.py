@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.storage.journal import Event
+from sftsearch.orchestrator.storage.journal import Row, read_rows
 from sftsearch.orchestrator.storage.lease import damaged
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ class SegmentWriter:
             return
         first = self._first
         segment = bytearray()
-        for event in self._journal.events(after=first - 1, through=through):
-            segment += _to_line(event)
-            if event.id == through or len(segment) > SEGMENT_BYTES:
+        for row in read_rows(self._journal.folder, after=first - 1, through=through):
+            segment += _to_line(row)
+            if row.id == through or len(segment) > SEGMENT_BYTES:
                 self._study.write(f"{self._folder}/{first:012d}.jsonl", bytes(segment))
-                if event.id != through:
-                    first, segment = event.id + 1, bytearray()
+                if row.id != through:
+                    first, segment = row.id + 1, bytearray()
         self._through, self._first = through, first
 
     def remove_earlier(self) -> None:
@@ -60,7 +60,7 @@ class SegmentWriter:
                 self._study.remove(name)
 
 
-def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Event]:
+def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Row]:
     """Yield the events that a driver backed up.
 
     Raises:
@@ -68,13 +68,13 @@ def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Event]:
     """
     last = 0
     for name in sorted(study.sizes(folder_of(driver.generation))):
-        for event in _events_in(study.read(name, limit=MAX_SEGMENT_BYTES)):
-            if event is None or event.id != last + 1:
+        for row in _rows_in(study.read(name, limit=MAX_SEGMENT_BYTES)):
+            if row is None or row.id != last + 1:
                 raise damaged(study, f"'{name}' has no event {last + 1}")
-            if event.id > driver.through:
+            if row.id > driver.through:
                 return
-            last = event.id
-            yield event
+            last = row.id
+            yield row
     if last < driver.through:
         raise damaged(study, f"events after {last} are missing")
 
@@ -84,21 +84,21 @@ def folder_of(generation: int) -> str:
     return f"journal/{generation:020d}"
 
 
-def _events_in(segment: bytes) -> Iterable[Event | None]:
+def _rows_in(segment: bytes) -> Iterable[Row | None]:
     return (_from_line(line) for line in segment.splitlines())
 
 
-def _to_line(event: Event) -> bytes:
-    line = json.dumps([event.id, event.time, event.kind, event.body], allow_nan=False)
-    return line.encode() + b"\n"
+def _to_line(row: Row) -> bytes:
+    return f"[{row.id}, {row.time!r}, {json.dumps(row.kind)}, {row.body}]\n".encode()
 
 
-def _from_line(line: bytes) -> Event | None:
+def _from_line(line: bytes) -> Row | None:
     """Return the event of a line, None if it is none."""
     try:
         number, moment, kind, body = json.loads(line)
+        text = json.dumps(body, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         return None
     types = ((number, int), (moment, float), (kind, str), (body, dict))
     is_sound = all(type(value) is of for value, of in types)
-    return Event(number, moment, kind, body) if is_sound else None
+    return Row(number, moment, kind, text) if is_sound else None

@@ -77,6 +77,11 @@ class Stopped(Event):
     probability: float | None = None
     threshold: float | None = None
 
+    @property
+    def reached(self) -> Numbers:
+        """The values without the number of their epoch."""
+        return {name: value for name, value in self.values.items() if name != "epoch"}
+
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
         """Return the value of a field that the journal keeps as `value`."""

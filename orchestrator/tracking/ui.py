@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.tracking.mirror import PREFIX, TrackingError, open_client
+from sftsearch.orchestrator.tracking.client import PREFIX, TrackingError, open_client
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
+
+from journals import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,14 +16,17 @@ from sftsearch.orchestrator.benchmark.record import RecordingError, record_table
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.benchmark.table import META, read_table
 from sftsearch.orchestrator.execution import tune
-from sftsearch.orchestrator.storage.journal import Journal, read_events
-from sftsearch.orchestrator.study import check_study, run_study
+from sftsearch.orchestrator.studies import check_study
+from sftsearch.orchestrator.study import run_study
+
+from journals import Journal, read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.benchmark.table import Table
-    from sftsearch.orchestrator.storage.journal import Event
+
+    from journals import RawEvent
 
 STUDY = """
 study: {name: tiny}
@@ -122,7 +125,7 @@ def test_the_bits_agree_with_the_accuracy_of_their_row(recorded: Path) -> None:
                                     strict=True) if fold != r % 5] == []  # fmt: skip
 
 
-def values_of(events: list[Event], kind: str, name: str) -> dict[Any, Any]:
+def values_of(events: list[RawEvent], kind: str, name: str) -> dict[Any, Any]:
     return {e.body[name]: e.body for e in events if e.kind == kind}
 
 
@@ -139,7 +142,7 @@ def test_the_simulated_study_is_the_real_one(recorded: Path, tmp_path: Path) -> 
     done = simulate(source, admission, read_table(recorded), workers=1)
     ours = list(done.journal.events())
 
-    def decided(events: list[Event]) -> list[Any]:
+    def decided(events: list[RawEvent]) -> list[Any]:
         kinds = ("proposed", "admitted", "started", "epoch", "finished", "told")
         return [(e.kind, e.body.get("trial"), e.body.get("epoch")) for e in events
                 if e.kind in kinds]  # fmt: skip
@@ -175,7 +178,7 @@ def halt_after(monkeypatch: pytest.MonkeyPatch, kind: str, number: int) -> None:
     """Let the driver die after so many events of a kind, once."""
     original, left = Journal.append, [number]
 
-    def append(self: Journal, of: str, **body: Any) -> Event:
+    def append(self: Journal, of: str, **body: Any) -> RawEvent:
         event = original(self, of, **body)
         left[0] -= of == kind
         if left[0] == 0 and of == kind:

@@ -14,7 +14,7 @@ from sftsearch.orchestrator.benchmark import simulator
 from sftsearch.orchestrator.benchmark.simulator import budget_regret
 from sftsearch.orchestrator.benchmark.table import Table, TableError, read_table, write_table
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.study import check_study
+from sftsearch.orchestrator.studies import check_study
 
 if TYPE_CHECKING:
     from pathlib import Path

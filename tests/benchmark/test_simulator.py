@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.benchmark.table import Table
-    from sftsearch.orchestrator.storage.journal import Event
     from sftsearch.search_spaces.load import Source
+
+    from journals import RawEvent
 
 EPOCHS, REPLICATES = 4, 6
 SPACE = width(8, 16, 24, 32, 40)
@@ -244,7 +245,7 @@ def test_a_replicate_that_was_not_recorded_is_stood_in_for_by_one_of_its_fold() 
 # ----------------------------------------------------------------- simulation
 
 
-def simulated(table: Table, source: Source, **more: Any) -> tuple[list[Event], Any]:
+def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent], Any]:
     done = simulate(source, admission_of(source), table, **more)
     return list(done.journal.events()), done
 

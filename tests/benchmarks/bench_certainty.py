@@ -72,7 +72,7 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
     ids = list(said["beliefs"])
     costs = np.array([case.table.costs["gflops"][case.row_of[i]] for i in ids])
     truth, errors = unseen_means(case, done, ids)
-    draws = done.search.beliefs.draws(2000, seed=1)
+    draws = done.search.known.beliefs.draws(2000, seed=1)
     unsure = draws + np.random.default_rng(repetition).normal(0, errors, draws.shape)
     chosen = np.isin(ids, said["reported"])
     low = float(costs[chosen].min())
@@ -181,7 +181,7 @@ def regrets(
     found: list[tuple[float, float]] = []
 
     def note(search: Search, now: float) -> None:
-        front = believed_front(case, search) if search.past.has_values else []
+        front = believed_front(case, search) if search.known.past.has_values else []
         found.append((WORKERS * now, 100 * case.regret(front)))
 
     simulate(

@@ -79,20 +79,21 @@ def start_ray(num_cpus: int | None) -> None:
 
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
+    from sftsearch.orchestrator.callback import StudyCallback
     from sftsearch.orchestrator.execution import tune  # sets what Ray reads as it starts
-    from sftsearch.orchestrator.study import Watcher, run_study
+    from sftsearch.orchestrator.study import run_study
 
-    class Clock(Watcher):
+    class Clock(StudyCallback):
         began = 0.0
 
-        def opened(self, *_: Any) -> None:
+        def on_open(self, *_: Any) -> None:
             self.began = time.perf_counter()
 
     file, clock = folder / "overhead.yaml", Clock()
     file.write_text(SPACE.format(trials=num_trials))
     start_ray(concurrent)
     before = resident_mb()
-    run_study(file, runs=folder, watcher=clock, worker=NoTraining, formats=())
+    run_study(file, runs=folder, callback=clock, worker=NoTraining, formats=())
     seconds = time.perf_counter() - clock.began
     grown = resident_mb() - before
     tune.disconnect()

@@ -92,7 +92,7 @@ class Trace:
 
 def believed_front(case: Case, search: Search) -> list[int]:
     """Return the rows that a search of ours reports."""
-    return [case.row_of[identity] for identity in search.beliefs.front()]
+    return [case.row_of[identity] for identity in search.known.beliefs.front()]
 
 
 def plain_front(costs: dict[int, float], means: dict[int, float]) -> list[int]:
@@ -118,11 +118,11 @@ def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> 
 
     def note(search: Search, now: float) -> None:
         reported = []
-        if search.past.has_values:
+        if search.known.past.has_values:
             if believes:
                 reported = believed_front(case, search)
             else:
-                found = [one for one in search.past.all if one.is_complete]
+                found = [one for one in search.known.past.all if one.is_complete]
                 means = {
                     case.row_of[o.id]: np.mean([v[0] for v in o.values.values()]) for o in found
                 }
@@ -133,7 +133,7 @@ def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> 
     done = simulate(
         source, case.admission, case.table, workers=WORKERS, repetition=repetition, on_end=note
     )
-    return Trace(seconds, regrets, done.search.num_finished)
+    return Trace(seconds, regrets, done.search.state.num_ended["finished"])
 
 
 def run_rival(case: Case, kind: str, repetition: int, trials: int) -> Trace:

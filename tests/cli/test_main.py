@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 
 from sftsearch.datasets.catalog import DATASETS
 from sftsearch.orchestrator.cli import main
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.trainables.catalog import MODELS
+
+from journals import Journal
 
 if TYPE_CHECKING:
     from pathlib import Path

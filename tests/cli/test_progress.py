@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sftsearch.orchestrator.cli.progress import ConsoleWatcher
+from sftsearch.orchestrator.cli.progress import ConsoleProgress
 from sftsearch.orchestrator.study import run_study
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def test_lines_say_how_far_how_long_and_how_good(
 ) -> None:
     (tmp_path / "watched.yaml").write_text(STUDY)
     text = io.StringIO()
-    watcher = ConsoleWatcher(Console(file=text, width=200))
+    watcher = ConsoleProgress(Console(file=text, width=200))
     monkeypatch.setattr(watcher, "_said", -1e9)
     original = watcher._advance
 
@@ -53,7 +53,7 @@ def test_lines_say_how_far_how_long_and_how_good(
     monkeypatch.setattr(watcher, "_advance", advance)
     with watcher:
         run_study(
-            tmp_path / "watched.yaml", runs=tmp_path, watcher=watcher, worker=Quick, formats=()
+            tmp_path / "watched.yaml", runs=tmp_path, callback=watcher, worker=Quick, formats=()
         )
     lines = [line for line in text.getvalue().splitlines() if "of 6 trials" in line]
     assert len(lines) == 6

@@ -14,9 +14,10 @@ from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.samplers.base import SAMPLERS, sampler_of
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.surrogate.model import Beliefs
-from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
+
+from observed import Observations
 
 if TYPE_CHECKING:
     from sftsearch.search_spaces.space import Point
@@ -119,8 +120,8 @@ class Run:
             "warmup": 0,
             "group": "",
         }
-        observed = self.past.admit(number, decided.id, decided.point, body)
-        self.past.begin(observed, 0)
+        observed = self.past.enter(number, decided.id, decided.point, body)
+        self.past.await_(observed, 0)
         if values is None:
             self.past.drop(observed, 0, stopped=False)
         else:
@@ -129,10 +130,10 @@ class Run:
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        again.past.hyperparameters = self.past.hyperparameters
-        again.past.num_fitted = self.past.num_fitted
+        again.known.past.hyperparameters = self.past.hyperparameters
+        again.known.past.num_fitted = self.past.num_fitted
         for number, record in enumerate(self.records):
-            again.optuna.replay(
+            again.known.optuna.replay(
                 record["point"],
                 values=json.loads(json.dumps(record.get("values"))),
                 state=record["state"],

@@ -17,7 +17,7 @@ import sftsearch.search_spaces
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.candidates.binding import check_names, definition_of
 from sftsearch.orchestrator.pricing.costs import list_prices
-from sftsearch.orchestrator.study import check_study
+from sftsearch.orchestrator.studies import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.search_spaces.schema import Section, StudyFile

@@ -13,16 +13,18 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.execution.worker import TrainingWorker
-from sftsearch.orchestrator.storage.journal import read_events
-from sftsearch.orchestrator.study import Watcher, run_study
+from sftsearch.orchestrator.study import run_study
+
+from journals import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.journal import Entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -46,15 +48,15 @@ class Noting(TrainingWorker):
         return report
 
 
-class Counting(Watcher):
+class Counting(StudyCallback):
     """Tells when some trials have finished."""
 
     def __init__(self) -> None:
         self.finished = 0
         self.some = threading.Event()
 
-    def event(self, event: Event) -> None:
-        self.finished += event.kind == "finished"
+    def on_event(self, entry: Entry) -> None:
+        self.finished += entry.event.kind == "finished"
         if self.finished >= 4:
             self.some.set()
 
@@ -76,7 +78,7 @@ def test_one_node_dies_and_one_comes_and_the_study_finishes(
     watcher, address = Counting(), cluster.address
     options: dict[str, Any] = {"runs": tmp_path, "address": address, "worker": Noting}
     with ThreadPoolExecutor() as pool:  # Ray adds nodes in the main thread alone
-        study = pool.submit(run_study, file, watcher=watcher, formats=(), **options)
+        study = pool.submit(run_study, file, callback=watcher, formats=(), **options)
         assert watcher.some.wait(200)
         cluster.remove_node(nodes[0], allow_graceful=False)
         added = cluster.add_node(num_cpus=2)

@@ -18,9 +18,10 @@ import ray
 
 from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.execution.placement import ResourceError, count_slots
-from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.schema import Resources
+
+from journals import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

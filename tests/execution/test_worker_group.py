@@ -21,8 +21,9 @@ from sftsearch.orchestrator.execution.placement import ResourceError
 from sftsearch.orchestrator.execution.tune_patches import PatientResourceManager
 from sftsearch.orchestrator.execution.worker import MEMORY, TrainingWorker, failure
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
-from sftsearch.orchestrator.storage.journal import read_events
 from sftsearch.orchestrator.study import run_study
+
+from journals import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

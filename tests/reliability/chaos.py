@@ -34,11 +34,12 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # to be run as a program
 
-from sftsearch.orchestrator.storage.journal import read_events
-from sftsearch.orchestrator.study import read_record
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.studies import read_record
+from sftsearch.orchestrator.tracking.client import open_client
+from sftsearch.orchestrator.tracking.reader import read_study
 
 import drive_study
+from journals import read_events
 from servers import team_servers
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def check(study: Study, told: dict[str, Any]) -> tuple[dict[str, Any], int, int]
     )
     twice = sum(count - 1 for counts in (ended, epochs, in_mlflow) for count in counts.values())
     journal = read_record(study.folder)
-    mlflow = tracking.read_study(study.server.uri, study.name, study.folder.parent)
+    mlflow = read_study(study.server.uri, study.name, study.folder.parent)
     assert mlflow == journal
     kept = {
         "optuna": told["optuna"],
@@ -325,7 +326,7 @@ def differences(kept: dict[str, Any], undisturbed: dict[str, Any]) -> list[Any]:
 
 def runs_by_trial(study: Study) -> Counter[str]:
     """Return how many runs MLflow has of each trial."""
-    client = tracking.open_client(study.server.uri, study.folder.parent)
+    client = open_client(study.server.uri, study.folder.parent)
     experiment = client.get_experiment_by_name(study.name)
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     return Counter(key for run in runs if (key := run.data.tags["sftsearch.trial"]))

@@ -23,14 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # to be run as a program
 
-from sftsearch.orchestrator.storage.journal import read_events
-from sftsearch.orchestrator.study import Watcher, read_record, run_study
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.callback import StudyCallback
+from sftsearch.orchestrator.studies import read_record
+from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.tracking.bookkeeping import num_mirrored
+from sftsearch.orchestrator.tracking.client import open_client
+from sftsearch.orchestrator.tracking.mirror import _all_runs
+from sftsearch.orchestrator.tracking.reader import read_study
 
+from journals import read_events
 from servers import team_servers
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.journal import Entry
 
     from servers import MlflowServer
 
@@ -71,20 +76,18 @@ class Pausing:
         return report
 
 
-class Outage(Watcher):
+class Outage(StudyCallback):
     """Kills the server, waits, starts it again, and waits until MLflow has what it missed."""
 
     def __init__(self, server: MlflowServer, folder: Path, seconds: float) -> None:
         self.server, self.folder, self.seconds = server, folder, seconds
-        self.finished = self.through = 0
+        self.finished = 0
         self.missed, self.caught_up = 0, float("nan")
         self.thread = threading.Thread(target=self.happen)
         self.over = threading.Event()
 
-    def event(self, event: Event) -> None:
-        self.finished += event.kind == "finished"
-        if event.kind == "mirrored":
-            self.through = event.body["through"]
+    def on_event(self, entry: Entry) -> None:
+        self.finished += entry.event.kind == "finished"
         if self.finished == BEFORE and not self.thread.ident:
             self.thread.start()
 
@@ -95,7 +98,7 @@ class Outage(Watcher):
         last = max(event.id for event in read_events(self.folder))
         self.server.start()
         began = time.monotonic()
-        while self.through < last and not self.over.wait(0.05):
+        while num_mirrored(self.folder) < last and not self.over.wait(0.05):
             pass
         self.caught_up = time.monotonic() - began
 
@@ -117,7 +120,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
             runs / "outage.yaml",
             runs=runs,
             tracking_uri=server.uri,
-            watcher=outage,
+            callback=outage,
             worker=worker,
             formats=(),
         )
@@ -126,12 +129,10 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         assert result.complete
         assert not result.tracking_problem, result.tracking_problem
         journal = read_record(runs / "outage")
-        assert tracking.read_study(server.uri, "outage", runs) == journal
-        client = tracking.open_client(server.uri, runs)
+        assert read_study(server.uri, "outage", runs) == journal
+        client = open_client(server.uri, runs)
         number = client.get_experiment_by_name("outage").experiment_id
-        seen = Counter(
-            run.data.tags["sftsearch.trial"] for run in tracking._all_runs(client, number)
-        )
+        seen = Counter(run.data.tags["sftsearch.trial"] for run in _all_runs(client, number))
     del seen[""]
     return {
         "away_seconds": seconds,

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from sftsearch.orchestrator.storage.journal import read_events
-from sftsearch.orchestrator.study import read_record
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.studies import read_record
+from sftsearch.orchestrator.tracking.client import default_uri, open_client
+from sftsearch.orchestrator.tracking.reader import read_study
 
 import drive_study
+from journals import read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +90,7 @@ def check(runs: Path, result: dict[str, Any]) -> dict[str, Any]:
     states = Counter(trial["state"] for trial in result["optuna"])
     assert states["COMPLETE"] == len(told) == 4 - states["RUNNING"]
     journal = read_record(folder)
-    mlflow = tracking.read_study(tracking.default_uri(runs), "kill", runs)
+    mlflow = read_study(default_uri(runs), "kill", runs)
     assert mlflow == journal
     assert runs_by_trial(runs) == dict.fromkeys((trial.key for trial in journal.trials), (1, 3))
     return {
@@ -107,7 +108,7 @@ def check(runs: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 def runs_by_trial(runs: Path) -> dict[str, tuple[int, int]]:
     """Return MLflow's runs and epochs of validation loss by trial."""
-    client = tracking.open_client(tracking.default_uri(runs), runs)
+    client = open_client(default_uri(runs), runs)
     experiment = client.get_experiment_by_name("kill")
     found: dict[str, tuple[int, int]] = {}
     for run in client.search_runs([experiment.experiment_id], max_results=1000):

@@ -28,12 +28,13 @@ from sftsearch.orchestrator.samplers.base import (
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.seeds import derive_seed
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.surrogate.model import Beliefs
-from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import Branch
 from sftsearch.search_spaces.space import Point, Space
+
+from journals import Journal
+from observed import Observations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,8 +351,8 @@ class Toy:
             "warmup": 0,
             "group": "",
         }
-        observed = self.past.admit(number, decided.id, decided.point, body)
-        self.past.begin(observed, 0)
+        observed = self.past.enter(number, decided.id, decided.point, body)
+        self.past.await_(observed, 0)
         self.past.finish(observed, 0, list(self.values[-1]), 1.0)
 
     def resumed(self) -> Toy:

@@ -8,27 +8,32 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sftsearch.orchestrator.search.budget import CONVERGED_GAIN, Budget
-from sftsearch.orchestrator.storage.journal import Event
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.events import Expected, Opened, Told
+from sftsearch.orchestrator.storage.journal import Entry
 
 from toy_study import Memory, Training, noise, source_of, uneven, width
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.search.engine import Search
+    from sftsearch.orchestrator.storage.event import Event
+
+    from journals import RawEvent
 
 TRAINING = Training(epochs=4, truth=uneven, seconds=60.0)
 """Four minutes a trial."""
 
 
 def run(
-    plan: str, events: list[Event] | None = None, *, slots: int = 1, **more: Any
-) -> tuple[list[Event], Search]:
+    plan: str, events: list[RawEvent] | None = None, *, slots: int = 1, **more: Any
+) -> tuple[list[RawEvent], Search]:
     memory = Memory(source_of(plan, epochs=4, **more), slots=slots)
     journal, search = memory.open(events or [])
     memory.drive(search, TRAINING)
     return list(journal.events()), search
 
 
-def count(events: list[Event], kind: str) -> int:
+def count(events: list[RawEvent], kind: str) -> int:
     return sum(event.kind == kind for event in events)
 
 
@@ -67,9 +72,9 @@ def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
     whole, undisturbed = run(raised, more=resources)
     assert extended[: len(first)] == first
     assert count(extended, "finished") == count(whole, "finished") > count(first, "finished")
-    assert search.budget.epochs == undisturbed.budget.epochs
-    assert search.budget.seconds == pytest.approx(undisturbed.budget.seconds)
-    assert [o.id for o in search.past.all] == [o.id for o in undisturbed.past.all]
+    assert search.known.budget.epochs == undisturbed.known.budget.epochs
+    assert search.known.budget.seconds == pytest.approx(undisturbed.known.budget.seconds)
+    assert [o.id for o in search.known.past.all] == [o.id for o in undisturbed.known.past.all]
 
 
 def test_replicates_that_wait_are_run_after_the_limit_too() -> None:
@@ -82,7 +87,7 @@ def test_what_is_reported_gets_its_fresh_replicates_beyond_the_limit() -> None:
     plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 3}, max_epochs: 20"
     events, search = run(plan)
     assert count(events, "frozen") == 1
-    assert search.num_admitted == 5
+    assert search.state.num_trials == 5
     assert count(events, "finished") == 5 + 3 * len(events[-1].body["reported"])
 
 
@@ -99,52 +104,55 @@ def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
     assert search.why_ended() == "nothing more is expected of going on"
     assert max(gains[-2:]) < CONVERGED_GAIN
     assert all(max(a, b) >= CONVERGED_GAIN for a, b in itertools.pairwise(gains[:-1]))
-    assert len(search.past) < 10
+    assert len(search.known.past) < 10
     again = Memory(source_of("sampler: front, trials: 40", space=SPACE))
     _, extended = again.open(list(journal.events()))
     again.drive(extended, flat)
     assert extended.why_ended() == "the space is used up"
-    assert len(extended.past) == 10
+    assert len(extended.known.past) == 10
 
 
 def test_a_study_goes_on_while_much_is_expected() -> None:
     """Values that nothing explains: any configuration may be the best at its cost."""
-    wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.rpartition("-")[0]), sigma=1e-4)
+    wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.configuration_id), sigma=1e-4)
     memory = Memory(source_of("sampler: front, trials: 40, until_converged: true", space=SPACE))
     _, search = memory.open()
     memory.drive(search, wild)
-    assert len(search.past) >= 9
+    assert len(search.known.past) >= 9
 
 
 # ------------------------------------------------------------------- the clock
 
 
-def event_at(time: float, kind: str = "told") -> Event:
-    return Event(1, time, kind, {})
+OPENED, TOLD = Opened(5, 1), Told(0, "complete", [])
 
 
 def budget_of(limit: str) -> Budget:
     study = source_of(f"trials: 5, {limit}").study
-    return Budget(study.search)
+    return Budget(study.search, study.resources)
+
+
+def tell(budget: Budget, event: Event, time: float = 0.0) -> None:
+    budget.apply(Entry(1, time, event), StudyState())
 
 
 def test_time_between_drivers_and_a_clock_set_back_do_not_count() -> None:
     budget = budget_of("max_hours: 1")
-    for time, kind in ((100, "created"), (100, "opened"), (160, "told"), (9000, "opened")):
-        budget.note_time(event_at(time, kind))
+    for time, event in ((100, TOLD), (100, OPENED), (160, TOLD), (9000, OPENED)):
+        tell(budget, event, time)
     assert budget.seconds == 60
     for time in (9030, 9000, 9010):
-        budget.note_time(event_at(time))
+        tell(budget, TOLD, time)
     assert budget.seconds == 100
     assert budget.exceeded() == ""
-    budget.note_time(event_at(9010 + 3500))
+    tell(budget, TOLD, 9010 + 3500)
     assert budget.exceeded() == "the limit of 1 hours was reached"
 
 
 def test_gains_count_only_twice_in_a_row() -> None:
     budget = budget_of("until_converged: true")
     for gain in (0.0005, 0.2, 0.0009, 0.001, 0.0):
-        budget.note_gain(gain)
+        tell(budget, Expected(0, gain))
         assert budget.exceeded() == ""
-    budget.note_gain(0.0)
+    tell(budget, Expected(0, 0.0))
     assert budget.exceeded() == "nothing more is expected of going on"

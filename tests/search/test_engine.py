@@ -13,16 +13,16 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.search import engine as searches
-from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.search.state import StudyState, record_of
 
+from journals import Journal
 from toy_study import STUDY, TPE, Toy, finish, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sftsearch.orchestrator.storage.journal import Event
+    from journals import RawEvent
 
 CONTINUOUS = STUDY.replace(
     "patch: 8", "patch: 8\n    learning_rate: {{kind: float, low: 1e-4, high: 1e-2, log: true}}"
@@ -54,13 +54,13 @@ def test_every_trial_once_and_the_mean_over_seeds_told_once(tmp_path: Path) -> N
     admitted = {body["number"]: body for kind, body in events if kind == "admitted"}
     assert told.keys() == admitted.keys()
     assert len(told) == 12
-    complete = [t for t in search.optuna.study.trials if t.state == TrialState.COMPLETE]
+    complete = [t for t in search.known.optuna.study.trials if t.state == TrialState.COMPLETE]
     assert len(complete) == 12
     for number, body in admitted.items():
         gflops = body["cost"]["gflops"]
         mean = 1 - 1 / (1 + 2000 * gflops) + 0.005  # of seeds 0 and 1
         assert told[number]["values"] == pytest.approx([mean, gflops], rel=1e-12)
-        assert search.optuna.study.trials[number].values == told[number]["values"]
+        assert search.known.optuna.study.trials[number].values == told[number]["values"]
 
 
 def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) -> None:
@@ -87,14 +87,14 @@ def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) 
     assert max(body["cost"]["parameters"] for body in admitted) <= 40_000
     refused = [body for kind, body in toy.events() if kind == "refused"]
     assert {body["reason"] for body in refused} == {"over limit"}
-    pruned = [t for t in search.optuna.study.trials if t.state == TrialState.PRUNED]
+    pruned = [t for t in search.known.optuna.study.trials if t.state == TrialState.PRUNED]
     assert [trial.number for trial in pruned] == [body["number"] for body in refused]
     assert 0 < len(pruned) < 60
     assert all(trial.constraints["admission"] > 0 for trial in pruned)
     again, replayed = toy.open()
     again.close()
     states = [trial.state for trial in replayed.optuna.study.trials]
-    assert states == [trial.state for trial in search.optuna.study.trials]
+    assert states == [trial.state for trial in search.known.optuna.study.trials]
 
 
 @pytest.mark.parametrize("sampler", ["{kind: exhaustive}", "{kind: random, seed: 3}"])
@@ -105,7 +105,7 @@ def test_a_used_up_space_ends_the_study(tmp_path: Path, sampler: str) -> None:
     journal.close()
     admission = Admission(toy.source, describe("wearables"))
     assert admission.table is not None
-    assert search.num_finished == len(admission.table)
+    assert search.state.num_ended["finished"] == len(admission.table)
     assert search.used_up
     if "exhaustive" in sampler:
         costs = [body["cost"]["gflops"] for kind, body in toy.events() if kind == "admitted"]
@@ -132,7 +132,9 @@ def test_a_resumed_study_has_every_trial_once(
     numbers = [body["number"] for kind, body in events if kind == "proposed"]
     assert numbers == list(range(len(numbers)))
     replayed = toy.open()
-    for a, b in zip(resumed.optuna.study.trials, replayed[1].optuna.study.trials, strict=True):
+    for a, b in zip(
+        resumed.known.optuna.study.trials, replayed[1].optuna.study.trials, strict=True
+    ):
         assert (a.params, a.state, a.values) == (b.params, b.state, b.values)
     replayed[0].close()
 
@@ -178,13 +180,13 @@ def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path)
     journal, search = toy.open()
     first = search.propose()
     assert first is not None
-    search.fail(first.key, "it broke")
+    search.on_failure(first.key, "it broke")
     run(search)
     journal.close()
-    assert (search.num_failed, search.num_finished) == (1, 7)
-    assert search.optuna.study.trials[0].state == TrialState.FAIL
+    assert (search.state.num_ended["failed"], search.state.num_ended["finished"]) == (1, 7)
+    assert search.known.optuna.study.trials[0].state == TrialState.FAIL
     with Journal(toy.folder) as again:
-        trials = {trial.key: trial for trial in study_record.from_events(again.events()).trials}
+        trials = {trial.key: trial for trial in record_of(StudyState.of(again.entries())).trials}
     assert (trials[first.key].status, trials[first.key].reason) == ("failed", "it broke")
 
 
@@ -230,7 +232,7 @@ def test_a_trial_that_ended_is_not_heard_again(tmp_path: Path) -> None:
     finish(search, trial)
     last = journal.last_id
     search.finish(trial.key, {"top1": 1.0, **trial.cost}, {})
-    search.fail(trial.key, "late")
+    search.on_failure(trial.key, "late")
     assert not search.report(trial.key, {"epoch": 3, "top1": 1.0})
     assert journal.last_id == last
     journal.close()
@@ -243,10 +245,10 @@ def test_more_trials_extend_a_finished_study(tmp_path: Path) -> None:
     journal.close()
     large = Toy(tmp_path, trials=10)
     journal, search = large.open()
-    assert search.num_finished == 6
+    assert search.state.num_ended["finished"] == 6
     run(search)
     journal.close()
-    assert search.num_finished == 10
+    assert search.state.num_ended["finished"] == 10
 
 
 # ------------------------------------------------------------------- balance
@@ -279,7 +281,7 @@ def test_balanced_branches_take_turns_until_they_are_used_up(
         assignment = search.propose()
         assert assignment is not None
         if i % 3 == 1:
-            search.fail(assignment.key, "it broke")
+            search.on_failure(assignment.key, "it broke")
         else:
             finish(search, assignment)
     assert search.exhausted
@@ -311,7 +313,7 @@ def test_a_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, samp
     admission = Admission(toy.source, describe("wearables"))
     assert admission.table is not None
     assert search.used_up
-    assert search.num_finished == len(admission.table)
+    assert search.state.num_ended["finished"] == len(admission.table)
 
 
 class KilledError(Exception):
@@ -351,7 +353,7 @@ def test_a_study_killed_after_any_event_proposes_what_the_undisturbed_one_does(
         assert proposals(toy.events()) == proposals(events)
 
 
-def _die_after(last: int, event: Event) -> None:
+def _die_after(last: int, event: RawEvent) -> None:
     if event.id == last:
         raise KilledError
 

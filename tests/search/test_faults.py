@@ -16,15 +16,16 @@ import pytest
 
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
-from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.surrogate import model
 from sftsearch.search_spaces.load import StudyFileError
 
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.search.engine import Assignment, Search
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
+
+    from journals import RawEvent
 
 WIDE = "  - {kind: sft, patch: 8, num_heads: 4, fused_layers: 1, dim: 8,\n" + (
     "     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}}\n"
@@ -48,9 +49,9 @@ CASES = {
 """Sections of study files, each with events of its own."""
 
 
-def gifted(assignment: Assignment) -> float:
+def gifted(assignment: TrialSuggestion) -> float:
     """A mean by which every other configuration is hopeless, so that rules have what to stop."""
-    hopeless = noise(assignment.key.rpartition("-")[0]) > 0
+    hopeless = noise(assignment.key.configuration_id) > 0
     return uneven(assignment) - 0.3 * hopeless
 
 
@@ -62,7 +63,7 @@ def memory_of(name: str, **more: Any) -> Memory:
     return Memory(source_of(CASES[name], epochs=4, space=space), **more)
 
 
-def check_complete(events: list[Event], search: Search, *why: str) -> None:
+def check_complete(events: list[RawEvent], search: Search, *why: str) -> None:
     """Check that every trial of a journal ended once, and that the journal says how it ended."""
     given: Counter[str] = Counter()
     for event in events:
@@ -80,10 +81,12 @@ def check_complete(events: list[Event], search: Search, *why: str) -> None:
     assert told == Counter(e.body["number"] for e in events if e.kind == "admitted")
     assert search.exhausted
     assert search.why_ended() in why
-    assert (search.num_finished, search.num_failed, search.num_stopped) == tuple(
-        sum(e.kind == kind for e in events) for kind in ("finished", "failed", "stopped")
-    )
-    has_front = any(observed.is_complete for observed in search.past.all)
+    assert (
+        search.state.num_ended["finished"],
+        search.state.num_ended["failed"],
+        search.state.num_ended["stopped"],
+    ) == tuple(sum(e.kind == kind for e in events) for kind in ("finished", "failed", "stopped"))
+    has_front = any(observed.is_complete for observed in search.known.past.all)
     assert (events[-1].kind == "concluded") == has_front
 
 
@@ -95,25 +98,36 @@ def state_of(search: Search) -> dict[str, Any]:
     return {
         "past": [
             (o.id, o.number, o.values, o.pending, o.fresh, o.failed, o.stopped, o.group, o.epochs)
-            for o in search.past.all
+            for o in search.known.past.all
         ],
-        "fitted": search.past.num_fitted,
-        "hyperparameters": repr(search.past.hyperparameters),
-        "rule": vars(search.rule),
-        "used": (search.budget.trials, search.budget.epochs, search.budget.gpu_seconds),
-        "ended": (search.num_finished, search.num_failed, search.num_stopped, search.frozen),
-        "optuna": [(t.params, t.state, t.values, t.user_attrs) for t in search.optuna.study.trials],
+        "fitted": search.known.past.num_fitted,
+        "hyperparameters": repr(search.known.past.hyperparameters),
+        "rule": vars(search.known.rule),
+        "used": (
+            search.known.budget.trials,
+            search.known.budget.epochs,
+            search.known.budget.gpu_seconds,
+        ),
+        "ended": (
+            search.state.num_ended["finished"],
+            search.state.num_ended["failed"],
+            search.state.num_ended["stopped"],
+            search.state.frozen,
+        ),
+        "optuna": [
+            (t.params, t.state, t.values, t.user_attrs) for t in search.known.optuna.study.trials
+        ],
         "running": search.num_running,
     }
 
 
-def decisions(events: list[Event]) -> list[tuple[str, str]]:
+def decisions(events: list[RawEvent]) -> list[tuple[str, str]]:
     """Return what was decided and heard, in order; drivers come and go."""
     drivers = ("opened", "started", "concluded")
     return [(e.kind, json.dumps(e.body)) for e in events if e.kind not in drivers]
 
 
-def between(events: list[Event]) -> list[int]:
+def between(events: list[RawEvent]) -> list[int]:
     """Return a place between each two kinds of event that follow one another somewhere."""
     found: dict[tuple[str, str], list[int]] = {}
     for number, (before, after) in enumerate(itertools.pairwise(events), start=1):
@@ -172,7 +186,7 @@ class KilledError(Exception):
     """The driver dies."""
 
 
-def die_after(last: int, event: Event) -> None:
+def die_after(last: int, event: RawEvent) -> None:
     if event.id == last:
         raise KilledError
 
@@ -181,7 +195,7 @@ def die_after(last: int, event: Event) -> None:
 def test_a_study_whose_drivers_die_all_the_time_comes_to_its_end(name: str) -> None:
     """Each lives for a few events."""
     memory, random_ = memory_of(name, slots=2), random.Random(1)
-    events: list[Event] = []
+    events: list[RawEvent] = []
     for _ in range(1000):
         journal, search = memory.open(events)
         last = journal.last_id + random_.randint(1, 25)
@@ -203,24 +217,24 @@ class Failing(Training):
 
     lost = 0
 
-    def fate(self, assignment: Assignment, epoch: int) -> str:
+    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
         return ""
 
-    def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
+    def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
         key, fate = assignment.key, self.fate(assignment, epoch)
         if fate == "dies":
-            search.fail(key, "the worker process died")
+            search.on_failure(key, "the worker process died")
             return False
         if fate in ("is lost once", "is lost each time"):
             self.lost += 1
             if fate == "is lost each time" or self.lost % 2:
-                search.lose(key, "the worker process died")
+                search.on_worker_lost(key, "the worker process died")
                 return False
         if fate == "nan":
             return search.report(key, {"epoch": epoch, "top1": math.nan})
         goes_on = super().step(search, assignment, epoch)
         if fate == "dies after its report" and goes_on:
-            search.fail(key, "the worker process died")
+            search.on_failure(key, "the worker process died")
             return False
         if fate == "twice" and goes_on:
             assert search.report(key, {"epoch": epoch, "top1": self.value(assignment, epoch)})
@@ -231,7 +245,7 @@ class Failing(Training):
 
 def run(
     search: str, training: Training, *, space: str = LISTED, slots: int = 1, **more: Any
-) -> tuple[list[Event], Search]:
+) -> tuple[list[RawEvent], Search]:
     memory = Memory(source_of(search, space=space, epochs=training.epochs, **more), slots=slots)
     journal, found = memory.open()
     memory.drive(found, training)
@@ -245,7 +259,7 @@ class Hit(Failing):
         super().__init__(epochs=4, truth=uneven)
         self.kind, self.at = kind, at
 
-    def fate(self, assignment: Assignment, epoch: int) -> str:
+    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
         is_hit = int(assignment.key[:2], 16) % 3 == 0
         return self.kind if is_hit and epoch == self.at else ""
 
@@ -261,7 +275,7 @@ def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, a
     events = list(journal.events())
     check_complete(events, search, search.why_ended())
     harmless = kind == "twice" or (kind == "dies after its report" and at == 4)
-    assert (search.num_failed == 0) == harmless
+    assert (search.state.num_ended["failed"] == 0) == harmless
     pairs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
     assert set(pairs.values()) == {1}
     assert state_of(memory.open(events)[1]) == state_of(search)
@@ -296,7 +310,7 @@ def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
 
 
 class Broken(Failing):
-    def fate(self, assignment: Assignment, epoch: int) -> str:
+    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
         return "dies" if assignment.seed == 0 else ""
 
 
@@ -308,7 +322,7 @@ def test_where_every_first_replicate_fails_the_study_ends_without_a_front(
     plan = f"sampler: {sampler}, trials: 12, replicates: {replicates}"
     events, search = run(plan, Broken(), slots=2)
     check_complete(events, search, ALL_RAN)
-    assert search.past.measured().ids == []
+    assert search.known.past.measured().ids == []
     assert not [e for e in events if e.kind in ("replicated", "frozen", "concluded", "fitted")]
 
 
@@ -320,10 +334,10 @@ def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, 
     events, search = run(f"{plan}, stopping: {{kind: front, min_epochs: 1}}", flat, slots=2)
     check_complete(events, search, ALL_RAN)
     concluded = events[-1].body
-    costs = {o.id: o.cost["gflops"] for o in search.past.all}
+    costs = {o.id: o.cost["gflops"] for o in search.known.past.all}
     cheapest = min(costs.values())
     assert min(costs[i] for i in concluded["reported"]) == cheapest
-    assert search.num_stopped == 0
+    assert search.state.num_ended["stopped"] == 0
     # Beliefs may differ by what is left of the prior, not by what anybody would care about.
     means = [belief["mean"] for belief in concluded["beliefs"].values()]
     assert np.ptp(means) < 1e-3
@@ -336,13 +350,13 @@ def test_a_space_of_one_configuration(replicates: str, until: str, slots: int) -
     plan = f"sampler: front, trials: 12, replicates: {replicates}, until_converged: {until}"
     events, search = run(plan, Training(), space=ONE, slots=slots)
     check_complete(events, search, USED_UP)
-    assert len(search.past) == 1
+    assert len(search.known.past) == 1
     # Nothing competes with it, so that more replicates would change nothing.
     first = 2 if replicates == "2" else 1
-    assert search.num_admitted == first
-    assert search.num_finished == first + (2 if "fresh" in replicates else 0)
-    assert events[-1].body["reported"] == [search.past.all[0].id]
-    assert events[-1].body["beliefs"][search.past.all[0].id]["on_front"] == 1
+    assert search.state.num_trials == first
+    assert search.state.num_ended["finished"] == first + (2 if "fresh" in replicates else 0)
+    assert events[-1].body["reported"] == [search.known.past.all[0].id]
+    assert events[-1].body["beliefs"][search.known.past.all[0].id]["on_front"] == 1
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -354,9 +368,9 @@ def test_fewer_configurations_than_trials(sampler: str, replicates: str, slots: 
     noisy = Training(sigma=0.05, truth=lambda a: 0.6 + 0.2 * a.cost["gflops"])
     events, search = run(plan, noisy, space=width(8, 16, 24), slots=slots)
     check_complete(events, search, USED_UP)
-    assert len(search.past) == 3
+    assert len(search.known.past) == 3
     assert search.used_up
-    most = max(len(o.values.keys() - o.fresh) for o in search.past.all)
+    most = max(len(o.values.keys() - o.fresh) for o in search.known.past.all)
     few, many = {"1": (1, 1), "{min: 1, max: 3}": (2, 3)}.get(replicates, (3, 4))
     assert few <= most <= many
 
@@ -370,7 +384,7 @@ def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
     limit = "constraints: [{metric: parameters, max: 10}]"
     events, search = run(f"sampler: {sampler}, trials: 4", Training(), space=WIDE, more=limit)
     check_complete(events, search, USED_UP)
-    assert len(search.past) == 0
+    assert len(search.known.past) == 0
 
 
 def test_where_limits_leave_nothing_of_a_small_space_nothing_begins() -> None:
@@ -389,8 +403,8 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
     limit = "constraints: [{metric: parameters, max: 6000}]"
     events, search = run("sampler: front, trials: 6", Training(), space=space, more=limit)
     check_complete(events, search, ALL_RAN)
-    assert len(search.past) == 6
-    assert {o.parameters["dim"] for o in search.past.all} == {8}
+    assert len(search.known.past) == 6
+    assert {o.parameters["dim"] for o in search.known.past.all} == {8}
 
 
 def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
@@ -407,11 +421,11 @@ def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
         assert len(later) + len(withdrawn) == len(firsts)
         assert (not later) == (slots == 1)
         assert {body["reason"] for body in later} <= {"another replicate was stopped"}
-        assert search.num_admitted == 20
+        assert search.state.num_trials == 20
         stopped = {body["trial"].rpartition("-")[0] for body in stops}
-        assert not stopped & set(search.past.measured().ids)
+        assert not stopped & set(search.known.past.measured().ids)
         states = {e.body["number"]: e.body["state"] for e in events if e.kind == "told"}
-        for observed in search.past.all:
+        for observed in search.known.past.all:
             assert (states[observed.number] == "stopped") == (observed.id in stopped)
 
 
@@ -439,7 +453,7 @@ def _keys(body: dict[str, Any]) -> list[str]:
 
 
 class FreshBroken(Failing):
-    def fate(self, assignment: Assignment, epoch: int) -> str:
+    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
         return "dies" if assignment.seed > 0 else ""
 
 
@@ -448,7 +462,7 @@ def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
     events, search = run(plan, FreshBroken(truth=uneven))
     check_complete(events, search, ALL_RAN)
     frozen = {i for e in events if e.kind == "frozen" for i in e.body["seeds"]}
-    assert search.num_failed == len(frozen) > 0
+    assert search.state.num_ended["failed"] == len(frozen) > 0
     assert not frozen & set(events[-1].body["reported"])
 
 
@@ -468,7 +482,7 @@ def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
         for identity, seeds in second.items():
             assert len(seeds) == 2
             assert not set(seeds) & set(first.get(identity, []))
-            assert extended.past[identity].fresh == set(seeds)
+            assert extended.known.past[identity].fresh == set(seeds)
         assert whole[-1].body["reported"] == list(second)
 
 
@@ -483,11 +497,11 @@ def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind
     journal.listen(functools.partial(die_after, last))
     end = {
         "finished": lambda: search.finish(first.key, {"top1": 0.5, **first.cost}, {}),
-        "failed": lambda: search.fail(first.key, "it broke"),
+        "failed": lambda: search.on_failure(first.key, "it broke"),
     }
     with pytest.raises(KilledError):
         end[kind]()
-    search.fail(first.key, "the worker process died")
+    search.on_failure(first.key, "the worker process died")
     search.finish(first.key, {"top1": 0.7, **first.cost}, {})
     assert [event.kind for event in journal.events()][-1] == kind
     assert journal.last_id == last
@@ -500,8 +514,10 @@ def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()
     memory.drive(search, Hit("dies", 2))
-    trials = study_record.from_events(journal.events()).trials
+    trials = record_of(StudyState.of(journal.entries())).trials
     counts = Counter(trial.status for trial in trials)
     assert counts == Counter(
-        finished=search.num_finished, failed=search.num_failed, stopped=search.num_stopped
+        finished=search.state.num_ended["finished"],
+        failed=search.state.num_ended["failed"],
+        stopped=search.state.num_ended["stopped"],
     )

@@ -15,27 +15,28 @@ from toy_study import Memory, Training, noise, source_of, uneven, width
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.search.engine import Assignment, Search
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
+
+    from journals import RawEvent
 
 
 def run(
     search: str, training: Training, *, slots: int = 1, **more: Any
-) -> tuple[list[Event], Search]:
+) -> tuple[list[RawEvent], Search]:
     memory = Memory(source_of(search, epochs=training.epochs, **more), slots=slots)
     journal, found = memory.open()
     memory.drive(found, training)
     return list(journal.events()), found
 
 
-def by_width(**truths: float) -> Callable[[Assignment], float]:
+def by_width(**truths: float) -> Callable[[TrialSuggestion], float]:
     """Return the mean of each width: `w8=0.7`."""
     return lambda assignment: truths[f"w{assignment.parameters['dim']}"]
 
 
 def counts_of(search: Search) -> dict[int, int]:
     """Return how many replicates each width had, fresh ones left out."""
-    return {o.parameters["dim"]: len(o.values.keys() - o.fresh) for o in search.past.all}
+    return {o.parameters["dim"]: len(o.values.keys() - o.fresh) for o in search.known.past.all}
 
 
 # ----------------------------------------------------------------- replicates
@@ -49,11 +50,11 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
     plan = f"sampler: front, trials: 45, replicates: {replicates}"
     events, search = run(plan, Training(truth=uneven, sigma=0.05), slots=slots)
     least, most = (1, 3) if "min: 1" in replicates else (2, 5)
-    counts = [len(o.values.keys() - o.fresh) for o in search.past.all]
+    counts = [len(o.values.keys() - o.fresh) for o in search.known.past.all]
     assert min(counts) == least
     assert least < max(counts) <= most
-    assert sum(counts) == search.num_admitted == 45
-    for observed in search.past.all:  # numbered in turn, so that folds are taken in turn too
+    assert sum(counts) == search.state.num_trials == 45
+    for observed in search.known.past.all:  # numbered in turn, so that folds are taken in turn too
         assert sorted(observed.values) == list(range(len(observed.values)))
     frozen = [e.body["seeds"] for e in events if e.kind == "frozen"]
     if "fresh" not in replicates:
@@ -62,9 +63,9 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
     (seeds,) = frozen
     reported = events[-1].body["reported"]
     assert list(seeds) == reported
-    for observed in search.past.all:
+    for observed in search.known.past.all:
         assert len(observed.fresh) == (3 if observed.id in seeds else 0)
-    assert search.num_finished == 45 + 3 * len(reported)
+    assert search.state.num_ended["finished"] == 45 + 3 * len(reported)
 
 
 def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopeless() -> None:
@@ -81,9 +82,9 @@ def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopele
 
 def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     class Sometimes(Training):
-        def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
+        def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
             if int(assignment.key[:2], 16) % 4 == 0:
-                search.fail(assignment.key, "it broke")
+                search.on_failure(assignment.key, "it broke")
                 return False
             return super().step(search, assignment, epoch)
 
@@ -101,15 +102,15 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
             assert event.body["configuration_id"] not in ended
             num_replicated += 1
     assert num_replicated > 0
-    assert search.num_failed > 0
-    assert search.num_stopped > 0
+    assert search.state.num_ended["failed"] > 0
+    assert search.state.num_ended["stopped"] > 0
 
 
 def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_seconds() -> None:
     """By quadrature over the move of one mean, and over budgets on a grid."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
     _, search = run(plan, Training(truth=uneven, sigma=0.1, seconds=7.0), space=width(*WIDTHS))
-    measured, posterior = search.past.measured(), search.beliefs.posterior()
+    measured, posterior = search.known.past.measured(), search.known.beliefs.posterior()
     budgets = np.linspace(0, 1.01, 20_001)
     u = posterior.u[:, 0]
 
@@ -126,13 +127,13 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
         shifts = np.eye(len(u))[i] * move[i] * quantiles[:, None]
         rises.append(np.mean([area(posterior.means + shift) for shift in shifts]))
     rates = (np.array(rises) - area(posterior.means)) / measured.seconds
-    option = search.beliefs.best_replicate(3)
+    option = search.known.beliefs.best_replicate(3)
     assert option is not None
     assert option.rate == pytest.approx(rates.max(), rel=0.02)
     chosen = measured.ids.index(option.configuration_id)  # its rival's rate may be the same
     assert rates[chosen] == pytest.approx(rates.max(), rel=0.02)
     assert measured.seconds == pytest.approx(np.full(len(u), 14.0))  # two epochs of seven
-    assert search.beliefs.best_replicate(2) is None
+    assert search.known.beliefs.best_replicate(2) is None
 
 
 WIDTHS = (8, 16, 24, 32, 40, 48)
@@ -142,7 +143,7 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
     """Seconds are those of the configuration's own replicates."""
 
     class Uneven(Training):
-        def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
+        def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
             self.seconds = 1.0 if assignment.parameters["dim"] == 16 else 1000.0
             return super().step(search, assignment, epoch)
 
@@ -181,7 +182,7 @@ def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None
     rising = Training(epochs=8, sigma=0.0005)
     events, search = run(f"sampler: random, trials: 27, {FRONT}", rising)
     judged = [e.body for e in events if e.kind == "judged"]
-    assert search.num_stopped == 0
+    assert search.state.num_ended["stopped"] == 0
     assert any(body["probability"] is not None for body in judged)
     blind = "stopping: {kind: median, audit_share: 0}"
     assert run(f"sampler: random, trials: 27, {blind}", rising)[1].num_stopped > 5
@@ -191,13 +192,13 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     """A third of the configurations end 0.3 below what their cost affords elsewhere."""
     truths: dict[str, float] = {}
 
-    def truth(assignment: Assignment) -> float:
+    def truth(assignment: TrialSuggestion) -> float:
         mean = uneven(assignment) - 0.3 * (scattered(assignment.key) > 0.4)
         return truths.setdefault(assignment.key, mean)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
     events, search = run(f"sampler: random, trials: 27, {FRONT}", training)
-    costs = {o.id: o.cost["gflops"] for o in search.past.all}
+    costs = {o.id: o.cost["gflops"] for o in search.known.past.all}
     values: dict[str, float] = {}
     for event in events:
         body = event.body
@@ -213,9 +214,11 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
             assert body["best"] == pytest.approx(max(affordable), abs=0.02)
             assert body["threshold"] == body["best"] - 0.005
             assert len(values) >= 8
-    hopeless = [o for o in search.past.all if o.stopped and scattered(f"{o.id}-0") > 0.4]
+    hopeless = [o for o in search.known.past.all if o.stopped and scattered(f"{o.id}-0") > 0.4]
     assert len(hopeless) >= 3
-    assert not {o.id for o in search.past.all if o.stopped} & set(search.beliefs.front())
+    assert not {o.id for o in search.known.past.all if o.stopped} & set(
+        search.known.beliefs.front()
+    )
 
 
 @pytest.mark.parametrize("kind", ["front", "mo_asha", "median"])
@@ -229,14 +232,14 @@ def test_only_the_first_replicate_is_judged(kind: str) -> None:
 
 
 def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong() -> None:
-    def truth(assignment: Assignment) -> float:
+    def truth(assignment: TrialSuggestion) -> float:
         return uneven(assignment) - 0.3 * (scattered(assignment.key) > 0.4)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
     plan = "sampler: random, trials: 27, stopping: {kind: front, audit_share: 1}"
     events, search = run(plan, training)
     audited = [e.body["trial"] for e in events if e.kind == "judged" and e.body["audit"]]
-    assert search.num_stopped == 0
+    assert search.state.num_ended["stopped"] == 0
     assert len(audited) == len(set(audited)) >= 3
     assert events[-1].body["audits"]["num"] == len(audited)
     assert events[-1].body["audits"]["rate"] == 0

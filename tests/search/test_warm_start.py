@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.orchestrator.search import warm_start
+from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.search.warm_start import WarmStartError
-from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.storage.journal import Journal, read_events
-from sftsearch.orchestrator.study import begin_or_continue, check_study, refuse_surprises
-from sftsearch.orchestrator.surrogate.observations import Imported, Observations
+from sftsearch.orchestrator.studies import check_study, read_record
+from sftsearch.orchestrator.study import StudySession
 from sftsearch.search_spaces.load import StudyFileError
 from sftsearch.search_spaces.space import Point
+
+from journals import Journal, read_events
+from observed import Observations, imported
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.search.engine import Assignment
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.search.engine import TrialSuggestion
+
+    from journals import RawEvent
 
 STUDY = """
 study: {name: NAME}
@@ -41,7 +43,7 @@ space:
 """
 
 
-class Driver:
+class Driver(StudyCallback):
     """A study in a folder, begun or gone on with, and trained in the test's own process."""
 
     def __init__(self, runs: Path, name: str, *changes: tuple[str, str], other: str = "") -> None:
@@ -57,18 +59,16 @@ class Driver:
         self.file.write_text(text)
         self.told = ""
 
+    def on_notice(self, text: str) -> None:
+        self.told = text
+
     def run(self, *, ends: int | None = None, first: int = 0) -> Search:
         """Run until so many trials have ended, from a journal as a killed driver leaves it."""
-        source, spec, admission = check_study(self.file)
-        refuse_surprises(source, spec, self.folder, resume=True)
+        session = StudySession(self.file, self.runs, self, {"resume": True})
         with Journal(self.folder) as journal:
-            begin_or_continue(journal, source, spec, admission)
-            section = source.study.warm_start
-            if section is not None:
-                other = self.runs / section.study
-                self.told = warm_start.begin(journal, source, admission, other) or self.told
-            journal.append("opened", trials=source.study.search.trials, slots=1)
-            search = Search(source.study, journal, admission)
+            session.begin_or_continue(journal)
+            journal.append("opened", trials=session.study.search.trials, slots=1)
+            search = Search(session.study, journal, session.admission)
             while not search.exhausted and ends != 0:
                 assignment = search.propose()
                 assert assignment is not None
@@ -78,7 +78,7 @@ class Driver:
                 search.conclude()
         return search
 
-    def events(self, kind: str) -> list[Event]:
+    def events(self, kind: str) -> list[RawEvent]:
         return [event for event in read_events(self.folder) if event.kind == kind]
 
     def proposed(self) -> list[Any]:
@@ -92,7 +92,7 @@ def accuracy(parameters: dict[str, Any], seed: int) -> float:
     return 0.4 + 0.4 * wide - 0.1 * wide**2 + 0.05 * parameters["stride"] + 0.002 * noise
 
 
-def train(search: Search, assignment: Assignment) -> None:
+def train(search: Search, assignment: TrialSuggestion) -> None:
     value = accuracy(assignment.parameters, assignment.seed)
     for epoch in range(assignment.num_journalled + 1, 3):
         metrics = {"epoch": epoch, "top1": value, "seconds": 1.0}
@@ -110,7 +110,7 @@ def other(tmp_path: Path) -> Driver:
 def area_of(driver: Driver) -> float:
     """Return the area under the best mean by cost, over the logarithm of the cost."""
     outcomes: dict[str, list[tuple[float, float]]] = {}
-    for trial in study_record.from_events(read_events(driver.folder)).trials:
+    for trial in read_record(driver.folder).trials:
         pair = (math.log(trial.values["gflops"]), trial.values["top1"])
         outcomes.setdefault(trial.configuration_id, []).append(pair)
     _, _, admission = check_study(driver.file)
@@ -133,7 +133,7 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     warm = Driver(tmp_path, "warm", other="other")
     search = warm.run(ends=0)
     (event,) = warm.events("imported")
-    theirs = study_record.from_events(read_events(other.folder))
+    theirs = read_record(other.folder)
     assert event.body["study"] == "other"
     assert event.body["alike"]
     assert event.body["starts"] == []
@@ -148,11 +148,15 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
         f"Warm start from 'other': {number} of its {number} configurations are in this space and "
         "known from the beginning (12 trials, none of them counted here)."
     )
-    assert (search.num_admitted, search.num_finished, len(search.past)) == (0, 0, 0)
-    assert len(search.past.imported) == number
+    assert (
+        search.state.num_trials,
+        search.state.num_ended["finished"],
+        len(search.known.past),
+    ) == (0, 0, 0)
+    assert len(search.known.past.imported) == number
     search = warm.run()
-    assert search.num_admitted == search.num_finished == 12
-    own = study_record.from_events(read_events(warm.folder))
+    assert search.state.num_trials == search.state.num_ended["finished"] == 12
+    own = read_record(warm.folder)
     assert len(own.trials) == 12
     (concluded,) = warm.events("concluded")
     admitted = {trial.configuration_id for trial in own.trials}
@@ -190,8 +194,8 @@ def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> N
     warm = Driver(tmp_path, "warm", smaller, other="other")
     search = warm.run(ends=0)
     points = [event.body["values"]["dim"] for event in other.events("proposed")]
-    assert len(search.past.imported) == sum(dim <= 10 for dim in points)
-    assert all(one.point.values["dim"] <= 10 for one in search.past.imported)
+    assert len(search.known.past.imported) == sum(dim <= 10 for dim in points)
+    assert all(one.point.values["dim"] <= 10 for one in search.known.past.imported)
 
 
 def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, other: Driver) -> None:
@@ -230,11 +234,11 @@ def test_where_they_differ_only_the_front_is_tried_first(
 ) -> None:
     warm = Driver(tmp_path, "warm", change, other="other")
     search = warm.run(ends=0)
-    assert search.past.imported == []
+    assert search.known.past.imported == []
     assert f"({what} differ): only its front is of use" in warm.told
     (event,) = warm.events("imported")
     starts = [start["values"] for start in event.body["starts"]]
-    theirs = study_record.from_events(read_events(other.folder))
+    theirs = read_record(other.folder)
     outcomes: dict[str, list[tuple[float, float]]] = {}
     for trial in theirs.trials:
         pair = (trial.values["top1"], trial.values["gflops"])
@@ -334,16 +338,16 @@ BODY = {"model": "sft", "parameters": {}, "cost": {"gflops": 1.0}, "epochs": 2, 
 def test_own_replicates_take_the_place_of_imported_ones() -> None:
     past = observations()
     point = Point(0, {})
-    past.import_(Imported("a", point, {0: 0.5, 1: 0.7, 5: 0.9}, {0: 10.0, 1: 20.0, 5: 30.0}))
-    past.import_(Imported("b", point, {0: 0.2}, {0: 1.0}))
+    past.import_(imported("a", point, {0: 0.5, 1: 0.7, 5: 0.9}, {0: 10.0, 1: 20.0, 5: 30.0}))
+    past.import_(imported("b", point, {0: 0.2}, {0: 1.0}))
     measured = past.measured()
     assert measured.ids == []
     assert measured.imported.tolist() == [0, 1]
     assert measured.imported_means == pytest.approx([0.7, 0.2])
     assert measured.imported_counts.tolist() == [3, 1]
     assert not past.has_values
-    own = past.admit(0, "a", point, BODY)
-    past.begin(own, 0)
+    own = past.enter(0, "a", point, BODY)
+    past.await_(own, 0)
     assert past.measured().ids == []
     past.finish(own, 0, [0.6, 1.0], 40.0)
     measured = past.measured()
@@ -357,9 +361,9 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
 
 def test_a_dropped_configuration_leaves_what_was_imported() -> None:
     past = observations()
-    past.import_(Imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
-    own = past.admit(0, "a", Point(0, {}), BODY)
-    past.begin(own, 0)
+    past.import_(imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
+    own = past.enter(0, "a", Point(0, {}), BODY)
+    past.await_(own, 0)
     past.drop(own, 0, stopped=True)
     assert past.measured().ids == []
     assert past.measured().imported_means == pytest.approx([0.5])

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from sftsearch.datasets.remote import RemoteFolder
+from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
 from sftsearch.orchestrator.storage import lease, segments
 from sftsearch.orchestrator.storage.backup import Backup, pull
-from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.storage.lease import BackupError
 from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 from sftsearch.orchestrator.storage.trial_files import (
@@ -27,24 +27,24 @@ from sftsearch.orchestrator.storage.trial_files import (
     RemoteTrialFolder,
     StaleTokenError,
 )
-from sftsearch.orchestrator.study import (
+from sftsearch.orchestrator.studies import (
     StudyError,
-    Watcher,
     delete_study,
     find_trial,
     list_studies,
     read_record,
     read_state,
-    run_study,
 )
+from sftsearch.orchestrator.study import run_study
 
+from journals import Journal, read_events
 from servers import s3_client, s3_server
 from worker_jobs import TRAINING, job, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.journal import Entry
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
 
@@ -76,19 +76,19 @@ def names() -> set[str]:
     return set(RemoteFolder(RUNS).sizes())
 
 
-class StopAfter(Watcher):
+class StopAfter(StudyCallback):
     """Interrupts the study after some epochs, as a machine that dies does."""
 
     def __init__(self, num_epochs: int) -> None:
         self.left = num_epochs
         self.notices: list[str] = []
 
-    def event(self, event: Event) -> None:
-        self.left -= event.kind == "epoch"
+    def on_event(self, entry: Entry) -> None:
+        self.left -= entry.event.kind == "epoch"
         if self.left == 0:
             raise BackupError("the machine dies here")
 
-    def notice(self, text: str) -> None:
+    def on_notice(self, text: str) -> None:
         self.notices.append(text)
 
 
@@ -102,12 +102,12 @@ def test_a_study_goes_on_on_another_machine(machine: Any, tmp_path: Path) -> Non
     undisturbed = run_study(file, runs=tmp_path / "here", formats=())
     machine("first")
     with pytest.raises(BackupError, match="the machine dies here"):
-        run_study(file, runs=RUNS, watcher=StopAfter(5), formats=())
+        run_study(file, runs=RUNS, callback=StopAfter(5), formats=())
     assert any(name.endswith(CHECKPOINT) for name in names())
     local = machine("second")
     assert not any(local.glob("*/*"))
     watcher = StopAfter(-1)
-    result = run_study(file, runs=RUNS, resume=True, watcher=watcher, formats=("csv",))
+    result = run_study(file, runs=RUNS, resume=True, callback=watcher, formats=("csv",))
     assert result.complete
     assert result.folder.parent == local
     assert watcher.notices[0].startswith("Taken over from process ")

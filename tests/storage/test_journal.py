@@ -23,10 +23,10 @@ from sftsearch.orchestrator.storage.journal import (
     FILE_NAME,
     LOCK_NAME,
     SCHEMA_VERSION,
-    Journal,
     JournalError,
-    read_events,
 )
+
+from journals import Journal, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 WRITER = """
 import sys
 from pathlib import Path
-from sftsearch.orchestrator.storage.journal import Journal
+from journals import Journal
 with Journal(Path(sys.argv[1])) as journal:
     while True:
         event = journal.append("epoch", trial="t", values=[journal.last_id] * 50)
@@ -279,7 +279,8 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path: Path) -> None:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from sftsearch.orchestrator.storage.journal import Journal, JournalError, read_events
+from journals import Journal, read_events
+from sftsearch.orchestrator.storage.journal import JournalError
 if os.getuid() == 0:  # root may write anywhere
     os.setgroups([])
     os.setgid(65534)
@@ -323,7 +324,8 @@ def test_a_full_disk_stops_the_study_with_a_line(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from sftsearch.orchestrator.storage.journal import Journal, JournalError
+from journals import Journal
+from sftsearch.orchestrator.storage.journal import JournalError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path({str(tmp_path)!r}))
 journal.append("tick", text="x")

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.retention import Retention
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalTrialFolder
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, open_client
+from sftsearch.orchestrator.tracking.mirror import Mirror
+from sftsearch.orchestrator.tracking.reader import read_study
 
+from journals import Journal
 from mirrored_study import add_trials
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def test_errors_are_to_be_small_and_a_resumed_study_counts_what_it_has(kept: Kep
 def study_in(runs: Path) -> None:
     with Journal(runs / "mirrored") as journal:
         add_trials(journal, 0, 3)
-        assert tracking.Mirror(journal, tracking.default_uri(runs), runs).close()
+        assert Mirror(journal, default_uri(runs), runs).close()
 
 
 def delete(runs: Path, *options: str, **more: Any) -> Any:
@@ -113,12 +115,12 @@ def delete(runs: Path, *options: str, **more: Any) -> Any:
 def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
     for _ in range(2):  # the second has the name of the first
         study_in(tmp_path)
-        assert tracking.read_study(tracking.default_uri(tmp_path), "mirrored", tmp_path).trials
+        assert read_study(default_uri(tmp_path), "mirrored", tmp_path).trials
         result = delete(tmp_path, "--yes")
         assert result.exit_code == 0, result.output
         assert not (tmp_path / "mirrored").exists()
-        with pytest.raises(tracking.TrackingError, match="has no study 'mirrored'"):
-            tracking.read_study(tracking.default_uri(tmp_path), "mirrored", tmp_path)
+        with pytest.raises(TrackingError, match="has no study 'mirrored'"):
+            read_study(default_uri(tmp_path), "mirrored", tmp_path)
     assert delete(tmp_path, "--yes").exit_code == 1
 
 
@@ -133,8 +135,8 @@ def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> No
 
 
 def test_what_is_not_a_study_is_left_alone_in_mlflow(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
-    client = tracking.open_client(uri, tmp_path)
+    uri = default_uri(tmp_path)
+    client = open_client(uri, tmp_path)
     client.create_experiment("mirrored")
     with Journal(tmp_path / "mirrored") as journal:
         add_trials(journal, 0, 1)

@@ -20,11 +20,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.storage.journal import Journal
-from sftsearch.orchestrator.study import Watcher, run_study
+from sftsearch.orchestrator.callback import StudyCallback
+from sftsearch.orchestrator.study import run_study
+
+from journals import Journal
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.storage.journal import Entry
 
 
 def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:
@@ -39,15 +41,15 @@ def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-class Assassin(Watcher):
+class Assassin(StudyCallback):
     """Kills this process after an event."""
 
     def __init__(self, kind: str, number: int) -> None:
         self._kind, self._left = kind, number
 
-    def event(self, event: Event) -> None:
+    def on_event(self, entry: Entry) -> None:
         """Count, and die."""
-        self._left -= event.kind == self._kind
+        self._left -= entry.event.kind == self._kind
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,7 +68,7 @@ def main() -> None:
     kind, number = asked.kill_after
     watcher = Assassin(kind, int(number))
     options = {"resume": asked.resume, "tracking_uri": asked.tracking_uri}
-    result = run_study(asked.file, runs=asked.runs, watcher=watcher, **options)
+    result = run_study(asked.file, runs=asked.runs, callback=watcher, **options)
     assert result.sampler_study is not None
     trials = [
         {"params": trial.params, "state": trial.state.name, "values": trial.values}

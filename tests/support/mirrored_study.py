@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.search.state import StudyState, record_of
+from sftsearch.orchestrator.tracking.client import open_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.storage.journal import Journal
+    from sftsearch.orchestrator.storage import study_record
+
+    from journals import Journal
 
 CREATED: dict[str, Any] = {
     "name": "mirrored",
@@ -51,12 +53,12 @@ def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> N
 
 
 def expected(journal: Journal) -> study_record.StudyRecord:
-    return study_record.from_events(journal.events())
+    return record_of(StudyState.of(journal.entries()))
 
 
 def snapshot(uri: str, runs: Path) -> list[Any]:
     """Return everything MLflow holds of the study, run by run."""
-    client = tracking.open_client(uri, runs)
+    client = open_client(uri, runs)
     experiment = client.get_experiment_by_name("mirrored")
     found = []
     for run in client.search_runs([experiment.experiment_id], max_results=1000):

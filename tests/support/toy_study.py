@@ -12,16 +12,18 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.storage.journal import Journal, MemoryJournal
 from sftsearch.search_spaces.load import parse_study
+
+from journals import Journal, MemoryJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from sftsearch.orchestrator.search.engine import Assignment
-    from sftsearch.orchestrator.storage.journal import Event
+    from sftsearch.orchestrator.search.engine import TrialSuggestion
     from sftsearch.search_spaces.load import Source
+
+    from journals import RawEvent
 
 STUDY = """
 study: {{name: toy}}
@@ -55,7 +57,7 @@ CREATED: dict[str, Any] = {
 }
 
 
-def accuracy(assignment: Assignment) -> float:
+def accuracy(assignment: TrialSuggestion) -> float:
     """A value that grows with cost and differs by seed."""
     return 1 - 1 / (1 + 2000 * assignment.cost["gflops"]) + 0.01 * assignment.seed
 
@@ -97,7 +99,7 @@ def run(
     stop_after: int | None = None,
 ) -> None:
     """Run trials, `slots` at a time; `pick` chooses which of the running ends next."""
-    running: list[Assignment] = []
+    running: list[TrialSuggestion] = []
     ended = 0
     while not search.exhausted and ended != stop_after:
         while len(running) < slots and (assignment := search.propose()) is not None:
@@ -107,7 +109,7 @@ def run(
         ended += 1
 
 
-def finish(search: Search, assignment: Assignment) -> None:
+def finish(search: Search, assignment: TrialSuggestion) -> None:
     for epoch in range(assignment.num_journalled + 1, 3):
         assert search.report(assignment.key, {"epoch": epoch, "top1": accuracy(assignment) / 2})
     values = {"top1": accuracy(assignment), **assignment.cost}
@@ -149,9 +151,9 @@ def noise(key: str, epoch: int = 0) -> float:
     return (sum(digest[:12]) / 255 - 6) * math.sqrt(256 / 255)
 
 
-def uneven(assignment: Assignment) -> float:
+def uneven(assignment: TrialSuggestion) -> float:
     """A mean that grows with cost by and large, with differences that cost does not explain."""
-    own = noise(assignment.key.rpartition("-")[0])
+    own = noise(assignment.key.configuration_id)
     return accuracy(assignment) - 0.01 * assignment.seed + 0.03 * own
 
 
@@ -163,14 +165,14 @@ class Training:
     sigma: float = 0.01
     seconds: float = 10.0
     """Of an epoch, on the clock that `drive` advances."""
-    truth: Callable[[Assignment], float] = accuracy
+    truth: Callable[[TrialSuggestion], float] = accuracy
     """What the mean over infinitely many replicates would be."""
 
-    def value(self, assignment: Assignment, epoch: int) -> float:
+    def value(self, assignment: TrialSuggestion, epoch: int) -> float:
         final = self.truth(assignment) + self.sigma * noise(assignment.key)
         return final * epoch / self.epochs + 0.2 * self.sigma * noise(assignment.key, epoch)
 
-    def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
+    def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
         """Train an epoch and report it; return whether the trial goes on."""
         top1 = self.value(assignment, epoch)
         if not search.report(
@@ -196,7 +198,7 @@ class Memory:
     def __post_init__(self) -> None:
         self.admission = Admission(self.source, describe("wearables"))
 
-    def open(self, events: Iterable[Event] = ()) -> tuple[MemoryJournal, Search]:
+    def open(self, events: Iterable[RawEvent] = ()) -> tuple[MemoryJournal, Search]:
         """Return the study as an earlier driver left it, read back from JSON."""
         journal = MemoryJournal(clock=lambda: self.now)
         for event in events:
@@ -216,7 +218,7 @@ class Memory:
         pick: Callable[[int], int] = lambda _: 0,
     ) -> None:
         """Run the study to its end, an epoch of one of its running trials at a time."""
-        running: list[tuple[Assignment, int]] = []
+        running: list[tuple[TrialSuggestion, int]] = []
         while not search.exhausted:
             while len(running) < self.slots and (assignment := search.propose()) is not None:
                 running.append((assignment, assignment.num_journalled))

@@ -13,15 +13,15 @@ from scipy import stats
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.surrogate import model as module
 from sftsearch.orchestrator.surrogate.model import Beliefs
-from sftsearch.orchestrator.surrogate.observations import Observations
 
+from observed import Observations
 from toy_study import LISTED, Memory, noise, source_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.surrogate.observations import Observed
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
 
     Floats = NDArray[np.float64]
 
@@ -59,19 +59,19 @@ class Made:
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
         if candidate is None:
             candidate = self.free.pop(int(self.random_.integers(len(self.free))))
         body = {"model": "", "parameters": {}, "epochs": 2, "warmup": 0, "group": ""}
         cost = {"gflops": candidate.cost.gflops}
         number = len(self.past)
-        observed = self.past.admit(number, candidate.id, candidate.point, body | {"cost": cost})
+        observed = self.past.enter(number, candidate.id, candidate.point, body | {"cost": cost})
         return candidate, observed
 
     def measure(self, replicates: int | None = None) -> None:
         candidate, observed = self.admit()
         for replicate in range(replicates or int(self.random_.integers(1, 4))):
-            self.past.begin(observed, replicate)
+            self.past.await_(observed, replicate)
             self.past.finish(observed, replicate, [value_of(candidate, replicate), 0.0], 5.0)
 
     def dense(self) -> tuple[Floats, Floats]:
@@ -156,7 +156,7 @@ def test_gains_are_the_expected_improvement_of_all_that_is_not_in_the_study() ->
     made = Made(12)
     made.beliefs.posterior()
     _, waiting = made.admit()
-    made.past.begin(waiting, 0)
+    made.past.await_(waiting, 0)
     gain, candidates = made.beliefs.gains(13, None)
     assert len(candidates) == len(made.free) == 27 - 13
     assert not {c.id for c in candidates} & {o.id for o in made.past.all}
@@ -167,7 +167,7 @@ def test_gains_are_the_expected_improvement_of_all_that_is_not_in_the_study() ->
     assert made.beliefs._surrogate is not None
     expected = float(made.beliefs._surrogate[1].predict(x)[0][0])
     _, same = other.admit()
-    other.past.begin(same, 0)
+    other.past.await_(same, 0)
     other.past.finish(same, 0, [expected, 0.0], 5.0)
     found, again = other.beliefs.gains(13, None)
     assert [c.id for c in again] == [c.id for c in candidates]
@@ -317,7 +317,7 @@ class Drawn(Made):
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
         pool = self.beliefs.candidates(len(self.past))
         free = self.beliefs.free(pool, None)
         return super().admit(pool.rows[int(free[0])])
@@ -336,7 +336,7 @@ def test_a_large_space_is_drawn_anew_every_so_often(large: Admission) -> None:
     mean, _ = made.dense()
     assert made.beliefs.posterior().means == pytest.approx(mean, abs=1e-8)
     again = Drawn(large, 12)
-    assert np.array_equal(again.beliefs.gains(12, None)[0], gain)
+    assert np.array_equal(again.known.beliefs.gains(12, None)[0], gain)
 
 
 def test_where_what_was_drawn_is_used_up_more_is_drawn(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftsearch.orchestrator.surrogate.gp import additive_means
-from sftsearch.orchestrator.surrogate.observations import Observations, Observed
 from sftsearch.search_spaces.space import Point
+
+from observed import Observations
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
 
 BODY = {"model": "sft", "parameters": {"dim": 8}, "epochs": 4, "warmup": 0, "group": "0 none"}
 
 
-def admit(past: Observations, name: str, gflops: float = 1.0) -> Observed:
+def admit(past: Observations, name: str, gflops: float = 1.0) -> ConfigurationState:
     body = BODY | {"cost": {"gflops": gflops, "parameters": 10.0}}
-    return past.admit(len(past), name, Point(0, {}), body)
+    return past.enter(len(past), name, Point(0, {}), body)
 
 
 def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective() -> None:
@@ -24,7 +30,7 @@ def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective()
     for n, values in enumerate(([0.5, 0.7], [0.9])):
         observed = admit(past, f"c{n}")
         for replicate, value in enumerate(values):
-            past.begin(observed, replicate)
+            past.await_(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 10.0 * (replicate + 1))
     measured = past.measured()
     assert measured.ids == ["c0", "c1"]
@@ -39,7 +45,7 @@ def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective()
 def test_where_less_is_better_values_turn_their_sign() -> None:
     past = Observations(("gflops",), sign=-1.0)
     observed = admit(past, "c")
-    past.begin(observed, 0)
+    past.await_(observed, 0)
     past.finish(observed, 0, [2.5, 1.0], 1.0)
     assert past.measured().means.tolist() == [-2.5]
     assert observed.values == {0: [2.5, 1.0]}
@@ -49,7 +55,7 @@ def test_shares_are_held_as_log_odds() -> None:
     past = Observations(("gflops",), is_share=True, floor=0.1)
     observed = admit(past, "c")
     for replicate, value in enumerate((0.8, 0.6)):
-        past.begin(observed, replicate)
+        past.await_(observed, replicate)
         past.finish(observed, replicate, [value, 1.0], 1.0)
     odds = np.log([0.8 / 0.2, 0.6 / 0.4])
     measured = past.measured()
@@ -67,7 +73,7 @@ def test_means_are_freed_of_how_hard_the_folds_are() -> None:
         for replicate in range(3 if c else 1):  # the first ran on the easiest fold alone
             value = 0.5 + 0.05 * c + effects[replicate] + 0.01 * ((c * 7 + replicate * 3) % 5)
             table[c, replicate] = value
-            past.begin(observed, replicate)
+            past.await_(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 1.0)
     means, counts, variance, dof, *_ = additive_means(table, np.arange(3))
     measured = past.measured()
@@ -82,7 +88,7 @@ def test_what_counts_as_reached_is_chance_or_the_worst_value_seen() -> None:
     assert past.floor == 0
     for n, value in enumerate((0.7, 0.4, 0.9)):
         observed = admit(past, f"c{n}")
-        past.begin(observed, 0)
+        past.await_(observed, 0)
         past.finish(observed, 0, [value, 1.0], 1.0)
     assert past.floor == 0.4
 
@@ -92,7 +98,7 @@ def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool
     past = Observations(("gflops",))
     observed = admit(past, "c")
     for replicate in (0, 1):
-        past.begin(observed, replicate)
+        past.await_(observed, replicate)
     assert past.pending() == [observed]
     past.finish(observed, 0, [0.5, 1.0], 1.0)
     assert past.pending() == []  # it has a value; what runs only makes it surer
@@ -107,8 +113,8 @@ def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool
 def test_what_is_withdrawn_leaves_no_trace() -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
-    past.begin(observed, 0)
-    past.begin(observed, 1, fresh=True)
+    past.await_(observed, 0)
+    past.await_(observed, 1, fresh=True)
     past.withdraw(observed, 1)
     assert (observed.pending, observed.fresh, observed.num_replicates) == ({0}, set(), 1)
 
@@ -128,7 +134,7 @@ def test_arrays_follow_the_account_of_each_configuration(acts: list[tuple[int, s
     for place, act in acts:
         observed = every[place]
         if act == "begin":
-            past.begin(observed, observed.num_replicates)
+            past.await_(observed, observed.num_replicates)
         elif observed.pending:
             replicate = max(observed.pending)
             if act == "finish":

@@ -18,9 +18,11 @@ import pytest
 
 from sftsearch.orchestrator.report import formats as report
 from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.storage.journal import Journal
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, masked, open_client
+from sftsearch.orchestrator.tracking.mirror import Mirror
+from sftsearch.orchestrator.tracking.reader import read_study
 
+from journals import Journal
 from mirrored_study import COST, CREATED, add_trials, expected, snapshot
 from servers import MlflowServer
 
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 12)
-        mirror = tracking.Mirror(journal, uri, tmp_path)
+        mirror = Mirror(journal, uri, tmp_path)
         assert mirror.close()
-        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+        assert read_study(uri, "mirrored", tmp_path) == expected(journal)
 
 
 def adapt(journal: Journal) -> None:
@@ -83,11 +85,11 @@ def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
 
 
 def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
 
     def mirrored() -> study_record.StudyRecord:
-        assert tracking.Mirror(journal, uri, tmp_path).close()
-        read = tracking.read_study(uri, "mirrored", tmp_path)
+        assert Mirror(journal, uri, tmp_path).close()
+        read = read_study(uri, "mirrored", tmp_path)
         assert read == expected(journal)
         told, known = (
             json.loads(report.to_json(report.summarise(study)))
@@ -123,12 +125,12 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
 
 
 def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         adapt(journal)
         conclude(journal, 0.6, audits=True)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
-    client = tracking.open_client(uri, tmp_path)
+        assert Mirror(journal, uri, tmp_path).close()
+    client = open_client(uri, tmp_path)
     experiment = client.get_experiment_by_name("mirrored")
     runs = {
         run.data.tags["sftsearch.trial"]: run
@@ -156,10 +158,10 @@ def adapt_and_conclude(journal: Journal) -> None:
 def test_writing_everything_again_changes_nothing(
     tmp_path: Path, write: Callable[[Journal], None]
 ) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         write(journal)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
         once = snapshot(uri, tmp_path)
         events = [event for event in journal.events() if event.kind != "mirrored"]
     # A journal that does not know it was mirrored: as after a kill between MLflow and the journal.
@@ -167,21 +169,21 @@ def test_writing_everything_again_changes_nothing(
     with Journal(tmp_path / "again", clock=lambda: next(times)) as journal:
         for event in events:
             journal.append(event.kind, **event.body)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
     assert snapshot(uri, tmp_path) == once
 
 
 def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 3, 7)
-        mirror = tracking.Mirror(journal, uri, tmp_path)
+        mirror = Mirror(journal, uri, tmp_path)
         assert mirror.close()
         assert mirror.lag() <= 1  # that it was mirrored is itself not mirrored
-        assert tracking.read_study(uri, "mirrored", tmp_path) == expected(journal)
+        assert read_study(uri, "mirrored", tmp_path) == expected(journal)
     assert len(snapshot(uri, tmp_path)) == 8
 
 
@@ -190,38 +192,38 @@ def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
         for name in ("first", "second"):
-            uri = tracking.default_uri(tmp_path / name)
-            assert tracking.Mirror(journal, uri, tmp_path / name).close()
-            assert tracking.read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+            uri = default_uri(tmp_path / name)
+            assert Mirror(journal, uri, tmp_path / name).close()
+            assert read_study(uri, "mirrored", tmp_path / name) == expected(journal)
 
 
 def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
 
     def parent_status() -> str:
         return next(status for run, status, *_ in snapshot(uri, tmp_path) if run == parent)
 
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
-        mirror = tracking.Mirror(journal, uri, tmp_path)
+        mirror = Mirror(journal, uri, tmp_path)
         assert mirror.close()
         parent = mirror.parent_id
         assert parent_status() == "FINISHED"
         journal.append("opened", trials=4, slots=1)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
         assert parent_status() == "RUNNING"
         journal.append("ended", reason="interrupted", complete=False)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
         assert parent_status() == "KILLED"
 
 
 def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
-    client = tracking.open_client(uri, tmp_path)
+    uri = default_uri(tmp_path)
+    client = open_client(uri, tmp_path)
     client.create_experiment("mirrored")
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
-        mirror = tracking.Mirror(journal, uri, tmp_path)
+        mirror = Mirror(journal, uri, tmp_path)
         assert not mirror.close(patience=0.5)
         assert "'mirrored'" in mirror.problem
         assert "belongs to another study" in mirror.problem
@@ -230,11 +232,11 @@ def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
-        client = tracking.open_client(uri, tmp_path)
+        assert Mirror(journal, uri, tmp_path).close()
+        client = open_client(uri, tmp_path)
         deleted = snapshot(uri, tmp_path)[0][0]
         if client.get_run(deleted).data.tags["sftsearch.trial"] == "":
             deleted = snapshot(uri, tmp_path)[1][0]
@@ -242,7 +244,7 @@ def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
         journal.append("epoch", trial="c00000000000-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
         journal.append("epoch", trial="c00000000001-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
         journal.append("epoch", trial="c00000000002-0", epoch=4, metrics={"epoch": 4, "loss": 0.1})
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
     assert len(snapshot(uri, tmp_path)) == 3
 
 
@@ -257,8 +259,8 @@ def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer_is_one_clear_line(
     tmp_path: Path, uri: str, said: str
 ) -> None:
-    with pytest.raises(tracking.TrackingError, match=said) as caught:
-        tracking.read_study(uri, "mirrored", tmp_path)
+    with pytest.raises(TrackingError, match=said) as caught:
+        read_study(uri, "mirrored", tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -273,12 +275,12 @@ def test_a_store_that_does_not_answer_is_one_clear_line(
     ],
 )
 def test_no_form_of_a_password_is_shown(text: str, shown: str) -> None:
-    assert tracking.masked(text) == shown
+    assert masked(text) == shown
 
 
 def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(tracking.TrackingError, match="has no study 'nothing'"):
-        tracking.read_study(tracking.default_uri(tmp_path), "nothing", tmp_path)
+    with pytest.raises(TrackingError, match="has no study 'nothing'"):
+        read_study(default_uri(tmp_path), "nothing", tmp_path)
 
 
 # ------------------------------------------------------------- a real server
@@ -297,7 +299,7 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
 ) -> None:
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 4)
-        mirror = tracking.Mirror(journal, server.uri, tmp_path, interval=0.2)
+        mirror = Mirror(journal, server.uri, tmp_path, interval=0.2)
         wait_until(lambda: mirror.lag() <= 1)
         server.kill()
         add_trials(journal, 4, 40)
@@ -305,11 +307,11 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
         assert mirror.lag() > 100
         server.start()
         assert mirror.close(patience=60), mirror.problem
-        assert tracking.read_study(server.uri, "mirrored", tmp_path) == expected(journal)
+        assert read_study(server.uri, "mirrored", tmp_path) == expected(journal)
         report = tmp_path / "report.json"
         report.write_text(json.dumps({"a": 1}))
         mirror.log_artifacts([report])
-        client = tracking.open_client(server.uri, tmp_path)
+        client = open_client(server.uri, tmp_path)
         assert [f.path for f in client.list_artifacts(mirror.parent_id, "report")] == [
             "report/report.json"
         ]
@@ -326,10 +328,10 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
 def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
     tmp_path: Path, end: signal.Signals
 ) -> None:
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
-        assert tracking.Mirror(journal, uri, tmp_path).close()
+        assert Mirror(journal, uri, tmp_path).close()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

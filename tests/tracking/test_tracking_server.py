@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sftsearch.orchestrator.storage.journal import Journal
-from sftsearch.orchestrator.tracking import mirror as tracking
+from sftsearch.orchestrator.tracking.client import TrackingError, open_client
+from sftsearch.orchestrator.tracking.mirror import Mirror
+from sftsearch.orchestrator.tracking.reader import read_study
 
+from journals import Journal
 from mirrored_study import add_trials, expected, snapshot
 from servers import PASSWORD, find_postgres, team_servers
 
@@ -40,7 +42,7 @@ def server(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     yield servers[1]
-    client = tracking.open_client(servers[1].uri, servers[1]._folder)
+    client = open_client(servers[1].uri, servers[1]._folder)
     for experiment in client.search_experiments():
         if experiment.name == "mirrored":
             client.rename_experiment(experiment.experiment_id, f"over-{experiment.experiment_id}")
@@ -51,7 +53,7 @@ def test_a_server_killed_in_the_middle_is_caught_up(
 ) -> None:
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 20)
-        mirror = tracking.Mirror(journal, server.uri, tmp_path)
+        mirror = Mirror(journal, server.uri, tmp_path)
         wait_for(lambda: mirror.lag() == 0)
         server.kill()
         add_trials(journal, 20, 80)
@@ -65,7 +67,7 @@ def test_postgres_killed_in_the_middle_loses_nothing(
 ) -> None:
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 10)
-        mirror = tracking.Mirror(journal, server.uri, tmp_path)
+        mirror = Mirror(journal, server.uri, tmp_path)
         for first in range(10, 40, 15):
             add_trials(journal, first, first + 15)
             wait_for(lambda: mirror.lag() > 0)
@@ -81,20 +83,20 @@ def test_a_wrong_password_is_one_clear_line(
 ) -> None:
     with monkeypatch.context() as other:
         other.setenv("MLFLOW_TRACKING_PASSWORD", password)
-        with pytest.raises(tracking.TrackingError, match="You are not authenticated") as caught:
-            tracking.read_study(server.uri, "mirrored", tmp_path)
+        with pytest.raises(TrackingError, match="You are not authenticated") as caught:
+            read_study(server.uri, "mirrored", tmp_path)
     assert "\n" not in str(caught.value)
     assert not password or password not in str(caught.value)
 
 
 def check_complete(
-    mirror: tracking.Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
+    mirror: Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
 ) -> None:
     """Check that MLflow catches up, and holds every run of the journal once."""
     wait_for(lambda: mirror.lag() == 0, seconds=120)
     assert mirror.close()
     runs = journal.folder.parent
-    assert tracking.read_study(server.uri, "mirrored", runs) == expected(journal)
+    assert read_study(server.uri, "mirrored", runs) == expected(journal)
     seen = snapshot(server.uri, runs)
     assert len({run[4]["sftsearch.trial"] for run in seen}) == len(seen) == num_runs
 

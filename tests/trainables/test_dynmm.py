@@ -20,7 +20,6 @@ from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import bind, check_names
 from sftsearch.orchestrator.report.text import brief_parameter, show_parameter
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import MODELS, build_model
@@ -30,6 +29,7 @@ from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.fit import Fit
 from sftsearch.trainables.models.dynmm import DynMM, DynMMConfig
 
+from journals import MemoryJournal
 from shapes import data_set
 
 if TYPE_CHECKING:
@@ -385,13 +385,13 @@ def test_stopping_judges_by_the_own_least_and_the_rivals_most() -> None:
         source.study, MemoryJournal(clock=lambda: 0.0), Admission(source, describe("wearables"))
     )
     reports = {}
-    judge = search.rule.decide
+    judge = search.known.rule.decide
 
     def note(report: Any) -> Any:
         reports[report.key] = report
         return judge(report)
 
-    search.rule.decide = note  # type: ignore[method-assign]
+    search.known.rule.decide = note  # type: ignore[method-assign]
     while (assignment := search.propose()) is not None:
         for epoch in (1, 2):
             search.report(assignment.key, {"epoch": epoch, "top1": 0.5})

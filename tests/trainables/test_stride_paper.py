@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.orchestrator.study import check_study, run_study
+from sftsearch.orchestrator.studies import check_study
+from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.load import find_study_file
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.fit import Fit

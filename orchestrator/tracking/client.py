@@ -1,0 +1,164 @@
+"""MLflow's client: its settings, its store, and a study's experiment and runs in it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from typing import TYPE_CHECKING
+
+# Read by MLflow at each request: fail soon, the mirror tries again by itself.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+
+from sftsearch.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlflow.entities import Run
+
+    from sftsearch.orchestrator.storage.events import Created
+
+PREFIX = "sftsearch."
+TEST = "test_"
+BELIEFS = {"mean": "belief_mean", "sd": "belief_sd", "on_front": "front_probability"}
+"""What a study concluded of a configuration -> the metric of its trials' runs."""
+_PASSWORDS = (
+    (r"(://[^/@\s]*?):[^/\s]*@", r"\1@"),
+    # SQLAlchemy takes a `/` in a password as it is; after http://host: digits are a port.
+    (r"((?<!http)(?<!https)://[^/@:\s]*):[^@\s]*@", r"\1@"),
+    (r"(://[^/@:\s]*):(?!\d+/)[^@\s]*@", r"\1@"),
+    (r"([?&](?:ssl)?passw(?:or)?d=)[^&\s'\")]*", r"\1***"),
+)
+"""Where a URI may hold a password, and what is shown instead."""
+
+logging.getLogger("alembic").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+class TrackingError(UserError):
+    """MLflow cannot be reached, or does not have the study."""
+
+
+def default_uri(runs: Path) -> str:
+    """Return the tracking URI beside the runs: an SQLite file."""
+    return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
+
+
+def masked(text: str) -> str:
+    """Return a URI, or a text with URIs, without passwords: `postgresql://user@host/db`."""
+    for pattern, shown in _PASSWORDS:
+        text = re.sub(pattern, shown, text)
+    return text
+
+
+def open_client(uri: str, runs: Path) -> MlflowClient:
+    """Return a client whose store exists.
+
+    The first use of an SQLite store migrates its tables; two processes doing so at once would break
+    each other, so it happens under a lock.
+
+    Raises:
+        TrackingError: the URI is not one MLflow knows, or the store does not answer.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        with (runs / "mlflow.lock").open("a") as lock:
+            if uri.startswith("sqlite:"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets errors of SQLAlchemy, requests and its own through
+        raise no_answer(uri, error) from None  # the cause's text may hold the password
+    return client
+
+
+def find_experiment(client: MlflowClient, created: Created, runs: Path, uri: str) -> str:
+    """Return the id of the study's experiment, making it if it is missing.
+
+    Raises:
+        TrackingError: an experiment of this name holds another study.
+    """
+    name, definition = created.name, created.definition_hash
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Beside a local store the files lie with the runs; a server says itself where they go.
+        local = uri.startswith("sqlite:")
+        where = (runs / "mlartifacts").absolute().as_uri() if local else None
+        # To MLflow this is about trained models, not about traces of language models.
+        tags = {f"{PREFIX}definition": definition}
+        tags["mlflow.experimentKind"] = "custom_model_development"
+        made: str = client.create_experiment(name, artifact_location=where, tags=tags)
+        return made
+    theirs = found.tags.get(f"{PREFIX}definition")
+    if found.lifecycle_stage != "active" or theirs != definition:
+        why = "was deleted" if found.lifecycle_stage != "active" else "belongs to another study"
+        raise TrackingError(
+            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: give this study another "
+            "name, or another --tracking-uri."
+        )
+    experiment_id: str = found.experiment_id
+    return experiment_id
+
+
+def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
+    """Return the ids of a study's runs by trial key; the parent's key is empty."""
+    tag = f"{PREFIX}trial"
+    return {
+        run.data.tags[tag]: run.info.run_id
+        for run in all_runs(client, experiment_id)
+        if tag in run.data.tags
+    }
+
+
+def all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+    """Yield the runs of an experiment that were not deleted."""
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def delete_study(uri: str, name: str, runs: Path) -> None:
+    """Delete a study's experiment, and free its name; one that is not there is no mistake.
+
+    Raises:
+        TrackingError: MLflow does not answer, or the experiment is not one of ours.
+    """
+    client = open_client(uri, runs)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return
+        if f"{PREFIX}definition" not in experiment.tags:
+            raise TrackingError(f"The MLflow experiment '{name}' is not a study: it is left alone.")
+        number = experiment.experiment_id
+        client.rename_experiment(number, f"{name} (deleted, experiment {number})")
+        client.delete_experiment(number)
+    except MlflowException as error:
+        raise no_answer(uri, error) from None
+
+
+def no_answer(uri: str, error: Exception) -> TrackingError:
+    """Return the error of a server that does not answer."""
+    return TrackingError(f"MLflow does not answer at '{masked(uri)}': {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, without passwords."""
+    lines = masked(str(error)).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
