@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.search import engine as searches
+from sftsearch.orchestrator.search import planner
 from sftsearch.orchestrator.search.state import StudyState, record_of
 
 from journals import Journal
@@ -93,7 +93,7 @@ def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) 
     assert all(trial.constraints["admission"] > 0 for trial in pruned)
     again, replayed = toy.open()
     again.close()
-    states = [trial.state for trial in replayed.optuna.study.trials]
+    states = [trial.state for trial in replayed.known.optuna.study.trials]
     assert states == [trial.state for trial in search.known.optuna.study.trials]
 
 
@@ -106,7 +106,7 @@ def test_a_used_up_space_ends_the_study(tmp_path: Path, sampler: str) -> None:
     admission = Admission(toy.source, describe("wearables"))
     assert admission.table is not None
     assert search.state.num_ended["finished"] == len(admission.table)
-    assert search.used_up
+    assert search.why_ended() == "the space is used up"
     if "exhaustive" in sampler:
         costs = [body["cost"]["gflops"] for kind, body in toy.events() if kind == "admitted"]
         assert costs == sorted(costs)
@@ -133,7 +133,7 @@ def test_a_resumed_study_has_every_trial_once(
     assert numbers == list(range(len(numbers)))
     replayed = toy.open()
     for a, b in zip(
-        resumed.known.optuna.study.trials, replayed[1].optuna.study.trials, strict=True
+        resumed.known.optuna.study.trials, replayed[1].known.optuna.study.trials, strict=True
     ):
         assert (a.params, a.state, a.values) == (b.params, b.state, b.values)
     replayed[0].close()
@@ -187,7 +187,7 @@ def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path)
     assert search.known.optuna.study.trials[0].state == TrialState.FAIL
     with Journal(toy.folder) as again:
         trials = {trial.key: trial for trial in record_of(StudyState.of(again.entries())).trials}
-    assert (trials[first.key].status, trials[first.key].reason) == ("failed", "it broke")
+    assert (trials[str(first.key)].status, trials[str(first.key)].reason) == ("failed", "it broke")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -312,7 +312,7 @@ def test_a_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, samp
     journal.close()
     admission = Admission(toy.source, describe("wearables"))
     assert admission.table is not None
-    assert search.used_up
+    assert search.why_ended() == "the space is used up"
     assert search.state.num_ended["finished"] == len(admission.table)
 
 
@@ -327,7 +327,7 @@ def test_a_study_killed_after_any_event_proposes_what_the_undisturbed_one_does(
 ) -> None:
     """Also between two refusals, of which 3 in a row end the sampler's turn here."""
     monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
-    monkeypatch.setattr(searches, "MAX_REFUSALS", 3)
+    monkeypatch.setattr(planner, "MAX_REFUSALS", 3)
 
     def study(name: str) -> Toy:
         return Toy(tmp_path / name, trials=24, seeds=1, ordered=True, balance=balance,

@@ -20,6 +20,7 @@ from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.surrogate import model
 from sftsearch.search_spaces.load import StudyFileError
 
+from journals import raw
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def state_of(search: Search) -> dict[str, Any]:
         "hyperparameters": repr(search.known.past.hyperparameters),
         "rule": vars(search.known.rule),
         "used": (
-            search.known.budget.trials,
+            search.state.num_trials,
             search.known.budget.epochs,
             search.known.budget.gpu_seconds,
         ),
@@ -260,7 +261,7 @@ class Hit(Failing):
         self.kind, self.at = kind, at
 
     def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
-        is_hit = int(assignment.key[:2], 16) % 3 == 0
+        is_hit = int(assignment.key.configuration_id[:2], 16) % 3 == 0
         return self.kind if is_hit and epoch == self.at else ""
 
 
@@ -369,7 +370,7 @@ def test_fewer_configurations_than_trials(sampler: str, replicates: str, slots: 
     events, search = run(plan, noisy, space=width(8, 16, 24), slots=slots)
     check_complete(events, search, USED_UP)
     assert len(search.known.past) == 3
-    assert search.used_up
+    assert search.why_ended() == "the space is used up"
     most = max(len(o.values.keys() - o.fresh) for o in search.known.past.all)
     few, many = {"1": (1, 1), "{min: 1, max: 3}": (2, 3)}.get(replicates, (3, 4))
     assert few <= most <= many
@@ -477,7 +478,7 @@ def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
         larger.drive(extended, Training(truth=uneven))
         whole = list(again.events())
         check_complete(whole, extended, ALL_RAN)
-        assert extended.num_admitted == 20
+        assert extended.state.num_trials == 20
         first, second = [e.body["seeds"] for e in whole if e.kind == "frozen"]
         for identity, seeds in second.items():
             assert len(seeds) == 2
@@ -494,7 +495,7 @@ def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind
     first = search.propose()
     assert first is not None
     last = journal.last_id + 1
-    journal.listen(functools.partial(die_after, last))
+    search.listen(lambda entry: die_after(last, raw(entry)))
     end = {
         "finished": lambda: search.finish(first.key, {"top1": 0.5, **first.cost}, {}),
         "failed": lambda: search.on_failure(first.key, "it broke"),

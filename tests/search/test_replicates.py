@@ -83,7 +83,7 @@ def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopele
 def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     class Sometimes(Training):
         def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
-            if int(assignment.key[:2], 16) % 4 == 0:
+            if int(assignment.key.configuration_id[:2], 16) % 4 == 0:
                 search.on_failure(assignment.key, "it broke")
                 return False
             return super().step(search, assignment, epoch)
@@ -173,8 +173,8 @@ EXACT = Training(epochs=8, sigma=0.0005)
 FRONT = "stopping: {kind: front, audit_share: 0}"
 
 
-def scattered(name: str) -> float:
-    return noise(name.rpartition("-")[0])
+def scattered(configuration_id: str) -> float:
+    return noise(configuration_id)
 
 
 def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None:
@@ -185,7 +185,7 @@ def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None
     assert search.state.num_ended["stopped"] == 0
     assert any(body["probability"] is not None for body in judged)
     blind = "stopping: {kind: median, audit_share: 0}"
-    assert run(f"sampler: random, trials: 27, {blind}", rising)[1].num_stopped > 5
+    assert run(f"sampler: random, trials: 27, {blind}", rising)[1].state.num_ended["stopped"] > 5
 
 
 def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
@@ -193,7 +193,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     truths: dict[str, float] = {}
 
     def truth(assignment: TrialSuggestion) -> float:
-        mean = uneven(assignment) - 0.3 * (scattered(assignment.key) > 0.4)
+        mean = uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
         return truths.setdefault(assignment.key, mean)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
@@ -214,7 +214,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
             assert body["best"] == pytest.approx(max(affordable), abs=0.02)
             assert body["threshold"] == body["best"] - 0.005
             assert len(values) >= 8
-    hopeless = [o for o in search.known.past.all if o.stopped and scattered(f"{o.id}-0") > 0.4]
+    hopeless = [o for o in search.known.past.all if o.stopped and scattered(o.id) > 0.4]
     assert len(hopeless) >= 3
     assert not {o.id for o in search.known.past.all if o.stopped} & set(
         search.known.beliefs.front()
@@ -233,7 +233,7 @@ def test_only_the_first_replicate_is_judged(kind: str) -> None:
 
 def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong() -> None:
     def truth(assignment: TrialSuggestion) -> float:
-        return uneven(assignment) - 0.3 * (scattered(assignment.key) > 0.4)
+        return uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
     plan = "sampler: random, trials: 27, stopping: {kind: front, audit_share: 1}"
@@ -244,7 +244,7 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
     assert events[-1].body["audits"]["num"] == len(audited)
     assert events[-1].body["audits"]["rate"] == 0
     some = run(plan.replace("audit_share: 1", "audit_share: 0.5"), training)[1]
-    assert some.num_stopped > 0
+    assert some.state.num_ended["stopped"] > 0
     assert some.rule.audits
 
 

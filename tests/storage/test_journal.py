@@ -19,14 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.events import Created, Opened, Recorded
 from sftsearch.orchestrator.storage.journal import (
     FILE_NAME,
     LOCK_NAME,
     SCHEMA_VERSION,
+    Journal,
     JournalError,
+    read_entries,
+    read_rows,
 )
-
-from journals import Journal, read_events
+from sftsearch.orchestrator.storage.trial_events import Failed, Finished
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +38,13 @@ if TYPE_CHECKING:
 WRITER = """
 import sys
 from pathlib import Path
-from journals import Journal
+from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.journal import Journal
+from sftsearch.orchestrator.storage.trial_events import Failed
 with Journal(Path(sys.argv[1])) as journal:
     while True:
-        event = journal.append("epoch", trial="t", values=[journal.last_id] * 50)
-        print(event.id, flush=True)
+        entry = journal.append(Failed(TrialKey("t", 0), f"{journal.last_id} " * 50))
+        print(entry.id, flush=True)
 """
 
 
@@ -55,18 +61,25 @@ def writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+KEY = TrialKey("t", 0)
+
+
 def ids_of(folder: Path, **part: Any) -> list[int]:
-    return [event.id for event in read_events(folder, **part)]
+    return [entry.id for entry in read_entries(folder, **part)]
 
 
 def test_events_come_back_as_they_were_appended(tmp_path: Path) -> None:
     ticks = itertools.count(100.5)
-    bodies = [{"a": 1, "b": [0.1, None, "ü\u2028"]}, {}, {"nested": {"x": [1e-300, 2**53]}}]
+    events = [
+        Failed(KEY, "broken \u2028 ü"),
+        Recorded(),
+        Finished(KEY, {"top1": 1e-300, "parameters": 2**53}, {"s1": [1.0, 2.0]}, {"gpu": None}),
+    ]
     with Journal(tmp_path / "deep" / "study", clock=lambda: next(ticks)) as journal:
-        appended = [journal.append("kind", **body) for body in bodies]
-        assert list(journal.events()) == appended
-    assert [(event.id, event.time, event.body) for event in appended] == [
-        (i + 1, 100.5 + i, body) for i, body in enumerate(bodies)
+        appended = [journal.append(event) for event in events]
+        assert list(journal.entries()) == appended
+    assert [(entry.id, entry.time, entry.event) for entry in appended] == [
+        (i + 1, 100.5 + i, event) for i, event in enumerate(events)
     ]
 
 
@@ -74,7 +87,7 @@ def test_numbers_have_no_gaps_across_reopening(tmp_path: Path) -> None:
     for _ in range(4):
         with Journal(tmp_path) as journal:
             for _ in range(5):
-                journal.append("tick")
+                journal.append(Recorded())
     assert ids_of(tmp_path) == list(range(1, 21))
     assert ids_of(tmp_path, after=7, through=9) == [8, 9]
     assert ids_of(tmp_path, after=20) == []
@@ -82,35 +95,44 @@ def test_numbers_have_no_gaps_across_reopening(tmp_path: Path) -> None:
 
 def test_threads_append_and_read_at_once(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        heard = []
-        journal.listen(heard.append)
 
         def append(name: int) -> None:
             for i in range(40):
-                journal.append("tick", thread=name, i=i)
-                list(journal.events(after=journal.last_id - 1))
+                journal.append(Opened(trials=name, slots=i))
+                list(journal.entries(after=journal.last_id - 1))
 
         threads = [threading.Thread(target=append, args=(name,)) for name in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    events = list(read_events(tmp_path))
-    assert [event.id for event in events] == list(range(1, 161))
-    assert sorted(heard, key=lambda event: event.id) == events
+    entries = list(read_entries(tmp_path))
+    assert [entry.id for entry in entries] == list(range(1, 161))
+    opened = [entry.event for entry in entries if isinstance(entry.event, Opened)]
     for name in range(4):
-        assert [e.body["i"] for e in events if e.body["thread"] == name] == list(range(40))
+        assert [event.slots for event in opened if event.trials == name] == list(range(40))
 
 
 def test_what_is_no_json_is_refused_and_leaves_no_gap(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
-        journal.append("tick")
+        journal.append(Recorded())
         with pytest.raises(ValueError, match="JSON compliant"):
-            journal.append("tick", value=float("nan"))
+            journal.append(Finished(KEY, {"top1": float("nan")}, {}))
         with pytest.raises(TypeError, match="not JSON serializable"):
-            journal.append("tick", value=object())
-        journal.append("tick")
+            journal.append(Finished(KEY, {}, {}, {"thing": object()}))
+        journal.append(Recorded())
     assert ids_of(tmp_path) == [1, 2]
+
+
+def test_retired_kinds_are_left_out_and_kept_in_copies(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for _ in range(3):
+            journal.append(Recorded())
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        connection.execute("UPDATE events SET kind = 'mirrored', body = '{}' WHERE id = 2")
+        connection.commit()
+    assert ids_of(tmp_path) == [1, 3]
+    assert [row.id for row in read_rows(tmp_path)] == [1, 2, 3]
 
 
 def test_a_second_driver_is_refused_and_told_the_first_ones_pid(tmp_path: Path) -> None:
@@ -152,8 +174,8 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
     assert acknowledged > 50
     with Journal(tmp_path) as journal:
         assert journal.last_id == len(ids_of(tmp_path))
-    for event in read_events(tmp_path):
-        assert event.body == {"trial": "t", "values": [event.id - 1] * 50}
+    for entry in read_entries(tmp_path):
+        assert entry.event == Failed(KEY, f"{entry.id - 1} " * 50)
 
 
 def test_a_reader_sees_a_whole_beginning_while_another_process_writes(tmp_path: Path) -> None:
@@ -178,7 +200,7 @@ def study(tmp_path: Path) -> Path:
     """Return the folder of a journal with 400 events."""
     with Journal(tmp_path) as journal:
         for i in range(400):
-            journal.append("tick", i=i, text="x" * 100)
+            journal.append(Failed(TrialKey("t", i), "x" * 100))
     return tmp_path
 
 
@@ -228,6 +250,12 @@ def test_a_file_cut_short_is_damaged(study: Path) -> None:
         ("DELETE FROM events WHERE id = 7", "is damaged (event 7 is missing)"),
         ("UPDATE events SET body = '{\"i\": ' WHERE id = 7", "is damaged (Expecting value"),
         ("UPDATE events SET body = CAST(x'ff22' AS TEXT) WHERE id = 7", "is damaged (Could not"),
+        ("UPDATE events SET kind = 'tick' WHERE id = 7", "is damaged (`tick` is not an event of"),
+        ("UPDATE events SET body = '{}' WHERE id = 7", "is damaged (`failed` has no `trial`)"),
+        ("UPDATE events SET body = '[]' WHERE id = 7", "is damaged ("),
+        ("UPDATE events SET body = NULL WHERE id = 7", "is damaged ("),
+        ("UPDATE events SET body = replace(body, 't-6', '../t-6') WHERE id = 7",
+         "is damaged ('../t-6' is not the key of a trial)"),
         ("DROP TABLE events; CREATE TABLE other (x)", "is damaged (no such table: events)"),
         (f"PRAGMA user_version={SCHEMA_VERSION + 1}", "has schema version 2, but this sftsearch "
          "reads 1: use the version of sftsearch that wrote it."),
@@ -261,7 +289,10 @@ def test_a_driver_killed_while_it_made_the_journal_has_left_an_empty_one(
         assert path.stat().st_size > 0
     assert ids_of(tmp_path) == []
     with Journal(tmp_path) as journal:
-        assert journal.append("created").id == 1
+        created = Created(
+            name="s", description="", dataset="d", num_seeds=1, objectives=[], facts={}
+        )
+        assert journal.append(created).id == 1
     assert ids_of(tmp_path) == [1]
 
 
@@ -279,14 +310,13 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path: Path) -> None:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from journals import Journal, read_events
-from sftsearch.orchestrator.storage.journal import JournalError
+from sftsearch.orchestrator.storage.journal import Journal, JournalError, read_entries
 if os.getuid() == 0:  # root may write anywhere
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
 folder = Path(sys.argv[1])
-print(len(list(read_events(folder))))
+print(len(list(read_entries(folder))))
 for where in (folder, folder / "new"):
     try:
         Journal(where)
@@ -324,15 +354,16 @@ def test_a_full_disk_stops_the_study_with_a_line(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from journals import Journal
-from sftsearch.orchestrator.storage.journal import JournalError
+from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.journal import Journal, JournalError
+from sftsearch.orchestrator.storage.trial_events import Failed
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path({str(tmp_path)!r}))
-journal.append("tick", text="x")
+journal.append(Failed(TrialKey("t", 0), "x"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try:
     while True:
-        journal.append("tick", text="x" * 5000)
+        journal.append(Failed(TrialKey("t", 0), "x" * 5000))
 except JournalError as error:
     print(error)
     print(journal.last_id)

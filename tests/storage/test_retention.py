@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.storage.event import TrialKey
 from sftsearch.orchestrator.storage.retention import Retention
+from sftsearch.orchestrator.storage.trial_events import Finished
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS, LocalTrialFolder
 from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, open_client
 from sftsearch.orchestrator.tracking.mirror import Mirror
@@ -30,6 +32,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.journal = folder, Journal(folder)
+        self.retention: Retention | None = None
 
     def folder_of(self, key: str) -> Path:
         return self.folder / key
@@ -45,7 +48,9 @@ class Kept:
         self.folder_of(key).mkdir(parents=True)
         (self.folder_of(key) / WEIGHTS).write_bytes(bytes(SIZE))
         values = {"top1": top1, "gflops": gflops}
-        self.journal.append("finished", trial=key, values=values, groups={}, facts={})
+        entry = self.journal.append(Finished(TrialKey.parse(key), values, {}))
+        if self.retention is not None:
+            self.retention.on_event(entry)
 
     def left(self) -> set[str]:
         return {path.parent.name for path in self.folder.glob(f"*/{WEIGHTS}")}
@@ -59,7 +64,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 
 def test_the_farthest_below_the_front_go_first(kept: Kept) -> None:
-    kept.journal.listen(kept.retention(4 * SIZE).event)
+    kept.watch(4 * SIZE)
     kept.finish("a-0", 0.5, 1.0)
     kept.finish("b-0", 0.8, 2.0)
     kept.finish("c-0", 0.79, 3.0)
@@ -73,7 +78,7 @@ def test_the_farthest_below_the_front_go_first(kept: Kept) -> None:
 
 
 def test_the_front_stays_whatever_the_limit(kept: Kept) -> None:
-    kept.journal.listen(kept.retention(SIZE).event)
+    kept.watch(SIZE)
     for i in range(5):
         kept.finish(f"c{i}-0", 0.1 * i, 1.0 + i)
     assert len(kept.left()) == 5
@@ -84,7 +89,7 @@ def test_a_configuration_is_what_its_replicates_are_on_average(kept: Kept) -> No
     kept.finish("a-1", 0.5, 1.0)
     kept.finish("b-0", 0.8, 2.0)
     kept.finish("c-0", 0.75, 3.0)
-    kept.journal.listen(kept.retention(4 * SIZE).event)
+    kept.watch(4 * SIZE)
     kept.finish("d-0", 0.1, 9.0)
     assert kept.left() == {"a-0", "a-1", "b-0"}
 
@@ -94,7 +99,7 @@ def test_errors_are_to_be_small_and_a_resumed_study_counts_what_it_has(kept: Kep
     kept.finish("b-0", 0.9, 2.0)
     shutil.rmtree(kept.folder_of("b-0"))  # somebody removed it
     kept.finish("c-0", 0.8, 3.0)
-    kept.journal.listen(kept.retention(2.5 * SIZE, "minimize").event)
+    kept.watch(2.5 * SIZE, "minimize")
     kept.finish("d-0", 0.4, 4.0)
     assert kept.left() == {"a-0", "d-0"}
 
