@@ -37,11 +37,13 @@ class Kept:
     def folder_of(self, key: str) -> Path:
         return self.folder / key
 
-    def retention(self, limit: float, goal: str = "maximize") -> Retention:
-        events = self.journal.events(through=self.journal.last_id)
+    def watch(self, limit: float, goal: str = "maximize") -> None:
+        """Keep the weights below a limit from now on."""
+        events = (entry.event for entry in self.journal.entries())
+        finished = [(e.trial, e.values) for e in events if isinstance(e, Finished)]
         axes: dict[str, Any] = {"accuracy": ("top1", goal), "cost": "gflops"}
-        return Retention(
-            lambda key: LocalTrialFolder(self.folder_of(key)), events, limit=limit, **axes
+        self.retention = Retention(
+            lambda key: LocalTrialFolder(self.folder_of(str(key))), finished, limit=limit, **axes
         )
 
     def finish(self, key: str, top1: float, gflops: float) -> None:
