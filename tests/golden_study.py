@@ -313,7 +313,6 @@ def _confirmed(lines: Sequence[Line]) -> Line:
 CUTS = {
     "rich": (
         "proposed admitted",
-        "admitted started",
         "started epoch",
         "epoch epoch",
         "epoch judged",
@@ -326,7 +325,6 @@ CUTS = {
         "told fitted",
         "fitted expected",
         "expected proposed",
-        "told replicated",
         "replicated started",
         "fitted frozen",
         "frozen started",
