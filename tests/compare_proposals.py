@@ -43,7 +43,7 @@ SLOW = {"gp": 16}
 """Trials of samplers that take seconds a proposal, where that is fewer than were asked for."""
 POPULATION = 8
 """Of the genetic samplers: several generations fit into a search."""
-MIN_PROBABILITY = 0.3
+MIN_PROBABILITY = 0.45
 """Of the rule `front`: by default it would hardly stop anything in so few trials."""
 TOLERANCE = 1e-9
 """Relative, of numbers."""
@@ -87,7 +87,7 @@ def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, fi
 
     facts = table.facts
     settings = {"population": POPULATION} if sampler.startswith("nsga") else {}
-    stopping = {"kind": rule} if rule == "none" else {"kind": rule, "seed": seed}
+    stopping: dict[str, Any] = {"kind": rule} if rule == "none" else {"kind": rule, "seed": seed}
     if rule == "front":
         stopping["min_probability"] = MIN_PROBABILITY
     study = {

@@ -144,7 +144,8 @@ def play(name: str, folder: Path) -> list[Line]:
         name: of the study.
         folder: of all studies; the ones it begins with are driven there too.
     """
-    study, lines = STUDIES[name], []
+    study = STUDIES[name]
+    lines: list[Line] = []
     if study.begins_with:
         play(study.begins_with, folder)
     for number, killed_after in enumerate(study.killed_after):
@@ -192,7 +193,7 @@ class _Driver:
     def run(self) -> None:
         source, spec, admission = check_study(self.study.file)
         plan = source.study.search
-        self.epochs = int(source.study.training["epochs"])
+        self.epochs: int = source.data["training"]["epochs"]
         self.folds = source.study.dataset.folds or 1
         with Journal(self.folder, clock=lambda: self.now) as journal:
             if self.study.is_table and not journal.last_id:
@@ -482,15 +483,18 @@ def differences(
 
 
 def journal_differences(found: Sequence[Line], expected: Sequence[Line]) -> list[str]:
-    """Return where two journals differ.
+    """Return where two journals first differ, and how many events they have where that differs.
 
     `fitted` events are compared on their own: they may move among the others, and ids with them.
     """
-    told = []
+    told: list[str] = []
     for name, tolerance in (("fitted", LOOSE), ("others", TOLERANCE)):
         ours, theirs = (_part(lines, fitted=name == "fitted") for lines in (found, expected))
         for i, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-            told += differences(one, other, tolerance=tolerance, at=f"{name} {i} ({other[-2]})")
+            differ = differences(one, other, tolerance=tolerance, at=f"{name} {i} ({other[-2]})")
+            told += differ
+            if differ:
+                break
         if len(ours) != len(theirs):
             told.append(f"{name}: {len(ours)} events, but were {len(theirs)}")
     return told
