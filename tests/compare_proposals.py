@@ -1,0 +1,226 @@
+"""Compare what two checkouts propose and stop: every sampler with every stopping rule, simulated.
+
+`.venv/bin/python -P tests/compare_proposals.py OTHER` runs the same searches on a recorded table
+with the code of this checkout and with that of OTHER, and says for each sampler and rule whether
+proposals and stops are the same, else where they first differ. It exits with 1 where any do.
+
+Each checkout's code runs in a process of its own, which finds it by links in a temporary folder;
+both use this Python and its packages. What such a process calls of the product is in `plain_events`
+and `simulate_one`; the names of modules that move are in `MODULES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HERE = Path(__file__).resolve().parents[1]
+PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
+MODULES = {
+    "simulate": ("simulate", "benchmark.simulator", "benchmark.simulate"),
+    "read_table": ("table", "benchmark.table", "storage.table"),
+}
+"""Where functions of `sftsearch.orchestrator` are: before they moved, and after."""
+SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random")
+RULES = ("none", "front", "mo_asha", "median")
+SEEDS = (0, 1)
+SLOW = {"gp": 16}
+"""Trials of samplers that take seconds a proposal, where that is fewer than were asked for."""
+POPULATION = 8
+"""Of the genetic samplers: several generations fit into a search."""
+MIN_PROBABILITY = 0.45
+"""Of the rule `front`: by default it would hardly stop anything in so few trials."""
+TOLERANCE = 1e-9
+"""Relative, of numbers."""
+
+Run = list[list[Any]]
+"""Proposals and stops of a search, in order: `[kind, what]`."""
+
+
+# ------------------------------------------------------------------ in a checkout's process
+
+
+def find(name: str) -> Any:
+    """Return a function of the product, wherever this checkout has it."""
+    for module in MODULES[name]:
+        try:
+            return getattr(importlib.import_module(f"sftsearch.orchestrator.{module}"), name)
+        except ModuleNotFoundError as error:
+            if not f"sftsearch.orchestrator.{module}".startswith(str(error.name)):
+                raise
+    raise ImportError(f"No module of {MODULES[name]} has `{name}`.")
+
+
+def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return kind and body of events: of those that have both, and of typed ones."""
+    found = []
+    for event in events:
+        body = getattr(event, "body", event)
+        if dataclasses.is_dataclass(body) and not isinstance(body, type):
+            name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(body).__name__).lower()
+            kind = getattr(event, "kind", getattr(body, "kind", name))
+            body = dataclasses.asdict(body)
+        else:
+            kind = event.kind
+        found.append((str(kind), json.loads(json.dumps(body))))
+    return found
+
+
+def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, file: Path) -> Run:
+    """Search a recorded table and return what was proposed and stopped."""
+    from sftsearch.orchestrator.study import check_study
+
+    facts = table.facts
+    settings = {"population": POPULATION} if sampler.startswith("nsga") else {}
+    stopping: dict[str, Any] = {"kind": rule} if rule == "none" else {"kind": rule, "seed": seed}
+    if rule == "front":
+        stopping["min_probability"] = MIN_PROBABILITY
+    study = {
+        "study": {"name": file.stem},
+        "dataset": {"kind": facts["dataset"], "folds": facts["folds"]},
+        "search": {
+            "sampler": {"kind": sampler, "seed": seed, **settings},
+            "trials": min(trials, SLOW.get(sampler, trials)),
+            "stopping": stopping,
+        },
+        "training": facts["training"],
+        "space": facts["space"],
+    }
+    file.write_text(json.dumps(study))  # YAML holds JSON
+    source, _, admission = check_study(file)
+    done = find("simulate")(source, admission, table, workers=4, repetition=seed)
+    run: Run = []
+    for kind, body in plain_events(done.journal.events()):
+        if kind == "proposed":
+            run.append([kind, [body["number"], body["branch"], body["values"]]])
+        elif kind == "stopped":
+            run.append([kind, [body["trial"], int(body["epoch"])]])
+    return run
+
+
+def dump(options: argparse.Namespace) -> None:
+    """Write all runs of the code that this process finds, a line of JSON each."""
+    import sftsearch.orchestrator.study as product
+
+    at = Path(str(product.__file__)).resolve()
+    assert at.is_relative_to(options.dump.resolve()), f"{at} is not of {options.dump}"
+    table = find("read_table")(options.table)
+    with tempfile.TemporaryDirectory() as folder:
+        for sampler, rule, seed in cases(options):
+            file = Path(folder) / "compared.yaml"
+            run = simulate_one(sampler, rule, seed, options.trials, table, file)
+            sys.stdout.write(json.dumps([sampler, rule, seed, run]) + "\n")
+            sys.stdout.flush()
+
+
+# ------------------------------------------------------------------ comparing two checkouts
+
+
+def cases(options: argparse.Namespace) -> Iterable[tuple[str, str, int]]:
+    """Return every sampler with every rule and seed that is asked for."""
+    return itertools.product(options.samplers, options.rules, SEEDS)
+
+
+def start(checkout: Path, links: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """Start the process that runs a checkout's code."""
+    (links / "sftsearch").mkdir(parents=True)
+    for package in PACKAGES:
+        (links / "sftsearch" / package).symlink_to(checkout / package)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    command = [sys.executable, "-P", __file__, str(checkout), "--dump", str(checkout)]
+    command += ["--table", str(options.table), "--trials", str(options.trials)]
+    command += ["--samplers", *options.samplers, "--rules", *options.rules]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **threads, "PYTHONPATH": str(links)},
+    )
+
+
+def read(process: subprocess.Popen[str], checkout: Path) -> dict[tuple[str, str, int], Run]:
+    """Return all runs of a checkout's process, which ends with them."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"The code of {checkout} failed; see above.")
+    lines = [json.loads(line) for line in out.splitlines()]
+    return {(sampler, rule, seed): run for sampler, rule, seed, run in lines}
+
+
+def first_difference(one: Run, other: Run) -> str:
+    """Say where two runs first differ; empty where they are the same."""
+    for number, (mine, theirs) in enumerate(itertools.zip_longest(one, other)):
+        if not is_same(mine, theirs):
+            return f"at {number}: {json.dumps(mine)} here, {json.dumps(theirs)} there"
+    return ""
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Tell whether two JSON values are the same, numbers within the tolerance."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=TOLERANCE)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same(one[n], other[n]) for n in one)
+    return bool(one == other)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Run both checkouts side by side and report; return how many pairs differ."""
+    began, checkouts = time.monotonic(), (HERE, options.other.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            start(checkout, Path(folder) / str(i), options) for i, checkout in enumerate(checkouts)
+        ]
+        here, there = (read(*pair) for pair in zip(processes, checkouts, strict=True))
+    num_differ = 0
+    for sampler, rule in itertools.product(options.samplers, options.rules):
+        keys = [(sampler, rule, seed) for seed in SEEDS]
+        found = [(key[-1], first_difference(here[key], there[key])) for key in keys]
+        told = "; ".join(f"seed {seed}, {text}" for seed, text in found if text)
+        num_differ += bool(told)
+        kinds = [kind for key in keys for kind, _ in here[key]]
+        count = f"{kinds.count('proposed')} proposals, {kinds.count('stopped')} stops"
+        verdict = f"DIFFERENT: {told}" if told else "identical"
+        sys.stdout.write(f"{sampler:13} {rule:8} {count:26} {verdict}\n")
+    pairs = len(options.samplers) * len(options.rules)
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"{pairs - num_differ} of {pairs} identical, in {seconds:.0f} s\n")
+    return num_differ
+
+
+def main() -> None:
+    """Read the command line; compare, or dump for a comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("other", type=Path, help="the folder of the other checkout")
+    table = HERE / "tests" / "benchmarks" / "tables" / "wearables.parquet"
+    parser.add_argument("--table", type=Path, default=table, help="what is searched")
+    parser.add_argument("--trials", type=int, default=40, help="of a search")
+    parser.add_argument("--samplers", nargs="+", default=SAMPLERS, choices=SAMPLERS)
+    parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
+    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.dump is not None:
+        dump(options)
+    else:
+        sys.exit(1 if compare(options) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,516 @@
+"""Golden studies: driven without Ray by a toy training, their journals kept as plain data.
+
+Everything of the product whose names may change is called here; tests under `golden/` see study
+files, lines of journals (`[id, time, kind, body]`, as SQLite holds them) and plain JSON.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import heapq
+import itertools
+import json
+import math
+import random
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toy_study import noise, uneven
+
+import sftsearch.search_spaces
+from sftsearch.orchestrator import report, warm_start
+from sftsearch.orchestrator.journal import Journal
+from sftsearch.orchestrator.search import Search
+from sftsearch.orchestrator.study import begin_or_continue, check_study, read_record, read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sftsearch.orchestrator.search import Assignment
+
+Line = list[Any]
+"""An event as it is stored: `[id, time, kind, body]`."""
+
+GOLDEN = Path(__file__).parent / "golden"
+FILE_NAME = "journal.sqlite"
+BEGAN = 1_700_000_000.0
+"""Unix seconds at which golden studies begin."""
+VERSIONS = ("sftsearch", "ray", "optuna", "mlflow", "torch")
+"""Facts of `created` that differ from installation to installation."""
+TOLERANCE, LOOSE = 1e-6, 1e-4
+"""Relative and absolute, of floats; the looser one of fitted hyperparameters."""
+
+
+# ------------------------------------------------------------------ stored data
+
+
+def load(path: Path) -> list[Line]:
+    """Read lines of a journal, compressed or not."""
+    data = path.read_bytes()
+    text = gzip.decompress(data) if path.suffix == ".gz" else data
+    return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def save(path: Path, lines: Sequence[Line]) -> None:
+    """Write lines of a journal, compressed where the name ends in `.gz`."""
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+
+
+def read_journal(folder: Path) -> list[Line]:
+    """Read a study's journal straight from SQLite."""
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        rows = connection.execute("SELECT id, time, kind, body FROM events ORDER BY id").fetchall()
+    return [[number, time, kind, json.loads(body)] for number, time, kind, body in rows]
+
+
+def write_journal(folder: Path, lines: Sequence[Line]) -> None:
+    """Write a study's journal straight into SQLite, as an earlier driver left it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        connection.execute(
+            "CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, "
+            "body TEXT NOT NULL)"
+        )
+        connection.execute("PRAGMA user_version=1")
+        connection.executemany(
+            "INSERT INTO events (id, time, kind, body) VALUES (?, ?, ?, ?)",
+            [(number, time, kind, json.dumps(body)) for number, time, kind, body in lines],
+        )
+
+
+def load_json(name: str) -> dict[str, Any]:
+    """Read a golden JSON file."""
+    document: dict[str, Any] = json.loads((GOLDEN / name).read_text())
+    return document
+
+
+# ------------------------------------------------------------------ studies
+
+
+@dataclass(frozen=True)
+class GoldenStudy:
+    """A study of `golden/studies/`, and what happens to it."""
+
+    name: str
+    slots: int = 3
+    killed_after: tuple[int, ...] = ()
+    """Events after which a driver dies and another one goes on."""
+    begins_with: str = ""
+    """The golden study that it is warm-started from."""
+    is_table: bool = False
+    """Whether it is recorded as a table: more replicates of some follow its end."""
+    faulty: bool = True
+    """Whether workers are lost, lack memory and fail."""
+    luck: float = 0.02
+    """The standard deviation between its replicates."""
+    is_confirmed: bool = False
+    """Whether a look at the test split follows its end."""
+
+    @property
+    def file(self) -> Path:
+        return GOLDEN / "studies" / f"{self.name}.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """Where its golden journal is."""
+        suffix = "" if self.name == "rich" else f"_{self.name}"
+        return GOLDEN / f"journal{suffix}.jsonl"
+
+
+STUDIES = {
+    study.name: study
+    for study in (
+        GoldenStudy("first", slots=1, faulty=False),
+        GoldenStudy("rich", killed_after=(131,), begins_with="first", is_confirmed=True),
+        GoldenStudy("ordered", killed_after=(60, 61), begins_with="first"),
+        GoldenStudy("carried"),
+        GoldenStudy("listed", slots=2, killed_after=(101,)),
+        GoldenStudy("converged", slots=1, faulty=False, luck=0.003),
+        GoldenStudy("table", is_table=True, faulty=False),
+    )
+}
+
+
+def play(name: str, folder: Path) -> list[Line]:
+    """Drive a golden study from its beginning to its end and return its journal.
+
+    Args:
+        name: of the study.
+        folder: of all studies; the ones it begins with are driven there too.
+    """
+    study = STUDIES[name]
+    lines: list[Line] = []
+    if study.begins_with:
+        play(study.begins_with, folder)
+    for number, killed_after in enumerate(study.killed_after):
+        lines = _go_on(study, folder, f"{name}-{number}", lines, until=killed_after)
+    lines = _go_on(study, folder, name if not study.is_table else "table-begun", lines)
+    if study.is_table:
+        lines = _go_on(study, folder, name, [*lines, *_granted(lines)])
+    return [*lines, _confirmed(lines)] if study.is_confirmed else lines
+
+
+def resume(name: str, lines: Sequence[Line], folder: Path) -> list[Line]:
+    """Let another driver go on from the first events of a study; return what it adds."""
+    return _go_on(STUDIES[name], folder, name, lines)[len(lines) :]
+
+
+def _go_on(
+    study: GoldenStudy, folder: Path, name: str, lines: Sequence[Line], until: int | None = None
+) -> list[Line]:
+    """Drive a study to its end, or until a number of events, and return its journal."""
+    where = folder / name
+    if lines:
+        write_journal(where, lines)
+    _Driver(study, where, until, lines[-1][1] if lines else BEGAN).run()
+    return read_journal(where)[:until]
+
+
+def _granted(lines: Sequence[Line]) -> Iterator[Line]:
+    """Return more replicates of two configurations, as a table gets them near its front."""
+    admitted = [body["configuration_id"] for _, _, kind, body in lines if kind == "admitted"]
+    for number, identity in enumerate(admitted[:2], start=len(lines) + 1):
+        yield [number, lines[-1][1], "replicated", {"configuration_id": identity, "seeds": [2, 3]}]
+
+
+class _Driver:
+    """One process that runs a study, on a clock of its own, with workers that compute nothing."""
+
+    def __init__(self, study: GoldenStudy, folder: Path, until: int | None, now: float) -> None:
+        self.study, self.folder, self.until, self.now = study, folder, until, now
+        self.order = itertools.count()
+        self.running: list[tuple[float, int, Assignment, int]] = []
+        """When an epoch ends, a tie-break, the trial, the epoch."""
+        self.faults: set[tuple[str, str]] = set()
+        """What has befallen which trial: each of them happens once in a study."""
+
+    def run(self) -> None:
+        source, spec, admission = check_study(self.study.file)
+        plan = source.study.search
+        self.epochs: int = source.data["training"]["epochs"]
+        self.folds = source.study.dataset.folds or 1
+        with Journal(self.folder, clock=lambda: self.now) as journal:
+            if self.study.is_table and not journal.last_id:
+                journal.append("recorded")
+            begin_or_continue(journal, source, spec, admission)
+            if self.study.begins_with:
+                other = self.folder.parent / self.study.begins_with
+                warm_start.begin(journal, source, admission, other)
+            for event in read_journal(self.folder):
+                self._note_fault(event)
+            journal.append("opened", trials=plan.trials, slots=self.study.slots)
+            self.search = Search(source.study, journal, admission, slots=self.study.slots)
+            while not self.search.exhausted:
+                if self.until is not None and journal.last_id >= self.until:
+                    return
+                self._fill()
+                self._step()
+            self.search.conclude()
+            journal.append("ended", reason=self.search.why_ended(), complete=True)
+
+    def _fill(self) -> None:
+        while len(self.running) < self.study.slots:
+            assignment = self.search.propose()
+            if assignment is None:
+                return
+            # A checkpoint may be an epoch older than what was reported.
+            self._schedule(assignment, max(1, assignment.num_journalled))
+
+    def _schedule(self, assignment: Assignment, epoch: int) -> None:
+        then = self.now + _seconds(assignment.key)
+        heapq.heappush(self.running, (then, next(self.order), assignment, epoch))
+
+    def _step(self) -> None:
+        """Let the next epoch end, or what befalls its trial."""
+        if not self.running:
+            assert self.search.exhausted, "nothing runs, and nothing is proposed"
+            return
+        self.now, _, assignment, epoch = heapq.heappop(self.running)
+        key = assignment.key
+        if self.study.faulty and self._befalls(key, epoch):
+            return
+        if not self.search.report(key, self._metrics(assignment, epoch)):
+            return
+        if epoch < self.epochs:
+            self._schedule(assignment, epoch + 1)
+            return
+        metrics = self._metrics(assignment, epoch)
+        del metrics["epoch"]
+        values = {**metrics, **assignment.cost, "seconds": self.epochs * metrics["seconds"]}
+        fold = assignment.seed % self.folds
+        groups = _groups(key, metrics["top1"], range(3 * fold, 3 * fold + 3))
+        self.search.finish(key, values, groups, {"device": "cpu", "threads": 1})
+
+    def _metrics(self, assignment: Assignment, epoch: int) -> dict[str, float]:
+        """Return what a trial reports of an epoch: every other configuration is hopeless."""
+        key = assignment.key
+        hopeless = noise(f"{key.rpartition('-')[0]} hopeless") > 0.3
+        final = uneven(assignment) - 0.25 * hopeless + self.study.luck * noise(key)
+        top1 = final * (0.6 + 0.4 * epoch / self.epochs) + 0.2 * self.study.luck * noise(key, epoch)
+        return {"epoch": float(epoch), "top1": top1, "loss": 1 - top1, "seconds": _seconds(key)}
+
+    def _befalls(self, key: str, epoch: int) -> bool:
+        """Tell the search what goes wrong in a trial, if anything does."""
+        if epoch == 1 and self._is_hit(key, "memory", 1.2):
+            self.search.run_out_of_memory(key, "out of memory: asked for 2 GiB")
+        elif epoch == 2 and self._is_hit(key, "lost", 1.0):
+            self.search.lose(key, "the process was killed by signal 9")
+        elif epoch == 3 and self._is_hit(key, "failed", 1.5):
+            self.search.fail(key, "ValueError: expected more samples")
+        elif epoch == 3 and self._is_hit(key, "infinite", 1.6):
+            self.search.report(key, {"epoch": 3.0, "top1": math.nan})
+        else:
+            return False
+        return True
+
+    def _is_hit(self, key: str, fault: str, level: float) -> bool:
+        if (key, fault) in self.faults or noise(f"{key} {fault}") < level:
+            return False
+        self.faults.add((key, fault))
+        return True
+
+    def _note_fault(self, line: Line) -> None:
+        _, _, kind, body = line
+        if kind == "retried":
+            self.faults.add((body["trial"], "memory" if body["alone"] else "lost"))
+
+
+def _seconds(key: str) -> float:
+    """Return how long an epoch of a trial takes."""
+    return round(10 + 2 * noise(f"{key} seconds"), 3)
+
+
+def _groups(key: str, top1: float, people: Sequence[int]) -> dict[str, list[float]]:
+    """Return correct and all samples of a few people."""
+    return {
+        f"s{one:02}": [float(round(100 * top1 + noise(key, one))), 100.0 + one] for one in people
+    }
+
+
+def _confirmed(lines: Sequence[Line]) -> Line:
+    """Return a `confirmed` event that follows the events of a finished study."""
+    concluded = next(body for _, _, kind, body in reversed(lines) if kind == "concluded")
+    chosen = [
+        body["trial"]
+        for _, _, kind, body in lines
+        if kind == "finished" and body["trial"].rpartition("-")[0] in concluded["reported"]
+    ]
+    results = {}
+    for key in chosen:
+        top1 = 0.7 + 0.02 * noise(f"{key} test")
+        values = {"top1": top1, "loss": 1 - top1}
+        results[key] = {"values": values, "groups": _groups(key, top1, range(20, 24))}
+    return [len(lines) + 1, lines[-1][1] + 60, "confirmed", {"trials": results}]
+
+
+# ------------------------------------------------------------------ places to resume from
+
+CUTS = {
+    "rich": (
+        "proposed admitted",
+        "started epoch",
+        "epoch epoch",
+        "epoch judged",
+        "epoch stopped",
+        "epoch finished",
+        "judged retried",
+        "retried started",
+        "finished told",
+        "stopped told",
+        "told fitted",
+        "fitted expected",
+        "expected proposed",
+        "replicated started",
+        "fitted frozen",
+        "frozen started",
+        "finished concluded",
+        "concluded ended",
+    ),
+    "ordered": (
+        "proposed refused",
+        "refused proposed",
+        "proposed admitted",
+        "epoch failed",
+        "finished told",
+        "told proposed",
+    ),
+    "carried": ("proposed admitted", "epoch fitted", "epoch stopped", "stopped told"),
+    "listed": ("epoch judged", "retried started", "finished replicated"),
+    "converged": ("fitted expected", "expected concluded"),
+    "table": ("finished concluded", "proposed admitted"),
+}
+"""By study, kinds of event that follow one another: it is resumed from between two such."""
+
+
+def find_cut(lines: Sequence[Line], between: str) -> int:
+    """Return the number of events before a cut, three quarters through those it may be."""
+    pairs = itertools.pairwise(kind for _, _, kind, _ in lines)
+    found = [number for number, pair in enumerate(pairs, start=1) if " ".join(pair) == between]
+    return found[3 * len(found) // 4]
+
+
+def continuation(name: str, between: str) -> Path:
+    """Return where the golden continuation after a cut is."""
+    return GOLDEN / "continuations" / f"{name}_{between.replace(' ', '_')}.jsonl.gz"
+
+
+# ------------------------------------------------------------------ what is told of a journal
+
+
+def record_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
+    """Return the record of a study as plain JSON values."""
+    write_journal(folder, lines)
+    record: dict[str, Any] = json.loads(json.dumps(asdict(read_record(folder))))
+    return record
+
+
+def state_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
+    """Return where a study stands; not what MLflow lacks of it."""
+    write_journal(folder, lines)
+    state = read_state(folder)
+    return {name: state[name] for name in ("state", "trials")}
+
+
+def report_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
+    """Return the JSON report of a study."""
+    write_journal(folder, lines)
+    (file,) = report.write(read_record(folder), ["json"], folder / "report", x="gflops", y="top1")
+    document: dict[str, Any] = json.loads(file.read_text())
+    return document
+
+
+def states(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return where golden studies stand after some of their events, in folders of their own."""
+    rich, table = load(STUDIES["rich"].journal), load(STUDIES["table"].journal)
+    kinds = [kind for _, _, kind, _ in rich]
+    begun, ended = kinds.index("opened") + 1, kinds.index("ended") + 1
+    interrupted = [201, rich[199][1], "ended", {"reason": "interrupted", "complete": False}]
+    cases = {
+        "created": rich[:1],
+        "imported": rich[: begun - 1],
+        "opened": rich[:begun],
+        "killed": rich[:200],
+        "interrupted": [*rich[:200], interrupted],
+        "resumed": [*rich[:200], interrupted, [202, rich[199][1], "opened", rich[begun - 1][3]]],
+        "frozen": rich[: kinds.index("frozen") + 1],
+        "concluded": rich[: ended - 1],
+        "ended": rich[:ended],
+        "confirmed": rich,
+        "recorded": table[:1],
+        "table": table,
+    }
+    return {name: state_of(lines, folder / name) for name, lines in cases.items()}
+
+
+# ------------------------------------------------------------------ study files
+
+
+def study_files() -> dict[str, Path]:
+    """Return the shipped study files by name; of `stride` a copy as it once was."""
+    shipped = sorted(Path(next(iter(sftsearch.search_spaces.__path__))).glob("*.yaml"))
+    return {file.stem: file for file in shipped} | {"stride": GOLDEN / "stride.yaml"}
+
+
+def space_of(file: Path, folder: Path) -> dict[str, Any]:
+    """Return what a study file searches: admissible configurations and the definition's hash.
+
+    Of a space that is priced whole every id counts, of another one the first draws.
+
+    Args:
+        file: of the study.
+        folder: an empty one.
+    """
+    source, spec, admission = check_study(file)
+    with Journal(folder) as journal:
+        begin_or_continue(journal, source, spec, admission)
+    definition = read_journal(folder)[0][3]["definition_hash"]
+    if admission.table is not None:
+        found = sorted(admission.table.values(), key=lambda candidate: candidate.id)
+        ids = "\n".join(candidate.id for candidate in found)
+        counted = {"num": len(found), "sha256": hashlib.sha256(ids.encode()).hexdigest()}
+    else:
+        random_ = random.Random(0)
+        drawn = [admission.draw(random_) for _ in range(20)]
+        found = [candidate for candidate in drawn if candidate is not None]
+        counted = {"drawn": [candidate.id for candidate in found]}
+    some = [
+        {
+            "id": candidate.id,
+            "model": candidate.configuration.model,
+            "parameters": candidate.configuration.parameters,
+            "cost": candidate.cost.as_dict(),
+        }
+        for candidate in found[:5]
+    ]
+    whole = {"definition": definition, "refused": admission.num_refused, **counted, "some": some}
+    plain: dict[str, Any] = json.loads(json.dumps(whole))
+    return plain
+
+
+# ------------------------------------------------------------------ comparing
+
+
+def differences(
+    found: Any, expected: Any, *, tolerance: float = TOLERANCE, at: str = ""
+) -> list[str]:
+    """Return where two JSON values differ: floats beyond a tolerance, everything else at all."""
+    numbers = isinstance(found, float | int) and isinstance(expected, float | int)
+    if numbers and (isinstance(found, float) or isinstance(expected, float)):
+        is_near = math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance)
+        return [] if is_near else [f"{at}: {found!r}, but was {expected!r}"]
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if list(found) != list(expected):
+            return [f"{at}: keys {list(found)}, but were {list(expected)}"]
+        pairs = [(name, found[name], expected[name]) for name in found]
+    elif isinstance(found, list) and isinstance(expected, list):
+        if len(found) != len(expected):
+            return [f"{at}: {len(found)} items, but were {len(expected)}"]
+        pairs = [(str(i), *both) for i, both in enumerate(zip(found, expected, strict=True))]
+    else:
+        is_same = type(found) is type(expected) and found == expected
+        return [] if is_same else [f"{at}: {found!r}, but was {expected!r}"]
+    return [
+        line
+        for name, one, other in pairs
+        for line in differences(one, other, tolerance=tolerance, at=f"{at}.{name}")
+    ]
+
+
+def journal_differences(found: Sequence[Line], expected: Sequence[Line]) -> list[str]:
+    """Return where two journals first differ, and how many events they have where that differs.
+
+    `fitted` events are compared on their own: they may move among the others, and ids with them.
+    """
+    told: list[str] = []
+    for name, tolerance in (("fitted", LOOSE), ("others", TOLERANCE)):
+        ours, theirs = (_part(lines, fitted=name == "fitted") for lines in (found, expected))
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+            differ = differences(one, other, tolerance=tolerance, at=f"{name} {i} ({other[-2]})")
+            told += differ
+            if differ:
+                break
+        if len(ours) != len(theirs):
+            told.append(f"{name}: {len(ours)} events, but were {len(theirs)}")
+    return told
+
+
+def _part(lines: Sequence[Line], *, fitted: bool) -> list[Line]:
+    """Return the `fitted` events without their times, or all others."""
+    if fitted:
+        return [[kind, body] for _, _, kind, body in lines if kind == "fitted"]
+    return [
+        [time, kind, _without_versions(body) if kind == "created" else body]
+        for _, time, kind, body in lines
+        if kind != "fitted"
+    ]
+
+
+def _without_versions(body: dict[str, Any]) -> dict[str, Any]:
+    facts = {name: value for name, value in body["facts"].items() if name not in VERSIONS}
+    return {**body, "facts": facts}
