@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.orchestrator.candidates.admission import Candidate, Refusal
-from sftsearch.orchestrator.early_stopping import base
+from sftsearch.orchestrator.early_stopping.audits import false_stop_rate
+from sftsearch.orchestrator.early_stopping.base import Decision, Report
+from sftsearch.orchestrator.early_stopping.catalog import build_rule
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.samplers.base import propose_given, propose_uniform, sampler_of
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
     from sftsearch.orchestrator.surrogate.observations import Observed
-    from sftsearch.search_spaces.schema import SearchPlan, StudyFile
+    from sftsearch.search_spaces.schema import StudyFile
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
@@ -127,7 +129,7 @@ class Search:
         )
         self.past = _observations(study, admission)
         self.beliefs = Beliefs(admission, self.past, seed=getattr(study.search.sampler, "seed", 0))
-        self.rule = _rule(study.search)
+        self.rule = build_rule(study.search.stopping)
         self.budget = Budget(study.search)
         self.num_finished = 0
         self.num_failed = 0
@@ -454,10 +456,10 @@ class Search:
             return True
         trial.judged = epoch
         best = self.beliefs.affordable(self._cost_bounds(observed)[0])
-        decision = self.rule.decide(self._report_of(trial, epoch, best))
+        report = self._report_of(trial, epoch, best)
+        decision = self.rule.decide(report)
+        self.rule.record(report, decision)
         self._note_fit()
-        if not math.isfinite(decision.probability or 0.0):
-            decision = decision._replace(probability=None)
         if decision.stop:
             reason = f"unlikely to reach the front at its cost ({self._plan.stopping.kind})"
             self._stop(trial, epoch, reason, best, **decision._asdict())
@@ -467,9 +469,9 @@ class Search:
             )
         return not decision.stop
 
-    def _report_of(self, trial: Trial, epoch: int, best: float | None) -> base.Report:
+    def _report_of(self, trial: Trial, epoch: int, best: float | None) -> Report:
         observed, (cost_low, cost_high) = trial.observed, self._cost_bounds(trial.observed)
-        return base.Report(
+        return Report(
             key=trial.key,
             epoch=epoch,
             value=self.past.sign * trial.epochs[epoch][self.objectives[0]],
@@ -595,11 +597,11 @@ class Search:
             outcome = [values[name] for name in self.objectives]
             self.past.finish(observed, trial.seed, outcome, values.get("seconds", 0.0))
             if trial.seed == 0:
-                self.rule.finished(trial.key, self.past.sign * outcome[0])
+                self.rule.on_finished(trial.key, self.past.sign * outcome[0])
             self.num_finished += 1
         else:
             self.past.drop(observed, trial.seed, stopped=kind == "stopped")
-            self.rule.stopped(trial.key)
+            self.rule.on_stopped(trial.key)
             self.num_failed += kind == "failed"
             self.num_stopped += kind == "stopped"
         proposed = self._proposals.get(observed.number)
@@ -654,7 +656,7 @@ class Search:
             }
             for i, identity in enumerate(measured.ids)
         }
-        false_stops = base.false_stop_rate(self.rule.audits)
+        false_stops = false_stop_rate(self.rule.audits)
         self._note_fit()
         self._journal.append(
             "concluded",
@@ -765,7 +767,8 @@ class Search:
     def _replay_judged(self, event: Event, trials: dict[str, Trial]) -> None:
         trial, epoch = trials[event.body["trial"]], event.body["epoch"]
         trial.judged = epoch
-        self.rule.decide(self._report_of(trial, epoch, event.body["best"]))
+        decision = Decision(**{name: event.body[name] for name in Decision._fields})
+        self.rule.record(self._report_of(trial, epoch, event.body["best"]), decision)
 
     def _replay_end(self, event: Event, trials: dict[str, Trial]) -> None:
         if event.kind == "stopped" and "stop" in event.body:
@@ -827,11 +830,6 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
         num_folds=study.dataset.folds,
         is_share=metric(study.objectives[0].metric).is_share,
     )
-
-
-def _rule(plan: SearchPlan) -> base.Rule:
-    options = plan.stopping.model_dump(exclude={"kind"})
-    return base.RULES[plan.stopping.kind](**options)
 
 
 def _admitted_body(number: int, candidate: Candidate, num_seeds: int) -> dict[str, Any]:
