@@ -20,7 +20,8 @@ from sftsearch.orchestrator.early_stopping.audits import false_stop_rate
 from sftsearch.orchestrator.early_stopping.base import Decision, Report
 from sftsearch.orchestrator.early_stopping.catalog import build_rule
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
-from sftsearch.orchestrator.samplers.base import propose_given, propose_uniform, sampler_of
+from sftsearch.orchestrator.samplers.base import History
+from sftsearch.orchestrator.samplers.catalog import build_sampler
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.budget import Budget
 from sftsearch.orchestrator.surrogate.front_probability import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sftsearch.orchestrator.candidates.admission import Admission
+    from sftsearch.orchestrator.samplers.base import Proposal
     from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
     from sftsearch.orchestrator.surrogate.observations import Observed
     from sftsearch.search_spaces.schema import StudyFile
@@ -77,14 +79,10 @@ class _Proposed:
     """A proposal until the sampler knows what became of it; `outcomes` has one a first seed."""
 
     point: Point
-    carried: dict[str, Any] = field(default_factory=dict)
-    """What the sampler keeps with it; see `samplers.Generations`."""
     candidate_id: str = ""
     pending: int = 0
     outcomes: list[list[float] | None] = field(default_factory=list)
     stopped: bool = False
-    refused: float | None = None
-    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,8 @@ class Search:
         self.frozen: list[str] = []
         """Configurations that are reported, where they get fresh replicates; see `Replicates`."""
         self._plan, self._resources = study.search, study.resources
-        self._sample = sampler_of(study.search.sampler)
+        self._sampler = build_sampler(study.search.sampler)
+        self._history = History(self.optuna, admission, self.beliefs)
         self._journal = journal
         self._admission = admission
         self._slots = slots
@@ -286,35 +285,35 @@ class Search:
         """Admit a configuration, of a branch; return whether there was one left."""
         admitted = False
         while not admitted:
-            known = self.optuna, self._admission, self.beliefs, branch
             proposal = self._next_start(branch)
             if proposal is None and self._refused[branch] >= MAX_REFUSALS:
-                proposal = propose_uniform(self._plan.sampler, *known)
+                proposal = self._sampler.draw_uniform(self._history, branch)
             elif proposal is None:
-                proposal = self._sample(*known)
+                proposal = self._sampler.propose(self._history, branch)
             if proposal is None:
                 return False
             self._note_fit()
-            admitted = self._decide(*proposal)
+            admitted = self._decide(proposal)
         return True
 
-    def _next_start(self, branch: int | None) -> tuple[int, Point] | None:
+    def _next_start(self, branch: int | None) -> Proposal | None:
         """Propose the next of what another study found best, of a branch; None: none is left."""
         starts = (point for point in self._starts if branch in (None, point.branch))
         point = next(starts, None)
         if point is None:
             return None
         self._starts.remove(point)
-        return propose_given(self._plan.sampler, self.optuna, point, branch)
+        return self._sampler.given(self._history, point, branch)
 
-    def _decide(self, number: int, point: Point) -> bool:
+    def _decide(self, proposal: Proposal) -> bool:
         """Journal a proposal and its admission or refusal; return whether it was admitted."""
-        carried = self.optuna.carried(number)
+        number, point, carried = self.optuna.num_proposals, proposal.point, dict(proposal.carried)
         more = {"carried": carried} if carried else {}
         self._journal.append(
             "proposed", number=number, branch=point.branch, values=dict(point.values), **more
         )
-        self._proposals[number] = _Proposed(point, carried)
+        self.optuna.enter(point, carried)
+        self._proposals[number] = _Proposed(point)
         return self._admit_or_refuse(number)
 
     def _admit_or_refuse(self, number: int) -> bool:
@@ -605,7 +604,7 @@ class Search:
             self.num_failed += kind == "failed"
             self.num_stopped += kind == "stopped"
         proposed = self._proposals.get(observed.number)
-        if proposed is not None and not proposed.told and trial.seed < self._plan.replicates.min:
+        if proposed is not None and trial.seed < self._plan.replicates.min:
             proposed.pending -= 1
             proposed.outcomes.append(outcome)
             proposed.stopped |= kind == "stopped"
@@ -628,6 +627,9 @@ class Search:
         """Tell the sampler, once, the mean over first replicates; else that there is none."""
         state, values = _outcome(self._proposals[number])
         self._journal.append("told", number=number, state=state, values=values)
+        self._note_told(number, state, values)
+
+    def _note_told(self, number: int, state: str, values: list[float] | None) -> None:
         if values is not None:
             self.optuna.tell(number, values)
         elif state == "stopped":
@@ -675,10 +677,6 @@ class Search:
         for event in self._journal.events(through=self._journal.last_id):
             self.budget.note_time(event)
             self._replay_event(event, trials)
-        for number, proposed in sorted(self._proposals.items()):
-            self._replay_to_optuna(proposed)
-            if proposed.told or proposed.refused is not None:
-                del self._proposals[number]
         self._finish_what_was_begun()
 
     def _finish_what_was_begun(self) -> None:
@@ -727,14 +725,15 @@ class Search:
     def _replay_proposed(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body
         point = Point(body["branch"], body["values"])
-        self._proposals[body["number"]] = _Proposed(point, body.get("carried", {}))
+        self.optuna.enter(point, body.get("carried"))
+        self._proposals[body["number"]] = _Proposed(point)
         if point in self._starts:
             self._starts.remove(point)
 
     def _replay_refused(self, event: Event, trials: dict[str, Trial]) -> None:
-        proposed = self._proposals[event.body["number"]]
-        proposed.refused = event.body["excess"]
-        self._refused[self._turn_of(proposed)] += 1
+        number = event.body["number"]
+        self.optuna.refuse(number, event.body["excess"])
+        self._refused[self._turn_of(self._proposals.pop(number))] += 1
 
     def _replay_admitted(self, event: Event, trials: dict[str, Trial]) -> None:
         self._note_admitted(event.body)
@@ -779,19 +778,9 @@ class Search:
         self._note_end(trial, event.kind, event.body.get("values"))
 
     def _replay_told(self, event: Event, trials: dict[str, Trial]) -> None:
-        self._proposals[event.body["number"]].told = True
-        self._untold.remove(event.body["number"])
-
-    def _replay_to_optuna(self, proposed: _Proposed) -> None:
-        if proposed.refused is not None:
-            state, values, excess = "refused", None, proposed.refused
-        elif proposed.told:
-            (state, values), excess = _outcome(proposed), 0.0
-        else:
-            state, values, excess = "running", None, 0.0
-        self.optuna.replay(
-            proposed.point, values=values, state=state, excess=excess, carried=proposed.carried
-        )
+        body = event.body
+        self._untold.remove(body["number"])
+        self._note_told(body["number"], body["state"], body["values"])
 
 
 _REPLAY = {
