@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 from optuna.distributions import (
@@ -23,9 +24,14 @@ from sftsearch.search_spaces.schema import Choice, FloatRange, IntRange
 from sftsearch.search_spaces.space import Point, count, on_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sftsearch.search_spaces.space import Axis, Space
+
+Parameter = str | int | float
+"""What Optuna holds of a value: a choice as its JSON text, as lists are no values to Optuna and 1
+equals True; a number of a range as it is."""
+Params = Mapping[str, Parameter]
 
 BRANCH = "branch"
 CONSTRAINT = "admission"
@@ -71,7 +77,7 @@ class OptunaStudy:
 
     def draw_together(
         self, sampler: optuna.samplers.BaseSampler, branch: int | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, Parameter]:
         """Let `sampler` draw all of `space_of(branch)` at once, and leave the study as it is."""
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = self.num_proposals
@@ -94,9 +100,9 @@ class OptunaStudy:
         every = (item for axes in self._axes for item in axes.items())
         return {BRANCH: CategoricalDistribution(self._labels), **dict(every)}
 
-    def point_of(self, drawn: Mapping[str, Any], branch: int | None) -> Point:
+    def point_of(self, drawn: Params, branch: int | None) -> Point:
         """Return the point of parameters drawn together."""
-        chosen = self._labels.index(drawn[BRANCH]) if branch is None else branch
+        chosen = self._labels.index(str(drawn[BRANCH])) if branch is None else branch
         return self._point(chosen, {key: drawn[key] for key in self._axes[chosen]})
 
     def trials(self, branch: int | None) -> list[optuna.trial.FrozenTrial]:
@@ -123,14 +129,20 @@ class OptunaStudy:
                 flat.add_trial(one)
         return flat
 
-    def carried(self, number: int) -> dict[str, Any]:
-        """Return what a proposal carries for its sampler, as JSON has it; see `Generations`."""
-        return self.study.get_trials(deepcopy=False)[number].user_attrs
-
-    def enter(self, point: Point, carried: Mapping[str, Any] | None = None) -> int:
+    def enter(self, point: Point, carried: Mapping[str, object] | None = None) -> int:
         """Enter a proposal, as running, with what it carries; return its number."""
-        self._add(point, TrialState.RUNNING, user_attrs=dict(carried or {}))
-        return self.num_proposals - 1
+        number = self.num_proposals
+        trial = optuna.create_trial(
+            state=TrialState.RUNNING,
+            params=self.params(point),
+            distributions={
+                BRANCH: CategoricalDistribution(self._labels),
+                **self._axes[point.branch],
+            },
+            user_attrs=dict(carried or {}),
+        )
+        self.study.add_trial(trial)
+        return number
 
     def tell(self, number: int, values: Sequence[float]) -> None:
         """Tell the mean values of a configuration, in the order of the objectives."""
@@ -155,55 +167,20 @@ class OptunaStudy:
             optuna.Trial(self.study, trial_id).set_constraint(CONSTRAINT, max(excess, 1e-9))
         self.study.tell(number, state=TrialState.PRUNED)
 
-    def replay(
-        self,
-        point: Point,
-        *,
-        values: Sequence[float] | None,
-        state: str,
-        excess: float = 0.0,
-        carried: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Enter a proposal of an earlier driver: its end is one of `_STATES`."""
-        constraints = {CONSTRAINT: max(excess, 1e-9)} if state == "refused" else None
-        attributes = dict(carried or {})
-        self._add(
-            point, _STATES[state], values=values, constraints=constraints, user_attrs=attributes
-        )
-
-    def params(self, point: Point) -> dict[str, Any]:
+    def params(self, point: Point) -> dict[str, Parameter]:
         """Return a point as Optuna's parameters."""
         axes = self._space.axes[point.branch]
         keys = self._axes[point.branch]
         values = [_to_optuna(axis, point.values[name]) for name, axis in axes.items()]
         return {BRANCH: self._labels[point.branch], **dict(zip(keys, values, strict=True))}
 
-    def _add(self, point: Point, state: TrialState, **more: Any) -> None:
-        distributions: dict[str, BaseDistribution] = {
-            BRANCH: CategoricalDistribution(self._labels),
-            **self._axes[point.branch],
-        }
-        trial = optuna.create_trial(
-            state=state, params=self.params(point), distributions=distributions, **more
-        )
-        self.study.add_trial(trial)
-
-    def _point(self, branch: int, drawn: Mapping[str, Any]) -> Point:
+    def _point(self, branch: int, drawn: Params) -> Point:
         axes = self._space.axes[branch]
         values = {
             name: _from_optuna(axes[name], value)
             for name, value in zip(axes, drawn.values(), strict=True)
         }
         return Point(branch, {**self._space.literals[branch], **values})
-
-
-_STATES = {
-    "complete": TrialState.COMPLETE,
-    "failed": TrialState.FAIL,
-    "refused": TrialState.PRUNED,
-    "stopped": TrialState.PRUNED,
-    "running": TrialState.RUNNING,
-}
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
@@ -217,22 +194,27 @@ def _distribution(axis: Axis) -> BaseDistribution:
     return FloatDistribution(axis.low, on_grid(axis, int(count(axis)) - 1), step=axis.step)
 
 
-def _to_optuna(axis: Axis, value: Any) -> Any:
-    """Choices travel as their JSON text: lists are not values to Optuna, and 1 equals True."""
-    return json.dumps(value, sort_keys=True) if isinstance(axis, Choice) else value
+def _to_optuna(axis: Axis, value: object) -> Parameter:
+    if isinstance(axis, Choice):
+        return json.dumps(value, sort_keys=True)
+    assert isinstance(value, int | float)
+    return value
 
 
-def _from_optuna(axis: Axis, value: Any) -> Any:
+def _from_optuna(axis: Axis, value: Parameter) -> object:
     if isinstance(axis, Choice):
         return next(one for one in axis.values if _to_optuna(axis, one) == value)
+    assert isinstance(value, int | float)
     if isinstance(axis, FloatRange) and axis.step is not None:
         return on_grid(axis, round((value - axis.low) / axis.step))
     return value
 
 
-def lowest_of(distribution: BaseDistribution) -> Any:
+def lowest_of(distribution: BaseDistribution) -> Parameter:
     """Return the first choice or the lower end: what stands for a parameter that is not used."""
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
+        first = distribution.choices[0]
+        assert isinstance(first, str)
+        return first
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     return distribution.low

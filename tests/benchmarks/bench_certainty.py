@@ -35,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 from sftsearch.orchestrator.benchmark.simulator import simulate
-from sftsearch.orchestrator.early_stopping.base import Audit, false_stop_rate
+from sftsearch.orchestrator.early_stopping.audits import Audit, false_stop_rate
 from sftsearch.orchestrator.surrogate.front_probability import (
     DELTA,
     brier,

@@ -11,7 +11,8 @@ import pytest
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.candidates.binding import check_names
-from sftsearch.orchestrator.samplers.base import SAMPLERS, sampler_of
+from sftsearch.orchestrator.samplers.base import History
+from sftsearch.orchestrator.samplers.catalog import SAMPLERS, build_sampler
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.surrogate.model import Beliefs
 from sftsearch.search_spaces.load import parse_study
@@ -20,6 +21,7 @@ from sftsearch.search_spaces.schema import StudyFile
 from observed import Observations
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.samplers.base import Sampler
     from sftsearch.search_spaces.space import Point
 
 WEARABLES = describe("wearables")
@@ -65,7 +67,7 @@ OPTIONS: dict[str, dict[str, int]] = {
 Record = dict[str, Any]
 
 
-def admission_of(space: str, sampler: str) -> tuple[Admission, Any]:
+def admission_of(space: str, sampler: str) -> tuple[Admission, Sampler]:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\n"
         f"search: {{trials: 1, sampler: { {'kind': sampler} | OPTIONS.get(sampler, {}) }}}\n"
@@ -73,29 +75,30 @@ def admission_of(space: str, sampler: str) -> tuple[Admission, Any]:
     )
     source = parse_study(text.encode())
     check_names(source)
-    return Admission(source, WEARABLES), sampler_of(source.study.search.sampler)
+    return Admission(source, WEARABLES), build_sampler(source.study.search.sampler)
 
 
 class Run:
     """A search without training: asks, admits, and tells values that only depend on the point."""
 
     def __init__(self, space: str, sampler: str) -> None:
-        self.admission, self.sample = admission_of(space, sampler)
+        self.admission, self.sampler = admission_of(space, sampler)
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
         self.past = Observations(("gflops",), floor=0.1)
-        self.beliefs = Beliefs(self.admission, self.past)
+        beliefs = Beliefs(self.admission, self.past)
+        self.history = History(self.optuna, self.admission, beliefs)
         self.records: list[Record] = []
 
     def step(self, branch: int | None = None) -> Candidate | bool | None:
         """Return what was admitted, False for a refusal, None at the end (of a branch)."""
-        proposal = self.sample(self.optuna, self.admission, self.beliefs, branch)
+        proposal = self.sampler.propose(self.history, branch)
         if proposal is None:
             return None
-        number, point = proposal
+        number = self.optuna.enter(proposal.point, proposal.carried)
         assert number == len(self.records)
-        record: Record = {"point": point, "carried": self.optuna.carried(number)}
+        record: Record = {"point": proposal.point, "carried": dict(proposal.carried)}
         self.records.append(record)
-        decided = self.admission.decide(point)
+        decided = self.admission.decide(proposal.point)
         if not isinstance(decided, Candidate):
             self.optuna.refuse(number, decided.excess)
             record |= {"state": "refused", "excess": decided.excess}
@@ -130,20 +133,20 @@ class Run:
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        again.known.past.hyperparameters = self.past.hyperparameters
-        again.known.past.num_fitted = self.past.num_fitted
+        again.past.hyperparameters = self.past.hyperparameters
+        again.past.num_fitted = self.past.num_fitted
         for number, record in enumerate(self.records):
-            again.known.optuna.replay(
-                record["point"],
-                values=json.loads(json.dumps(record.get("values"))),
-                state=record["state"],
-                excess=record.get("excess", 0.0),
-                carried=json.loads(json.dumps(record["carried"])),
-            )
-            if record["state"] != "refused":
-                candidate = again.admission.price(record["point"])
-                again.admission.take(candidate.id)
-                again.observe(number, candidate, record.get("values"))
+            again.optuna.enter(record["point"], json.loads(json.dumps(record["carried"])))
+            if record["state"] == "refused":
+                again.optuna.refuse(number, record["excess"])
+                continue
+            candidate = again.admission.price(record["point"])
+            again.admission.take(candidate.id)
+            again.observe(number, candidate, record.get("values"))
+            if record["state"] == "failed":
+                again.optuna.fail(number)
+            else:
+                again.optuna.tell(number, json.loads(json.dumps(record["values"])))
         again.records = list(self.records)
         return again
 
@@ -154,7 +157,7 @@ def text_of(point: Point) -> str:
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("branch", [0, 1])
-def test_proposes_points_of_the_branch_that_is_asked_for_until_none_is_left(
+def test_sampler_proposes_points_of_the_branch_that_is_asked_for_until_none_is_left(
     sampler: str, branch: int
 ) -> None:
     """Also while the other branch has outcomes, more of them or fewer."""
@@ -169,7 +172,7 @@ def test_proposes_points_of_the_branch_that_is_asked_for_until_none_is_left(
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
-def test_proposes_points_of_a_branch_of_a_continuous_space(sampler: str) -> None:
+def test_sampler_proposes_points_of_a_branch_of_a_continuous_space(sampler: str) -> None:
     run = Run(CONTINUOUS, sampler)
     for i in range(30):
         assert run.step((0, 2)[i % 2]) is not None
@@ -180,7 +183,7 @@ def test_proposes_points_of_a_branch_of_a_continuous_space(sampler: str) -> None
 @pytest.mark.parametrize(
     ("space", "num_admissible"), [(FINITE, NUM_ADMISSIBLE), (ALIKE, 10)], ids=["finite", "alike"]
 )
-def test_proposes_points_of_the_space_and_covers_it_once(
+def test_sampler_proposes_points_of_the_space_and_covers_it_once(
     sampler: str, space: str, num_admissible: int
 ) -> None:
     run = Run(space, sampler)
@@ -199,7 +202,7 @@ def test_proposes_points_of_the_space_and_covers_it_once(
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
-def test_proposes_points_of_a_continuous_space(sampler: str) -> None:
+def test_sampler_proposes_points_of_a_continuous_space(sampler: str) -> None:
     run = Run(CONTINUOUS, sampler)
     for _ in range(30):
         assert run.step() is not None
@@ -217,7 +220,7 @@ def test_proposes_points_of_a_continuous_space(sampler: str) -> None:
         if (sampler, space) != ("exhaustive", CONTINUOUS)
     ],
 )
-def test_the_same_history_gives_the_same_proposals(sampler: str, space: str) -> None:
+def test_sampler_proposes_the_same_for_the_same_history(sampler: str, space: str) -> None:
     """Twice over, and once resumed after each 5 proposals."""
     first, second, resumed = (Run(space, sampler) for _ in range(3))
     for i in range(25):
@@ -229,7 +232,25 @@ def test_the_same_history_gives_the_same_proposals(sampler: str, space: str) -> 
     assert len(first.records) == 25
 
 
-def test_every_sampler_of_study_files_is_listed() -> None:
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("branch", [None, 0])
+def test_sampler_changes_nothing_by_proposing(sampler: str, branch: int | None) -> None:
+    """Asked twice it proposes the same, and a stand-in may be asked for in between."""
+    run = Run(FINITE, sampler)
+    for _ in range(8):
+        history = run.history
+        before = [(t.state, t.params, t.user_attrs) for t in run.optuna.trials(None)]
+        first = run.sampler.propose(history, branch)
+        stand_in = run.sampler.draw_uniform(history, branch)
+        assert stand_in is not None
+        assert run.sampler.given(history, stand_in.point, branch) == stand_in
+        assert run.sampler.propose(history, branch) == first
+        assert [(t.state, t.params, t.user_attrs) for t in run.optuna.trials(None)] == before
+        run.step(branch)
+    assert run.optuna.num_proposals == 8
+
+
+def test_samplers_are_those_of_study_files() -> None:
     """As a section with settings, and as one word."""
     schema = StudyFile.model_json_schema()["$defs"]["SearchPlan"]["properties"]["sampler"]
     section, word = schema["anyOf"]

@@ -1,0 +1,110 @@
+"""Propose the configuration from which the front is expected to gain most hypervolume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+
+from sftsearch.orchestrator.samplers.base import Proposal, Sampler
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+    from sftsearch.orchestrator.candidates.admission import Candidate
+    from sftsearch.orchestrator.samplers.base import History
+    from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
+    from sftsearch.orchestrator.surrogate.model import Beliefs
+    from sftsearch.search_spaces.schema import Front
+
+SPREAD_OVER = 256
+"""Configurations drawn at random of which a first one is the farthest from the others."""
+
+
+class FrontSampler(optuna.samplers.BaseSampler):
+    """The configuration from which the front is expected to gain most (see `beliefs`).
+
+    The first ones are spread over the space, beginning with the cheapest. A trial's parameters are
+    those of one configuration, so none is drawn apart from the others.
+    """
+
+    def __init__(self, plan: Front, study: OptunaStudy, beliefs: Beliefs) -> None:
+        self._plan, self._study, self._beliefs = plan, study, beliefs
+        self._chosen: tuple[int, Candidate] | None = None
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return none: `sample_independent` gives every parameter of one configuration."""
+        return {}
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, object]:
+        """Return nothing; see `infer_relative_search_space`."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> object:
+        """Return the parameter that the trial's configuration has.
+
+        Raises:
+            LookupError: every admitted configuration is in the study.
+        """
+        if self._chosen is None or self._chosen[0] != trial.number:
+            candidate = self.choose(trial.number, None)
+            if candidate is None:
+                raise LookupError("Every admitted configuration is in the study.")
+            self._chosen = trial.number, candidate
+        return self._study.params(self._chosen[1].point)[param_name]
+
+    def choose(self, number: int, branch: int | None) -> Candidate | None:
+        """Return the configuration to try next, of a branch if one is given; None: none is left.
+
+        It follows from the number and from what is believed.
+        """
+        past = self._beliefs.past
+        few = min(2, self._plan.startup_configurations)
+        known = len(past.imported)  # by another study
+        num_valued = len(past.measured().ids) + known
+        if len(past) + known < self._plan.startup_configurations or num_valued < few:
+            return self._spread(number, branch)
+        gain, candidates = self._beliefs.gains(number, branch)
+        return candidates[int(gain.argmax())] if candidates else None
+
+    def _spread(self, number: int, branch: int | None) -> Candidate | None:
+        """Return the candidate farthest from all that are in the study, of some drawn ones."""
+        pool = self._beliefs.candidates(number, branch)
+        free = self._beliefs.free(pool, branch)
+        if not len(free):
+            return None
+        random_ = np.random.default_rng([self._plan.seed, number])
+        drawn = random_.choice(free, size=min(SPREAD_OVER, len(free)), replace=False)
+        if not len(self._beliefs.past):
+            return pool.rows[int(drawn[pool.u[drawn].sum(axis=1).argmin()])]
+        taken = self._beliefs.places_of_study()
+        apart = ((pool.x[drawn][:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1)
+        return pool.rows[int(drawn[int(apart.argmax())])]
+
+
+class EHVISampler(Sampler):
+    """Proposes what a `FrontSampler` chooses from what the surrogate expects by now."""
+
+    def __init__(self, section: Front) -> None:
+        self.seed = section.seed
+        self._section = section
+
+    def propose(self, history: History, branch: int | None) -> Proposal | None:
+        """Return the next proposal; see `Sampler`."""
+        sampler = FrontSampler(self._section, history.study, history.beliefs)
+        candidate = sampler.choose(history.study.num_proposals, branch)
+        return None if candidate is None else Proposal(candidate.point)
