@@ -24,7 +24,7 @@ from sftsearch.orchestrator.metrics import EXACT_COSTS
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_events
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.study import check_study, run_study, trial_folder
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-    from sftsearch.orchestrator.surrogate.model import Beliefs
+    from sftsearch.orchestrator.surrogate.model import SurrogateModel
 
 SPREAD_OVER = 256
 """Configurations drawn at random of which a first one is the farthest from the others."""
@@ -40,7 +40,7 @@ Proposal = tuple[int, Point]
 
 
 def propose_tpe(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Draw the first admitted configurations uniformly, then let Optuna's TPE draw.
 
@@ -80,7 +80,7 @@ def propose_given(plan: Any, study: OptunaStudy, point: Point, branch: int | Non
 
 
 def propose_uniform(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Draw uniformly from the admitted configurations that are not in the study.
 
@@ -94,7 +94,7 @@ def propose_uniform(
 
 
 def propose_next(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Take the cheapest admitted configuration that is not in the study."""
     candidate = admission.cheapest(branch)
@@ -212,7 +212,7 @@ def _has_values(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def propose_child(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Let Optuna's NSGA draw a child of the generation before; the first one is drawn uniformly."""
     generations = _generations_of(plan, study, branch)
@@ -241,7 +241,7 @@ class _Sobol(optuna.samplers.QMCSampler):
 
 
 def propose_quasi_random(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Take the next point of a Sobol sequence over all branches, or of a branch's own sequence."""
     sampler = _Sobol(len(study.trials(branch)), plan.seed)
@@ -253,7 +253,7 @@ def propose_quasi_random(
 
 
 def propose_gp(
-    plan: Any, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+    plan: Any, study: OptunaStudy, admission: Admission, beliefs: SurrogateModel, branch: int | None
 ) -> Proposal | None:
     """Draw the first admitted configurations uniformly, then let Optuna's Gaussian process draw."""
     past = study.flat(branch)
@@ -271,15 +271,14 @@ def propose_gp(
 
 
 class FrontSampler(optuna.samplers.BaseSampler):
-    """The configuration from which the front is expected to gain most (see `beliefs`).
+    """The configuration from which the front is expected to gain most (see `surrogate`).
 
     The first ones are spread over the space, beginning with the cheapest. A trial's parameters are
     those of one configuration, so none is drawn apart from the others.
     """
 
-    def __init__(self, plan: Any, study: OptunaStudy, beliefs: Beliefs) -> None:
-        self._plan, self._study, self._beliefs = plan, study, beliefs
-        self._branch: int | None = None
+    def __init__(self, plan: Any, study: OptunaStudy, surrogate: SurrogateModel) -> None:
+        self._plan, self._study, self._surrogate = plan, study, surrogate
         self._chosen: tuple[int, Candidate] | None = None
 
     def infer_relative_search_space(
@@ -319,30 +318,28 @@ class FrontSampler(optuna.samplers.BaseSampler):
     def choose(self, number: int, branch: int | None) -> Candidate | None:
         """Return the configuration to try next, of a branch if one is given; None: none is left.
 
-        It follows from the number and from what is believed.
+        It follows from the number and from what was measured.
         """
-        past = self._beliefs.past
+        past = self._surrogate.past
         few = min(2, self._plan.startup_configurations)
         known = len(past.imported)  # by another study
         num_valued = len(past.measured().ids) + known
         if len(past) + known < self._plan.startup_configurations or num_valued < few:
             return self._spread(number, branch)
-        gain, candidates = self._beliefs.gains(number, branch)
-        return candidates[int(gain.argmax())] if candidates else None
+        return self._surrogate.compare(number, branch).best
 
     def _spread(self, number: int, branch: int | None) -> Candidate | None:
         """Return the candidate farthest from all that are in the study, of some drawn ones."""
-        pool = self._beliefs.candidates(number, branch)
-        free = self._beliefs.free(pool, branch)
+        candidates, free = self._surrogate.pool.candidates(number, branch)
         if not len(free):
             return None
         random_ = np.random.default_rng([self._plan.seed, number])
         drawn = random_.choice(free, size=min(SPREAD_OVER, len(free)), replace=False)
-        if not len(self._beliefs.past):
-            return pool.rows[int(drawn[pool.u[drawn].sum(axis=1).argmin()])]
-        taken = self._beliefs.places_of_study()
-        apart = ((pool.x[drawn][:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1)
-        return pool.rows[int(drawn[int(apart.argmax())])]
+        if not len(self._surrogate.past):
+            return candidates.rows[int(drawn[candidates.u[drawn].sum(axis=1).argmin()])]
+        taken, _ = self._surrogate.features.arrays()
+        apart = ((candidates.x[drawn][:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1)
+        return candidates.rows[int(drawn[int(apart.argmax())])]
 
 
 class ProposeFront:
@@ -353,16 +350,20 @@ class ProposeFront:
         self._sampler: FrontSampler | None = None
 
     def __call__(
-        self, study: OptunaStudy, admission: Admission, beliefs: Beliefs, branch: int | None
+        self,
+        study: OptunaStudy,
+        admission: Admission,
+        surrogate: SurrogateModel,
+        branch: int | None,
     ) -> Proposal | None:
         """Return the next proposal; see `SAMPLERS`."""
         if self._sampler is None:
-            self._sampler = FrontSampler(self._plan, study, beliefs)
+            self._sampler = FrontSampler(self._plan, study, surrogate)
         candidate = self._sampler.choose(study.num_proposals, branch)
         return None if candidate is None else (study.enter(candidate.point), candidate.point)
 
 
-Propose = Callable[["OptunaStudy", "Admission", "Beliefs", "int | None"], "Proposal | None"]
+Propose = Callable[["OptunaStudy", "Admission", "SurrogateModel", "int | None"], "Proposal | None"]
 
 SAMPLERS: dict[str, Callable[[Any], Propose]] = {
     "front": ProposeFront,

@@ -21,12 +21,13 @@ from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.samplers.base import propose_given, propose_uniform, sampler_of
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.budget import Budget
+from sftsearch.orchestrator.surrogate.fitted_model import Fit
 from sftsearch.orchestrator.surrogate.front_probability import (
     front_probabilities,
     within_delta_everywhere,
 )
 from sftsearch.orchestrator.surrogate.gp import Hyperparameters
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.orchestrator.surrogate.observations import Imported, Observations
 from sftsearch.search_spaces.space import Point
 
@@ -126,7 +127,12 @@ class Search:
             admission.space, [objective.goal for objective in study.objectives]
         )
         self.past = _observations(study, admission)
-        self.beliefs = Beliefs(admission, self.past, seed=getattr(study.search.sampler, "seed", 0))
+        self.surrogate = SurrogateModel(
+            admission,
+            self.past,
+            seed=getattr(study.search.sampler, "seed", 0),
+            on_fit=self._commit_fit,
+        )
         self.rule = _rule(study.search)
         self.budget = Budget(study.search)
         self.num_finished = 0
@@ -153,8 +159,6 @@ class Search:
         """Configurations by branch."""
         self._refused: Counter[int | None] = Counter()
         """Refusals in a row; by branch, where they take turns."""
-        self._num_fitted = 0
-        """Configurations behind the hyperparameters that were journalled last."""
         self._last_expected = -1
         """Number of the proposal before which it was asked last what going on may gain."""
         self._replay()
@@ -223,7 +227,7 @@ class Search:
             return True
         may_admit = self._has_room() and not self.used_up
         if not may_admit and self._may_replicate():
-            return self.beliefs.best_replicate(self._plan.replicates.max) is None
+            return self.surrogate.best_replicate(self._plan.replicates.max) is None
         return not may_admit
 
     def _has_room(self) -> bool:
@@ -257,13 +261,12 @@ class Search:
         Where it adds neither, the space is used up or nothing more is expected of going on.
         """
         replicate, may_admit = None, self._has_room() and not self.used_up
-        if self._may_replicate() and (not may_admit or self.beliefs.can_judge()):
-            replicate = self.beliefs.best_replicate(self._plan.replicates.max)
+        if self._may_replicate() and (not may_admit or self.surrogate.can_judge()):
+            replicate = self.surrogate.best_replicate(self._plan.replicates.max)
         if replicate is not None and may_admit:
-            new = self.beliefs.best_new(self.optuna.num_proposals, self._plan.replicates.min)
+            new = self.surrogate.best_new(self.optuna.num_proposals, self._plan.replicates.min)
             if new is not None and new.rate >= replicate.rate:
                 replicate = None
-        self._note_fit()
         if replicate is not None:
             self._replicate(replicate.configuration_id)
         elif may_admit and not self._has_converged():
@@ -284,7 +287,7 @@ class Search:
         """Admit a configuration, of a branch; return whether there was one left."""
         admitted = False
         while not admitted:
-            known = self.optuna, self._admission, self.beliefs, branch
+            known = self.optuna, self._admission, self.surrogate, branch
             proposal = self._next_start(branch)
             if proposal is None and self._refused[branch] >= MAX_REFUSALS:
                 proposal = propose_uniform(self._plan.sampler, *known)
@@ -292,7 +295,6 @@ class Search:
                 proposal = self._sample(*known)
             if proposal is None:
                 return False
-            self._note_fit()
             admitted = self._decide(*proposal)
         return True
 
@@ -335,7 +337,18 @@ class Search:
         proposed = self._proposals[number]
         proposed.candidate_id = body["configuration_id"]
         proposed.pending = len(body["seeds"])
-        observed = self.past.admit(number, proposed.candidate_id, proposed.point, body)
+        observed = self.past.admit(
+            number,
+            proposed.candidate_id,
+            proposed.point,
+            model=body["model"],
+            parameters=dict(body["parameters"]),
+            cost=dict(body["cost"]),
+            epochs=body["epochs"],
+            warmup=body["warmup"],
+            group=body["group"],
+        )
+        self.surrogate.take(observed.id, observed.point)
         self._admission.take(proposed.candidate_id)
         self._admitted[proposed.point.branch] += 1
         self._refused[self._turn_of(proposed)] = 0
@@ -365,9 +378,8 @@ class Search:
     def _freeze(self) -> None:
         """Choose what is reported; its means will be those of fresh replicates alone."""
         number = self._plan.replicates.fresh
-        chosen = self.beliefs.front()
+        chosen = self.surrogate.front()
         seeds = {i: [self.past[i].num_replicates + k for k in range(number)] for i in chosen}
-        self._note_fit()
         self._journal.append("frozen", seeds=seeds)
         self._note_frozen(seeds)
 
@@ -378,28 +390,25 @@ class Search:
             self._await(observed, own, fresh=True)
         self.frozen = list(seeds)
 
-    def _note_fit(self) -> None:
+    def _commit_fit(self, fit: Fit) -> None:
         """Journal the surrogate's hyperparameters where they are new: later fits begin there."""
-        fitted, past = self.past.hyperparameters, self.past
-        if fitted is not None and past.num_fitted != self._num_fitted:
-            self._num_fitted = past.num_fitted
-            self._journal.append(
-                "fitted",
-                num=past.num_fitted,
-                lengthscales=fitted.lengthscales.tolist(),
-                amplitude=fitted.amplitude,
-                tau=fitted.tau,
-                sigma=fitted.sigma,
-                mean=fitted.mean,
-            )
+        fitted = fit.hyperparameters
+        self._journal.append(
+            "fitted",
+            num=fit.num,
+            lengthscales=fitted.lengthscales.tolist(),
+            amplitude=fitted.amplitude,
+            tau=fitted.tau,
+            sigma=fitted.sigma,
+            mean=fitted.mean,
+        )
 
     def _has_converged(self) -> bool:
         """Ask, once before each proposal, what going on may gain; tell whether that is enough."""
         number = self.optuna.num_proposals
-        is_due = self._plan.until_converged and self.beliefs.can_judge()
+        is_due = self._plan.until_converged and self.surrogate.can_judge()
         if is_due and number != self._last_expected:
-            gain = self.beliefs.gain_ahead(number, self._plan.replicates.max)
-            self._note_fit()
+            gain = self.surrogate.gain_ahead(number, self._plan.replicates.max)
             self._journal.append("expected", number=number, gain=gain)
             self._note_expected(number, gain)
         return bool(self.budget.exceeded())
@@ -453,9 +462,8 @@ class Search:
         if not self.rule.judges(observed.epochs, observed.warmup, epoch):
             return True
         trial.judged = epoch
-        best = self.beliefs.affordable(self._cost_bounds(observed)[0])
+        best = self.surrogate.affordable(self._cost_bounds(observed)[0])
         decision = self.rule.decide(self._report_of(trial, epoch, best))
-        self._note_fit()
         if not math.isfinite(decision.probability or 0.0):
             decision = decision._replace(probability=None)
         if decision.stop:
@@ -640,10 +648,10 @@ class Search:
         """Journal what is believed of every configuration, and how often stopping was wrong."""
         if not self.past.has_values:
             return
-        measured, posterior = self.past.measured(), self.beliefs.posterior()
-        draws = self.beliefs.draws(NUM_DRAWS)
+        measured, posterior = self.past.measured(), self.surrogate.posterior()
+        draws = self.surrogate.draws(NUM_DRAWS)
         on_front = front_probabilities(draws, measured.costs)
-        reported = [i for i in self.frozen if self.past[i].is_complete] or self.beliefs.front()
+        reported = [i for i in self.frozen if self.past[i].is_complete] or self.surrogate.front()
         chosen = np.isin(measured.ids, reported)
         low = float(measured.costs[chosen].min())
         beliefs = {
@@ -655,7 +663,6 @@ class Search:
             for i, identity in enumerate(measured.ids)
         }
         false_stops = base.false_stop_rate(self.rule.audits)
-        self._note_fit()
         self._journal.append(
             "concluded",
             reported=list(reported),
@@ -713,14 +720,14 @@ class Search:
         self._starts = [Point(start["branch"], start["values"]) for start in body["starts"]]
         for one in body["configurations"]:
             known = {int(number): values for number, values in one["replicates"].items()}
-            self.past.import_(
-                Imported(
-                    id=one["configuration_id"],
-                    point=Point(one["branch"], one["values"]),
-                    values={number: values["objectives"][0] for number, values in known.items()},
-                    seconds={number: values["seconds"] for number, values in known.items()},
-                )
+            imported = Imported(
+                id=one["configuration_id"],
+                point=Point(one["branch"], one["values"]),
+                values={number: values["objectives"][0] for number, values in known.items()},
+                seconds={number: values["seconds"] for number, values in known.items()},
             )
+            self.past.import_(imported)
+            self.surrogate.import_(imported.id, imported.point)
 
     def _replay_proposed(self, event: Event, trials: dict[str, Trial]) -> None:
         body = event.body
@@ -745,10 +752,9 @@ class Search:
 
     def _replay_fitted(self, event: Event, trials: dict[str, Trial]) -> None:
         body = dict(event.body)
-        self.past.num_fitted = self._num_fitted = body.pop("num")
-        lengthscales = np.array(body.pop("lengthscales"), dtype=float)
-        self.past.hyperparameters = Hyperparameters(lengthscales=lengthscales, **body)
-        self.past.fitted_on = self.past.measured()
+        num, lengthscales = body.pop("num"), np.array(body.pop("lengthscales"), dtype=float)
+        fitted = Hyperparameters(lengthscales=lengthscales, **body)
+        self.surrogate.last_fit = Fit(fitted, num, self.past.measured())
 
     def _replay_expected(self, event: Event, trials: dict[str, Trial]) -> None:
         self._note_expected(event.body["number"], event.body["gain"])

@@ -5,21 +5,17 @@ Shapes: C configurations that were measured, R replicates, K folds.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.surrogate.gp import additive_means
-from sftsearch.orchestrator.surrogate.transforms import Link
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
+from sftsearch.orchestrator.surrogate.transforms import OutcomeTransform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.surrogate.gp import Hyperparameters
     from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
@@ -35,7 +31,7 @@ class Observed:
     id: str
     point: Point
     model: str
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     cost: dict[str, float]
     """What is known without training."""
     row: int
@@ -78,14 +74,14 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class Measurements:
     """The configurations with a value, as arrays in the order of their admission."""
 
     ids: list[str]
     rows: Indices
     """Their places among all that were admitted, ascending, (C,)."""
     means: Floats
-    """Of the accuracy, higher is better, on the scale of `Observations.link`, (C,); comparable
+    """Of the accuracy, higher is better, on the scale of `Observations.transform`, (C,); comparable
     between different folds."""
     counts: Floats
     """Replicates behind each mean, (C,)."""
@@ -105,9 +101,14 @@ class Measured:
     fold_weights: Floats
     """Share of the replicates by fold, of own, then of imported ones, (C + I, K)."""
     fold_covariance: Floats
-    """Of what is not known of the folds' effects, (K, K); see `surrogate.AdditiveFit`."""
+    """Of what is not known of the folds' effects, (K, K); see `AdditiveFit`."""
     fold_spread: float
     """Standard deviation of the folds' effects."""
+
+    @property
+    def num_known(self) -> int:
+        """Configurations with a value, of this study or only of another one."""
+        return len(self.ids) + len(self.imported)
 
 
 class Observations:
@@ -133,14 +134,8 @@ class Observations:
         """
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
         self._floor = floor
-        self.link = Link(is_share, sign, floor or 0.0)
-        """The scale on which values are believed."""
-        self.hyperparameters: Hyperparameters | None = None
-        """Of the surrogate, as they were fitted last."""
-        self.num_fitted = 0
-        """How many configurations had a value then."""
-        self.fitted_on: Measured | None = None
-        """What they were fitted on."""
+        self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
+        """The scale on which values are modelled."""
         self.imported: list[Imported] = []
         """What another study measured: known, and no part of this study."""
         self._places_of_imported: dict[str, int] = {}
@@ -154,7 +149,7 @@ class Observations:
         self._is_complete = np.zeros(64, dtype=bool)
         self._num_pending = np.zeros(64, dtype=np.int64)
         self._num_replicates = np.zeros(64, dtype=np.int64)
-        self._measured: Measured | None = None
+        self._measured: Measurements | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -170,12 +165,6 @@ class Observations:
         """Every configuration, in the order of admission."""
         return list(self._by_id.values())
 
-    def since(self, number: int) -> list[Observed]:
-        """Return the configurations after the first so many, in the order of admission."""
-        return (
-            list(itertools.islice(self._by_id.values(), number, None)) if number < len(self) else []
-        )
-
     @property
     def floor(self) -> float:
         """What counts as reached where nothing is affordable: chance, or the worst value seen."""
@@ -184,9 +173,19 @@ class Observations:
         return float(np.nanmin(self._values)) if np.isfinite(self._values).any() else 0.0
 
     def admit(
-        self, number: int, configuration_id: str, point: Point, body: Mapping[str, Any]
+        self,
+        number: int,
+        configuration_id: str,
+        point: Point,
+        *,
+        model: str,
+        parameters: dict[str, object],
+        cost: dict[str, float],
+        epochs: int,
+        warmup: int,
+        group: str,
     ) -> Observed:
-        """Take up a configuration; `body` is that of its `admitted` event."""
+        """Take up a configuration; see `Observed`."""
         row = len(self._by_id)
         if row == len(self._values):
             self._make_room()
@@ -194,13 +193,13 @@ class Observations:
             number=number,
             id=configuration_id,
             point=point,
-            model=body["model"],
-            parameters=dict(body["parameters"]),
-            cost=dict(body["cost"]),
+            model=model,
+            parameters=parameters,
+            cost=cost,
             row=row,
-            epochs=body["epochs"],
-            warmup=body["warmup"],
-            group=body["group"],
+            epochs=epochs,
+            warmup=warmup,
+            group=group,
         )
         self._by_id[configuration_id] = observed
         self._ids[row] = configuration_id
@@ -266,7 +265,7 @@ class Observations:
         """Whether any configuration has a value."""
         return len(self.measured().ids) > 0
 
-    def measured(self) -> Measured:
+    def measured(self) -> Measurements:
         """Return the configurations that have a value."""
         if self._measured is None:
             self._measured = self._measure()
@@ -316,18 +315,18 @@ class Observations:
                 values_IR[row, replicate] = self.sign * value
         return np.array(places, dtype=np.int64), values_IR
 
-    def _measure(self) -> Measured:
+    def _measure(self) -> Measurements:
         rows = np.flatnonzero(self._is_complete)
         places, imported_IR = self._imported_values()
         room = imported_IR.shape[1] - self._values.shape[1]
         own_CR = np.pad(self._values[rows], ((0, 0), (0, room)), constant_values=np.nan)
-        values_CR = self.link.to_latent(np.vstack([own_CR, imported_IR]))
+        values_CR = self.transform.to_latent(np.vstack([own_CR, imported_IR]))
         used = np.isfinite(values_CR).any(axis=0)
         last = int(np.flatnonzero(used).max()) + 1 if used.any() else 1
         folds_R = np.arange(last) % (self.num_folds or 1)
         fit = additive_means(values_CR[:, :last], folds_R)
         means, counts, number = fit.means, fit.counts, len(rows)
-        return Measured(
+        return Measurements(
             ids=self._ids[rows].tolist(),
             rows=rows,
             means=means[:number],

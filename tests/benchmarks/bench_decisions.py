@@ -153,17 +153,17 @@ class Bench:
 
     def round(self) -> None:
         """Take every decision once, each after an end."""
-        beliefs = self.search.beliefs
+        surrogate = self.search.surrogate
         self.end(self.other)
         first = self.timed("propose", self.next)
         second = self.next()
         self.end(second)
         self.timed("stop", lambda: self.report(first))
         self.end(first)
-        self.timed("replicate", lambda: beliefs.best_replicate(5))
+        self.timed("replicate", lambda: surrogate.best_replicate(5))
         self.other = self.next()
         self.end(self.other)
-        self.timed("front", beliefs.front)
+        self.timed("front", surrogate.front)
         self.other = self.next()
 
 

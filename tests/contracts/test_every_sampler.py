@@ -13,7 +13,7 @@ from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.samplers.base import SAMPLERS, sampler_of
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
@@ -82,12 +82,12 @@ class Run:
         self.admission, self.sample = admission_of(space, sampler)
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
         self.past = Observations(("gflops",), floor=0.1)
-        self.beliefs = Beliefs(self.admission, self.past)
+        self.surrogate = SurrogateModel(self.admission, self.past)
         self.records: list[Record] = []
 
     def step(self, branch: int | None = None) -> Candidate | bool | None:
         """Return what was admitted, False for a refusal, None at the end (of a branch)."""
-        proposal = self.sample(self.optuna, self.admission, self.beliefs, branch)
+        proposal = self.sample(self.optuna, self.admission, self.surrogate, branch)
         if proposal is None:
             return None
         number, point = proposal
@@ -111,15 +111,18 @@ class Run:
         return decided
 
     def observe(self, number: int, decided: Candidate, values: list[float] | None) -> None:
-        body = {
-            "model": decided.configuration.model,
-            "parameters": decided.configuration.parameters,
-            "cost": {"gflops": decided.cost.gflops},
-            "epochs": 1,
-            "warmup": 0,
-            "group": "",
-        }
-        observed = self.past.admit(number, decided.id, decided.point, body)
+        observed = self.past.admit(
+            number,
+            decided.id,
+            decided.point,
+            model=decided.configuration.model,
+            parameters=decided.configuration.parameters,
+            cost={"gflops": decided.cost.gflops},
+            epochs=1,
+            warmup=0,
+            group="",
+        )
+        self.surrogate.take(decided.id, decided.point)
         self.past.begin(observed, 0)
         if values is None:
             self.past.drop(observed, 0, stopped=False)
@@ -129,8 +132,7 @@ class Run:
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        again.past.hyperparameters = self.past.hyperparameters
-        again.past.num_fitted = self.past.num_fitted
+        again.surrogate.last_fit = self.surrogate.last_fit
         for number, record in enumerate(self.records):
             again.optuna.replay(
                 record["point"],

@@ -29,7 +29,7 @@ from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.seeds import derive_seed
 from sftsearch.orchestrator.storage.journal import Journal
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.orchestrator.surrogate.observations import Observations
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import Branch
@@ -84,9 +84,9 @@ def study_of(admission: Admission) -> OptunaStudy:
     return OptunaStudy(admission.space, ["maximize", "minimize"])
 
 
-def beliefs_of(admission: Admission) -> Beliefs:
+def surrogate_of(admission: Admission) -> SurrogateModel:
     """Return what a study that has measured nothing believes."""
-    return Beliefs(admission, Observations(("gflops",)))
+    return SurrogateModel(admission, Observations(("gflops",)))
 
 
 @pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
@@ -105,7 +105,7 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     sample, study = sampler_of(plan("tpe")), study_of(admission)
     num_refused = 0
     while admission.num_taken < 100:
-        number, point = _some(sample(study, admission, beliefs_of(admission), None))
+        number, point = _some(sample(study, admission, surrogate_of(admission), None))
         decided = admission.decide(point)
         if isinstance(decided, Candidate):
             admission.take(decided.id)
@@ -133,7 +133,7 @@ def test_tpe_finds_better_points_than_chance() -> None:
         sample, study = sampler_of(plan(kind, seed=1)), study_of(admission)
         seen = []
         for _ in range(80):
-            number, point = _some(sample(study, admission, beliefs_of(admission), None))
+            number, point = _some(sample(study, admission, surrogate_of(admission), None))
             candidate = admission.price(point)
             admission.take(candidate.id)
             study.tell(number, [-distance(point), candidate.cost.gflops])
@@ -149,7 +149,7 @@ def test_another_seed_gives_other_proposals(kind: str) -> None:
         [
             str(
                 sampler_of(plan(kind, seed=seed))(
-                    study_of(admission), admission, beliefs_of(admission), None
+                    study_of(admission), admission, surrogate_of(admission), None
                 )
             )
             for _ in range(3)
@@ -189,7 +189,7 @@ def test_exhaustive_goes_from_the_cheapest_to_the_dearest_and_ends() -> None:
     admission = admission_of(SMALL, constraints="[{metric: gflops, max: 1e-3}]")
     sample, study = sampler_of(plan("exhaustive")), study_of(admission)
     costs = []
-    while (proposal := sample(study, admission, beliefs_of(admission), None)) is not None:
+    while (proposal := sample(study, admission, surrogate_of(admission), None)) is not None:
         candidate = admission.price(proposal[1])
         admission.take(candidate.id)
         study.tell(proposal[0], [0.5, candidate.cost.gflops])
@@ -205,15 +205,15 @@ def test_tpe_begins_with_uniform_draws_that_count_only_what_was_admitted() -> No
     ours, theirs = study_of(admission), study_of(admission)
     for number in range(5):
         (_, one), (_, other) = (
-            _some(uniform(ours, admission, beliefs_of(admission), None)),
-            _some(tpe(theirs, admission, beliefs_of(admission), None)),
+            _some(uniform(ours, admission, surrogate_of(admission), None)),
+            _some(tpe(theirs, admission, surrogate_of(admission), None)),
         )
         assert one == other
         admission.take(admission.price(one).id)
         for study in (ours, theirs):
             study.tell(number, [float(number), 1.0])
-    assert uniform(ours, admission, beliefs_of(admission), None) != tpe(
-        theirs, admission, beliefs_of(admission), None
+    assert uniform(ours, admission, surrogate_of(admission), None) != tpe(
+        theirs, admission, surrogate_of(admission), None
     )
 
 
@@ -320,7 +320,7 @@ class Toy:
         self.admission = admission_of(space)
         self.optuna = study_of(self.admission)
         self.past = Observations(("gflops",), floor=0.0)
-        self.beliefs = Beliefs(self.admission, self.past)
+        self.surrogate = SurrogateModel(self.admission, self.past)
         self.sample = sampler_of(plan(kind, **options))
         self.value = value
         self.values: list[Values] = []
@@ -330,7 +330,7 @@ class Toy:
         wanted = len(self.values) + count
         while len(self.values) < wanted:
             branch = branches[len(self.values) % len(branches)]
-            proposal = _some(self.sample(self.optuna, self.admission, self.beliefs, branch))
+            proposal = _some(self.sample(self.optuna, self.admission, self.surrogate, branch))
             decided = self.admission.decide(proposal[1])
             if isinstance(decided, Candidate):
                 self.admission.take(decided.id)
@@ -342,15 +342,18 @@ class Toy:
         return self
 
     def _observe(self, number: int, decided: Candidate) -> None:
-        body = {
-            "model": decided.configuration.model,
-            "parameters": decided.configuration.parameters,
-            "cost": {"gflops": decided.cost.gflops},
-            "epochs": 1,
-            "warmup": 0,
-            "group": "",
-        }
-        observed = self.past.admit(number, decided.id, decided.point, body)
+        observed = self.past.admit(
+            number,
+            decided.id,
+            decided.point,
+            model=decided.configuration.model,
+            parameters=decided.configuration.parameters,
+            cost={"gflops": decided.cost.gflops},
+            epochs=1,
+            warmup=0,
+            group="",
+        )
+        self.surrogate.take(decided.id, decided.point)
         self.past.begin(observed, 0)
         self.past.finish(observed, 0, list(self.values[-1]), 1.0)
 
@@ -430,7 +433,7 @@ def test_proposals_may_be_asked_for_while_others_run(kind: str) -> None:
     options = {} if kind == "quasi_random" else options
     toy, pending, seen = Toy(BRANCHES, kind, smooth, **options), [], set()
     for _ in range(12):
-        number, point = _some(toy.sample(toy.optuna, toy.admission, toy.beliefs, None))
+        number, point = _some(toy.sample(toy.optuna, toy.admission, toy.surrogate, None))
         decided = toy.admission.decide(point)
         if isinstance(decided, Refusal):
             toy.optuna.refuse(number, decided.excess)
@@ -507,7 +510,7 @@ def test_a_refused_proposal_leaves_nothing_behind_in_a_genetic_algorithm() -> No
         numbers_of_clean[refusing.num_proposals - 1] = number
     ends = []
     for study in (clean, refusing):
-        number, _ = _some(sample(study, admission, beliefs_of(admission), None))
+        number, _ = _some(sample(study, admission, surrogate_of(admission), None))
         ends.append(study.carried(number))
     assert ends[0][GENERATION] == ends[1][GENERATION] == 1
     assert sorted(numbers_of_clean[number] for number in ends[1][PARENTS]) == sorted(
@@ -591,11 +594,11 @@ def test_front_is_a_sampler_of_optuna() -> None:
     """A plain study asks for parameters and gets those of an admissible configuration."""
     toy = Toy(SMALL, "front", smooth).run(8)
     study = toy.optuna.study
-    study.sampler = FrontSampler(plan("front"), toy.optuna, toy.beliefs)
+    study.sampler = FrontSampler(plan("front"), toy.optuna, toy.surrogate)
     trial = study.ask(toy.optuna.space_of(None))
     point = toy.optuna.point_of(trial.params, None)
     assert isinstance(toy.admission.decide(point), Candidate)
-    expected = FrontSampler(plan("front"), toy.optuna, toy.beliefs).choose(trial.number, None)
+    expected = FrontSampler(plan("front"), toy.optuna, toy.surrogate).choose(trial.number, None)
     assert expected is not None
     assert point == expected.point
 
@@ -604,7 +607,7 @@ def test_front_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
     two = "{kind: sft, patch: 8, num_heads: 4, dim: {kind: choice, values: [8, 16]}}"
     toy = Toy(f"space:\n  - {two}\n", "front", smooth).run(2)
     study = toy.optuna.study
-    study.sampler = FrontSampler(plan("front"), toy.optuna, toy.beliefs)
+    study.sampler = FrontSampler(plan("front"), toy.optuna, toy.surrogate)
     with pytest.raises(LookupError, match="is in the study"):
         study.ask(toy.optuna.space_of(None))
 

@@ -17,7 +17,7 @@ import pytest
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.storage import study_record
-from sftsearch.orchestrator.surrogate import model
+from sftsearch.orchestrator.surrogate import candidate_pool
 from sftsearch.search_spaces.load import StudyFileError
 
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width
@@ -92,13 +92,14 @@ def check_complete(events: list[Event], search: Search, *why: str) -> None:
 
 def state_of(search: Search) -> dict[str, Any]:
     """Return everything that later decisions follow from."""
+    fitted = search.surrogate.last_fit
     return {
         "past": [
             (o.id, o.number, o.values, o.pending, o.fresh, o.failed, o.stopped, o.group, o.epochs)
             for o in search.past.all
         ],
-        "fitted": search.past.num_fitted,
-        "hyperparameters": repr(search.past.hyperparameters),
+        "fitted": fitted and fitted.num,
+        "hyperparameters": repr(fitted and fitted.hyperparameters),
         "rule": vars(search.rule),
         "used": (search.budget.trials, search.budget.epochs, search.budget.gpu_seconds),
         "ended": (search.num_finished, search.num_failed, search.num_stopped, search.frozen),
@@ -366,7 +367,7 @@ def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
-    monkeypatch.setattr(model, "NUM_DRAWN", 50)
+    monkeypatch.setattr(candidate_pool, "NUM_DRAWN", 50)
     limit = "constraints: [{metric: parameters, max: 10}]"
     events, search = run(f"sampler: {sampler}, trials: 4", Training(), space=WIDE, more=limit)
     check_complete(events, search, USED_UP)
@@ -383,8 +384,8 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One width of many is cheap enough: the draws for a block of proposals hold few of it."""
-    monkeypatch.setattr(model, "NUM_DRAWN", 40)
-    monkeypatch.setattr(model, "DRAWN_FOR", 50)
+    monkeypatch.setattr(candidate_pool, "NUM_DRAWN", 40)
+    monkeypatch.setattr(candidate_pool, "DRAWN_FOR", 50)
     space = WIDE.replace("dim: 8", "dim: {kind: int, low: 8, high: 256, step: 8}")
     limit = "constraints: [{metric: parameters, max: 6000}]"
     events, search = run("sampler: front, trials: 6", Training(), space=space, more=limit)

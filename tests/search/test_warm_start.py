@@ -327,8 +327,14 @@ def observations() -> Observations:
     return Observations(("gflops",))
 
 
-BODY = {"model": "sft", "parameters": {}, "cost": {"gflops": 1.0}, "epochs": 2, "warmup": 0,
-        "group": ""}  # fmt: skip
+BODY: dict[str, Any] = {
+    "model": "sft",
+    "parameters": {},
+    "cost": {"gflops": 1.0},
+    "epochs": 2,
+    "warmup": 0,
+    "group": "",
+}
 
 
 def test_own_replicates_take_the_place_of_imported_ones() -> None:
@@ -342,7 +348,7 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
     assert measured.imported_means == pytest.approx([0.7, 0.2])
     assert measured.imported_counts.tolist() == [3, 1]
     assert not past.has_values
-    own = past.admit(0, "a", point, BODY)
+    own = past.admit(0, "a", point, **BODY)
     past.begin(own, 0)
     assert past.measured().ids == []
     past.finish(own, 0, [0.6, 1.0], 40.0)
@@ -358,7 +364,7 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
 def test_a_dropped_configuration_leaves_what_was_imported() -> None:
     past = observations()
     past.import_(Imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
-    own = past.admit(0, "a", Point(0, {}), BODY)
+    own = past.admit(0, "a", Point(0, {}), **BODY)
     past.begin(own, 0)
     past.drop(own, 0, stopped=True)
     assert past.measured().ids == []

@@ -7,19 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 from sftsearch.orchestrator.surrogate.observations import Observations, Observed
 from sftsearch.search_spaces.space import Point
 
-BODY = {"model": "sft", "parameters": {"dim": 8}, "epochs": 4, "warmup": 0, "group": "0 none"}
-
 
 def admit(past: Observations, name: str, gflops: float = 1.0) -> Observed:
-    body = BODY | {"cost": {"gflops": gflops, "parameters": 10.0}}
-    return past.admit(len(past), name, Point(0, {}), body)
+    return past.admit(
+        len(past),
+        name,
+        Point(0, {}),
+        model="sft",
+        parameters={"dim": 8},
+        cost={"gflops": gflops, "parameters": 10.0},
+        epochs=4,
+        warmup=0,
+        group="0 none",
+    )
 
 
-def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective() -> None:
+def test_observations_average_values_over_replicates_and_cost_by_the_first_objective() -> None:
     past = Observations(("parameters", "gflops"))
     for n, values in enumerate(([0.5, 0.7], [0.9])):
         observed = admit(past, f"c{n}")
@@ -36,7 +43,7 @@ def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective()
     assert past.measured() is measured  # nothing happened since
 
 
-def test_where_less_is_better_values_turn_their_sign() -> None:
+def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
     past = Observations(("gflops",), sign=-1.0)
     observed = admit(past, "c")
     past.begin(observed, 0)
@@ -45,7 +52,7 @@ def test_where_less_is_better_values_turn_their_sign() -> None:
     assert observed.values == {0: [2.5, 1.0]}
 
 
-def test_shares_are_held_as_log_odds() -> None:
+def test_observations_hold_shares_as_log_odds() -> None:
     past = Observations(("gflops",), is_share=True, floor=0.1)
     observed = admit(past, "c")
     for replicate, value in enumerate((0.8, 0.6)):
@@ -58,7 +65,7 @@ def test_shares_are_held_as_log_odds() -> None:
     assert past.floor == 0.1
 
 
-def test_means_are_freed_of_how_hard_the_folds_are() -> None:
+def test_observations_free_means_of_how_hard_the_folds_are() -> None:
     past = Observations(("gflops",), num_folds=3)
     effects = (0.0, 0.2, -0.1)
     table = np.full((6, 3), np.nan)
@@ -76,7 +83,7 @@ def test_means_are_freed_of_how_hard_the_folds_are() -> None:
     assert (measured.pooled_variance, measured.dof) == (pytest.approx(variance), dof)
 
 
-def test_what_counts_as_reached_is_chance_or_the_worst_value_seen() -> None:
+def test_observations_have_chance_or_the_worst_value_seen_as_floor() -> None:
     assert Observations(("gflops",), floor=0.25).floor == 0.25
     past = Observations(("gflops",))
     assert past.floor == 0
@@ -88,7 +95,9 @@ def test_what_counts_as_reached_is_chance_or_the_worst_value_seen() -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool) -> None:
+def test_observations_lose_a_configuration_that_was_stopped_or_failed(
+    stopped: bool,
+) -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
     for replicate in (0, 1):
@@ -104,7 +113,7 @@ def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool
     assert observed.num_replicates == 2
 
 
-def test_what_is_withdrawn_leaves_no_trace() -> None:
+def test_observations_keep_no_trace_of_what_is_withdrawn() -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
     past.begin(observed, 0)
@@ -121,7 +130,9 @@ ACTS = st.lists(
 
 @settings(max_examples=50)
 @given(ACTS)
-def test_arrays_follow_the_account_of_each_configuration(acts: list[tuple[int, str]]) -> None:
+def test_observations_follow_the_account_of_each_configuration(
+    acts: list[tuple[int, str]],
+) -> None:
     """More configurations than there is room for at first, in any order of events."""
     past = Observations(("gflops",))
     every = [admit(past, f"c{n}", float(n + 1)) for n in range(91)]
@@ -151,5 +162,4 @@ def test_arrays_follow_the_account_of_each_configuration(acts: list[tuple[int, s
     assert replicates.tolist() == [o.num_replicates for o in complete]
     waiting = {o.id for o in every if o.pending and not (o.values or o.failed or o.stopped)}
     assert {o.id for o in past.pending()} == waiting
-    assert [o.id for o in past.since(88)] == ["c88", "c89", "c90"]
-    assert past.since(91) == []
+    assert past.all == every
