@@ -19,7 +19,7 @@ import numpy as np
 from sftsearch.datasets.errors import UserError, look_up
 from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.metrics import EXACT_COSTS, METRICS, metric
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -29,7 +29,7 @@ from sftsearch.orchestrator.storage.trial_events import EpochEnded
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
 from sftsearch.orchestrator.studies import check_study, trial_folder
 from sftsearch.orchestrator.study import run_study
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.callback import StudyCallback

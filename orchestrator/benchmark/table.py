@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -77,8 +77,6 @@ class Admission:
         self._source = source
         self._limits = {limit.metric: limit.max for limit in source.study.constraints}
         self._taken: set[str] = set()
-        self.encoded: Any = None
-        """The table as `beliefs` sees it, by whoever needed it first: the same for every study."""
         self.num_points = self.space.size()
         self.table: dict[str, Candidate] | None = None
         """Every admissible configuration by id; None where the space is too large."""

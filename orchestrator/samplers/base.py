@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-    from sftsearch.orchestrator.surrogate.model import Beliefs
+    from sftsearch.orchestrator.surrogate.model import SurrogateModel
     from sftsearch.search_spaces.space import Point
 
 
@@ -40,7 +40,7 @@ class History:
     """The proposals so far and what became of them."""
     admission: Admission
     """What may still be admitted."""
-    beliefs: Beliefs
+    surrogate: SurrogateModel
     """What the surrogate expects."""
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Candidate
     from sftsearch.orchestrator.samplers.base import History
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-    from sftsearch.orchestrator.surrogate.model import Beliefs
+    from sftsearch.orchestrator.surrogate.model import SurrogateModel
     from sftsearch.search_spaces.schema import Front
 
 SPREAD_OVER = 256
@@ -23,14 +23,14 @@ SPREAD_OVER = 256
 
 
 class FrontSampler(optuna.samplers.BaseSampler):
-    """The configuration from which the front is expected to gain most (see `beliefs`).
+    """The configuration from which the front is expected to gain most (see `surrogate`).
 
     The first ones are spread over the space, beginning with the cheapest. A trial's parameters are
     those of one configuration, so none is drawn apart from the others.
     """
 
-    def __init__(self, plan: Front, study: OptunaStudy, beliefs: Beliefs) -> None:
-        self._plan, self._study, self._beliefs = plan, study, beliefs
+    def __init__(self, plan: Front, study: OptunaStudy, surrogate: SurrogateModel) -> None:
+        self._plan, self._study, self._surrogate = plan, study, surrogate
         self._chosen: tuple[int, Candidate] | None = None
 
     def infer_relative_search_space(
@@ -70,30 +70,28 @@ class FrontSampler(optuna.samplers.BaseSampler):
     def choose(self, number: int, branch: int | None) -> Candidate | None:
         """Return the configuration to try next, of a branch if one is given; None: none is left.
 
-        It follows from the number and from what is believed.
+        It follows from the number and from what was measured.
         """
-        past = self._beliefs.past
+        past = self._surrogate.past
         few = min(2, self._plan.startup_configurations)
         known = len(past.imported)  # by another study
         num_valued = len(past.measured().ids) + known
         if len(past) + known < self._plan.startup_configurations or num_valued < few:
             return self._spread(number, branch)
-        gain, candidates = self._beliefs.gains(number, branch)
-        return candidates[int(gain.argmax())] if candidates else None
+        return self._surrogate.compare(number, branch).best
 
     def _spread(self, number: int, branch: int | None) -> Candidate | None:
         """Return the candidate farthest from all that are in the study, of some drawn ones."""
-        pool = self._beliefs.candidates(number, branch)
-        free = self._beliefs.free(pool, branch)
+        candidates, free = self._surrogate.pool.candidates(number, branch)
         if not len(free):
             return None
         random_ = np.random.default_rng([self._plan.seed, number])
         drawn = random_.choice(free, size=min(SPREAD_OVER, len(free)), replace=False)
-        if not len(self._beliefs.past):
-            return pool.rows[int(drawn[pool.u[drawn].sum(axis=1).argmin()])]
-        taken = self._beliefs.places_of_study()
-        apart = ((pool.x[drawn][:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1)
-        return pool.rows[int(drawn[int(apart.argmax())])]
+        if not len(self._surrogate.past):
+            return candidates.rows[int(drawn[candidates.u[drawn].sum(axis=1).argmin()])]
+        taken, _ = self._surrogate.features.arrays()
+        apart = ((candidates.x[drawn][:, None] - taken[None]) ** 2).sum(axis=2).min(axis=1)
+        return candidates.rows[int(drawn[int(apart.argmax())])]
 
 
 class EHVISampler(Sampler):
@@ -105,6 +103,6 @@ class EHVISampler(Sampler):
 
     def propose(self, history: History, branch: int | None) -> Proposal | None:
         """Return the next proposal; see `Sampler`."""
-        sampler = FrontSampler(self._section, history.study, history.beliefs)
+        sampler = FrontSampler(self._section, history.study, history.surrogate)
         candidate = sampler.choose(history.study.num_proposals, branch)
         return None if candidate is None else Proposal(candidate.point)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.early_stopping import base as stopping
+from sftsearch.orchestrator.early_stopping.audits import false_stop_rate
 from sftsearch.orchestrator.storage.events import Concluded
 from sftsearch.orchestrator.surrogate.front_probability import (
     front_probabilities,
@@ -25,11 +25,11 @@ def conclude(known: Knowledge) -> Concluded:
 
     At least one configuration has a value.
     """
-    state, measured, posterior = known.state, known.past.measured(), known.beliefs.posterior()
-    draws = known.beliefs.draws(NUM_DRAWS)
+    state, measured, posterior = known.state, known.past.measured(), known.surrogate.posterior()
+    draws = known.surrogate.draws(NUM_DRAWS)
     on_front = front_probabilities(draws, measured.costs)
     frozen = [one for one in state.frozen if state.configurations[one].is_complete]
-    reported = frozen or known.beliefs.front()
+    reported = frozen or known.surrogate.front()
     chosen = np.isin(measured.ids, reported)
     low = float(measured.costs[chosen].min())
     beliefs = {
@@ -40,7 +40,7 @@ def conclude(known: Knowledge) -> Concluded:
         }
         for i, identity in enumerate(measured.ids)
     }
-    false_stops = stopping.false_stop_rate(known.rule.audits)
+    false_stops = false_stop_rate(known.rule.audits)
     return Concluded(
         reported=list(reported),
         beliefs=beliefs,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sftsearch.orchestrator.search.conclusion import conclude
 from sftsearch.orchestrator.search.knowledge import Knowledge
 from sftsearch.orchestrator.search.planner import Planner
-from sftsearch.orchestrator.storage.events import Ended
+from sftsearch.orchestrator.storage.events import Ended, Fitted
 from sftsearch.orchestrator.storage.trial_events import (
     EpochEnded,
     Failed,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.event import JSON, Event, Groups, Numbers, TrialKey
     from sftsearch.orchestrator.storage.journal import Entry, Journal, MemoryJournal
     from sftsearch.orchestrator.storage.trial_state import TrialState
+    from sftsearch.orchestrator.surrogate.fitted_model import Fit
     from sftsearch.search_spaces.schema import StudyFile
 
 MAX_LOSSES = 6
@@ -85,7 +86,7 @@ class Search:
         self._plan, self._resources = study.search, study.resources
         self._journal = journal
         self._listeners: list[Callable[[Entry], None]] = []
-        self.known = Knowledge(study, admission)
+        self.known = Knowledge(study, admission, on_fit=self._on_fit)
         self.state = self.known.state
         for entry in journal.entries(through=journal.last_id) if entries is None else entries:
             self.known.apply(entry)
@@ -104,6 +105,20 @@ class Search:
         for listener in self._listeners:
             listener(entry)
         return entry
+
+    def _on_fit(self, fit: Fit) -> None:
+        """Journal the surrogate's hyperparameters: later fits begin there."""
+        fitted = fit.hyperparameters
+        self._commit(
+            Fitted(
+                num=fit.num,
+                lengthscales=fitted.lengthscales.tolist(),
+                amplitude=fitted.amplitude,
+                tau=fitted.tau,
+                sigma=fitted.sigma,
+                mean=fitted.mean,
+            )
+        )
 
     def _finish_what_was_begun(self) -> None:
         """Judge, decide and tell what is due, where a kill came in between."""
@@ -197,12 +212,9 @@ class Search:
             return True
         if not known.rule.judges(configuration.epochs, configuration.warmup, epoch):
             return True
-        best = known.beliefs.affordable(known.cost_bounds(configuration)[0])
+        best = known.surrogate.affordable(known.cost_bounds(configuration)[0])
         decision = known.rule.decide(known.report_of(trial, epoch, trial.epochs[epoch], best))
-        known.note_fit(self._commit)
         decided = decision._asdict()
-        if not math.isfinite(decision.probability or 0.0):
-            decided["probability"] = None
         if decision.stop:
             reason = f"unlikely to reach the front at its cost ({kind})"
             self._stop(trial, epoch, reason, best=best, **decided)
@@ -304,9 +316,7 @@ class Search:
     def conclude(self) -> None:
         """Journal what is believed of every configuration, and how often stopping was wrong."""
         if self.known.past.has_values:
-            concluded = conclude(self.known)
-            self.known.note_fit(self._commit)
-            self._commit(concluded)
+            self._commit(conclude(self.known))
 
     def close(self) -> None:
         """Journal that the driver stops, and why."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.early_stopping import base as stopping
+from sftsearch.orchestrator.early_stopping.base import Decision, Report
+from sftsearch.orchestrator.early_stopping.catalog import build_rule
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.budget import Budget
@@ -27,8 +28,9 @@ from sftsearch.orchestrator.storage.events import (
     Told,
 )
 from sftsearch.orchestrator.storage.trial_events import Failed, Finished, Judged, Stopped
+from sftsearch.orchestrator.surrogate.fitted_model import Fit
 from sftsearch.orchestrator.surrogate.gp import Hyperparameters
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.orchestrator.surrogate.observations import Observations
 
 if TYPE_CHECKING:
@@ -44,12 +46,15 @@ if TYPE_CHECKING:
 class Knowledge:
     """Everything that follows from the events of one study."""
 
-    def __init__(self, study: StudyFile, admission: Admission) -> None:
+    def __init__(
+        self, study: StudyFile, admission: Admission, *, on_fit: Callable[[Fit], None]
+    ) -> None:
         """Begin before the first event.
 
         Args:
             study: the checked study file.
             admission: of its space; it hears which configurations are in the study.
+            on_fit: hears when the surrogate is fitted, before anything follows from it.
         """
         plan = study.search
         self.objectives = [objective.metric for objective in study.objectives]
@@ -58,12 +63,12 @@ class Knowledge:
             admission.space, [objective.goal for objective in study.objectives]
         )
         self.past = _observations(study, admission)
-        self.beliefs = Beliefs(admission, self.past, seed=getattr(plan.sampler, "seed", 0))
-        options = plan.stopping.model_dump(exclude={"kind"})
-        self.rule = stopping.RULES[plan.stopping.kind](**options)
+        self.surrogate = SurrogateModel(
+            admission, self.past, seed=getattr(plan.sampler, "seed", 0), on_fit=on_fit
+        )
+        self.rule = build_rule(plan.stopping)
         self.budget = Budget(plan, study.resources)
         self._admission = admission
-        self._num_noted = 0
 
     def apply(self, entry: Entry) -> None:
         """Bring everything up to date with an event."""
@@ -73,7 +78,7 @@ class Knowledge:
 
     def report_of(
         self, trial: TrialState, epoch: int, metrics: Numbers, best: float | None
-    ) -> stopping.Report:
+    ) -> Report:
         """Return what the stopping rule needs to judge a trial after an epoch.
 
         Args:
@@ -84,7 +89,7 @@ class Knowledge:
         """
         configuration = trial.configuration
         cost_low, cost_high = self.cost_bounds(configuration)
-        return stopping.Report(
+        return Report(
             key=str(trial.key),
             epoch=epoch,
             value=self.past.sign * metrics[self.objectives[0]],
@@ -102,21 +107,6 @@ class Knowledge:
         most = configuration.cost[name]
         return configuration.cost.get(f"{name}_low", most), most
 
-    def note_fit(self, commit: Callable[[Event], object]) -> None:
-        """Journal the surrogate's hyperparameters where they are new: later fits begin there."""
-        fitted, past = self.past.hyperparameters, self.past
-        if fitted is not None and past.num_fitted != self._num_noted:
-            commit(
-                Fitted(
-                    past.num_fitted,
-                    fitted.lengthscales.tolist(),
-                    fitted.amplitude,
-                    fitted.tau,
-                    fitted.sigma,
-                    fitted.mean,
-                )
-            )
-
     # ------------------------------------------------------------ what an event changes
 
     @functools.singledispatchmethod
@@ -127,11 +117,11 @@ class Knowledge:
     def _imported(self, event: Imported) -> None:
         for one in event.configurations:
             self.past.import_(one)
+            self.surrogate.import_(one.id, one.point)
 
     @_apply.register
     def _proposed(self, event: Proposed) -> None:
-        if event.number == self.optuna.num_proposals:
-            self.optuna.enter(event.point, event.carried)
+        self.optuna.enter(event.point, event.carried)
 
     @_apply.register
     def _refused(self, event: Refused) -> None:
@@ -139,7 +129,9 @@ class Knowledge:
 
     @_apply.register
     def _admitted(self, event: Admitted) -> None:
-        self.past.admit(self.state.configurations[event.configuration_id])
+        configuration = self.state.configurations[event.configuration_id]
+        self.past.admit(configuration)
+        self.surrogate.take(configuration.id, configuration.point)
         self._admission.take(event.configuration_id)
 
     @_apply.register
@@ -153,15 +145,14 @@ class Knowledge:
 
     @_apply.register
     def _fitted(self, event: Fitted) -> None:
-        self.past.num_fitted = self._num_noted = event.num
-        self.past.hyperparameters = Hyperparameters(
+        fitted = Hyperparameters(
             lengthscales=np.array(event.lengthscales, dtype=float),
             amplitude=event.amplitude,
             tau=event.tau,
             sigma=event.sigma,
             mean=event.mean,
         )
-        self.past.fitted_on = self.past.measured()
+        self.surrogate.last_fit = Fit(fitted, event.num, self.past.measured())
 
     @_apply.register
     def _told(self, event: Told) -> None:
@@ -176,31 +167,29 @@ class Knowledge:
     def _judged(self, event: Judged) -> None:
         trial = self.state.trials[event.trial]
         report = self.report_of(trial, event.epoch, trial.epochs[event.epoch], event.best)
-        decision = stopping.Decision(event.stop, event.audit, event.probability, event.threshold)
-        self.rule.apply(report, decision)
+        decision = Decision(event.stop, event.audit, event.probability, event.threshold)
+        self.rule.record(report, decision)
 
     @_apply.register
     def _stopped(self, event: Stopped) -> None:
         trial = self.state.trials[event.trial]
         if event.stop is not None and event.audit is not None:
             report = self.report_of(trial, event.epoch, event.values, event.best)
-            decision = stopping.Decision(
-                event.stop, event.audit, event.probability, event.threshold
-            )
-            self.rule.apply(report, decision)
-        self.rule.stopped(str(event.trial))
+            decision = Decision(event.stop, event.audit, event.probability, event.threshold)
+            self.rule.record(report, decision)
+        self.rule.on_stopped(str(event.trial))
         self.past.end(trial.configuration)
 
     @_apply.register
     def _failed(self, event: Failed) -> None:
-        self.rule.stopped(str(event.trial))
+        self.rule.on_stopped(str(event.trial))
         self.past.end(self.state.trials[event.trial].configuration)
 
     @_apply.register
     def _finished(self, event: Finished) -> None:
         if event.trial.replicate == 0:
             value = self.past.sign * event.values[self.objectives[0]]
-            self.rule.finished(str(event.trial), value)
+            self.rule.on_finished(str(event.trial), value)
         self.past.end(self.state.trials[event.trial].configuration)
 
 

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.candidates.admission import Refusal
-from sftsearch.orchestrator.samplers.base import propose_given, propose_uniform, sampler_of
+from sftsearch.orchestrator.samplers.base import History
+from sftsearch.orchestrator.samplers.catalog import build_sampler
 from sftsearch.orchestrator.storage.events import (
     Admitted,
     Expected,
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
+    from sftsearch.orchestrator.samplers.base import Proposal
     from sftsearch.orchestrator.search.knowledge import Knowledge
     from sftsearch.orchestrator.storage.event import Event
     from sftsearch.orchestrator.storage.trial_state import OpenProposal
     from sftsearch.search_spaces.schema import SearchPlan
-    from sftsearch.search_spaces.space import Point
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
@@ -59,7 +60,8 @@ class Planner:
         """Whether the sampler had nothing left to propose."""
         self._plan, self._known, self._state = plan, known, known.state
         self._admission, self._commit, self._slots = admission, commit, slots
-        self._sample = sampler_of(plan.sampler)
+        self._sampler = build_sampler(plan.sampler)
+        self._history = History(known.optuna, admission, known.surrogate)
 
     def fill(self) -> None:
         """Add trials until one waits, or none is to be added now."""
@@ -77,7 +79,7 @@ class Planner:
             return True
         may_admit = self._has_room() and not self.used_up
         if not may_admit and self._may_replicate():
-            return self._known.beliefs.best_replicate(self._plan.replicates.max) is None
+            return self._known.surrogate.best_replicate(self._plan.replicates.max) is None
         return not may_admit
 
     def fresh_is_due(self) -> bool:
@@ -144,15 +146,14 @@ class Planner:
 
         Where it adds neither, the space is used up or nothing more is expected of going on.
         """
-        beliefs = self._known.beliefs
+        surrogate = self._known.surrogate
         replicate, may_admit = None, self._has_room() and not self.used_up
-        if self._may_replicate() and (not may_admit or beliefs.can_judge()):
-            replicate = beliefs.best_replicate(self._plan.replicates.max)
+        if self._may_replicate() and (not may_admit or surrogate.can_judge()):
+            replicate = surrogate.best_replicate(self._plan.replicates.max)
         if replicate is not None and may_admit:
-            new = beliefs.best_new(self._state.num_proposals, self._plan.replicates.min)
+            new = surrogate.best_new(self._state.num_proposals, self._plan.replicates.min)
             if new is not None and new.rate >= replicate.rate:
                 replicate = None
-        self._known.note_fit(self._commit)
         if replicate is not None:
             configuration = self._state.configurations[replicate.configuration_id]
             self._commit(Replicated(configuration.id, [configuration.num_replicates]))
@@ -162,10 +163,9 @@ class Planner:
     def _has_converged(self) -> bool:
         """Ask, once before each proposal, what going on may gain; tell whether that is enough."""
         number = self._state.num_proposals
-        is_due = self._plan.until_converged and self._known.beliefs.can_judge()
+        is_due = self._plan.until_converged and self._known.surrogate.can_judge()
         if is_due and number != self._state.last_expected:
-            gain = self._known.beliefs.gain_ahead(number, self._plan.replicates.max)
-            self._known.note_fit(self._commit)
+            gain = self._known.surrogate.gain_ahead(number, self._plan.replicates.max)
             self._commit(Expected(number, gain))
         return bool(self._known.budget.exceeded())
 
@@ -173,10 +173,9 @@ class Planner:
         """Choose what is reported; its means will be those of fresh replicates alone."""
         number = self._plan.replicates.fresh
         seeds = {}
-        for identity in self._known.beliefs.front():
+        for identity in self._known.surrogate.front():
             first = self._state.configurations[identity].num_replicates
             seeds[identity] = [first + k for k in range(number)]
-        self._known.note_fit(self._commit)
         self._commit(Frozen(seeds))
 
     # ------------------------------------------------------------ new configurations
@@ -197,23 +196,20 @@ class Planner:
             proposal = self._propose(branch)
             if proposal is None:
                 return False
-            self._known.note_fit(self._commit)
-            number, point = proposal
-            self._commit(Proposed(number, point, self._known.optuna.carried(number)))
+            number = self._state.num_proposals
+            self._commit(Proposed(number, proposal.point, dict(proposal.carried)))
             admitted = self._admit_or_refuse(number)
         return True
 
-    def _propose(self, branch: int | None) -> tuple[int, Point] | None:
+    def _propose(self, branch: int | None) -> Proposal | None:
         """Propose a point of a branch, what another study found best first; None: none is left."""
         starts = (point for point in self._state.starts if branch in (None, point.branch))
         start = next(starts, None)
-        optuna = self._known.optuna
         if start is not None:
-            return propose_given(self._plan.sampler, optuna, start, branch)
-        known = optuna, self._admission, self._known.beliefs, branch
+            return self._sampler.given(self._history, start, branch)
         if self._state.refusals[branch] >= MAX_REFUSALS:
-            return propose_uniform(self._plan.sampler, *known)
-        return self._sample(*known)
+            return self._sampler.draw_uniform(self._history, branch)
+        return self._sampler.propose(self._history, branch)
 
     def _admit_or_refuse(self, number: int) -> bool:
         """Journal the admission of a proposal, or its refusal; return whether it was admitted."""

@@ -40,30 +40,6 @@ class Staircase:
     """The best value on each cell of the grid, (J_1, ..., J_C)."""
 
 
-def scale_costs(costs: ArrayLike, *, low: ArrayLike, high: ArrayLike) -> Floats:
-    """Return log(cost / low) / log(high / low), so `low` is 0 and `high` is 1.
-
-    A cost that is the same everywhere (`low` equals `high`) scales to 0 and plays no part.
-
-    Args:
-        costs: above 0, any shape; with several costs, the last axis is C.
-        low: the least cost of the space, one number or (C,).
-        high: the largest, the same.
-
-    Raises:
-        ValueError: a cost or a bound is not above 0, or `low` exceeds `high`.
-    """
-    costs, low, high = (np.asarray(each, dtype=float) for each in (costs, low, high))
-    if not (np.all(costs > 0) and np.all(low > 0) and np.all(low <= high)):
-        raise ValueError(
-            "Costs must be above 0 and `low` at most `high`, but got "
-            f"(costs from {costs.min(initial=np.inf)}, low={low}, high={high})."
-        )
-    span = np.log(high / low)
-    scaled: Floats = np.log(costs / low) / np.where(span > 0, span, 1.0)
-    return scaled
-
-
 def staircase(u_NC: ArrayLike, values_N: ArrayLike, *, floor: float) -> Staircase:
     """Return the best value affordable at each cost vector, `floor` where nothing is.
 
@@ -140,31 +116,6 @@ def _one_cost(u_M1: Floats, mu_M: Floats, sd_M: Floats, stairs: Staircase) -> Fl
         # Far below 0 the two terms cancel to a rounding error of either sign.
         gain_M[block] = sd_M[block] * np.sum(width_MJ * excess_MJ.clip(min=0.0), axis=1)
     return gain_M
-
-
-def expected_change(
-    mu: ArrayLike, sd_after: ArrayLike, rival: ArrayLike, span: ArrayLike
-) -> Floats:
-    """Return how much another replicate is expected to change the front, in hypervolume.
-
-    It changes it when the mean crosses the rival's: with z = -|mu - rival| / sd_after, that is
-    span * sd_after * [phi(z) + z Phi(z)]. All arguments broadcast.
-
-    Args:
-        mu: the configuration's mean now.
-        sd_after: sd of the change that the replicate will make to that mean, not the mean's own:
-            for a plain mean of n values of variance v, sqrt(v / (n (n + 1))).
-        rival: the mean it competes with; infinite where it has none.
-        span: the width of scaled cost that is decided between the two.
-
-    Source: Frazier, Powell and Dayanik 2008, "A knowledge-gradient policy for sequential
-    information collection".
-    """
-    mu, sd_after, rival, span = np.broadcast_arrays(
-        *(np.asarray(each, dtype=float) for each in (mu, sd_after, rival, span))
-    )
-    change: Floats = span * _expected_excess(-np.abs(mu - rival), sd_after)
-    return change
 
 
 def _expected_excess(lead: Floats, sd: Floats) -> Floats:

@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from sftsearch.orchestrator.candidates.admission import Candidate
+    from sftsearch.search_spaces.space import Point
 
     Floats = NDArray[np.float64]
-    Feature = Callable[[dict[str, Any]], float]
+    Row = dict[str, object]
+    Place = tuple[str, Point]  # a configuration's id, and where it lies in the space
+    Feature = Callable[[Row], float]
 
 MIDDLE = 0.5
 BRANCH = "branch"
@@ -60,7 +63,7 @@ class Encoder:
         own = np.array([[feature(row) for feature in self._features] for row in rows], dtype=float)
         return np.hstack([own.reshape(len(rows), len(self._features)), u_NC.clip(0, 1)]), u_NC
 
-    def scale(self, costs_NC: Any) -> Floats:
+    def scale(self, costs_NC: ArrayLike) -> Floats:
         """Return the logarithm of costs, 0 at the least and 1 at the greatest of the space."""
         logs_NC = np.log(np.asarray(costs_NC, dtype=float).reshape(-1, len(self.costs)))
         scaled: Floats = (logs_NC - self._low) / self._span
@@ -71,9 +74,9 @@ def _costs(candidate: Candidate, names: tuple[str, ...]) -> list[float]:
     return [float(getattr(candidate.cost, name)) for name in names]
 
 
-def _flat(candidate: Candidate) -> dict[str, Any]:
+def _flat(candidate: Candidate) -> Row:
     """Return a configuration's parameters, those of mappings by key, and its branch."""
-    flat: dict[str, Any] = {BRANCH: f"{candidate.point.branch}"}
+    flat: Row = {BRANCH: f"{candidate.point.branch}"}
     for name, value in candidate.configuration.parameters.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": one for key, one in value.items()}
@@ -82,22 +85,28 @@ def _flat(candidate: Candidate) -> dict[str, Any]:
     return flat
 
 
-def _features(name: str, rows: Sequence[dict[str, Any]]) -> list[Feature]:
+def _features(name: str, rows: Sequence[Row]) -> list[Feature]:
     """Return the features of one parameter; none where it never varies."""
     values = {_text(row[name]): row[name] for row in rows if name in row}
     if len(values) < 2 and (name == BRANCH or all(name in row for row in rows)):
         return []
     known = list(values.values())
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        return [_number(name, [float(value) for value in known])] if len(known) > 1 else []
-    if all(isinstance(value, list | tuple) for value in known):
-        entries = dict.fromkeys(_text(entry) for value in known for entry in value)
+    numbers = [float(value) for value in known if _is_number(value)]
+    if len(numbers) == len(known):
+        return [_number(name, numbers)] if len(known) > 1 else []
+    lists = [value for value in known if isinstance(value, (list, tuple))]
+    if len(lists) == len(known):
+        entries = dict.fromkeys(_text(entry) for value in lists for entry in value)
         return [_entry(name, entry) for entry in entries]
     texts = list(values)[:MAX_CATEGORIES]
     return [_category(name, text) for text in (texts[1:] if len(texts) == 2 else texts)]
 
 
-def _text(value: Any) -> str:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
@@ -105,14 +114,29 @@ def _number(name: str, known: list[float]) -> Feature:
     low, high = min(known), max(known)
     if low > 0 and high >= 4 * low:
         span = math.log(high / low)
-        return lambda row: (
-            _clip(math.log(max(row[name] / low, 1)) / span) if name in row else MIDDLE
-        )
-    return lambda row: _clip((row[name] - low) / (high - low)) if name in row else MIDDLE
+
+        def scaled(value: float) -> float:
+            return math.log(max(value / low, 1)) / span
+    else:
+
+        def scaled(value: float) -> float:
+            return (value - low) / (high - low)
+
+    def feature(row: Row) -> float:
+        value = row.get(name)
+        return _clip(scaled(value)) if isinstance(value, (int, float)) else MIDDLE
+
+    return feature
 
 
 def _entry(name: str, entry: str) -> Feature:
-    return lambda row: float(entry in map(_text, row[name])) if name in row else MIDDLE
+    def feature(row: Row) -> float:
+        value = row.get(name)
+        if not isinstance(value, (list, tuple)):
+            return MIDDLE
+        return float(entry in map(_text, value))
+
+    return feature
 
 
 def _category(name: str, text: str) -> Feature:
@@ -121,3 +145,39 @@ def _category(name: str, text: str) -> Feature:
 
 def _clip(value: float) -> float:
     return min(max(value, 0.0), 1.0)
+
+
+class StudyFeatures:
+    """Features and scaled costs of configurations, by the order in which it was told of them.
+
+    They are encoded together when they are first asked for: many studies never ask.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[Place]], tuple[Floats, Floats]]) -> None:
+        """Begin with none; `encode` turns configurations into features and scaled costs."""
+        self._encode = encode
+        self._new: list[Place] = []
+        self._num = 0
+        # With room for more.
+        self._x, self._u = np.zeros((0, 0)), np.zeros((0, 0))
+
+    def add(self, configuration_id: str, point: Point) -> None:
+        """Take up a configuration: its row is the next one."""
+        self._new.append((configuration_id, point))
+
+    def arrays(self) -> tuple[Floats, Floats]:
+        """Return features (N, D) and scaled costs (N, C) of all; what is added is not in them."""
+        if self._new:
+            x, u = self._encode(self._new)
+            before, self._num, self._new = self._num, self._num + len(self._new), []
+            if self._num > len(self._x):
+                self._x, self._u = _with_room(self._x, x, before), _with_room(self._u, u, before)
+            self._x[before : self._num], self._u[before : self._num] = x, u
+        return self._x[: self._num], self._u[: self._num]
+
+
+def _with_room(kept: Floats, more: Floats, number: int) -> Floats:
+    """Return an array that begins with the first rows of one and has room for many like others."""
+    room = np.empty((2 * (number + len(more)), more.shape[1]))
+    room[:number] = kept[:number].reshape(number, more.shape[1])
+    return room

@@ -5,9 +5,8 @@ the configurations at cost up to (1 + epsilon) times its own, less delta. So a f
 lost to one that is hardly dearer, nor kept out by a difference nobody cares about. True means are
 known as draws of their joint posterior, or as its means and variances.
 
-Shapes: N configurations, R posterior draws, C configurations that may earn a replicate, P
-predictions. u is the logarithm of the cost, scaled to [0, 1] over the admitted space. Numpy and
-scipy only.
+Shapes: N configurations, R posterior draws, C configurations that may earn a replicate. u is the
+logarithm of the cost, scaled to [0, 1] over the admitted space. Numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -100,49 +99,7 @@ def within_delta_everywhere(
     return float(np.mean(good_R))
 
 
-def next_replicate(
-    means_C: ArrayLike,
-    variances_C: ArrayLike,
-    counts_C: ArrayLike,
-    noise_variance: ArrayLike,
-    costs_u_C: ArrayLike,
-    seconds_C: ArrayLike,
-    running_C: ArrayLike,
-    *,
-    maximum: int,
-) -> int | None:
-    """Return whose next replicate changes the front most per second, or None.
-
-    None if no configuration may have another, or none would change the front. Of equals the first.
-    Configurations without a finished replicate earn none, and are not part of the front.
-
-    Args:
-        means_C: posterior means of the true means.
-        variances_C: their posterior variances.
-        counts_C: finished replicates of each.
-        noise_variance: of one replicate about its configuration's true mean; one for all, or (C,).
-        costs_u_C: u of each.
-        seconds_C: what a replicate of each takes, positive.
-        running_C: replicates of each that have been started and have not finished.
-        maximum: replicates a configuration may have.
-    """
-    counts, running = np.asarray(counts_C), np.asarray(running_C)
-    (seen,) = np.nonzero(counts > 0)
-    changes = front_changes(
-        np.asarray(means_C, dtype=float)[seen],
-        np.asarray(variances_C, dtype=float)[seen],
-        np.broadcast_to(noise_variance, counts.shape)[seen],
-        np.asarray(costs_u_C, dtype=float)[seen],
-        running[seen],
-    )
-    may = (counts + running < maximum)[seen]
-    rates = np.where(may, changes / np.asarray(seconds_C, dtype=float)[seen], 0.0)
-    if not np.any(rates > 0):
-        return None
-    return int(seen[np.argmax(rates)])
-
-
-def front_changes(
+def knowledge_gradient(
     means_C: Floats,
     variances_C: Floats,
     noise_variance: ArrayLike,
@@ -202,53 +159,6 @@ def front_changes(
     gaps = best[steps][columns] - means_C[rows]
     gains = _expected_change(step_ends[columns] - starts, gaps, sd_C[rows])
     return changes + np.bincount(rows, gains, len(means_C))
-
-
-def brier(probabilities: ArrayLike, truths: ArrayLike) -> float:
-    """Return the mean squared difference of probabilities and truths: 0 is perfect.
-
-    Always saying the share of the true gives that share's p (1 - p).
-
-    Args:
-        probabilities: (P,).
-        truths: whether each came true, (P,) bool.
-
-    Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
-    """
-    gaps = np.asarray(probabilities, dtype=float) - np.asarray(truths, dtype=float)
-    if not gaps.size:
-        raise ValueError("A Brier score needs at least one probability, but got none.")
-    return float(np.mean(gaps**2))
-
-
-def recalibration_slope(
-    probabilities: ArrayLike, truths: ArrayLike, *, clip: float = 0.001
-) -> float:
-    """Return the slope of a logistic regression of the truths on the probabilities' logits.
-
-    1 is calibrated; below 1 the probabilities are too near 0 and 1, above 1 too near their mean.
-    The intercept is free. Where the logits separate the true from the false without overlap the
-    slope is infinite, of either sign.
-
-    Args:
-        probabilities: (P,); shares of draws may be 0 or 1, whose logits are infinite.
-        truths: whether each came true, (P,) bool.
-        clip: probabilities below it, or above 1 less it, are taken as that.
-
-    Raises:
-        ValueError: all truths, or all clipped probabilities, are equal: there is no slope.
-
-    Source: Cox 1958, "Two further applications of a model for binary regression".
-    """
-    logits = special.logit(np.clip(np.asarray(probabilities, dtype=float), clip, 1 - clip))
-    is_true = np.asarray(truths, dtype=bool)
-    if is_true.all() or not is_true.any() or np.ptp(logits) == 0:
-        raise ValueError("A slope needs true and false cases, and probabilities that differ.")
-    if logits[is_true].min() >= logits[~is_true].max():
-        return math.inf
-    if logits[is_true].max() <= logits[~is_true].min():
-        return -math.inf
-    return _fit_logistic(logits, is_true.astype(float))
 
 
 def _check(
@@ -315,30 +225,3 @@ def _expected_change(widths: Floats, gaps: Floats, sds: Floats) -> Floats:
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     changes[near] = widths[near] * sds[near] * (density + z * special.ndtr(z))
     return changes
-
-
-def _fit_logistic(x: Floats, y: Floats) -> float:
-    """Return the slope of greatest likelihood, by Newton's method with halved steps.
-
-    Args:
-        x: one predictor, (P,), standardised here, so that the system is well conditioned.
-        y: 0 or 1, (P,).
-    """
-    scale = float(np.std(x))
-    design = np.column_stack([np.ones(len(x)), (x - x.mean()) / scale])
-
-    def loss(weights: Floats) -> float:
-        return float(np.sum(np.logaddexp(0, design @ weights) - y * (design @ weights)))
-
-    weights = np.zeros(2)
-    for _ in range(100):
-        p = special.expit(design @ weights)
-        gradient = design.T @ (p - y)
-        step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design, gradient)
-        if np.abs(step).max() < 1e-10:
-            break
-        size = 1.0
-        while loss(weights - size * step) > loss(weights) and size > 1e-6:
-            size /= 2
-        weights = weights - size * step
-    return float(weights[1]) / scale

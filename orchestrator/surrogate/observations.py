@@ -5,35 +5,33 @@ Shapes: C configurations that were measured, R replicates, K folds.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.surrogate.gp import additive_means
-from sftsearch.orchestrator.surrogate.transforms import Link
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
+from sftsearch.orchestrator.surrogate.transforms import OutcomeTransform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.storage.events import ImportedConfiguration
     from sftsearch.orchestrator.storage.trial_state import ConfigurationState
-    from sftsearch.orchestrator.surrogate.gp import Hyperparameters
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class Measurements:
     """The configurations with a value, as arrays in the order of their admission."""
 
     ids: list[str]
     rows: Indices
     """Their places among all that were admitted, ascending, (C,)."""
     means: Floats
-    """Of the accuracy, higher is better, on the scale of `Observations.link`, (C,); comparable
+    """Of the accuracy, higher is better, on the scale of `Observations.transform`, (C,); comparable
     between different folds."""
     counts: Floats
     """Replicates behind each mean, (C,)."""
@@ -53,9 +51,14 @@ class Measured:
     fold_weights: Floats
     """Share of the replicates by fold, of own, then of imported ones, (C + I, K)."""
     fold_covariance: Floats
-    """Of what is not known of the folds' effects, (K, K); see `surrogate.AdditiveFit`."""
+    """Of what is not known of the folds' effects, (K, K); see `AdditiveFit`."""
     fold_spread: float
     """Standard deviation of the folds' effects."""
+
+    @property
+    def num_known(self) -> int:
+        """Configurations with a value, of this study or only of another one."""
+        return len(self.ids) + len(self.imported)
 
 
 class Observations:
@@ -84,14 +87,8 @@ class Observations:
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
         self._objective = objective
         self._floor = floor
-        self.link = Link(is_share, sign, floor or 0.0)
-        """The scale on which values are believed."""
-        self.hyperparameters: Hyperparameters | None = None
-        """Of the surrogate, as they were fitted last."""
-        self.num_fitted = 0
-        """How many configurations had a value then."""
-        self.fitted_on: Measured | None = None
-        """What they were fitted on."""
+        self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
+        """The scale on which values are modelled."""
         self.imported: list[ImportedConfiguration] = []
         """What another study measured: known, and no part of this study."""
         self._places_of_imported: dict[str, int] = {}
@@ -105,7 +102,7 @@ class Observations:
         self._is_complete = np.zeros(64, dtype=bool)
         self._num_pending = np.zeros(64, dtype=np.int64)
         self._num_replicates = np.zeros(64, dtype=np.int64)
-        self._measured: Measured | None = None
+        self._measured: Measurements | None = None
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -120,12 +117,6 @@ class Observations:
     def all(self) -> list[ConfigurationState]:
         """Every configuration, in the order of admission."""
         return list(self._by_id.values())
-
-    def since(self, number: int) -> list[ConfigurationState]:
-        """Return the configurations after the first so many, in the order of admission."""
-        return (
-            list(itertools.islice(self._by_id.values(), number, None)) if number < len(self) else []
-        )
 
     @property
     def floor(self) -> float:
@@ -149,7 +140,7 @@ class Observations:
         """Take a configuration that another study has measured, before any is admitted.
 
         This study's own replicates of it, if it gets any, take the place of the other's of the
-        same numbers; what others there are goes on to count for what is believed of it.
+        same numbers; what others there are goes on to count for what is known of it.
         """
         self._places_of_imported[imported.id] = len(self.imported)
         self.imported.append(imported)
@@ -198,7 +189,7 @@ class Observations:
         """Whether any configuration has a value."""
         return len(self.measured().ids) > 0
 
-    def measured(self) -> Measured:
+    def measured(self) -> Measurements:
         """Return the configurations that have a value."""
         if self._measured is None:
             self._measured = self._measure()
@@ -237,18 +228,18 @@ class Observations:
                 values_IR[row, replicate] = self.sign * objectives[0]
         return np.array(places, dtype=np.int64), values_IR
 
-    def _measure(self) -> Measured:
+    def _measure(self) -> Measurements:
         rows = np.flatnonzero(self._is_complete)
         places, imported_IR = self._imported_values()
         room = imported_IR.shape[1] - self._values.shape[1]
         own_CR = np.pad(self._values[rows], ((0, 0), (0, room)), constant_values=np.nan)
-        values_CR = self.link.to_latent(np.vstack([own_CR, imported_IR]))
+        values_CR = self.transform.to_latent(np.vstack([own_CR, imported_IR]))
         used = np.isfinite(values_CR).any(axis=0)
         last = int(np.flatnonzero(used).max()) + 1 if used.any() else 1
         folds_R = np.arange(last) % (self.num_folds or 1)
         fit = additive_means(values_CR[:, :last], folds_R)
         means, counts, number = fit.means, fit.counts, len(rows)
-        return Measured(
+        return Measurements(
             ids=self._ids[rows].tolist(),
             rows=rows,
             means=means[:number],

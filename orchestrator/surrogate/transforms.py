@@ -1,7 +1,7 @@
 """The scale on which replicates vary alike: shares by their log odds, other metrics as they are.
 
 A share of right decisions varies less from seed to seed and from fold to fold the closer it is to 1
-(or 0); its log odds vary alike everywhere. Beliefs are held on that scale and told as shares.
+(or 0); its log odds vary alike everywhere. The surrogate works on that scale and answers in shares.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEAST = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class OutcomeTransform:
     """From values of a metric, higher is better, to the scale they are modelled on, and back."""
 
     is_share: bool = False

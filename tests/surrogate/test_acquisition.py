@@ -43,7 +43,7 @@ def _draw_front(generator: np.random.Generator, num: int, num_costs: int) -> tup
 
 @pytest.mark.parametrize("num_costs", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(2))
-def test_it_is_the_mean_gain_of_drawn_values(num_costs: int, seed: int) -> None:
+def test_expected_improvement_is_the_mean_gain_of_drawn_values(num_costs: int, seed: int) -> None:
     """One draw in each of 100 equally likely strata of the value, so that few draws suffice."""
     generator = np.random.default_rng((num_costs, seed))
     u_NC, values_N = _draw_front(generator, 6, num_costs)
@@ -60,7 +60,7 @@ def test_it_is_the_mean_gain_of_drawn_values(num_costs: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("num_costs", [1, 2, 3])
-def test_a_certain_value_gains_its_plain_hypervolume(num_costs: int) -> None:
+def test_expected_improvement_of_a_certain_value_is_its_plain_hypervolume(num_costs: int) -> None:
     generator = np.random.default_rng(num_costs)
     for num in (0, 1, 5, 12):
         u_NC, values_N = _draw_front(generator, num, num_costs)
@@ -72,7 +72,7 @@ def test_a_certain_value_gains_its_plain_hypervolume(num_costs: int) -> None:
         np.testing.assert_allclose(got_M, expected, atol=1e-12)
 
 
-def test_one_cost_is_the_sum_over_its_steps() -> None:
+def test_expected_improvement_of_one_cost_is_the_sum_over_its_steps() -> None:
     """The formula as it is written, step by step, for as many candidates as take several blocks."""
     generator = np.random.default_rng(4)
     u_N = generator.random(30)
@@ -89,7 +89,7 @@ def test_one_cost_is_the_sum_over_its_steps() -> None:
     np.testing.assert_allclose(got_M, expected, atol=1e-13)
 
 
-def test_the_staircase_starts_at_the_floor_and_ends_at_one() -> None:
+def test_staircase_starts_at_the_floor_and_ends_at_one() -> None:
     stairs = acquisition.staircase(
         [0.2, 0.5, 0.5, 0.6, 0.8, 1.0, 1.5, 0.1],
         [0.4, 0.6, 0.5, 0.55, 0.9, 0.98, 0.99, 0.05],
@@ -102,25 +102,25 @@ def test_the_staircase_starts_at_the_floor_and_ends_at_one() -> None:
     assert cheap.levels.tolist() == [0.6]
 
 
-def test_two_costs_give_a_grid_of_the_best_affordable() -> None:
+def test_staircase_of_two_costs_is_a_grid_of_the_best_affordable() -> None:
     stairs = acquisition.staircase([[0.0, 0.5], [0.5, 0.0]], [0.6, 0.8], floor=FLOOR)
     assert [edges.tolist() for edges in stairs.edges] == [[0.0, 0.5, 1.0]] * 2
     assert stairs.levels.tolist() == [[0.1, 0.6], [0.8, 0.8]]
 
 
-def test_no_front_is_the_floor_everywhere() -> None:
+def test_staircase_of_no_front_is_the_floor_everywhere() -> None:
     stairs = acquisition.staircase(np.empty((0, 2)), [], floor=FLOOR)
     got = acquisition.expected_improvement([[0.5, 0.5], [-3.0, 0.0], [1.0, 0.0]], 0.6, 0.0, stairs)
     np.testing.assert_allclose(got, [0.125, 0.5, 0.0], rtol=1e-12)
 
 
-def test_worse_everywhere_and_certain_gains_nothing() -> None:
+def test_expected_improvement_of_what_is_certainly_worse_is_zero() -> None:
     stairs = acquisition.staircase([0.2, 0.6], [0.5, 0.7], floor=FLOOR)
     got = acquisition.expected_improvement([0.2, 0.3, 0.9, 1.0, 1.2], 0.5, 0.0, stairs)
     assert got.tolist() == [0.0] * 5
 
 
-def test_it_never_falls_below_zero() -> None:
+def test_expected_improvement_never_falls_below_zero() -> None:
     """Far below the front the two terms cancel; what rounding leaves must not be negative."""
     stairs = acquisition.staircase([0.0], [0.9], floor=FLOOR)
     got = acquisition.expected_improvement(np.zeros(2000), np.linspace(-1, 1, 2000), 0.02, stairs)
@@ -136,7 +136,7 @@ candidate = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floa
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(front, candidate, st.floats(0, 1), st.floats(0, 1), st.randoms(use_true_random=False))
-def test_properties(
+def test_expected_improvement_has_its_properties(
     points: list[tuple[float, float, float]],
     own: tuple[float, float, float, float],
     more: float,
@@ -165,48 +165,12 @@ def test_properties(
     assert gain([*points, (first, second, mu)], u, mu, 0.0) == pytest.approx(0, abs=1e-12)
 
 
-def test_costs_scale_by_their_logarithm() -> None:
-    np.testing.assert_allclose(
-        acquisition.scale_costs([1.0, 10.0, 1000.0], low=1.0, high=100.0), [0, 0.5, 1.5]
-    )
-    got = acquisition.scale_costs([[2.0, 7.0], [8.0, 7.0]], low=[2.0, 7.0], high=[8.0, 7.0])
-    np.testing.assert_allclose(got, [[0, 0], [1, 0]], atol=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("costs", "low", "high"),
-    [([0.0, 1.0], 1.0, 2.0), ([1.0, math.nan], 1.0, 2.0), ([1.0], 0.0, 2.0), ([1.0], 3.0, 2.0)],
-)
-def test_costs_without_a_logarithm_are_refused(costs: list[float], low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        acquisition.scale_costs(costs, low=low, high=high)
-
-
-def test_a_value_that_is_nan_is_refused() -> None:
+def test_staircase_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         acquisition.staircase([0.5], [math.nan], floor=FLOOR)
 
 
-def test_expected_change_is_the_gain_of_crossing_the_rival() -> None:
-    """By quadrature: how far the new mean lands beyond the rival, from either side."""
-    noise = special.ndtri((np.arange(100_000) + 0.5) / 100_000)
-    mu, sd = np.array([0.70, 0.72, 0.70]), np.array([0.01, 0.02, 0.03])
-    rival, span = np.array([0.71, 0.70, 0.70]), np.array([0.3, 0.2, 0.1])
-    got = acquisition.expected_change(mu, sd, rival, span)
-    for k in range(3):
-        beyond = np.sign(rival[k] - mu[k]) * (mu[k] + sd[k] * noise - rival[k])
-        if mu[k] == rival[k]:
-            beyond = sd[k] * noise
-        assert got[k] == pytest.approx(span[k] * np.maximum(beyond, 0).mean(), rel=1e-3)
-    assert got[2] == pytest.approx(0.1 * 0.03 / math.sqrt(2 * math.pi), rel=1e-12)
-
-
-def test_what_is_certain_or_has_no_rival_does_not_change() -> None:
-    got = acquisition.expected_change([0.5, 0.5, 0.5], [0.0, 0.0, 0.1], [0.5, 0.6, -np.inf], 1.0)
-    assert got.tolist() == [0.0, 0.0, 0.0]
-
-
-def test_all_steps_at_once_is_what_one_after_another_gives() -> None:
+def test_expected_improvement_of_all_steps_at_once_is_that_of_one_after_another() -> None:
     """A candidate without uncertainty sends all of them the general way."""
     random_ = np.random.default_rng(0)
     for number in (0, 1, 7, 60):

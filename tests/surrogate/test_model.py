@@ -1,4 +1,4 @@
-"""Beliefs against dense conditioning, brute force and the whole route, on small made-up studies."""
+"""The surrogate against dense conditioning and brute force, on small made-up studies."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ import pytest
 from scipy import stats
 
 from sftsearch.orchestrator.candidates import admission as admissions
-from sftsearch.orchestrator.surrogate import model as module
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate import anchor, candidate_pool, fitted_model, proposals
+from sftsearch.orchestrator.surrogate.anchor import draw_far, make_anchor
+from sftsearch.orchestrator.surrogate.fitted_model import Fit, is_fit_due
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
+from sftsearch.orchestrator.surrogate.observations import Observations
 
-from observed import Observations
 from toy_study import LISTED, Memory, noise, source_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
+    from sftsearch.orchestrator.surrogate.observations import Observed
 
     Floats = NDArray[np.float64]
 
@@ -52,33 +56,41 @@ class Made:
     def __init__(self, number: int, *, space: str = LISTED, seed: int = 0) -> None:
         self.admission = admission_of(space)
         self.past = Observations(("gflops",), floor=0.1)
-        self.beliefs = Beliefs(self.admission, self.past)
+        self.fits: list[Fit] = []
+        self.surrogate = SurrogateModel(self.admission, self.past, on_fit=self.fits.append)
         self.random_ = np.random.default_rng(seed)
         assert self.admission.table is not None
         self.free = list(self.admission.table.values())
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
         if candidate is None:
             candidate = self.free.pop(int(self.random_.integers(len(self.free))))
-        body = {"model": "", "parameters": {}, "epochs": 2, "warmup": 0, "group": ""}
-        cost = {"gflops": candidate.cost.gflops}
-        number = len(self.past)
-        observed = self.past.enter(number, candidate.id, candidate.point, body | {"cost": cost})
+        observed = self.past.admit(
+            len(self.past),
+            candidate.id,
+            candidate.point,
+            model="",
+            parameters={},
+            cost={"gflops": candidate.cost.gflops},
+            epochs=2,
+            warmup=0,
+            group="",
+        )
+        self.surrogate.take(candidate.id, candidate.point)
         return candidate, observed
 
     def measure(self, replicates: int | None = None) -> None:
         candidate, observed = self.admit()
         for replicate in range(replicates or int(self.random_.integers(1, 4))):
-            self.past.await_(observed, replicate)
+            self.past.begin(observed, replicate)
             self.past.finish(observed, replicate, [value_of(candidate, replicate), 0.0], 5.0)
 
     def dense(self) -> tuple[Floats, Floats]:
         """Return mean and covariance of all true means: the normal density, conditioned densely."""
-        measured, h = self.past.measured(), self.past.hyperparameters
-        assert h is not None
-        x, _ = self.beliefs._places(measured.rows)
+        measured, h = self.past.measured(), self.surrogate.fitted().hyperparameters
+        x = self.surrogate.features.arrays()[0][measured.rows]
         prior = h.amplitude**2 * matern(x / h.lengthscales) + h.tau**2 * np.eye(len(x))
         noise = np.diag(h.sigma**2 / measured.counts)
         gain = prior @ np.linalg.inv(prior + noise)
@@ -99,9 +111,9 @@ def matern(z: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 26])
-def test_the_posterior_is_that_of_dense_conditioning(number: int) -> None:
+def test_posterior_is_that_of_dense_conditioning(number: int) -> None:
     made = Made(number)
-    posterior = made.beliefs.posterior()
+    posterior = made.surrogate.posterior()
     mean, covariance = made.dense()
     assert posterior.means == pytest.approx(mean, abs=1e-8)
     assert posterior.deviations == pytest.approx(np.sqrt(np.diag(covariance)), abs=1e-6)
@@ -109,23 +121,23 @@ def test_the_posterior_is_that_of_dense_conditioning(number: int) -> None:
 
 def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     made = Made(12)
-    made.beliefs.posterior()
+    made.surrogate.posterior()
     mean, covariance = made.dense()
-    draws = made.beliefs.draws(200_000)
+    draws = made.surrogate.draws(200_000)
     scale = np.sqrt(np.diag(covariance))
     assert np.abs(draws.mean(axis=0) - mean).max() < 5 * scale.max() / math.sqrt(200_000)
     correlation = covariance / np.outer(scale, scale)
     assert np.corrcoef(draws.T) == pytest.approx(correlation, abs=0.015)
     assert draws.std(axis=0) == pytest.approx(scale, rel=0.01)
-    assert np.array_equal(made.beliefs.draws(10), made.beliefs.draws(10))
+    assert np.array_equal(made.surrogate.draws(10), made.surrogate.draws(10))
 
 
-def test_the_best_affordable_mean_and_the_front_are_those_of_brute_force() -> None:
+def test_affordable_and_front_are_those_of_brute_force() -> None:
     made = Made(20)
-    measured, means = made.past.measured(), made.beliefs.posterior().means
+    measured, means = made.past.measured(), made.surrogate.posterior().means
     for cost in [0.0, *measured.costs, *(measured.costs * 1.001), 1e9]:
         known = [m for m, c in zip(means, measured.costs, strict=True) if c <= cost]
-        assert made.beliefs.affordable(cost) == (max(known) if known else None)
+        assert made.surrogate.affordable(cost) == (max(known) if known else None)
     front = [
         (c, i)
         for i, c, m in zip(measured.ids, measured.costs, means, strict=True)
@@ -134,137 +146,260 @@ def test_the_best_affordable_mean_and_the_front_are_those_of_brute_force() -> No
             for d, n in zip(measured.costs, means, strict=True)
         )
     ]
-    assert made.beliefs.front() == [i for _, i in sorted(front)]
+    assert made.surrogate.front() == [i for _, i in sorted(front)]
 
 
-def test_equal_histories_give_equal_beliefs_and_choices() -> None:
+def test_surrogate_of_equal_histories_gives_equal_answers() -> None:
     one, two = Made(20), Made(20)
-    one.beliefs.posterior()
+    one.surrogate.fitted()
     for made in (one, two):
         made.measure()
-    two.past.hyperparameters, two.past.num_fitted = one.past.hyperparameters, one.past.num_fitted
-    assert np.array_equal(one.beliefs.posterior().means, two.beliefs.posterior().means)
-    assert np.array_equal(one.beliefs.gains(30, None)[0], two.beliefs.gains(30, None)[0])
-    assert one.beliefs.best_replicate(4) == two.beliefs.best_replicate(4)
+    two.surrogate.last_fit = one.surrogate.last_fit
+    assert np.array_equal(one.surrogate.posterior().means, two.surrogate.posterior().means)
+    assert np.array_equal(one.surrogate.compare(30).gains, two.surrogate.compare(30).gains)
+    assert one.surrogate.best_replicate(4) == two.surrogate.best_replicate(4)
+
+
+# ------------------------------------------------------------------ asking
+
+QUESTIONS: dict[str, Callable[[SurrogateModel], object]] = {
+    "posterior": lambda s: (s.posterior().means.tobytes(), s.posterior().deviations.tobytes()),
+    "affordable": lambda s: s.affordable(float(np.median(s.past.measured().costs))),
+    "front": lambda s: s.front(),
+    "draws": lambda s: s.draws(5).tobytes(),
+    "replicate": lambda s: s.best_replicate(4),
+    "new": lambda s: s.best_new(20, 1),
+    "ahead": lambda s: s.gain_ahead(20, 4),
+    "every": lambda s: s.compare(20).gains.tobytes(),
+    "branch": lambda s: s.compare(20, 1).gains.tobytes(),
+    "another": lambda s: s.compare(21).gains.tobytes(),
+    "places": lambda s: s.features.arrays()[0].tobytes(),
+    "free": lambda s: s.pool.candidates(20)[1].tobytes(),
+}
+
+
+def asked(seed: int) -> dict[str, object]:
+    """Return the answers of one study, asked everything twice, in an order of its own."""
+    made = Made(20, space=WIDE)
+    made.surrogate.fitted()
+    made.measure()
+    _, waiting = made.admit()
+    made.past.begin(waiting, 0)
+    order = np.random.default_rng(seed).permutation([*QUESTIONS, *QUESTIONS])
+    answers: dict[str, object] = {}
+    for name in order:
+        answer = QUESTIONS[name](made.surrogate)
+        assert answers.setdefault(name, answer) == answer
+    assert len(made.fits) == 1
+    return answers
+
+
+@pytest.mark.parametrize("limit", [300, 12])
+def test_surrogate_is_not_changed_by_questions(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal answers in any order: also where it holds all that was measured, or a part of it."""
+    limit_to(monkeypatch, MAX_OBSERVED=limit, MAX_CANDIDATES=60)
+    first = asked(0)
+    assert first.keys() == QUESTIONS.keys()
+    for seed in range(1, 4):
+        assert asked(seed) == first
+
+
+def test_surrogate_that_was_asked_before_answers_like_a_fresh_one() -> None:
+    made = Made(20, space=WIDE)
+    for _ in range(6):
+        made.measure()
+        for ask in QUESTIONS.values():
+            ask(made.surrogate)
+    fresh = SurrogateModel(made.admission, made.past, last_fit=made.surrogate.last_fit)
+    for name, ask in QUESTIONS.items():
+        assert ask(fresh) == ask(made.surrogate), name
+
+
+def test_snapshots_stay_as_they_are_when_more_is_measured() -> None:
+    made = Made(12)
+    model, comparison = made.surrogate.fitted(), made.surrogate.compare(12)
+    means, gains = model.posterior.means.copy(), comparison.gains.copy()
+    front, ids = model.front(), [candidate.id for candidate in comparison.candidates]
+    made.measure()
+    assert made.surrogate.fitted() is not model
+    assert made.surrogate.compare(12) is not comparison
+    assert np.array_equal(model.posterior.means, means)
+    assert np.array_equal(comparison.gains, gains)
+    assert model.front() == front
+    assert [candidate.id for candidate in comparison.candidates] == ids
+
+
+# ------------------------------------------------------------------ fitting
+
+
+def test_fit_is_due_when_a_share_more_was_measured() -> None:
+    made = Made(13)
+    last = made.surrogate.fitted().fit
+    assert last.num == 13
+    assert last.fitted_on is made.past.measured()
+    due = []
+    for _ in range(3):
+        made.measure()
+        due.append(is_fit_due(made.past.measured(), last))
+    assert due == [False, True, True]  # 14, 15 and 16 of 13
+
+
+def test_fit_keeps_the_last_hyperparameters_until_a_new_one_is_due() -> None:
+    made = Made(13)
+    first = made.surrogate.fitted().fit
+    made.measure()
+    assert made.surrogate.fitted().fit is first
+    made.measure()
+    second = made.surrogate.fitted().fit
+    assert second is not first
+    assert second.num == 15
+    assert made.surrogate.last_fit is second
+    assert made.fits == [first, second]
+
+
+def test_fit_is_a_function_of_data_and_last_fit() -> None:
+    made = Made(20)
+    model = made.surrogate.fitted()
+    for last in (None, model.fit):
+        again = fitted_model.fit(model.data, last)
+        assert np.array_equal(again.posterior.means, model.posterior.means)
+        assert again.hyperparameters.sigma == model.hyperparameters.sigma
+    assert fitted_model.fit(model.data, model.fit).fit is model.fit
+
+
+def test_surrogate_without_a_need_for_a_model_is_not_fitted() -> None:
+    made = Made(5)
+    made.surrogate.can_judge()
+    made.surrogate.pool.candidates(5)
+    made.surrogate.features.arrays()
+    assert made.surrogate.affordable(0.0) is None
+    assert made.fits == []
 
 
 # ----------------------------------------------------------- improvement ahead
 
 
-def test_gains_are_the_expected_improvement_of_all_that_is_not_in_the_study() -> None:
+def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study() -> None:
     """With those on their way at their expected value, as if they had one replicate there."""
     made = Made(12)
-    made.beliefs.posterior()
+    made.surrogate.fitted()
     _, waiting = made.admit()
-    made.past.await_(waiting, 0)
-    gain, candidates = made.beliefs.gains(13, None)
-    assert len(candidates) == len(made.free) == 27 - 13
-    assert not {c.id for c in candidates} & {o.id for o in made.past.all}
+    made.past.begin(waiting, 0)
+    found = made.surrogate.compare(13)
+    assert len(found.candidates) == len(made.free) == 27 - 13
+    assert not {c.id for c in found.candidates} & {o.id for o in made.past.all}
 
     other = Made(12)
-    other.past.hyperparameters, other.past.num_fitted = made.past.hyperparameters, 12
-    x, _ = made.beliefs._places([waiting.row])
-    assert made.beliefs._surrogate is not None
-    expected = float(made.beliefs._surrogate[1].predict(x)[0][0])
+    other.surrogate.last_fit = made.surrogate.last_fit
+    x = made.surrogate.features.arrays()[0][[waiting.row]]
+    expected = float(made.surrogate.fitted().process.predict(x)[0][0])
     _, same = other.admit()
-    other.past.await_(same, 0)
+    other.past.begin(same, 0)
     other.past.finish(same, 0, [expected, 0.0], 5.0)
-    found, again = other.beliefs.gains(13, None)
-    assert [c.id for c in again] == [c.id for c in candidates]
-    assert gain == pytest.approx(found, abs=1e-9)
+    again = other.surrogate.compare(13)
+    assert [c.id for c in again.candidates] == [c.id for c in found.candidates]
+    assert found.gains == pytest.approx(again.gains, abs=1e-9)
 
 
-def test_gains_of_a_branch_are_of_its_candidates_alone() -> None:
+def test_compare_of_a_branch_is_of_its_candidates_alone() -> None:
     made = Made(12)
-    every, candidates = made.beliefs.gains(12, None)
+    every = made.surrogate.compare(12)
     for branch in (0, 1):
-        gain, own = made.beliefs.gains(12, branch)
-        places = [i for i, c in enumerate(candidates) if c.point.branch == branch]
-        assert [candidates[i].id for i in places] == [c.id for c in own]
-        assert gain == pytest.approx(every[places], rel=1e-9, abs=1e-15)
+        own = made.surrogate.compare(12, branch)
+        places = [i for i, c in enumerate(every.candidates) if c.point.branch == branch]
+        assert every.rows[places].tolist() == own.rows.tolist()
+        assert own.gains == pytest.approx(every.gains[places], rel=1e-9, abs=1e-15)
 
 
-def test_the_best_new_one_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:
+def test_best_new_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:
     made = Made(12)
-    gain, candidates = made.beliefs.gains(12, None)
-    option = made.beliefs.best_new(12, 1)
+    found = made.surrogate.compare(12)
+    option = made.surrogate.best_new(12, 1)
     assert option is not None
-    assert option.configuration_id == candidates[int(gain.argmax())].id
-    # It moves the belief by less than all of its uncertainty, and by the more the more replicates.
-    assert 0 < option.rate * 5 <= gain.max()
-    twice = made.beliefs.best_new(12, 2)
+    assert found.best is not None
+    assert option.configuration_id == found.best.id
+    assert found.best.id == found.candidates[int(found.gains.argmax())].id
+    # It moves the mean by less than all of its uncertainty, and by the more the more replicates.
+    assert 0 < option.rate * 5 <= found.gains.max()
+    twice = made.surrogate.best_new(12, 2)
     assert twice is not None
     assert option.rate < 2 * twice.rate
 
 
-def test_what_may_be_gained_ahead_is_that_of_the_best_proposals_and_of_all_replicates() -> None:
+def test_gain_ahead_is_that_of_the_best_proposals_and_of_all_replicates() -> None:
     made = Made(5)
-    gain, _ = made.beliefs.gains(5, None)
-    alone = made.beliefs.gain_ahead(5, 1)
+    gain = made.surrogate.compare(5).gains
+    alone = made.surrogate.gain_ahead(5, 1)
     assert alone == pytest.approx(np.sort(gain)[-20:].sum())
-    assert made.beliefs.gain_ahead(5, 4) > alone
+    assert made.surrogate.gain_ahead(5, 4) > alone
 
 
-def test_nothing_is_left_where_every_configuration_is_in_the_study() -> None:
+def test_compare_has_nothing_where_every_configuration_is_in_the_study() -> None:
     made = Made(27)
-    assert made.beliefs.gains(27, None)[1] == []
-    assert made.beliefs.best_new(27, 1) is None
+    assert made.surrogate.compare(27).candidates == []
+    assert made.surrogate.compare(27).best is None
+    assert made.surrogate.best_new(27, 1) is None
 
 
-def test_without_a_value_nothing_is_judged() -> None:
+def test_surrogate_without_a_value_judges_nothing() -> None:
     made = Made(0)
-    assert not made.beliefs.can_judge()
-    assert made.beliefs.best_replicate(3) is None
-    assert made.beliefs.affordable(1.0) is None
+    assert not made.surrogate.can_judge()
+    assert made.surrogate.best_replicate(3) is None
+    assert made.surrogate.affordable(1.0) is None
 
 
 # ------------------------------------------------------- more than is compared
 
 
-def pair(number: int, monkeypatch: pytest.MonkeyPatch, **limits: int) -> tuple[Made, Made]:
-    """Return a study, and the same one whose beliefs are held to limits."""
-    whole = Made(number, space=WIDE)
-    whole.beliefs.posterior()
-    whole.beliefs.gains(number, None)  # kept, and so not held to the limits
+def limit_to(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
+    """Hold the surrogate to limits."""
     for name, limit in limits.items():
-        monkeypatch.setattr(module, name, limit)
+        for module in (anchor, candidate_pool, fitted_model, proposals):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, limit)
+
+
+def pair(number: int, monkeypatch: pytest.MonkeyPatch, **limits: int) -> tuple[Made, Made]:
+    """Return a study, and the same one whose surrogate is held to limits."""
+    whole = Made(number, space=WIDE)
+    whole.surrogate.compare(number)  # kept, and so not held to the limits
+    limit_to(monkeypatch, **limits)
     some = Made(number - 5, space=WIDE)
-    some.beliefs.posterior()
+    fitted_on = some.past.measured()
     for _ in range(5):  # measured since the hyperparameters were fitted
         some.measure()
-    some.past.hyperparameters = whole.past.hyperparameters
-    some.past.num_fitted, some.past.fitted_on = number - 5, None
+    fitted = whole.surrogate.fitted().hyperparameters
+    some.surrogate.last_fit = Fit(fitted, number - 5, fitted_on)
     return whole, some
 
 
-def test_beliefs_of_a_part_are_close_to_those_of_the_whole(
+def test_posterior_by_a_part_is_close_to_that_by_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, some = pair(200, monkeypatch, MAX_OBSERVED=80)
-    exact, found = whole.beliefs.posterior(), some.beliefs.posterior()
+    exact, found = whole.surrogate.posterior(), some.surrogate.posterior()
     off = (found.means - exact.means) / exact.deviations
     assert np.abs(off).mean() < 0.5
     assert np.abs(off).max() < 3
     assert found.deviations == pytest.approx(exact.deviations, rel=0.5)
-    kept = some.beliefs._fitted(some.past.measured())[1]
-    assert len(kept) <= 80
+    assert len(some.surrogate.fitted().kept) <= 80
     # Those next to the front are among them, so the front is nearly the same.
-    assert len(set(some.beliefs.front()) & set(whole.beliefs.front())) >= 0.7 * len(
-        whole.beliefs.front()
+    assert len(set(some.surrogate.front()) & set(whole.surrogate.front())) >= 0.7 * len(
+        whole.surrogate.front()
     )
 
 
-def test_what_the_surrogate_does_not_hold_is_believed_by_all_values_but_its_own(
+def test_anchor_predicts_by_all_values_but_the_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of what the anchor holds that is dense conditioning with one row left out."""
-    monkeypatch.setattr(module, "MAX_OBSERVED", 20)
+    limit_to(monkeypatch, MAX_OBSERVED=20)
     made = Made(20)
-    made.beliefs.posterior()
-    measured, h = made.past.measured(), made.past.hyperparameters
-    assert h is not None
-    x, _ = made.beliefs._places(measured.rows)
-    mean, sd = made.beliefs._anchored(measured).predict(measured.rows, x)
+    model = made.surrogate.fitted()
+    measured, h, data = model.measurements, model.hyperparameters, model.data
+    x, far = data.x[measured.rows], draw_far(measured, data.u, data.seed)
+    known = make_anchor(measured, far, data.x, data.u, h).covering(measured.rows, data.x)
+    mean, sd = known.means[measured.rows], known.deviations[measured.rows]
     prior = h.amplitude**2 * matern(x / h.lengthscales) + h.tau**2 * np.eye(20)
     for i in range(20):
         rest = np.arange(20) != i
@@ -274,21 +409,20 @@ def test_what_the_surrogate_does_not_hold_is_believed_by_all_values_but_its_own(
         assert sd[i] ** 2 == pytest.approx(prior[i, i] - weights @ prior[rest, i])
 
 
-def test_of_many_candidates_nearly_the_best_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_of_many_candidates_finds_nearly_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, some = pair(30, monkeypatch, MAX_CANDIDATES=60)
-    exact, _ = whole.beliefs.gains(30, None)
-    found, candidates = some.beliefs.gains(30, None)
-    assert len(candidates) <= 60 < len(exact)
-    assert len({c.id for c in candidates}) == len(candidates)
-    share = stats.percentileofscore(exact, found.max())
+    exact, found = whole.surrogate.compare(30), some.surrogate.compare(30)
+    assert len(found.rows) <= 60 < len(exact.rows)
+    assert len(set(found.rows.tolist())) == len(found.rows)
+    share = stats.percentileofscore(exact.gains, found.gains.max())
     assert share > 97
 
 
-def test_the_more_is_measured_the_fewer_candidates_are_compared(
+def test_compare_takes_fewer_candidates_the_more_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_PAIRS", 3000)
-    counts = [len(Made(n, space=WIDE).beliefs.gains(n, None)[1]) for n in (5, 30, 60)]
+    limit_to(monkeypatch, MAX_PAIRS=3000)
+    counts = [len(Made(n, space=WIDE).surrogate.compare(n).rows) for n in (5, 30, 60)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 307
     assert counts[2] <= 50
@@ -301,8 +435,7 @@ def test_the_more_is_measured_the_fewer_candidates_are_compared(
 def large(monkeypatch: pytest.MonkeyPatch) -> Admission:
     """A space that is not priced whole."""
     monkeypatch.setattr(admissions, "MAX_TABLE", 0)
-    monkeypatch.setattr(module, "NUM_DRAWN", 60)
-    monkeypatch.setattr(module, "DRAWN_FOR", 5)
+    limit_to(monkeypatch, NUM_DRAWN=60, DRAWN_FOR=5)
     return Memory(source_of("trials: 100", space=WIDE)).admission
 
 
@@ -312,43 +445,45 @@ class Drawn(Made):
     def __init__(self, admission: Admission, number: int) -> None:
         self.admission = admission
         self.past = Observations(("gflops",), floor=0.1)
-        self.beliefs = Beliefs(admission, self.past)
+        self.surrogate = SurrogateModel(admission, self.past)
         self.random_ = np.random.default_rng(0)
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
-        pool = self.beliefs.candidates(len(self.past))
-        free = self.beliefs.free(pool, None)
-        return super().admit(pool.rows[int(free[0])])
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
+        candidates, free = self.surrogate.pool.candidates(len(self.past))
+        return super().admit(candidates.rows[int(free[0])])
 
 
-def test_a_large_space_is_drawn_anew_every_so_often(large: Admission) -> None:
+def drawn_for(made: Made, number: int) -> list[str]:
+    return [candidate.id for candidate in made.surrogate.pool.candidates(number)[0].rows]
+
+
+def test_candidate_pool_draws_a_large_space_anew_every_so_often(large: Admission) -> None:
     made = Drawn(large, 12)
     assert large.table is None
-    first = {c.id for c in made.beliefs.candidates(10).rows}
-    assert {c.id for c in made.beliefs.candidates(14).rows} == first
-    assert {c.id for c in made.beliefs.candidates(15).rows} != first
-    assert {c.id for c in made.beliefs.candidates(10).rows} == first
-    gain, candidates = made.beliefs.gains(12, None)
-    assert len(gain) == len(candidates) > 20
-    assert not {c.id for c in candidates} & {o.id for o in made.past.all}
+    first = drawn_for(made, 10)
+    assert drawn_for(made, 14) == first
+    assert drawn_for(made, 15) != first
+    assert drawn_for(made, 10) == first
+    found = made.surrogate.compare(12)
+    assert len(found.gains) == len(found.candidates) > 20
+    assert not {c.id for c in found.candidates} & {o.id for o in made.past.all}
     mean, _ = made.dense()
-    assert made.beliefs.posterior().means == pytest.approx(mean, abs=1e-8)
+    assert made.surrogate.posterior().means == pytest.approx(mean, abs=1e-8)
     again = Drawn(large, 12)
-    assert np.array_equal(again.known.beliefs.gains(12, None)[0], gain)
+    assert np.array_equal(again.surrogate.compare(12).gains, found.gains)
 
 
-def test_where_what_was_drawn_is_used_up_more_is_drawn(
+def test_candidate_pool_draws_more_where_what_was_drawn_is_used_up(
     large: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "NUM_DRAWN", 3)
-    monkeypatch.setattr(module, "DRAWN_FOR", 100)
+    limit_to(monkeypatch, NUM_DRAWN=3, DRAWN_FOR=100)
     made = Drawn(large, 8)
     assert len(made.past) == 8
     # The same, whatever was asked before: the second time no draw is left from the first call.
-    here = [c.id for c in made.beliefs.candidates(8).rows]
-    fresh = Beliefs(large, made.past)
-    assert [c.id for c in fresh.candidates(8).rows] == here
+    here = drawn_for(made, 8)
+    fresh = SurrogateModel(large, made.past)
+    assert [c.id for c in fresh.pool.candidates(8)[0].rows] == here
     with pytest.raises(IndexError):
-        Drawn(large, 3 * module.MAX_TURNS + 1)
+        Drawn(large, 3 * candidate_pool.MAX_TURNS + 1)

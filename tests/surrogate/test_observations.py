@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftsearch.orchestrator.surrogate.gp import additive_means
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
+from sftsearch.orchestrator.surrogate.observations import Observations, Observed
 from sftsearch.search_spaces.space import Point
 
-from observed import Observations
 
-if TYPE_CHECKING:
-    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
+def admit(past: Observations, name: str, gflops: float = 1.0) -> Observed:
+    return past.admit(
+        len(past),
+        name,
+        Point(0, {}),
+        model="sft",
+        parameters={"dim": 8},
+        cost={"gflops": gflops, "parameters": 10.0},
+        epochs=4,
+        warmup=0,
+        group="0 none",
+    )
 
-BODY = {"model": "sft", "parameters": {"dim": 8}, "epochs": 4, "warmup": 0, "group": "0 none"}
 
-
-def admit(past: Observations, name: str, gflops: float = 1.0) -> ConfigurationState:
-    body = BODY | {"cost": {"gflops": gflops, "parameters": 10.0}}
-    return past.enter(len(past), name, Point(0, {}), body)
-
-
-def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective() -> None:
+def test_observations_average_values_over_replicates_and_cost_by_the_first_objective() -> None:
     past = Observations(("parameters", "gflops"))
     for n, values in enumerate(([0.5, 0.7], [0.9])):
         observed = admit(past, f"c{n}")
         for replicate, value in enumerate(values):
-            past.await_(observed, replicate)
+            past.begin(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 10.0 * (replicate + 1))
     measured = past.measured()
     assert measured.ids == ["c0", "c1"]
@@ -42,20 +43,20 @@ def test_values_are_averaged_over_replicates_and_costs_are_the_first_objective()
     assert past.measured() is measured  # nothing happened since
 
 
-def test_where_less_is_better_values_turn_their_sign() -> None:
+def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
     past = Observations(("gflops",), sign=-1.0)
     observed = admit(past, "c")
-    past.await_(observed, 0)
+    past.begin(observed, 0)
     past.finish(observed, 0, [2.5, 1.0], 1.0)
     assert past.measured().means.tolist() == [-2.5]
     assert observed.values == {0: [2.5, 1.0]}
 
 
-def test_shares_are_held_as_log_odds() -> None:
+def test_observations_hold_shares_as_log_odds() -> None:
     past = Observations(("gflops",), is_share=True, floor=0.1)
     observed = admit(past, "c")
     for replicate, value in enumerate((0.8, 0.6)):
-        past.await_(observed, replicate)
+        past.begin(observed, replicate)
         past.finish(observed, replicate, [value, 1.0], 1.0)
     odds = np.log([0.8 / 0.2, 0.6 / 0.4])
     measured = past.measured()
@@ -64,7 +65,7 @@ def test_shares_are_held_as_log_odds() -> None:
     assert past.floor == 0.1
 
 
-def test_means_are_freed_of_how_hard_the_folds_are() -> None:
+def test_observations_free_means_of_how_hard_the_folds_are() -> None:
     past = Observations(("gflops",), num_folds=3)
     effects = (0.0, 0.2, -0.1)
     table = np.full((6, 3), np.nan)
@@ -73,7 +74,7 @@ def test_means_are_freed_of_how_hard_the_folds_are() -> None:
         for replicate in range(3 if c else 1):  # the first ran on the easiest fold alone
             value = 0.5 + 0.05 * c + effects[replicate] + 0.01 * ((c * 7 + replicate * 3) % 5)
             table[c, replicate] = value
-            past.await_(observed, replicate)
+            past.begin(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 1.0)
     means, counts, variance, dof, *_ = additive_means(table, np.arange(3))
     measured = past.measured()
@@ -82,23 +83,25 @@ def test_means_are_freed_of_how_hard_the_folds_are() -> None:
     assert (measured.pooled_variance, measured.dof) == (pytest.approx(variance), dof)
 
 
-def test_what_counts_as_reached_is_chance_or_the_worst_value_seen() -> None:
+def test_observations_have_chance_or_the_worst_value_seen_as_floor() -> None:
     assert Observations(("gflops",), floor=0.25).floor == 0.25
     past = Observations(("gflops",))
     assert past.floor == 0
     for n, value in enumerate((0.7, 0.4, 0.9)):
         observed = admit(past, f"c{n}")
-        past.await_(observed, 0)
+        past.begin(observed, 0)
         past.finish(observed, 0, [value, 1.0], 1.0)
     assert past.floor == 0.4
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool) -> None:
+def test_observations_lose_a_configuration_that_was_stopped_or_failed(
+    stopped: bool,
+) -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
     for replicate in (0, 1):
-        past.await_(observed, replicate)
+        past.begin(observed, replicate)
     assert past.pending() == [observed]
     past.finish(observed, 0, [0.5, 1.0], 1.0)
     assert past.pending() == []  # it has a value; what runs only makes it surer
@@ -110,11 +113,11 @@ def test_a_stopped_or_failed_replicate_takes_its_configuration_out(stopped: bool
     assert observed.num_replicates == 2
 
 
-def test_what_is_withdrawn_leaves_no_trace() -> None:
+def test_observations_keep_no_trace_of_what_is_withdrawn() -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
-    past.await_(observed, 0)
-    past.await_(observed, 1, fresh=True)
+    past.begin(observed, 0)
+    past.begin(observed, 1, fresh=True)
     past.withdraw(observed, 1)
     assert (observed.pending, observed.fresh, observed.num_replicates) == ({0}, set(), 1)
 
@@ -127,14 +130,16 @@ ACTS = st.lists(
 
 @settings(max_examples=50)
 @given(ACTS)
-def test_arrays_follow_the_account_of_each_configuration(acts: list[tuple[int, str]]) -> None:
+def test_observations_follow_the_account_of_each_configuration(
+    acts: list[tuple[int, str]],
+) -> None:
     """More configurations than there is room for at first, in any order of events."""
     past = Observations(("gflops",))
     every = [admit(past, f"c{n}", float(n + 1)) for n in range(91)]
     for place, act in acts:
         observed = every[place]
         if act == "begin":
-            past.await_(observed, observed.num_replicates)
+            past.begin(observed, observed.num_replicates)
         elif observed.pending:
             replicate = max(observed.pending)
             if act == "finish":
@@ -157,5 +162,4 @@ def test_arrays_follow_the_account_of_each_configuration(acts: list[tuple[int, s
     assert replicates.tolist() == [o.num_replicates for o in complete]
     waiting = {o.id for o in every if o.pending and not (o.values or o.failed or o.stopped)}
     assert {o.id for o in past.pending()} == waiting
-    assert [o.id for o in past.since(88)] == ["c88", "c89", "c90"]
-    assert past.since(91) == []
+    assert past.all == every

@@ -8,62 +8,62 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from sftsearch.orchestrator.surrogate.transforms import LEAST, Link
+from sftsearch.orchestrator.surrogate.transforms import LEAST, OutcomeTransform
 
 SHARES = np.array([0.05, 0.3, 0.5, 0.9, 0.97])
 
 
-def test_other_metrics_are_left_as_they_are() -> None:
-    link = Link()
+def test_outcome_transform_leaves_other_metrics_as_they_are() -> None:
+    transform = OutcomeTransform()
     values = np.array([-3.0, 0.0, 12.5])
-    assert link.to_latent(values).tolist() == values.tolist()
-    assert link.to_values(values, 0.7).tolist() == values.tolist()
-    assert link.slopes(values, 0.7).tolist() == [1, 1, 1]
+    assert transform.to_latent(values).tolist() == values.tolist()
+    assert transform.to_values(values, 0.7).tolist() == values.tolist()
+    assert transform.slopes(values, 0.7).tolist() == [1, 1, 1]
 
 
-def test_shares_come_back_from_their_log_odds() -> None:
-    link = Link(is_share=True)
-    latent = link.to_latent(SHARES)
+def test_outcome_transform_brings_shares_back_from_their_log_odds() -> None:
+    transform = OutcomeTransform(is_share=True)
+    latent = transform.to_latent(SHARES)
     assert latent == pytest.approx(np.log(SHARES / (1 - SHARES)))
-    assert link.to_values(latent) == pytest.approx(SHARES)
-    assert link.slopes(latent) == pytest.approx(SHARES * (1 - SHARES))
+    assert transform.to_values(latent) == pytest.approx(SHARES)
+    assert transform.slopes(latent) == pytest.approx(SHARES * (1 - SHARES))
 
 
-def test_shares_that_are_minimised_keep_their_order() -> None:
-    link = Link(is_share=True, sign=-1.0)
-    latent = link.to_latent(-SHARES)
+def test_outcome_transform_keeps_the_order_of_shares_that_are_minimised() -> None:
+    transform = OutcomeTransform(is_share=True, sign=-1.0)
+    latent = transform.to_latent(-SHARES)
     assert (np.diff(latent) < 0).all()
-    assert link.to_values(latent) == pytest.approx(-SHARES)
-    assert (link.slopes(latent, 0.4) > 0).all()
+    assert transform.to_values(latent) == pytest.approx(-SHARES)
+    assert (transform.slopes(latent, 0.4) > 0).all()
 
 
-def test_none_and_all_right_are_finite_and_what_is_missing_stays_missing() -> None:
-    link = Link(is_share=True)
+def test_outcome_transform_of_none_and_all_right_is_finite_and_keeps_what_is_missing() -> None:
+    transform = OutcomeTransform(is_share=True)
     bound = math.log((1 - LEAST) / LEAST)
-    assert link.to_latent([0.0, 1.0]) == pytest.approx([-bound, bound])
-    assert np.isnan(link.to_latent([math.nan])).all()
+    assert transform.to_latent([0.0, 1.0]) == pytest.approx([-bound, bound])
+    assert np.isnan(transform.to_latent([math.nan])).all()
 
 
-def test_below_half_of_chance_nothing_is_told_apart() -> None:
-    link = Link(is_share=True, floor=0.2)
-    assert link.to_latent([0.0, 0.05, 0.1]).tolist() == [special.logit(0.1)] * 3
-    assert link.to_latent([0.11])[0] > special.logit(0.1)
+def test_outcome_transform_tells_nothing_apart_below_half_of_chance() -> None:
+    transform = OutcomeTransform(is_share=True, floor=0.2)
+    assert transform.to_latent([0.0, 0.05, 0.1]).tolist() == [special.logit(0.1)] * 3
+    assert transform.to_latent([0.11])[0] > special.logit(0.1)
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.4, 0.8])
-def test_the_mean_of_shares_is_that_over_the_spread(spread: float) -> None:
+def test_outcome_transform_gives_the_mean_of_shares_over_the_spread(spread: float) -> None:
     """By quadrature of the logistic function under the normal density: a third of a point."""
-    link = Link(is_share=True)
+    transform = OutcomeTransform(is_share=True)
     latent = special.logit(SHARES)
     z = np.linspace(-8, 8, 4001)
     weights = stats.norm.pdf(z) * (z[1] - z[0])
     exact = special.expit(latent[:, None] + spread * z) @ weights
-    assert link.to_values(latent, spread) == pytest.approx(exact, abs=0.0033)
+    assert transform.to_values(latent, spread) == pytest.approx(exact, abs=0.0033)
 
 
-def test_slopes_are_the_derivatives() -> None:
-    link = Link(is_share=True)
+def test_outcome_transform_has_the_derivatives_as_slopes() -> None:
+    transform = OutcomeTransform(is_share=True)
     latent = np.linspace(-4, 4, 9)
     step = 1e-6
-    rise = link.to_values(latent + step, 0.5) - link.to_values(latent - step, 0.5)
-    assert link.slopes(latent, 0.5) == pytest.approx(rise / (2 * step), rel=1e-6)
+    rise = transform.to_values(latent + step, 0.5) - transform.to_values(latent - step, 0.5)
+    assert transform.slopes(latent, 0.5) == pytest.approx(rise / (2 * step), rel=1e-6)

@@ -1,0 +1,276 @@
+"""`fit`: what the measurements of a study say of the true means of its configurations.
+
+A pure function of what was measured and of the last fit; what it returns never changes.
+
+Shapes: C configurations that were measured, N of the study, I imported, D features, R draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sftsearch.orchestrator.surrogate.anchor import (
+    MAX_IMPORTED,
+    MAX_OBSERVED,
+    Anchor,
+    best_and_some,
+    draw_far,
+    make_anchor,
+    most_telling,
+)
+from sftsearch.orchestrator.surrogate.gp import GaussianProcess
+from sftsearch.orchestrator.surrogate.hyperparameters import fit_hyperparameters
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sftsearch.orchestrator.surrogate.gp import Hyperparameters
+    from sftsearch.orchestrator.surrogate.observations import Measurements
+    from sftsearch.orchestrator.surrogate.transforms import OutcomeTransform
+
+    Floats = NDArray[np.float64]
+    Indices = NDArray[np.int64]
+
+REFIT = 1.15
+"""The hyperparameters are fitted anew when so many times as many configurations have a value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StudyData:
+    """What is known of a study at one moment."""
+
+    measurements: Measurements
+    x: Floats
+    """Features of all its configurations, by row, (N, D)."""
+    u: Floats
+    """Scaled costs of them, (N, costs)."""
+    x_imported: Floats
+    """Features of what another study measured, by place, (I, D)."""
+    transform: OutcomeTransform
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A fit of the hyperparameters: the next one begins there."""
+
+    hyperparameters: Hyperparameters
+    num: int
+    """How many configurations had a value, those that only another study measured included."""
+    fitted_on: Measurements
+    """What was measured then."""
+
+
+def is_fit_due(measurements: Measurements, last: Fit) -> bool:
+    """Tell whether so much was measured that the hyperparameters are to be fitted anew."""
+    return measurements.num_known >= REFIT * last.num
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """What is known of the configurations that have a value, in the order of `Measurements`."""
+
+    means: Floats
+    """Of their true means, (C,)."""
+    deviations: Floats
+    u: Floats
+    """Scaled costs, (C, costs)."""
+    sigmas: Floats
+    """Standard deviation of one replicate around its configuration's true mean, (C,)."""
+
+
+class Held(NamedTuple):
+    """The configurations that the surrogate holds, those of another study last."""
+
+    x: Floats
+    means: Floats
+    counts: Floats
+    shared: Floats | None
+    """Covariance of the errors that the means share; None: they share none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedModel:
+    """The surrogate, fitted to what was measured."""
+
+    data: StudyData
+    fit: Fit
+    """The last fit, or a new one where that was due."""
+    kept: Indices
+    """Which of what was measured the process holds."""
+    held: Held
+    process: GaussianProcess
+    posterior: Posterior
+    anchor: Anchor | None
+    """Where the process does not hold everything."""
+
+    @property
+    def measurements(self) -> Measurements:
+        """What was measured."""
+        return self.data.measurements
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """What the process goes by."""
+        return self.fit.hyperparameters
+
+    def affordable(self, cost: float) -> float | None:
+        """Return the best posterior mean at a cost or below; None where nothing is affordable.
+
+        `cost` is of the study's cost and in its unit.
+        """
+        within = self.measurements.costs <= cost
+        return float(self.posterior.means[within].max()) if within.any() else None
+
+    def front(self) -> list[str]:
+        """Return the configurations no cheaper one is likely to be as good as, by rising cost."""
+        measurements, means = self.measurements, self.posterior.means
+        order = np.lexsort((-means, measurements.costs))
+        best_before = np.append(-np.inf, np.maximum.accumulate(means[order])[:-1])
+        return [measurements.ids[i] for i in order[means[order] > best_before]]
+
+    def draws(self, number: int, seed: int = 0) -> Floats:
+        """Return draws of the true means of all that was measured, (number, C).
+
+        Joint for the configurations that the process holds; each of the others by itself.
+        """
+        size = len(self.measurements.ids)
+        random_ = np.random.default_rng([seed, size])
+        drawn = random_.normal(self.posterior.means, self.posterior.deviations, (number, size))
+        mean, covariance = self.process.observed_joint()
+        own = slice(len(self.kept))  # without what is imported
+        mean, covariance = mean[own], covariance[own, own]
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(values.clip(min=0.0))
+        latent = mean + random_.standard_normal((number, len(self.kept))) @ root.T
+        drawn[:, self.kept] = self.to_values(latent)
+        return drawn
+
+    def to_values(self, latent: Floats) -> Floats:
+        """Return means of the accuracy, of those on the scale of the process."""
+        return self.data.transform.to_values(latent, _spread(self.data, self.fit))
+
+    def as_values(self, latent: Floats, deviations: Floats) -> tuple[Floats, Floats]:
+        """Return means and deviations of the accuracy, of those on the scale of the process."""
+        return _as_values(self.data, self.fit, latent, deviations)
+
+
+def fit(data: StudyData, last: Fit | None, previous: FittedModel | None = None) -> FittedModel:
+    """Fit the surrogate to what was measured.
+
+    The hyperparameters are those of the last fit, until a new one is due (`is_fit_due`).
+
+    Args:
+        data: what is known; at least one configuration has a value.
+        last: the last fit; None: there was none.
+        previous: an earlier model of the study. What it predicted is not computed again.
+    """
+    measurements = data.measurements
+    if last is None or is_fit_due(measurements, last):
+        last = _fit_anew(data, last)
+    every = np.arange(len(measurements.ids))
+    anchor, kept = None, every
+    if len(every) > MAX_OBSERVED:
+        anchor = _anchor(data, last, None if previous is None else previous.anchor)
+        kept = most_telling(measurements, data.u, anchor.far)
+        anchor = anchor.covering(measurements.rows[np.delete(every, kept)], data.x)
+    held = _hold(data, kept)
+    process = GaussianProcess(
+        held.x, held.means, held.counts, last.hyperparameters, shared_CC=held.shared
+    )
+    posterior = _posterior(data, last, kept, process, anchor)
+    return FittedModel(data, last, kept, held, process, posterior, anchor)
+
+
+def _fit_anew(data: StudyData, last: Fit | None) -> Fit:
+    measurements = data.measurements
+    far = draw_far(measurements, data.u, data.seed)
+    held = _hold(data, most_telling(measurements, data.u, far))
+    hyperparameters = fit_hyperparameters(
+        held.x,
+        held.means,
+        held.counts,
+        shared_CC=held.shared,
+        pooled_variance=measurements.pooled_variance,
+        dof=measurements.dof,
+        start=None if last is None else last.hyperparameters,
+    )
+    return Fit(hyperparameters, measurements.num_known, measurements)
+
+
+def _anchor(data: StudyData, last: Fit, known: Anchor | None) -> Anchor:
+    """Return what was known at the last fit, from an earlier model where that has it."""
+    if known is not None and known.fitted_on is last.fitted_on:
+        return known
+    far = draw_far(last.fitted_on, data.u, data.seed)
+    return make_anchor(last.fitted_on, far, data.x, data.u, last.hyperparameters)
+
+
+def _hold(data: StudyData, kept: Indices) -> Held:
+    """Return what the process is to hold: own configurations, then imported ones."""
+    measurements = data.measurements
+    x, means, counts = (
+        data.x[measurements.rows[kept]],
+        measurements.means[kept],
+        measurements.counts[kept],
+    )
+    if not len(measurements.imported):
+        return Held(x, means, counts, _shared_errors(measurements, kept))
+    some = best_and_some(measurements.imported_means, MAX_IMPORTED)
+    x_imported = data.x_imported[measurements.imported[some]]
+    return Held(
+        np.vstack([x.reshape(len(kept), x_imported.shape[1]), x_imported]),
+        np.concatenate([means, measurements.imported_means[some]]),
+        np.concatenate([counts, measurements.imported_counts[some]]),
+        _shared_errors(measurements, np.append(kept, len(measurements.ids) + some)),
+    )
+
+
+def _shared_errors(measurements: Measurements, rows: Indices) -> Floats | None:
+    """Return the covariance of what the means share of the folds' unknown effects; None: nothing.
+
+    Configurations that ran on the same folds are off by the same.
+    """
+    weights = measurements.fold_weights[rows]
+    if not measurements.fold_covariance.any():
+        return None
+    shared: Floats = weights @ measurements.fold_covariance @ weights.T
+    return shared
+
+
+def _posterior(
+    data: StudyData, last: Fit, kept: Indices, process: GaussianProcess, anchor: Anchor | None
+) -> Posterior:
+    measurements, sigma = data.measurements, last.hyperparameters.sigma
+    number = len(measurements.ids)
+    means, deviations = np.empty(number), np.empty(number)
+    observed_means, observed_deviations = process.observed()
+    means[kept] = observed_means[: len(kept)]
+    deviations[kept] = observed_deviations[: len(kept)]
+    if anchor is not None:  # the others: their own values on top of what others say of them
+        others = np.delete(np.arange(number), kept)
+        rows = measurements.rows[others]
+        mean, sd = anchor.means[rows], anchor.deviations[rows]
+        own = sigma**2 / measurements.counts[others]
+        weight = sd**2 / (sd**2 + own)
+        means[others] = mean + weight * (measurements.means[others] - mean)
+        deviations[others] = sd * np.sqrt(1 - weight)
+    slopes = data.transform.slopes(means, _spread(data, last))
+    u = data.u[measurements.rows]
+    return Posterior(*_as_values(data, last, means, deviations), u, sigma * slopes)
+
+
+def _as_values(
+    data: StudyData, last: Fit, latent: Floats, deviations: Floats
+) -> tuple[Floats, Floats]:
+    transform, spread = data.transform, _spread(data, last)
+    return transform.to_values(latent, spread), deviations * transform.slopes(latent, spread)
+
+
+def _spread(data: StudyData, last: Fit) -> float:
+    """Return how far a replicate lies from its configuration's mean over all folds."""
+    return math.hypot(last.hyperparameters.sigma, data.measurements.fold_spread)

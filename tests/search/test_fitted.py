@@ -1,0 +1,68 @@
+"""The surrogate's fits in the journal: each once, where it was made, and back from there."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sftsearch.orchestrator.surrogate.fitted_model import REFIT
+
+from toy_study import Memory, Training, source_of, uneven
+
+PLAN = "sampler: front, trials: 40, replicates: {min: 1, max: 3, fresh: 1}, stopping: front"
+
+
+@pytest.fixture(scope="module")
+def study() -> tuple[Memory, Training]:
+    return Memory(source_of(PLAN, epochs=4), slots=2), Training(epochs=4, truth=uneven, sigma=0.02)
+
+
+def test_search_journals_each_fit_once(study: tuple[Memory, Training]) -> None:
+    memory, training = study
+    journal, search = memory.open()
+    memory.drive(search, training)
+    fits = [event.body["num"] for event in journal.events() if event.kind == "fitted"]
+    assert len(fits) > 3
+    assert all(later >= REFIT * earlier for earlier, later in itertools.pairwise(fits))
+    assert search.surrogate.last_fit is not None
+    assert search.surrogate.last_fit.num == fits[-1]
+
+
+def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
+    study: tuple[Memory, Training],
+) -> None:
+    memory, training = study
+    journal, search = memory.open()
+    memory.drive(search, training)
+    before = journal.last_id
+    number = search.optuna.num_proposals
+    for _ in range(2):
+        search.surrogate.posterior()
+        search.surrogate.draws(10)
+        search.surrogate.best_replicate(3)
+        search.surrogate.best_new(number, 1)
+        search.surrogate.gain_ahead(number, 3)
+        search.surrogate.compare(number, 1)
+        assert search.exhausted
+    assert journal.last_id == before
+
+
+def test_search_takes_its_last_fit_from_the_journal(study: tuple[Memory, Training]) -> None:
+    """With what was measured then, at every place where a driver may have been killed."""
+    memory, training = study
+    journal, search = memory.open()
+    memory.drive(search, training)
+    events = list(journal.events())
+    cuts = [i + 1 for i, event in enumerate(events) if event.kind == "fitted"]
+    for cut in cuts:
+        _, resumed = memory.open(events[:cut])
+        fitted = resumed.surrogate.last_fit
+        assert fitted is not None
+        assert fitted.num == events[cut - 1].body["num"] == fitted.fitted_on.num_known
+        assert fitted.hyperparameters.lengthscales.tolist() == events[cut - 1].body["lengthscales"]
+    _, whole = memory.open(events[: len(events) - 1])
+    one, other = search.surrogate.posterior(), whole.surrogate.posterior()
+    assert np.array_equal(one.means, other.means)
+    assert np.array_equal(one.deviations, other.deviations)
