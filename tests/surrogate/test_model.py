@@ -487,3 +487,10 @@ def test_candidate_pool_draws_more_where_what_was_drawn_is_used_up(
     assert [c.id for c in fresh.pool.candidates(8)[0].rows] == here
     with pytest.raises(IndexError):
         Drawn(large, 3 * candidate_pool.MAX_TURNS + 1)
+
+
+def test_candidate_pool_shares_the_encoded_space_and_not_what_is_free() -> None:
+    one, other = Made(3), Made(5)
+    (shared, free), (same, fewer) = (m.surrogate.pool.candidates(5) for m in (one, other))
+    assert shared is same
+    assert (len(free), len(fewer)) == (24, 22)
