@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toy_study import noise, uneven
-
 import sftsearch.search_spaces
 from sftsearch.orchestrator import report, warm_start
 from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.search import Search
 from sftsearch.orchestrator.study import begin_or_continue, check_study, read_record, read_state
+
+from toy_study import noise, uneven
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -36,16 +36,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.early_stopping.audits import Audit, false_stop_rate
+from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 from sftsearch.orchestrator.surrogate.front_probability import (
     DELTA,
-    brier,
     front_probabilities,
-    recalibration_slope,
     within_delta_everywhere,
 )
-from sftsearch.orchestrator.surrogate.gp import additive_means
 
 from bench_search import WORKERS, believed_front
+from calibration import brier, recalibration_slope
 from search_tables import Case, own_case
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
     ids = list(said["beliefs"])
     costs = np.array([case.table.costs["gflops"][case.row_of[i]] for i in ids])
     truth, errors = unseen_means(case, done, ids)
-    draws = done.search.known.beliefs.draws(2000, seed=1)
+    draws = done.search.known.surrogate.draws(2000, seed=1)
     unsure = draws + np.random.default_rng(repetition).normal(0, errors, draws.shape)
     chosen = np.isin(ids, said["reported"])
     low = float(costs[chosen].min())

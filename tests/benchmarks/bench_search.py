@@ -92,7 +92,7 @@ class Trace:
 
 def believed_front(case: Case, search: Search) -> list[int]:
     """Return the rows that a search of ours reports."""
-    return [case.row_of[identity] for identity in search.known.beliefs.front()]
+    return [case.row_of[identity] for identity in search.known.surrogate.front()]
 
 
 def plain_front(costs: dict[int, float], means: dict[int, float]) -> list[int]:

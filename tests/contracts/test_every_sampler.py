@@ -14,7 +14,7 @@ from sftsearch.orchestrator.candidates.binding import check_names
 from sftsearch.orchestrator.samplers.base import History
 from sftsearch.orchestrator.samplers.catalog import SAMPLERS, build_sampler
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-from sftsearch.orchestrator.surrogate.model import Beliefs
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.schema import StudyFile
 
@@ -85,7 +85,7 @@ class Run:
         self.admission, self.sampler = admission_of(space, sampler)
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
         self.past = Observations(("gflops",), floor=0.1)
-        beliefs = Beliefs(self.admission, self.past)
+        beliefs = SurrogateModel(self.admission, self.past)
         self.history = History(self.optuna, self.admission, beliefs)
         self.records: list[Record] = []
 
@@ -123,7 +123,7 @@ class Run:
             "warmup": 0,
             "group": "",
         }
-        observed = self.past.enter(number, decided.id, decided.point, body)
+        observed = self.past.enter(number, decided.id, decided.point, **body)
         self.past.await_(observed, 0)
         if values is None:
             self.past.drop(observed, 0, stopped=False)

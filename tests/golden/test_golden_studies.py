@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import golden_study as golden
 import pytest
+
+import golden_study as golden
 
 if TYPE_CHECKING:
     from pathlib import Path

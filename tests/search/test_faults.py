@@ -17,7 +17,7 @@ import pytest
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.search.state import StudyState, record_of
-from sftsearch.orchestrator.surrogate import model
+from sftsearch.orchestrator.surrogate import candidate_pool
 from sftsearch.search_spaces.load import StudyFileError
 
 from journals import raw
@@ -96,13 +96,14 @@ def check_complete(events: list[RawEvent], search: Search, *why: str) -> None:
 
 def state_of(search: Search) -> dict[str, Any]:
     """Return everything that later decisions follow from."""
+    fitted = search.known.surrogate.last_fit
     return {
         "past": [
             (o.id, o.number, o.values, o.pending, o.fresh, o.failed, o.stopped, o.group, o.epochs)
             for o in search.known.past.all
         ],
-        "fitted": search.known.past.num_fitted,
-        "hyperparameters": repr(search.known.past.hyperparameters),
+        "fitted": fitted and fitted.num,
+        "hyperparameters": repr(fitted and fitted.hyperparameters),
         "rule": vars(search.known.rule),
         "used": (
             search.state.num_trials,
@@ -339,7 +340,7 @@ def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, 
     cheapest = min(costs.values())
     assert min(costs[i] for i in concluded["reported"]) == cheapest
     assert search.state.num_ended["stopped"] == 0
-    # Beliefs may differ by what is left of the prior, not by what anybody would care about.
+    # SurrogateModel may differ by what is left of the prior, not by what anybody would care about.
     means = [belief["mean"] for belief in concluded["beliefs"].values()]
     assert np.ptp(means) < 1e-3
 
@@ -381,7 +382,7 @@ def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
-    monkeypatch.setattr(model, "NUM_DRAWN", 50)
+    monkeypatch.setattr(candidate_pool, "NUM_DRAWN", 50)
     limit = "constraints: [{metric: parameters, max: 10}]"
     events, search = run(f"sampler: {sampler}, trials: 4", Training(), space=WIDE, more=limit)
     check_complete(events, search, USED_UP)
@@ -398,8 +399,8 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One width of many is cheap enough: the draws for a block of proposals hold few of it."""
-    monkeypatch.setattr(model, "NUM_DRAWN", 40)
-    monkeypatch.setattr(model, "DRAWN_FOR", 50)
+    monkeypatch.setattr(candidate_pool, "NUM_DRAWN", 40)
+    monkeypatch.setattr(candidate_pool, "DRAWN_FOR", 50)
     space = WIDE.replace("dim: 8", "dim: {kind: int, low: 8, high: 256, step: 8}")
     limit = "constraints: [{metric: parameters, max: 6000}]"
     events, search = run("sampler: front, trials: 6", Training(), space=space, more=limit)

@@ -26,8 +26,8 @@ def test_search_journals_each_fit_once(study: tuple[Memory, Training]) -> None:
     fits = [event.body["num"] for event in journal.events() if event.kind == "fitted"]
     assert len(fits) > 3
     assert all(later >= REFIT * earlier for earlier, later in itertools.pairwise(fits))
-    assert search.surrogate.last_fit is not None
-    assert search.surrogate.last_fit.num == fits[-1]
+    assert search.known.surrogate.last_fit is not None
+    assert search.known.surrogate.last_fit.num == fits[-1]
 
 
 def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
@@ -37,14 +37,14 @@ def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
     journal, search = memory.open()
     memory.drive(search, training)
     before = journal.last_id
-    number = search.optuna.num_proposals
+    number = search.known.optuna.num_proposals
     for _ in range(2):
-        search.surrogate.posterior()
-        search.surrogate.draws(10)
-        search.surrogate.best_replicate(3)
-        search.surrogate.best_new(number, 1)
-        search.surrogate.gain_ahead(number, 3)
-        search.surrogate.compare(number, 1)
+        search.known.surrogate.posterior()
+        search.known.surrogate.draws(10)
+        search.known.surrogate.best_replicate(3)
+        search.known.surrogate.best_new(number, 1)
+        search.known.surrogate.gain_ahead(number, 3)
+        search.known.surrogate.compare(number, 1)
         assert search.exhausted
     assert journal.last_id == before
 
@@ -58,11 +58,11 @@ def test_search_takes_its_last_fit_from_the_journal(study: tuple[Memory, Trainin
     cuts = [i + 1 for i, event in enumerate(events) if event.kind == "fitted"]
     for cut in cuts:
         _, resumed = memory.open(events[:cut])
-        fitted = resumed.surrogate.last_fit
+        fitted = resumed.known.surrogate.last_fit
         assert fitted is not None
         assert fitted.num == events[cut - 1].body["num"] == fitted.fitted_on.num_known
         assert fitted.hyperparameters.lengthscales.tolist() == events[cut - 1].body["lengthscales"]
     _, whole = memory.open(events[: len(events) - 1])
-    one, other = search.surrogate.posterior(), whole.surrogate.posterior()
+    one, other = search.known.surrogate.posterior(), whole.known.surrogate.posterior()
     assert np.array_equal(one.means, other.means)
     assert np.array_equal(one.deviations, other.deviations)

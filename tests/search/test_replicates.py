@@ -110,7 +110,7 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
     """By quadrature over the move of one mean, and over budgets on a grid."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
     _, search = run(plan, Training(truth=uneven, sigma=0.1, seconds=7.0), space=width(*WIDTHS))
-    measured, posterior = search.known.past.measured(), search.known.beliefs.posterior()
+    measured, posterior = search.known.past.measured(), search.known.surrogate.posterior()
     budgets = np.linspace(0, 1.01, 20_001)
     u = posterior.u[:, 0]
 
@@ -127,13 +127,13 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
         shifts = np.eye(len(u))[i] * move[i] * quantiles[:, None]
         rises.append(np.mean([area(posterior.means + shift) for shift in shifts]))
     rates = (np.array(rises) - area(posterior.means)) / measured.seconds
-    option = search.known.beliefs.best_replicate(3)
+    option = search.known.surrogate.best_replicate(3)
     assert option is not None
     assert option.rate == pytest.approx(rates.max(), rel=0.02)
     chosen = measured.ids.index(option.configuration_id)  # its rival's rate may be the same
     assert rates[chosen] == pytest.approx(rates.max(), rel=0.02)
     assert measured.seconds == pytest.approx(np.full(len(u), 14.0))  # two epochs of seven
-    assert search.known.beliefs.best_replicate(2) is None
+    assert search.known.surrogate.best_replicate(2) is None
 
 
 WIDTHS = (8, 16, 24, 32, 40, 48)
@@ -217,7 +217,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     hopeless = [o for o in search.known.past.all if o.stopped and scattered(o.id) > 0.4]
     assert len(hopeless) >= 3
     assert not {o.id for o in search.known.past.all if o.stopped} & set(
-        search.known.beliefs.front()
+        search.known.surrogate.front()
     )
 
 

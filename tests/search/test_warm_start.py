@@ -346,7 +346,7 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
     assert measured.imported_means == pytest.approx([0.7, 0.2])
     assert measured.imported_counts.tolist() == [3, 1]
     assert not past.has_values
-    own = past.enter(0, "a", point, BODY)
+    own = past.enter(0, "a", point, **BODY)
     past.await_(own, 0)
     assert past.measured().ids == []
     past.finish(own, 0, [0.6, 1.0], 40.0)
@@ -362,7 +362,7 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
 def test_a_dropped_configuration_leaves_what_was_imported() -> None:
     past = observations()
     past.import_(imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
-    own = past.enter(0, "a", Point(0, {}), BODY)
+    own = past.enter(0, "a", Point(0, {}), **BODY)
     past.await_(own, 0)
     past.drop(own, 0, stopped=True)
     assert past.measured().ids == []

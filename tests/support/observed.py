@@ -20,7 +20,7 @@ class Observations(product.Observations):
     def __init__(self, costs: tuple[str, ...], **options: Any) -> None:
         super().__init__(VALUE, costs, **options)
 
-    def enter(self, number: int, name: str, point: Point, body: dict[str, Any]) -> Any:
+    def enter(self, number: int, name: str, point: Point, **body: Any) -> Any:
         configuration = ConfigurationState(
             number=number, id=name, point=point, row=len(self), **body
         )

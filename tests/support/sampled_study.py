@@ -13,9 +13,10 @@ from sftsearch.orchestrator.candidates.admission import Admission, Candidate
 from sftsearch.orchestrator.samplers.base import History
 from sftsearch.orchestrator.samplers.catalog import build_sampler
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
-from sftsearch.orchestrator.surrogate.model import Beliefs
-from sftsearch.orchestrator.surrogate.observations import Observations
+from sftsearch.orchestrator.surrogate.model import SurrogateModel
 from sftsearch.search_spaces.load import parse_study
+
+from observed import Observations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,7 @@ def optuna_study_of(admission: Admission) -> OptunaStudy:
 
 def history_of(admission: Admission) -> History:
     """Return the history of a study that has proposed and measured nothing."""
-    beliefs = Beliefs(admission, Observations(("gflops",)))
+    beliefs = SurrogateModel(admission, Observations(("gflops",)))
     return History(optuna_study_of(admission), admission, beliefs)
 
 
@@ -106,8 +107,8 @@ class Toy:
     ) -> None:
         self.admission = admission_of(space)
         self.past = Observations(("gflops",), floor=0.0)
-        self.beliefs = Beliefs(self.admission, self.past)
-        self.history = History(optuna_study_of(self.admission), self.admission, self.beliefs)
+        self.surrogate = SurrogateModel(self.admission, self.past)
+        self.history = History(optuna_study_of(self.admission), self.admission, self.surrogate)
         self.sampler = sampler_of(kind, **options)
         self.value = value
         self.values: list[Values] = []
@@ -141,14 +142,14 @@ class Toy:
             "warmup": 0,
             "group": "",
         }
-        observed = self.past.admit(number, decided.id, decided.point, body)
-        self.past.begin(observed, 0)
+        observed = self.past.enter(number, decided.id, decided.point, **body)
+        self.past.await_(observed, 0)
         self.past.finish(observed, 0, list(self.values[-1]), 1.0)
 
     def resumed(self) -> Toy:
         """Return a toy whose Optuna study came back through JSON."""
         old = self.optuna
-        self.history = History(optuna_study_of(self.admission), self.admission, self.beliefs)
+        self.history = History(optuna_study_of(self.admission), self.admission, self.surrogate)
         for trial in old.study.trials:
             carried = json.loads(json.dumps(trial.user_attrs))
             number = self.optuna.enter(old.point_of(trial.params, None), carried)

@@ -15,8 +15,8 @@ from sftsearch.orchestrator.surrogate import anchor, candidate_pool, fitted_mode
 from sftsearch.orchestrator.surrogate.anchor import draw_far, make_anchor
 from sftsearch.orchestrator.surrogate.fitted_model import Fit, is_fit_due
 from sftsearch.orchestrator.surrogate.model import SurrogateModel
-from sftsearch.orchestrator.surrogate.observations import Observations
 
+from observed import Observations
 from toy_study import LISTED, Memory, noise, source_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.orchestrator.surrogate.observations import Observed
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
 
     Floats = NDArray[np.float64]
 
@@ -64,10 +64,10 @@ class Made:
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
         if candidate is None:
             candidate = self.free.pop(int(self.random_.integers(len(self.free))))
-        observed = self.past.admit(
+        observed = self.past.enter(
             len(self.past),
             candidate.id,
             candidate.point,
@@ -84,7 +84,7 @@ class Made:
     def measure(self, replicates: int | None = None) -> None:
         candidate, observed = self.admit()
         for replicate in range(replicates or int(self.random_.integers(1, 4))):
-            self.past.begin(observed, replicate)
+            self.past.await_(observed, replicate)
             self.past.finish(observed, replicate, [value_of(candidate, replicate), 0.0], 5.0)
 
     def dense(self) -> tuple[Floats, Floats]:
@@ -184,7 +184,7 @@ def asked(seed: int) -> dict[str, object]:
     made.surrogate.fitted()
     made.measure()
     _, waiting = made.admit()
-    made.past.begin(waiting, 0)
+    made.past.await_(waiting, 0)
     order = np.random.default_rng(seed).permutation([*QUESTIONS, *QUESTIONS])
     answers: dict[str, object] = {}
     for name in order:
@@ -284,7 +284,7 @@ def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study(
     made = Made(12)
     made.surrogate.fitted()
     _, waiting = made.admit()
-    made.past.begin(waiting, 0)
+    made.past.await_(waiting, 0)
     found = made.surrogate.compare(13)
     assert len(found.candidates) == len(made.free) == 27 - 13
     assert not {c.id for c in found.candidates} & {o.id for o in made.past.all}
@@ -294,7 +294,7 @@ def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study(
     x = made.surrogate.features.arrays()[0][[waiting.row]]
     expected = float(made.surrogate.fitted().process.predict(x)[0][0])
     _, same = other.admit()
-    other.past.begin(same, 0)
+    other.past.await_(same, 0)
     other.past.finish(same, 0, [expected, 0.0], 5.0)
     again = other.surrogate.compare(13)
     assert [c.id for c in again.candidates] == [c.id for c in found.candidates]
@@ -450,7 +450,7 @@ class Drawn(Made):
         for _ in range(number):
             self.measure()
 
-    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, Observed]:
+    def admit(self, candidate: Candidate | None = None) -> tuple[Candidate, ConfigurationState]:
         candidates, free = self.surrogate.pool.candidates(len(self.past))
         return super().admit(candidates.rows[int(free[0])])
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
-from sftsearch.orchestrator.surrogate.observations import Observations, Observed
 from sftsearch.search_spaces.space import Point
 
+from observed import Observations
 
-def admit(past: Observations, name: str, gflops: float = 1.0) -> Observed:
-    return past.admit(
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.storage.trial_state import ConfigurationState
+
+
+def admit(past: Observations, name: str, gflops: float = 1.0) -> ConfigurationState:
+    return past.enter(
         len(past),
         name,
         Point(0, {}),
@@ -31,7 +37,7 @@ def test_observations_average_values_over_replicates_and_cost_by_the_first_objec
     for n, values in enumerate(([0.5, 0.7], [0.9])):
         observed = admit(past, f"c{n}")
         for replicate, value in enumerate(values):
-            past.begin(observed, replicate)
+            past.await_(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 10.0 * (replicate + 1))
     measured = past.measured()
     assert measured.ids == ["c0", "c1"]
@@ -46,7 +52,7 @@ def test_observations_average_values_over_replicates_and_cost_by_the_first_objec
 def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
     past = Observations(("gflops",), sign=-1.0)
     observed = admit(past, "c")
-    past.begin(observed, 0)
+    past.await_(observed, 0)
     past.finish(observed, 0, [2.5, 1.0], 1.0)
     assert past.measured().means.tolist() == [-2.5]
     assert observed.values == {0: [2.5, 1.0]}
@@ -56,7 +62,7 @@ def test_observations_hold_shares_as_log_odds() -> None:
     past = Observations(("gflops",), is_share=True, floor=0.1)
     observed = admit(past, "c")
     for replicate, value in enumerate((0.8, 0.6)):
-        past.begin(observed, replicate)
+        past.await_(observed, replicate)
         past.finish(observed, replicate, [value, 1.0], 1.0)
     odds = np.log([0.8 / 0.2, 0.6 / 0.4])
     measured = past.measured()
@@ -74,7 +80,7 @@ def test_observations_free_means_of_how_hard_the_folds_are() -> None:
         for replicate in range(3 if c else 1):  # the first ran on the easiest fold alone
             value = 0.5 + 0.05 * c + effects[replicate] + 0.01 * ((c * 7 + replicate * 3) % 5)
             table[c, replicate] = value
-            past.begin(observed, replicate)
+            past.await_(observed, replicate)
             past.finish(observed, replicate, [value, 1.0], 1.0)
     means, counts, variance, dof, *_ = additive_means(table, np.arange(3))
     measured = past.measured()
@@ -89,7 +95,7 @@ def test_observations_have_chance_or_the_worst_value_seen_as_floor() -> None:
     assert past.floor == 0
     for n, value in enumerate((0.7, 0.4, 0.9)):
         observed = admit(past, f"c{n}")
-        past.begin(observed, 0)
+        past.await_(observed, 0)
         past.finish(observed, 0, [value, 1.0], 1.0)
     assert past.floor == 0.4
 
@@ -101,7 +107,7 @@ def test_observations_lose_a_configuration_that_was_stopped_or_failed(
     past = Observations(("gflops",))
     observed = admit(past, "c")
     for replicate in (0, 1):
-        past.begin(observed, replicate)
+        past.await_(observed, replicate)
     assert past.pending() == [observed]
     past.finish(observed, 0, [0.5, 1.0], 1.0)
     assert past.pending() == []  # it has a value; what runs only makes it surer
@@ -116,8 +122,8 @@ def test_observations_lose_a_configuration_that_was_stopped_or_failed(
 def test_observations_keep_no_trace_of_what_is_withdrawn() -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
-    past.begin(observed, 0)
-    past.begin(observed, 1, fresh=True)
+    past.await_(observed, 0)
+    past.await_(observed, 1, fresh=True)
     past.withdraw(observed, 1)
     assert (observed.pending, observed.fresh, observed.num_replicates) == ({0}, set(), 1)
 
@@ -139,7 +145,7 @@ def test_observations_follow_the_account_of_each_configuration(
     for place, act in acts:
         observed = every[place]
         if act == "begin":
-            past.begin(observed, observed.num_replicates)
+            past.await_(observed, observed.num_replicates)
         elif observed.pending:
             replicate = max(observed.pending)
             if act == "finish":
