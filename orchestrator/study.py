@@ -25,7 +25,8 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.search import warm_start
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.backup import Backup, pull, pull_all
@@ -269,23 +270,28 @@ def _search(
     worker: type[Worker],
 ) -> Search:
     """Run the trials on Ray; journal the driver's beginning and end."""
-    from sftsearch.orchestrator.execution import (
-        placement,
-        tune,  # Ray takes seconds to import
-    )
+    from sftsearch.orchestrator.execution import placement, tune  # Ray takes seconds to import
+    from sftsearch.orchestrator.execution.cluster import connected
     from sftsearch.orchestrator.search.engine import Search
 
     study = source.study
-    with tune.connected(**cluster):
-        slots = placement.count_slots(study.resources)
+    with connected(**cluster):
+        slots = placement.count_concurrent_trials(study.resources)
         journal.append("opened", trials=study.search.trials, slots=slots)
         search = Search(study, journal, admission, slots=slots)
         watch.opened(source, admission, search, slots)
-        make_job = functools.partial(_job, source, journal.folder)
+        make_spec = functools.partial(_trial_spec, source, journal.folder)
         is_alone = cluster["address"] is None
         patience = placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS
-        more: dict[str, Any] = {"slots": slots, "worker": worker, "patience": patience}
-        tune.run(search, study.resources, make_job, notice=watch.notice, **more)
+        tune.run(
+            search,
+            study.resources,
+            make_spec,
+            max_concurrent_trials=slots,
+            patience=patience,
+            worker=worker,
+            notice=watch.notice,
+        )
     search.conclude()
     journal.append("ended", reason=reason_of(search), complete=search.exhausted)
     return search
@@ -320,14 +326,14 @@ def axes_of(study: StudyRecord) -> tuple[str, str]:
     return cost, study.objectives[0][0]
 
 
-def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
+def _trial_spec(source: Source, folder: Path, assignment: Assignment) -> TrialSpec:
     from sftsearch.orchestrator.execution import placement
 
     study, where = source.study, trial_folder(folder, assignment.key)
     given = study.resources.of(assignment.cost)
     if assignment.alone:
         given = given.model_copy(update={"gpus": max(1.0, given.gpus)})
-    return Job(
+    return TrialSpec(
         key=assignment.key,
         folder=where,
         dataset=study.dataset.kind,
@@ -342,7 +348,7 @@ def _job(source: Source, folder: Path, assignment: Assignment) -> Job:
         threads=max(1, math.floor(given.cpus)),
         device="cuda" if given.gpus else "cpu",
         # Greater also where the journal is an older one, restored.
-        token=max(assignment.token, open_trial_folder(where).owner() + 1),
+        fencing_token=max(assignment.token, open_trial_folder(where).owner() + 1),
         resources=placement.bundle_of(given),
         workers=given.workers,
     )

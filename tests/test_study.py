@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import confirm, study
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import StudyResult, read_record, run_study
 from sftsearch.orchestrator.tracking import mirror as tracking
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Any:
     """One Ray for this file's studies: starting it takes seconds."""
-    with tune.connected(None):
+    with connected(None):
         yield
 
 

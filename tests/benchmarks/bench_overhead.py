@@ -79,7 +79,7 @@ def start_ray(num_cpus: int | None) -> None:
 
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
-    from sftsearch.orchestrator.execution import tune  # sets what Ray reads as it starts
+    from sftsearch.orchestrator.execution.cluster import disconnect  # sets what Ray reads
     from sftsearch.orchestrator.study import Watcher, run_study
 
     class Clock(Watcher):
@@ -95,7 +95,7 @@ def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str,
     run_study(file, runs=folder, watcher=clock, worker=NoTraining, formats=())
     seconds = time.perf_counter() - clock.began
     grown = resident_mb() - before
-    tune.disconnect()
+    disconnect()
     return {"seconds": seconds, "grown_mb": grown}
 
 
