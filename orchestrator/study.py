@@ -21,7 +21,8 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.candidates import binding
-from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.search.warm_start import import_study
 from sftsearch.orchestrator.storage.backup import pull
@@ -232,11 +233,12 @@ class StudySession:
     def _search(self, journal: Journal, backup: Backup | None) -> Search:
         """Run the trials on Ray; journal the driver's beginning and end."""
         from sftsearch.orchestrator.execution import placement, tune  # Ray takes seconds to import
+        from sftsearch.orchestrator.execution.cluster import connected
         from sftsearch.orchestrator.search.engine import Search
 
         study, address = self.study, self._options.get("address")
-        with tune.connected(address, ship_code=self._options.get("ship_code", False)):
-            slots = placement.count_slots(study.resources)
+        with connected(address, ship_code=self._options.get("ship_code", False)):
+            slots = placement.count_concurrent_trials(study.resources)
             self._append(journal, Opened(study.search.trials, slots))
             entries, self._entries = self._entries, []  # the search holds what it needs of them
             search = Search(study, journal, self.admission, slots=slots, entries=entries)
@@ -247,7 +249,7 @@ class StudySession:
                 search,
                 study.resources,
                 self._trial_spec,
-                slots=slots,
+                max_concurrent_trials=slots,
                 patience=placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS,
                 worker=self._options.get("worker", TrainingWorker),
                 notice=self._callback.on_notice,
@@ -289,14 +291,14 @@ class StudySession:
 
         search.listen(backup.behind(tidy) if backup else tidy)
 
-    def _trial_spec(self, suggestion: TrialSuggestion) -> Job:
+    def _trial_spec(self, suggestion: TrialSuggestion) -> TrialSpec:
         from sftsearch.orchestrator.execution import placement
 
         study, where = self.study, trial_folder(self._folder, suggestion.key)
         given = study.resources.of(suggestion.cost)
         if suggestion.alone:
             given = given.model_copy(update={"gpus": max(1.0, given.gpus)})
-        return Job(
+        return TrialSpec(
             key=str(suggestion.key),
             folder=where,
             dataset=study.dataset.kind,
@@ -311,7 +313,7 @@ class StudySession:
             threads=max(1, math.floor(given.cpus)),
             device="cuda" if given.gpus else "cpu",
             # Greater also where the journal is an older one, restored.
-            token=max(suggestion.token, open_trial_folder(where).owner() + 1),
+            fencing_token=max(suggestion.token, open_trial_folder(where).owner() + 1),
             resources=placement.bundle_of(given),
             workers=given.workers,
         )

@@ -83,7 +83,7 @@ def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, file: Path) -> Run:
     """Search a recorded table and return what was proposed and stopped."""
-    from sftsearch.orchestrator.study import check_study
+    from sftsearch.orchestrator.studies import check_study
 
     facts = table.facts
     settings = {"population": POPULATION} if sampler.startswith("nsga") else {}

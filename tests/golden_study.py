@@ -23,14 +23,15 @@ import sftsearch.search_spaces
 from sftsearch.orchestrator import report, warm_start
 from sftsearch.orchestrator.journal import Journal
 from sftsearch.orchestrator.search import Search
-from sftsearch.orchestrator.study import begin_or_continue, check_study, read_record, read_state
+from sftsearch.orchestrator.studies import check_study, read_record, read_state
+from sftsearch.orchestrator.study import begin_or_continue
 
 from toy_study import noise, uneven
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sftsearch.orchestrator.search import Assignment
+    from sftsearch.orchestrator.search import TrialSuggestion
 
 Line = list[Any]
 """An event as it is stored: `[id, time, kind, body]`."""
@@ -185,7 +186,7 @@ class _Driver:
     def __init__(self, study: GoldenStudy, folder: Path, until: int | None, now: float) -> None:
         self.study, self.folder, self.until, self.now = study, folder, until, now
         self.order = itertools.count()
-        self.running: list[tuple[float, int, Assignment, int]] = []
+        self.running: list[tuple[float, int, TrialSuggestion, int]] = []
         """When an epoch ends, a tie-break, the trial, the epoch."""
         self.faults: set[tuple[str, str]] = set()
         """What has befallen which trial: each of them happens once in a study."""
@@ -222,7 +223,7 @@ class _Driver:
             # A checkpoint may be an epoch older than what was reported.
             self._schedule(assignment, max(1, assignment.num_journalled))
 
-    def _schedule(self, assignment: Assignment, epoch: int) -> None:
+    def _schedule(self, assignment: TrialSuggestion, epoch: int) -> None:
         then = self.now + _seconds(assignment.key)
         heapq.heappush(self.running, (then, next(self.order), assignment, epoch))
 
@@ -247,7 +248,7 @@ class _Driver:
         groups = _groups(key, metrics["top1"], range(3 * fold, 3 * fold + 3))
         self.search.finish(key, values, groups, {"device": "cpu", "threads": 1})
 
-    def _metrics(self, assignment: Assignment, epoch: int) -> dict[str, float]:
+    def _metrics(self, assignment: TrialSuggestion, epoch: int) -> dict[str, float]:
         """Return what a trial reports of an epoch: every other configuration is hopeless."""
         key = assignment.key
         hopeless = noise(f"{key.rpartition('-')[0]} hopeless") > 0.3
@@ -258,11 +259,11 @@ class _Driver:
     def _befalls(self, key: str, epoch: int) -> bool:
         """Tell the search what goes wrong in a trial, if anything does."""
         if epoch == 1 and self._is_hit(key, "memory", 1.2):
-            self.search.run_out_of_memory(key, "out of memory: asked for 2 GiB")
+            self.search.on_out_of_memory(key, "out of memory: asked for 2 GiB")
         elif epoch == 2 and self._is_hit(key, "lost", 1.0):
-            self.search.lose(key, "the process was killed by signal 9")
+            self.search.on_worker_lost(key, "the process was killed by signal 9")
         elif epoch == 3 and self._is_hit(key, "failed", 1.5):
-            self.search.fail(key, "ValueError: expected more samples")
+            self.search.on_failure(key, "ValueError: expected more samples")
         elif epoch == 3 and self._is_hit(key, "infinite", 1.6):
             self.search.report(key, {"epoch": 3.0, "top1": math.nan})
         else:

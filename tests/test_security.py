@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from sftsearch.orchestrator import confirm
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.execution.placement import ResourceError
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, WEIGHTS
 from sftsearch.orchestrator.studies import StudyError, find_study, read_record, trial_folder
@@ -166,11 +166,11 @@ def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
         without.setenv("RAY_AUTH_MODE", "disabled")
         with (
             pytest.raises(ResourceError, match="whoever reaches a port"),
-            tune.connected(None),
+            connected(None),
         ):
             pass
     connect = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
-    with tune.connected(None):
+    with connected(None):
         token = Path.home() / ".ray" / "auth_token"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
         assert not ray._private.worker._global_node.webui_url
@@ -213,12 +213,12 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
 def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
     from sftsearch.orchestrator.execution.worker import TrainingWorker
 
-    from worker_jobs import job, run
+    from trial_specs import run, trial_spec
 
     mark = tmp_path / "loaded"
     (tmp_path / CHECKPOINT).write_bytes(pickle.dumps(Poison(mark)))
     worker = TrainingWorker()
-    worker.start(job(tmp_path))
+    worker.start(trial_spec(tmp_path))
     assert "final" in run(worker)[-1]
     assert "starting anew" in (tmp_path / "trial.log").read_text()
     assert not mark.exists()

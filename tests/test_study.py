@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator import confirm, study
+from sftsearch.orchestrator import confirm, studies
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study import StudyResult, run_study
 from sftsearch.orchestrator.tracking.client import open_client
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Any:
     """One Ray for this file's studies: starting it takes seconds."""
-    with tune.connected(None):
+    with connected(None):
         yield
 
 
@@ -117,7 +117,7 @@ def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: Stu
 
 def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: StudyResult) -> None:
     for trial in finished.record.trials:
-        folder = Path(study.trial_folder(finished.folder, trial.key))
+        folder = Path(studies.trial_folder(finished.folder, TrialKey.parse(trial.key)))
         assert sorted(file.name for file in folder.iterdir()) == [
             "owner",
             "trial.log",
@@ -245,7 +245,7 @@ def test_a_regression_is_searched_for_its_own_metric(tmp_path: Path) -> None:
     file.write_text(text.replace("name: small", "name: rating").replace("epochs: 3", "epochs: 1"))
     result = run_study(file, runs=tmp_path, formats=("json",))
     assert result.record.objectives == (("mae", "minimize"), ("gflops", "minimize"))
-    assert study.axes_of(result.record) == ("gflops", "mae")
+    assert studies.axes_of(result.record) == ("gflops", "mae")
     assert result.sampler_study is not None
     assert len(result.record.trials) == 4
     values = [(t.values["mae"], t.values["gflops"]) for t in result.record.trials]
@@ -311,7 +311,7 @@ def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
     run_study(write(tmp_path, trials=2), runs=tmp_path, formats=())
     with Journal(tmp_path / "small") as journal:
         journal.append("opened", trials=4, slots=1)
-    with pytest.raises(study.StudyError, match="is not finished"):
+    with pytest.raises(studies.StudyError, match="is not finished"):
         confirm.confirm_study(tmp_path / "small")
 
 

@@ -17,7 +17,9 @@ from sftsearch.orchestrator.execution.worker import TrainingWorker
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.execution.worker import Job
+    from sftsearch.orchestrator.execution.reports import FinalReport
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+    from sftsearch.trainables.fit import Fit
 
 DECISIONS = "decisions.npz"
 """`validation` and `test`: (E, N / 8) bits, right or not, by epoch and sample; `cpu_seconds`: (E,)
@@ -30,34 +32,37 @@ class RecordingWorker(TrainingWorker):
     Neither weights nor latency are kept.
     """
 
-    def _prepare(self, job: Job) -> Any:
+    def prepare(self, spec: TrialSpec) -> Fit:
+        """Note the test split besides; see `TrainingWorker.prepare`."""
         from sftsearch.trainables.evaluation import Batches
 
-        fit = super()._prepare(job)
-        store = self._open(job)
+        fit = super().prepare(spec)
+        store = self.open_store(spec)
         self._test = store.split("test", unseal_test=True)
-        self._test_batches = Batches(store, self._test, fit.model.modalities, job.device)
+        self._test_batches = Batches(store, self._test, fit.model.modalities, spec.device)
         self._bits: dict[str, list[Any]] = {"validation": [], "test": []}
         self._cpu_seconds: list[float] = []
         return fit
 
-    def _run_epoch(self) -> None:
+    def run_epoch(self) -> None:
+        """Train an epoch and note every decision, without a checkpoint."""
         from sftsearch.trainables.evaluation import EVALUATION_BATCH, is_right, predict
 
         start = time.process_time()
-        self._fit.run_epoch()
+        self.fit.run_epoch()
         self._cpu_seconds.append(time.process_time() - start)
-        outputs = predict(self._fit.network, self._test_batches, EVALUATION_BATCH)
-        right = is_right(self._fit.task, outputs, self._test)
-        self._bits["validation"].append(np.packbits(self._fit.right))
+        outputs = predict(self.fit.network, self._test_batches, EVALUATION_BATCH)
+        right = is_right(self.fit.task, outputs, self._test)
+        self._bits["validation"].append(np.packbits(self.fit.right))
         self._bits["test"].append(np.packbits(right))
 
-    def _final(self) -> dict[str, Any]:
-        job, fit = self._assigned(), self._fit
-        self._save(DECISIONS, self._write_decisions)
-        values = fit.result() | job.cost
+    def final_report(self) -> FinalReport:
+        """Keep the decisions, and return what the trial leaves."""
+        fit = self.fit
+        self.save(DECISIONS, self._write_decisions)
+        values = fit.result() | self.spec.cost
         values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
-        return {"values": values, "groups": fit.groups(), "facts": self._facts()}
+        return {"values": values, "groups": fit.groups(), "facts": self.facts()}
 
     def _write_decisions(self, path: Path) -> None:
         unfinished = path.with_suffix(".part.npz")

@@ -1,4 +1,4 @@
-"""Whether Ray's head is there, and a line when it is gone.
+"""Whether Ray's head node is there, and a line when it is gone.
 
 Ray waits for it within whatever call the driver makes next, a minute long, and then ends the
 process: no exception is raised, and only another thread can still say something.
@@ -20,15 +20,20 @@ SECONDS = 2.0
 """Between two looks."""
 
 
+def watch_head_node(notice: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    """Watch the head node of the connected Ray for the time of a block; see `watch_address`."""
+    return watch_address(ray.get_runtime_context().gcs_address, notice)
+
+
 @contextlib.contextmanager
-def watched(notice: Callable[[str], None]) -> Iterator[None]:
-    """Tell `notice`, for the time of the block, when the head of the connected Ray goes and comes.
+def watch_address(address: str, notice: Callable[[str], None]) -> Iterator[None]:
+    """Tell `notice`, for the time of the block, when a head node goes and comes.
 
     Args:
-        notice: hears of it, in another thread.
+        address: of the head node, HOST:PORT.
+        notice: called with a line, in another thread.
     """
     ended = threading.Event()
-    address = ray.get_runtime_context().gcs_address
     thread = threading.Thread(
         target=_watch, args=(address, notice, ended), name="head", daemon=True
     )

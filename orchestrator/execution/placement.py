@@ -15,7 +15,7 @@ from ray import tune
 from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
-    from sftsearch.orchestrator.execution.worker import Job
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.search_spaces.schema import Resources
 
 NO_NODE_SECONDS = 10.0
@@ -28,7 +28,7 @@ class ResourceError(UserError):
     """What a trial asks for is not there."""
 
 
-def count_slots(resources: Resources) -> int:
+def count_concurrent_trials(resources: Resources) -> int:
     """Return how many trials run at a time on the connected cluster.
 
     Raises:
@@ -37,8 +37,8 @@ def count_slots(resources: Resources) -> int:
     for given in resources.variants():
         if _count_fitting(given) < 1:
             raise ResourceError(
-                f"A trial asks for {_in_words(bundle_of(given), given.workers)}, but Ray has "
-                f"{_in_words(_most(_nodes()))} on its largest node, {len(_nodes())} in all. Lower "
+                f"A trial asks for {_describe(bundle_of(given), given.workers)}, but Ray has "
+                f"{_describe(_most(_nodes()))} on its largest node, {len(_nodes())} in all. Lower "
                 "`resources`, or name a cluster with --address."
             )
     wanted, fits = resources.concurrent_trials, _count_fitting(resources)
@@ -59,8 +59,8 @@ def _count_fitting(resources: Resources) -> int:
     return fits // resources.workers
 
 
-def _times(there: dict[str, float], asked: dict[str, float]) -> int:
-    return int(min(there.get(kind, 0.0) / amount for kind, amount in asked.items()) + 1e-9)
+def _times(node: dict[str, float], asked: dict[str, float]) -> int:
+    return int(min(node.get(kind, 0.0) / amount for kind, amount in asked.items()) + 1e-9)
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -77,25 +77,26 @@ def _most(nodes: list[dict[str, float]]) -> dict[str, float]:
     return {"CPU": 0.0, "GPU": 0.0} | largest
 
 
-def _in_words(bundle: dict[str, float], workers: int = 1) -> str:
+def _describe(bundle: dict[str, float], workers: int = 1) -> str:
     """Say it as `2 workers with 1 CPUs and 0.5 GPUs each`."""
-    told = {"CPU": 0.0, "GPU": 0.0} | bundle
-    memory = told.pop("memory", 0.0)
-    parts = [f"{amount:g} {kind}{'s' * kind.isupper()}" for kind, amount in told.items()]
+    amounts = {"CPU": 0.0, "GPU": 0.0} | bundle
+    memory = amounts.pop("memory", 0.0)
+    parts = [f"{amount:g} {kind}{'s' * kind.isupper()}" for kind, amount in amounts.items()]
     parts += [f"{memory / 1e9:.3g} GB of memory"] if memory else []
     text = f"{', '.join(parts[:-1])} and {parts[-1]}"
     return text if workers == 1 else f"{workers} workers with {text} each"
 
 
-class Room:
+class ClusterCapacity:
     """How many trials the cluster holds, as nodes come and go."""
 
-    def __init__(self, resources: Resources, slots: int, patience: float) -> None:
+    def __init__(self, resources: Resources, max_concurrent_trials: int, patience: float) -> None:
         """Take what there was at the beginning; `patience` seconds without a node are too many."""
-        self._resources, self._slots, self._patience = resources, slots, patience
+        self._resources, self._patience = resources, patience
+        self._max_concurrent_trials = max_concurrent_trials
         self._asked_at, self._seen_at = -math.inf, time.monotonic()
 
-    def limit(self) -> int:
+    def max_concurrent_trials(self) -> int:
         """Return how many trials may be handed out now.
 
         Raises:
@@ -107,17 +108,18 @@ class Room:
             fits, wanted = _count_fitting(self._resources), self._resources.concurrent_trials
             # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops
             # a warm process that has no next trial.
-            self._slots = fits + 1 if wanted == "auto" or wanted >= fits else wanted
+            limit = fits + 1 if wanted == "auto" or wanted >= fits else wanted
+            self._max_concurrent_trials = limit
             self._seen_at = now if fits else self._seen_at
         if now - self._seen_at > self._patience:
             raise ResourceError(
                 f"Ray has had no node for a trial for {self._patience:g} seconds. What ran is "
                 "kept: mend it, and go on with --resume."
             )
-        return self._slots
+        return self._max_concurrent_trials
 
 
-def placement_of(job: Job) -> tune.PlacementGroupFactory:
+def placement_of(spec: TrialSpec) -> tune.PlacementGroupFactory:
     """Return what a trial asks of Ray; several workers have the bundles behind the empty first."""
-    workers = [job.resources] * job.workers
-    return tune.PlacementGroupFactory(workers if job.workers == 1 else [{}, *workers])
+    workers = [spec.resources] * spec.workers
+    return tune.PlacementGroupFactory(workers if spec.workers == 1 else [{}, *workers])

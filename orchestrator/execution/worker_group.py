@@ -14,15 +14,20 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sftsearch.orchestrator.execution.worker import LOST, failure
+from sftsearch.orchestrator.execution.reports import FailureCause, failure
 
 if TYPE_CHECKING:
     import socket
 
-    from sftsearch.orchestrator.execution.worker import Job, Worker
+    from sftsearch.orchestrator.execution.reports import WorkerReport
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+    from sftsearch.orchestrator.execution.worker import Worker
+
+WorkerHandle = Any
+"""A `WorkerActor` in its process; Ray gives the methods of a handle no type."""
 
 
-class Member:
+class WorkerActor:
     """One worker of a trial, in a process of its own."""
 
     def __init__(self, worker_type: type[Worker]) -> None:
@@ -42,89 +47,88 @@ class Member:
         port: int = self._listener.getsockname()[1]
         return port
 
-    def start(self, job: Job, host: str, port: int) -> None:
+    def start(self, spec: TrialSpec, host: str, port: int) -> None:
         """Meet the others, then take up the trial with them."""
         from sftsearch.trainables import distributed
 
         listener, self._listener = self._listener, None
-        distributed.join(distributed.Workers(job.rank, job.workers), host, port, listener)
-        self._worker.start(job)
+        distributed.join(distributed.Workers(spec.rank, spec.workers), host, port, listener)
+        self._worker.start(spec)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> WorkerReport:
         """Train one epoch with the others; see `Worker.step`."""
         return self._worker.step()
 
 
-class Team:
-    """Trains trials one after another, each on all its members."""
+class WorkerGroup:
+    """Trains trials one after another, each on all its workers."""
 
     def __init__(self, worker_type: type[Worker]) -> None:
         self._worker_type = worker_type
-        self._members: list[Any] = []
-        self._next: Job | None = None
+        self._actors: list[WorkerHandle] = []
+        self._next: TrialSpec | None = None
 
-    def start(self, job: Job) -> None:
+    def start(self, spec: TrialSpec) -> None:
         """Note the trial; the first `step` begins it."""
-        self._next = job
+        self._next = spec
 
-    def step(self) -> dict[str, Any]:
-        """Train one epoch on all members; return the report of the first, or what went wrong."""
+    def step(self) -> WorkerReport:
+        """Train one epoch on all workers; return the report of the first, or what went wrong."""
         try:
             if self._next is not None:
-                job, self._next = self._next, None
-                self._begin(job)
-            reports = self._all([member.step.remote() for member in self._members])
+                spec, self._next = self._next, None
+                self._begin(spec)
+            reports = self._all([actor.step.remote() for actor in self._actors])
         except RayActorError:
             self.close()
-            return failure("one of its worker processes died", LOST)
+            return failure("one of its worker processes died", FailureCause.WORKER_LOST)
         except RayTaskError as error:
             self.close()
             raise error.cause from error
         failed = [report for report in reports if "failed" in report]
         if failed:
             self.close()  # the others may wait for the one that failed
-        report: dict[str, Any] = failed[0] if failed else reports[0]
-        return report
+        return failed[0] if failed else reports[0]
 
-    def _begin(self, job: Job) -> None:
-        """Have the members meet and take up the trial."""
+    def _begin(self, spec: TrialSpec) -> None:
+        """Have the workers meet and take up the trial."""
         from sftsearch.trainables.distributed import LOOPBACK
 
-        if len(self._members) != job.workers:
+        if len(self._actors) != spec.workers:
             self.close()
-            self._members = [self._make(job, rank) for rank in range(job.workers)]
-        nodes = ray.get([member.node.remote() for member in self._members])
-        first, host = self._members[0], LOOPBACK if len(set(nodes)) == 1 else nodes[0]
+            self._actors = [self._make(spec, rank) for rank in range(spec.workers)]
+        nodes = ray.get([actor.node.remote() for actor in self._actors])
+        first, host = self._actors[0], LOOPBACK if len(set(nodes)) == 1 else nodes[0]
         port = ray.get(first.listen.remote(host))
         ray.get(
             [
-                member.start.remote(dataclasses.replace(job, rank=rank), host, port)
-                for rank, member in enumerate(self._members)
+                actor.start.remote(dataclasses.replace(spec, rank=rank), host, port)
+                for rank, actor in enumerate(self._actors)
             ]
         )
 
     def close(self) -> None:
-        """End all members."""
-        for member in self._members:
-            ray.kill(member)
-        self._members = []
+        """End all workers."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
 
-    def _make(self, job: Job, rank: int) -> Any:
-        group, given = ray.util.get_current_placement_group(), dict(job.resources)
+    def _make(self, spec: TrialSpec, rank: int) -> WorkerHandle:
+        group, given = ray.util.get_current_placement_group(), dict(spec.resources)
         assert group is not None, "a trial runs in a placement group of Tune's"
-        options: dict[str, Any] = {
-            "num_cpus": given.pop("CPU"),
-            "num_gpus": given.pop("GPU", 0),
-            "memory": given.pop("memory", None),
-            "resources": given,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+        actor_class = ray.remote(WorkerActor).options(
+            num_cpus=given.pop("CPU"),
+            num_gpus=given.pop("GPU", 0),
+            memory=given.pop("memory", None),
+            resources=given,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=rank
             ),
-        }
-        return ray.remote(Member).options(**options).remote(self._worker_type)
+        )
+        return actor_class.remote(self._worker_type)
 
     @staticmethod
-    def _all(references: list[Any]) -> list[dict[str, Any]]:
+    def _all(references: list[ray.ObjectRef[WorkerReport]]) -> list[WorkerReport]:
         """Return all reports; as soon as one says `failed`, those that came until then.
 
         A worker that lost another one fails, too, and may say so before Ray knows of the other.
@@ -132,11 +136,13 @@ class Team:
         Raises:
             RayActorError: a worker died.
         """
-        reports, waiting = [], list(references)
+        reports: list[tuple[int, WorkerReport]] = []
+        waiting = list(references)
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
-            reports.append((references.index(done), ray.get(done)))
-            if "failed" in reports[-1][1]:
+            report = ray.get(done)
+            reports.append((references.index(done), report))
+            if "failed" in report:
                 ray.get(ray.wait(waiting, num_returns=len(waiting), timeout=5)[0])
                 break
         return [report for _, report in sorted(reports, key=lambda pair: pair[0])]

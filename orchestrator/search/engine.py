@@ -27,10 +27,10 @@ from sftsearch.orchestrator.storage.trial_events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sftsearch.orchestrator.candidates.admission import Admission
-    from sftsearch.orchestrator.storage.event import JSON, Event, Groups, Numbers, TrialKey
+    from sftsearch.orchestrator.storage.event import JSON, Event, Numbers, TrialKey
     from sftsearch.orchestrator.storage.journal import Entry, Journal, MemoryJournal
     from sftsearch.orchestrator.storage.trial_state import TrialState
     from sftsearch.orchestrator.surrogate.fitted_model import Fit
@@ -262,7 +262,7 @@ class Search:
         self,
         key: TrialKey,
         values: Mapping[str, float],
-        groups: Groups,
+        groups: Mapping[str, Sequence[float]],
         facts: JSON | None = None,
     ) -> None:
         """Journal the final values of a trial; tell the sampler when its configuration is done.

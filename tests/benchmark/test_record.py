@@ -15,7 +15,7 @@ from sftsearch.orchestrator.benchmark import record as recording
 from sftsearch.orchestrator.benchmark.record import RecordingError, record_table
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.benchmark.table import META, read_table
-from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.studies import check_study
 from sftsearch.orchestrator.study import run_study
 
@@ -59,7 +59,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Any:
     """One Ray for this file's studies: starting it takes seconds."""
-    with tune.connected(None):
+    with connected(None):
         yield
 
 

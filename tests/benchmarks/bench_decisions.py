@@ -27,14 +27,15 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.benchmark.simulator import TableAdmission
 from sftsearch.orchestrator.benchmark.table import Table
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
+
+from journals import MemoryJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.orchestrator.search.engine import Assignment
+    from sftsearch.orchestrator.search.engine import TrialSuggestion
     from sftsearch.search_spaces.load import Source
 
 BRANCH = """
@@ -125,7 +126,7 @@ class Bench:
         self.milliseconds: dict[str, list[float]] = {}
         self.other = self.next()
 
-    def next(self) -> Assignment:
+    def next(self) -> TrialSuggestion:
         """Return the next trial."""
         assignment = self.search.propose()
         assert assignment is not None
@@ -138,14 +139,14 @@ class Bench:
         self.milliseconds.setdefault(name, []).append(1e3 * (time.process_time() - start))
         return result
 
-    def end(self, assignment: Assignment) -> None:
+    def end(self, assignment: TrialSuggestion) -> None:
         """Let a trial finish: from now on, whatever follows from the past has to be computed."""
         cost = assignment.cost
         value = truth(assignment.parameters, cost["gflops"], self.random_.normal())
         values = {"top1": value, "seconds": 10.0, **cost}
         self.timed("end", lambda: self.search.finish(assignment.key, values, {}))
 
-    def report(self, assignment: Assignment) -> bool:
+    def report(self, assignment: TrialSuggestion) -> bool:
         """Report the epoch of a rung."""
         for epoch in range(1, RUNG):
             self.search.report(assignment.key, {"epoch": epoch, "top1": 0.5})

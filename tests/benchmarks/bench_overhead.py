@@ -80,7 +80,7 @@ def start_ray(num_cpus: int | None) -> None:
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
     """Run the whole path; return seconds and resident memory."""
     from sftsearch.orchestrator.callback import StudyCallback
-    from sftsearch.orchestrator.execution import tune  # sets what Ray reads as it starts
+    from sftsearch.orchestrator.execution.cluster import disconnect  # sets what Ray reads
     from sftsearch.orchestrator.study import run_study
 
     class Clock(StudyCallback):
@@ -96,7 +96,7 @@ def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str,
     run_study(file, runs=folder, callback=clock, worker=NoTraining, formats=())
     seconds = time.perf_counter() - clock.began
     grown = resident_mb() - before
-    tune.disconnect()
+    disconnect()
     return {"seconds": seconds, "grown_mb": grown}
 
 
@@ -106,7 +106,7 @@ def run_plain(num_trials: int, folder: Path, concurrent: int | None) -> dict[str
     import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
-    from ray.tune.search.optuna import OptunaSearch
+    from ray.tune.search.known.optuna import OptunaSearch
 
     class Plain(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:

@@ -133,20 +133,20 @@ class Run:
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        again.past.hyperparameters = self.past.hyperparameters
-        again.past.num_fitted = self.past.num_fitted
+        again.known.past.hyperparameters = self.past.hyperparameters
+        again.known.past.num_fitted = self.past.num_fitted
         for number, record in enumerate(self.records):
-            again.optuna.enter(record["point"], json.loads(json.dumps(record["carried"])))
+            again.known.optuna.enter(record["point"], json.loads(json.dumps(record["carried"])))
             if record["state"] == "refused":
-                again.optuna.refuse(number, record["excess"])
+                again.known.optuna.refuse(number, record["excess"])
                 continue
             candidate = again.admission.price(record["point"])
             again.admission.take(candidate.id)
             again.observe(number, candidate, record.get("values"))
             if record["state"] == "failed":
-                again.optuna.fail(number)
+                again.known.optuna.fail(number)
             else:
-                again.optuna.tell(number, json.loads(json.dumps(record["values"])))
+                again.known.optuna.tell(number, json.loads(json.dumps(record["values"])))
         again.records = list(self.records)
         return again
 

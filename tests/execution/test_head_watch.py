@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import socket
-import threading
 
 import pytest
 
@@ -12,7 +11,9 @@ from sftsearch.orchestrator.execution import head_watch
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_going_and_coming_are_each_told_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_address_tells_going_and_coming_once_each(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head_watch, "SECONDS", 0.05)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -23,15 +24,10 @@ def test_going_and_coming_are_each_told_once(host: str, monkeypatch: pytest.Monk
         pytest.skip(f"no IPv6 on this machine: {error}")
     address = listener.getsockname()[:2]
     said: queue.Queue[str] = queue.Queue()
-    ended = threading.Event()
     name = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-    thread = threading.Thread(target=head_watch._watch, args=(name, said.put, ended))
-    thread.start()
-    listener.close()
-    assert "does not answer" in said.get(timeout=20)
-    with socket.create_server(address, family=family):
-        assert said.get(timeout=20) == "Ray's head answers again."
-        ended.set()
-        thread.join(20)
-    assert not thread.is_alive()
+    with head_watch.watch_address(name, said.put):
+        listener.close()
+        assert "does not answer" in said.get(timeout=20)
+        with socket.create_server(address, family=family):
+            assert said.get(timeout=20) == "Ray's head answers again."
     assert said.empty()

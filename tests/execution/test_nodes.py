@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sftsearch.orchestrator.callback import StudyCallback
-from sftsearch.orchestrator.execution import tune
+from sftsearch.orchestrator.execution.cluster import disconnect
 from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.study import run_study
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from sftsearch.orchestrator.execution.reports import WorkerReport
     from sftsearch.orchestrator.storage.journal import Entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -40,7 +41,7 @@ space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high
 class Noting(TrainingWorker):
     """Notes on which node a trial ended."""
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> WorkerReport:
         time.sleep(2)  # the study is to outlast the start of a node
         report = super().step()
         if "final" in report:
@@ -65,7 +66,7 @@ class Counting(StudyCallback):
 def cluster() -> Iterator[Cluster]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield made
-    tune.disconnect()
+    disconnect()
     made.shutdown()
 
 
@@ -97,7 +98,7 @@ def test_one_node_dies_and_one_comes_and_the_study_finishes(
 class Telling(TrainingWorker):
     """Tells where its code came from."""
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> WorkerReport:
         report = super().step()
         if "final" in report:
             report["final"]["facts"]["code"] = str(inspect.getsourcefile(TrainingWorker))
@@ -114,4 +115,4 @@ def test_nodes_run_the_code_that_the_driver_ships(cluster: Cluster, tmp_path: Pa
     assert len(bodies) == 2
     for body in bodies:
         assert "py_modules_files" in body["facts"]["code"]
-        assert body["facts"]["code"].endswith("sftsearch/orchestrator/worker.py")
+        assert body["facts"]["code"].endswith("sftsearch/orchestrator/execution/worker.py")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -12,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, LOG, OWNER, WEIGHTS
 
-from worker_jobs import TRAINING, job, run
+from trial_specs import TRAINING, run, trial_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 
 UNREPEATABLE = {"seconds", "latency_ms", "peak_memory_mb"}
 
@@ -31,14 +31,14 @@ def epochs(reports: list[dict[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
-def start(job: Job) -> TrainingWorker:
-    worker = TrainingWorker()
-    worker.start(job)
+def start(spec: TrialSpec, worker_type: type[TrainingWorker] = TrainingWorker) -> TrainingWorker:
+    worker = worker_type()
+    worker.start(spec)
     return worker
 
 
 def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
-    reports = run(start(job(tmp_path)))
+    reports = run(start(trial_spec(tmp_path)))
     assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
     final = reports[-1]["final"]
     assert final["values"]["top1"] == pytest.approx(
@@ -52,7 +52,7 @@ def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> N
 def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, metric: str) -> None:
     training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
     training |= {"precision": "bfloat16", "value": "best"}
-    final = run(start(job(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
+    final = run(start(trial_spec(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
     assert 0 < final["values"][metric] < 2
     assert final["values"]["latency_ms"] > 0
     assert final["values"]["gflops_expected"] == final["values"]["gflops"]  # no gate chooses
@@ -63,11 +63,11 @@ def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, m
 def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
     tmp_path: Path, num_journalled: int
 ) -> None:
-    undisturbed = run(start(job(tmp_path / "a")))
-    first = start(job(tmp_path / "b"))
+    undisturbed = run(start(trial_spec(tmp_path / "a")))
+    first = start(trial_spec(tmp_path / "b"))
     for _ in range(2):
         first.step()
-    second = run(start(job(tmp_path / "b", num_journalled=num_journalled)))
+    second = run(start(trial_spec(tmp_path / "b", num_journalled=num_journalled)))
     assert epochs(second) == epochs(undisturbed)[num_journalled:]
     assert "going on after epoch 2" in (tmp_path / "b" / LOG).read_text()
     ours, theirs = second[-1]["final"], undisturbed[-1]["final"]
@@ -77,68 +77,71 @@ def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
 
 
 def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_path: Path) -> None:
-    undisturbed = run(start(job(tmp_path / "a")))
-    first = start(job(tmp_path / "b"))
+    undisturbed = run(start(trial_spec(tmp_path / "a")))
+    first = start(trial_spec(tmp_path / "b"))
     for _ in range(2):
         first.step()
     (tmp_path / "b" / CHECKPOINT).write_bytes(b"\x80\x04garbage")
-    second = run(start(job(tmp_path / "b", num_journalled=2)))
+    second = run(start(trial_spec(tmp_path / "b", num_journalled=2)))
     assert epochs(second) == epochs(undisturbed)  # to be compared with the journal's
     assert "starting anew" in (tmp_path / "b" / LOG).read_text()
 
 
 def test_a_trial_that_had_finished_reports_its_end_again(tmp_path: Path) -> None:
-    once = run(start(job(tmp_path)))
-    again = run(start(job(tmp_path, num_journalled=4)))
+    once = run(start(trial_spec(tmp_path)))
+    again = run(start(trial_spec(tmp_path, num_journalled=4)))
     assert epochs(again) == []
     assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
 
 
 def test_a_wrong_price_fails_the_trial(tmp_path: Path) -> None:
-    wrong = job(tmp_path).cost | {"gmacs": 1.0}
-    report = start(job(tmp_path, cost=wrong)).step()
+    wrong = trial_spec(tmp_path).cost | {"gmacs": 1.0}
+    report = start(trial_spec(tmp_path, cost=wrong)).step()
     assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
 
 
 def test_one_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
     worker = TrainingWorker()
-    worker.start(job(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
+    worker.start(trial_spec(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
     report = worker.step()
     assert report["failed"].startswith("ConfigError: `num_heads` must divide `dim`")
     assert "Traceback" in (tmp_path / "bad" / LOG).read_text()
-    worker.start(job(tmp_path / "good"))
-    fresh = run(start(job(tmp_path / "fresh")))
+    worker.start(trial_spec(tmp_path / "good"))
+    fresh = run(start(trial_spec(tmp_path / "fresh")))
     assert epochs(run(worker)) == epochs(fresh)
 
 
-def test_running_out_of_memory_is_a_reason(tmp_path: Path) -> None:
-    worker = start(job(tmp_path))
+class Insatiable(TrainingWorker):
+    """Wants more memory than there is."""
 
-    def out_of_memory() -> None:
+    def run_epoch(self) -> None:
         torch.empty(2**50)  # a real allocation that no machine can give
 
-    worker._fit.run_epoch = out_of_memory
+
+def test_running_out_of_memory_is_a_reason(tmp_path: Path) -> None:
+    worker = start(trial_spec(tmp_path), Insatiable)
     assert worker.step()["failed"].startswith("out of memory: ")
 
 
 def test_a_diverging_trial_says_where(tmp_path: Path) -> None:
     training = TRAINING | {"learning_rate": 1e30, "clip_norm": 1e30}
-    reports = run(start(job(tmp_path, training=training)))
+    reports = run(start(trial_spec(tmp_path, training=training)))
     assert "failed" in reports[-1]
     assert "TrainingDiverged" in reports[-1]["failed"]
 
 
 def test_a_folder_that_cannot_be_made_is_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    report = start(job(tmp_path / "file" / "trial")).step()
+    report = start(trial_spec(tmp_path / "file" / "trial")).step()
     assert report["failed"].startswith("NotADirectoryError: ")
 
 
 WITHOUT_COMPILER = """
-import json, sys
-from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+import sys
+from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 worker = TrainingWorker()
-worker.start(Job(**json.loads(sys.argv[1])))
+worker.start(TrialSpec.from_json(sys.argv[1]))
 print(worker.step()["failed"])
 """
 
@@ -147,7 +150,7 @@ print(worker.step()["failed"])
 @pytest.mark.timeout(180)
 def test_compiling_without_a_compiler_is_a_clear_reason(tmp_path: Path) -> None:
     training = TRAINING | {"compile": True}
-    described = json.dumps(dataclasses.asdict(job(tmp_path / "trial", training=training)))
+    described = trial_spec(tmp_path / "trial", training=training).to_json()
     command = [sys.executable, "-P", "-c", WITHOUT_COMPILER, described]
     environment = os.environ | {"CXX": "/no/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -166,9 +169,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> None:
     """As after a resume, where a worker outlives its driver."""
     old, new = TrainingWorker(), TrainingWorker()
-    old.start(job(tmp_path, token=7))
+    old.start(trial_spec(tmp_path, fencing_token=7))
     assert len(old.step()["epochs"]) == 1
-    new.start(job(tmp_path, token=12))
+    new.start(trial_spec(tmp_path, fencing_token=12))
     before = contents(tmp_path)
     late = old.step()
     assert (
@@ -176,21 +179,21 @@ def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> N
         == f"StaleTokenError: The trial in '{tmp_path}' was handed to another worker."
     )
     again = TrainingWorker()
-    again.start(job(tmp_path, token=11))
+    again.start(trial_spec(tmp_path, fencing_token=11))
     assert again.step()["failed"].startswith("StaleTokenError: The trial in ")
     assert contents(tmp_path) == before
     reports = run(new)
     assert epochs([{"epochs": reports[0]["epochs"]}])
     assert "final" in reports[-1]
     undisturbed = TrainingWorker()
-    undisturbed.start(job(tmp_path / "other"))
+    undisturbed.start(trial_spec(tmp_path / "other"))
     assert reports[-1]["final"]["values"]["loss"] == run(undisturbed)[-1]["final"]["values"]["loss"]
 
 
 def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("")
     worker = TrainingWorker()
-    worker.start(job(tmp_path, token=3))
+    worker.start(trial_spec(tmp_path, fencing_token=3))
     assert "epochs" in worker.step()
     (tmp_path / OWNER).write_bytes(b"\xff?")
     assert worker.step()["failed"].startswith("StaleTokenError")
@@ -199,6 +202,6 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sftsearch.orchestrator.storage.trial_files.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()
-    worker.start(job(tmp_path, training=TRAINING | {"epochs": 8}))
+    worker.start(trial_spec(tmp_path, training=TRAINING | {"epochs": 8}))
     run(worker)
     assert (tmp_path / LOG).stat().st_size < 700

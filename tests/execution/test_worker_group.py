@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import ray
-from ray.tune import PlacementGroupFactory
-from ray.util import placement_group_table
 
-from sftsearch.orchestrator.execution import tune
 from sftsearch.orchestrator.execution.placement import ResourceError
-from sftsearch.orchestrator.execution.tune_patches import PatientResourceManager
-from sftsearch.orchestrator.execution.worker import MEMORY, TrainingWorker, failure
+from sftsearch.orchestrator.execution.reports import FailureCause, failure
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.study import run_study
 
+from idle_workers import Idle, finished
 from journals import read_events
+from ray_state import check_nothing_is_left
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from sftsearch.orchestrator.execution.reports import WorkerReport
     from sftsearch.orchestrator.study import StudyResult
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("four_cpus_and_a_gpu")]
 
 STUDY = """
-study: {{name: team}}
+study: {{name: group}}
 dataset: {{kind: synthetic}}
 search: {{sampler: {{kind: exhaustive}}, trials: {trials}{search}}}
 training: {{epochs: 3, batch_size: 250}}
@@ -41,13 +36,6 @@ resources: {{{resources}}}
 space: [{{kind: sft, num_heads: 1, fused_layers: 1, dim: {{kind: int, low: 1, high: {trials}}}}}]
 """
 TWO = "cpus: 1, workers: 2"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    tune.disconnect()
 
 
 def run(
@@ -58,23 +46,11 @@ def run(
     trials: int = 3,
     search: str = "",
 ) -> StudyResult:
-    file = folder / "team.yaml"
+    file = folder / "group.yaml"
     file.write_text(STUDY.format(trials=trials, resources=resources, search=search))
     result = run_study(file, runs=folder, worker=worker, formats=())
     check_nothing_is_left()
     return result
-
-
-def check_nothing_is_left() -> None:
-    """Check that no placement group and no actor outlives the study that made it."""
-    deadline = time.monotonic() + 20
-    while True:
-        groups = {str(group["state"]) for group in placement_group_table().values()}
-        free = ray.available_resources().get("CPU", 0)
-        if groups <= {"REMOVED"} and free == 4:
-            return
-        assert time.monotonic() < deadline, (groups, free)
-        time.sleep(0.1)
 
 
 def events(result: StudyResult, kind: str) -> list[dict[str, Any]]:
@@ -114,12 +90,12 @@ class Breaking(TrainingWorker):
     way = ""
     times = 1
 
-    def step(self) -> dict[str, Any]:
-        job = self._assigned()
-        if job.parameters["dim"] == 2 and self._fit is not None and self._fit.epoch == 1:
-            mark = Path(job.folder) / "broken"
+    def step(self) -> WorkerReport:
+        spec = self.spec
+        if spec.parameters["dim"] == 2 and self.fit.epoch == 1:
+            mark = Path(spec.folder) / "broken"
             broken = len(mark.read_text()) if mark.exists() else 0
-            if broken < self.times and job.rank == job.workers - 1:
+            if broken < self.times and spec.rank == spec.workers - 1:
                 mark.write_text("x" * (broken + 1))
                 self.fall()
         return super().step()
@@ -187,37 +163,18 @@ def test_stopped_trials_leave_no_placement_group(tmp_path: Path) -> None:
     assert events(result, "stopped")
 
 
-@pytest.mark.slow
-def test_requests_that_are_taken_back_lose_nothing_of_ray_s() -> None:
-    """Ray's own manager loses about one in a thousand of such groups: ray#64693."""
-    manager, draw = PatientResourceManager(), random.Random(0)
-    request = PlacementGroupFactory([{"CPU": 1, "GPU": 0.25}])
-    for _ in range(3000):
-        manager.request_resources(request)
-        time.sleep(draw.uniform(0, 0.002))
-        if draw.random() < 0.5:
-            manager.update_state()
-        manager.cancel_resource_request(request)
-    manager.clear()
-    check_nothing_is_left()
-    assert ray.available_resources()["GPU"] == 1
-
-
 # ------------------------------------------------------------------- memory of a shared GPU
 
 
-class Crowded:
-    """Trains nothing; one trial lacks memory unless it has a GPU of its own, another always."""
+class Crowded(Idle):
+    """One of its trials lacks memory unless it has a GPU of its own, another always."""
 
-    def start(self, job: Any) -> None:
-        self.job = job
-
-    def step(self) -> dict[str, Any]:
-        dim, share = self.job.parameters["dim"], self.job.resources["GPU"]
+    def step(self) -> WorkerReport:
+        dim, share = self.spec.parameters["dim"], self.spec.resources["GPU"]
         if dim == 3 or (dim == 2 and share < 1):
-            return failure("out of memory: CUDA out of memory. Tried to allocate", MEMORY)
-        values = {"top1": share, **self.job.cost}
-        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+            reason = "out of memory: CUDA out of memory. Tried to allocate"
+            return failure(reason, FailureCause.OUT_OF_MEMORY)
+        return finished({"top1": share, **self.spec.cost})
 
 
 def test_a_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path) -> None:
@@ -239,22 +196,19 @@ def test_a_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> Non
 # ------------------------------------------------------------------- by configuration
 
 
-class Noting:
-    """Trains nothing; its values say what it was given."""
+class Telling(Idle):
+    """Its values say what it was given."""
 
-    def start(self, job: Any) -> None:
-        self.job = job
-
-    def step(self) -> dict[str, Any]:
-        given = self.job.resources
-        values = {"top1": given["CPU"], "threads": self.job.threads, **self.job.cost}
+    def step(self) -> WorkerReport:
+        given = self.spec.resources
+        values = {"top1": given["CPU"], "threads": self.spec.threads, **self.spec.cost}
         values |= {"gpu": given.get("GPU", 0.0), "memory": given.get("memory", 0.0)}
-        return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
+        return finished(values)
 
 
 def test_larger_configurations_get_what_the_study_file_says(tmp_path: Path) -> None:
     rules = "larger: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
-    result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Noting)
+    result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Telling)
     for trial in result.record.trials:
         is_large = trial.values["parameters"] > 150
         given = [trial.values[name] for name in ("top1", "threads", "gpu", "memory")]
@@ -268,12 +222,12 @@ def test_larger_configurations_get_what_the_study_file_says(tmp_path: Path) -> N
 class Filling(TrainingWorker):
     """Finds no room on the disk, once."""
 
-    def step(self) -> dict[str, Any]:
-        mark = Path(self._assigned().folder).parents[1] / "was-full"
-        if self._assigned().parameters["dim"] == 2 and not mark.exists():
+    def run_epoch(self) -> None:
+        mark = Path(self.spec.folder).parents[1] / "was-full"
+        if self.spec.parameters["dim"] == 2 and not mark.exists():
             mark.touch()
-            return self._explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        return super().step()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().run_epoch()
 
 
 def test_a_full_disk_under_a_trial_stops_the_study_and_fails_nothing(
@@ -282,7 +236,7 @@ def test_a_full_disk_under_a_trial_stops_the_study_and_fails_nothing(
     """Tune takes what is raised as it passes a report on for a fault of the trial."""
     with pytest.raises(ResourceError, match=r"cannot write .* No space left on device"):
         run(tmp_path, "cpus: 1", Filling)
-    result = run_study(tmp_path / "team.yaml", runs=tmp_path, resume=True, formats=())
+    result = run_study(tmp_path / "group.yaml", runs=tmp_path, resume=True, formats=())
     assert result.complete
     assert not events(result, "failed")
     assert values(result) == values(alone)

@@ -166,11 +166,11 @@ def _kill_one(study: Study, random_: random.Random, title: str) -> bool:
 
 
 def kill_trial(study: Study, random_: random.Random) -> bool:
-    return _kill_one(study, random_, "ray::Training")
+    return _kill_one(study, random_, "ray::TrialActor")
 
 
 def kill_worker(study: Study, random_: random.Random) -> bool:
-    return _kill_one(study, random_, "ray::Member")
+    return _kill_one(study, random_, "ray::WorkerActor")
 
 
 def kill_ray(study: Study, random_: random.Random) -> bool:

@@ -15,9 +15,9 @@ from sftsearch.orchestrator import pareto
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.samplers.genetic import GENERATION, PARENTS, UNUSED
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.search_spaces.load import parse_study
 
+from journals import Journal
 from sampled_study import (
     BRANCHES,
     SMOOTH,

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from sftsearch.datasets.remote import RemoteFolder
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.execution.worker import SPACE, TrainingWorker
+from sftsearch.orchestrator.execution.reports import FailureCause
+from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.storage import lease, segments
 from sftsearch.orchestrator.storage.backup import Backup, pull
 from sftsearch.orchestrator.storage.lease import BackupError
@@ -39,7 +40,7 @@ from sftsearch.orchestrator.study import run_study
 
 from journals import Journal, read_events
 from servers import s3_client, s3_server
-from worker_jobs import TRAINING, job, run
+from trial_specs import TRAINING, run, trial_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -403,19 +404,19 @@ def test_bad_uris_are_refused_by_the_command_line() -> None:
 # ------------------------------------------------------------------ a trial's files
 
 
-def away(**changes: Any) -> Any:
-    return dataclasses.replace(job(Path("unused"), **changes), folder=f"{RUNS}/s/trials/c-0")
+def remote_spec(**changes: Any) -> Any:
+    return dataclasses.replace(trial_spec(Path("unused"), **changes), folder=f"{RUNS}/s/trials/c-0")
 
 
 def test_a_trial_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
     machine("first")
     first, second = TrainingWorker(), TrainingWorker()
-    first.start(away(token=3))
+    first.start(remote_spec(fencing_token=3))
     first.step()
-    second.start(away(token=8))
+    second.start(remote_spec(fencing_token=8))
     reports = run(second)
     alone = TrainingWorker()
-    alone.start(job(tmp_path / "alone"))
+    alone.start(trial_spec(tmp_path / "alone"))
     assert reports[-1]["final"]["values"]["loss"] == run(alone)[-1]["final"]["values"]["loss"]
     log = RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log()
     assert log.count("epoch=1 ") == 1
@@ -463,7 +464,7 @@ def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study
 ) -> None:
     machine("first")
     worker = TrainingWorker()
-    worker.start(away(training=TRAINING | {"epochs": 3}))
+    worker.start(remote_spec(training=TRAINING | {"epochs": 3}))
     store = s3_client(os.environ["AWS_ENDPOINT_URL"])
     RemoteFolder(RUNS).remove_all()
     for listed in store.list_objects_v2(Bucket="features")["Contents"]:
@@ -472,5 +473,5 @@ def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study
     assert len(worker.step()["epochs"]) == 1
     worker.step()
     report = worker.step()
-    assert report["cause"] == SPACE
+    assert report["cause"] == FailureCause.NO_SPACE
     assert report["failed"].startswith("RemoteUnavailableError: Cannot ")

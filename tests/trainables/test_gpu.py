@@ -167,14 +167,15 @@ def test_a_compiled_run_is_nearly_the_same(
 def test_a_trial_measures_the_devices_memory(store: Store, tmp_path: Path) -> None:
     """A model of width 64 with AdamW's moments and gradients needs 4 x its weights at least."""
     from sftsearch.orchestrator.candidates.binding import bind
-    from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+    from sftsearch.orchestrator.execution.worker import TrainingWorker
 
     parameters, training = {"dim": 64, "num_heads": 2}, {"epochs": 1}
     bound = bind("sft", parameters, training, store.spec)
     cost = dataclasses.asdict(MODELS["sft"].cost(store.spec, bound.model_config))
     worker = TrainingWorker()
     worker.start(
-        Job(
+        TrialSpec(
             key="c-0",
             folder=str(tmp_path),
             dataset="synthetic_tags",

@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.binding import bind
-from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+from sftsearch.orchestrator.execution.reports import is_last
+from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.trainables.catalog import MODELS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sftsearch.orchestrator.execution.worker import Worker
+
 PARAMETERS = {"dim": 8, "num_heads": 2, "fused_layers": 1}
 TRAINING = {"epochs": 4, "batch_size": 256}
 
 
-def job(folder: Path, dataset: str = "synthetic", **changed: Any) -> Job:
+def trial_spec(folder: Path, dataset: str = "synthetic", **changed: Any) -> TrialSpec:
+    """Return a trial of a small model, with some of it changed."""
     spec = describe(dataset)
     bound = bind("sft", PARAMETERS, TRAINING, spec)
     cost = dataclasses.asdict(MODELS["sft"].cost(spec, bound.model_config))
-    plain = Job(
+    plain = TrialSpec(
         key="c-0",
         folder=str(folder),
         dataset=dataset,
@@ -38,8 +42,9 @@ def job(folder: Path, dataset: str = "synthetic", **changed: Any) -> Job:
     return dataclasses.replace(plain, **changed)
 
 
-def run(worker: TrainingWorker) -> list[dict[str, Any]]:
+def run(worker: Worker) -> list[Any]:
+    """Train the trial that was taken up to its end; return all reports."""
     reports = [worker.step()]
-    while "final" not in reports[-1] and "failed" not in reports[-1]:
+    while not is_last(reports[-1]):
         reports.append(worker.step())
     return reports

@@ -1,0 +1,127 @@
+"""The Ray that trials run on: of this machine or a cluster, with our code on its nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from sftsearch.orchestrator.execution import head_watch
+from sftsearch.orchestrator.execution.placement import ResourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
+
+
+@contextlib.contextmanager
+def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]:
+    """Start Ray on this machine, or connect to a cluster, for the time of the block.
+
+    A Ray that the caller already started is used as it is.
+
+    Args:
+        address: the cluster's; None: this machine.
+        ship_code: send this sftsearch to the nodes, which then need only what it depends on.
+
+    Raises:
+        ResourceError: there is no cluster at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if address is None and os.environ.get("RAY_AUTH_MODE") == "disabled":
+        raise ResourceError(
+            "RAY_AUTH_MODE is `disabled`: whoever reaches a port of this machine could run code "
+            "in Ray. Unset it; or start Ray yourself and name it with --address."
+        )
+    if address not in (None, "auto"):
+        _check_reachable(address)
+    try:
+        if address is None:
+            _start_here()
+        else:
+            _join(address, ship_code=ship_code)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        where = "on this machine" if address is None else f"at '{address}'"
+        raise ResourceError(f"Cannot start or reach Ray {where}: {first}") from error
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+def disconnect() -> None:
+    """Leave Ray, or end the one that was started here.
+
+    When a reference to one of its objects is dropped while Ray shuts down, it ends the whole
+    process at once. Tune leaves such references in cycles, and any thread may be the one to collect
+    them, that which writes to MLflow above all: so they are collected before, and none meanwhile.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        gc.collect()
+        ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _start_here() -> None:
+    ray.init(
+        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    _tighten_token()
+
+
+def _join(address: str, *, ship_code: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="sftsearch-code-") as scratch:
+        environment = {"py_modules": [_copy_code(Path(scratch))]} if ship_code else None
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+        )
+
+
+def _copy_code(scratch: Path) -> str:
+    """Copy the packages of this sftsearch to one folder, wherever they are installed; return it."""
+    folder = scratch / "sftsearch"
+    for name in PACKAGES:
+        package = importlib.import_module(f"sftsearch.{name}")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(next(iter(package.__path__)), folder / name, ignore=ignored)
+    return str(folder)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address nobody answers at; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://") or not host or not port.isdigit():
+        raise ResourceError(
+            f"`--address` must be `auto` or HOST:PORT of a Ray cluster, but got '{address}'. Run "
+            "the driver on a machine of the cluster; `ray start` names the address."
+        )
+    try:
+        head_watch.reach(address, timeout=5)
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"No Ray cluster answers at '{address}': {error}.") from error
+
+
+def _tighten_token() -> None:
+    """Ray writes its authentication token readable for everybody; only the owner needs it."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and token.owner() == Path.home().owner():
+        token.chmod(0o600)

@@ -1,0 +1,130 @@
+"""Tune asks for trials here, and passes on how they ended; `Search` answers and hears."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from ray.tune.search import Searcher
+
+from sftsearch.orchestrator.execution import reports
+from sftsearch.orchestrator.execution.placement import ResourceError
+from sftsearch.orchestrator.execution.reports import FailureCause
+from sftsearch.orchestrator.execution.trainable import REPORT, SPEC
+from sftsearch.orchestrator.storage.event import TrialKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sftsearch.orchestrator.execution.placement import ClusterCapacity
+    from sftsearch.orchestrator.execution.run_outcome import RunOutcome
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+    from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
+
+DIED = "the worker process died (out of memory, killed, or lost with its node)"
+
+
+class StudySearcher(Searcher):
+    """Tune's view of a search: it decides nothing and records nothing."""
+
+    def __init__(
+        self,
+        search: Search,
+        make_spec: Callable[[TrialSuggestion], TrialSpec],
+        capacity: ClusterCapacity,
+        outcome: RunOutcome,
+    ) -> None:
+        super().__init__(metric=REPORT, mode="max")
+        self._search = search
+        self._make_spec = make_spec
+        self._capacity = capacity
+        self._outcome = outcome
+        self._specs: dict[str, TrialSpec] = {}
+        """What runs, by Tune's id of the trial."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its parts to restore them, and nothing is ever restored from it."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, str] | None:
+        """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
+        with self._outcome.failing_on_errors():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> dict[str, str] | None:
+        finished = cast("dict[str, str]", Searcher.FINISHED)  # a word of Tune's
+        if not self._outcome.adds_trials:
+            return finished
+        if self._search.num_running >= self._capacity.max_concurrent_trials():
+            return None
+        suggestion = self._search.propose()
+        if suggestion is None:
+            return finished if self._search.exhausted else None
+        spec = self._specs[trial_id] = self._make_spec(suggestion)
+        return {SPEC: spec.to_json()}
+
+    def on_report(self, trial_id: str, result: Mapping[str, object]) -> bool:
+        """Pass a worker's report on; return whether the trial goes on."""
+        with self._outcome.failing_on_errors():
+            return self._on_report(self._specs[trial_id], reports.from_json(str(result[REPORT])))
+
+    def _on_report(self, spec: TrialSpec, report: reports.SentReport) -> bool:
+        if report["fencing_token"] != spec.fencing_token:
+            return False  # of an actor that this trial was taken from
+        for metrics in report["epochs"]:
+            if not self._search.report(_key(spec), metrics):
+                return False
+        if "failed" in report:
+            self._on_failure(spec, report["failed"], FailureCause(report["cause"]))
+        elif "final" in report:
+            final = report["final"]
+            self._search.finish(_key(spec), final["values"], final["groups"], final["facts"])
+        return True
+
+    def _on_failure(self, spec: TrialSpec, reason: str, cause: FailureCause) -> None:
+        if cause is FailureCause.NO_SPACE:
+            raise ResourceError(
+                f"Trial {spec.key} cannot write '{spec.folder}': {reason}. The study stops here "
+                "and loses nothing: mend the disk and resume."
+            )
+        if cause is FailureCause.WORKER_LOST:
+            self._search.on_worker_lost(_key(spec), reason)
+        elif cause is FailureCause.OUT_OF_MEMORY:
+            self._search.on_out_of_memory(_key(spec), reason)
+        else:
+            self._search.on_failure(_key(spec), reason)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
+        """Do nothing: the scheduler passed it on."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
+    ) -> None:
+        """Pass the last report on; a trial whose process died has none."""
+        if self._outcome.has_failed:
+            pass  # what ran goes on with --resume
+        elif error:
+            with self._outcome.failing_on_errors():
+                self._on_process_ended(self._specs[trial_id], self._outcome.take_reason(trial_id))
+        elif result is not None and result.get("done") and REPORT in result:
+            self.on_report(trial_id, result)
+        self._specs.pop(trial_id, None)
+
+    def _on_process_ended(self, spec: TrialSpec, reason: str | None) -> None:
+        """Fail a trial whose process we ended for a reason, try one again whose process died."""
+        if reason is None:
+            self._search.on_worker_lost(_key(spec), DIED)
+        else:
+            self._search.on_failure(_key(spec), reason)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the journal is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the journal is the record."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Do nothing: the journal is the record."""
+
+
+def _key(spec: TrialSpec) -> TrialKey:
+    return TrialKey.parse(spec.key)
