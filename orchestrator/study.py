@@ -25,7 +25,9 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis.families import names_of_families
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.execution.worker import Job, TrainingWorker
+from sftsearch.orchestrator.metrics import COSTS
 from sftsearch.orchestrator.search import warm_start
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.backup import (
@@ -115,7 +117,7 @@ def check_study(
     if dataset is not None:
         source.study  # noqa: B018 - raises where the form has mistakes
         source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))
-    binding.check_names(source)
+    check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)
     source = binding.with_objectives(source, spec)
@@ -241,7 +243,7 @@ def _backed_up(journal: Journal, watch: Watcher) -> Iterator[Backup | None]:
 
 def _retention(source: Source, journal: Journal, through: int) -> Retention:
     objectives = source.study.objectives
-    cost = next(one.metric for one in objectives if one.metric in binding.COSTS)
+    cost = next(one.metric for one in objectives if one.metric in COSTS)
     return Retention(
         lambda key: open_trial_folder(trial_folder(journal.folder, key)),
         journal.events(through=through),
@@ -318,7 +320,7 @@ def _with_report(result: StudyResult, formats: tuple[str, ...], mirror: Any | No
 
 def axes_of(study: StudyRecord) -> tuple[str, str]:
     """Return the cost and the accuracy a study was searched for: the axes of its front."""
-    cost = next(metric for metric, _ in study.objectives if metric in binding.COSTS)
+    cost = next(metric for metric, _ in study.objectives if metric in COSTS)
     return cost, study.objectives[0][0]
 
 
