@@ -66,6 +66,9 @@ METRICS: dict[str, Metric] = {
 }
 """What is known of a value by its name; other names are shown as they are, and less is better."""
 
+COSTS = tuple(name for name, known in METRICS.items() if known.is_cost)
+"""Known before training, measured in the trial, or measured and dependent on the machine."""
+
 
 def metric(name: str) -> Metric:
     """Return what is known of a metric; of an unknown one, its name."""

@@ -16,9 +16,11 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.orchestrator.metrics import COSTS
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.storage.backup import Backup, pull, pull_all
-from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.event import EventError, TrialKey
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, driver_of, read_entries
 from sftsearch.orchestrator.storage.lease import running_driver
 from sftsearch.orchestrator.storage.runs_folder import (
@@ -61,7 +63,7 @@ def check_study(
     if dataset is not None:
         source.study  # noqa: B018 - raises where the form has mistakes
         source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))
-    binding.check_names(source)
+    check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)
     source = binding.with_objectives(source, spec)
@@ -135,12 +137,20 @@ def definition_hash(definition: JSON) -> str:
 
 def axes_of(study: StudyRecord) -> tuple[str, str]:
     """Return the cost and the accuracy a study was searched for: the axes of its front."""
-    cost = next(metric for metric, _ in study.objectives if metric in binding.COSTS)
+    cost = next(metric for metric, _ in study.objectives if metric in COSTS)
     return cost, study.objectives[0][0]
 
 
-def trial_folder(folder: Path, key: TrialKey) -> str:
-    """Return where a trial keeps its log, checkpoint and weights: a path, or a URI."""
+def trial_folder(folder: Path, key: TrialKey | str) -> str:
+    """Return where a trial keeps its log, checkpoint and weights: a path, or a URI.
+
+    Raises:
+        StudyError: the key, which may be of somebody else's journal, is not one of a trial.
+    """
+    try:
+        key = TrialKey.parse(str(key))
+    except EventError as error:
+        raise StudyError(f"{error}.") from error
     runs = remote_of(folder.parent)
     where = folder / "trials" / str(key)
     return str(where) if runs is None else f"{runs.uri}/{folder.name}/trials/{key}"
@@ -249,7 +259,7 @@ def find_trial(key: str, runs: str | Path = DEFAULT_RUNS) -> tuple[TrialRecord, 
         some = ", ".join(f"{trial.key} ({folder.name})" for trial, folder in found[:8])
         raise StudyError(f"{len(found)} trials' keys begin with '{key}': {some}. Say more of it.")
     trial, study_folder = found[0]
-    folder = trial_folder(study_folder, TrialKey.parse(trial.key))
+    folder = trial_folder(study_folder, trial.key)
     return trial, folder, open_trial_folder(folder).read_log()
 
 

@@ -23,6 +23,7 @@ from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.orchestrator.execution.worker import TrainingWorker
+from sftsearch.orchestrator.metrics import COSTS
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.search.warm_start import import_study
 from sftsearch.orchestrator.storage.backup import pull
@@ -277,7 +278,7 @@ class StudySession:
                 lambda key: open_trial_folder(trial_folder(self._folder, key)),
                 finished,
                 accuracy=(objectives[0].metric, objectives[0].goal),
-                cost=next(one.metric for one in objectives if one.metric in binding.COSTS),
+                cost=next(one.metric for one in objectives if one.metric in COSTS),
                 limit=1e9 * self.study.resources.keep_gb,
             )
 

@@ -1,7 +1,7 @@
 """The study file as types: what may stand in it, with which defaults.
 
 `load.read_study` fills these types from YAML and reports every mistake with its line. What only the
-catalogues know (models, data sets, their parameters) is checked by `orchestrator.binding`.
+catalogues know (models, data sets, their parameters) is checked by `candidates.study_checks`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping  # noqa: TC003 - pydantic evaluates annotations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -493,7 +493,7 @@ class Branch(BaseModel):
         }
 
 
-def is_distribution(value: object) -> bool:
+def is_distribution(value: object) -> TypeGuard[dict[str, Any]]:
     """Tell a distribution from a literal mapping: only a distribution has a `kind`."""
     return isinstance(value, dict) and "kind" in value
 

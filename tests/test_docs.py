@@ -9,7 +9,7 @@ import pytest
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.candidates.binding import check_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.search_spaces.load import parse_study
 

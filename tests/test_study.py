@@ -117,7 +117,7 @@ def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: Stu
 
 def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: StudyResult) -> None:
     for trial in finished.record.trials:
-        folder = Path(studies.trial_folder(finished.folder, TrialKey.parse(trial.key)))
+        folder = Path(studies.trial_folder(finished.folder, trial.key))
         assert sorted(file.name for file in folder.iterdir()) == [
             "owner",
             "trial.log",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Facts = dict[str, Any]  # JSON of a file
 
 META = b"sftsearch.table"
 FORMAT = 1
@@ -57,7 +58,7 @@ class Table:
     """By name, (N, R, E); NaN where a replicate was not recorded."""
     seconds: Floats
     """Of each epoch, (N, R, E)."""
-    facts: dict[str, Any]
+    facts: Facts
     """How it was made: data set, folds, objectives, training, versions."""
 
     @property
@@ -118,7 +119,7 @@ def read_table(path: Path) -> Table:
         raise TableError(f"The table '{path}' is damaged: {first}.") from error
 
 
-def _from_rows(rows: pa.Table, facts: dict[str, Any]) -> Table:
+def _from_rows(rows: pa.Table, facts: Facts) -> Table:
     ids = rows["configuration_id"].to_pylist()
     order = {identity: n for n, identity in enumerate(dict.fromkeys(ids))}
     place = np.array([order[identity] for identity in ids], dtype=np.int64)
@@ -169,7 +170,7 @@ def _check_whole(table: Table, num_rows: int) -> None:
             raise ValueError(f"a value of `{name}` is not finite")
 
 
-def write_table(path: Path, rows: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def write_table(path: Path, rows: Mapping[str, object], facts: Mapping[str, object]) -> None:
     """Write a table, whole or not at all.
 
     Args:

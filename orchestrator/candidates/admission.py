@@ -1,6 +1,6 @@
 """Admission: price a proposal before it runs; refuse what breaks a limit or repeats.
 
-A space of up to `MAX_TABLE` points is priced whole when the study opens, so that draws come from
+A space of up to `MAX_TABLE` points is enumerated when the study opens, so that draws come from
 the admitted points alone and the study knows when none is left. A larger or continuous space is
 priced point by point.
 """
@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 import operator
 import random
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.candidates.binding import Configuration, bind
 from sftsearch.orchestrator.candidates.neighbors import Nearest
+from sftsearch.orchestrator.candidates.value_checks import ValueChecker
 from sftsearch.search_spaces.load import Mistake, StudyFileError
 from sftsearch.search_spaces.space import Point, Space, count, values
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import Source
@@ -65,8 +65,19 @@ class Refusal:
 class Admission:
     """Prices and admits the points of one study's space; remembers what was admitted."""
 
-    def __init__(self, source: Source, spec: DatasetSpec) -> None:
+    def __init__(
+        self,
+        source: Source,
+        spec: DatasetSpec,
+        *,
+        price: Callable[[Point], Candidate] | None = None,
+    ) -> None:
         """Price the space if it is small enough.
+
+        Args:
+            source: the checked study file.
+            spec: its data set.
+            price: what prices a point, or raises ConfigError; None: the model's closed form.
 
         Raises:
             StudyFileError: no point of the space, or of one of its branches, can be built, or a
@@ -75,6 +86,7 @@ class Admission:
         self.space = Space(source.study.space)
         self.spec = spec
         self._source = source
+        self._price = price or self._price_model
         self._limits = {limit.metric: limit.max for limit in source.study.constraints}
         self._taken: set[str] = set()
         self.num_points = self.space.size()
@@ -96,6 +108,9 @@ class Admission:
         Raises:
             ConfigError: the point cannot be built on this data set.
         """
+        return self._price(point)
+
+    def _price_model(self, point: Point) -> Candidate:
         model = self.space.models[point.branch]
         configuration = bind(model, point.parameters, self._source.study.training, self.spec)
         cost = models.MODELS[model].cost(self.spec, configuration.model_config)
@@ -158,9 +173,9 @@ class Admission:
     def nearest(self, point: Point) -> Candidate | None:
         """Return the admissible configuration nearest to `point` that is not in the study.
 
-        It is of the same branch; None: that branch has none left. For a space that is priced whole.
+        It is of the same branch; None: that branch has none left. For a space that is enumerated.
         """
-        assert self.table is not None, "only a space that is priced whole has neighbours"
+        assert self.table is not None, "only a space that is enumerated has neighbours"
         identity = self._nearest.find(point)
         return None if identity is None else self.table[identity]
 
@@ -188,7 +203,7 @@ class Admission:
     def _price_all(self) -> dict[str, Candidate]:
         table: dict[str, Candidate] = {}
         least: dict[str, float] = dict.fromkeys(self._limits, math.inf)
-        checker = _ValueChecker(self._source, self.space)
+        checker = ValueChecker(self._source, self.space)
         for point in self.space.points():
             try:
                 candidate = self.price(point)
@@ -231,7 +246,7 @@ class Admission:
 
     def _check_values(self) -> None:
         """Find a buildable point for each branch, and for each value of its short axes."""
-        checker = _ValueChecker(self._source, self.space)
+        checker = ValueChecker(self._source, self.space)
         random_ = random.Random(0)
         for branch, axes in enumerate(self.space.axes):
             if not self._try_values(checker, branch, {}, random_):
@@ -242,7 +257,7 @@ class Admission:
         checker.raise_mistakes()
 
     def _try_values(
-        self, checker: _ValueChecker, branch: int, fixed: dict[str, Any], random_: random.Random
+        self, checker: ValueChecker, branch: int, fixed: dict[str, object], random_: random.Random
     ) -> bool:
         for _ in range(MAX_TRIES):
             drawn = self.space.draw(random_, branch)
@@ -258,58 +273,3 @@ class Admission:
 
     def _count(self, reason: str) -> None:
         self.num_refused[reason] = self.num_refused.get(reason, 0) + 1
-
-
-class _ValueChecker:
-    """Finds the values that are possible nowhere: mistakes of the study file, not refusals."""
-
-    def __init__(self, source: Source, space: Space) -> None:
-        self._source = source
-        self._space = space
-        self._possible: set[tuple[int, str, str]] = set()
-        self._seen: dict[tuple[int, str, str], str] = {}
-
-    def possible(self, point: Point, names: Collection[str]) -> None:
-        """Note that a point can be built, with its values of the parameters `names`."""
-        self._possible.update(_marks(point, names))
-
-    def impossible(self, point: Point, names: Collection[str], message: str) -> None:
-        """Note that a point cannot be built, perhaps because of its values of `names`."""
-        for mark in _marks(point, names):
-            name = f"`{mark[1]}`"  # a message that names the parameter is better than another
-            known = self._seen.get(mark, "")
-            if not known or (name in message and name not in known):
-                self._seen[mark] = message
-
-    def raise_mistakes(self) -> None:
-        """Raise StudyFileError with one line for each value (or whole branch) that never works."""
-        found: dict[tuple[Any, ...], Mistake] = {}
-        whole = {branch for branch, name, _ in self._possible if name == ""}
-        for mark, message in self._seen.items():
-            branch, name, value = mark
-            if mark in self._possible:
-                continue
-            if branch not in whole:  # nothing works here: blame the parameter the message names
-                named = [n for n in re.findall(r"`(\w+)", message) if n in self._known(branch)]
-                place = ("space", branch, *named[:1])
-                found.setdefault(place, self._source.mistake(place, message))
-            elif name:
-                place = self._place(branch, name, value)
-                found.setdefault(place, self._source.mistake(place, message))
-        if found:
-            raise StudyFileError(self._source.name, list(found.values()))
-
-    def _known(self, branch: int) -> set[str]:
-        names = self._space.axes[branch].keys() | self._space.literals[branch].keys()
-        return {name.partition(".")[0] for name in names}
-
-    def _place(self, branch: int, name: str, value: str) -> tuple[str | int, ...]:
-        axis = self._space.axes[branch][name]
-        listed = [repr(one) for one in getattr(axis, "values", [])]
-        position = ("values", listed.index(value)) if value in listed else ()
-        return ("space", branch, *name.split("."), *position)
-
-
-def _marks(point: Point, names: Collection[str]) -> list[tuple[int, str, str]]:
-    marks = [(point.branch, name, repr(point.values[name])) for name in names]
-    return [(point.branch, "", ""), *marks]

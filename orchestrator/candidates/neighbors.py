@@ -1,13 +1,13 @@
 """The admissible configuration nearest to a point that a sampler drew.
 
-In a space that is priced whole only admissible, new configurations are proposed: what a sampler
+In a space that is enumerated only admissible, new configurations are proposed: what a sampler
 draws beyond that stands for its neighbourhood. Distance is the sum over a branch's parameters:
 ordered ones (ranges, choices of numbers) by rank, scaled to [0, 1]; unordered choices 0 or 1.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -80,12 +80,12 @@ class _Ranks:
     """The values of an axis as positions in [0, 1]."""
 
     def __init__(self, axis: Axis) -> None:
-        known: list[Any] = values(axis)
+        known = values(axis)
         self.ordered = not isinstance(axis, Choice) or all(
             isinstance(value, int | float) and not isinstance(value, bool) for value in known
         )
         known = sorted(known) if self.ordered else known
         self._position = {repr(v): i / max(len(known) - 1, 1) for i, v in enumerate(known)}
 
-    def of(self, value: Any) -> float:
+    def of(self, value: object) -> float:
         return self._position[repr(value)]

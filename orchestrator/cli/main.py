@@ -233,7 +233,7 @@ def simulate(
     The budget regret is how far the reported front lies below the best of the table, on average
     over all budgets (the logarithm of the cost).
     """
-    from sftsearch.orchestrator.benchmark import simulator as simulations
+    from sftsearch.orchestrator.benchmark import regret
     from sftsearch.orchestrator.benchmark.table import read_table
     from sftsearch.orchestrator.studies import check_study
 
@@ -241,18 +241,18 @@ def simulate(
         source, _, admission = check_study(file)
         recorded = read_table(table_file)
     with spinner("simulating"):
-        measured = simulations.measure(
+        measured = regret.measure(
             source, admission, recorded, workers=workers, repetitions=repetitions
         )
-    accuracy, cost = simulations.axes_of(source)
+    accuracy, cost = regret.axes_of(source)
     if as_json:
         echo_json(measured)
         return
-    rows = simulations.front_rows(measured, accuracy, cost)
+    rows = regret.front_rows(measured, accuracy, cost)
     if rows:
         console.print_rows(rows, tuple(rows[0]))
         click.echo()
-    click.echo(simulations.in_words(measured, accuracy))
+    click.echo(regret.describe(measured, accuracy))
 
 
 @main.command()
@@ -327,7 +327,7 @@ def price(
         echo_json(costs.as_json(listing, admission, estimate, source))
     else:
         console.print(costs.rich_table(listing, admission, estimate, top))
-        console.print(costs.in_words(listing, source, admission, estimate), highlight=False)
+        console.print(costs.describe(listing, source, admission, estimate), highlight=False)
 
 
 @main.command()

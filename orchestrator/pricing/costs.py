@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NUM_MEASURED = 5
 NUM_DRAWN = 5_000
-"""Points drawn from a space too large to price whole."""
+"""Points drawn from a space too large to enumerate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def list_prices(admission: Admission) -> list[Candidate]:
 
 
 def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
-    """Measure training steps of configurations from cheap to dear, and extend them to the study."""
+    """Measure training steps of cheap to expensive configurations, and extend them to the study."""
     listing = list_prices(admission)
     slots = _slots(source.study.resources)
     if not listing:
@@ -63,7 +63,7 @@ def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Es
     picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
     chosen = [order[i] for i in sorted(set(picks.tolist()))]
     steps = _measure_steps(chosen, source.study.dataset, spec, source.study.resources)
-    a, b = _fit_line([_batch_gmacs(candidate) for candidate in chosen], steps)
+    a, b = fit_line([_batch_gmacs(candidate) for candidate in chosen], steps)
     seconds = {}
     for candidate in listing:
         config = candidate.configuration.train_config
@@ -100,7 +100,7 @@ def _measure_steps(
     return seconds
 
 
-def _fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
+def fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
     """Fit y = a + b x with a, b >= 0 by least squares of relative errors."""
     weights = 1 / np.asarray(y)
     if len(x) < 2:
@@ -128,7 +128,7 @@ def as_json(
     admission: Admission,
     estimate: Estimate | None,
     source: Source,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return everything `price` knows, for scripts; the paper's table where the file names one."""
     paper = source.study.study.paper
     return {
@@ -153,9 +153,9 @@ def as_json(
 def rich_table(
     listing: list[Candidate], admission: Admission, estimate: Estimate | None, top: int
 ) -> Table:
-    """Return `top` configurations, evenly from the cheapest to the dearest, for a terminal.
+    """Return `top` configurations, evenly from the cheapest to the most expensive, for a terminal.
 
-    What all configurations share is said by `in_words`, not in each row; ids are in the JSON.
+    What all configurations share is said by `describe`, not in each row; ids are in the JSON.
     """
     from rich.table import Table
 
@@ -177,13 +177,14 @@ def rich_table(
     return table
 
 
-def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, Any]]:
+def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, object]]:
     """Return the names of the parameters that vary, and those that all configurations share.
 
     A parameter also varies if only some configurations of a model have it.
     """
     bounds = [candidate.configuration for candidate in listing]
-    varying, shared = [], {}
+    varying: list[str] = []
+    shared: dict[str, object] = {}
     for name in dict.fromkeys(name for bound in bounds for name in bound.parameters):
         models = {bound.model for bound in bounds if name in bound.parameters}
         values = {repr(b.parameters.get(name)): b for b in bounds if b.model in models}
@@ -194,7 +195,7 @@ def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, 
     return varying, shared
 
 
-def _in_brief(parameters: dict[str, Any], spec: DatasetSpec) -> str:
+def _in_brief(parameters: dict[str, object], spec: DatasetSpec) -> str:
     from rich.markup import escape
 
     shown = []
@@ -208,25 +209,25 @@ def _in_brief(parameters: dict[str, Any], spec: DatasetSpec) -> str:
     return escape(" ".join(shown))
 
 
-def in_words(
+def describe(
     listing: list[Candidate], source: Source, admission: Admission, estimate: Estimate | None
 ) -> Group:
     """Say the size of the space, its range of cost, and the time; show the paper's table."""
     from rich.console import Group
 
-    told = [_size_in_words(listing, admission)]
+    lines = [_describe_size(listing, admission)]
     if estimate is not None and listing:
         minutes = estimate.study_seconds / 60
-        told.append(
+        lines.append(
             f"{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
             f"{estimate.slots} at a time (from training steps measured just now, start-up and "
             "validation left out)."
         )
     paper = source.study.study.paper
-    return Group(*told, "", paper_tables.rich_table(paper)) if paper else Group(*told)
+    return Group(*lines, "", paper_tables.rich_table(paper)) if paper else Group(*lines)
 
 
-def _size_in_words(listing: list[Candidate], admission: Admission) -> str:
+def _describe_size(listing: list[Candidate], admission: Admission) -> str:
     if not listing:
         return "No configuration is admissible."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 from sftsearch.search_spaces.papers import paper_tables
@@ -75,7 +75,7 @@ def mean_of(printed: float | Mapping[str, float]) -> float:
     return float(printed) if isinstance(printed, int | float) else printed["mean"]
 
 
-def as_json(name: str) -> dict[str, Any]:
+def as_json(name: str) -> dict[str, object]:
     """Return the table with our costs, for scripts."""
     table = paper_tables()[name]
     return {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sftsearch.orchestrator.benchmark import simulator
-from sftsearch.orchestrator.benchmark.simulator import budget_regret
+from sftsearch.orchestrator.benchmark.regret import budget_regret
+from sftsearch.orchestrator.benchmark.simulator import check_table
 from sftsearch.orchestrator.benchmark.table import Table, TableError, read_table, write_table
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.studies import check_study
@@ -64,7 +64,7 @@ def by_riemann_sum(table: Table, ids: list[str], chance: float) -> float:
     return total / len(budgets)
 
 
-def test_a_missing_middle_costs_its_step_times_the_span_it_rules() -> None:
+def test_budget_regret_of_a_missing_middle_is_its_step_times_the_span_it_rules() -> None:
     """Costs 1, 10, 100: u = 0, 1/2, 1. Without the middle, 0.2 is lost on the second half."""
     table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
     assert budget_regret(table, ["c0", "c2"], chance=0.25) == pytest.approx(0.5 * 0.2, abs=1e-12)
@@ -72,7 +72,7 @@ def test_a_missing_middle_costs_its_step_times_the_span_it_rules() -> None:
     assert budget_regret(table, ["c0", "c1"], chance=0.25) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_nothing_reported_is_chance_everywhere() -> None:
+def test_budget_regret_of_nothing_is_from_chance_everywhere() -> None:
     table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
     whole = 0.5 * (0.5 - 0.25) + 0.5 * (0.7 - 0.25)
     assert budget_regret(table, [], chance=0.25) == pytest.approx(whole, abs=1e-12)
@@ -80,19 +80,19 @@ def test_nothing_reported_is_chance_everywhere() -> None:
     assert only_dear == pytest.approx(whole, abs=1e-12)  # it is affordable at u = 1 alone
 
 
-def test_of_an_error_less_is_better_and_the_worst_is_where_it_begins() -> None:
+def test_budget_regret_of_an_error_begins_at_the_worst() -> None:
     table = made_up([1, 10, 100], [0.9, 0.6, 0.4], metric="mae")
     assert budget_regret(table, ["c0", "c2"], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
     assert budget_regret(table, [], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
 
 
-def test_one_cost_for_all_has_no_budgets_to_lose_on_but_the_whole_range() -> None:
+def test_budget_regret_of_one_cost_for_all_is_over_the_whole_range() -> None:
     table = made_up([5, 5], [0.5, 0.75])
     assert budget_regret(table, ["c0"], chance=0.25) == pytest.approx(0.25, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_is_the_integral_in_any_order(seed: int) -> None:
+def test_budget_regret_is_the_integral_in_any_order(seed: int) -> None:
     random_ = np.random.default_rng(seed)
     costs = np.exp(random_.uniform(0, 5, 12))
     table = made_up(costs.tolist(), random_.uniform(0.2, 1, 12).tolist())
@@ -153,7 +153,7 @@ def call(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_a_simulated_study_names_its_front_and_what_it_lacks(recorded: tuple[Path, Path]) -> None:
+def test_simulate_command_names_the_front_and_its_regret(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     done = call("simulate", file, "--table", out, "--json", "--workers", 1)
     assert done.exit_code == 0, done.output
@@ -178,13 +178,15 @@ def test_a_simulated_study_names_its_front_and_what_it_lacks(recorded: tuple[Pat
     assert ids[0] in text
 
 
-def test_four_workers_take_a_quarter_of_the_time(recorded: tuple[Path, Path]) -> None:
+def test_simulate_command_takes_a_quarter_of_the_time_with_four_workers(
+    recorded: tuple[Path, Path],
+) -> None:
     file, out = recorded
     told = json.loads(call("simulate", file, "--table", out, "--json", "--workers", 4).stdout)
     assert told["seconds"] == 8 * 3 * 60 / 4
 
 
-def test_repetitions_differ_and_are_told_by_mean_and_standard_error(
+def test_simulate_command_gives_mean_and_standard_error_of_repetitions(
     recorded: tuple[Path, Path],
 ) -> None:
     file, out = recorded
@@ -214,7 +216,7 @@ def test_repetitions_differ_and_are_told_by_mean_and_standard_error(
         ({"folds": 3}, "`dataset.folds` was 3"),
     ],
 )
-def test_a_table_of_something_else_is_one_line(
+def test_check_table_refuses_a_table_of_something_else_in_one_line(
     tmp_path: Path, facts: dict[str, Any], said: str
 ) -> None:
     file, out = tmp_path / "simulated.yaml", tmp_path / "t.parquet"
@@ -226,7 +228,7 @@ def test_a_table_of_something_else_is_one_line(
     assert said in done.stderr
 
 
-def test_what_was_not_recorded_is_counted(recorded: tuple[Path, Path]) -> None:
+def test_check_table_counts_what_was_not_recorded(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     file.write_text(STUDY.replace("[2, 4, 8, 16]", "[2, 4, 8, 32]"))
     done = call("simulate", file, "--table", out)
@@ -240,4 +242,4 @@ def test_what_was_not_recorded_is_counted(recorded: tuple[Path, Path]) -> None:
     file.write_text(lacking)
     source, _, admission = check_study(file)
     with pytest.raises(TableError, match="lacks the objective `latency_ms`; it has gflops, gmacs"):
-        simulator.check_table(source, admission, read_table(out))
+        check_table(source, admission, read_table(out))

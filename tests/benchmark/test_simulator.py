@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.benchmark.simulator import Replay, TableAdmission, simulate
+from sftsearch.orchestrator.benchmark.simulator import Replay, simulate
 from sftsearch.orchestrator.benchmark.table import META, TableError, read_table, write_table
 from sftsearch.orchestrator.candidates.admission import Admission
 
+from recorded_prices import recorded_prices
 from toy_study import source_of, width
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def made(tmp_path: Path) -> Table:
 # ---------------------------------------------------------------------- files
 
 
-def test_what_was_written_is_read_back(made: Table) -> None:
+def test_read_table_gives_back_what_was_written(made: Table) -> None:
     assert made.metrics["top1"].shape == (5, REPLICATES, EPOCHS)
     for row, parameters in enumerate(made.parameters):
         for replicate, epoch in itertools.product(range(REPLICATES), range(EPOCHS)):
@@ -98,7 +99,7 @@ def test_what_was_written_is_read_back(made: Table) -> None:
     assert made.true_means("top1") == pytest.approx(made.values("top1").mean(axis=1))
 
 
-def test_replicates_may_differ_between_configurations(tmp_path: Path) -> None:
+def test_read_table_takes_replicates_that_differ_between_configurations(tmp_path: Path) -> None:
     rows = rows_of(admission_of(study()))
     kept = [
         i for i, r in enumerate(rows["replicate"]) if r < 2 or i < 5 * EPOCHS  # the first has 5
@@ -172,7 +173,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_that_is_no_table_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_read_table_refuses_a_file_that_is_no_table_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.parquet"
     write, message = HOSTILE[name]
     write(path)
@@ -183,7 +184,7 @@ def test_a_file_that_is_no_table_is_refused_in_one_line(name: str, tmp_path: Pat
     assert "hostile.parquet" in str(caught.value)
 
 
-def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_write_table_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TableError, match="Cannot write the table"):
         write_table(tmp_path / "file" / "made.parquet", {"a": [1]}, FACTS)
@@ -209,7 +210,7 @@ def table_of(counts: list[int], folds: int | None) -> Table:
 
 @pytest.mark.parametrize("folds", [None, 3])
 @pytest.mark.parametrize("repetition", [None, 0, 7])
-def test_every_recorded_replicate_is_seen_once_and_folds_stay_together(
+def test_replay_sees_every_recorded_replicate_once_and_keeps_folds_together(
     folds: int | None, repetition: int | None
 ) -> None:
     table = table_of([6, 9, 12], folds)
@@ -226,14 +227,14 @@ def test_every_recorded_replicate_is_seen_once_and_folds_stay_together(
             assert len({found[row][turn] % folds for row in range(3)}) == 1
 
 
-def test_repetitions_see_other_replicates() -> None:
+def test_replay_sees_other_replicates_by_repetition() -> None:
     table = table_of([6, 6], 3)
     orders = {tuple(Replay(table, n).find(0, r) for r in range(6)) for n in range(20)}
     assert len(orders) > 10
     assert {order[0] % 3 for order in orders} == {0, 1, 2}
 
 
-def test_a_replicate_that_was_not_recorded_is_stood_in_for_by_one_of_its_fold() -> None:
+def test_replay_lets_one_of_its_fold_stand_in_for_a_replicate_not_recorded() -> None:
     replay = Replay(table_of([6, 9], 3), 5)
     seen = [replay.find(0, r) for r in range(9)]
     assert replay.num_reused == 3
@@ -251,7 +252,7 @@ def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_the_clock_is_that_of_workers_who_train_one_trial_after_another(
+def test_simulate_has_the_clock_of_workers_who_train_one_trial_after_another(
     made: Table, workers: int
 ) -> None:
     """Against the busy times of each worker, from the journal's own times."""
@@ -272,7 +273,7 @@ def test_the_clock_is_that_of_workers_who_train_one_trial_after_another(
         assert done.seconds == pytest.approx(sum(ended[k] - begun[k] for k in begun))
 
 
-def test_epochs_and_values_are_those_of_the_table(made: Table) -> None:
+def test_simulate_reports_the_epochs_and_values_of_the_table(made: Table) -> None:
     events, done = simulated(made, study(), workers=3)
     row_of = {identity: row for row, identity in enumerate(made.ids)}
     for event in events:
@@ -291,7 +292,7 @@ def test_epochs_and_values_are_those_of_the_table(made: Table) -> None:
     assert done.concluded["reported"] == done.reported
 
 
-def test_a_repetition_repeats_itself(made: Table) -> None:
+def test_simulate_repeats_a_repetition(made: Table) -> None:
     runs = [
         [(e.kind, e.time, json.dumps(e.body)) for e in simulated(made, study(), repetition=n)[0]]
         for n in (3, 3, 4)
@@ -300,7 +301,7 @@ def test_a_repetition_repeats_itself(made: Table) -> None:
     assert runs[0] != runs[2]
 
 
-def test_a_study_ends_though_its_space_is_used_up_while_replicates_are_due(made: Table) -> None:
+def test_simulate_ends_though_the_space_is_used_up_while_replicates_are_due(made: Table) -> None:
     """With one worker nothing runs when the sampler has nothing left."""
     source = study("sampler: exhaustive, trials: 40, replicates: {min: 1, max: 6, fresh: 1}")
     events, done = simulated(made, source, workers=1)
@@ -310,7 +311,7 @@ def test_a_study_ends_though_its_space_is_used_up_while_replicates_are_due(made:
     assert done.search.exhausted
 
 
-def test_stopped_trials_save_their_time(made: Table) -> None:
+def test_simulate_saves_the_time_of_stopped_trials(made: Table) -> None:
     plan = "sampler: {kind: random, seed: 2}, trials: 30, replicates: 6"
     whole = simulated(made, study(plan), workers=1)[1]
     assert whole.seconds == pytest.approx(made.seconds.sum())
@@ -328,13 +329,13 @@ def test_stopped_trials_save_their_time(made: Table) -> None:
     assert done.seconds == pytest.approx(trained)
 
 
-def test_a_space_beyond_the_table_is_refused(made: Table) -> None:
+def test_simulate_refuses_a_space_beyond_the_table(made: Table) -> None:
     wider = source_of("sampler: exhaustive, trials: 6", space=width(8, 16, 48), epochs=EPOCHS)
     with pytest.raises(TableError, match="is not in the table: narrow"):
         simulate(wider, admission_of(wider), made)
 
 
-def test_a_table_prices_models_that_nobody_can_build(tmp_path: Path) -> None:
+def test_admission_takes_the_prices_of_a_table(tmp_path: Path) -> None:
     own = admission_of(study())
     assert own.table is not None
     rows = rows_of(own)
@@ -342,7 +343,9 @@ def test_a_table_prices_models_that_nobody_can_build(tmp_path: Path) -> None:
     for i, identity in enumerate(rows["configuration_id"]):
         rows["parameters"][i] = json.dumps(own.table[identity].point.parameters)
     write_table(tmp_path / "public.parquet", rows, FACTS)
-    public = TableAdmission(study(), describe("wearables"), read_table(tmp_path / "public.parquet"))
+    source, table = study(), read_table(tmp_path / "public.parquet")
+    prices = recorded_prices(source, table)
+    public = Admission(source, describe("wearables"), price=prices)
     assert public.table is not None
     assert public.table.keys() == own.table.keys()
     for identity, candidate in own.table.items():

@@ -16,11 +16,12 @@ import yaml
 from numpy.typing import NDArray
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.benchmark.simulator import TableAdmission, area
+from sftsearch.orchestrator.benchmark.regret import area
 from sftsearch.orchestrator.benchmark.table import Table, read_table
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.search_spaces.load import Source, parse_study
 
+from recorded_prices import recorded_prices
 from rivals.optuna_samplers import Table as Grid
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Case:
         return Grid(rows)
 
     def regret(self, reported: list[int]) -> float:
-        """Return the budget regret B of the reported rows; see `simulate.budget_regret`."""
+        """Return the budget regret B of the reported rows; see `regret.budget_regret`."""
         return self._best_area - area(
             self.u, self.truth, np.array(reported, dtype=int), self.chance
         )
@@ -148,7 +149,8 @@ def public_case(path: Path) -> Case:
     }
     text = yaml.safe_dump({**study, "search": {"trials": 1}}, sort_keys=False)
     source = parse_study(text.encode())
-    admission = TableAdmission(source, describe("wearables"), table)
+    prices = recorded_prices(source, table)
+    admission = Admission(source, describe("wearables"), price=prices)
     return _case(path.stem, table, admission, facts["chance"], study)
 
 

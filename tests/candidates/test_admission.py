@@ -13,7 +13,7 @@ from scipy import stats
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
-from sftsearch.orchestrator.candidates.binding import check_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.search_spaces.load import StudyFileError, parse_study
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import build_model
@@ -65,7 +65,7 @@ def mistakes_of(space: str, constraints: str = "[]") -> list[str]:
     return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
 
 
-def test_every_point_is_in_the_table_at_the_cost_of_its_model() -> None:
+def test_admission_has_every_point_at_the_cost_of_its_model() -> None:
     """Against the parameters and the counted operations of the model that would be built."""
     admission = admission_of()
     assert admission.num_points == len(table_of(admission)) == 2 * 3 * 2 + 4
@@ -79,7 +79,7 @@ def test_every_point_is_in_the_table_at_the_cost_of_its_model() -> None:
 
 
 @pytest.mark.parametrize("metric", ["gflops", "gmacs", "parameters"])
-def test_a_limit_refuses_exactly_what_is_over_it(metric: str) -> None:
+def test_admission_refuses_exactly_what_is_over_a_limit(metric: str) -> None:
     """Against the unlimited table, one by one; what costs as much as the limit is admitted."""
     costs = {i: getattr(c.cost, metric) for i, c in table_of(admission_of()).items()}
     limit = sorted(costs.values())[len(costs) // 2]
@@ -97,7 +97,7 @@ def test_a_limit_refuses_exactly_what_is_over_it(metric: str) -> None:
             assert decided.id in table_of(admission)
 
 
-def test_limits_that_refuse_all_are_a_mistake_of_the_file() -> None:
+def test_admission_takes_limits_that_refuse_all_for_a_mistake() -> None:
     constraints = "[{metric: gflops, max: 1e-9}, {metric: parameters, max: 2}]"
     costs = [candidate.cost for candidate in table_of(admission_of()).values()]
     gflops, parameters = min(c.gflops for c in costs), min(c.parameters for c in costs)
@@ -108,7 +108,7 @@ def test_limits_that_refuse_all_are_a_mistake_of_the_file() -> None:
     ]
 
 
-def test_a_repeat_is_counted_once_and_refused_once_taken() -> None:
+def test_admission_counts_a_repeat_once_and_refuses_it_once_taken() -> None:
     space = SPACE + "  - {kind: late_fusion, patch: 8, num_heads: 2, num_layers: 3, dim: 8}\n"
     admission = admission_of(space)
     assert admission.num_points == 17
@@ -139,7 +139,7 @@ space:
 """
 
 
-def test_what_trains_alike_is_a_repeat() -> None:
+def test_admission_takes_what_trains_alike_for_a_repeat() -> None:
     """Without the phone its tokens do not matter; 17 tokens of 16 are 16: 3 + 2 x 3 are left."""
     admission = admission_of(BY_MODALITY)
     assert admission.num_points == 2 * 2 * 4
@@ -151,17 +151,7 @@ def test_what_trains_alike_is_a_repeat() -> None:
         assert admission.price(point).id in table_of(admission)
 
 
-@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_a_modalitys_value_that_is_possible_nowhere_is_a_mistake_at_its_line(more: str) -> None:
-    space = BY_MODALITY.replace("tokens", "stride") + more
-    (line,) = mistakes_of(space)
-    assert line.startswith(
-        "line 15: space[0].stride.watch_acc.values[3]: `stride.watch_acc` must not be longer than "
-        "the tokens it pools, but got (stride=17, tokens=16)."
-    )
-
-
-def test_points_that_cannot_be_built_are_refused_where_their_values_work_elsewhere() -> None:
+def test_admission_refuses_points_whose_values_work_elsewhere() -> None:
     """Dim 10 goes with 5 heads and not with 4, dim 8 the other way round: no value is wrong."""
     space = """\
 space:
@@ -181,42 +171,7 @@ space:
     assert refused.detail == "`num_heads` must divide `dim`, but got (num_heads=5, dim=8)."
 
 
-@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_a_value_that_is_possible_nowhere_is_a_mistake_at_its_line(more: str) -> None:
-    space = """\
-space:
-  - kind: sft
-    patch: 8
-    fused_layers: 1
-    dim: {kind: choice, values: [8, 10]}
-    num_heads:
-      kind: choice
-      values:
-        - 4
-        - 3
-        - 5
-    stride: {kind: choice, values: [1, 16, 17]}
-"""
-    assert mistakes_of(space + more) == [
-        "line 15: space[0].num_heads.values[1]: `num_heads` must divide `dim`, but got "
-        "(num_heads=3, dim=8).",
-        "line 17: space[0].stride.values[2]: `stride` must not be longer than the tokens it pools, "
-        "but got (stride=17, tokens=16). Stride 16 already leaves one token.",
-    ]
-
-
-@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_a_branch_where_nothing_works_is_a_mistake_at_the_value_to_blame(more: str) -> None:
-    space = SPACE + (
-        "  - kind: concat\n    patch: 200\n    num_layers: {kind: int, low: 1, high: 2}\n" + more
-    )
-    assert mistakes_of(space) == [
-        "line 19: space[2].patch: `patch` must not be longer than a modality, but got (patch=200, "
-        "phone_acc has 128 samples). Take a smaller patch."
-    ]
-
-
-def test_a_continuous_space_with_impossible_points_is_no_mistake() -> None:
+def test_admission_takes_no_continuous_space_with_impossible_points_for_a_mistake() -> None:
     """Each learning rate is met once; one drawn beside an impossible width is not to blame."""
     space = """\
 space:
@@ -236,7 +191,7 @@ space:
     assert admission.draw(random_) is not None
 
 
-def test_a_space_too_large_to_list_is_priced_point_by_point() -> None:
+def test_admission_prices_a_space_too_large_to_list_point_by_point() -> None:
     admission = admission_of(SPACE + LARGE, "[{metric: parameters, max: 8000}]")
     assert admission.num_points > admissions.MAX_TABLE
     assert admission.table is None
@@ -249,13 +204,15 @@ def test_a_space_too_large_to_list_is_priced_point_by_point() -> None:
     assert admission.num_taken == 50
 
 
-def test_a_large_space_with_nothing_to_admit_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_finds_a_large_space_with_nothing_to_admit_used_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(admissions, "MAX_DRAWS", 50)
     admission = admission_of(SPACE + LARGE, "[{metric: parameters, max: 2}]")
     assert admission.draw(random.Random(0)) is None
 
 
-def test_draws_are_uniform_over_what_is_left_and_never_repeat() -> None:
+def test_draw_is_uniform_over_what_is_left_and_never_repeats() -> None:
     """Chi-square over configurations, not over branches: each is as likely as any other."""
     admission = admission_of(constraints="[{metric: parameters, max: 8000}]")
     table = table_of(admission)
@@ -274,7 +231,7 @@ def test_draws_are_uniform_over_what_is_left_and_never_repeat() -> None:
     assert admission.left() == 0
 
 
-def test_the_cheapest_comes_first_until_none_is_left() -> None:
+def test_cheapest_comes_first_until_none_is_left() -> None:
     admission = admission_of()
     order = []
     while (candidate := admission.cheapest()) is not None:
@@ -283,7 +240,7 @@ def test_the_cheapest_comes_first_until_none_is_left() -> None:
     assert order == sorted((c.cost.gflops, i) for i, c in table_of(admission).items())
 
 
-def test_other_data_has_other_prices() -> None:
+def test_admission_prices_other_data_otherwise() -> None:
     spec: Any = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     other = Admission(source_of(SPACE), spec)
     assert not table_of(other).keys() & table_of(admission_of()).keys()
@@ -296,7 +253,7 @@ def test_other_data_has_other_prices() -> None:
         "epochs: {kind: int, low: 1, high: 60000}",
     ],
 )
-def test_an_exhaustive_search_of_a_space_without_a_list_is_a_mistake(axis: str) -> None:
+def test_admission_takes_an_exhaustive_search_of_an_endless_space_for_a_mistake(axis: str) -> None:
     text = f"""
 study: {{name: endless}}
 dataset: {{kind: synthetic}}

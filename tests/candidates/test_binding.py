@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -15,199 +15,23 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.binding import (
     bind,
-    check_names,
     definition_of,
     with_objectives,
 )
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
-from sftsearch.trainables.metrics import METRICS
 
-if TYPE_CHECKING:
-    from sftsearch.search_spaces.load import Source
+from bound_study import OBJECTIVES, TASKS, of_task, parse
 
 WEARABLES = describe("wearables")
-OBJECTIVES = """\
-objectives:
-  - {metric: top1, goal: maximize}
-  - {metric: gflops, goal: minimize}
-"""
-VALID = f"""\
-study: {{name: small}}
-dataset: {{kind: wearables}}
-{OBJECTIVES}search: {{trials: 4, sampler: {{kind: random}}}}
-training: {{epochs: 2}}
-space:
-  - kind: sft
-    patch: 8
-    stride: {{kind: choice, values: [1, 2]}}
-    modalities: [watch_acc, phone_acc]
-  - kind: concat
-    dim: {{kind: int, low: 20, high: 40, step: 20}}
-    num_heads: 4
-"""
-
-
-def parse(old: str = "", new: str = "") -> Source:
-    assert VALID.count(old) == 1 or not old
-    return parse_study(VALID.replace(old, new).encode() if old else VALID.encode(), name="s.yaml")
-
-
-def mistakes_of(old: str, new: str) -> list[str]:
-    with pytest.raises(StudyFileError) as caught:
-        check_names(parse(old, new))
-    return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
-
-
-def test_a_valid_file_passes() -> None:
-    check_names(parse())
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("kind: wearables", "kind: wearble",
-         "line 2: dataset.kind: No data set is called 'wearble'. Did you mean 'wearables'? Known"),
-        ("kind: concat", "kind: conkat",
-         "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "),
-        ("patch: 8", "ptach: 8",
-         "line 10: space[0].ptach: No parameter is called 'ptach'. Did you mean 'patch'? Known: "
-         "batch_size, "),
-        ("num_heads: 4", "fused_layers: 4",
-         "line 15: space[1].fused_layers: No parameter is called 'fused_layers'."),
-        ("epochs: 2", "epoch: 2",
-         "line 7: training.epoch: No parameter is called 'epoch'. Did you mean 'epochs'?"),
-        ("epochs: 2", "patch: 8", "line 7: training.patch: No parameter is called 'patch'. "),
-        ("metric: top1", "metric: tpo1",
-         "line 4: objectives[0].metric: No metric of classification is called 'tpo1'. Did you mean "
-         "'top1'? Known: balanced_accuracy, gflops, gflops_expected, gmacs, latency_ms, loss, "
-         "macro_f1, map, parameters, peak_memory_mb, seconds, top1, top5."),
-        ("[watch_acc, phone_acc]", "[watch_acc, phone_mic]",
-         "line 12: space[0].modalities: No modality of 'wearables' is called 'phone_mic'. Did you "
-         "mean 'phone_acc'? Known: phone_acc, phone_gyro, watch_acc, watch_gyro."),
-        ("[watch_acc, phone_acc]", "{kind: choice, values: [[watch_acc], [watch_ac]]}",
-         "line 12: space[0].modalities.values[1]: No modality of 'wearables' is called "
-         "'watch_ac'."),
-        ("values: [1, 2]", "values: [1, {watch_acc: 1, phone: 2}]",
-         "line 11: space[0].stride.values[1]: No modality of 'wearables' is called 'phone'."),
-        ("{kind: choice, values: [1, 2]}", "{phone_acc: 2, watch: {kind: choice, values: [1, 2]}}",
-         "line 11: space[0].stride.watch: No modality of 'wearables' is called 'watch'. Did you "
-         "mean 'watch_acc'?"),
-        ("{kind: choice, values: [1, 2]}", "{fone_acc: 2, watch_acc: {kind: choice, values: [1]}}",
-         "line 11: space[0].stride.fone_acc: No modality of 'wearables' is called 'fone_acc'."),
-        ("{kind: choice, values: [1, 2]}", "{watch_acc: {kind: choice, values: [1, two]}}",
-         "line 11: space[0].stride.watch_acc.values[1]: It must be a whole number, but got "
-         '{"watch_acc": "two"}.'),
-        ("{kind: choice, values: [1, 2]}",
-         "{watch_acc: {kind: int, low: 1, high: 2}, phone_acc: x}",
-         "line 11: space[0].stride.phone_acc: It must be a whole number, but got "
-         '{"phone_acc": "x"}.'),
-        ("patch: 8", "patch: {watch_acc: {kind: choice, values: [8]}}",
-         "line 10: space[0].patch.watch_acc.values[0]: It must be a whole number, but got "
-         '{"watch_acc": 8}.'),
-        ("patch: 8", "patch: eight",
-         'line 10: space[0].patch: It must be a whole number, but got "eight".'),
-        ("patch: 8", "patch: 8.0",
-         "line 10: space[0].patch: It must be a whole number, but got 8.0."),
-        ("patch: 8", "patch: true",
-         "line 10: space[0].patch: It must be a whole number, but got true."),
-        ("values: [1, 2]", "values: [1, two]", "line 11: space[0].stride.values[1]: It must be a "
-         'whole number or a mapping, but got "two".'),
-        ("[watch_acc, phone_acc]", "watch_acc",
-         'line 12: space[0].modalities: It must be a list, but got "watch_acc".'),
-        ("patch: 8", "pooling: mean",
-         "line 10: space[0].pooling: It must be 'average'"),
-        ("epochs: 2", "epochs: 0",
-         "line 7: training.epochs: `epochs` must be a whole number from 1, but got 0."),
-        ("epochs: 2", "learning_rate: .nan", "line 7: training.learning_rate: `learning_rate` must "
-         "lie in (0, inf), but got nan."),
-        ("epochs: 2", "epochs: {kind: int, low: 1, high: 2}",
-         "line 7: training.epochs: `training` holds for all trials: put what is searched into "
-         "`space`."),
-        ("goal: maximize", "goal: minimize",
-         "line 4: objectives[0].goal: `top1` can only be maximized."),
-        ("{metric: gflops, goal: minimize}", "{metric: map, goal: maximize}",
-         "line 3: objectives: The first objective must be an accuracy (top1, top5, map, "
-         "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, "
-         "gflops_expected, latency_ms, peak_memory_mb, seconds), but got (top1, map)."),
-        ("{metric: top1, goal: maximize}", "{metric: gmacs, goal: minimize}",
-         "line 3: objectives: The first objective must be an accuracy (top1, "),
-        ("{metric: gflops, goal: minimize}", "{metric: loss, goal: minimize}",
-         "line 3: objectives: The first objective must be an accuracy (top1, "),
-        ("metric: gflops, goal: minimize", "metric: top1, goal: maximize",
-         "line 5: objectives[1].metric: `top1` stands twice."),
-        ("metric: top1", "metric: top5", "line 4: objectives[0].metric: `top5` says nothing with "
-         "five classes or fewer."),
-    ],
-)  # fmt: skip
-def test_what_the_catalogues_do_not_know_has_its_line_and_the_nearest_name(
-    old: str, new: str, message: str
-) -> None:
-    found = mistakes_of(old, new)
-    assert len(found) == 1
-    assert found[0].startswith(message)
-
-
-def test_a_range_of_fractions_is_none_of_whole_numbers() -> None:
-    """Also where its ends are written without a point."""
-    assert mistakes_of(
-        "{kind: int, low: 20, high: 40, step: 20}", "{kind: float, low: 20, high: 40}"
-    ) == [
-        "line 14: space[1].dim.high: It must be a whole number, but got 40.0.",
-        "line 14: space[1].dim.low: It must be a whole number, but got 20.0.",
-    ]
-
-
-TASKS = {"multilabel": "synthetic_tags", "regression": "synthetic_rating"}
-
-
-def of_task(task: str, objectives: str) -> Source:
-    text = (
-        f"study: {{name: small}}\ndataset: {{kind: {TASKS[task]}}}\n{objectives}"
-        "search: {trials: 4}\nspace: [{kind: sft}]\n"
-    )
-    return parse_study(text.encode(), name="s.yaml")
-
-
-@pytest.mark.parametrize(
-    ("task", "metric", "goal"),
-    [
-        ("multilabel", "micro_f1", "maximize"),
-        ("multilabel", "loss", "minimize"),
-        ("regression", "mae", "minimize"),
-        ("regression", "pearson", "maximize"),
-    ],
-)
-def test_an_accuracy_is_any_metric_of_the_task_in_its_own_direction(
-    task: str, metric: str, goal: str
-) -> None:
-    objectives = OBJECTIVES.replace("top1, goal: maximize", f"{metric}, goal: {goal}")
-    check_names(of_task(task, objectives))
-    turned = {"maximize": "minimize", "minimize": "maximize"}[goal]
-    with pytest.raises(StudyFileError) as caught:
-        check_names(of_task(task, objectives.replace(goal, turned, 1)))
-    assert str(caught.value) == (
-        f"s.yaml, line 4: objectives[0].goal: `{metric}` can only be {goal}d."
-    )
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_what_the_task_does_not_have_is_a_mistake_with_what_it_has(task: str) -> None:
-    with pytest.raises(StudyFileError) as caught:
-        check_names(of_task(task, OBJECTIVES))
-    (mistake,) = caught.value.mistakes
-    assert (mistake.line, mistake.key) == (4, "objectives[0].metric")
-    said, known = mistake.message.split("Known: ")
-    assert said == f"No metric of {task} is called 'top1'. "
-    assert set(known.rstrip(".").split(", ")) == {*METRICS[task], "loss", *binding.COSTS}
 
 
 @pytest.mark.parametrize(
     ("task", "metric", "goal"),
     [("multilabel", "map", "maximize"), ("regression", "mae", "minimize")],
 )
-def test_objectives_that_are_not_named_are_the_tasks_own(task: str, metric: str, goal: str) -> None:
+def test_with_objectives_adds_the_tasks_own(task: str, metric: str, goal: str) -> None:
     source = of_task(task, "")
     check_names(source)
     study = with_objectives(source, describe(TASKS[task])).study
@@ -215,20 +39,10 @@ def test_objectives_that_are_not_named_are_the_tasks_own(task: str, metric: str,
     assert pairs == [(metric, goal), ("gflops", "minimize")]
 
 
-def test_objectives_that_are_named_stay_and_a_classifications_are_the_defaults() -> None:
+def test_with_objectives_keeps_what_is_named() -> None:
     for source in (parse("metric: top1", "metric: map"), parse(OBJECTIVES, "")):
         assert with_objectives(source, WEARABLES).study == source.study
     assert parse(OBJECTIVES, "").study == parse().study
-
-
-def test_objectives_are_checked_beside_mistakes_of_form() -> None:
-    text = VALID.replace("metric: top1", "metric: topl").replace("trials: 4", "trials: no")
-    with pytest.raises(StudyFileError) as caught:
-        check_names(parse_study(text.encode(), name="s.yaml"))
-    assert [mistake.key for mistake in caught.value.mistakes] == [
-        "objectives[0].metric",
-        "search.trials",
-    ]
 
 
 # ------------------------------------------------------------------ identity
@@ -238,7 +52,7 @@ def identity(model: str = "sft", /, **values: Any) -> str:
     return bind(model, {"patch": 8, **values}, {"epochs": 2}, WEARABLES).id
 
 
-def test_an_id_does_not_change_from_version_to_version() -> None:
+def test_bind_gives_ids_that_do_not_change_from_version_to_version() -> None:
     """Pinned: another id here means that resumed studies would run everything anew."""
     assert identity() == "437bd13ed2b7"
     per_modality = {"watch_acc": 2, "phone_acc": 4}
@@ -246,7 +60,7 @@ def test_an_id_does_not_change_from_version_to_version() -> None:
     assert identity("sft_po", **values) == "3034ea7025ba"
 
 
-def test_modalities_are_a_set() -> None:
+def test_bind_takes_modalities_as_a_set() -> None:
     names = list(WEARABLES.modalities)
     ids = {identity(modalities=list(order)) for order in itertools.permutations(names)}
     assert ids == {identity()}  # all of them is what is used where none is named
@@ -254,7 +68,7 @@ def test_modalities_are_a_set() -> None:
     assert identity(modalities=names[:2]) == identity(modalities=names[1::-1])
 
 
-def test_strides_by_modality_are_a_mapping() -> None:
+def test_bind_takes_strides_by_modality_as_a_mapping() -> None:
     one = {"watch_acc": 2, "phone_acc": 4}
     other = {"phone_acc": 4, "watch_acc": 2}
     chosen = ["watch_acc", "phone_acc"]
@@ -262,7 +76,7 @@ def test_strides_by_modality_are_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_a_default_spelled_out_is_the_same_configuration(model: str) -> None:
+def test_bind_gives_a_default_spelled_out_the_same_id(model: str) -> None:
     defaults = {
         field.name: field.default
         for config in (MODELS[model].config, TrainConfig)
@@ -278,14 +92,14 @@ def test_a_default_spelled_out_is_the_same_configuration(model: str) -> None:
     assert bind(model, {**chosen, "epochs": 2}, {"epochs": 9}, WEARABLES).id == bare.id
 
 
-def test_a_whole_number_is_the_float_it_stands_for() -> None:
+def test_bind_takes_a_whole_number_as_the_float_it_stands_for() -> None:
     assert identity(dropout=0) == identity(dropout=0.0) == identity()
     assert identity(learning_rate=1) == identity(learning_rate=1.0)
     bound = bind("sft", {"dropout": 0}, {"weight_decay": 0}, WEARABLES)
     assert type(bound.model_config.dropout) is type(bound.train_config.weight_decay) is float
 
 
-def test_every_other_value_is_another_configuration() -> None:
+def test_bind_gives_every_other_value_another_id() -> None:
     """Where it matters: stride 3 leaves a token out, 17 of them attend sparsely, inputs mix."""
     base = {"stride": 3, "mixup": "input", "epochs": 9, "sparse_attention": "fixed", "window": 12}
     others: dict[str, Any] = {
@@ -329,7 +143,7 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("model", "one", "other"), SPELLINGS)
-def test_what_trains_alike_is_one_configuration(
+def test_bind_gives_what_trains_alike_one_id(
     model: str, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     """And the model that is built is the one that was written: the same logits, bit for bit."""
@@ -356,18 +170,20 @@ def test_what_trains_alike_is_one_configuration(
         ({"tokens": {"watch_acc": 2, "watch_gyro": 4}}, {"tokens": 2}),
     ],
 )  # fmt: skip
-def test_what_trains_otherwise_is_another(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_bind_gives_what_trains_otherwise_another_id(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
     assert identity(**WATCH, **one) != identity(**WATCH, **other)
 
 
-def test_other_data_is_another_configuration_and_a_mere_rewording_is_not() -> None:
+def test_bind_gives_other_data_another_id_and_a_mere_rewording_not() -> None:
     spec = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     assert bind("sft", {}, {}, spec).id != bind("sft", {}, {}, WEARABLES).id
     spec = dataclasses.replace(WEARABLES, description="Better said.")
     assert bind("sft", {}, {}, spec).id == bind("sft", {}, {}, WEARABLES).id
 
 
-def test_what_is_shown_is_the_study_files_names_with_the_modalities_in_order() -> None:
+def test_bind_shows_the_study_files_names_with_the_modalities_in_order() -> None:
     bound = bind("sft", {"modalities": ["watch_gyro", "phone_acc"], "stride": 2}, {}, WEARABLES)
     assert bound.parameters == {"modalities": ["phone_acc", "watch_gyro"], "stride": 2}
     assert bound.model_config.modalities == ("phone_acc", "watch_gyro")
@@ -384,7 +200,7 @@ def test_what_is_shown_is_the_study_files_names_with_the_modalities_in_order() -
         ({"patch": 8.5}, "`patch`: It must be a whole number, but got 8.5."),
     ],
 )
-def test_what_cannot_be_put_together_is_said(values: dict[str, Any], message: str) -> None:
+def test_bind_says_what_cannot_be_put_together(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         bind("sft", values, {}, WEARABLES)
     assert isinstance(caught.value, UserError)
@@ -405,7 +221,7 @@ def test_what_cannot_be_put_together_is_said(values: dict[str, Any], message: st
         ("low: 20, high: 40, step: 20", "step: 20, low: 20, high: 40"),
     ],
 )  # fmt: skip
-def test_the_budget_is_no_part_of_a_studys_definition(old: str, new: str) -> None:
+def test_definition_of_leaves_out_the_budget(old: str, new: str) -> None:
     assert definition_of(parse(old, new), WEARABLES) == definition_of(parse(), WEARABLES)
 
 
@@ -419,13 +235,13 @@ def test_the_budget_is_no_part_of_a_studys_definition(old: str, new: str) -> Non
         ("space:\n", "constraints: [{metric: gflops, max: 1}]\nspace:\n", "constraints"),
     ],
 )
-def test_everything_else_is(old: str, new: str, part: str) -> None:
+def test_definition_of_has_everything_else(old: str, new: str, part: str) -> None:
     ours = definition_of(parse(), WEARABLES)
     theirs = definition_of(parse(old, new), WEARABLES)
     assert [name for name in ours if ours[name] != theirs[name]] == [part]
 
 
-def test_every_model_is_described_with_every_parameter_and_its_default() -> None:
+def test_describe_models_has_every_parameter_and_its_default() -> None:
     rows = binding.describe_models()
     assert [row["model"] for row in rows] == sorted(MODELS)
     for row in rows:
@@ -437,6 +253,6 @@ def test_every_model_is_described_with_every_parameter_and_its_default() -> None
     )
 
 
-def test_no_parameter_belongs_to_a_model_and_to_training() -> None:
+def test_fields_of_a_model_are_none_of_training() -> None:
     for model in MODELS:
         assert not binding.fields_of(model).keys() & binding.fields_of(binding.TRAINING).keys()

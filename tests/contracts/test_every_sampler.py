@@ -10,7 +10,7 @@ import pytest
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-from sftsearch.orchestrator.candidates.binding import check_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.samplers.base import History
 from sftsearch.orchestrator.samplers.catalog import SAMPLERS, build_sampler
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy

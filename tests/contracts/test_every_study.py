@@ -15,7 +15,8 @@ import yaml
 
 import sftsearch.search_spaces
 from sftsearch.datasets.catalog import describe, open_dataset
-from sftsearch.orchestrator.candidates.binding import check_names, definition_of
+from sftsearch.orchestrator.candidates.binding import definition_of
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.pricing.costs import list_prices
 from sftsearch.orchestrator.studies import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study

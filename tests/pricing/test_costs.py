@@ -56,7 +56,7 @@ def shown(table: Any, width: int = 80) -> list[str]:
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
-def test_a_listing_has_every_admissible_configuration_by_rising_cost() -> None:
+def test_list_prices_has_every_admissible_configuration_by_rising_cost() -> None:
     _, admission = study_of()
     listing = prices.list_prices(admission)
     assert len(listing) == 16
@@ -64,7 +64,7 @@ def test_a_listing_has_every_admissible_configuration_by_rising_cost() -> None:
     assert costs == sorted(costs)
 
 
-def test_a_huge_space_is_listed_by_a_sample_within_its_limits(
+def test_list_prices_samples_a_huge_space_within_its_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prices, "NUM_DRAWN", 200)
@@ -77,17 +77,17 @@ def test_a_huge_space_is_listed_by_a_sample_within_its_limits(
     assert [c.id for c in limited] == [c.id for c in unlimited if c.cost.gflops <= limit]
 
 
-def test_a_huge_space_with_nothing_admissible_is_said_at_once() -> None:
+def test_list_prices_of_a_huge_space_with_nothing_admissible_is_empty() -> None:
     source, admission = study_of(CONTINUOUS, "[{metric: parameters, max: 1}]")
     assert prices.list_prices(admission) == []
     estimate = prices.estimate_time(source, WEARABLES, admission)
-    assert shown(prices.in_words([], source, admission, estimate)) == [
+    assert shown(prices.describe([], source, admission, estimate)) == [
         "No configuration is admissible."
     ]
     assert prices.as_json([], admission, estimate, source)["study_seconds"] is None
 
 
-def test_the_line_is_that_of_nonnegative_least_squares() -> None:
+def test_fit_line_is_nonnegative_least_squares() -> None:
     """Against scipy's NNLS of the same relative errors, over lines, noise and wrong slopes."""
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -96,12 +96,12 @@ def test_the_line_is_that_of_nonnegative_least_squares() -> None:
         y *= generator.uniform(0.8, 1.25, size=5)
         columns = np.stack([np.ones(5), x], axis=1) / y[:, None]
         expected, _ = optimize.nnls(columns, np.ones(5))
-        assert prices._fit_line(x.tolist(), y.tolist()) == pytest.approx(tuple(expected), abs=1e-9)
-    assert prices._fit_line([1.0, 2.0, 5.0], [0.3, 0.5, 1.1]) == pytest.approx((0.1, 0.2))
-    assert prices._fit_line([2.0], [0.5]) == (0.5, 0.0)
+        assert prices.fit_line(x.tolist(), y.tolist()) == pytest.approx(tuple(expected), abs=1e-9)
+    assert prices.fit_line([1.0, 2.0, 5.0], [0.3, 0.5, 1.1]) == pytest.approx((0.1, 0.2))
+    assert prices.fit_line([2.0], [0.5]) == (0.5, 0.0)
 
 
-def test_the_estimate_is_one_line_over_the_operations_of_a_batch() -> None:
+def test_estimate_time_is_one_line_over_the_operations_of_a_batch() -> None:
     source, admission = study_of()
     threads = torch.get_num_threads()
     estimate = prices.estimate_time(source, WEARABLES, admission)
@@ -122,7 +122,7 @@ def test_the_estimate_is_one_line_over_the_operations_of_a_batch() -> None:
     assert estimate.study_seconds == pytest.approx(12 * mean)
 
 
-def test_the_table_is_readable_at_80_columns() -> None:
+def test_rich_table_is_readable_at_80_columns() -> None:
     source, admission = study_of()
     listing = prices.list_prices(admission)
     lines = shown(prices.rich_table(listing, admission, None, 4))
@@ -133,7 +133,7 @@ def test_the_table_is_readable_at_80_columns() -> None:
     assert re.search(rf"dim=8 stride=16 {batch} modalities=\[phone_acc, watch_acc\]", text)
     assert re.search(rf"dim=16 stride=1 {batch} modalities=all", text)
     assert "patch" not in text
-    words = shown(prices.in_words(listing, source, admission, None), width=200)
+    words = shown(prices.describe(listing, source, admission, None), width=200)
     assert words[0] == "In all: patch=8 num_heads=4 fused_layers=1."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops
     assert words[1] == (
@@ -142,7 +142,7 @@ def test_the_table_is_readable_at_80_columns() -> None:
     )
 
 
-def test_what_only_some_configurations_of_a_model_have_is_shown() -> None:
+def test_rich_table_shows_what_only_some_configurations_of_a_model_have() -> None:
     space = """\
 space:
   - {kind: sft, patch: 8, dim: 10}
@@ -153,11 +153,11 @@ space:
     listing = prices.list_prices(admission)
     lines = shown(prices.rich_table(listing, admission, None, 3))
     assert [line.split()[2:] for line in lines[1:]] == [["sft", "tokens=1"], ["concat"], ["sft"]]
-    words = shown(prices.in_words(listing, source, admission, None))
+    words = shown(prices.describe(listing, source, admission, None))
     assert words[0] == "In all: patch=8 dim=10 modalities=all."
 
 
-def test_rows_go_from_the_cheapest_to_the_dearest() -> None:
+def test_rich_table_goes_from_the_cheapest_to_the_most_expensive() -> None:
     source, admission = study_of()
     listing = prices.list_prices(admission)
     for top in (1, 2, 5, 16, 1000):
@@ -170,7 +170,7 @@ def test_rows_go_from_the_cheapest_to_the_dearest() -> None:
     lines = shown(prices.rich_table(listing, admission, estimate, 2), width=200)
     assert "s a trial" in lines[0]
     assert lines[1].split()[2] == "1,234.6"
-    words = shown(prices.in_words(listing, source, admission, estimate), width=200)
+    words = shown(prices.describe(listing, source, admission, estimate), width=200)
     assert words[-1].startswith("12 trials take about 60.0 minutes here, 3 at a time")
 
 
@@ -180,7 +180,7 @@ def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
     source = parse_study(text.encode())
     admission = Admission(source, WEARABLES)
     listing = prices.list_prices(admission)
-    lines = shown(prices.in_words(listing, source, admission, None))
+    lines = shown(prices.describe(listing, source, admission, None))
     assert lines[-1].split()[:4] == ["SFT", "0.25", "0.2581", "+3.2%"]
     told = prices.as_json(listing, admission, None, source)
     assert told["paper"]["rows"][-1]["gflops"]["VGGS"] == pytest.approx(0.2581, abs=5e-5)
@@ -195,7 +195,7 @@ def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
     assert "No paper's table is called 'SFT tablet 2'. Did you mean 'SFT table 2'?" in str(mistake)
 
 
-def test_json_has_everything() -> None:
+def test_as_json_has_everything() -> None:
     source, admission = study_of(constraints="[{metric: gflops, max: 3e-4}]")
     listing = prices.list_prices(admission)
     estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 2.0), 2, 9.0)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.candidates.binding import check_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.search_spaces.load import (
     MAX_BYTES,
     MAX_DEPTH,

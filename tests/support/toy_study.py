@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.candidates.binding import check_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import parse_study
 

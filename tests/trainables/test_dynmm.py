@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from sftsearch.datasets.catalog import describe, open_dataset
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.orchestrator.candidates.binding import bind, check_names
+from sftsearch.orchestrator.candidates.binding import bind
+from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.report.text import brief_parameter, show_parameter
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import StudyFileError, parse_study

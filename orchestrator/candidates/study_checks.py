@@ -1,0 +1,240 @@
+"""Check a study file against the catalogues, and report all of its mistakes at once.
+
+`load` knows the form of a study file; what only the catalogues know (data sets, models, their
+parameters and types) is checked here, also of a file with mistakes of form elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import TYPE_CHECKING, TypeGuard
+
+from sftsearch.datasets import catalog as datasets
+from sftsearch.datasets.errors import DatasetError, UserError
+from sftsearch.datasets.folds import deal
+from sftsearch.orchestrator.candidates.binding import (
+    TRAINING,
+    check_value,
+    fields_of,
+    parameters_of,
+)
+from sftsearch.orchestrator.metrics import COSTS, metric
+from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
+from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution, members
+from sftsearch.trainables import catalog as models
+from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.metrics import METRICS, TOP_K
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import TypeAdapter
+
+    from sftsearch.datasets.spec import DatasetSpec
+
+MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
+"""Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""
+
+
+def check_names(source: Source) -> None:
+    """Check what only the catalogues know, and raise it in one list with the mistakes of form.
+
+    Raises:
+        StudyFileError: mistakes of form; unknown models, data sets, metrics, modalities or
+            parameters; values of a wrong type; all of them at once.
+    """
+    data = source.data
+    found = list(source.mistakes)
+    dataset = _get(data, "dataset", "kind")
+    root, spec = _get(data, "dataset", "root"), None
+    if isinstance(dataset, str) and (root is None or isinstance(root, str)):
+        try:
+            spec = datasets.describe(dataset, root=root)
+        except UserError as error:
+            found.append(source.mistake(("dataset", "kind"), str(error)))
+    found += _fold_mistakes(source, spec)
+    found += _objective_mistakes(source, spec)
+    found += _training_mistakes(source)
+    found += _warm_start_mistakes(source)
+    space = data.get("space")
+    for i, branch in enumerate(space if isinstance(space, list) else []):
+        if isinstance(branch, dict) and isinstance(branch.get("kind"), str):
+            found += _branch_mistakes(source, i, branch, spec)
+    if found:
+        raise StudyFileError(source.name, found)
+
+
+def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+    num_folds = _get(source.data, "dataset", "folds")
+    if spec is None or not _is_whole(num_folds):
+        return []  # a mistake of form, if it is one
+    try:
+        deal(spec, num_folds)
+    except DatasetError as error:
+        return [source.mistake(("dataset", "folds"), str(error))]
+    return []
+
+
+def _warm_start_mistakes(source: Source) -> list[Mistake]:
+    other, own = _get(source.data, "warm_start", "study"), _get(source.data, "study", "name")
+    if other is None or other != own:
+        return []
+    message = f"'{own}' is this study: name another one to begin with."
+    return [source.mistake(("warm_start", "study"), message)]
+
+
+def _get(data: object, *keys: str) -> object:
+    """Return the value at a place of data whose form may be wrong, or None."""
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data
+
+
+def _training_mistakes(source: Source) -> list[Mistake]:
+    training = source.data.get(TRAINING)
+    found = []
+    for name, value in training.items() if isinstance(training, dict) else ():
+        place = (TRAINING, name)
+        if is_distribution(value):
+            message = "`training` holds for all trials: put what is searched into `space`."
+            found.append(source.mistake(place, message))
+        else:
+            found += _parameter_mistakes(source, place, value, fields_of(TRAINING))
+    if not found and isinstance(training, dict):
+        try:
+            TrainConfig(**training)
+        except ConfigError as error:
+            named = [name for name in re.findall(r"`(\w+)", str(error)) if name in training]
+            found.append(source.mistake((TRAINING, *named[:1]), str(error)))
+    return found
+
+
+def _branch_mistakes(
+    source: Source, i: int, branch: dict[str, object], spec: DatasetSpec | None
+) -> list[Mistake]:
+    kind = str(branch["kind"])
+    if kind not in models.MODELS:
+        return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, what="model"))]
+    found = []
+    for name, value in branch.items():
+        if name == "kind":
+            continue
+        place = ("space", i, name)
+        mistakes = _parameter_mistakes(source, place, value, parameters_of(kind))
+        if spec is not None and not mistakes:
+            mistakes = _modality_mistakes(source, place, value, spec)
+        found += mistakes
+    return found
+
+
+def _modality_mistakes(
+    source: Source, place: Place, value: object, spec: DatasetSpec
+) -> list[Mistake]:
+    what = f"modality of '{spec.name}'"
+    return [
+        source.mistake(where, unknown(name, spec.modalities, what=what))
+        for where, name in _named_modalities(place, value)
+        if name not in spec.modalities
+    ]
+
+
+def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
+    """Return the names in `modalities` (lists) and in what is set by modality (mappings)."""
+    entries = [keys for keys, _ in members(str(place[-1]), value)]
+    if entries[0][1:]:
+        return [((*place, name), name) for _, name in entries]
+    return [
+        (where, str(name))
+        for where, one in _values_to_check(place, value)
+        if isinstance(one, dict) or (place[-1] == "modalities" and isinstance(one, list))
+        for name in one
+    ]
+
+
+def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+    """Check metrics and goals, also of a file with mistakes of form elsewhere."""
+    objectives = source.data.get("objectives")
+    if not isinstance(objectives, list):
+        return []
+    found: list[Mistake] = []
+    metrics = [_get(objective, "metric") for objective in objectives]
+    goals = [_get(objective, "goal") for objective in objectives]
+    for i, (name, goal) in enumerate(zip(metrics, goals, strict=True)):
+        if isinstance(name, str) and isinstance(goal, str):
+            twice = name in metrics[:i]
+            found += _metric_mistakes(source, i, name, goal, spec, twice=twice)
+    costs = [name for name in metrics if name in COSTS]
+    if not found and (metrics[:1] == costs[:1] or not costs):
+        message = (
+            f"The first objective must be an accuracy ({', '.join(_measured(spec))}) and another "
+            f"a cost ({', '.join(COSTS)}), but got ({', '.join(map(str, metrics))})."
+        )
+        found.append(source.mistake(("objectives",), message))
+    return found
+
+
+def _measured(spec: DatasetSpec | None) -> list[str]:
+    """Return the metrics of the data set's task; of an unknown data set, those of all tasks."""
+    tasks = MEASURED if spec is None else {spec.task: MEASURED[spec.task]}
+    return list(dict.fromkeys(itertools.chain(*tasks.values())))
+
+
+def _metric_mistakes(
+    source: Source, i: int, name: str, goal: str, spec: DatasetSpec | None, *, twice: bool
+) -> list[Mistake]:
+    place = ("objectives", i, "metric")
+    known = [*_measured(spec), *COSTS]
+    if name not in known:
+        what = f"metric of {spec.task}" if spec else "metric"
+        return [source.mistake(place, unknown(name, known, what=what))]
+    found = []
+    if goal in ("maximize", "minimize") and goal != metric(name).direction:
+        message = f"`{name}` can only be {metric(name).direction}d."
+        found.append(source.mistake(("objectives", i, "goal"), message))
+    if twice:
+        found.append(source.mistake(place, f"`{name}` stands twice."))
+    if name == "top5" and spec is not None and spec.num_classes <= TOP_K:
+        found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
+    return found
+
+
+def _parameter_mistakes(
+    source: Source, place: Place, value: object, known: Mapping[str, TypeAdapter[object]]
+) -> list[Mistake]:
+    name = str(place[-1])
+    if name not in known:
+        return [source.mistake(place, unknown(name, known, what="parameter"))]
+    found = []
+    for where, one in _values_to_check(place, value):
+        try:
+            check_value(known[name], one)
+        except ValueError as error:
+            found.append(source.mistake(where, str(error)))
+    return found
+
+
+def _values_to_check(place: Place, value: object) -> list[tuple[Place, object]]:
+    """Return what a parameter is set to, with its place; of a mapping, perhaps entry by entry."""
+    found: list[tuple[Place, object]] = []
+    for (_, *key), part in members(str(place[-1]), value):
+        for where, one in _values_of((*place, *key), part):
+            found.append((where, {key[0]: one} if key else one))
+    return found
+
+
+def _values_of(place: Place, value: object) -> list[tuple[Place, object]]:
+    if not is_distribution(value):
+        return [(place, value)]
+    if value["kind"] == "choice" and isinstance(value.get("values"), list):
+        return [((*place, "values", i), one) for i, one in enumerate(value["values"])]
+    ends = [((*place, end), value[end]) for end in ("low", "high") if end in value]
+    if value["kind"] != "float":
+        return ends
+    return [(where, float(end) if _is_whole(end) else end) for where, end in ends]
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE

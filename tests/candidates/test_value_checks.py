@@ -1,0 +1,94 @@
+"""Values that are possible nowhere, as mistakes at their line."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.search_spaces.load import StudyFileError, parse_study
+
+SPACE = """\
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    dim: {kind: choice, values: [8, 16]}
+    stride: {kind: choice, values: [1, 4, 16]}
+    fused_layers: {kind: int, low: 1, high: 2}
+  - kind: late_fusion
+    patch: 8
+    num_heads: 2
+    num_layers: {kind: int, low: 1, high: 4}
+    dim: 8
+"""
+LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
+BY_MODALITY = """\
+space:
+  - kind: sft
+    patch: 8
+    num_heads: 4
+    dim: 8
+    fused_layers: 1
+    modalities: {kind: choice, values: [[watch_acc], [phone_acc, watch_acc]]}
+    tokens:
+      phone_acc: {kind: choice, values: [1, 4]}
+      watch_acc: {kind: choice, values: [1, 4, 16, 17]}
+"""
+
+
+def mistakes_of(space: str) -> list[str]:
+    text = (
+        f"study: {{name: small}}\ndataset: {{kind: wearables}}\nsearch: {{trials: 1}}\n\n\n{space}"
+    )
+    source = parse_study(text.encode(), name="s.yaml")
+    check_names(source)
+    with pytest.raises(StudyFileError) as caught:
+        Admission(source, describe("wearables"))
+    return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_value_checker_blames_a_modalitys_value_that_is_possible_nowhere(more: str) -> None:
+    space = BY_MODALITY.replace("tokens", "stride") + more
+    (line,) = mistakes_of(space)
+    assert line.startswith(
+        "line 15: space[0].stride.watch_acc.values[3]: `stride.watch_acc` must not be longer than "
+        "the tokens it pools, but got (stride=17, tokens=16)."
+    )
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_value_checker_blames_a_value_that_is_possible_nowhere(more: str) -> None:
+    space = """\
+space:
+  - kind: sft
+    patch: 8
+    fused_layers: 1
+    dim: {kind: choice, values: [8, 10]}
+    num_heads:
+      kind: choice
+      values:
+        - 4
+        - 3
+        - 5
+    stride: {kind: choice, values: [1, 16, 17]}
+"""
+    assert mistakes_of(space + more) == [
+        "line 15: space[0].num_heads.values[1]: `num_heads` must divide `dim`, but got "
+        "(num_heads=3, dim=8).",
+        "line 17: space[0].stride.values[2]: `stride` must not be longer than the tokens it pools, "
+        "but got (stride=17, tokens=16). Stride 16 already leaves one token.",
+    ]
+
+
+@pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
+def test_value_checker_blames_the_value_by_which_nothing_of_a_branch_works(more: str) -> None:
+    space = SPACE + (
+        "  - kind: concat\n    patch: 200\n    num_layers: {kind: int, low: 1, high: 2}\n" + more
+    )
+    assert mistakes_of(space) == [
+        "line 19: space[2].patch: `patch` must not be longer than a modality, but got (patch=200, "
+        "phone_acc has 128 samples). Take a smaller patch."
+    ]
