@@ -3,7 +3,7 @@
 At equal inference cost: at some costs of their common front, the best that each affords. At equal
 tuning cost: the expected best of as many configurations as the one with fewer ran, and of as many
 as each trains in the same time. How sure: the share of the resamples, paired by group and drawn
-over replicates, in which the first is the better; see `pareto.resample_accuracies`.
+over replicates, in which the first is the better; see `bootstrap.resample_accuracies`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap, pareto
 from sftsearch.orchestrator.analysis.families import NUM_LEVELS, best_of, family_of
 from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.metrics import MISSING, metric
@@ -314,7 +314,7 @@ def _contest(
     interval, probability = None, None
     if draws[0] is not None and draws[1] is not None:
         gap_R = draws[0] - draws[1]
-        interval = pareto.percentile_interval(gap_R)
+        interval = bootstrap.percentile_interval(gap_R)
         sign = 1 if front.directions[0] == "maximize" else -1
         # Equal but for rounding is equal.
         is_equal = np.abs(gap_R) < 1e-12

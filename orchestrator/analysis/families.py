@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap
 from sftsearch.orchestrator.analysis.front import Difference, difference
 from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.report.text import show_interval, show_parameter
@@ -185,7 +185,7 @@ def _tune(
             family=name,
             num_run=len(found),
             value=values[name],
-            interval=pareto.percentile_interval(draws[name]) if name in draws else None,
+            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
             difference=None if name == best else _behind(name, best, values, draws),
         )
         for name, found in members.items()
@@ -196,7 +196,7 @@ def _behind(
     name: str, best: str, values: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
 ) -> Difference:
     known = name in draws and best in draws
-    interval = pareto.percentile_interval(draws[name] - draws[best]) if known else None
+    interval = bootstrap.percentile_interval(draws[name] - draws[best]) if known else None
     return Difference(other=best, mean=values[name] - values[best], interval=interval)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap, pareto
 from sftsearch.orchestrator.metrics import EXACT_COSTS, METRICS, metric
 from sftsearch.orchestrator.surrogate.gp import additive_means
 
@@ -504,7 +504,7 @@ def _draws(
         centred: move the draws by what the folds of a configuration are easier than others, so
             that they are of the mean that is printed.
     """
-    draws = pareto.resample_accuracies([c.groups for c in counted])
+    draws = bootstrap.resample_accuracies([c.groups for c in counted])
     shifts = [c.values[y] - _pooled(c) if centred else 0.0 for c in counted]
     return {c.configuration_id: draws[:, n] + shifts[n] for n, c in enumerate(counted)}
 
@@ -542,7 +542,7 @@ def _compare(
         compared.append(
             replace(
                 c,
-                interval=None if own is None else pareto.percentile_interval(own),
+                interval=None if own is None else bootstrap.percentile_interval(own),
                 membership=share.get(c.configuration_id),
                 difference=None if rival is None else difference(c, rival, y, draws),
             )
@@ -561,7 +561,7 @@ def _membership(
     """
     cost_ND = np.array(costs)
     if cost_ND.shape[1] == 1:
-        return pareto.membership(draws_RN, cost_ND[:, 0])
+        return bootstrap.share_on_front(draws_RN, cost_ND[:, 0])
     share_N = np.empty(len(costs))
     for n, own in enumerate(cost_ND):
         is_equal, is_rival = np.all(cost_ND == own, axis=1), np.all(cost_ND <= own, axis=1)
@@ -627,7 +627,7 @@ def difference(
 ) -> Difference:
     """Return how much more of `y` a configuration has than another, with what `draws` tell."""
     own, rival = draws.get(c.configuration_id), draws.get(other.configuration_id)
-    interval = None if own is None or rival is None else pareto.percentile_interval(own - rival)
+    interval = None if own is None or rival is None else bootstrap.percentile_interval(own - rival)
     mean = c.values[y] - other.values[y]
     return Difference(other=other.configuration_id, mean=mean, interval=interval)
 
@@ -649,7 +649,7 @@ def _read_test(
         seeds = [t.test_groups for t in opened if t.test_groups]
         interval = None
         if metric(y).is_counted and seeds and len(seeds) == len(opened):
-            interval = pareto.percentile_interval(pareto.resample_accuracies([seeds])[:, 0])
+            interval = bootstrap.percentile_interval(bootstrap.resample_accuracies([seeds])[:, 0])
         tested.append(replace(c, test_values=means, test_interval=interval))
     return tested
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats  # type: ignore[import-untyped, unused-ignore]
 from sklearn.linear_model import LogisticRegression
 
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap
 from sftsearch.orchestrator.surrogate import front_probability
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def test_without_tolerances_it_is_the_share_of_plain_fronts() -> None:
     generator = np.random.default_rng(0)
     draws, costs = generator.normal(size=(500, 12)), generator.permutation(12) + 1.0
     found = front_probability.front_probabilities(draws, costs, epsilon=0, delta=0)
-    assert found.tolist() == pareto.membership(draws, costs).tolist()
+    assert found.tolist() == bootstrap.share_on_front(draws, costs).tolist()
 
 
 def test_a_rival_hardly_dearer_counts_and_one_hardly_better_does_not() -> None:
