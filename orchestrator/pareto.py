@@ -107,14 +107,14 @@ def thin(
     at most delta lower; no smaller set has this property. Only points of the front are kept, of
     equal ones the first. With epsilon and delta 0 that is the front without its duplicates.
 
-    From the cheapest point on: the dearest front point within (1 + epsilon) of its cost stands for
-    it, and for every dearer point that is no more than delta better; then so on from the first
-    point that is.
+    From the cheapest point on: the most expensive front point within (1 + epsilon) of its cost
+    stands for it, and for every point of a higher cost that is no more than delta better; then so
+    on from the first point that is.
 
     Args:
         costs: to minimize, (N,), not negative.
         values: to maximize, (N,), such as accuracies.
-        epsilon: how much dearer, as a share of the cost.
+        epsilon: how much more expensive, as a share of the cost.
         delta: how much worse, in the units of the values.
 
     Raises:

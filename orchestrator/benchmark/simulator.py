@@ -18,7 +18,7 @@ import numpy as np
 from sftsearch.orchestrator.benchmark.table import LAST_EPOCHS, TableError
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import GOALS, Configuration
-from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
+from sftsearch.orchestrator.metrics import EXACT_COSTS, format_number, metric
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -473,9 +473,9 @@ def front_rows(measured: dict[str, Any], accuracy: str, cost: str) -> list[dict[
         {
             "front": row["configuration"],
             "model": row["model"],
-            cost: show_number(row[cost]),
-            accuracy: metric(accuracy).show(row["believed"]),
-            "true": metric(accuracy).show(row["true"]),
+            cost: format_number(row[cost]),
+            accuracy: metric(accuracy).format(row["believed"]),
+            "true": metric(accuracy).format(row["true"]),
             "parameters": " ".join(f"{name}={value}" for name, value in row["parameters"].items()),
         }
         for row in measured.get("front", [])

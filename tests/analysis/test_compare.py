@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
 from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.report.sections import describe_comparison
 from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
@@ -170,7 +171,7 @@ def test_only_what_was_chosen_competes_where_both_chose() -> None:
     assert found.only_chosen
     (contest,) = found.at_cost
     assert contest.difference == pytest.approx(0.1)
-    assert "fresh replicates" in compare.notes(found)[0]
+    assert "fresh replicates" in describe_comparison(found).notes[0]
     found = compare.compare_studies(chosen[0], curve("b", B))
     assert not found.only_chosen
     assert found.at_cost[0].first is not None

@@ -163,24 +163,21 @@ def test_the_divergence_of_two_levels_by_hand() -> None:
     divergence = np.sum((best - everyone) ** 2 / everyone)
     # Of 6 drawn from 15 and 15 the count of x has variance 6 * 1/2 * 1/2 * 24/29.
     by_chance = 2 * (6 * 0.25 * 24 / 29) / 7**2 / 0.5
-    assert importance._divergence(column, is_best) == pytest.approx(divergence - by_chance)
+    assert importance.excess_divergence(column, is_best) == pytest.approx(divergence - by_chance)
 
 
 @pytest.mark.parametrize("column", ["levels", "numbers", "conditional"])
-def test_chance_alone_gives_nothing_on_average(
-    column: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The mean over random choices of the best, without the floor at 0."""
+def test_chance_alone_gives_nothing_on_average(column: str) -> None:
+    """The mean over random choices of the best."""
     generator = np.random.default_rng(10)
     numbers: list[Any] = (generator.random(100) ** 2).tolist()
     columns: dict[str, list[Any]] = {
         "levels": [str(number) for number in generator.integers(0, 8, 100)],
         "numbers": numbers,
-        "conditional": [importance._ABSENT if i % 3 else x for i, x in enumerate(numbers)],
+        "conditional": [importance.ABSENT if i % 3 else x for i, x in enumerate(numbers)],
     }
-    monkeypatch.setattr(importance, "max", lambda _, found: found, raising=False)
     found = [
-        importance._divergence(columns[column], generator.permutation(100) < 12)
+        importance.excess_divergence(columns[column], generator.permutation(100) < 12)
         for _ in range(1000)
     ]
     # Beside it stands the little that the prior adds, which weighs more on the smaller sample.
@@ -188,7 +185,7 @@ def test_chance_alone_gives_nothing_on_average(
 
 
 def test_many_numbers_are_cut_into_equal_bins() -> None:
-    levels, num_ordered = importance._to_levels([float(x) for x in range(100, 0, -1)])
+    levels, num_ordered = importance.to_levels([float(x) for x in range(100, 0, -1)])
     assert num_ordered == 20
     assert np.bincount(levels).tolist() == [5] * 20
     assert levels[0] == 19
@@ -199,26 +196,26 @@ def test_many_numbers_are_cut_into_equal_bins() -> None:
     ("column", "levels", "num_ordered"),
     [
         ([4, 1, 4.0, 2], [2, 0, 2, 1], 3),
-        ([4, importance._ABSENT, 1], [1, 2, 0], 2),
+        ([4, importance.ABSENT, 1], [1, 2, 0], 2),
         ([True, False, True], [1, 0, 1], 0),
         (["b", "a", None], [1, 0, 2], 0),
         ([{"x": 1, "y": 2}, {"y": 2, "x": 1}, [1]], [1, 1, 0], 0),
-        ([importance._ABSENT] * 2, [0, 0], 0),
+        ([importance.ABSENT] * 2, [0, 0], 0),
     ],
 )
 def test_levels(column: list[Any], levels: list[int], num_ordered: int) -> None:
-    assert importance._to_levels(column)[0].tolist() == levels
-    assert importance._to_levels(column)[1] == num_ordered
+    assert importance.to_levels(column)[0].tolist() == levels
+    assert importance.to_levels(column)[1] == num_ordered
 
 
 @pytest.mark.parametrize("number", [10, 30, 70, 1000])
 def test_the_best_tenth_is_a_tenth(number: int) -> None:
     """Whatever 0.1 times the number rounds to."""
-    assert importance._best(np.arange(float(number)), 0.1).sum() == number // 10
+    assert importance.is_among_best(np.arange(float(number)), 0.1).sum() == number // 10
 
 
 def test_ties_with_the_last_of_the_best_are_in() -> None:
-    assert importance._best(np.array([3.0, 1.0, 2.0, 2.0, 2.0]), 0.4).sum() == 4
+    assert importance.is_among_best(np.array([3.0, 1.0, 2.0, 2.0, 2.0]), 0.4).sum() == 4
 
 
 @pytest.mark.parametrize(

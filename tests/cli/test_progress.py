@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sftsearch.orchestrator.cli.progress import ConsoleWatcher
+from sftsearch.orchestrator.cli import progress
 from sftsearch.orchestrator.study import run_study
 
 if TYPE_CHECKING:
@@ -42,16 +44,9 @@ def test_lines_say_how_far_how_long_and_how_good(
 ) -> None:
     (tmp_path / "watched.yaml").write_text(STUDY)
     text = io.StringIO()
-    watcher = ConsoleWatcher(Console(file=text, width=200))
-    monkeypatch.setattr(watcher, "_said", -1e9)
-    original = watcher._advance
-
-    def advance(event: Any) -> None:
-        watcher._said = -1e9  # every line, not one in two seconds
-        original(event)
-
-    monkeypatch.setattr(watcher, "_advance", advance)
-    with watcher:
+    clock = itertools.count(step=3)  # every line, not one in two seconds
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress.ConsoleWatcher(Console(file=text, width=200)) as watcher:
         run_study(
             tmp_path / "watched.yaml", runs=tmp_path, watcher=watcher, worker=Quick, formats=()
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.report.formats import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[
     contexts = []
 
     def open_(study: StudyRecord, **settings: Any) -> tuple[Page, Seen]:
-        (path,) = report.write(study, ["html"], tmp_path)
+        (path,) = write(study, ["html"], tmp_path)
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
         contexts.append(context)
         seen = Seen()
@@ -250,7 +250,7 @@ def test_a_script_that_slipped_in_would_not_run(
     browser: Browser, study: StudyRecord, tmp_path: Path
 ) -> None:
     """The policy is the second lock: even unescaped text could neither run nor load."""
-    (path,) = report.write(study, ["html"], tmp_path)
+    (path,) = write(study, ["html"], tmp_path)
     intruder = "<img src=http://127.0.0.1:9/x onerror='window.ran=1'><script>window.ran=1</script>"
     path.write_text(path.read_text().replace("<main>", f"<main>{intruder}"))
     page = browser.new_page()
