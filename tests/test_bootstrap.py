@@ -27,7 +27,7 @@ def _exact_draws(seeds: list[dict[str, tuple[float, float]]]) -> list[float]:
 THREE = {"s01": (40.0, 50.0), "s02": (21.0, 30.0), "s03": (55.5, 60.0)}
 
 
-def test_three_groups_give_the_27_resamples() -> None:
+def test_resample_accuracies_of_three_groups_gives_the_27_resamples() -> None:
     draws = bootstrap.resample_accuracies([[THREE]], num_resamples=20_000)[:, 0]
     exact = np.array(_exact_draws([THREE]))
     assert len(exact) == 27
@@ -39,7 +39,7 @@ def test_three_groups_give_the_27_resamples() -> None:
     assert bootstrap.percentile_interval(draws) == pytest.approx((0.7, 0.925), abs=1e-12)
 
 
-def test_two_seeds_and_three_groups_agree_with_enumeration() -> None:
+def test_resample_accuracies_of_two_seeds_agrees_with_enumeration() -> None:
     other = {"s01": (44.0, 50.0), "s02": (25.0, 30.0), "s03": (50.0, 60.0)}
     draws = bootstrap.resample_accuracies([[THREE, other]], num_resamples=40_000)[:, 0]
     exact = _exact_draws([THREE, other])
@@ -51,7 +51,7 @@ def test_two_seeds_and_three_groups_agree_with_enumeration() -> None:
     assert high == pytest.approx(np.quantile(exact, 0.975), abs=0.005)
 
 
-def test_the_difference_is_paired_by_group() -> None:
+def test_resample_accuracies_pairs_differences_by_group() -> None:
     """A constant lead over groups of very different difficulty is certain: its interval a point."""
     hard_and_easy = {f"s{i:02d}": (float(10 * i), 100.0) for i in range(1, 10)}
     better = {name: (correct + 2, count) for name, (correct, count) in hard_and_easy.items()}
@@ -62,7 +62,7 @@ def test_the_difference_is_paired_by_group() -> None:
     assert high - low > 0.2
 
 
-def test_the_differences_of_three_groups_agree_with_enumeration() -> None:
+def test_resample_accuracies_gives_differences_as_enumeration_does() -> None:
     other = {"s01": (44.0, 50.0), "s02": (15.0, 30.0), "s03": (57.0, 60.0)}
     draws = bootstrap.resample_accuracies([[THREE], [other]], num_resamples=20_000)
     exact = np.array(_exact_draws([THREE])) - np.array(_exact_draws([other]))
@@ -71,7 +71,7 @@ def test_the_differences_of_three_groups_agree_with_enumeration() -> None:
     assert sampled.mean() == pytest.approx(exact.mean(), abs=5 * exact.std() / np.sqrt(20_000))
 
 
-def test_many_equal_groups_agree_with_the_normal_law() -> None:
+def test_percentile_interval_of_many_groups_agrees_with_the_normal_law() -> None:
     """The mean of G equal groups has variance sd^2 / G: 1.96 standard errors each side."""
     generator = np.random.default_rng(3)
     correct = generator.integers(50, 100, 400).astype(float)
@@ -84,7 +84,7 @@ def test_many_equal_groups_agree_with_the_normal_law() -> None:
     )
 
 
-def test_seeds_and_groups_both_add_variance() -> None:
+def test_resample_accuracies_adds_variance_of_seeds_and_groups() -> None:
     """With no interaction the variances of a group's and of a seed's mean add up."""
     generator = np.random.default_rng(4)
     hardness, luck = generator.normal(0, 0.05, 60), generator.normal(0, 0.03, 8)
@@ -130,7 +130,7 @@ def _folds(
         ((5, 4, 3), (0.01, 0.05, 0.02), 0.85, 1.1),
     ],
 )
-def test_draws_of_folds_spread_as_the_mean_does(
+def test_resample_accuracies_of_folds_spreads_as_the_mean_does(
     shape: tuple[int, int, int], sds: tuple[float, float, float], low: float, high: float
 ) -> None:
     """Against the variance of the mean of all cells, known since the effects are drawn here."""
@@ -145,7 +145,7 @@ def test_draws_of_folds_spread_as_the_mean_does(
     assert np.mean(draws) == pytest.approx(0.7, abs=5 * float(np.sqrt(expected / 150)))
 
 
-def test_draws_of_folds_centre_on_correct_over_count() -> None:
+def test_resample_accuracies_of_folds_centres_on_correct_over_count() -> None:
     """Folds of different sizes: no draw is lost, and the ratio is where it should be."""
     replicates = [{f"s{k:02d}": (k * (0.5 + k / 100), float(k))} for k in range(10, 40)]
     correct, count = np.sum([next(iter(r.values())) for r in replicates], axis=0)
@@ -154,14 +154,14 @@ def test_draws_of_folds_centre_on_correct_over_count() -> None:
     assert draws.mean() == pytest.approx(correct / count, abs=0.1 * float(draws.std()))
 
 
-def test_one_replicate_of_one_group_is_all_that_is_known() -> None:
+def test_resample_accuracies_of_one_replicate_of_one_group_is_constant() -> None:
     """Each configuration saw another fold; no draw of either is empty."""
     draws = bootstrap.resample_accuracies([[{"s01": (40.0, 50.0)}], [{"s02": (21.0, 30.0)}]])
     assert draws[:, 0] == pytest.approx(0.8, abs=1e-12)
     assert draws[:, 1] == pytest.approx(0.7, abs=1e-12)
 
 
-def test_folds_are_paired_by_group() -> None:
+def test_resample_accuracies_pairs_folds_by_group() -> None:
     """As with equal groups: a constant lead over the same two folds is certain."""
     hard = [{"s01": (10.0, 100.0), "s02": (50.0, 100.0)}, {"s03": (60.0, 100.0)}]
     better = [{name: (c + 2, n) for name, (c, n) in groups.items()} for groups in hard]
@@ -175,7 +175,7 @@ def test_folds_are_paired_by_group() -> None:
     assert paired < 0.75 * np.sqrt(2) * np.std(both[:, 0])
 
 
-def test_a_group_without_samples_is_one_that_was_not_seen() -> None:
+def test_resample_accuracies_takes_a_group_without_samples_as_not_seen() -> None:
     absent = [{"s01": (3.0, 5.0)}, {"s02": (4.0, 5.0)}]
     empty = [{"s01": (3.0, 5.0), "s02": (0.0, 0.0)}, {"s02": (4.0, 5.0)}]
     draws = bootstrap.resample_accuracies([absent])
@@ -183,7 +183,7 @@ def test_a_group_without_samples_is_one_that_was_not_seen() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 10])
-def test_weights_have_the_moments_of_counts(size: int) -> None:
+def test_draw_weights_has_the_moments_of_counts(size: int) -> None:
     """Multinomial shares of `size` draws: mean 1 / size, variance (1 - 1 / size) / size^2."""
     generator = np.random.default_rng(9)
     weights = bootstrap.draw_weights(generator, 200_000, np.zeros(size))
@@ -193,7 +193,7 @@ def test_weights_have_the_moments_of_counts(size: int) -> None:
     assert shares.var(axis=0) == pytest.approx((1 - 1 / size) / size**2, rel=0.03)
 
 
-def test_equal_groups_still_give_the_same_numbers() -> None:
+def test_resample_accuracies_of_equal_groups_keeps_its_numbers() -> None:
     """Reports are compared with what they were: these draws are from before there were folds."""
     other = {"s01": (44.0, 50.0), "s02": (25.0, 30.0), "s03": (50.0, 60.0)}
     draws = bootstrap.resample_accuracies([[THREE, other], [other]], num_resamples=3, seed=1)
@@ -204,7 +204,7 @@ def test_equal_groups_still_give_the_same_numbers() -> None:
     ]
 
 
-def test_draws_are_deterministic_and_fast() -> None:
+def test_resample_accuracies_is_deterministic_and_fast() -> None:
     generator = np.random.default_rng(5)
     configurations = [
         [{f"s{g}": (float(generator.integers(40, 90)), 90.0) for g in range(20)} for _ in range(2)]
@@ -227,18 +227,18 @@ def test_draws_are_deterministic_and_fast() -> None:
         ([[{"s01": (0.0, 0.0)}]], "count of 0"),
     ],
 )
-def test_groups_that_cannot_be_resampled_are_refused(
+def test_resample_accuracies_refuses_groups_that_cannot_be_resampled(
     configurations: list[list[dict[str, tuple[float, float]]]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bootstrap.resample_accuracies(configurations)
 
 
-def test_no_configurations_have_no_draws() -> None:
+def test_resample_accuracies_of_no_configurations_is_empty() -> None:
     assert bootstrap.resample_accuracies([], num_resamples=7).shape == (7, 0)
 
 
-def test_membership_agrees_with_the_front_of_every_draw() -> None:
+def test_share_on_front_agrees_with_the_front_of_every_draw() -> None:
     generator = np.random.default_rng(6)
     draws = generator.integers(0, 6, (300, 9)) / 6
     costs = np.array([1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 5.0, 7.0, 9.0])
@@ -249,7 +249,7 @@ def test_membership_agrees_with_the_front_of_every_draw() -> None:
 
 
 @pytest.mark.parametrize(("num_groups", "expected"), [(3, 0.77), (5, 0.87), (20, 0.93)])
-def test_few_groups_make_intervals_too_narrow(num_groups: int, expected: float) -> None:
+def test_percentile_interval_of_few_groups_is_too_narrow(num_groups: int, expected: float) -> None:
     """Reports warn of this with these figures: how often a 95 % interval holds the truth.
 
     Groups differ with sd 0.05, seeds with 0.01, a seed on a group with 0.02; 2 seeds.

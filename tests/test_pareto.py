@@ -25,7 +25,7 @@ def test_non_dominated_keeps_what_nothing_beats() -> None:
     assert pareto.non_dominated(points, MAX_MIN).tolist() == [True, True, False, True, False]
 
 
-def test_equal_points_are_both_kept() -> None:
+def test_non_dominated_keeps_both_of_equal_points() -> None:
     points = [(0.9, 2.0), (0.9, 2.0), (0.9, 2.5)]
     assert pareto.non_dominated(points, MAX_MIN).tolist() == [True, True, False]
 
@@ -42,14 +42,14 @@ def test_non_dominated_agrees_with_its_definition(num_objectives: int) -> None:
     assert pareto.non_dominated(points, directions).tolist() == expected
 
 
-def test_no_time_goes_by_the_square_of_a_front_of_two_objectives() -> None:
+def test_non_dominated_of_two_objectives_takes_no_quadratic_time() -> None:
     """All of 100,000 points are on the front, and each twice."""
     x = np.random.default_rng(7).permutation(np.repeat(np.arange(50_000.0), 2))
     assert pareto.non_dominated(np.column_stack([x, x]), MAX_MIN).all()
 
 
 @pytest.mark.parametrize("num_objectives", [3, 4])
-def test_a_front_of_many_blocks_is_found_among_what_it_beats(num_objectives: int) -> None:
+def test_non_dominated_finds_a_front_of_many_blocks(num_objectives: int) -> None:
     """On the sphere no point beats another; moved outwards, a point is beaten by what it was."""
     generator = np.random.default_rng(num_objectives)
     front = generator.random((700, num_objectives)) + 0.1
@@ -60,19 +60,19 @@ def test_a_front_of_many_blocks_is_found_among_what_it_beats(num_objectives: int
     assert kept.tolist() == (order < 700).tolist()
 
 
-def test_no_points_have_an_empty_front() -> None:
+def test_non_dominated_of_no_points_is_empty() -> None:
     assert pareto.non_dominated(np.empty((0, 2)), MAX_MIN).tolist() == []
     assert pareto.hypervolume([], (0.0, 1.0), MAX_MIN) == 0.0
 
 
-def test_nan_is_refused() -> None:
+def test_pareto_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         pareto.non_dominated([(float("nan"), 1.0)], MAX_MIN)
     with pytest.raises(ValueError, match="NaN"):
         pareto.hypervolume([(0.5, 1.0)], (0.0, float("nan")), MAX_MIN)
 
 
-def test_an_unknown_direction_is_refused() -> None:
+def test_pareto_refuses_an_unknown_direction() -> None:
     with pytest.raises(ValueError, match="'max'"):
         pareto.non_dominated([(1.0, 1.0)], ("max", "minimize"))
 
@@ -90,7 +90,9 @@ def _minimize(points: Points) -> list[str]:
 
 
 @given(points=integer_points(), data=st.data())
-def test_order_and_duplicates_do_not_matter(points: Points, data: st.DataObject) -> None:
+def test_pareto_does_not_depend_on_order_and_duplicates(
+    points: Points, data: st.DataObject
+) -> None:
     """Each drawn place keeps its mark, its part of the volume and its knee."""
     indices = st.integers(0, len(points) - 1)
     order = data.draw(st.permutations(range(len(points)))) + data.draw(st.lists(indices))
@@ -124,7 +126,7 @@ def _beyond(points: Points) -> Points:
 
 
 @given(points=integer_points(), data=st.data())
-def test_a_dominated_point_changes_nothing(points: Points, data: st.DataObject) -> None:
+def test_pareto_does_not_depend_on_a_dominated_point(points: Points, data: st.DataObject) -> None:
     directions = _minimize(points)
     beaten = points[data.draw(st.integers(0, len(points) - 1))].copy()
     beaten[data.draw(st.integers(0, points.shape[1] - 1))] += data.draw(st.integers(1, 9))
@@ -197,7 +199,7 @@ def test_hypervolume_agrees_with_a_grid(num_objectives: int) -> None:
     assert pareto.hypervolume(-points, [-side] * num_objectives, mirrored) == beaten
 
 
-def test_the_fast_area_agrees_with_the_slow_volume() -> None:
+def test_hypervolume_as_an_area_agrees_with_the_slow_volume() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         losses = generator.random((30, 2))
@@ -206,7 +208,7 @@ def test_the_fast_area_agrees_with_the_slow_volume() -> None:
         assert fast == pytest.approx(slow, rel=1e-12)
 
 
-def test_a_constant_objective_scales_the_volume() -> None:
+def test_hypervolume_is_scaled_by_a_constant_objective() -> None:
     """A third objective equal for all makes a prism: area times height."""
     losses = np.random.default_rng(1).random((25, 2))
     area = pareto.hypervolume(losses, (1, 1), ["minimize"] * 2)
@@ -215,12 +217,12 @@ def test_a_constant_objective_scales_the_volume() -> None:
     assert volume == pytest.approx(1.5 * area, rel=1e-12)
 
 
-def test_a_point_at_the_reference_adds_nothing() -> None:
+def test_hypervolume_gains_nothing_at_the_reference() -> None:
     with_it = pareto.hypervolume([(0.5, 0.5), (0.9, 1.0)], (0.0, 1.0), MAX_MIN)
     assert with_it == 0.25
 
 
-def test_the_knee_is_where_the_front_bends() -> None:
+def test_knee_is_where_the_front_bends() -> None:
     front = [(0.5, 1.0), (0.9, 2.0), (0.95, 10.0), (0.96, 20.0)]
     assert pareto.knee(front, MAX_MIN) == 1
 
@@ -234,12 +236,12 @@ def test_the_knee_is_where_the_front_bends() -> None:
         [(0.5, 1.0), (0.5, 1.0), (0.5, 1.0)],
     ],
 )
-def test_a_front_may_have_no_knee(front: list[tuple[float, float]]) -> None:
+def test_knee_may_be_missing(front: list[tuple[float, float]]) -> None:
     assert pareto.knee(front, MAX_MIN) is None
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4])
-def test_the_knee_of_a_corner(num_objectives: int) -> None:
+def test_knee_of_a_corner_is_the_corner(num_objectives: int) -> None:
     """The ends are the unit vectors' complement; of two points on the diagonal the inner bends."""
     ends = 1.0 - np.eye(num_objectives)
     inner, outer = np.full(num_objectives, 0.2), np.full(num_objectives, 0.3)
@@ -249,18 +251,18 @@ def test_the_knee_of_a_corner(num_objectives: int) -> None:
     assert pareto.knee(points, ["minimize"] * num_objectives) == num_objectives + 1
 
 
-def test_the_ends_of_three_objectives_may_span_no_plane() -> None:
+def test_knee_is_missing_where_ends_span_no_plane() -> None:
     """One point is best in two of them."""
     points = [(0.0, 0.0, 1.0), (1.0, 0.5, 0.0), (0.5, 1.0, 0.5), (0.2, 0.2, 0.2)]
     assert pareto.knee(points, ["minimize"] * 3) is None
 
 
-def test_one_objective_has_no_knee() -> None:
+def test_knee_refuses_one_objective() -> None:
     with pytest.raises(ValueError, match="at least 2 objectives, but got 1"):
         pareto.knee([1.0, 2.0, 3.0], ["minimize"])
 
 
-def test_thinning_keeps_a_stand_in_for_every_point() -> None:
+def test_thin_keeps_a_stand_in_for_every_point() -> None:
     costs = [1.00, 1.01, 1.02, 1.50, 2.00, 2.03]
     values = [0.70, 0.71, 0.72, 0.724, 0.80, 0.79]
     # 1.02 stands for the first four: 1.50 is less than half a point better; 2.03 is dominated.
@@ -285,7 +287,7 @@ def _stand_in(costs: Points, values: Points, epsilon: float, delta: float) -> ND
 
 
 @given(points=priced(), epsilon=st.floats(0, 0.3), delta=st.floats(0, 0.2))
-def test_thinning_keeps_its_promise_with_the_fewest(
+def test_thin_keeps_its_promise_with_the_fewest(
     points: tuple[Points, Points], epsilon: float, delta: float
 ) -> None:
     costs, values = points
@@ -298,14 +300,14 @@ def test_thinning_keeps_its_promise_with_the_fewest(
 
 
 @given(points=priced())
-def test_thinning_by_nothing_leaves_the_front_once(points: tuple[Points, Points]) -> None:
+def test_thin_by_nothing_leaves_the_front_once(points: tuple[Points, Points]) -> None:
     rows = np.column_stack(points)
     kept = pareto.thin(*points, epsilon=0, delta=0)
     front = rows[pareto.non_dominated(rows, ("minimize", "maximize"))]
     assert sorted(map(tuple, rows[kept])) == sorted(set(map(tuple, front)))
 
 
-def test_what_cannot_be_thinned_is_refused() -> None:
+def test_thin_refuses_negative_costs_and_tolerances() -> None:
     for costs, epsilon, delta in (([-1.0], 0.1, 0.1), ([1.0], -0.1, 0.1), ([1.0], 0.1, -0.1)):
         with pytest.raises(ValueError, match="at least 0"):
             pareto.thin(costs, [0.5], epsilon=epsilon, delta=delta)

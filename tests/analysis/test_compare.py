@@ -66,7 +66,7 @@ def curve(name: str, points: Mapping[int, float], **changes: Any) -> StudyRecord
     return study_of(name, *trials, **changes)
 
 
-def test_at_equal_cost_the_best_that_is_no_dearer_competes() -> None:
+def test_compare_at_equal_cost_takes_the_best_that_costs_no_more() -> None:
     found = compare.compare_studies(curve("a", A), curve("b", B))
     assert [contest.limit for contest in found.at_cost] == [1, 2, 3, 8, 16]
     for contest in found.at_cost:
@@ -89,7 +89,7 @@ def test_at_equal_cost_the_best_that_is_no_dearer_competes() -> None:
         assert contest.probability == (1.0 if difference > 0 else 0.0)
 
 
-def test_at_equal_tuning_as_many_configurations_count_as_the_fewer() -> None:
+def test_compare_at_equal_tuning_counts_as_many_as_the_fewer() -> None:
     found = compare.compare_studies(curve("a", A), curve("b", B))
     assert found.num_configurations == (3, 4)
     assert found.at_number.limit == 3
@@ -101,7 +101,7 @@ def test_at_equal_tuning_as_many_configurations_count_as_the_fewer() -> None:
     assert found.at_number.probability == 0.0
 
 
-def test_at_equal_training_time_the_slower_counts_fewer() -> None:
+def test_compare_at_equal_training_time_counts_fewer_of_the_slower() -> None:
     """Two replicates each take `b` 80 s for 4 configurations: in the 30 s of `a`, one."""
     twice = [trial(f"b{c}", s, v, float(c)) for c, v in B.items() for s in (0, 1)]
     b = study_of("b", *twice, num_seeds=2)
@@ -115,7 +115,7 @@ def test_at_equal_training_time_the_slower_counts_fewer() -> None:
     assert found.at_number.second.num_drawn == 3
 
 
-def test_stopped_trials_take_time_and_win_nothing() -> None:
+def test_compare_counts_only_the_time_of_stopped_trials() -> None:
     lost = trial("x", 0, 0.99, 0.5, status="stopped", reason="unlikely", epoch=2)
     a = curve("a", A)
     found = compare.compare_studies(replace(a, trials=(*a.trials, lost)), curve("b", B))
@@ -124,13 +124,13 @@ def test_stopped_trials_take_time_and_win_nothing() -> None:
     assert max(c.first.value for c in found.at_cost if c.first) == 0.7
 
 
-def test_a_study_is_as_good_as_itself() -> None:
+def test_compare_finds_a_study_as_good_as_itself() -> None:
     found = compare.compare_studies(curve("a", A), curve("a", A))
     for contest in (*found.at_cost, found.at_number, found.at_seconds):
         assert (contest.difference, contest.probability) == (0.0, 0.5)
 
 
-def test_the_probability_is_the_share_of_resamples_it_wins() -> None:
+def test_compare_gives_the_share_of_resamples_won() -> None:
     """One of two subjects favours each: by how often each is drawn, it is a draw in half of all."""
     first = {"s1": (60.0, 100.0), "s2": (50.0, 100.0)}
     second = {"s1": (50.0, 100.0), "s2": (60.0, 100.0)}
@@ -144,7 +144,7 @@ def test_the_probability_is_the_share_of_resamples_it_wins() -> None:
     assert contest.interval == pytest.approx((-0.1, 0.1))
 
 
-def test_folds_are_taken_out_of_the_comparison() -> None:
+def test_compare_takes_folds_out() -> None:
     """`a` ran on the easy fold alone, `b` on both; `c` and `d` tell how hard the folds are."""
     hard = {0: 0.0, 1: -0.2}
 
@@ -159,7 +159,7 @@ def test_folds_are_taken_out_of_the_comparison() -> None:
     assert contest.difference == pytest.approx(-0.05)
 
 
-def test_only_what_was_chosen_competes_where_both_chose() -> None:
+def test_compare_lets_only_the_chosen_compete_where_both_chose() -> None:
     lucky = trial("lucky", 0, 0.99, 1.0)
     chosen = [
         study_of(
@@ -178,7 +178,7 @@ def test_only_what_was_chosen_competes_where_both_chose() -> None:
     assert found.at_cost[0].first.configuration_id == "lucky"
 
 
-def test_two_families_of_one_study() -> None:
+def test_compare_families_of_one_study_as_if_of_two() -> None:
     both = [
         replace(t, model=study.name)
         for study in (curve("a", A), curve("b", B), curve("c", {1: 0.99}))
@@ -203,19 +203,19 @@ def test_two_families_of_one_study() -> None:
          "(top1 against gflops; top1 against latency_ms)"),
     ],
 )  # fmt: skip
-def test_what_does_not_mean_the_same_is_not_compared(changes: dict[str, Any], said: str) -> None:
+def test_compare_refuses_what_does_not_mean_the_same(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(compare.ComparisonError) as caught:
         compare.compare_studies(curve("a", A), curve("b", B, **changes))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_finished_is_nothing_to_compare() -> None:
+def test_compare_refuses_a_study_with_nothing_finished() -> None:
     with pytest.raises(compare.ComparisonError, match="Nothing of 'b' has finished"):
         compare.compare_studies(curve("a", A), study_of("b"))
 
 
-def test_a_metric_that_is_not_counted_has_no_probability() -> None:
+def test_compare_has_no_probability_of_a_metric_that_is_not_counted() -> None:
     objectives = (("mae", "minimize"), ("gflops", "minimize"))
     errors = {"a": 0.5, "b": 0.7}
     studies = [
@@ -227,7 +227,7 @@ def test_a_metric_that_is_not_counted_has_no_probability() -> None:
     assert (contest.interval, contest.probability) == (None, None)
 
 
-def test_the_bootstrap_of_both_is_paired() -> None:
+def test_compare_pairs_the_bootstrap_of_both() -> None:
     """Equal but for 2 points on every subject: certain, although subjects differ by 40."""
     generator = np.random.default_rng(0)
     base = {f"s{g}": float(v) for g, v in enumerate(generator.uniform(40, 80, 6))}
@@ -268,7 +268,7 @@ def call(*arguments: object) -> Any:
     return CliRunner().invoke(main, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
 
 
-def test_the_command_compares_studies_and_families(runs: Path) -> None:
+def test_compare_command_takes_studies_and_families(runs: Path) -> None:
     result = call("one", "two", "--runs", runs)
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
@@ -281,7 +281,7 @@ def test_the_command_compares_studies_and_families(runs: Path) -> None:
     assert (told["names"], told["num_configurations"]) == (["sft", "late"], [1, 3])
 
 
-def test_the_command_wants_two(runs: Path) -> None:
+def test_compare_command_wants_two(runs: Path) -> None:
     for arguments in (["one"], ["one", "two", "--families", "sft", "late"]):
         result = call(*arguments, "--runs", runs)
         assert result.exit_code == 2

@@ -33,7 +33,7 @@ def compared(front: Front) -> FamilyComparison:
 
 
 @pytest.mark.parametrize("num_run", range(1, 8))
-def test_the_expected_best_is_the_mean_over_all_draws(num_run: int) -> None:
+def test_best_of_is_the_mean_over_all_draws(num_run: int) -> None:
     """Of every subset of k configurations, the best; the mean of them all, by enumeration."""
     values = np.sort(np.random.default_rng(num_run).random(num_run))
     for num_drawn in range(1, num_run + 1):
@@ -44,13 +44,13 @@ def test_the_expected_best_is_the_mean_over_all_draws(num_run: int) -> None:
         assert weights.sum() == pytest.approx(1)
 
 
-def test_the_expected_best_of_hundreds_does_not_overflow() -> None:
+def test_best_of_hundreds_does_not_overflow() -> None:
     weights = best_of(2000, 700)
     assert np.isfinite(weights).all()
     assert weights.sum() == pytest.approx(1)
 
 
-def test_equal_tuning_draws_as_many_as_the_least_tried_ran() -> None:
+def test_families_at_equal_tuning_draw_as_many_as_the_least_tried_ran() -> None:
     found = compared(summarise(two_models()))
     assert found.num_drawn == 3
     by_name = {tuned.family: tuned for tuned in found.tuned}
@@ -70,7 +70,7 @@ def test_equal_tuning_draws_as_many_as_the_least_tried_ran() -> None:
     assert behind.interval == pytest.approx((behind.mean, behind.mean))
 
 
-def test_equal_compute_takes_the_best_that_is_no_dearer() -> None:
+def test_families_at_equal_compute_have_the_best_that_costs_no_more() -> None:
     found = compared(summarise(two_models()))
     assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]  # the front, then the dearest
     for level in found.levels:
@@ -88,7 +88,7 @@ def test_equal_compute_takes_the_best_that_is_no_dearer() -> None:
             assert best.difference.interval == pytest.approx((mean, mean))
 
 
-def test_levels_are_thinned_and_the_dearest_is_last() -> None:
+def test_families_levels_are_thinned_and_the_most_expensive_is_last() -> None:
     costs = [float(cost) for cost in range(1, 41)]
     trials = [trial_of("ab"[n % 2], n, 0.5 + n / 100, cost) for n, cost in enumerate(costs)]
     trials.append(trial_of("a", 99, 0.1, 100.0))  # dearer than the front
@@ -96,7 +96,7 @@ def test_levels_are_thinned_and_the_dearest_is_last() -> None:
     assert [level.cost for level in levels] == [1, 14, 27, 40, 100]
 
 
-def test_a_quality_to_minimize_is_ranked_the_other_way() -> None:
+def test_families_rank_a_quality_to_minimize_the_other_way() -> None:
     study = small_study(
         *(
             trial_of(model, n, 0.5, float(n), mae=mae)
@@ -115,7 +115,7 @@ def test_a_quality_to_minimize_is_ranked_the_other_way() -> None:
     assert all(tuned.interval is None for tuned in found.tuned)
 
 
-def test_parameters_set_families_apart() -> None:
+def test_families_are_set_apart_by_parameters() -> None:
     """Three settings of one model: two values of `pooling`, and none."""
     shapes: list[dict[str, object]] = [{"pooling": "max", "dim": 4}, {"pooling": "average"}, {}]
     study = small_study(
@@ -148,14 +148,14 @@ def test_parameters_set_families_apart() -> None:
         ("stride", ()),
     ],
 )
-def test_branches_are_told_apart_by_as_few_literals_as_do(
+def test_names_of_families_tell_branches_apart_by_as_few_literals_as_do(
     name: str, told_by: tuple[str, ...]
 ) -> None:
     space = read_study(find_study_file(name)).study.space
     assert names_of_families(space) == told_by
 
 
-def test_a_study_says_itself_what_sets_its_families_apart(study: StudyRecord) -> None:
+def test_summarise_takes_what_sets_families_apart_from_the_study(study: StudyRecord) -> None:
     told = replace(study, families=("stride", "never_searched"))
     assert summarise(told).by == ("stride",)
     assert summarise(told, by=[]).by == ()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
-def test_the_front_the_knee_and_the_hypervolume_of_three_points() -> None:
+def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
     """On a log scale costs 1, 10, 100 lie at 1, 1/2 and 0: an area of 0.5 and 0.3 / 2 more."""
     front = summarise(three_points())
     assert [c.configuration_id for c in front.points] == ["a", "b", "c"]
@@ -38,7 +38,7 @@ def test_the_front_the_knee_and_the_hypervolume_of_three_points() -> None:
     )
 
 
-def test_means_deviations_and_intervals_of_the_study(study: StudyRecord) -> None:
+def test_front_has_means_deviations_and_intervals(study: StudyRecord) -> None:
     front = summarise(study)
     assert (len(front.points), len(front.finished), len(front.configurations)) == (9, 18, 20)
     for c in front.finished:
@@ -52,7 +52,7 @@ def test_means_deviations_and_intervals_of_the_study(study: StudyRecord) -> None
     assert [c.on_front for c in front.finished] == mask.tolist()
 
 
-def test_differences_are_to_the_next_cheaper_front_point(study: StudyRecord) -> None:
+def test_difference_is_to_the_next_cheaper_front_point(study: StudyRecord) -> None:
     front = summarise(study)
     assert front.points[0].difference is None
     for cheaper, c in zip(front.points, front.points[1:], strict=False):
@@ -65,7 +65,7 @@ def test_differences_are_to_the_next_cheaper_front_point(study: StudyRecord) -> 
     assert verdict(last, front).endswith("points over the next cheaper, within noise")
 
 
-def test_the_dominated_are_compared_with_the_front_at_or_below_their_cost() -> None:
+def test_difference_of_the_dominated_is_to_the_front_at_or_below_their_cost() -> None:
     front = summarise(three_points())
     d = next(c for c in front.configurations if c.configuration_id == "d")
     assert d.difference is not None
@@ -74,7 +74,7 @@ def test_the_dominated_are_compared_with_the_front_at_or_below_their_cost() -> N
     assert verdict(d, front) == "dominated (-20.0 [-20.0, -20.0] points)"
 
 
-def test_the_dominated_within_noise_are_called_not_distinguishable(study: StudyRecord) -> None:
+def test_verdict_of_the_dominated_within_noise_is_not_distinguishable(study: StudyRecord) -> None:
     front = summarise(study)
     near = [c for c in front.finished if c.indistinguishable]
     assert near
@@ -86,7 +86,7 @@ def test_the_dominated_within_noise_are_called_not_distinguishable(study: StudyR
         assert standing(c) == "near"
 
 
-def test_a_difference_is_paired_by_subject() -> None:
+def test_difference_is_paired_by_subject() -> None:
     """One point better on every subject is certain, however much the subjects differ."""
     hard = {"s1": (50.0, 100.0), "s2": (90.0, 100.0), "s3": (70.0, 100.0)}
     better = {name: (correct + 1, count) for name, (correct, count) in hard.items()}
@@ -103,7 +103,7 @@ def test_a_difference_is_paired_by_subject() -> None:
     assert [c.front_probability for c in front.points] == [1.0, 1.0]
 
 
-def test_only_configurations_with_all_seeds_are_on_the_front() -> None:
+def test_front_is_of_configurations_with_all_seeds() -> None:
     good, better = {"top1": 0.6, "gflops": 2.0}, {"top1": 0.99, "gflops": 1.0}
     front = summarise(
         small_study(
@@ -122,7 +122,7 @@ def test_only_configurations_with_all_seeds_are_on_the_front() -> None:
     assert told["failed"] == "failed: seed 1: the loss is nan"
 
 
-def test_values_that_are_missing_or_not_finite_stay_off_the_front() -> None:
+def test_front_leaves_out_values_that_are_missing_or_not_finite() -> None:
     front = summarise(
         small_study(
             trial("ok", 0, {"top1": 0.5, "gflops": 1.0}),
@@ -135,7 +135,7 @@ def test_values_that_are_missing_or_not_finite_stay_off_the_front() -> None:
     assert reasons["none"] == ("incomplete", ("no gflops recorded",))
 
 
-def test_other_metrics_have_their_own_direction_and_no_interval(study: StudyRecord) -> None:
+def test_front_of_other_metrics_has_their_direction_and_no_interval(study: StudyRecord) -> None:
     front = summarise(study, x="latency_ms", y="loss")
     assert front.objectives.directions == ("minimize", "minimize")
     assert all(c.interval is None for c in front.configurations)
@@ -145,7 +145,7 @@ def test_other_metrics_have_their_own_direction_and_no_interval(study: StudyReco
     assert 0 < front.hypervolume <= 1
 
 
-def test_only_what_is_counted_has_a_test_interval(confirmed_study: StudyRecord) -> None:
+def test_test_interval_is_of_counted_metrics_alone(confirmed_study: StudyRecord) -> None:
     """Subjects' right guesses say nothing of how sure a mean over classes is."""
     opened = summarise(confirmed_study, y="top1").points
     assert all(c.test_interval is not None for c in opened)
@@ -165,21 +165,21 @@ def test_only_what_is_counted_has_a_test_interval(confirmed_study: StudyRecord) 
         ({"top": 0}, "at least 1, but got 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_summarise_refuses_mistakes_in_one_line(
     study: StudyRecord, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         summarise(study, **arguments)
 
 
-def test_top_keeps_the_best_rows_but_the_whole_front(study: StudyRecord) -> None:
+def test_front_table_of_top_keeps_the_whole_front(study: StudyRecord) -> None:
     front = summarise(study, top=3)
     best = sorted((c.values["top1"] for c in front.finished), reverse=True)[:3]
     assert sorted((c.values["top1"] for c in front.table), reverse=True) == best
     assert len(front.points) == 9
 
 
-def test_a_parameter_that_some_of_a_model_lack_is_shown() -> None:
+def test_varying_parameters_has_one_that_some_of_a_model_lack() -> None:
     values = {"top1": 0.5, "gflops": 1.0}
     settings = {"a": {"tokens": 1, "patch": 8}, "b": {"patch": 8}, "c": {"layers": 4, "patch": 8}}
     study = small_study(
@@ -191,12 +191,12 @@ def test_a_parameter_that_some_of_a_model_lack_is_shown() -> None:
     assert varying_parameters(summarise(study).configurations) == ["tokens"]
 
 
-def test_the_record_order_does_not_matter(study: StudyRecord) -> None:
+def test_summarise_does_not_depend_on_the_order_of_trials(study: StudyRecord) -> None:
     turned = replace(study, trials=study.trials[::-1])
     assert summarise(turned).configurations == summarise(study).configurations
 
 
-def test_a_front_of_500_configurations_takes_seconds() -> None:
+def test_summarise_takes_seconds_for_500_configurations() -> None:
     generator = np.random.default_rng(0)
     trials = [
         trial(f"c{n:03d}", seed, {"top1": generator.random(), "gflops": generator.random()})

@@ -97,7 +97,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "IMPORTED []"
 
 
-def test_the_list_of_commands_cuts_no_help_short_at_80_columns() -> None:
+def test_help_cuts_no_command_short_at_80_columns() -> None:
     for arguments in ("--help", "-h"):
         result = call(arguments, terminal_width=80)
         assert result.exit_code == 0
@@ -106,7 +106,7 @@ def test_the_list_of_commands_cuts_no_help_short_at_80_columns() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
-def test_every_command_and_option_says_what_it_does(name: str) -> None:
+def test_help_says_what_every_command_and_option_does(name: str) -> None:
     command = commands()[name]
     assert re.fullmatch(r"[A-Z].*[.:]", (command.help or "").splitlines()[0])
     for parameter in command.params:
@@ -120,13 +120,13 @@ def test_every_command_and_option_says_what_it_does(name: str) -> None:
             assert parameter.make_metavar(click.Context(command)) in (command.help or "")
 
 
-def test_the_first_walk_names_commands_that_exist() -> None:
+def test_help_names_commands_that_exist_in_its_first_walk() -> None:
     walk = re.findall(r"^ +sftsearch (\w+)", main.main.help or "", flags=re.MULTILINE)
     assert walk == ["check", "price", "run", "pareto", "confirm", "ui"]
     assert set(walk) <= set(main.main.commands)
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version_is_the_packages() -> None:
     assert re.fullmatch(r".*version \d+\.\d+\.\d+\n", call("--version").output)
 
 
@@ -149,7 +149,7 @@ def test_the_version_is_the_packages() -> None:
         (["run", "stride", "--ship-code"], 2, "Error: --ship-code is for a cluster"),
     ],
 )  # fmt: skip
-def test_mistakes_of_the_command_are_a_line_and_a_code(
+def test_main_gives_a_line_and_a_code_for_a_mistake(
     tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     takes_runs = arguments[0] in ("status", "show", "run")
@@ -162,9 +162,7 @@ def test_mistakes_of_the_command_are_a_line_and_a_code(
 
 
 @pytest.mark.parametrize("command", ["check", "price", "run"])
-def test_a_wrong_study_file_is_code_2_with_a_line_for_each_mistake(
-    tmp_path: Path, command: str
-) -> None:
+def test_main_gives_a_line_for_each_mistake_of_a_study_file(tmp_path: Path, command: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("study: {name: Small}\ndataset: {kind: wearble}\nspace: [{kind: stf}]\n")
     result = call(command, path)
@@ -176,7 +174,7 @@ def test_a_wrong_study_file_is_code_2_with_a_line_for_each_mistake(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_process_gives_the_same_code_and_no_traceback(tmp_path: Path) -> None:
+def test_main_gives_a_process_the_same_code_and_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_bytes(b"\x89PNG\x00")
     done = subprocess.run(
@@ -190,7 +188,7 @@ def test_a_process_gives_the_same_code_and_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == f"Error: {path}, line 1: The file is not UTF-8 text (byte 0x89).\n"
 
 
-def test_an_interrupt_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_gives_code_130_for_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -246,7 +244,7 @@ def test_models_lists_every_model_with_every_parameter() -> None:
     assert re.search(r"^    tokens .* none$", text, flags=re.MULTILINE)
 
 
-def test_data_of_another_task_is_told_as_it_is() -> None:
+def test_data_info_shows_data_of_another_task_as_it_is() -> None:
     assert "regression" in call("data", "list").output
     text = call("data", "info", "synthetic_rating").output
     assert "task:         regression" in text
@@ -289,7 +287,7 @@ def test_list_shows_what_each_study_has(runs: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_broken_study_does_not_hide_the_others(runs: Path) -> None:
+def test_list_shows_others_beside_a_broken_study(runs: Path) -> None:
     (runs / "broken").mkdir()
     (runs / "broken" / "journal.sqlite").write_text("garbage" * 1000)
     Journal(runs / "unbegun").close()
@@ -313,7 +311,7 @@ def test_status_gives_counts_and_reasons(runs: Path) -> None:
     assert (told["finished"], told["failed"], told["trials"]) == (1, 1, 4)
 
 
-def test_a_stopped_trial_is_counted_and_says_when_and_why(runs: Path) -> None:
+def test_status_counts_a_stopped_trial_and_show_says_why(runs: Path) -> None:
     with Journal(runs / "small") as journal:
         journal.append("replicated", configuration_id="abc", seeds=[2])
         journal.append("started", trial="abc-2")
@@ -351,7 +349,7 @@ def test_show_gives_values_and_log_by_the_beginning_of_a_key(runs: Path) -> None
     assert "2 trials' keys begin with 'abc': abc-0 (small), abc-1 (small)." in ambiguous.stderr
 
 
-def test_output_into_a_closed_pipe_is_no_traceback() -> None:
+def test_main_writes_no_traceback_into_a_closed_pipe() -> None:
     """As in `sftsearch models | head -1`."""
     done = subprocess.run(
         f"{shlex.join(SFTSEARCH)} models | head -c 1",
@@ -365,7 +363,7 @@ def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_help_shows_the_first_walk_line_by_line() -> None:
+def test_help_shows_the_first_walk_line_by_line() -> None:
     lines = call("--help").output.splitlines()
     walk = [line.strip() for line in lines if line.strip().startswith("sftsearch ")]
     assert [line.split()[1] for line in walk] == [

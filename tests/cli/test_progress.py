@@ -39,7 +39,7 @@ class Quick:
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
-def test_lines_say_how_far_how_long_and_how_good(
+def test_progress_lines_say_how_far_how_long_and_how_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "watched.yaml").write_text(STUDY)

@@ -100,7 +100,7 @@ def stopped(name: str, seed: int, top1: float, cost: float) -> TrialRecord:
     return trial(name, seed, top1, cost, **told)
 
 
-def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> None:
+def test_front_leaves_stopped_configurations_out() -> None:
     front = summarise(
         study_of(
             trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5), stopped("c", 0, 0.9, 0.6),
@@ -119,7 +119,7 @@ def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> Non
     assert "<dt>trials stopped</dt><dd>2</dd>" in to_html(front)
 
 
-def test_false_stops_are_told_with_their_interval() -> None:
+def test_describe_stops_gives_false_stops_with_their_interval() -> None:
     """Two wrong of 31: Clopper and Pearson's interval from the F distribution's closed form."""
     low = 2 / (2 + 30 * stats.f.ppf(0.975, 60, 4))
     high = 3 * stats.f.ppf(0.975, 6, 58) / (29 + 3 * stats.f.ppf(0.975, 6, 58))
@@ -145,7 +145,7 @@ def test_false_stops_are_told_with_their_interval() -> None:
 # Replicates -----------------------------------------------------------------------------------
 
 
-def test_configurations_may_have_different_numbers_of_replicates() -> None:
+def test_front_has_configurations_of_different_numbers_of_replicates() -> None:
     front = summarise(
         study_of(*(trial("a", s, 0.5 + s / 10, 1.0) for s in range(4)), trial("b", 0, 0.9, 2.0))
     )
@@ -171,7 +171,7 @@ def chosen_study() -> StudyRecord:
     )
 
 
-def test_the_figures_of_what_was_chosen_are_of_fresh_replicates_alone() -> None:
+def test_front_takes_figures_of_the_chosen_from_fresh_replicates_alone() -> None:
     front = summarise(chosen_study())
     a = by_id(front)["a"]
     assert (a.seeds, a.is_fresh, a.num_finished) == ((1, 2, 3), True, 4)
@@ -185,7 +185,7 @@ def test_the_figures_of_what_was_chosen_are_of_fresh_replicates_alone() -> None:
     assert "a little too good" not in text
 
 
-def test_only_what_was_chosen_can_be_on_the_front() -> None:
+def test_front_is_of_the_chosen_alone() -> None:
     front = summarise(chosen_study())
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     lucky = by_id(front)["lucky"]
@@ -201,7 +201,7 @@ def test_only_what_was_chosen_can_be_on_the_front() -> None:
     assert [c.configuration_id for c in front.points] == ["a", "lucky"]
 
 
-def test_while_no_fresh_replicate_has_finished_the_others_count() -> None:
+def test_front_counts_all_replicates_while_no_fresh_one_has_finished() -> None:
     study = chosen_study()
     study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
     front = summarise(study)
@@ -229,7 +229,7 @@ def folded(cells: dict[str, list[int]], *, noise: float = 0.0) -> StudyRecord:
     return study_of(*trials, folds=3)
 
 
-def test_means_of_different_folds_compare() -> None:
+def test_fold_means_of_different_folds_compare() -> None:
     """Without noise what the folds are easier by is known exactly, and taken out."""
     cells = {"a": [0], "b": [1], "c": [0, 1, 2], "d": [0, 1, 2, 3, 4], "e": [2]}
     front = summarise(folded(cells))
@@ -246,7 +246,7 @@ def test_means_of_different_folds_compare() -> None:
     assert front.num_groups == 3  # of all folds together
 
 
-def test_means_of_equal_folds_are_plain_means() -> None:
+def test_fold_means_of_equal_folds_are_plain_means() -> None:
     study = folded({name: [0, 1, 2] for name in "abcd"}, noise=0.02)
     for c in summarise(study).finished:
         values = [
@@ -255,7 +255,7 @@ def test_means_of_equal_folds_are_plain_means() -> None:
         assert c.values["top1"] == pytest.approx(statistics.fmean(values))
 
 
-def test_a_replicate_that_counted_no_group_takes_its_configuration_out_of_the_bootstrap() -> None:
+def test_draws_leave_out_a_configuration_with_a_replicate_without_groups() -> None:
     study = folded({"a": [0, 1], "b": [2, 3]})
     first, *others = study.trials
     study = replace(study, trials=(replace(first, groups={"s9": (0.0, 0.0)}), *others))
@@ -277,7 +277,7 @@ def test_notes_say_how_the_data_was_split() -> None:
 # What was concluded ---------------------------------------------------------------------------
 
 
-def test_membership_is_what_the_study_concluded() -> None:
+def test_front_probability_is_what_the_study_concluded() -> None:
     beliefs = {
         name: Belief(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
     }
@@ -308,7 +308,7 @@ def test_membership_is_what_the_study_concluded() -> None:
     assert "share of the resamples" in " ".join(notes(plain))
 
 
-def test_a_conclusion_says_nothing_of_other_axes() -> None:
+def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
     values = {"top1": 0.5, "gflops": 1.0, "latency_ms": 2.0}
     belief = {"a": Belief(mean=0.5, sd=0.01, on_front=0.5)}
     study = study_of(trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(beliefs=belief))
@@ -317,7 +317,7 @@ def test_a_conclusion_says_nothing_of_other_axes() -> None:
     assert "With probability" not in " ".join(notes(front))
 
 
-def test_a_recorded_table_does_not_claim_a_sealed_test_split() -> None:
+def test_describe_test_split_claims_no_seal_of_a_recorded_table() -> None:
     front = summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
     assert "looked at the test split" in describe_test_split(front)
     assert "sealed" not in to_markdown(front)
@@ -337,7 +337,7 @@ def cube_study(number: int = 30) -> StudyRecord:
     return study_of(*trials, objectives=objectives)
 
 
-def test_a_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
+def test_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
     study = cube_study()
     front = summarise(study)
 
@@ -373,7 +373,7 @@ def study_2d(study: StudyRecord) -> StudyRecord:
     return replace(study, objectives=study.objectives[:2])
 
 
-def test_the_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
+def test_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
     """A box of 0.5 x 1 x 1/2 and one of 0.9 x 1/2 x 1, which share 0.5 x 1/2 x 1/2."""
     cells = {"a": (0.5, 1.0, 10.0), "b": (0.9, 10.0, 1.0), "worst": (0.1, 100.0, 100.0)}
     study = study_of(
@@ -389,7 +389,7 @@ def test_the_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
 
 
-def test_the_membership_of_three_objectives_counts_draws() -> None:
+def test_front_probability_of_three_objectives_counts_draws() -> None:
     study = cube_study(8)
     generator = np.random.default_rng(1)
     noisy = [
@@ -408,7 +408,7 @@ def test_the_membership_of_three_objectives_counts_draws() -> None:
         assert by_id(front)[name].front_probability == pytest.approx(on_front.mean())
 
 
-def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
+def test_formats_show_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
     assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
     front = summarise(study)
@@ -428,7 +428,7 @@ def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
 # Thinning -------------------------------------------------------------------------------------
 
 
-def test_a_thinned_front_stands_for_the_whole_one() -> None:
+def test_front_thinned_stands_for_the_whole_one() -> None:
     generator = np.random.default_rng(2)
     logs = np.sort(generator.random(200))
     study = study_of(
@@ -450,7 +450,7 @@ def test_a_thinned_front_stands_for_the_whole_one() -> None:
     assert "thinned out, a front point hardly differs" in verdict(left_out[-1], thin)
 
 
-def test_a_front_of_three_objectives_is_not_thinned() -> None:
+def test_front_of_three_objectives_is_not_thinned() -> None:
     with pytest.raises(UserError, match="Only a front of two objectives can be thinned"):
         summarise(cube_study(), thin=True)
 
@@ -472,7 +472,7 @@ def space_study(number: int) -> StudyRecord:
     )  # fmt: skip
 
 
-def test_what_decides_is_what_matters() -> None:
+def test_importance_section_names_what_decides() -> None:
     front = summarise(space_study(80))
     bands = importance_of(front)
     assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
@@ -490,7 +490,7 @@ def test_what_decides_is_what_matters() -> None:
     assert [band.num_configurations for band in bands] == [21, 31, 41]
 
 
-def test_of_few_configurations_nothing_is_said_of_what_matters() -> None:
+def test_importance_section_is_left_out_of_few_configurations() -> None:
     front = summarise(space_study(39))
     assert importance_of(front) == ()
     assert "PED-ANOVA" not in to_markdown(front)

@@ -36,14 +36,14 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;\u2028`|[red]$x$ %{x}"
 
 
-def test_a_study_without_a_finished_trial_has_every_report(tmp_path: Path) -> None:
+def test_formats_report_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"gflops": 1.0}, "running"))
     assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
     assert "no front" in headline(summarise(study))
     assert write(small_study(), ["html", "png", "csv"], tmp_path)
 
 
-def test_a_single_configuration_has_a_report(tmp_path: Path) -> None:
+def test_formats_report_a_single_configuration(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}))
     front = summarise(study)
     assert front.hypervolume == 0.5  # with one cost its scale is 1
@@ -51,7 +51,7 @@ def test_a_single_configuration_has_a_report(tmp_path: Path) -> None:
     assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
 
 
-def test_groups_that_cannot_be_paired_leave_intervals_out(tmp_path: Path) -> None:
+def test_notes_leave_intervals_out_without_groups(tmp_path: Path) -> None:
     front = summarise(small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}, groups={})))
     assert front.num_groups == 0
     assert front.points[0].interval is None
@@ -59,7 +59,7 @@ def test_groups_that_cannot_be_paired_leave_intervals_out(tmp_path: Path) -> Non
     assert FORMATS["html"].to_text(front)
 
 
-def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
+def test_formats_rank_a_regression_by_its_error(
     tmp_path: Path,
 ) -> None:
     """Costs 1, 10, 100 with errors 0.9, 0.6, 0.7: two on the front, the last dominated."""
@@ -85,7 +85,7 @@ def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
     assert all(c.interval is not None for c in summarise(study, y="acc2").finished)
 
 
-def test_max_gflops_leaves_configurations_out(study: StudyRecord) -> None:
+def test_html_says_what_max_gflops_left_out(study: StudyRecord) -> None:
     front = summarise(study, max_gflops=0.005)
     assert all(c.values["gflops"] <= 0.005 for c in front.configurations)
     assert front.num_filtered == 20 - len(front.configurations)
@@ -103,7 +103,7 @@ def test_notes_name_subjects_and_seeds_and_the_one_split(study: StudyRecord) -> 
     assert "100 groups of samples" in " ".join(notes(front))
 
 
-def test_an_unconfirmed_study_says_that_the_test_split_is_sealed(study: StudyRecord) -> None:
+def test_formats_say_that_the_test_split_is_sealed(study: StudyRecord) -> None:
     front = summarise(study)
     for name in ("html", "markdown", "json"):
         text = str(FORMATS[name].to_text(front))
@@ -112,7 +112,7 @@ def test_an_unconfirmed_study_says_that_the_test_split_is_sealed(study: StudyRec
     assert "test_top1" not in to_csv(front)
 
 
-def test_a_confirmed_study_shows_test_values(confirmed_study: StudyRecord) -> None:
+def test_formats_show_test_values_of_a_confirmed_study(confirmed_study: StudyRecord) -> None:
     front = summarise(confirmed_study)
     best = front.points[-1]
     assert best.test_interval is not None
@@ -133,7 +133,7 @@ def test_write_makes_every_format(study: StudyRecord, tmp_path: Path) -> None:
     assert paths[-1].read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_an_unknown_format_is_refused_before_anything_is_written(
+def test_write_refuses_an_unknown_format_before_anything_is_written(
     study: StudyRecord, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"No report format is called 'htm'\. Did you mean 'html'"):
@@ -141,7 +141,7 @@ def test_an_unknown_format_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_a_file_is_told(study: StudyRecord, tmp_path: Path) -> None:
+def test_write_refuses_a_folder_that_is_a_file(study: StudyRecord, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write the report .*report\.csv"):
         write(study, ["csv"], tmp_path / "file")
@@ -232,7 +232,7 @@ def _hostile(study: StudyRecord) -> StudyRecord:
 
 
 @pytest.mark.parametrize("x", ["gflops", HOSTILE])
-def test_text_of_a_study_stays_text_in_the_page(study: StudyRecord, x: str) -> None:
+def test_html_keeps_text_of_a_study_text(study: StudyRecord, x: str) -> None:
     front = summarise(_hostile(study), x=x)
     page = to_html(front)
     assert page.count("<script") == page.count("</script>") == 3 + _scripts_in_plotly()
@@ -244,9 +244,7 @@ def test_text_of_a_study_stays_text_in_the_page(study: StudyRecord, x: str) -> N
     assert "&lt;/script&gt;" in hover
 
 
-def test_text_of_a_study_stays_text_in_the_other_formats(
-    study: StudyRecord, tmp_path: Path
-) -> None:
+def test_formats_keep_text_of_a_study_text(study: StudyRecord, tmp_path: Path) -> None:
     hostile = _hostile(study)
     write(hostile, ["csv", "json", "markdown", "png"], tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
@@ -267,7 +265,7 @@ def _scripts_in_plotly() -> int:
     return _plotly().count("<script")
 
 
-def test_the_page_may_load_nothing(study: StudyRecord) -> None:
+def test_html_may_load_nothing(study: StudyRecord) -> None:
     page = to_html(summarise(study))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -278,7 +276,7 @@ def test_the_page_may_load_nothing(study: StudyRecord) -> None:
     assert "https://" not in own
 
 
-def test_the_terminal_table_shows_the_front(study: StudyRecord) -> None:
+def test_front_table_shows_the_front(study: StudyRecord) -> None:
     front = summarise(study)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(front_table(front))
@@ -290,7 +288,7 @@ def test_the_terminal_table_shows_the_front(study: StudyRecord) -> None:
     assert "within noise" in text
 
 
-def test_the_terminal_table_of_a_confirmed_study_shows_test_beside_validation(
+def test_confirmed_table_shows_test_beside_validation(
     confirmed_study: StudyRecord,
 ) -> None:
     front = summarise(confirmed_study)
@@ -304,18 +302,18 @@ def test_the_terminal_table_of_a_confirmed_study_shows_test_beside_validation(
         assert f"[{c.test_interval[0]:.3f}, {c.test_interval[1]:.3f}]" in line
 
 
-def test_the_terminal_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
+def test_front_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(front_table(summarise(_hostile(study), top=2)))
     assert "[red]" in console.export_text()
 
 
-def test_numbers_are_told_with_three_digits() -> None:
+def test_metric_formats_numbers_with_three_digits() -> None:
     shown = [metric("gflops").format(v) for v in (0.0021, 0.034, 12.3, 0, 41285, 1e-9, None)]
     assert shown == ["0.00210", "0.0340", "12.3", "0", "41,285", "1.00e-09", "–"]  # noqa: RUF001
 
 
-def test_a_record_survives_the_summary(study: StudyRecord) -> None:
+def test_summarise_leaves_the_record_as_it_was(study: StudyRecord) -> None:
     before = json.dumps(asdict(study))
     summarise(study)
     assert json.dumps(asdict(study)) == before

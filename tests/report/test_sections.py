@@ -34,7 +34,7 @@ def compared(front: Front) -> FamilyComparison:
     return found
 
 
-def test_one_model_is_not_compared(study: StudyRecord) -> None:
+def test_families_section_is_left_out_of_one_model(study: StudyRecord) -> None:
     alone = replace(study, trials=tuple(t for t in study.trials if t.model == "sft"))
     front = summarise(alone)
     assert families_of(front) is None
@@ -43,7 +43,7 @@ def test_one_model_is_not_compared(study: StudyRecord) -> None:
     assert families_of(summarise(small_study())) is None
 
 
-def test_every_format_shows_each_model(study: StudyRecord) -> None:
+def test_families_section_is_in_every_format(study: StudyRecord) -> None:
     front = summarise(study)
     found = compared(front)
     console = Console(width=100, record=True, file=io.StringIO())
@@ -68,7 +68,7 @@ def test_every_format_shows_each_model(study: StudyRecord) -> None:
         assert sum(row[column].endswith("*") for row in rows) == 1
 
 
-def test_what_a_model_cannot_offer_is_a_dash() -> None:
+def test_families_section_has_a_dash_for_what_a_model_cannot_offer() -> None:
     front = summarise(two_models())
     section = families_section(front, intervals=False)
     assert section is not None
@@ -80,7 +80,7 @@ def test_what_a_model_cannot_offer_is_a_dash() -> None:
     assert table[1][-1] == "0.890*"  # of four draws of three, three hold 0.9, one at best 0.86
 
 
-def test_rows_have_shares_and_the_last_route_by_class() -> None:
+def test_routes_section_has_shares_and_the_last_route_by_class() -> None:
     section = routes_section(sweep())
     assert section is not None
     cells = [dict(zip(section.table.headers, row, strict=True)) for row in section.table.rows]
@@ -91,7 +91,7 @@ def test_rows_have_shares_and_the_last_route_by_class() -> None:
     assert cells[0]["by class"] == MISSING
 
 
-def test_every_format_has_the_routes() -> None:
+def test_routes_section_is_in_every_format() -> None:
     front = sweep()
     markdown = to_markdown(front)
     assert "## Routes" in markdown
@@ -105,14 +105,14 @@ def test_every_format_has_the_routes() -> None:
     assert picture[16:24] == (2400).to_bytes(4) + (960).to_bytes(4)  # IHDR: width, height
 
 
-def test_without_gates_nothing_is_said_of_routes(study: Any) -> None:
+def test_routes_section_is_left_out_without_gates(study: Any) -> None:
     front = summarise(study)
     assert "Routes" not in to_markdown(front)
     assert "routes-chart" not in to_html(front).split("<script", 1)[0]
     assert json.loads(to_json(front))["routes"] == []
 
 
-def test_names_of_classes_are_text() -> None:
+def test_routes_section_keeps_names_of_classes_text() -> None:
     front = routes_front(gated("a", 0.1, 0.5, **{f"route_2/{HOSTILE}": 0.5}), gated("b", 0.2, 0.5))
     assert HOSTILE not in to_html(replace(front)).split("<script", 1)[0]
     assert "<b>" not in to_markdown(front)
