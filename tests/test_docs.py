@@ -16,6 +16,8 @@ from sftsearch.search_spaces.load import parse_study
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+TREE = "orchestrator/" + PAGES[0].read_text().split("```text\norchestrator/")[1].split("```")[0]
+
 
 def test_readme_study_file_is_well_formed() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)
@@ -39,8 +41,12 @@ def test_readme_first_walk_names_commands_that_exist() -> None:
 
 
 def test_readme_tree_names_what_exists() -> None:
-    tree = PAGES[0].read_text().split("```text\norchestrator/")[1].split("```")[0]
-    named = re.findall(r"\b(\w+\.(?:py|md))\b", tree)
-    assert len(named) > 15
-    present = {path.name for path in ROOT.glob("*/*")}
+    named = re.findall(r"\b(\w+\.(?:py|md)|\w+(?=/))", TREE)
+    assert len(named) > 30
+    present = {path.name for pattern in ("*", "*/*", "*/*/*") for path in ROOT.glob(pattern)}
     assert [name for name in named if name not in present] == []
+
+
+def test_readme_tree_names_every_sub_package() -> None:
+    packages = {path.parent.name for path in ROOT.glob("orchestrator/*/__init__.py")}
+    assert [name for name in sorted(packages) if f"\n  {name}/" not in TREE] == []

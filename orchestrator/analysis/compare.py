@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ComparisonError(UserError):
-    """Two that cannot be compared: other data, folds or metrics, or nothing finished."""
+    """Refuse two that cannot be compared: other data, folds or metrics, or nothing finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How much more accurate a configuration (or model) is than another, and how sure that is."""
+    """Hold how much more accurate a configuration (or model) is than another, and how surely."""
 
     other: str
     """Id of the other configuration (or the model's name)."""

@@ -113,9 +113,9 @@ def names_of_families(space: Sequence[Branch]) -> tuple[str, ...]:
     for kind in dict.fromkeys(branch.kind for branch in space):
         fixed = [_literals(branch) for branch in space if branch.kind == kind]
         for name in dict.fromkeys(name for literals in fixed for name in literals):
-            told = {tuple(literals.get(n) for n in chosen) for literals in fixed}
+            known = {tuple(literals.get(n) for n in chosen) for literals in fixed}
             more = {tuple(literals.get(n) for n in (*chosen, name)) for literals in fixed}
-            if len(more) > len(told):
+            if len(more) > len(known):
                 chosen.append(name)
     return tuple(chosen)
 

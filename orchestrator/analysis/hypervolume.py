@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HypervolumeStep:
-    """The hypervolume after so many finished trials."""
+    """Hold the hypervolume after so many finished trials."""
 
     num_trials: int
     seconds: float
@@ -29,7 +29,7 @@ class HypervolumeStep:
 
 @dataclass(frozen=True, slots=True)
 class HypervolumeScale:
-    """The unit cube hypervolumes are measured in: 1 is best, 0 everywhere the reference.
+    """Span the unit cube hypervolumes are measured in: 1 is best, 0 everywhere the reference.
 
     Cost: 1 at the lowest seen, 0 at the highest, by its logarithm where all are positive; 1 if all
     cost the same. Shares stay as they are, so the reference is an accuracy of 0; other metrics run

@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function, prints, and sets the exit code.
+"""Run the command line: each command parses, calls one function, prints, sets the exit code.
 
 Exit codes: 0 all is well; 1 something went wrong; 2 the command or the study file is wrong; 130
 interrupted. Heavy imports (Ray, torch, MLflow) are inside the commands, so that `--help` answers at

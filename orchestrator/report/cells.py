@@ -68,12 +68,12 @@ def format_change(mean: float, interval: Interval | None, y: str) -> str:
     """Return a difference of a metric with its interval, of shares in points of 0.01."""
     share = metric(y).is_share
 
-    def show(value: float) -> str:
+    def format_value(value: float) -> str:
         return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
 
-    text = show(mean)
+    text = format_value(mean)
     if interval is not None:
-        text += f" [{show(interval[0])}, {show(interval[1])}]"
+        text += f" [{format_value(interval[0])}, {format_value(interval[1])}]"
     return text
 
 

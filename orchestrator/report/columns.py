@@ -96,10 +96,10 @@ def _leading_columns(front: Front) -> list[Column]:
 
 
 def _value_column(name: str) -> Column:
-    def show(c: ConfigurationSummary) -> str:
+    def format_value(c: ConfigurationSummary) -> str:
         return metric(name).format(c.values.get(name))
 
-    return Column(metric(name).label, show, lambda c: c.values.get(name))
+    return Column(metric(name).label, format_value, lambda c: c.values.get(name))
 
 
 def _parameter_column(name: str, front: Front) -> Column:
@@ -122,10 +122,10 @@ def _parameter_column(name: str, front: Front) -> Column:
 def _test_columns(front: Front) -> list[Column]:
     label = f"test {metric(front.y).label}"
 
-    def show(c: ConfigurationSummary) -> str:
+    def format_value(c: ConfigurationSummary) -> str:
         return metric(front.y).format(c.test_values.get(front.y))
 
-    found = [Column(label, show, lambda c: c.test_values.get(front.y))]
+    found = [Column(label, format_value, lambda c: c.test_values.get(front.y))]
     if metric(front.y).is_counted:
         found.append(
             Column(

@@ -88,7 +88,7 @@ def _family_headers(families: FamilyComparison, front: Front) -> list[str]:
 def _family_rows(families: FamilyComparison, front: Front, *, intervals: bool) -> list[list[str]]:
     y = metric(front.y)
 
-    def show(found: BestOfFamily | ExpectedBest) -> str:
+    def format_value(found: BestOfFamily | ExpectedBest) -> str:
         text = f"{y.format(found.value)}{_mark(found)}"
         if intervals and found.interval:
             return f"{text} [{format_interval(found.interval)}]"
@@ -99,8 +99,8 @@ def _family_rows(families: FamilyComparison, front: Front, *, intervals: bool) -
         cells = [name]
         for level in families.levels:
             own = next((best for best in level.families if best.family == name), None)
-            cells.append(MISSING if own is None else show(own))
-        table.append([*cells, show(tuned)])
+            cells.append(MISSING if own is None else format_value(own))
+        table.append([*cells, format_value(tuned)])
     return table
 
 
@@ -218,13 +218,13 @@ def _importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
     def share(band: Band, name: str) -> float:
         return band.importances.get(name, 0.0)
 
-    def show(band: Band, name: str) -> str:
+    def format_value(band: Band, name: str) -> str:
         return f"{100 * share(band, name):.0f} %" if band.importances else MISSING
 
     names = {name for band in bands for name in band.importances}
     most = {name: max(share(band, name) for band in bands) for name in names}
     shown = sorted((name for name in names if most[name] >= 0.01), key=lambda n: (-most[n], n))
-    return [[name, *(show(band, name) for band in bands)] for name in shown]
+    return [[name, *(format_value(band, name) for band in bands)] for name in shown]
 
 
 def _importance_note(bands: tuple[Band, ...]) -> str:
@@ -261,7 +261,7 @@ def describe_comparison(comparison: Comparison) -> TextTable:
 def _contest_cells(contest: Contest, comparison: Comparison) -> list[str]:
     y = metric(comparison.y)
 
-    def show(reached: Reached | None) -> str:
+    def format_value(reached: Reached | None) -> str:
         if reached is None:
             return MISSING
         of = reached.configuration_id or f"of {reached.num_drawn}"
@@ -271,7 +271,7 @@ def _contest_cells(contest: Contest, comparison: Comparison) -> list[str]:
     if contest.difference is not None:
         change = format_change(contest.difference, contest.interval, comparison.y)
     sure = MISSING if contest.probability is None else f"{contest.probability:.2f}"
-    return [show(contest.first), show(contest.second), change, sure]
+    return [format_value(contest.first), format_value(contest.second), change, sure]
 
 
 def _comparison_notes(comparison: Comparison) -> list[str]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
-from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.report.sections import describe_comparison
-from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 SPREAD = (-0.05, 0.0, 0.05)
 """What the three subjects differ by, alike for all configurations."""
@@ -239,53 +234,3 @@ def test_compare_pairs_the_bootstrap_of_both() -> None:
     (contest,) = compare.compare_studies(*studies).at_cost
     assert contest.probability == 1.0
     assert contest.interval == pytest.approx((0.02, 0.02))
-
-
-# The command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    for name, points in {"one": A, "two": B}.items():
-        with Journal(tmp_path / name) as journal:
-            journal.append(
-                "created", name=name, description="", dataset="synthetic", num_seeds=1,
-                objectives=[["top1", "maximize"], ["gflops", "minimize"]],
-                facts={"fingerprint": "f"}, definition={}, definition_hash="",
-            )  # fmt: skip
-            for cost, top1 in points.items():
-                body = {"configuration_id": f"c{cost}", "parameters": {}, "cost": {"gflops": cost}}
-                model = "sft" if cost < 3 else "late"
-                journal.append("admitted", number=cost, seeds=[0], model=model, **body)
-                journal.append("started", trial=f"c{cost}-0")
-                ended: dict[str, Any] = {"values": {"top1": top1, "gflops": cost, "seconds": 5.0}}
-                ended["groups"] = {"s1": [100 * top1, 100]}
-                journal.append("finished", trial=f"c{cost}-0", facts={}, **ended)
-    return tmp_path
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
-
-
-def test_compare_command_takes_studies_and_families(runs: Path) -> None:
-    result = call("one", "two", "--runs", runs)
-    assert result.exit_code == 0, result.output
-    text = " ".join(result.output.split())
-    assert "P(first is better)" in text
-    assert "0.700 (c2) 0.600 (c2) +10.0 [+10.0, +10.0] 1.00" in text
-    told = json.loads(call("one", "two", "--runs", runs, "--json").output)
-    assert told["names"] == ["one", "two"]
-    assert told["at_cost"][1]["probability"] == 1.0
-    told = json.loads(call("two", "--families", "sft", "late", "--runs", runs, "--json").output)
-    assert (told["names"], told["num_configurations"]) == (["sft", "late"], [1, 3])
-
-
-def test_compare_command_wants_two(runs: Path) -> None:
-    for arguments in (["one"], ["one", "two", "--families", "sft", "late"]):
-        result = call(*arguments, "--runs", runs)
-        assert result.exit_code == 2
-        assert "Name a second study, or two families" in result.output
-    result = call("one", "three", "--runs", runs)
-    assert result.exit_code == 1
-    assert "There is no study 'three'" in result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from sftsearch.datasets.catalog import prepared_folder
+from sftsearch.datasets.catalog import DATASETS, prepared_folder
 from sftsearch.orchestrator.cli.main import main
 
 if TYPE_CHECKING:
@@ -239,3 +240,24 @@ def test_data_prepare_goes_on_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
         done = subprocess.run(command, env=environment, check=False, capture_output=True)
         assert done.returncode == 0
     assert call("data", "verify", "mine").exit_code == 0
+
+
+def test_data_info_shows_data_of_another_task_as_it_is() -> None:
+    assert "regression" in call("data", "list").output
+    text = call("data", "info", "synthetic_rating").output
+    assert "task:         regression" in text
+    assert "right, 0 to 8 tokens x 3" in text
+    assert re.search(r"^train: +2000 samples$", text, flags=re.MULTILINE)
+
+
+def test_data_list_and_info_name_licence_and_splits() -> None:
+    rows = json.loads(call("data", "list", "--json").output)
+    assert [row["data set"] for row in rows] == sorted(DATASETS)
+    assert "CC BY 4.0" in call("data", "list").output
+    told = json.loads(call("data", "info", "wearables", "--json").output)
+    assert told["licence"] == "CC BY 4.0"
+    for split in told["splits"].values():
+        assert sum(split["by class"].values()) == split["samples"]
+    text = call("data", "info", "wearables").output
+    for word in ("attribution:", "train:", "validation:", "test:", "watch_gyro", "Matey-Sanz"):
+        assert word in text
