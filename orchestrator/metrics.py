@@ -1,4 +1,4 @@
-"""What is measured of a configuration: what it is called, which way is better, how it prints."""
+"""Say of every metric what it is called, which way is better, and how its values print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT_COSTS = ("gflops", "gmacs", "parameters")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """How a value is called, ordered and printed."""
+    """Say how a value is called, ordered and printed."""
 
     label: str
     direction: Literal["maximize", "minimize"] = "minimize"
@@ -26,11 +26,11 @@ class Metric:
     is_cost: bool = False
     """What a model takes, not how good it is: ratios count, so it is shown on a log scale."""
 
-    def show(self, value: float | None) -> str:
+    def format(self, value: float | None) -> str:
         """Return the value as text, shares with three decimals, others with three digits."""
         if value is None:
             return MISSING
-        return f"{value:.3f}" if self.is_share else show_number(value)
+        return f"{value:.3f}" if self.is_share else format_number(value)
 
 
 def _share(label: str, *, is_counted: bool = False) -> Metric:
@@ -41,7 +41,7 @@ def _cost(label: str) -> Metric:
     return Metric(label=label, is_cost=True)
 
 
-METRICS: dict[str, Metric] = {
+KNOWN_METRICS: dict[str, Metric] = {
     "top1": _share("top-1 accuracy", is_counted=True),
     "top5": _share("top-5 accuracy"),
     "map": _share("mean average precision"),
@@ -66,16 +66,16 @@ METRICS: dict[str, Metric] = {
 }
 """What is known of a value by its name; other names are shown as they are, and less is better."""
 
-COSTS = tuple(name for name, known in METRICS.items() if known.is_cost)
+COSTS = tuple(name for name, known in KNOWN_METRICS.items() if known.is_cost)
 """Known before training, measured in the trial, or measured and dependent on the machine."""
 
 
 def metric(name: str) -> Metric:
     """Return what is known of a metric; of an unknown one, its name."""
-    return METRICS.get(name) or Metric(label=name)
+    return KNOWN_METRICS.get(name) or Metric(label=name)
 
 
-def show_number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return three significant digits, or a whole number with separators from 1000 on."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)

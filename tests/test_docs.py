@@ -16,8 +16,10 @@ from sftsearch.search_spaces.load import parse_study
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+TREE = "orchestrator/" + PAGES[0].read_text().split("```text\norchestrator/")[1].split("```")[0]
 
-def test_the_study_file_of_the_readme_is_well_formed() -> None:
+
+def test_readme_study_file_is_well_formed() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)
     source = parse_study(text.encode(), name="README.md")
     check_names(source)
@@ -27,20 +29,24 @@ def test_the_study_file_of_the_readme_is_well_formed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+def test_pages_link_to_what_exists(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_first_walk_names_commands_that_exist() -> None:
+def test_readme_first_walk_names_commands_that_exist() -> None:
     walked = re.findall(r"^sftsearch (\w+)", PAGES[0].read_text(), flags=re.MULTILINE)
     assert len(walked) >= 7
     assert set(walked) <= set(main.commands)
 
 
-def test_files_in_the_readme_s_tree_exist() -> None:
-    tree = PAGES[0].read_text().split("```text\norchestrator/")[1].split("```")[0]
-    named = re.findall(r"\b(\w+\.(?:py|md))\b", tree)
-    assert len(named) > 15
-    present = {path.name for path in ROOT.glob("*/*")}
+def test_readme_tree_names_what_exists() -> None:
+    named = re.findall(r"\b(\w+\.(?:py|md)|\w+(?=/))", TREE)
+    assert len(named) > 30
+    present = {path.name for pattern in ("*", "*/*", "*/*/*") for path in ROOT.glob(pattern)}
     assert [name for name in named if name not in present] == []
+
+
+def test_readme_tree_names_every_sub_package() -> None:
+    packages = {path.parent.name for path in ROOT.glob("orchestrator/*/__init__.py")}
+    assert [name for name in sorted(packages) if f"\n  {name}/" not in TREE] == []

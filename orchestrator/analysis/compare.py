@@ -1,9 +1,9 @@
-"""Which of two is better, and how sure that is: two studies, or two families of one study.
+"""Compare two studies, or two families of one: which is better, and how sure that is.
 
 At equal inference cost: at some costs of their common front, the best that each affords. At equal
 tuning cost: the expected best of as many configurations as the one with fewer ran, and of as many
 as each trains in the same time. How sure: the share of the resamples, paired by group and drawn
-over replicates, in which the first is the better; see `pareto.resample_accuracies`.
+over replicates, in which the first is the better; see `bootstrap.resample_accuracies`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap, pareto
 from sftsearch.orchestrator.analysis.families import NUM_LEVELS, best_of, family_of
 from sftsearch.orchestrator.analysis.front import summarise
-from sftsearch.orchestrator.metrics import MISSING, metric
-from sftsearch.orchestrator.report.text import show_change
+from sftsearch.orchestrator.metrics import metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.analysis.front import Configuration, Front, Interval
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary, Interval
+    from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
     Floats = NDArray[np.float64]
 
 
 class ComparisonError(UserError):
-    """Two that cannot be compared: other data, folds or metrics, or nothing finished."""
+    """Refuse two that cannot be compared: other data, folds or metrics, or nothing finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reached:
-    """What one of the two reaches under a limit."""
+    """Hold what one of the two reaches under a limit."""
 
     value: float
     configuration_id: str | None = None
@@ -49,7 +49,7 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contest:
-    """Both under one limit."""
+    """Hold both under one limit."""
 
     limit: float
     """A cost, a number of configurations, or seconds of training."""
@@ -66,7 +66,7 @@ class Contest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Two studies or families side by side."""
+    """Hold two studies or families side by side."""
 
     names: tuple[str, str]
     x: str
@@ -87,7 +87,7 @@ class _Side:
     """One of the two, as the common front knows it."""
 
     name: str
-    configurations: tuple[Configuration, ...]
+    configurations: tuple[ConfigurationSummary, ...]
     """The finished ones, from the worst to the best."""
     chosen: frozenset[str]
     """Ids of those that were chosen to be reported."""
@@ -128,13 +128,13 @@ def _axes(study: StudyRecord) -> tuple[str, str]:
 
 def _check(first: StudyRecord, second: StudyRecord) -> None:
     """Raise ComparisonError where figures of the two do not mean the same."""
-    told = {
+    facts = {
         "the data sets": (first.dataset, second.dataset),
         "the fingerprints of the data": (_fingerprint(first), _fingerprint(second)),
         "the numbers of folds": (first.folds, second.folds),
         "the metrics": (_metrics(first), _metrics(second)),
     }
-    for what, (one, other) in told.items():
+    for what, (one, other) in facts.items():
         if one != other:
             raise ComparisonError(
                 f"The studies '{first.name}' and '{second.name}' cannot be compared: {what} "
@@ -244,13 +244,12 @@ def _seconds(trial: TrialRecord) -> float:
 def _placed(side: _Side, front: Front) -> _Side:
     """Return a side with its configurations as the common front has them, worst first."""
     ids = {c.configuration_id for c in side.configurations}
-    sign = 1 if front.directions[0] == "maximize" else -1
     own = [c for c in front.finished if c.configuration_id in ids]
-    own.sort(key=lambda c: (sign * c.values[front.y], c.configuration_id))
+    own.sort(key=lambda c: (front.quality(c), c.configuration_id))
     return replace(side, configurations=tuple(own))
 
 
-def _competing(side: _Side, *, only_chosen: bool) -> list[Configuration]:
+def _competing(side: _Side, *, only_chosen: bool) -> list[ConfigurationSummary]:
     return [c for c in side.configurations if not only_chosen or c.configuration_id in side.chosen]
 
 
@@ -258,7 +257,7 @@ def _levels(front: Front, *sides: _Side, only_chosen: bool) -> list[float]:
     """Return some costs of the common front of what competes, and the highest cost of all."""
     every = [c for side in sides for c in _competing(side, only_chosen=only_chosen)]
     values = [[c.values[front.y], c.values[front.x]] for c in every]
-    on_front = pareto.non_dominated(values, front.directions[:2])
+    on_front = pareto.non_dominated(values, front.objectives.directions[:2])
     costs = np.unique([cost for (_, cost), on in zip(values, on_front, strict=True) if on])
     picks = np.linspace(0, len(costs) - 1, min(NUM_LEVELS, len(costs))).round().astype(int)
     last = max(cost for _, cost in values)
@@ -268,7 +267,7 @@ def _levels(front: Front, *sides: _Side, only_chosen: bool) -> list[float]:
 def _at_cost(
     front: Front, first: _Side, second: _Side, cost: float, *, only_chosen: bool
 ) -> Contest:
-    best: list[Configuration | None] = []
+    best: list[ConfigurationSummary | None] = []
     for side in (first, second):
         within = [c for c in _competing(side, only_chosen=only_chosen) if c.values[front.x] <= cost]
         best.append(within[-1] if within else None)
@@ -314,8 +313,8 @@ def _contest(
     interval, probability = None, None
     if draws[0] is not None and draws[1] is not None:
         gap_R = draws[0] - draws[1]
-        interval = pareto.percentile_interval(gap_R)
-        sign = 1 if front.directions[0] == "maximize" else -1
+        interval = bootstrap.percentile_interval(gap_R)
+        sign = 1 if front.objectives.directions[0] == "maximize" else -1
         # Equal but for rounding is equal.
         is_equal = np.abs(gap_R) < 1e-12
         probability = float(np.mean(np.where(is_equal, 0.5, sign * gap_R > 0)))
@@ -327,65 +326,3 @@ def _contest(
         interval=interval,
         probability=probability,
     )
-
-
-# ------------------------------------------------------------------ in words
-
-
-def headers(comparison: Comparison) -> list[str]:
-    """Return the heads of the table's columns."""
-    unit = "points" if metric(comparison.y).is_share else metric(comparison.y).label
-    return ["at equal", *comparison.names, f"difference ({unit})", "P(first is better)"]
-
-
-def rows(comparison: Comparison) -> list[list[str]]:
-    """Return a row a limit: costs, then tuning."""
-    x, at_most = metric(comparison.x), "\N{LESS-THAN OR EQUAL TO}"
-    table = [
-        [f"{at_most} {x.show(contest.limit)} {x.label}", *_cells(contest, comparison)]
-        for contest in comparison.at_cost
-    ]
-    number, timed = comparison.at_number, comparison.at_seconds
-    table.append([f"{number.limit:.0f} configurations", *_cells(number, comparison)])
-    return [*table, [f"{timed.limit:,.0f} s of training", *_cells(timed, comparison)]]
-
-
-def _cells(contest: Contest, comparison: Comparison) -> list[str]:
-    y = metric(comparison.y)
-
-    def show(reached: Reached | None) -> str:
-        if reached is None:
-            return MISSING
-        return f"{y.show(reached.value)} ({reached.configuration_id or f'of {reached.num_drawn}'})"
-
-    change = MISSING
-    if contest.difference is not None:
-        change = show_change(contest.difference, contest.interval, comparison.y)
-    sure = MISSING if contest.probability is None else f"{contest.probability:.2f}"
-    return [show(contest.first), show(contest.second), change, sure]
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """Return how the table is to be read."""
-    runs = ", ".join(
-        f"{name} {number} in {seconds:,.0f} s" for name, number, seconds in _each(comparison)
-    )
-    what = metric(comparison.y).label
-    chosen = (
-        "Only what was chosen to be reported competes there, by its fresh replicates. "
-        if comparison.only_chosen
-        else "Both are picked by the very values shown; the one that tried more is the luckier. "
-    )
-    return [
-        f"At equal cost: the best {what} that each reached without being dearer, by configuration. "
-        f"{chosen}".strip(),
-        "At equal tuning: the expected best of so many configurations drawn from those that each "
-        f"finished ({runs}, stopped and failed trials counted in the time), as many as the one "
-        "with fewer finished, and as many as each finishes in the same time.",
-        "Probabilities and 95 % intervals are by a bootstrap over subjects and replicates, paired "
-        "by subject; which configurations are the best ones is taken as found.",
-    ]
-
-
-def _each(comparison: Comparison) -> Iterable[tuple[str, int, float]]:
-    return zip(comparison.names, comparison.num_configurations, comparison.seconds, strict=True)

@@ -1,8 +1,8 @@
-"""Families of configurations compared fairly: at equal compute and at equal tuning.
+"""Compare families of configurations fairly: at equal compute and at equal tuning.
 
 A family is a model, or a model with its values of some parameters (`pooling`, `mixup`, ...).
 
-Equal compute: for each of some costs, the best configuration of every family that is no dearer.
+Equal compute: for each of some costs, the best configuration of every family that costs no more.
 
 Equal tuning: the best of more tries is better by luck alone, so every family is credited with the
 expected best of as many configurations as the least tried family ran.
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.analysis.front import Difference, difference
-from sftsearch.orchestrator.metrics import MISSING, metric
-from sftsearch.orchestrator.report.text import show_interval, show_parameter
+from sftsearch.orchestrator import bootstrap
+from sftsearch.orchestrator.analysis.configurations import Difference
+from sftsearch.orchestrator.analysis.parameters import format_parameter
+from sftsearch.orchestrator.analysis.significance import difference
 from sftsearch.search_spaces.schema import is_distribution
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sftsearch.orchestrator.analysis.front import Configuration, Front, Interval
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary, Interval
+    from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.search_spaces.schema import Branch
 
 NUM_LEVELS = 4
@@ -36,8 +37,8 @@ NUM_LEVELS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Best:
-    """The best configuration of a family that is no dearer than a level."""
+class BestOfFamily:
+    """Hold the best configuration of a family that costs no more than a level."""
 
     family: str
     configuration_id: str
@@ -48,17 +49,17 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Level:
-    """A cost, and the best of every family that has something to offer for it."""
+class CostLevel:
+    """Hold a cost, and the best of every family that has something to offer for it."""
 
     cost: float
-    families: tuple[Best, ...]
+    families: tuple[BestOfFamily, ...]
     """The best family first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tuned:
-    """What a family is expected to reach with so many tries."""
+class ExpectedBest:
+    """Hold what a family is expected to reach with so many tries."""
 
     family: str
     num_run: int
@@ -70,17 +71,17 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Families:
-    """The comparison of a study's families."""
+class FamilyComparison:
+    """Hold the comparison of a study's families."""
 
     names: tuple[str, ...]
-    levels: tuple[Level, ...]
+    levels: tuple[CostLevel, ...]
     num_drawn: int
     """Configurations each family is credited with: as many as the least tried one ran."""
-    tuned: tuple[Tuned, ...]
+    tuned: tuple[ExpectedBest, ...]
 
 
-def compare_families(front: Front) -> Families | None:
+def families_of(front: Front) -> FamilyComparison | None:
     """Return the comparison of the families of finished configurations; None of fewer than two."""
     names = tuple(sorted({family_of(c, front.by) for c in front.finished}))
     if len(names) < 2:
@@ -89,7 +90,7 @@ def compare_families(front: Front) -> Families | None:
         name: [c for c in front.finished if family_of(c, front.by) == name] for name in names
     }
     num_drawn = min(map(len, members.values()))
-    return Families(
+    return FamilyComparison(
         names=tuple(members),
         levels=tuple(_level(front, cost) for cost in _levels(front)),
         num_drawn=num_drawn,
@@ -97,10 +98,10 @@ def compare_families(front: Front) -> Families | None:
     )
 
 
-def family_of(c: Configuration, by: Sequence[str]) -> str:
+def family_of(c: ConfigurationSummary, by: Sequence[str]) -> str:
     """Return the name of a configuration's family: its model, with the values of `by` it has."""
     known = [name for name in by if c.parameters.get(name) is not None]
-    return " ".join([c.model, *(f"{name}={show_parameter(c, name)}" for name in known)])
+    return " ".join([c.model, *(f"{name}={format_parameter(c, name)}" for name in known)])
 
 
 def names_of_families(space: Sequence[Branch]) -> tuple[str, ...]:
@@ -112,9 +113,9 @@ def names_of_families(space: Sequence[Branch]) -> tuple[str, ...]:
     for kind in dict.fromkeys(branch.kind for branch in space):
         fixed = [_literals(branch) for branch in space if branch.kind == kind]
         for name in dict.fromkeys(name for literals in fixed for name in literals):
-            told = {tuple(literals.get(n) for n in chosen) for literals in fixed}
+            known = {tuple(literals.get(n) for n in chosen) for literals in fixed}
             more = {tuple(literals.get(n) for n in (*chosen, name)) for literals in fixed}
-            if len(more) > len(told):
+            if len(more) > len(known):
                 chosen.append(name)
     return tuple(chosen)
 
@@ -132,21 +133,21 @@ def _levels(front: Front) -> list[float]:
     costs = [c.values[front.x] for c in front.points]
     picks = np.linspace(0, len(costs) - 1, min(NUM_LEVELS, len(costs))).round().astype(int)
     every = [c.values[front.x] for c in front.finished]
-    last = max(every) if front.directions[1] == "minimize" else min(every)
+    last = max(every) if front.objectives.is_cost_minimized else min(every)
     return list(dict.fromkeys([*(costs[i] for i in picks), last]))
 
 
-def _level(front: Front, cost: float) -> Level:
-    sign = 1 if front.directions[1] == "minimize" else -1
-    best: dict[str, Configuration] = {}
+def _level(front: Front, cost: float) -> CostLevel:
+    sign = 1 if front.objectives.is_cost_minimized else -1
+    best: dict[str, ConfigurationSummary] = {}
     for c in _by_quality(front, front.finished):
         if sign * c.values[front.x] <= sign * cost:
             best[family_of(c, front.by)] = c  # the last is the best
     ranked = _by_quality(front, list(best.values()))[::-1]
-    return Level(
+    return CostLevel(
         cost=cost,
         families=tuple(
-            Best(
+            BestOfFamily(
                 family=family_of(c, front.by),
                 configuration_id=c.configuration_id,
                 value=c.values[front.y],
@@ -160,15 +161,16 @@ def _level(front: Front, cost: float) -> Level:
     )
 
 
-def _by_quality(front: Front, configurations: Sequence[Configuration]) -> list[Configuration]:
+def _by_quality(
+    front: Front, configurations: Sequence[ConfigurationSummary]
+) -> list[ConfigurationSummary]:
     """Return the configurations from the worst to the best."""
-    sign = 1 if front.directions[0] == "maximize" else -1
-    return sorted(configurations, key=lambda c: (sign * c.values[front.y], c.configuration_id))
+    return sorted(configurations, key=lambda c: (front.quality(c), c.configuration_id))
 
 
 def _tune(
-    front: Front, members: Mapping[str, Sequence[Configuration]], num_drawn: int
-) -> list[Tuned]:
+    front: Front, members: Mapping[str, Sequence[ConfigurationSummary]], num_drawn: int
+) -> list[ExpectedBest]:
     """Return what each family reaches, in the order of `members`."""
     values, draws = {}, {}
     for name, found in members.items():
@@ -179,13 +181,15 @@ def _tune(
         own = [front.draws[c.configuration_id] for c in ranked if c.configuration_id in front.draws]
         if len(own) == len(ranked):
             draws[name] = weights @ np.stack(own)
-    best = (max if front.directions[0] == "maximize" else min)(values, key=values.__getitem__)
+    best = (max if front.objectives.directions[0] == "maximize" else min)(
+        values, key=values.__getitem__
+    )
     return [
-        Tuned(
+        ExpectedBest(
             family=name,
             num_run=len(found),
             value=values[name],
-            interval=pareto.percentile_interval(draws[name]) if name in draws else None,
+            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
             difference=None if name == best else _behind(name, best, values, draws),
         )
         for name, found in members.items()
@@ -196,7 +200,7 @@ def _behind(
     name: str, best: str, values: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
 ) -> Difference:
     known = name in draws and best in draws
-    interval = pareto.percentile_interval(draws[name] - draws[best]) if known else None
+    interval = bootstrap.percentile_interval(draws[name] - draws[best]) if known else None
     return Difference(other=best, mean=values[name] - values[best], interval=interval)
 
 
@@ -217,55 +221,3 @@ def best_of(num_run: int, num_drawn: int) -> NDArray[np.float64]:
     whole = math.comb(num_run, num_drawn)
     counts = [math.comb(i, num_drawn - 1) / whole for i in range(num_run)]
     return np.array(counts)
-
-
-# ------------------------------------------------------------------ the table in words
-
-
-def headers(families: Families, front: Front) -> list[str]:
-    """Return the heads of the table's columns."""
-    x = metric(front.x)
-    sign = "\N{LESS-THAN OR EQUAL TO}" if front.directions[1] == "minimize" else ""
-    levels = [f"{sign} {x.show(level.cost)} {x.label}".strip() for level in families.levels]
-    return ["family", *levels, f"expected best of {families.num_drawn}"]
-
-
-def rows(families: Families, front: Front, *, intervals: bool = True) -> list[list[str]]:
-    """Return a row a family: its best at each cost, and what it reaches with equal tuning.
-
-    The best of a column is marked `*`, and what the data cannot tell from it, `~`.
-    """
-    y = metric(front.y)
-
-    def show(found: Best | Tuned) -> str:
-        text = f"{y.show(found.value)}{_mark(found)}"
-        return f"{text} [{show_interval(found.interval)}]" if intervals and found.interval else text
-
-    table = []
-    for name, tuned in zip(families.names, families.tuned, strict=True):
-        cells = [name]
-        for level in families.levels:
-            own = next((best for best in level.families if best.family == name), None)
-            cells.append(MISSING if own is None else show(own))
-        table.append([*cells, show(tuned)])
-    return table
-
-
-def _mark(found: Best | Tuned) -> str:
-    if found.difference is None:
-        return "*"
-    return "~" if found.difference.within_noise else ""
-
-
-def notes(families: Families, front: Front) -> list[str]:
-    """Return how the table is to be read."""
-    counts = ", ".join(f"{tuned.family} {tuned.num_run}" for tuned in families.tuned)
-    k = families.num_drawn
-    what = "configuration" if k == 1 else "configurations"
-    return [
-        "Equal compute: under each cost stands the best that a family reached without being "
-        f"dearer. Equal tuning: the expected best of {k} {what} drawn from those that a family "
-        f"finished ({counts}), as many as the least tried one has.",
-        "* is the best of its column; ~ is not distinguishable from it, by the bootstrap that the "
-        "front uses. Which configurations are the best ones is taken as found.",
-    ]

@@ -1,4 +1,4 @@
-"""Which parameters set the best configurations apart, by what a configuration may cost.
+"""Find which parameters set the best configurations apart, by what a configuration may cost.
 
 PED-ANOVA (Watanabe, Bansal & Hutter 2023, "PED-ANOVA: efficiently quantifying hyperparameter
 importance in arbitrary subspaces"): a parameter matters as far as its distribution among the best
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,23 +23,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from sftsearch.orchestrator.analysis.front import Front
+
     Floats = NDArray[np.float64]
     Levels = NDArray[np.intp]
     Mask = NDArray[np.bool_]
 
-FEWEST = 20
+FEWEST_OF_BAND = 20
 """Configurations a band needs; of fewer nothing is said."""
 MOST_LEVELS = 20
 """A number with more values than this is cut into as many bins of equally many values."""
 PRIOR_WEIGHT = 1.0
 """Configurations spread evenly over the levels, added to each density."""
+FEWEST_OF_STUDY = 40
+"""Finished configurations below which nothing is said of what matters."""
 
-_ABSENT = object()
+ABSENT = object()
+"""Stands for a parameter that a configuration lacks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """What matters among the configurations that a budget affords."""
+    """Hold what matters among the configurations that a budget affords."""
 
     limit: float
     """The greatest cost."""
@@ -49,8 +54,28 @@ class Band:
     when all values are equal; empty where there are too few configurations."""
 
 
+def importance_of(front: Front) -> tuple[Band, ...]:
+    """Return which parameters set the best apart at three or four budgets; empty of too few.
+
+    The budgets are the costs that equal shares of the finished configurations keep.
+    """
+    finished = front.finished
+    if len(finished) < FEWEST_OF_STUDY or not front.objectives.is_cost_minimized:
+        return ()
+    shares = [25, 50, 75, 100] if len(finished) >= 2 * FEWEST_OF_STUDY else [50, 75, 100]
+    costs = [c.values[front.x] for c in finished]
+    # A cost that was seen, or the configuration at the edge would fall out by rounding.
+    limits = np.unique(np.percentile(costs, shares, method="inverted_cdf"))
+    return importance_by_band(
+        [{"model": c.model, **c.parameters} for c in finished],
+        [front.quality(c) for c in finished],
+        costs,
+        limits.tolist(),
+    )
+
+
 def importance_by_band(
-    parameters: Sequence[Mapping[str, Any]],
+    parameters: Sequence[Mapping[str, object]],
     values: ArrayLike,
     costs: ArrayLike,
     limits: Sequence[float],
@@ -85,16 +110,18 @@ def importance_by_band(
     if not 0 < target < region <= 1:
         raise ValueError(f"`0 < target < region <= 1` must hold, but got ({target=}, {region=}).")
     names = sorted({name for row in parameters for name in row})
-    columns = {name: [row.get(name, _ABSENT) for row in parameters] for name in names}
+    columns = {name: [row.get(name, ABSENT) for row in parameters] for name in names}
     bands = []
     for limit in limits:
         (inside,) = np.nonzero(cost_N <= limit)
-        in_region = inside[_best(value_N[inside], region)] if len(inside) else inside
+        in_region = inside[is_among_best(value_N[inside], region)] if len(inside) else inside
         found: dict[str, float] = {}
-        if len(in_region) >= FEWEST:
-            is_best = value_N[in_region] >= value_N[inside[_best(value_N[inside], target)]].min()
+        if len(in_region) >= FEWEST_OF_BAND:
+            is_best = (
+                value_N[in_region] >= value_N[inside[is_among_best(value_N[inside], target)]].min()
+            )
             found = {
-                name: _divergence([column[i] for i in in_region], is_best)
+                name: max(0.0, excess_divergence([column[i] for i in in_region], is_best))
                 for name, column in columns.items()
             }
         bands.append(
@@ -103,7 +130,7 @@ def importance_by_band(
     return tuple(bands)
 
 
-def _best(value_N: Floats, share: float) -> Mask:
+def is_among_best(value_N: Floats, share: float) -> Mask:
     """Return which values are among the best share, and all that tie with the last of them."""
     # Less a little, or a product such as 0.1 * 30 would round up to one more.
     number = max(1, math.ceil(share * len(value_N) - 1e-9))
@@ -112,14 +139,14 @@ def _best(value_N: Floats, share: float) -> Mask:
     return mask
 
 
-def _divergence(column: Sequence[Any], is_best: Mask) -> float:
-    """Return how far a parameter's density among the best is from that among all; at least 0.
+def excess_divergence(column: Sequence[object], is_best: Mask) -> float:
+    """Return how much farther a parameter's density among the best is from that among all.
 
     The Pearson divergence is the sum over levels of (p' - p)^2 / p. Few best configurations differ
-    from all by chance alone, the more so the more levels there are; what is expected of chance is
-    subtracted, for drawing the best without replacement from all.
+    from all by chance alone, the more so the more levels there are; what is expected of chance,
+    for drawing the best without replacement from all, is subtracted; so it may be less than 0.
     """
-    level_N, num_ordered = _to_levels(column)
+    level_N, num_ordered = to_levels(column)
     num_all, num_best = len(level_N), int(is_best.sum())
     if num_best == num_all or level_N.max() == 0:
         return 0.0
@@ -133,16 +160,16 @@ def _divergence(column: Sequence[Any], is_best: Mask) -> float:
     covariance_LL = (np.diag(share_L) - np.outer(share_L, share_L)) / num_best
     covariance_LL *= mixing**2 * (num_all - num_best) / (num_all - 1)
     by_chance = np.sum(np.diag(kernel_LL @ covariance_LL @ kernel_LL.T) / density_L)
-    return max(0.0, float(found - by_chance))
+    return float(found - by_chance)
 
 
-def _to_levels(column: Sequence[Any]) -> tuple[Levels, int]:
+def to_levels(column: Sequence[object]) -> tuple[Levels, int]:
     """Return each configuration's level, (N,), and how many levels, the first ones, are ordered.
 
     "Absent" comes last.
     """
-    is_absent = np.array([value is _ABSENT for value in column])
-    present = [value for value in column if value is not _ABSENT]
+    is_absent = np.array([value is ABSENT for value in column])
+    present = [value for value in column if value is not ABSENT]
     is_ordered = all(isinstance(v, int | float) and not isinstance(v, bool) for v in present)
     if is_ordered:
         values, found = np.unique(np.array(present, dtype=float), return_inverse=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, final
 import numpy as np
 
 from sftsearch.orchestrator.benchmark.simulator import check_table, simulate, simulate_repeatedly
-from sftsearch.orchestrator.metrics import EXACT_COSTS, metric, show_number
+from sftsearch.orchestrator.metrics import EXACT_COSTS, format_number, metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -208,9 +208,9 @@ def front_rows(measured: Outcome | Summary, accuracy: str, cost: str) -> list[di
         {
             "front": row["configuration"],
             "model": row["model"],
-            cost: show_number(row[cost]),
-            accuracy: metric(accuracy).show(row["believed"]),
-            "true": metric(accuracy).show(row["true"]),
+            cost: format_number(row[cost]),
+            accuracy: metric(accuracy).format(row["believed"]),
+            "true": metric(accuracy).format(row["true"]),
             "parameters": " ".join(f"{name}={value}" for name, value in row["parameters"].items()),
         }
         for row in measured["front"]

@@ -1,20 +1,43 @@
-"""What the commands print, for a person or as JSON for a script."""
+"""Print what the commands say, for a person or as JSON for a script."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import click
 
 if TYPE_CHECKING:
-    from sftsearch.datasets.store import Store
-    from sftsearch.orchestrator.analysis.compare import Comparison
+    from collections.abc import Mapping, Sequence
+
+    from rich.status import Status
+
     from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.study import StudyResult
 
 
-def result_as_json(result: StudyResult) -> dict[str, Any]:
+class ParameterRow(TypedDict):
+    """Describe a parameter of a model, as `models` lists it."""
+
+    name: str
+    type: str
+    default: object
+
+
+def spinner(text: str) -> Status:
+    """Return a context that shows, in a terminal, that something goes on."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{text} ...")
+
+
+def echo_json(value: object) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def result_as_json(result: StudyResult) -> dict[str, object]:
     """Return what `run` says of a study for a script."""
     from sftsearch.orchestrator.tracking.client import masked
 
@@ -29,7 +52,7 @@ def result_as_json(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def counts(record: StudyRecord) -> dict[str, Any]:
+def counts(record: StudyRecord) -> dict[str, object]:
     """Return how many trials are in which state, and why configurations were refused."""
     statuses = [trial.status for trial in record.trials]
     return {
@@ -41,11 +64,11 @@ def counts(record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def concluded(record: StudyRecord) -> list[str]:
+def describe_conclusion(record: StudyRecord) -> list[str]:
     """Return what a study says of its stops and of what it reports, a sentence each."""
-    from sftsearch.orchestrator.report.text import certainty, stops
+    from sftsearch.orchestrator.report.text import describe_certainty, describe_stops
 
-    return [line for line in (stops(record), certainty(record)) if line]
+    return [line for line in (describe_stops(record), describe_certainty(record)) if line]
 
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
@@ -62,14 +85,15 @@ def print_result(result: StudyResult, where: str) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from sftsearch.orchestrator.report import formats as report
+    from sftsearch.orchestrator.analysis.front import summarise
+    from sftsearch.orchestrator.report.table import front_table
     from sftsearch.orchestrator.studies import axes_of
 
     console = Console()
     if result.report:
         x, y = axes_of(result.record)
         console.print()
-        console.print(report.rich_table(report.summarise(result.record, x=x, y=y)))
+        console.print(front_table(summarise(result.record, x=x, y=y)))
     if result.tracking_problem:
         console.print(
             "[yellow]MLflow lacks a part of the record;[/] nothing is lost: the next run with "
@@ -90,27 +114,7 @@ def print_result(result: StudyResult, where: str) -> None:
             console.print(f"{label:<7} {call}  {what}", highlight=False, soft_wrap=True)
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Print two studies or families side by side."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from sftsearch.orchestrator.analysis import compare
-
-    table = Table(box=None, pad_edge=False)
-    for n, name in enumerate(compare.headers(comparison)):
-        table.add_column(Text(name), justify="right" if n else "left")
-    for cells in compare.rows(comparison):
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
-    console.print(table)
-    for note in compare.notes(comparison):
-        console.print()
-        console.print(Text(note, style="dim"))
-
-
-def study_row(folder: Path) -> dict[str, Any]:
+def study_row(folder: Path) -> dict[str, object]:
     """Return a study's line of the list; one that cannot be read does not hide the others."""
     from sftsearch.datasets.errors import UserError
     from sftsearch.orchestrator.studies import read_record
@@ -118,7 +122,7 @@ def study_row(folder: Path) -> dict[str, Any]:
     try:
         record = read_record(folder)
     except UserError as error:
-        unknown: dict[str, Any] = {"dataset": "?", "confirmed": False, "problem": str(error)}
+        unknown: dict[str, object] = {"dataset": "?", "confirmed": False, "problem": str(error)}
         return {
             "study": folder.name,
             **unknown,
@@ -132,7 +136,7 @@ def study_row(folder: Path) -> dict[str, Any]:
     return {"study": record.name, **facts, **counts(record)}
 
 
-def print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def print_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Print some columns of at least one row as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -146,7 +150,7 @@ def print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     Console().print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     from rich.markup import escape
 
     if isinstance(value, bool):
@@ -154,7 +158,7 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
-def print_parameters(parameters: list[dict[str, Any]]) -> None:
+def print_parameters(parameters: Sequence[ParameterRow]) -> None:
     """Print parameters of a model, each with its type and default."""
     width = max(len(parameter["type"]) for parameter in parameters)
     for parameter in parameters:
@@ -162,54 +166,3 @@ def print_parameters(parameters: list[dict[str, Any]]) -> None:
         if default is None:
             default = "all of the data set" if name == "modalities" else "none"
         click.echo(f"    {name:<17} {parameter['type']:<{width}} {default}")
-
-
-def store_facts(store: Store) -> dict[str, Any]:
-    """Return what `data info` says of a data set."""
-    spec = store.spec
-    return {
-        "name": spec.name,
-        "description": spec.description,
-        "task": spec.task,
-        "licence": spec.licence,
-        "attribution": spec.attribution,
-        "source": spec.source,
-        "fingerprint": spec.fingerprint,
-        "store": str(store.path),
-        "modalities": {
-            modality: {
-                "num_tokens": m.num_tokens,
-                "num_features": m.num_features,
-                "variable_length": m.variable_length,
-            }
-            for modality, m in spec.modalities.items()
-        },
-        "splits": {
-            split: {
-                "samples": number,
-                "subjects": list(spec.subjects[split]),
-                "by class": dict(zip(spec.classes, store.class_counts[split], strict=True)),
-            }
-            for split, number in spec.num_samples.items()
-        },
-        "best_accuracy": spec.best_accuracy,
-    }
-
-
-def print_store(facts: dict[str, Any]) -> None:
-    """Print `store_facts` for a person."""
-    for key in ("name", "description", "task", *_ORIGIN):
-        click.echo(f"{key + ':':<13} {facts[key]}")
-    for modality, m in facts["modalities"].items():
-        count = f"0 to {m['num_tokens']}" if m["variable_length"] else m["num_tokens"]
-        click.echo(f"modality:     {modality}, {count} tokens x {m['num_features']}")
-    for split, entry in facts["splits"].items():
-        people = f", {len(entry['subjects'])} subjects" if entry["subjects"] else ""
-        classes = ", ".join(f"{label} {number}" for label, number in entry["by class"].items())
-        told = f"{entry['samples']} samples{people}" + (f"; {classes}" if classes else "")
-        click.echo(f"{split + ':':<13} {told}")
-    if facts["best_accuracy"] is not None:
-        click.echo(f"best possible test accuracy (Bayes): {facts['best_accuracy']:.4f}")
-
-
-_ORIGIN = ("licence", "attribution", "source", "fingerprint", "store")

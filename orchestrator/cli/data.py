@@ -1,26 +1,23 @@
-"""`sftsearch data`: what data sets there are, what is in one, and how one's own becomes one."""
+"""List, check, make and remove data sets: the commands of `sftsearch data`."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from sftsearch.orchestrator.cli import console
-from sftsearch.orchestrator.cli.options import (
-    echo_json,
-    json_option,
-    root_option,
-    spinner,
-    user_errors,
-)
+from sftsearch.orchestrator.cli.console import echo_json, print_rows, spinner
+from sftsearch.orchestrator.cli.errors import user_errors
+from sftsearch.orchestrator.cli.options import json_option, root_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sftsearch.datasets.prepare import OnNaN, Prepared
     from sftsearch.datasets.source import Source
+    from sftsearch.datasets.store import Store
 
 
 @click.group()
@@ -43,15 +40,15 @@ def data_list(readers: bool, as_json: bool) -> None:
     if as_json:
         echo_json(rows)
     else:
-        console.print_rows(rows, tuple(name for name in rows[0] if name != "from"))
+        print_rows(rows, tuple(name for name in rows[0] if name != "from"))
 
 
-def _dataset_row(name: str) -> dict[str, Any]:
+def _dataset_row(name: str) -> dict[str, object]:
     """Return a data set in a line, also where its store cannot be read."""
     from sftsearch.datasets.catalog import DATASETS, describe
     from sftsearch.datasets.errors import DatasetError
 
-    row: dict[str, Any] = {"data set": name}
+    row: dict[str, object] = {"data set": name}
     try:
         spec = describe(name)
     except DatasetError as error:
@@ -67,7 +64,7 @@ def _dataset_row(name: str) -> dict[str, Any]:
     }
 
 
-def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, Any]:
+def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, object]:
     """Return what a reader reads, in a line, and its options with their defaults."""
     options = [
         f"{option.name}={option.default}"
@@ -100,11 +97,10 @@ def data_info(name: str, root: str | None, picture: Path | None, as_json: bool) 
 
         with spinner("drawing"):
             draw(store, picture)
-    facts = console.store_facts(store)
     if as_json:
-        echo_json(facts)
+        echo_json(store_facts(store))
         return
-    console.print_store(facts)
+    print_store(store)
     if picture is not None:
         click.echo(f"{'picture:':<13} {picture}")
 
@@ -181,11 +177,42 @@ def data_prepare(
     source: Path | None,
     reader_name: str | None,
     options: tuple[str, ...],
-    nan: str,
+    nan: OnNaN,
     to: str | None,
     as_json: bool,
 ) -> None:
     """Make a data set; the help is `PREPARE_HELP`."""
+    from sftsearch.datasets import catalog, staging
+    from sftsearch.datasets.remote import RemoteFolder
+
+    catalog.check_new_name(name)
+    if to is not None:
+        RemoteFolder(to)  # raises here, not behind the long work
+    with spinner(f"listing the samples in {source or 'nothing'}"):
+        chosen = reader_name or catalog.reader_for(name, source)
+        found = catalog.read_source(chosen, source, options)
+    done = _prepare(name, found, source, nan)
+    store = catalog.open_dataset(name)
+    uri = None
+    if to is not None:
+        with spinner(f"writing to {to}"):
+            uri = staging.publish(store, to)
+    if as_json:
+        facts: dict[str, object] = {"path": str(done.path), "uri": uri}
+        facts |= {"num_samples": done.num_samples, "num_zeroed": done.num_zeroed}
+        echo_json(facts | {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint})
+        return
+    print_store(store)
+    if done.num_zeroed or done.num_dropped:
+        text = f"{done.num_zeroed} numbers made 0, {done.num_dropped} samples left out"
+        click.echo(f"{'not finite:':<13} {text}")
+    if uri is not None:
+        click.echo(f"{'put at:':<13} {uri}")
+        click.echo(f"in a study file: dataset: {{kind: {name}, root: '{to}'}}")
+
+
+def _prepare(name: str, found: Source, source: Path | None, nan: OnNaN) -> Prepared:
+    """Prepare a data set, with a bar."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -195,43 +222,19 @@ def data_prepare(
         TimeRemainingColumn,
     )
 
-    from sftsearch.datasets import catalog, prepare, staging
-    from sftsearch.datasets.remote import RemoteFolder
+    from sftsearch.datasets import catalog, prepare
 
-    catalog.check_new_name(name)
-    if to is not None:
-        RemoteFolder(to)  # raises here, not behind the long work
-    with spinner(f"listing the samples in {source or 'nothing'}"):
-        chosen = reader_name or catalog.reader_for(name, source)
-        found = catalog.read_source(chosen, source, options)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("samples", total=len(found.samples))
-        done = prepare.prepare(
+        return prepare.prepare(
             name,
             found,
             catalog.prepared_folder() / name,
-            nan=nan,  # type: ignore[arg-type]  # click has checked it
+            nan=nan,
             revision=prepare.revision_of(source),
             progress=lambda count, total: bar.update(task, completed=count, total=total),
         )
-    store = catalog.open_dataset(name)
-    uri = None
-    if to is not None:
-        with spinner(f"writing to {to}"):
-            uri = staging.publish(store, to)
-    if as_json:
-        facts: dict[str, Any] = {"path": str(done.path), "uri": uri}
-        facts |= {"num_samples": done.num_samples, "num_zeroed": done.num_zeroed}
-        echo_json(facts | {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint})
-        return
-    console.print_store(console.store_facts(store))
-    if done.num_zeroed or done.num_dropped:
-        told = f"{done.num_zeroed} numbers made 0, {done.num_dropped} samples left out"
-        click.echo(f"{'not finite:':<13} {told}")
-    if uri is not None:
-        click.echo(f"{'put at:':<13} {uri}")
-        click.echo(f"in a study file: dataset: {{kind: {name}, root: '{to}'}}")
 
 
 @data.command(name="remove")
@@ -252,3 +255,64 @@ def data_remove(name: str, yes: bool) -> None:
         click.confirm(f"Remove {folder}?", abort=True)
     shutil.rmtree(folder)
     click.echo(f"Removed {folder}.")
+
+
+def store_facts(store: Store) -> dict[str, object]:
+    """Return what `data info` says of a data set."""
+    spec = store.spec
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "task": spec.task,
+        "licence": spec.licence,
+        "attribution": spec.attribution,
+        "source": spec.source,
+        "fingerprint": spec.fingerprint,
+        "store": str(store.path),
+        "modalities": {
+            modality: {
+                "num_tokens": m.num_tokens,
+                "num_features": m.num_features,
+                "variable_length": m.variable_length,
+            }
+            for modality, m in spec.modalities.items()
+        },
+        "splits": {
+            split: {
+                "samples": number,
+                "subjects": list(spec.subjects[split]),
+                "by class": dict(zip(spec.classes, store.class_counts[split], strict=True)),
+            }
+            for split, number in spec.num_samples.items()
+        },
+        "best_accuracy": spec.best_accuracy,
+    }
+
+
+def print_store(store: Store) -> None:
+    """Print what a store holds for a person."""
+    spec = store.spec
+    facts = {
+        "name": spec.name,
+        "description": spec.description,
+        "task": spec.task,
+        "licence": spec.licence,
+        "attribution": spec.attribution,
+        "source": spec.source,
+        "fingerprint": spec.fingerprint,
+        "store": str(store.path),
+    }
+    for key, value in facts.items():
+        click.echo(f"{key + ':':<13} {value}")
+    for modality, m in spec.modalities.items():
+        count = f"0 to {m.num_tokens}" if m.variable_length else m.num_tokens
+        click.echo(f"modality:     {modality}, {count} tokens x {m.num_features}")
+    for split, number in spec.num_samples.items():
+        subjects = list(spec.subjects[split])
+        people = f", {len(subjects)} subjects" if subjects else ""
+        counts = dict(zip(spec.classes, store.class_counts[split], strict=True))
+        classes = ", ".join(f"{label} {count}" for label, count in counts.items())
+        text = f"{number} samples{people}" + (f"; {classes}" if classes else "")
+        click.echo(f"{split + ':':<13} {text}")
+    if spec.best_accuracy is not None:
+        click.echo(f"best possible test accuracy (Bayes): {spec.best_accuracy:.4f}")

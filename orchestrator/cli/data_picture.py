@@ -1,4 +1,4 @@
-"""A data set in one picture: how many tokens, how many of each class, what a sample looks like."""
+"""Draw a data set: how many tokens, how many of each class, what a sample looks like."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(store: Store, file: Path) -> None:
     grid = figure.subplots(rows, 2, squeeze=False)
     _draw_labels(grid[0][0], store, split)
     grid[0][1].axis("off")
-    grid[0][1].text(0, 0.9, _in_words(store), va="top", fontsize=9, family="monospace", wrap=True)
+    grid[0][1].text(0, 0.9, _describe(store), va="top", fontsize=9, family="monospace", wrap=True)
     for axes, name in zip(grid[1:], names, strict=True):
         _draw_lengths(axes[0], store, split, name)
         _draw_sample(axes[1], split, name)
@@ -44,7 +44,7 @@ def draw(store: Store, file: Path) -> None:
         raise UserError(f"Cannot write the picture {file}: {error.strerror}.") from error
 
 
-def _in_words(store: Store) -> str:
+def _describe(store: Store) -> str:
     spec = store.spec
     counts = ", ".join(f"{split} {number}" for split, number in spec.num_samples.items())
     return f"{spec.name}: {spec.task}\n{counts}\nlicence: {spec.licence}".replace("$", r"\$")
@@ -72,8 +72,10 @@ def _draw_lengths(axes: Axes, store: Store, split: Split, name: str) -> None:
     missing = int((lengths == 0).sum())
     places = (-0.5, shape.num_tokens + 0.5)
     axes.hist(lengths, bins=min(40, shape.num_tokens + 1), range=places, color="#4f9d55")
-    told = f"{name}: tokens a sample, {shape.num_features} features"
-    axes.set_title(told + (f"; missing {missing} times" if missing else ""), loc="left", fontsize=9)
+    title = f"{name}: tokens a sample, {shape.num_features} features"
+    axes.set_title(
+        title + (f"; missing {missing} times" if missing else ""), loc="left", fontsize=9
+    )
 
 
 def _draw_sample(axes: Axes, split: Split, name: str) -> None:

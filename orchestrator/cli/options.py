@@ -1,61 +1,14 @@
-"""What commands have in common: options, how a mistake is shown, JSON, a sign of what goes on."""
+"""Define the options that several commands have."""
 
 from __future__ import annotations
 
-import functools
-import json
-import sys
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.remote import is_remote
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-
-class _StudyFileMistakes(click.ClickException):
-    """The study file is wrong or not there, as a command may be."""
-
-    exit_code = 2
-
-
-def user_errors(command: F) -> F:
-    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
-
-            in_file = isinstance(error, NoStudyFileError | StudyFileError)
-            kind = _StudyFileMistakes if in_file else click.ClickException
-            raise kind(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def spinner(text: str) -> Any:
-    """Return a context that shows, in a terminal, that something goes on."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(f"{text} ...")
-
-
-def echo_json(value: Any) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True))
-
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 dataset_option = click.option(
@@ -70,18 +23,23 @@ root_option = click.option(
 
 
 class RunsFolder(click.Path):
-    """A folder, or a URI, for which there is a folder."""
+    """Take a folder, or a URI, for which there is a folder."""
 
-    def convert(self, value: Any, param: Any, context: Any) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
         """Return the local folder."""
+        if not is_remote(str(value)):
+            return Path(os.fsdecode(super().convert(value, param, ctx)))
         from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 
-        if not is_remote(str(value)):
-            return super().convert(value, param, context)
         try:
-            return local_runs_folder(value)
+            return local_runs_folder(str(value))
         except UserError as error:
-            self.fail(str(error), param, context)
+            self.fail(str(error), param, ctx)
 
 
 runs_option = click.option(

@@ -1,1 +1,1 @@
-"""A study's front as a page, a table, a picture or plain data."""
+"""Write a study's front as a page, a table, a picture or plain data."""

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
-from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.report.sections import describe_comparison
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
-
-from journals import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 SPREAD = (-0.05, 0.0, 0.05)
 """What the three subjects differ by, alike for all configurations."""
@@ -66,7 +61,7 @@ def curve(name: str, points: Mapping[int, float], **changes: Any) -> StudyRecord
     return study_of(name, *trials, **changes)
 
 
-def test_at_equal_cost_the_best_that_is_no_dearer_competes() -> None:
+def test_compare_at_equal_cost_takes_the_best_that_costs_no_more() -> None:
     found = compare.compare_studies(curve("a", A), curve("b", B))
     assert [contest.limit for contest in found.at_cost] == [1, 2, 3, 8, 16]
     for contest in found.at_cost:
@@ -89,7 +84,7 @@ def test_at_equal_cost_the_best_that_is_no_dearer_competes() -> None:
         assert contest.probability == (1.0 if difference > 0 else 0.0)
 
 
-def test_at_equal_tuning_as_many_configurations_count_as_the_fewer() -> None:
+def test_compare_at_equal_tuning_counts_as_many_as_the_fewer() -> None:
     found = compare.compare_studies(curve("a", A), curve("b", B))
     assert found.num_configurations == (3, 4)
     assert found.at_number.limit == 3
@@ -101,7 +96,7 @@ def test_at_equal_tuning_as_many_configurations_count_as_the_fewer() -> None:
     assert found.at_number.probability == 0.0
 
 
-def test_at_equal_training_time_the_slower_counts_fewer() -> None:
+def test_compare_at_equal_training_time_counts_fewer_of_the_slower() -> None:
     """Two replicates each take `b` 80 s for 4 configurations: in the 30 s of `a`, one."""
     twice = [trial(f"b{c}", s, v, float(c)) for c, v in B.items() for s in (0, 1)]
     b = study_of("b", *twice, num_seeds=2)
@@ -115,7 +110,7 @@ def test_at_equal_training_time_the_slower_counts_fewer() -> None:
     assert found.at_number.second.num_drawn == 3
 
 
-def test_stopped_trials_take_time_and_win_nothing() -> None:
+def test_compare_counts_only_the_time_of_stopped_trials() -> None:
     lost = trial("x", 0, 0.99, 0.5, status="stopped", reason="unlikely", epoch=2)
     a = curve("a", A)
     found = compare.compare_studies(replace(a, trials=(*a.trials, lost)), curve("b", B))
@@ -124,13 +119,13 @@ def test_stopped_trials_take_time_and_win_nothing() -> None:
     assert max(c.first.value for c in found.at_cost if c.first) == 0.7
 
 
-def test_a_study_is_as_good_as_itself() -> None:
+def test_compare_finds_a_study_as_good_as_itself() -> None:
     found = compare.compare_studies(curve("a", A), curve("a", A))
     for contest in (*found.at_cost, found.at_number, found.at_seconds):
         assert (contest.difference, contest.probability) == (0.0, 0.5)
 
 
-def test_the_probability_is_the_share_of_resamples_it_wins() -> None:
+def test_compare_gives_the_share_of_resamples_won() -> None:
     """One of two subjects favours each: by how often each is drawn, it is a draw in half of all."""
     first = {"s1": (60.0, 100.0), "s2": (50.0, 100.0)}
     second = {"s1": (50.0, 100.0), "s2": (60.0, 100.0)}
@@ -144,7 +139,7 @@ def test_the_probability_is_the_share_of_resamples_it_wins() -> None:
     assert contest.interval == pytest.approx((-0.1, 0.1))
 
 
-def test_folds_are_taken_out_of_the_comparison() -> None:
+def test_compare_takes_folds_out() -> None:
     """`a` ran on the easy fold alone, `b` on both; `c` and `d` tell how hard the folds are."""
     hard = {0: 0.0, 1: -0.2}
 
@@ -159,7 +154,7 @@ def test_folds_are_taken_out_of_the_comparison() -> None:
     assert contest.difference == pytest.approx(-0.05)
 
 
-def test_only_what_was_chosen_competes_where_both_chose() -> None:
+def test_compare_lets_only_the_chosen_compete_where_both_chose() -> None:
     lucky = trial("lucky", 0, 0.99, 1.0)
     chosen = [
         study_of(
@@ -171,14 +166,14 @@ def test_only_what_was_chosen_competes_where_both_chose() -> None:
     assert found.only_chosen
     (contest,) = found.at_cost
     assert contest.difference == pytest.approx(0.1)
-    assert "fresh replicates" in compare.notes(found)[0]
+    assert "fresh replicates" in describe_comparison(found).notes[0]
     found = compare.compare_studies(chosen[0], curve("b", B))
     assert not found.only_chosen
     assert found.at_cost[0].first is not None
     assert found.at_cost[0].first.configuration_id == "lucky"
 
 
-def test_two_families_of_one_study() -> None:
+def test_compare_families_of_one_study_as_if_of_two() -> None:
     both = [
         replace(t, model=study.name)
         for study in (curve("a", A), curve("b", B), curve("c", {1: 0.99}))
@@ -203,19 +198,19 @@ def test_two_families_of_one_study() -> None:
          "(top1 against gflops; top1 against latency_ms)"),
     ],
 )  # fmt: skip
-def test_what_does_not_mean_the_same_is_not_compared(changes: dict[str, Any], said: str) -> None:
+def test_compare_refuses_what_does_not_mean_the_same(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(compare.ComparisonError) as caught:
         compare.compare_studies(curve("a", A), curve("b", B, **changes))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_finished_is_nothing_to_compare() -> None:
+def test_compare_refuses_a_study_with_nothing_finished() -> None:
     with pytest.raises(compare.ComparisonError, match="Nothing of 'b' has finished"):
         compare.compare_studies(curve("a", A), study_of("b"))
 
 
-def test_a_metric_that_is_not_counted_has_no_probability() -> None:
+def test_compare_has_no_probability_of_a_metric_that_is_not_counted() -> None:
     objectives = (("mae", "minimize"), ("gflops", "minimize"))
     errors = {"a": 0.5, "b": 0.7}
     studies = [
@@ -227,7 +222,7 @@ def test_a_metric_that_is_not_counted_has_no_probability() -> None:
     assert (contest.interval, contest.probability) == (None, None)
 
 
-def test_the_bootstrap_of_both_is_paired() -> None:
+def test_compare_pairs_the_bootstrap_of_both() -> None:
     """Equal but for 2 points on every subject: certain, although subjects differ by 40."""
     generator = np.random.default_rng(0)
     base = {f"s{g}": float(v) for g, v in enumerate(generator.uniform(40, 80, 6))}
@@ -239,53 +234,3 @@ def test_the_bootstrap_of_both_is_paired() -> None:
     (contest,) = compare.compare_studies(*studies).at_cost
     assert contest.probability == 1.0
     assert contest.interval == pytest.approx((0.02, 0.02))
-
-
-# The command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    for name, points in {"one": A, "two": B}.items():
-        with Journal(tmp_path / name) as journal:
-            journal.append(
-                "created", name=name, description="", dataset="synthetic", num_seeds=1,
-                objectives=[["top1", "maximize"], ["gflops", "minimize"]],
-                facts={"fingerprint": "f"}, definition={}, definition_hash="",
-            )  # fmt: skip
-            for cost, top1 in points.items():
-                body = {"configuration_id": f"c{cost}", "parameters": {}, "cost": {"gflops": cost}}
-                model = "sft" if cost < 3 else "late"
-                journal.append("admitted", number=cost, seeds=[0], model=model, **body)
-                journal.append("started", trial=f"c{cost}-0")
-                ended: dict[str, Any] = {"values": {"top1": top1, "gflops": cost, "seconds": 5.0}}
-                ended["groups"] = {"s1": [100 * top1, 100]}
-                journal.append("finished", trial=f"c{cost}-0", facts={}, **ended)
-    return tmp_path
-
-
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
-
-
-def test_the_command_compares_studies_and_families(runs: Path) -> None:
-    result = call("one", "two", "--runs", runs)
-    assert result.exit_code == 0, result.output
-    text = " ".join(result.output.split())
-    assert "P(first is better)" in text
-    assert "0.700 (c2) 0.600 (c2) +10.0 [+10.0, +10.0] 1.00" in text
-    told = json.loads(call("one", "two", "--runs", runs, "--json").output)
-    assert told["names"] == ["one", "two"]
-    assert told["at_cost"][1]["probability"] == 1.0
-    told = json.loads(call("two", "--families", "sft", "late", "--runs", runs, "--json").output)
-    assert (told["names"], told["num_configurations"]) == (["sft", "late"], [1, 3])
-
-
-def test_the_command_wants_two(runs: Path) -> None:
-    for arguments in (["one"], ["one", "two", "--families", "sft", "late"]):
-        result = call(*arguments, "--runs", runs)
-        assert result.exit_code == 2
-        assert "Name a second study, or two families" in result.output
-    result = call("one", "three", "--runs", runs)
-    assert result.exit_code == 1
-    assert "There is no study 'three'" in result.output

@@ -50,7 +50,7 @@ ONE: dict[str, Callable[[Row], float]] = {
 
 
 @pytest.mark.parametrize("name", ONE)
-def test_only_one_parameter_matters(name: str) -> None:
+def test_importance_is_of_the_one_parameter_that_matters(name: str) -> None:
     """Averaged over tables, with noise that breaks the ties of the few levels."""
     generator = np.random.default_rng(1)
     found = []
@@ -64,7 +64,7 @@ def test_only_one_parameter_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [float, str])
-def test_two_equal_parameters_share(kind: type) -> None:
+def test_importance_is_shared_by_two_equal_parameters(kind: type) -> None:
     generator = np.random.default_rng(2)
     found = []
     for _ in range(20):
@@ -75,14 +75,14 @@ def test_two_equal_parameters_share(kind: type) -> None:
     assert np.mean(found, axis=0) == pytest.approx([0.5, 0.5, 0.0], abs=0.05)
 
 
-def test_the_greater_coefficient_matters_more() -> None:
+def test_importance_grows_with_the_coefficient() -> None:
     x_ND = np.random.default_rng(3).random((400, 2))
     rows = [{"a": a, "b": b} for a, b in x_ND.tolist()]
     importances = _only_band(rows, x_ND @ [1, 2])
     assert importances["b"] > 2 * importances["a"] > 0
 
 
-def test_only_the_order_of_the_values_counts() -> None:
+def test_importance_counts_only_the_order_of_values() -> None:
     rows = _rows(100)
     values = np.random.default_rng(4).random(100)
     found = _only_band(rows, values)
@@ -90,7 +90,7 @@ def test_only_the_order_of_the_values_counts() -> None:
         assert _only_band(rows, transformed) == found
 
 
-def test_the_order_of_rows_and_of_names_does_not_matter() -> None:
+def test_importance_does_not_depend_on_the_order_of_rows_and_names() -> None:
     generator = np.random.default_rng(5)
     rows, values, order = _rows(100), generator.random(100), generator.permutation(100)
     moved = [dict(reversed(rows[i].items())) for i in order]
@@ -99,7 +99,7 @@ def test_the_order_of_rows_and_of_names_does_not_matter() -> None:
     assert [*found.values()] == pytest.approx([*expected.values()], rel=1e-9)
 
 
-def test_importances_are_shares_in_falling_order() -> None:
+def test_importance_is_shares_in_falling_order() -> None:
     rows = _rows(60)
     shares = [*_only_band(rows, [row["depth"] + row["mixup"] for row in rows]).values()]
     assert sum(shares) == pytest.approx(1.0)
@@ -107,7 +107,7 @@ def test_importances_are_shares_in_falling_order() -> None:
     assert min(shares) >= 0
 
 
-def test_what_matters_depends_on_the_budget() -> None:
+def test_importance_depends_on_the_budget() -> None:
     """Cheap configurations are told apart by `a`, dear ones, which are better, by `b`."""
     generator = np.random.default_rng(7)
     x_ND, cost = generator.integers(0, 4, (600, 2)), np.repeat([1.0, 10.0], 300)
@@ -121,7 +121,7 @@ def test_what_matters_depends_on_the_budget() -> None:
     assert dear.importances["b"] > 0.9
 
 
-def test_within_the_better_half_another_parameter_may_matter() -> None:
+def test_importance_within_a_region_may_be_of_another_parameter() -> None:
     """`a` parts good from bad; among the good it is constant, and `b` counts."""
     generator = np.random.default_rng(8)
     x_ND = generator.integers(0, 2, (400, 2))
@@ -132,7 +132,7 @@ def test_within_the_better_half_another_parameter_may_matter() -> None:
     assert _only_band(rows, values, region=share)["b"] == pytest.approx(1.0)
 
 
-def test_an_absent_parameter_is_a_level_of_its_own() -> None:
+def test_importance_takes_an_absent_parameter_as_a_level() -> None:
     """What only one branch has tells the branches apart as well as their name does."""
     generator = np.random.default_rng(9)
     branch = generator.integers(0, 2, 400)
@@ -141,20 +141,20 @@ def test_an_absent_parameter_is_a_level_of_its_own() -> None:
     assert importances == pytest.approx({"kind": 0.5, "stride": 0.5})
 
 
-def test_equal_values_set_nothing_apart() -> None:
+def test_importance_of_equal_values_is_0() -> None:
     rows = _rows(50)
     assert set(_only_band(rows, [0.5] * 50).values()) == {0.0}
     constant = [{"a": 1, "b": "x"}] * 50
     assert _only_band(constant, np.arange(50.0)) == {"a": 0.0, "b": 0.0}
 
 
-def test_too_few_configurations_say_nothing() -> None:
+def test_importance_of_too_few_configurations_is_empty() -> None:
     values = np.arange(19.0).tolist()
     assert _only_band(_rows(19), values) == {}
     assert len(_only_band(_rows(20), [*values, 19.0])) == 5
 
 
-def test_the_divergence_of_two_levels_by_hand() -> None:
+def test_excess_divergence_of_two_levels_by_hand() -> None:
     """30 configurations, 15 of each level; of the 6 best 5 are `x`; one more for the prior."""
     column = ["x"] * 15 + ["y"] * 15
     is_best = np.zeros(30, dtype=bool)
@@ -163,32 +163,29 @@ def test_the_divergence_of_two_levels_by_hand() -> None:
     divergence = np.sum((best - everyone) ** 2 / everyone)
     # Of 6 drawn from 15 and 15 the count of x has variance 6 * 1/2 * 1/2 * 24/29.
     by_chance = 2 * (6 * 0.25 * 24 / 29) / 7**2 / 0.5
-    assert importance._divergence(column, is_best) == pytest.approx(divergence - by_chance)
+    assert importance.excess_divergence(column, is_best) == pytest.approx(divergence - by_chance)
 
 
 @pytest.mark.parametrize("column", ["levels", "numbers", "conditional"])
-def test_chance_alone_gives_nothing_on_average(
-    column: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The mean over random choices of the best, without the floor at 0."""
+def test_excess_divergence_by_chance_alone_is_0_on_average(column: str) -> None:
+    """The mean over random choices of the best."""
     generator = np.random.default_rng(10)
     numbers: list[Any] = (generator.random(100) ** 2).tolist()
     columns: dict[str, list[Any]] = {
         "levels": [str(number) for number in generator.integers(0, 8, 100)],
         "numbers": numbers,
-        "conditional": [importance._ABSENT if i % 3 else x for i, x in enumerate(numbers)],
+        "conditional": [importance.ABSENT if i % 3 else x for i, x in enumerate(numbers)],
     }
-    monkeypatch.setattr(importance, "max", lambda _, found: found, raising=False)
     found = [
-        importance._divergence(columns[column], generator.permutation(100) < 12)
+        importance.excess_divergence(columns[column], generator.permutation(100) < 12)
         for _ in range(1000)
     ]
     # Beside it stands the little that the prior adds, which weighs more on the smaller sample.
     assert abs(np.mean(found)) < 5 * np.std(found) / math.sqrt(1000) + 0.003
 
 
-def test_many_numbers_are_cut_into_equal_bins() -> None:
-    levels, num_ordered = importance._to_levels([float(x) for x in range(100, 0, -1)])
+def test_to_levels_cuts_many_numbers_into_equal_bins() -> None:
+    levels, num_ordered = importance.to_levels([float(x) for x in range(100, 0, -1)])
     assert num_ordered == 20
     assert np.bincount(levels).tolist() == [5] * 20
     assert levels[0] == 19
@@ -199,26 +196,28 @@ def test_many_numbers_are_cut_into_equal_bins() -> None:
     ("column", "levels", "num_ordered"),
     [
         ([4, 1, 4.0, 2], [2, 0, 2, 1], 3),
-        ([4, importance._ABSENT, 1], [1, 2, 0], 2),
+        ([4, importance.ABSENT, 1], [1, 2, 0], 2),
         ([True, False, True], [1, 0, 1], 0),
         (["b", "a", None], [1, 0, 2], 0),
         ([{"x": 1, "y": 2}, {"y": 2, "x": 1}, [1]], [1, 1, 0], 0),
-        ([importance._ABSENT] * 2, [0, 0], 0),
+        ([importance.ABSENT] * 2, [0, 0], 0),
     ],
 )
-def test_levels(column: list[Any], levels: list[int], num_ordered: int) -> None:
-    assert importance._to_levels(column)[0].tolist() == levels
-    assert importance._to_levels(column)[1] == num_ordered
+def test_to_levels_orders_numbers_and_puts_absent_last(
+    column: list[Any], levels: list[int], num_ordered: int
+) -> None:
+    assert importance.to_levels(column)[0].tolist() == levels
+    assert importance.to_levels(column)[1] == num_ordered
 
 
 @pytest.mark.parametrize("number", [10, 30, 70, 1000])
-def test_the_best_tenth_is_a_tenth(number: int) -> None:
+def test_is_among_best_takes_a_tenth(number: int) -> None:
     """Whatever 0.1 times the number rounds to."""
-    assert importance._best(np.arange(float(number)), 0.1).sum() == number // 10
+    assert importance.is_among_best(np.arange(float(number)), 0.1).sum() == number // 10
 
 
-def test_ties_with_the_last_of_the_best_are_in() -> None:
-    assert importance._best(np.array([3.0, 1.0, 2.0, 2.0, 2.0]), 0.4).sum() == 4
+def test_is_among_best_takes_ties_with_the_last() -> None:
+    assert importance.is_among_best(np.array([3.0, 1.0, 2.0, 2.0, 2.0]), 0.4).sum() == 4
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def test_ties_with_the_last_of_the_best_are_in() -> None:
         ([1.0, 2.0], [1.0, 2.0], {"target": 0.5, "region": 0.5}, "region=0.5"),
     ],
 )
-def test_what_has_no_importance_is_refused(
+def test_importance_refuses_what_has_none(
     values: list[float], costs: list[float], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -78,7 +78,7 @@ def train(label: str) -> dict[str, Any]:
     import torch
 
     from sftsearch.datasets.catalog import open_dataset
-    from sftsearch.orchestrator.pareto import percentile_interval, resample_accuracies
+    from sftsearch.orchestrator.bootstrap import percentile_interval, resample_accuracies
     from sftsearch.trainables.catalog import MODELS, build_model
     from sftsearch.trainables.config import TrainConfig
     from sftsearch.trainables.evaluation import evaluate

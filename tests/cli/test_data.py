@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from sftsearch.datasets.catalog import prepared_folder
+from sftsearch.datasets.catalog import DATASETS, prepared_folder
 from sftsearch.orchestrator.cli.main import main
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def call(*arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments], **options)
 
 
-def test_what_is_prepared_is_listed_told_and_verified(file: Path, cache: Path) -> None:
+def test_data_lists_and_verifies_what_was_prepared(file: Path, cache: Path) -> None:
     done = call("data", "prepare", "mine", "--from", file, "--option", "licence=CC0")
     assert done.exit_code == 0, done.output
     assert "modality:     sound, 0 to 6 tokens x 2" in done.output
@@ -92,7 +93,7 @@ def test_what_is_prepared_is_listed_told_and_verified(file: Path, cache: Path) -
     assert "3 files are as they were written" in verified.output
 
 
-def test_a_flipped_bit_is_found(file: Path) -> None:
+def test_data_verify_finds_a_flipped_bit(file: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     arrow = prepared_folder() / "mine" / "validation.arrow"
     content = bytearray(arrow.read_bytes())
@@ -103,7 +104,7 @@ def test_a_flipped_bit_is_found(file: Path) -> None:
     assert "validation.arrow: sha256 is" in done.output
 
 
-def test_a_damaged_one_does_not_hide_the_others(file: Path) -> None:
+def test_data_list_shows_others_beside_a_damaged_one(file: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     (prepared_folder() / "mine" / "manifest.json").write_text("{")
     done = call("data", "list", "--json")
@@ -115,7 +116,7 @@ def test_a_damaged_one_does_not_hide_the_others(file: Path) -> None:
     assert call("data", "remove", "mine", "--yes").exit_code == 0
 
 
-def test_not_a_number_is_an_error_or_told(tmp_path: Path) -> None:
+def test_data_prepare_refuses_or_counts_what_is_not_finite(tmp_path: Path) -> None:
     file = write(tmp_path / "bad.parquet", bad=True)
     done = call("data", "prepare", "mine", "--from", file)
     assert done.exit_code == 1
@@ -125,7 +126,7 @@ def test_not_a_number_is_an_error_or_told(tmp_path: Path) -> None:
     assert "not finite:   0 numbers made 0, 1 samples left out" in done.output
 
 
-def test_json_says_what_was_done(file: Path, cache: Path) -> None:
+def test_data_prepare_says_in_json_what_was_done(file: Path, cache: Path) -> None:
     done = CliRunner().invoke(main, ["data", "prepare", "mine", "--from", str(file), "--json"])
     told = json.loads(done.stdout)
     assert told["path"] == str(cache / "prepared" / "mine")
@@ -141,13 +142,13 @@ def test_json_says_what_was_done(file: Path, cache: Path) -> None:
         ("../mine", "A data set's name must be"),
     ],
 )
-def test_names_that_cannot_be_are_refused(file: Path, name: str, message: str) -> None:
+def test_data_prepare_refuses_names_that_cannot_be(file: Path, name: str, message: str) -> None:
     done = call("data", "prepare", name, "--from", file)
     assert done.exit_code == 1
     assert message in done.output
 
 
-def test_what_is_there_must_be_removed_first(file: Path) -> None:
+def test_data_prepare_refuses_what_is_there(file: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     done = call("data", "prepare", "mine", "--from", file)
     assert done.exit_code == 1
@@ -162,7 +163,7 @@ def test_what_is_there_must_be_removed_first(file: Path) -> None:
     assert "is built in" in call("data", "remove", "digits", "--yes").output
 
 
-def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
+def test_data_info_draws_a_picture(file: Path, tmp_path: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     for name in ("mine", "synthetic_rating", "synthetic_tags"):
         picture = tmp_path / f"{name}.png"
@@ -174,7 +175,7 @@ def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
     assert "Cannot write the picture" in done.output
 
 
-def test_readers_are_listed_with_their_options() -> None:
+def test_data_list_shows_readers_with_their_options() -> None:
     listed = json.loads(call("data", "list", "--readers", "--json").output)
     rows = {row["reader"]: row for row in listed}
     assert rows["ravdess"]["options"] == "fold=0, tokens=400"
@@ -182,7 +183,7 @@ def test_readers_are_listed_with_their_options() -> None:
 
 
 @pytest.mark.timeout(240)  # Ray starts
-def test_a_study_runs_on_what_was_prepared(file: Path, tmp_path: Path) -> None:
+def test_run_takes_what_was_prepared(file: Path, tmp_path: Path) -> None:
     """With modalities of its own: each alone and all together."""
     call("data", "prepare", "mine", "--from", file)
     study = tmp_path / "small.yaml"
@@ -203,7 +204,7 @@ def test_a_study_runs_on_what_was_prepared(file: Path, tmp_path: Path) -> None:
     assert call("confirm", "small_mine", "--runs", runs).exit_code == 0
 
 
-def test_a_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
+def test_data_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     elsewhere = tmp_path / "shared"
     elsewhere.mkdir()
@@ -219,9 +220,7 @@ def test_a_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
     assert "No data set is called 'mime'. Did you mean 'mine'?" in done.output
 
 
-def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(
-    tmp_path: Path, cache: Path
-) -> None:
+def test_data_prepare_goes_on_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
     file = write(tmp_path / "large.parquet", 40_000)
     program = "from sftsearch.orchestrator.cli.main import main; main()"
     command = [sys.executable, "-P", "-c", program, "data", "prepare", "mine", "--from", str(file)]
@@ -241,3 +240,24 @@ def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(
         done = subprocess.run(command, env=environment, check=False, capture_output=True)
         assert done.returncode == 0
     assert call("data", "verify", "mine").exit_code == 0
+
+
+def test_data_info_shows_data_of_another_task_as_it_is() -> None:
+    assert "regression" in call("data", "list").output
+    text = call("data", "info", "synthetic_rating").output
+    assert "task:         regression" in text
+    assert "right, 0 to 8 tokens x 3" in text
+    assert re.search(r"^train: +2000 samples$", text, flags=re.MULTILINE)
+
+
+def test_data_list_and_info_name_licence_and_splits() -> None:
+    rows = json.loads(call("data", "list", "--json").output)
+    assert [row["data set"] for row in rows] == sorted(DATASETS)
+    assert "CC BY 4.0" in call("data", "list").output
+    told = json.loads(call("data", "info", "wearables", "--json").output)
+    assert told["licence"] == "CC BY 4.0"
+    for split in told["splits"].values():
+        assert sum(split["by class"].values()) == split["samples"]
+    text = call("data", "info", "wearables").output
+    for word in ("attribution:", "train:", "validation:", "test:", "watch_gyro", "Matey-Sanz"):
+        assert word in text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sftsearch.orchestrator.cli.progress import ConsoleProgress
+from sftsearch.orchestrator.cli import progress
 from sftsearch.orchestrator.study import run_study
 
 if TYPE_CHECKING:
@@ -37,23 +39,16 @@ class Quick:
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
-def test_lines_say_how_far_how_long_and_how_good(
+def test_progress_lines_say_how_far_how_long_and_how_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "watched.yaml").write_text(STUDY)
     text = io.StringIO()
-    watcher = ConsoleProgress(Console(file=text, width=200))
-    monkeypatch.setattr(watcher, "_said", -1e9)
-    original = watcher._advance
-
-    def advance(event: Any) -> None:
-        watcher._said = -1e9  # every line, not one in two seconds
-        original(event)
-
-    monkeypatch.setattr(watcher, "_advance", advance)
-    with watcher:
+    clock = itertools.count(step=3)  # every line, not one in two seconds
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress.ConsoleProgress(Console(file=text, width=200)) as callback:
         run_study(
-            tmp_path / "watched.yaml", runs=tmp_path, callback=watcher, worker=Quick, formats=()
+            tmp_path / "watched.yaml", runs=tmp_path, callback=callback, worker=Quick, formats=()
         )
     lines = [line for line in text.getvalue().splitlines() if "of 6 trials" in line]
     assert len(lines) == 6

@@ -16,9 +16,22 @@ from rich.console import Console
 from scipy import stats
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.report import formats as report
-from sftsearch.orchestrator.report import html
-from sftsearch.orchestrator.report import text as wording
+from sftsearch.orchestrator.analysis.front import Front, summarise
+from sftsearch.orchestrator.analysis.importance import importance_of
+from sftsearch.orchestrator.report.cells import (
+    format_front_probability,
+    format_replicates,
+    standing,
+    verdict,
+)
+from sftsearch.orchestrator.report.columns import columns
+from sftsearch.orchestrator.report.formats import FORMATS, write
+from sftsearch.orchestrator.report.html import to_html
+from sftsearch.orchestrator.report.json_report import to_json
+from sftsearch.orchestrator.report.markdown import to_markdown
+from sftsearch.orchestrator.report.sections import importance_section
+from sftsearch.orchestrator.report.table import front_table
+from sftsearch.orchestrator.report.text import describe_stops, describe_test_split, headline, notes
 from sftsearch.orchestrator.storage.study_record import (
     Belief,
     Conclusion,
@@ -30,7 +43,7 @@ from sftsearch.orchestrator.storage.study_record import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.orchestrator.analysis.front import Configuration, Front
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
 
 
 def trial(name: str, seed: int, top1: float, cost: float, **changes: Any) -> TrialRecord:
@@ -69,13 +82,13 @@ def conclusion(**changes: Any) -> Conclusion:
     return replace(found, **changes)
 
 
-def by_id(front: Front) -> dict[str, Configuration]:
+def by_id(front: Front) -> dict[str, ConfigurationSummary]:
     return {c.configuration_id: c for c in front.configurations}
 
 
 def on_terminal(front: Front) -> str:
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(report.rich_table(front))
+    console.print(front_table(front))
     return " ".join(console.export_text().split())
 
 
@@ -87,8 +100,8 @@ def stopped(name: str, seed: int, top1: float, cost: float) -> TrialRecord:
     return trial(name, seed, top1, cost, **told)
 
 
-def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> None:
-    front = report.summarise(
+def test_front_leaves_stopped_configurations_out() -> None:
+    front = summarise(
         study_of(
             trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5), stopped("c", 0, 0.9, 0.6),
             trial("c", 1, 0.95, 0.6),
@@ -101,12 +114,12 @@ def test_a_stopped_configuration_is_on_no_front_whatever_it_had_reached() -> Non
     assert (found["b"].status, found["c"].status) == ("stopped", "stopped")
     assert found["b"].values == {"gflops": 0.5}  # what it reached is not a value of it
     told = "stopped: seed 0 after epoch 4: unlikely to reach the front"
-    assert wording.verdict(found["b"], front) == told
-    assert "Stopped trials" in html.to_html(front)
-    assert "<dt>trials stopped</dt><dd>2</dd>" in html.to_html(front)
+    assert verdict(found["b"], front) == told
+    assert "Stopped trials" in to_html(front)
+    assert "<dt>trials stopped</dt><dd>2</dd>" in to_html(front)
 
 
-def test_false_stops_are_told_with_their_interval() -> None:
+def test_describe_stops_gives_false_stops_with_their_interval() -> None:
     """Two wrong of 31: Clopper and Pearson's interval from the F distribution's closed form."""
     low = 2 / (2 + 30 * stats.f.ppf(0.975, 60, 4))
     high = 3 * stats.f.ppf(0.975, 6, 58) / (29 + 3 * stats.f.ppf(0.975, 6, 58))
@@ -117,31 +130,31 @@ def test_false_stops_are_told_with_their_interval() -> None:
                                                                         on_front=1.0)}),
     )  # fmt: skip
     said = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
-    front = report.summarise(study)
-    assert said in wording.stops(study)
+    front = summarise(study)
+    assert said in describe_stops(study)
     assert said in on_terminal(front)
     for name in ("html", "markdown", "json"):
-        text = str(report.FORMATS[name].to_text(front)).replace("\\", "")
+        text = str(FORMATS[name].to_text(front)).replace("\\", "")
         assert said in text, name
     unaudited = replace(study, conclusion=conclusion())
-    assert wording.stops(unaudited).endswith("No stop was audited.")
-    assert wording.stops(replace(study, conclusion=None)).endswith("when the study ends.")
-    assert wording.stops(study_of(trial("a", 0, 0.5, 1.0))) == ""
+    assert describe_stops(unaudited).endswith("No stop was audited.")
+    assert describe_stops(replace(study, conclusion=None)).endswith("when the study ends.")
+    assert describe_stops(study_of(trial("a", 0, 0.5, 1.0))) == ""
 
 
 # Replicates -----------------------------------------------------------------------------------
 
 
-def test_configurations_may_have_different_numbers_of_replicates() -> None:
-    front = report.summarise(
+def test_front_has_configurations_of_different_numbers_of_replicates() -> None:
+    front = summarise(
         study_of(*(trial("a", s, 0.5 + s / 10, 1.0) for s in range(4)), trial("b", 0, 0.9, 2.0))
     )
     found = by_id(front)
     assert found["a"].values["top1"] == pytest.approx(0.65)
     assert found["a"].deviations["top1"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8]))
-    assert [wording.show_replicates(c) for c in front.points] == ["4", "1"]
-    assert "mean over 1 to 5 seeds" in wording.notes(front)[0]
-    assert "Of a configuration with one replicate" in " ".join(wording.notes(front))
+    assert [format_replicates(c) for c in front.points] == ["4", "1"]
+    assert "mean over 1 to 5 seeds" in notes(front)[0]
+    assert "Of a configuration with one replicate" in " ".join(notes(front))
     assert "replicates" in on_terminal(front)
     assert found["a"].ended == 2000.0  # from its first replicate on it could be on the front
 
@@ -158,42 +171,42 @@ def chosen_study() -> StudyRecord:
     )
 
 
-def test_the_figures_of_what_was_chosen_are_of_fresh_replicates_alone() -> None:
-    front = report.summarise(chosen_study())
+def test_front_takes_figures_of_the_chosen_from_fresh_replicates_alone() -> None:
+    front = summarise(chosen_study())
     a = by_id(front)["a"]
     assert (a.seeds, a.is_fresh, a.num_finished) == ((1, 2, 3), True, 4)
     assert a.values["top1"] == pytest.approx(0.62)
     assert a.deviations["top1"] == pytest.approx(0.01)
     assert a.interval is not None
     assert 0.61 <= a.interval[0] < a.interval[1] <= 0.63
-    assert wording.show_replicates(a) == "3 fresh of 4"
-    text = " ".join(wording.notes(front))
+    assert format_replicates(a) == "3 fresh of 4"
+    text = " ".join(notes(front))
     assert "2 configurations that the search chose to report got 3 fresh replicates each" in text
     assert "a little too good" not in text
 
 
-def test_only_what_was_chosen_can_be_on_the_front() -> None:
-    front = report.summarise(chosen_study())
+def test_front_is_of_the_chosen_alone() -> None:
+    front = summarise(chosen_study())
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     lucky = by_id(front)["lucky"]
-    assert wording.verdict(lucky, front).startswith("not among the chosen (+33.0 ")
+    assert verdict(lucky, front).startswith("not among the chosen (+33.0 ")
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
     # Of other axes nothing was chosen: there every configuration counts.
     study = chosen_study()
     trials = tuple(
         replace(t, values=t.values | {"latency_ms": t.values["gflops"]}) for t in study.trials
     )
-    front = report.summarise(replace(study, trials=trials), x="latency_ms")
+    front = summarise(replace(study, trials=trials), x="latency_ms")
     assert front.num_chosen is None
     assert [c.configuration_id for c in front.points] == ["a", "lucky"]
 
 
-def test_while_no_fresh_replicate_has_finished_the_others_count() -> None:
+def test_front_counts_all_replicates_while_no_fresh_one_has_finished() -> None:
     study = chosen_study()
     study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
-    front = report.summarise(study)
+    front = summarise(study)
     assert by_id(front)["a"].values["top1"] == pytest.approx(0.8)
-    assert "a little too good" in " ".join(wording.notes(front))
+    assert "a little too good" in " ".join(notes(front))
     assert [c.configuration_id for c in front.points] == ["a", "b"]
 
 
@@ -216,10 +229,10 @@ def folded(cells: dict[str, list[int]], *, noise: float = 0.0) -> StudyRecord:
     return study_of(*trials, folds=3)
 
 
-def test_means_of_different_folds_compare() -> None:
+def test_fold_means_of_different_folds_compare() -> None:
     """Without noise what the folds are easier by is known exactly, and taken out."""
     cells = {"a": [0], "b": [1], "c": [0, 1, 2], "d": [0, 1, 2, 3, 4], "e": [2]}
-    front = report.summarise(folded(cells))
+    front = summarise(folded(cells))
     assert [c.configuration_id for c in front.points] == list("abcde")
     means = [c.values["top1"] for c in front.points]
     assert np.diff(means) == pytest.approx([0.01] * 4)
@@ -233,38 +246,38 @@ def test_means_of_different_folds_compare() -> None:
     assert front.num_groups == 3  # of all folds together
 
 
-def test_means_of_equal_folds_are_plain_means() -> None:
+def test_fold_means_of_equal_folds_are_plain_means() -> None:
     study = folded({name: [0, 1, 2] for name in "abcd"}, noise=0.02)
-    for c in report.summarise(study).finished:
+    for c in summarise(study).finished:
         values = [
             t.values["top1"] for t in study.trials if t.configuration_id == c.configuration_id
         ]
         assert c.values["top1"] == pytest.approx(statistics.fmean(values))
 
 
-def test_a_replicate_that_counted_no_group_takes_its_configuration_out_of_the_bootstrap() -> None:
+def test_draws_leave_out_a_configuration_with_a_replicate_without_groups() -> None:
     study = folded({"a": [0, 1], "b": [2, 3]})
     first, *others = study.trials
     study = replace(study, trials=(replace(first, groups={"s9": (0.0, 0.0)}), *others))
-    front = report.summarise(study)
+    front = summarise(study)
     assert list(front.draws) == ["b"]
     assert front.num_groups == 2
 
 
 def test_notes_say_how_the_data_was_split() -> None:
-    text = " ".join(wording.notes(report.summarise(folded({"a": [0, 1], "b": [2]}))))
+    text = " ".join(notes(summarise(folded({"a": [0, 1], "b": [2]}))))
     assert "mean over 1 to 5 replicates" in text
     assert "one of 3 folds" in text
     assert "deals the subjects of training and validation into 3 folds" in text
     assert "conditional on this split" not in text
-    text = " ".join(wording.notes(report.summarise(study_of(trial("a", 0, 0.5, 1.0)))))
+    text = " ".join(notes(summarise(study_of(trial("a", 0, 0.5, 1.0)))))
     assert "conditional on this split" in text
 
 
 # What was concluded ---------------------------------------------------------------------------
 
 
-def test_membership_is_what_the_study_concluded() -> None:
+def test_front_probability_is_what_the_study_concluded() -> None:
     beliefs = {
         name: Belief(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
     }
@@ -272,10 +285,14 @@ def test_membership_is_what_the_study_concluded() -> None:
         trial("a", 0, 0.5, 1.0), trial("b", 0, 0.6, 2.0), trial("c", 0, 0.55, 3.0),
         conclusion=conclusion(beliefs=beliefs, reported=("a", "b")),
     )  # fmt: skip
-    front = report.summarise(study)
-    assert {n: c.membership for n, c in by_id(front).items()} == {"a": 0.97, "b": 0.25, "c": None}
-    assert wording.show_membership(by_id(front)["a"]) == "97 %"
-    text = " ".join(wording.notes(front))
+    front = summarise(study)
+    assert {n: c.front_probability for n, c in by_id(front).items()} == {
+        "a": 0.97,
+        "b": 0.25,
+        "c": None,
+    }
+    assert format_front_probability(by_id(front)["a"]) == "97 %"
+    text = " ".join(notes(front))
     assert "probability of being on the (2 %, half a point)-front" in text
     said = (
         "With probability 0.87 the 2 configurations that the search reports are within half a "
@@ -284,26 +301,26 @@ def test_membership_is_what_the_study_concluded() -> None:
     assert said in text
     assert said in on_terminal(front)
     assert "2 of them are on the front shown" in text
-    assert "near the best at every budget</dt><dd>87 %" in html.to_html(front)
-    plain = report.summarise(replace(study, conclusion=None))
-    assert plain.membership_is == "bootstrap"
-    assert by_id(plain)["a"].membership == 1.0
-    assert "share of the resamples" in " ".join(wording.notes(plain))
+    assert "near the best at every budget</dt><dd>87 %" in to_html(front)
+    plain = summarise(replace(study, conclusion=None))
+    assert plain.front_probability_is == "bootstrap"
+    assert by_id(plain)["a"].front_probability == 1.0
+    assert "share of the resamples" in " ".join(notes(plain))
 
 
-def test_a_conclusion_says_nothing_of_other_axes() -> None:
+def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
     values = {"top1": 0.5, "gflops": 1.0, "latency_ms": 2.0}
     belief = {"a": Belief(mean=0.5, sd=0.01, on_front=0.5)}
     study = study_of(trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(beliefs=belief))
-    front = report.summarise(study, x="latency_ms")
-    assert (front.membership_is, front.points[0].membership) == ("bootstrap", 1.0)
-    assert "With probability" not in " ".join(wording.notes(front))
+    front = summarise(study, x="latency_ms")
+    assert (front.front_probability_is, front.points[0].front_probability) == ("bootstrap", 1.0)
+    assert "With probability" not in " ".join(notes(front))
 
 
-def test_a_recorded_table_does_not_claim_a_sealed_test_split() -> None:
-    front = report.summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
-    assert "looked at the test split" in wording.seal(front)
-    assert "sealed" not in report.to_markdown(front)
+def test_describe_test_split_claims_no_seal_of_a_recorded_table() -> None:
+    front = summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
+    assert "looked at the test split" in describe_test_split(front)
+    assert "sealed" not in to_markdown(front)
 
 
 # More than two objectives ---------------------------------------------------------------------
@@ -320,9 +337,9 @@ def cube_study(number: int = 30) -> StudyRecord:
     return study_of(*trials, objectives=objectives)
 
 
-def test_a_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
+def test_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
     study = cube_study()
-    front = report.summarise(study)
+    front = summarise(study)
 
     def beats(a: dict[str, float], b: dict[str, float]) -> bool:
         gains = [
@@ -335,8 +352,8 @@ def test_a_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
     values = {t.configuration_id: t.values for t in study.trials}
     expected = {n for n, v in values.items() if not any(beats(o, v) for o in values.values())}
     assert {c.configuration_id for c in front.points} == expected
-    assert len(expected) > len(report.summarise(study_2d(study)).points)
-    assert front.objectives == ("top1", "gflops", "parameters")
+    assert len(expected) > len(summarise(study_2d(study)).points)
+    assert front.objectives.names == ("top1", "gflops", "parameters")
     for c in front.configurations:  # compared with the best that is dearer in nothing
         rivals = [
             values[f.configuration_id]["top1"]
@@ -348,7 +365,7 @@ def test_a_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
         assert mean == (pytest.approx(c.values["top1"] - max(rivals)) if rivals else None)
 
 
-def costs(c: Configuration) -> tuple[float, float]:
+def costs(c: ConfigurationSummary) -> tuple[float, float]:
     return c.values["gflops"], c.values["parameters"]
 
 
@@ -356,7 +373,7 @@ def study_2d(study: StudyRecord) -> StudyRecord:
     return replace(study, objectives=study.objectives[:2])
 
 
-def test_the_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
+def test_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
     """A box of 0.5 x 1 x 1/2 and one of 0.9 x 1/2 x 1, which share 0.5 x 1/2 x 1/2."""
     cells = {"a": (0.5, 1.0, 10.0), "b": (0.9, 10.0, 1.0), "worst": (0.1, 100.0, 100.0)}
     study = study_of(
@@ -366,20 +383,20 @@ def test_the_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
         ),
         objectives=(("top1", "maximize"), ("gflops", "minimize"), ("parameters", "minimize")),
     )
-    front = report.summarise(study)
+    front = summarise(study)
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     assert front.hypervolume == pytest.approx(0.25 + 0.45 - 0.125)
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
 
 
-def test_the_membership_of_three_objectives_counts_draws() -> None:
+def test_front_probability_of_three_objectives_counts_draws() -> None:
     study = cube_study(8)
     generator = np.random.default_rng(1)
     noisy = [
         replace(t, groups={f"s{g}": (float(generator.integers(20, 80)), 100.0) for g in range(4)})
         for t in study.trials
     ]
-    front = report.summarise(replace(study, trials=tuple(noisy)))
+    front = summarise(replace(study, trials=tuple(noisy)))
     points = {c.configuration_id: costs(c) for c in front.finished}
     for name, own in points.items():
         on_front = np.ones(10_000, dtype=bool)
@@ -388,30 +405,30 @@ def test_the_membership_of_three_objectives_counts_draws() -> None:
                 rival = front.draws[other]
                 beaten = rival > front.draws[name]
                 on_front &= ~(beaten | ((rival == front.draws[name]) & (theirs != own)))
-        assert by_id(front)[name].membership == pytest.approx(on_front.mean())
+        assert by_id(front)[name].front_probability == pytest.approx(on_front.mean())
 
 
-def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
+def test_formats_show_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
-    assert len(report.write(study, list(report.FORMATS), tmp_path)) == len(report.FORMATS)
-    front = report.summarise(study)
-    assert [column.header for column in wording.columns(front)][5:7] == ["GFLOPs", "parameters"]
-    assert json.loads(report.to_json(front))["front"]["directions"] == {
+    assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
+    front = summarise(study)
+    assert [column.header for column in columns(front)][5:7] == ["GFLOPs", "parameters"]
+    assert json.loads(to_json(front))["front"]["directions"] == {
         "top1": "maximize", "gflops": "minimize", "parameters": "minimize",
     }  # fmt: skip
-    assert "of all objectives of the study, parameters too" in " ".join(wording.notes(front))
+    assert "of all objectives of the study, parameters too" in " ".join(notes(front))
     assert "parameters" in on_terminal(front)
-    xs, ys = html.staircase(front)
+    xs, ys = front.staircase()
     assert ys == sorted(ys)
     best = max(c.values["top1"] for c in front.points)
-    assert f"the best reaches {best:.3f} top-1 accuracy" in wording.headline(front)
+    assert f"the best reaches {best:.3f} top-1 accuracy" in headline(front)
     assert (len(xs), ys[-1]) == (len(front.points) + 1, best)
 
 
 # Thinning -------------------------------------------------------------------------------------
 
 
-def test_a_thinned_front_stands_for_the_whole_one() -> None:
+def test_front_thinned_stands_for_the_whole_one() -> None:
     generator = np.random.default_rng(2)
     logs = np.sort(generator.random(200))
     study = study_of(
@@ -420,7 +437,7 @@ def test_a_thinned_front_stands_for_the_whole_one() -> None:
             for n, u in enumerate(logs)
         )
     )
-    whole, thin = report.summarise(study), report.summarise(study, thin=True)
+    whole, thin = summarise(study), summarise(study, thin=True)
     assert 3 < len(thin.points) < len(whole.points)
     kept = [(c.values["gflops"], c.values["top1"]) for c in thin.points]
     for c in whole.points:
@@ -429,13 +446,13 @@ def test_a_thinned_front_stands_for_the_whole_one() -> None:
     assert thin.hypervolume == whole.hypervolume
     left_out = [c for c in thin.configurations if c.is_thinned]
     assert len(left_out) == len(whole.points) - len(thin.points)
-    assert all(wording.standing(c) == "thinned" for c in left_out)
-    assert "thinned out, a front point hardly differs" in wording.verdict(left_out[-1], thin)
+    assert all(standing(c) == "thinned" for c in left_out)
+    assert "thinned out, a front point hardly differs" in verdict(left_out[-1], thin)
 
 
-def test_a_front_of_three_objectives_is_not_thinned() -> None:
+def test_front_of_three_objectives_is_not_thinned() -> None:
     with pytest.raises(UserError, match="Only a front of two objectives can be thinned"):
-        report.summarise(cube_study(), thin=True)
+        summarise(cube_study(), thin=True)
 
 
 # What matters, by budget ----------------------------------------------------------------------
@@ -455,23 +472,25 @@ def space_study(number: int) -> StudyRecord:
     )  # fmt: skip
 
 
-def test_what_decides_is_what_matters() -> None:
-    front = report.summarise(space_study(80))
-    bands = wording.importance(front)
+def test_importance_section_names_what_decides() -> None:
+    front = summarise(space_study(80))
+    bands = importance_of(front)
     assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
-    rows = wording.importance_rows(bands)
+    section = importance_section(front)
+    assert section is not None
+    rows = section.table.rows
     assert rows[0][0] == "depth"
     assert float(rows[0][-1].rstrip(" %")) > 90
-    for text in (report.to_markdown(front), html.to_html(front), on_terminal(front)):
+    for text in (to_markdown(front), to_html(front), on_terminal(front)):
         assert "PED-ANOVA" in text
         assert "depth" in text
-    document = json.loads(report.to_json(front))
+    document = json.loads(to_json(front))
     assert document["importance"][-1]["importances"]["depth"] > 0.9
-    bands = wording.importance(report.summarise(space_study(41)))
+    bands = importance_of(summarise(space_study(41)))
     assert [band.num_configurations for band in bands] == [21, 31, 41]
 
 
-def test_of_few_configurations_nothing_is_said_of_what_matters() -> None:
-    front = report.summarise(space_study(39))
-    assert wording.importance(front) == ()
-    assert "PED-ANOVA" not in report.to_markdown(front)
+def test_importance_section_is_left_out_of_few_configurations() -> None:
+    front = summarise(space_study(39))
+    assert importance_of(front) == ()
+    assert "PED-ANOVA" not in to_markdown(front)

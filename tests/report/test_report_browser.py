@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.report.formats import write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[
     contexts = []
 
     def open_(study: StudyRecord, **settings: Any) -> tuple[Page, Seen]:
-        (path,) = report.write(study, ["html"], tmp_path)
+        (path,) = write(study, ["html"], tmp_path)
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
         contexts.append(context)
         seen = Seen()
@@ -89,7 +89,7 @@ def column(page: Page, header: str) -> list[str]:
     return page.locator(f"#table tbody tr:visible td:nth-child({number})").all_inner_texts()
 
 
-def test_the_charts_draw_a_point_a_configuration(
+def test_charts_draw_a_point_a_configuration(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study)
@@ -101,7 +101,7 @@ def test_the_charts_draw_a_point_a_configuration(
     assert (seen.requests, seen.complaints) == ([], [])
 
 
-def test_the_staircase_and_the_axis_are_where_they_belong(
+def test_charts_have_the_staircase_and_the_axis_in_place(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -112,7 +112,7 @@ def test_the_staircase_and_the_axis_are_where_they_belong(
     assert chart == ["log", "hv", 10]  # 9 front points and the end at the highest cost
 
 
-def test_pointing_at_a_configuration_tells_all_of_it(
+def test_charts_tell_all_of_a_configuration_under_the_pointer(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study)
@@ -129,7 +129,7 @@ def test_pointing_at_a_configuration_tells_all_of_it(
     assert seen.complaints == []
 
 
-def test_a_click_on_a_point_marks_its_row(
+def test_charts_mark_the_row_of_a_clicked_point(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -141,7 +141,7 @@ def test_a_click_on_a_point_marks_its_row(
     assert chosen.get_attribute("data-id") == hovered
 
 
-def test_the_models_are_compared_in_a_table(
+def test_page_compares_the_models_in_a_table(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study)
@@ -159,7 +159,7 @@ def test_the_models_are_compared_in_a_table(
 
 
 @pytest.mark.parametrize("header", ["GFLOPs", "parameters", "stride", "latency (ms)"])
-def test_a_header_sorts_by_number(
+def test_table_header_sorts_by_number(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord, header: str
 ) -> None:
     page, _ = open_page(study)
@@ -175,7 +175,7 @@ def test_a_header_sorts_by_number(
     assert page.locator("#table th:not([aria-sort=none])").count() == 1
 
 
-def test_sorting_by_keyboard_keeps_unknown_values_last(
+def test_table_sorted_by_keyboard_keeps_unknown_values_last(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -188,7 +188,7 @@ def test_sorting_by_keyboard_keeps_unknown_values_last(
     assert page.evaluate("document.activeElement.textContent") == "GFLOPs"
 
 
-def test_the_filter_keeps_rows_with_every_word(
+def test_table_filter_keeps_rows_with_every_word(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -203,7 +203,7 @@ def test_the_filter_keeps_rows_with_every_word(
     assert len(column(page, "model")) == 20
 
 
-def test_no_button_uploads_the_chart(
+def test_charts_have_no_button_that_uploads(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -214,7 +214,7 @@ def test_no_button_uploads_the_chart(
     assert page.locator(".modebar-btn--logo").count() == 0
 
 
-def test_the_chart_can_be_saved_as_a_picture(
+def test_charts_can_be_saved_as_a_picture(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord, tmp_path: Path
 ) -> None:
     page, seen = open_page(study)
@@ -226,7 +226,7 @@ def test_the_chart_can_be_saved_as_a_picture(
     assert all(url.startswith(("data:", "blob:")) for url in seen.requests)
 
 
-def test_hostile_text_is_shown_and_nothing_runs(
+def test_page_shows_hostile_text_and_runs_nothing(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     hostile = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -246,11 +246,11 @@ def test_hostile_text_is_shown_and_nothing_runs(
     assert (seen.requests, seen.complaints) == ([], [])
 
 
-def test_a_script_that_slipped_in_would_not_run(
+def test_page_would_not_run_a_script_that_slipped_in(
     browser: Browser, study: StudyRecord, tmp_path: Path
 ) -> None:
     """The policy is the second lock: even unescaped text could neither run nor load."""
-    (path,) = report.write(study, ["html"], tmp_path)
+    (path,) = write(study, ["html"], tmp_path)
     intruder = "<img src=http://127.0.0.1:9/x onerror='window.ran=1'><script>window.ran=1</script>"
     path.write_text(path.read_text().replace("<main>", f"<main>{intruder}"))
     page = browser.new_page()
@@ -260,7 +260,7 @@ def test_a_script_that_slipped_in_would_not_run(
     page.close()
 
 
-def test_the_page_follows_the_colour_scheme(
+def test_page_follows_the_colour_scheme(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study, color_scheme="dark")
@@ -272,7 +272,7 @@ def test_the_page_follows_the_colour_scheme(
     assert seen.complaints == []
 
 
-def test_a_phone_needs_no_sideways_scrolling(
+def test_page_needs_no_sideways_scrolling_on_a_phone(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -281,7 +281,7 @@ def test_a_phone_needs_no_sideways_scrolling(
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
-def test_a_study_without_results_has_a_page(
+def test_page_exists_of_a_study_without_results(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(replace(study, trials=()))

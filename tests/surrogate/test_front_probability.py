@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats  # type: ignore[import-untyped, unused-ignore]
 
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap
 from sftsearch.orchestrator.surrogate import front_probability
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_front_probabilities_without_tolerances_are_shares_of_plain_fronts() -> 
     generator = np.random.default_rng(0)
     draws, costs = generator.normal(size=(500, 12)), generator.permutation(12) + 1.0
     found = front_probability.front_probabilities(draws, costs, epsilon=0, delta=0)
-    assert found.tolist() == pareto.membership(draws, costs).tolist()
+    assert found.tolist() == bootstrap.share_on_front(draws, costs).tolist()
 
 
 def test_front_probabilities_count_rivals_at_equal_cost_and_not_equally_good_ones() -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.analysis.front import summarise
+from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, masked, open_client
 from sftsearch.orchestrator.tracking.mirror import Mirror
@@ -91,10 +92,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         assert Mirror(journal, uri, tmp_path).close()
         read = read_study(uri, "mirrored", tmp_path)
         assert read == expected(journal)
-        told, known = (
-            json.loads(report.to_json(report.summarise(study)))
-            for study in (read, expected(journal))
-        )
+        told, known = (json.loads(to_json(summarise(study))) for study in (read, expected(journal)))
         assert told == known
         return read
 

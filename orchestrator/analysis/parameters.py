@@ -1,0 +1,64 @@
+"""Write parameters of configurations as text, and find those that differ between them.
+
+The text of a parameter is a part of its family's name, so it is made here, below the reports.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.metrics import MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
+
+
+def varying_parameters(configurations: Iterable[ConfigurationSummary]) -> list[str]:
+    """Return the parameters that are not the same in every configuration that could have them.
+
+    Of a model that has a parameter in some configurations alone, the others could.
+    """
+    seen: dict[str, set[str]] = {}
+    rows = list(configurations)
+    for name in dict.fromkeys(name for c in rows for name in c.parameters):
+        models = {c.model for c in rows if c.parameters.get(name) is not None}
+        seen[name] = {format_parameter(c, name) for c in rows if c.model in models}
+    return [name for name, values in seen.items() if len(values) > 1 and name != "model"]
+
+
+def format_parameter(c: ConfigurationSummary, name: str) -> str:
+    """Return a parameter's value as text; lists as `a+b`."""
+    value = c.parameters.get(name)
+    if value is None:
+        return MISSING
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(_format_entry, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def abbreviate_parameter(
+    c: ConfigurationSummary, name: str, configurations: Iterable[ConfigurationSummary]
+) -> str:
+    """Return `format_parameter`, or `all 4` for a list of all four entries that any of them has."""
+    value = c.parameters.get(name)
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        lists = (other.parameters.get(name) for other in configurations)
+        found = [other for other in lists if isinstance(other, (list, tuple))]
+        every = {_format_entry(one) for other in found for one in other}
+        if set(map(_format_entry, value)) == every:
+            return f"all {len(value)}"
+    return format_parameter(c, name)
+
+
+def _format_entry(entry: object) -> str:
+    """Return an entry of a list as text; an expert as `unimodal(modalities=[watch_acc])`."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    settings = ", ".join(
+        f"{name}=[{', '.join(map(str, one))}]" if isinstance(one, list) else f"{name}={one}"
+        for name, one in entry.items()
+        if name != "kind"
+    )
+    return f"{entry.get('kind', '')}({settings})"

@@ -1,0 +1,43 @@
+"""Show a user's mistake as a line and an exit code, without a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+from sftsearch.datasets.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _StudyFileMistakes(click.ClickException):
+    """The study file is wrong or not there, as a command may be."""
+
+    exit_code = 2
+
+
+def user_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
+
+            in_file = isinstance(error, NoStudyFileError | StudyFileError)
+            kind = _StudyFileMistakes if in_file else click.ClickException
+            raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+    return wrapped

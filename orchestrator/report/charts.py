@@ -1,0 +1,232 @@
+"""Describe the charts of the page as Plotly's data: the front, the progress and the routes.
+
+Labels know tags of their own, so what comes from a study is escaped in them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from html import escape
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.analysis.parameters import format_parameter
+from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
+from sftsearch.orchestrator.metrics import format_number, metric
+from sftsearch.orchestrator.report.cells import format_mean, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
+    from sftsearch.orchestrator.analysis.front import Front
+    from sftsearch.orchestrator.analysis.routes import WeightLevel
+
+    JSON = dict[str, object]
+
+PALETTE = ("#4e79a7", "#e8812b", "#4f9d55", "#b0629b", "#d94f54", "#3fa7a0", "#9c755f", "#8a8f2f")
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
+_HOVER_WIDTH = 42
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon")
+
+
+def charts_as_json(front: Front) -> str:
+    """Return the charts as JSON that may stand inside a script element."""
+    charts: dict[str, JSON] = {"front": _front_chart(front), "progress": _progress_chart(front)}
+    if levels := levels_of(routes_of(front)):
+        charts["routes"] = _routes_chart(levels)
+    text = json.dumps(charts, allow_nan=False, ensure_ascii=True)
+    # Within a script element only `<` can end it or open a comment; JSON has the same as \u003c.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _front_chart(front: Front) -> JSON:
+    xs, ys = front.staircase()
+    line: JSON = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "front",
+        "x": xs,
+        "y": ys,
+        "line": {"shape": "hv", "width": 1.5},
+        "hoverinfo": "skip",
+        "meta": "staircase",
+    }
+    models = sorted({c.model for c in front.finished})
+    traces: list[JSON] = [line] if xs else []
+    for on_front in (False, True):
+        for number, model in enumerate(models):
+            chosen = [c for c in front.finished if c.model == model and c.on_front == on_front]
+            if chosen:
+                traces.append(_points(front, chosen, number, on_front=on_front))
+    named: set[object] = set()
+    for trace in reversed(traces):  # a model is named once, by its boldest points
+        trace["showlegend"] = trace["name"] not in named
+        named.add(trace["name"])
+    costs = [c.values[front.x] for c in front.finished]
+    is_log = bool(costs) and min(costs) > 0
+    title_y = f"{metric(front.y).label}, validation"
+    layout = {
+        "xaxis": _axis(metric(front.x).label, is_log=is_log)
+        | (_log_ticks(costs) if is_log else {}),
+        "yaxis": _axis(title_y),
+        "annotations": [_knee_label(c, front, is_log) for c in front.points if c.is_knee],
+    }
+    return {"traces": traces, "layout": layout}
+
+
+def _points(
+    front: Front, chosen: Sequence[ConfigurationSummary], number: int, *, on_front: bool
+) -> JSON:
+    """Return a model's points, on the front or off it."""
+    colour = PALETTE[number % len(PALETTE)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": _escape_label(chosen[0].model),
+        "legendgroup": f"model {number}",
+        "legendrank": 1001 + number,  # as Plotly counts from 1000, where the front's line is
+        "x": [c.values[front.x] for c in chosen],
+        "y": [c.values[front.y] for c in chosen],
+        "error_y": {
+            "type": "data",
+            "array": [c.deviations.get(front.y, 0.0) for c in chosen],
+            "thickness": 1.5 if on_front else 1,
+            "width": 3 if on_front else 0,
+        },
+        "marker": {
+            "color": colour,
+            "symbol": _SYMBOLS[number % len(_SYMBOLS)],
+            "size": 12 if on_front else 8,
+        },
+        "opacity": 1.0 if on_front else 0.5,
+        "hovertext": [_hover(c, front) for c in chosen],
+        "hoverinfo": "text",
+        "customdata": [c.configuration_id for c in chosen],
+        "meta": "front" if on_front else "dominated",
+    }
+
+
+def _hover(c: ConfigurationSummary, front: Front) -> str:
+    """Return everything known of a configuration, in the tags that charts know."""
+    y = metric(front.y)
+    lines = [f"<b>{_escape_label(c.configuration_id)}</b> · {_escape_label(c.model)}"]
+    unit = "seed" if front.study.folds is None else "replicate"
+    seeds = (
+        f"{len(c.seeds)}{' fresh' if c.is_fresh else ''} {unit}{'s' if len(c.seeds) > 1 else ''}"
+    )
+    lines.append(f"{_escape_label(y.label)} {format_mean(c, front.y)} ({seeds})")
+    if c.interval is not None:
+        lines.append(f"95 % interval {y.format(c.interval[0])} to {y.format(c.interval[1])}")
+    names = [front.x, "gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb"]
+    costs = [
+        f"{metric(name).label} {metric(name).format(c.values[name])}"
+        for name in dict.fromkeys(names)
+        if name in c.values
+    ]
+    chosen = [f"{name}={format_parameter(c, name)}" for name in c.parameters if name != "model"]
+    for facts in ([verdict(c, front)], costs, chosen):
+        # Narrow enough for a phone, and broken within a fact only if it alone is too long.
+        text = ", ".join(
+            fact.replace(" ", _HARD_SPACE) if len(fact) < _HOVER_WIDTH else fact for fact in facts
+        )
+        wrapped = textwrap.wrap(text, _HOVER_WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines += [_escape_label(line) for line in wrapped]
+    return "<br>".join(line.replace(_HARD_SPACE, " ") for line in lines)
+
+
+def _escape_label(text: str) -> str:
+    return escape(text, quote=False)
+
+
+def _knee_label(c: ConfigurationSummary, front: Front, is_log: bool) -> JSON:
+    x = c.values[front.x]
+    return {
+        "x": math.log10(x) if is_log else x,
+        "y": c.values[front.y],
+        "text": "knee",
+        "showarrow": False,
+        "xanchor": "right",
+        "yanchor": "bottom",
+        "xshift": -8,
+        "yshift": 4,
+    }
+
+
+def _axis(title: str, *, is_log: bool = False) -> JSON:
+    axis: JSON = {"title": {"text": _escape_label(title)}, "zeroline": False}
+    return axis | ({"type": "log"} if is_log else {})
+
+
+def _log_ticks(values: Sequence[float]) -> JSON:
+    """Return ticks in full numbers, at 1, 2 and 5 of a decade or closer, as there is room."""
+    decades = math.log10(max(values) / min(values))
+    # With a format of its own the axis prints 0.002 where it would print a small "2".
+    ticks: JSON = {"tickformat": ".3~g"}
+    return ticks | ({"dtick": "D2"} if 0.7 < decades < 4 else {})
+
+
+def _progress_chart(front: Front) -> JSON:
+    trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [step.num_trials for step in front.progress],
+        "y": [step.hypervolume for step in front.progress],
+        "line": {"shape": "hv", "width": 2, "color": PALETTE[0]},
+        "fill": "tozeroy",
+        "fillcolor": "rgba(78, 121, 167, 0.12)",
+        "hovertext": [
+            f"after {step.num_trials} trials, {_format_time(step.seconds)}: "
+            f"{format_number(step.hypervolume)}"
+            for step in front.progress
+        ],
+        "hoverinfo": "text",
+        "showlegend": False,
+    }
+    layout = {
+        "xaxis": _axis("finished trials") | {"range": [0, 1.02 * len(front.progress)]},
+        "yaxis": _axis("hypervolume") | {"rangemode": "tozero"},
+    }
+    return {"traces": [trace] if front.progress else [], "layout": layout}
+
+
+def _routes_chart(levels: Sequence[WeightLevel]) -> JSON:
+    """Return shares of routes, and expected cost at the right, by the weight of their price."""
+    weights = [f"{level.weight:g}" for level in levels]  # places, for weights may be far apart
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"route {number + 1}",
+            "x": weights,
+            "y": [level.shares[number] for level in levels],
+            "line": {"color": PALETTE[number % len(PALETTE)]},
+            "marker": {"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
+        }
+        for number in range(len(levels[0].shares))
+    ]
+    expected = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": "expected GFLOPs",
+        "x": weights,
+        "y": [level.expected for level in levels],
+        "yaxis": "y2",
+        "line": {"dash": "dash", "color": PALETTE[6]},
+        "marker": {"symbol": "x", "size": 8},
+    }
+    costs = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
+    layout = {
+        "xaxis": _axis("lambda, the weight of a route's price in the loss") | {"type": "category"},
+        "yaxis": _axis("share of validation samples") | {"range": [-0.03, 1.03]},
+        "yaxis2": _axis("expected GFLOPs") | costs,
+    }
+    return {"traces": [*traces, expected], "layout": layout}
+
+
+def _format_time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

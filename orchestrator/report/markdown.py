@@ -1,0 +1,62 @@
+"""Write a front in GitHub's Markdown: headline, table, notes, sections and facts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.report.columns import columns
+from sftsearch.orchestrator.report.sections import sections
+from sftsearch.orchestrator.report.text import headline, notes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sftsearch.orchestrator.analysis.front import Front
+    from sftsearch.orchestrator.report.sections import Section
+
+
+def to_markdown(front: Front) -> str:
+    """Return the report."""
+    study = front.study
+    shown = columns(front)
+    lines = [f"# {_escape(study.name)}", "", _escape(headline(front)), ""]
+    if study.description:
+        lines += [_escape(study.description), ""]
+    lines.append(_row(column.header for column in shown))
+    lines.append(_row("---:" if column.is_number else "---" for column in shown))
+    lines += [_row(_escape(column.format(c)) for column in shown) for c in front.table]
+    lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
+    for section in sections(front):
+        lines += _section(section)
+    lines += _list("Refused before training", study.refused)
+    lines += _list("Facts", study.facts)
+    return "\n".join(lines) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    """Return a table whose first column is names, and its notes below it."""
+    heads = [_escape(head) for head in section.table.headers]
+    rows = [[_escape(cell) for cell in cells] for cells in section.table.rows]
+    ruler = ["---", *("---:" for _ in heads[1:])]
+    below = [f"- {_escape(note)}" for note in section.table.notes]
+    return ["", f"## {section.title}", "", *map(_row, [heads, ruler, *rows]), "", *below]
+
+
+def _list(title: str, entries: Mapping[str, object]) -> list[str]:
+    rows = [f"- {_escape(name)}: {_escape(str(value))}" for name, value in entries.items()]
+    return ["", f"## {title}", "", *rows] if rows else []
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_MARKDOWN = str.maketrans(
+    {character: f"\\{character}" for character in "\\`*_[]|"}
+    | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
+)
+
+
+def _escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return text.translate(_MARKDOWN)

@@ -1,0 +1,158 @@
+"""Show a front, its confirmation and a comparison in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
+from sftsearch.orchestrator.analysis.routes import routes_of
+from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.report.cells import (
+    format_gain,
+    format_mean,
+    format_replicates,
+    gain_heading,
+    standing,
+)
+from sftsearch.orchestrator.report.sections import (
+    describe_comparison,
+    describe_route_levels,
+    families_section,
+    importance_section,
+)
+from sftsearch.orchestrator.report.text import (
+    describe_certainty,
+    describe_replicates,
+    describe_stops,
+    describe_test_split,
+    headline,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sftsearch.orchestrator.analysis.compare import Comparison
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
+    from sftsearch.orchestrator.analysis.front import Front
+    from sftsearch.orchestrator.report.sections import TextTable
+
+
+def front_table(front: Front) -> Group:
+    """Return the front for a terminal; with `top`, the best configurations instead.
+
+    The parameters stand below the table, a line a configuration, so that 80 columns are enough.
+    """
+    shown = front.points if front.top is None else front.table
+    names = varying_parameters(front.configurations)
+    lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
+    below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
+    families = families_section(front, intervals=False)
+    routes = describe_route_levels(routes_of(front))
+    importance = importance_section(front)
+    sentences = [
+        f"Means ± standard deviations over {describe_replicates(front.study)}; 95 % intervals in "
+        "brackets.",
+        describe_stops(front.study),
+        describe_certainty(front.study) if front.front_probability_is == "posterior" else "",
+        describe_test_split(front),
+    ]
+    return Group(
+        Text(headline(front), style="bold"),
+        "",
+        _points(shown, front),
+        "",
+        *below,
+        *([] if families is None else _matrix(families.table)),
+        *([Text(routes, style="dim"), Text()] if routes else []),
+        *([] if importance is None else _matrix(importance.table)),
+        Text(" ".join(filter(None, sentences))),
+    )
+
+
+def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
+    """Return the table itself."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "configuration", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in front.objectives.names:
+        table.add_column(Text(metric(name).label), justify="right", no_wrap=True)
+    table.add_column(Text(gain_heading(front)))
+    is_adaptive = len({format_replicates(c) for c in front.finished}) > 1
+    if is_adaptive:
+        table.add_column("replicates", justify="right")
+    for c in shown:
+        cells = (
+            standing(c),
+            c.configuration_id,
+            c.model,
+            format_mean(c, front.y),
+            *(metric(name).format(c.values.get(name)) for name in front.objectives.names[1:]),
+            format_gain(c, front),
+            *([format_replicates(c)] if is_adaptive else []),
+        )
+        # Text, not str: brackets in a name are not markup.
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
+    return table
+
+
+def _parameters(c: ConfigurationSummary, names: Sequence[str], front: Front) -> str:
+    """Return the parameters that a configuration has, with no line break within one."""
+    known = [name for name in names if c.parameters.get(name) is not None]
+    texts = [f"{name}={abbreviate_parameter(c, name, front.configurations)}" for name in known]
+    return ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
+
+
+def _matrix(found: TextTable) -> list[Table | Text]:
+    """Return a table whose first column is names, and its notes below it."""
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(found.headers):
+        table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
+    for cells in found.rows:
+        table.add_row(*(Text(cell) for cell in cells))
+    return [table, Text(), Text("\n".join(found.notes), style="dim"), Text()]
+
+
+def confirmed_table(front: Front) -> Group:
+    """Return the confirmed front for a terminal: validation beside test, each with its interval."""
+    table = Table(box=None, pad_edge=False)
+    y, x = metric(front.y), metric(front.x)
+    for name in ("configuration", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in (x.label, "validation", "test"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for c in front.points:
+        cells = (
+            c.configuration_id,
+            c.model,
+            x.format(c.values.get(front.x)),
+            _with_interval(y.format(c.values.get(front.y)), c.interval),
+            _with_interval(y.format(c.test_values.get(front.y)), c.test_interval),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    seeds = "seeds" if front.study.folds is None else "replicates"
+    fresh = "fresh " if any(c.is_fresh for c in front.points) else ""
+    caption = (
+        f"Mean {y.label} over {fresh}{seeds}; 95 % intervals by bootstrap over subjects and "
+        f"{seeds}. {describe_test_split(front)}"
+    )
+    return Group(table, "", Text(caption))
+
+
+def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
+    return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def comparison_table(comparison: Comparison) -> Group:
+    """Return two studies or families side by side for a terminal."""
+    found = describe_comparison(comparison)
+    table = Table(box=None, pad_edge=False)
+    for n, name in enumerate(found.headers):
+        table.add_column(Text(name), justify="right" if n else "left")
+    for cells in found.rows:
+        table.add_row(*(Text(cell) for cell in cells))
+    notes = [part for note in found.notes for part in ("", Text(note, style="dim"))]
+    return Group(table, *notes)

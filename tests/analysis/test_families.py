@@ -1,0 +1,162 @@
+"""Families compared at equal compute and at equal tuning, against enumeration and by hand."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.analysis.families import (
+    FamilyComparison,
+    best_of,
+    families_of,
+    names_of_families,
+)
+from sftsearch.orchestrator.analysis.front import Front, summarise
+from sftsearch.search_spaces.load import find_study_file, read_study
+
+from report_studies import A, B, small_study, trial_of, two_models
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
+
+
+def compared(front: Front) -> FamilyComparison:
+    found = families_of(front)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("num_run", range(1, 8))
+def test_best_of_is_the_mean_over_all_draws(num_run: int) -> None:
+    """Of every subset of k configurations, the best; the mean of them all, by enumeration."""
+    values = np.sort(np.random.default_rng(num_run).random(num_run))
+    for num_drawn in range(1, num_run + 1):
+        subsets = itertools.combinations(values, num_drawn)
+        expected = statistics.fmean(max(subset) for subset in subsets)
+        weights = best_of(num_run, num_drawn)
+        assert weights @ values == pytest.approx(expected)
+        assert weights.sum() == pytest.approx(1)
+
+
+def test_best_of_hundreds_does_not_overflow() -> None:
+    weights = best_of(2000, 700)
+    assert np.isfinite(weights).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_families_at_equal_tuning_draw_as_many_as_the_least_tried_ran() -> None:
+    found = compared(summarise(two_models()))
+    assert found.num_drawn == 3
+    by_name = {tuned.family: tuned for tuned in found.tuned}
+    assert (by_name["a"].num_run, by_name["b"].num_run) == (3, 4)
+    assert by_name["a"].value == pytest.approx(0.7)  # all three are drawn
+    best = [max(drawn) for drawn in itertools.combinations(B.values(), 3)]
+    assert by_name["b"].value == pytest.approx(statistics.fmean(best))
+    for tuned in found.tuned:
+        assert tuned.interval is not None
+        # Groups are 5 points below, at and above the mean, alike in all: so is a best of them.
+        assert tuned.interval == pytest.approx((tuned.value - 0.05, tuned.value + 0.05))
+    assert by_name["b"].difference is None
+    behind = by_name["a"].difference
+    assert behind is not None
+    assert (behind.other, behind.within_noise) == ("b", False)
+    assert behind.mean == pytest.approx(0.7 - statistics.fmean(best))
+    assert behind.interval == pytest.approx((behind.mean, behind.mean))
+
+
+def test_families_at_equal_compute_have_the_best_that_costs_no_more() -> None:
+    found = compared(summarise(two_models()))
+    assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]  # the front, then the dearest
+    for level in found.levels:
+        told = {best.family: best.value for best in level.families}
+        for name, curve in (("a", A), ("b", B)):
+            affordable = [top1 for cost, top1 in curve.items() if cost <= level.cost]
+            assert told.get(name) == max(affordable, default=None)
+        assert level.families[0].difference is None
+        for best in level.families[1:]:
+            assert best.difference is not None
+            assert best.difference.other == level.families[0].configuration_id
+            mean = best.value - level.families[0].value
+            assert best.difference.mean == pytest.approx(mean)
+            # The groups differ alike in both: pairing leaves no spread.
+            assert best.difference.interval == pytest.approx((mean, mean))
+
+
+def test_families_levels_are_thinned_and_the_most_expensive_is_last() -> None:
+    costs = [float(cost) for cost in range(1, 41)]
+    trials = [trial_of("ab"[n % 2], n, 0.5 + n / 100, cost) for n, cost in enumerate(costs)]
+    trials.append(trial_of("a", 99, 0.1, 100.0))  # dearer than the front
+    levels = compared(summarise(small_study(*trials))).levels
+    assert [level.cost for level in levels] == [1, 14, 27, 40, 100]
+
+
+def test_families_rank_a_quality_to_minimize_the_other_way() -> None:
+    study = small_study(
+        *(
+            trial_of(model, n, 0.5, float(n), mae=mae)
+            for model, errors in {"a": [0.9, 0.7, 0.8], "b": [0.6, 1.0]}.items()
+            for n, mae in enumerate(errors, start=1)
+        )
+    )
+    found = compared(summarise(study, y="mae"))
+    best = {best.family: best.value for best in found.levels[-1].families}
+    assert best == {"a": 0.7, "b": 0.6}
+    assert found.levels[-1].families[0].family == "b"
+    expected = {tuned.family: tuned.value for tuned in found.tuned}
+    least = statistics.fmean(min(pair) for pair in itertools.combinations([0.9, 0.7, 0.8], 2))
+    assert expected["a"] == pytest.approx(least)
+    assert expected["b"] == pytest.approx(0.6)
+    assert all(tuned.interval is None for tuned in found.tuned)
+
+
+def test_families_are_set_apart_by_parameters() -> None:
+    """Three settings of one model: two values of `pooling`, and none."""
+    shapes: list[dict[str, object]] = [{"pooling": "max", "dim": 4}, {"pooling": "average"}, {}]
+    study = small_study(
+        *(
+            replace(trial_of("a", n, 0.5 + n / 100, 1.0), configuration=shapes[n % 3] | {"lr": n})
+            for n in range(6)
+        )
+    )
+    assert families_of(summarise(study)) is None
+    found = compared(summarise(study, by=["pooling"]))
+    assert found.names == ("a", "a pooling=average", "a pooling=max")
+    assert [tuned.num_run for tuned in found.tuned] == [2, 2, 2]
+    assert [tuned.value for tuned in found.tuned] == pytest.approx([0.55, 0.54, 0.53])
+    with pytest.raises(UserError, match=r"No parameter of this study is called 'poling'\. Did you"):
+        summarise(study, by=["poling"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told_by"),
+    [
+        ("baselines", ("mixup",)),
+        ("cost", ("sparse_attention",)),
+        ("sparsification", ("tokens",)),
+        ("pooling", ("pooling",)),
+        ("mixup", ("mixup",)),
+        ("tokens", ()),
+        ("mbt_fusion", ("fusion_layer", "strategy")),
+        ("mbt_bottlenecks", ("num_bottlenecks", "update")),
+        ("mbt_mixup", ("mixup",)),
+        ("stride", ()),
+    ],
+)
+def test_names_of_families_tell_branches_apart_by_as_few_literals_as_do(
+    name: str, told_by: tuple[str, ...]
+) -> None:
+    space = read_study(find_study_file(name)).study.space
+    assert names_of_families(space) == told_by
+
+
+def test_summarise_takes_what_sets_families_apart_from_the_study(study: StudyRecord) -> None:
+    told = replace(study, families=("stride", "never_searched"))
+    assert summarise(told).by == ("stride",)
+    assert summarise(told, by=[]).by == ()
+    assert summarise(study).by == ()

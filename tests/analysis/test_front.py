@@ -1,0 +1,208 @@
+"""The front of a study against values counted by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator.analysis.front import summarise
+from sftsearch.orchestrator.analysis.parameters import varying_parameters
+from sftsearch.orchestrator.report.cells import standing, verdict
+from sftsearch.orchestrator.report.text import headline
+
+from report_studies import small_study, three_points, trial
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
+
+
+def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
+    """On a log scale costs 1, 10, 100 lie at 1, 1/2 and 0: an area of 0.5 and 0.3 / 2 more."""
+    front = summarise(three_points())
+    assert [c.configuration_id for c in front.points] == ["a", "b", "c"]
+    assert [c.configuration_id for c in front.points if c.is_knee] == ["b"]
+    assert front.hypervolume == pytest.approx(0.5 + 0.5 * 0.3)
+    assert [step.hypervolume for step in front.progress] == pytest.approx([0.5, 0.65, 0.65, 0.65])
+    assert [step.seconds for step in front.progress] == [1000, 1001, 1002, 1003]
+    assert headline(front) == (
+        "3 of 4 configurations are on the front; the best reaches 0.900 top-1 accuracy at 100 "
+        "GFLOPs; 10 % of that cost loses 10.0 points."
+    )
+
+
+def test_front_has_means_deviations_and_intervals(study: StudyRecord) -> None:
+    front = summarise(study)
+    assert (len(front.points), len(front.finished), len(front.configurations)) == (9, 18, 20)
+    for c in front.finished:
+        found = [t.values["top1"] for t in study.trials if t.configuration_id == c.configuration_id]
+        assert c.values["top1"] == pytest.approx(statistics.fmean(found))
+        assert c.deviations["top1"] == pytest.approx(statistics.stdev(found))
+        assert c.interval is not None
+        assert c.interval[0] < c.values["top1"] < c.interval[1]
+    values = [(c.values["top1"], c.values["gflops"]) for c in front.finished]
+    mask = pareto.non_dominated(values, ("maximize", "minimize"))
+    assert [c.on_front for c in front.finished] == mask.tolist()
+
+
+def test_difference_is_to_the_next_cheaper_front_point(study: StudyRecord) -> None:
+    front = summarise(study)
+    assert front.points[0].difference is None
+    for cheaper, c in zip(front.points, front.points[1:], strict=False):
+        assert c.difference is not None
+        assert c.difference.other == cheaper.configuration_id
+        assert c.difference.mean == pytest.approx(c.values["top1"] - cheaper.values["top1"])
+    last = front.points[-1]
+    assert last.difference is not None
+    assert last.difference.within_noise
+    assert verdict(last, front).endswith("points over the next cheaper, within noise")
+
+
+def test_difference_of_the_dominated_is_to_the_front_at_or_below_their_cost() -> None:
+    front = summarise(three_points())
+    d = next(c for c in front.configurations if c.configuration_id == "d")
+    assert d.difference is not None
+    assert d.difference.other == "c"  # at the very same cost
+    assert not d.indistinguishable
+    assert verdict(d, front) == "dominated (-20.0 [-20.0, -20.0] points)"
+
+
+def test_verdict_of_the_dominated_within_noise_is_not_distinguishable(study: StudyRecord) -> None:
+    front = summarise(study)
+    near = [c for c in front.finished if c.indistinguishable]
+    assert near
+    for c in near:
+        assert c.difference is not None
+        assert c.difference.interval is not None
+        assert c.difference.interval[0] <= 0 <= c.difference.interval[1]
+        assert verdict(c, front).startswith("not distinguishable from the front")
+        assert standing(c) == "near"
+
+
+def test_difference_is_paired_by_subject() -> None:
+    """One point better on every subject is certain, however much the subjects differ."""
+    hard = {"s1": (50.0, 100.0), "s2": (90.0, 100.0), "s3": (70.0, 100.0)}
+    better = {name: (correct + 1, count) for name, (correct, count) in hard.items()}
+    front = summarise(
+        small_study(
+            trial("a", 0, {"top1": 0.70, "gflops": 1.0}, groups=hard),
+            trial("b", 0, {"top1": 0.71, "gflops": 2.0}, groups=better),
+        )
+    )
+    difference = front.points[1].difference
+    assert difference is not None
+    assert difference.interval == pytest.approx((0.01, 0.01))
+    assert front.points[1].interval == pytest.approx((0.51, 0.91))
+    assert [c.front_probability for c in front.points] == [1.0, 1.0]
+
+
+def test_front_is_of_configurations_with_all_seeds() -> None:
+    good, better = {"top1": 0.6, "gflops": 2.0}, {"top1": 0.99, "gflops": 1.0}
+    front = summarise(
+        small_study(
+            trial("done", 0, good),
+            trial("done", 1, good),
+            trial("running", 0, better),
+            trial("running", 1, {"gflops": 1.0}, "running"),
+            trial("failed", 0, better),
+            trial("failed", 1, {}, "failed", reason="the loss is nan"),
+            num_seeds=2,
+        )
+    )
+    assert [c.configuration_id for c in front.points] == ["done"]
+    told = {c.configuration_id: verdict(c, front) for c in front.configurations}
+    assert told["running"] == "incomplete: 1 of 2 seeds finished"
+    assert told["failed"] == "failed: seed 1: the loss is nan"
+
+
+def test_front_leaves_out_values_that_are_missing_or_not_finite() -> None:
+    front = summarise(
+        small_study(
+            trial("ok", 0, {"top1": 0.5, "gflops": 1.0}),
+            trial("nan", 0, {"top1": math.nan, "gflops": 1.0}),
+            trial("none", 0, {"top1": 0.9}),
+        )
+    )
+    reasons = {c.configuration_id: (c.status, c.reasons) for c in front.configurations}
+    assert reasons["nan"] == ("failed", ("top1 is not finite",))
+    assert reasons["none"] == ("incomplete", ("no gflops recorded",))
+
+
+def test_front_of_other_metrics_has_their_direction_and_no_interval(study: StudyRecord) -> None:
+    front = summarise(study, x="latency_ms", y="loss")
+    assert front.objectives.directions == ("minimize", "minimize")
+    assert all(c.interval is None for c in front.configurations)
+    losses = [c.values["loss"] for c in front.points]
+    assert losses == sorted(losses, reverse=True)
+    assert min(c.values["loss"] for c in front.finished) == losses[-1]
+    assert 0 < front.hypervolume <= 1
+
+
+def test_test_interval_is_of_counted_metrics_alone(confirmed_study: StudyRecord) -> None:
+    """Subjects' right guesses say nothing of how sure a mean over classes is."""
+    opened = summarise(confirmed_study, y="top1").points
+    assert all(c.test_interval is not None for c in opened)
+    opened = summarise(confirmed_study, y="balanced_accuracy").finished
+    assert any(c.test_values for c in opened)
+    assert all(c.test_interval is None for c in opened)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": "gflop"}, r"No metric of this study is called 'gflop'\. Did you mean 'gflops'\?"),
+        ({"y": "top_1"}, r"Did you mean 'top1'\?"),
+        ({"x": "top1"}, "two metrics"),
+        ({"max_gflops": 0.0}, "must be positive, but got 0.0"),
+        ({"max_gflops": math.nan}, "must be positive, but got nan"),
+        ({"top": 0}, "at least 1, but got 0"),
+    ],
+)
+def test_summarise_refuses_mistakes_in_one_line(
+    study: StudyRecord, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        summarise(study, **arguments)
+
+
+def test_front_table_of_top_keeps_the_whole_front(study: StudyRecord) -> None:
+    front = summarise(study, top=3)
+    best = sorted((c.values["top1"] for c in front.finished), reverse=True)[:3]
+    assert sorted((c.values["top1"] for c in front.table), reverse=True) == best
+    assert len(front.points) == 9
+
+
+def test_varying_parameters_has_one_that_some_of_a_model_lack() -> None:
+    values = {"top1": 0.5, "gflops": 1.0}
+    settings = {"a": {"tokens": 1, "patch": 8}, "b": {"patch": 8}, "c": {"layers": 4, "patch": 8}}
+    study = small_study(
+        *(
+            trial(name, 0, values, configuration=own, model="concat" if name == "c" else "sft")
+            for name, own in settings.items()
+        )
+    )
+    assert varying_parameters(summarise(study).configurations) == ["tokens"]
+
+
+def test_summarise_does_not_depend_on_the_order_of_trials(study: StudyRecord) -> None:
+    turned = replace(study, trials=study.trials[::-1])
+    assert summarise(turned).configurations == summarise(study).configurations
+
+
+def test_summarise_takes_seconds_for_500_configurations() -> None:
+    generator = np.random.default_rng(0)
+    trials = [
+        trial(f"c{n:03d}", seed, {"top1": generator.random(), "gflops": generator.random()})
+        for n in range(500)
+        for seed in range(2)
+    ]
+    started = time.process_time()
+    summarise(small_study(*trials, num_seeds=2))
+    assert time.process_time() - started < 5

@@ -1,0 +1,69 @@
+"""Commands that report what studies found: compare."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from sftsearch.orchestrator.cli.main import main
+
+from journals import Journal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+A = {1: 0.50, 2: 0.70, 4: 0.60}
+B = {2: 0.60, 3: 0.75, 8: 0.90, 16: 0.86}
+
+
+@pytest.fixture
+def two_studies(tmp_path: Path) -> Path:
+    for name, points in {"one": A, "two": B}.items():
+        with Journal(tmp_path / name) as journal:
+            journal.append(
+                "created", name=name, description="", dataset="synthetic", num_seeds=1,
+                objectives=[["top1", "maximize"], ["gflops", "minimize"]],
+                facts={"fingerprint": "f"}, definition={}, definition_hash="",
+            )  # fmt: skip
+            for cost, top1 in points.items():
+                body = {"configuration_id": f"c{cost}", "parameters": {}, "cost": {"gflops": cost}}
+                model = "sft" if cost < 3 else "late"
+                journal.append("admitted", number=cost, seeds=[0], model=model, **body)
+                journal.append("started", trial=f"c{cost}-0")
+                ended: dict[str, Any] = {"values": {"top1": top1, "gflops": cost, "seconds": 5.0}}
+                ended["groups"] = {"s1": [100 * top1, 100]}
+                journal.append("finished", trial=f"c{cost}-0", facts={}, **ended)
+    return tmp_path
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["compare", *map(str, arguments)], env={"COLUMNS": "160"})
+
+
+def test_compare_command_takes_studies_and_families(two_studies: Path) -> None:
+    result = call("one", "two", "--runs", two_studies)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "P(first is better)" in text
+    assert "0.700 (c2) 0.600 (c2) +10.0 [+10.0, +10.0] 1.00" in text
+    told = json.loads(call("one", "two", "--runs", two_studies, "--json").output)
+    assert told["names"] == ["one", "two"]
+    assert told["at_cost"][1]["probability"] == 1.0
+    told = json.loads(
+        call("two", "--families", "sft", "late", "--runs", two_studies, "--json").output
+    )
+    assert (told["names"], told["num_configurations"]) == (["sft", "late"], [1, 3])
+
+
+def test_compare_command_wants_two(two_studies: Path) -> None:
+    for arguments in (["one"], ["one", "two", "--families", "sft", "late"]):
+        result = call(*arguments, "--runs", two_studies)
+        assert result.exit_code == 2
+        assert "Name a second study, or two families" in result.output
+    result = call("one", "three", "--runs", two_studies)
+    assert result.exit_code == 1
+    assert "There is no study 'three'" in result.output

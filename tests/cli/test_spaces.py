@@ -1,0 +1,70 @@
+"""Commands about study files and what they may search: check, price, models and schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from click.testing import CliRunner, Result
+
+from sftsearch.orchestrator.cli.main import main
+from sftsearch.search_spaces.schema import StudyFile
+from sftsearch.trainables.catalog import MODELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def call(*arguments: str | Path, **more: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **more)
+
+
+def test_check_says_what_would_run_and_writes_nothing(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("check", study_file)
+    assert result.exit_code == 0
+    assert result.output == (
+        f"{study_file}: study 'small' is well-formed: 2 trials (1 replicate a configuration) over "
+        "2 admissible configurations on wearables.\n"
+    )
+    assert json.loads(call("check", study_file, "--json").output) == {
+        "study": "small", "dataset": "wearables", "trials": 2, "points": 2,
+        "replicates": {"min": 1, "max": 1, "fresh": 0},
+        "admissible": 2, "refused": {},
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == [study_file]
+
+
+def test_price_lists_costs_without_measuring(study_file: Path) -> None:
+    result = call("price", study_file, "--no-time", "--json")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert [row["configuration"]["stride"] for row in told["configurations"]] == [4, 1]
+    assert told["study_seconds"] is None
+    text = call("price", study_file, "--no-time").output
+    assert "stride=4" in text
+    assert "2 admissible configurations of 2 points" in text
+    assert "minutes" not in text
+    assert "s a trial" in call("price", study_file, "--top", "1").output
+
+
+def test_models_lists_every_model_with_every_parameter() -> None:
+    text = call("models").output
+    rows = json.loads(call("models", "--json").output)
+    assert [row["model"] for row in rows] == sorted(MODELS)
+    for row in rows:
+        assert re.search(rf"^{row['model']}  \(", text, flags=re.MULTILINE)
+        for parameter in row["parameters"]:
+            assert f"\n    {parameter['name']} " in text
+    assert "\n    learning_rate " in text
+    assert re.search(r"^    modalities .* all of the data set$", text, flags=re.MULTILINE)
+    assert re.search(r"^    tokens .* none$", text, flags=re.MULTILINE)
+
+
+def test_schema_is_the_json_schema_of_study_files() -> None:
+    assert json.loads(call("schema").output) == StudyFile.model_json_schema()
