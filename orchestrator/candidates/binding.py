@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sftsearch.datasets import catalog as datasets
 from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.folds import deal
-from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
+from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, unknown
 from sftsearch.search_spaces.schema import MAX_WHOLE, Objective, is_distribution, members
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -31,6 +31,7 @@ from sftsearch.trainables.metrics import METRICS, TOP_K
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.search_spaces.load import Source
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
 """Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""

@@ -33,7 +33,8 @@ def user_errors(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
+            from sftsearch.search_spaces.load import NoStudyFileError
+            from sftsearch.search_spaces.mistakes import StudyFileError
 
             in_file = isinstance(error, NoStudyFileError | StudyFileError)
             kind = _StudyFileMistakes if in_file else click.ClickException

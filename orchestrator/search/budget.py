@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.journal import Event
-    from sftsearch.search_spaces.schema import SearchPlan
+    from sftsearch.search_spaces.search_plan import SearchPlan
 
 CONVERGED_GAIN = 0.001
 """Of accuracy, over the whole range of scaled cost: what is no longer worth going on for."""

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.storage.journal import Event, Journal, MemoryJournal
     from sftsearch.orchestrator.surrogate.observations import Observed
-    from sftsearch.search_spaces.schema import SearchPlan, StudyFile
+    from sftsearch.search_spaces.schema import StudyFile
+    from sftsearch.search_spaces.search_plan import SearchPlan
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""

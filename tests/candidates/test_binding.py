@@ -19,7 +19,8 @@ from sftsearch.orchestrator.candidates.binding import (
     definition_of,
     with_objectives,
 )
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.metrics import METRICS

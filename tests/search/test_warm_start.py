@@ -18,7 +18,7 @@ from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import Journal, read_events
 from sftsearch.orchestrator.study import begin_or_continue, check_study, refuse_surprises
 from sftsearch.orchestrator.surrogate.observations import Imported, Observations
-from sftsearch.search_spaces.load import StudyFileError
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.space import Point
 
 if TYPE_CHECKING:
