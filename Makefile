@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-all lint format types layers wheel check clean help
+.PHONY: run test-quick test test-all lint format types layers wheel check clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,6 +26,9 @@ help:  ## this list
 
 run: .venv/installed  ## search the shipped stride study (or go on with it) and print its front
 	$(BIN)/sftsearch run search_spaces/stride.yaml --resume
+
+test-quick: .venv/installed-dev  ## one case of every test that takes no time, under a minute on two cores
+	$(BIN)/python -m pytest --quick
 
 test: .venv/installed-dev  ## the fast tests, under 15 minutes on two cores
 	$(BIN)/python -m pytest -m 'not slow and not service'

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.sample_checks import count_classes
 from sftsearch.datasets.samples import Rows
 from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import Split, Store, count_classes
+from sftsearch.datasets.store import Split, Store
 from sftsearch.datasets.writer import training_statistics
 
 if TYPE_CHECKING:

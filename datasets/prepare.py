@@ -16,17 +16,19 @@ import logging
 import os
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.preparation_record import PreparationRecord, read_record, write_record
+from sftsearch.datasets.sample_checks import count_classes
 from sftsearch.datasets.samples import Ragged
 from sftsearch.datasets.source import as_float32, first_tokens
 from sftsearch.datasets.spec import SPLITS, DatasetSpec
-from sftsearch.datasets.store import Split, count_classes
+from sftsearch.datasets.store import Split
 from sftsearch.datasets.writer import (
     BATCH_BYTES,
     Moments,
@@ -37,7 +39,6 @@ from sftsearch.datasets.writer import (
     record_batch,
     split_writer,
     statistics_of,
-    sync,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 OnNaN = Literal["zero", "drop", "fail"]
 """What becomes of a number that is none, or infinite: 0, or its sample is left out, or an error."""
 
-_PROGRESS = "progress.json"
 _logger = logging.getLogger(__name__)
 
 
@@ -68,23 +68,6 @@ class Prepared:
     """Numbers that were not finite and became 0."""
     num_dropped: int
     """Samples left out for one."""
-
-
-@dataclass(slots=True)
-class _State:
-    """How far a preparation is; all of it is in its record."""
-
-    identity: str
-    done: int = 0
-    """Samples of the source that parts hold, or that were dropped."""
-    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    class_counts: dict[str, list[int]] = field(default_factory=dict)
-    content: str = ""
-    """A chain of sha256 over all that was written: equal for equal samples."""
-    moments: dict[str, Moments] = field(default_factory=dict)
-    num_zeroed: int = 0
-    dropped: list[str] = field(default_factory=list)
 
 
 def prepare(
@@ -218,16 +201,16 @@ class _Writer:
         self, folder: Path, draft: DatasetSpec, source: Source, nan: OnNaN, identity: str
     ) -> None:
         self.folder, self.draft, self.source, self.nan = folder, draft, source, nan
-        self.state = _read_state(folder, identity) or self._fresh(identity)
+        self.state = read_record(folder, identity) or self._fresh(identity)
         self._codes = {
             split: {person: code for code, person in enumerate(people)}
             for split, people in draft.subjects.items()
         }
 
-    def _fresh(self, identity: str) -> _State:
+    def _fresh(self, identity: str) -> PreparationRecord:
         for file in self.folder.glob("*.arrow"):
             file.unlink()
-        return _State(
+        return PreparationRecord(
             identity,
             class_counts={split: [0] * self.draft.num_classes for split in SPLITS},
             moments={name: Moments() for name in self.draft.modalities},
@@ -312,7 +295,7 @@ class _Writer:
             if split == "train":
                 add_tokens(state.moments, part)
         state.done = done
-        _write_state(self.folder, state)
+        write_record(self.folder, state)
 
     def _gather(
         self, split: str, chosen: Sequence[tuple[Sample, dict[str, npt.NDArray[Any]]]]
@@ -376,7 +359,7 @@ class _Writer:
         )
 
 
-def _with_counts(draft: DatasetSpec, state: _State) -> DatasetSpec:
+def _with_counts(draft: DatasetSpec, state: PreparationRecord) -> DatasetSpec:
     """Return the spec of what was written; its fingerprint is that of names and content."""
     fields = asdict(draft) | {"modalities": draft.modalities, "num_samples": dict(state.counts)}
     declared = [draft.name, draft.task, draft.classes, draft.subjects]
@@ -395,28 +378,3 @@ def _chained(before: str, split: str, part: Split) -> str:
         if name in part.lengths:
             digest.update(part.lengths[name].tobytes())
     return digest.hexdigest()
-
-
-def _write_state(folder: Path, state: _State) -> None:
-    record = asdict(state)
-    for found in record["moments"].values():
-        found["mean"], found["squares"] = found["mean"].tolist(), found["squares"].tolist()
-    temporary = folder / f"{_PROGRESS}.new"
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    sync(temporary)
-    temporary.replace(folder / _PROGRESS)
-
-
-def _read_state(folder: Path, identity: str) -> _State | None:
-    """Return how far an earlier preparation of the same came; None where there is none."""
-    try:
-        record = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-        if record["identity"] != identity:
-            return None
-        moments = {
-            name: Moments(found["count"], np.array(found["mean"]), np.array(found["squares"]))
-            for name, found in record.pop("moments").items()
-        }
-        return _State(**record, moments=moments)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # what cannot be read is begun again

@@ -12,7 +12,7 @@ A store is a folder:
                              of fixed size T * F, or, where its length varies, of as many as
                              there are
 
-It is complete from the moment it has its name: it is written beside and renamed (`writing.py`).
+It is complete from the moment it has its name: it is written beside and renamed (`writer.py`).
 Whatever is read here was possibly written by another version, cut short or tampered with, so
 nothing is believed before it is checked; a checksum of everything costs a read of everything and is
 `verify`'s.
@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import DatasetError, SealedSplitError
+from sftsearch.datasets.sample_checks import count_classes, label_fault, length_fault
 from sftsearch.datasets.samples import Ragged, Rows
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 
@@ -361,49 +362,6 @@ def _num_nulls(column: pa.Array) -> int:
     if not isinstance(column, pa.FixedSizeListArray | pa.ListArray):
         return int(column.null_count)
     return int(column.null_count + column.values.null_count)
-
-
-# What is checked of samples, read or to be written
-
-
-def variable(spec: DatasetSpec) -> list[str]:
-    """Return the modalities whose length varies."""
-    return [name for name, shape in spec.modalities.items() if shape.variable_length]
-
-
-def label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
-    """Say what the values of labels of the right shape must be, or None where they are."""
-    if spec.task == "regression":
-        return None if np.isfinite(labels).all() else "`labels` must be finite"
-    if spec.task == "multilabel":
-        return None if ((labels == 0) | (labels == 1)).all() else "`labels` must be 0 or 1"
-    low, high = labels.min(), labels.max()
-    if low >= 0 and high < spec.num_classes:
-        return None
-    return f"`labels` must be in [0, {spec.num_classes}), but got {low} to {high}"
-
-
-def length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]]) -> str | None:
-    """Say what lengths of the right shape must be, or None where they are."""
-    for name, length_N in lengths.items():
-        low, high, most = length_N.min(), length_N.max(), spec.modalities[name].num_tokens
-        if low < 0 or high > most:
-            return f"lengths of {name} must be in [0, {most}], but got {low} to {high}"
-    if len(lengths) < len(spec.modalities):
-        return None  # the others are never missing
-    empty = np.logical_and.reduce([length_N == 0 for length_N in lengths.values()])
-    if empty.any():
-        return f"every sample must have a modality, but number {empty.argmax()} has none"
-    return None
-
-
-def count_classes(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Count the samples of each class, or with each label."""
-    if spec.task == "regression":
-        return ()
-    if spec.task == "multilabel":
-        return tuple(np.count_nonzero(labels, axis=0).tolist())
-    return tuple(np.bincount(labels, minlength=spec.num_classes).tolist())
 
 
 def schema_of(spec: DatasetSpec) -> pa.Schema:

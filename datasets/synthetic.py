@@ -110,7 +110,7 @@ def spec() -> DatasetSpec:
 
 def load() -> dict[str, Split]:
     """Generate the samples; every split has a random stream of its own."""
-    return _load(_generate)
+    return _load(generate)
 
 
 def tags_spec() -> DatasetSpec:
@@ -133,7 +133,7 @@ def tags_spec() -> DatasetSpec:
 
 def load_tags() -> dict[str, Split]:
     """Generate the samples of the multi-label data set."""
-    return _load(_generate_tags)
+    return _load(generate_tags)
 
 
 def rating_spec() -> DatasetSpec:
@@ -157,7 +157,7 @@ def rating_spec() -> DatasetSpec:
 
 def load_rating() -> dict[str, Split]:
     """Generate the samples of the regression data set."""
-    return _load(_generate_rating)
+    return _load(generate_rating)
 
 
 def best_accuracy() -> float:
@@ -167,11 +167,6 @@ def best_accuracy() -> float:
     return xor * _phi(math.sqrt(2) * SHARED)
 
 
-def best_accuracy_alone() -> float:
-    """Return the accuracy of the best classifier that sees one modality, whichever."""
-    return _phi(SHARED) / 2
-
-
 def best_tag_accuracies() -> tuple[float, ...]:
     """Return how often the best guess of each tag is right; the module derives it."""
     num_left = VARIABLE_MODALITIES["left"].num_tokens
@@ -179,7 +174,7 @@ def best_tag_accuracies() -> tuple[float, ...]:
     return tuple(
         sum(
             odds * _phi(math.sqrt(num_left * left**2 + length * right**2))
-            for length, odds in _length_odds().items()
+            for length, odds in length_odds().items()
         )
         for left, right in pairs
     )
@@ -189,13 +184,13 @@ def best_mae() -> float:
     """Return the mean absolute error of the best guess of a rating; the module derives it."""
     return sum(
         odds * math.sqrt(2 / math.pi * (_rating_variance(length) + RATING_NOISE**2))
-        for length, odds in _length_odds().items()
+        for length, odds in length_odds().items()
     )
 
 
 def best_pearson() -> float:
     """Return the correlation of the best guesses of ratings with the ratings."""
-    left = sum(odds * _rating_variance(length) for length, odds in _length_odds().items())
+    left = sum(odds * _rating_variance(length) for length, odds in length_odds().items())
     return math.sqrt((2 - left) / (2 + RATING_NOISE**2))
 
 
@@ -205,7 +200,7 @@ def _rating_variance(length: int) -> float:
     return sum(1 / (1 + count * RATING_AMPLITUDE**2) for count in counts)
 
 
-def _length_odds() -> dict[int, float]:
+def length_odds() -> dict[int, float]:
     """Return the probability of each length of the right modality."""
     longest = VARIABLE_MODALITIES["right"].num_tokens
     return {0: MISSING} | dict.fromkeys(range(1, longest + 1), (1 - MISSING) / longest)
@@ -249,7 +244,8 @@ def _load(generate: Callable[[str, int, np.random.Generator], Split]) -> dict[st
     }
 
 
-def _generate(name: str, num_samples: int, random: np.random.Generator) -> Split:
+def generate(name: str, num_samples: int, random: np.random.Generator) -> Split:
+    """Generate so many samples of `synthetic`."""
     bits = random.integers(0, 2, size=(3, num_samples))
     left, right, common = bits
     return Split(
@@ -276,13 +272,15 @@ def _show(
     return x_NTF.astype(np.float32)
 
 
-def _generate_tags(name: str, num_samples: int, random: np.random.Generator) -> Split:
+def generate_tags(name: str, num_samples: int, random: np.random.Generator) -> Split:
+    """Generate so many samples of `synthetic_tags`."""
     tags_NC = random.integers(0, 2, size=(num_samples, len(TAGS)))
     shown = {key: (2 * tags_NC - 1) * np.array(TAG_AMPLITUDES[key]) for key in VARIABLE_MODALITIES}
     return _show_variable(name, shown, tags_NC, random)
 
 
-def _generate_rating(name: str, num_samples: int, random: np.random.Generator) -> Split:
+def generate_rating(name: str, num_samples: int, random: np.random.Generator) -> Split:
+    """Generate so many samples of `synthetic_rating`."""
     u, v, noise = random.standard_normal((3, num_samples))
     nothing = np.zeros(num_samples)
     shown = {

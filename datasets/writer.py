@@ -21,18 +21,20 @@ import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.sample_checks import (
+    count_classes,
+    label_fault,
+    length_fault,
+    variable,
+)
 from sftsearch.datasets.samples import Ragged
 from sftsearch.datasets.spec import SPLITS
 from sftsearch.datasets.store import (
     FORMAT_VERSION,
     MANIFEST,
     Split,
-    count_classes,
     file_sha256,
-    label_fault,
-    length_fault,
     schema_of,
-    variable,
 )
 
 if TYPE_CHECKING:

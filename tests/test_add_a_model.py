@@ -34,9 +34,9 @@ def test_the_page_adds_a_model_with_one_file_and_one_line(tmp_path: Path) -> Non
     for folder in ("datasets", "orchestrator", "search_spaces"):
         (package / folder).symlink_to(ROOT / folder)
     (package / "trainables" / "models" / "averaged_fusion.py").write_text(file)
-    catalog = package / "trainables" / "catalog.py"
+    listing = package / "trainables" / "models" / "listing.py"
     listed = line.splitlines()[-1]
-    catalog.write_text(catalog.read_text().replace("FILES = (\n", f"FILES = (\n{listed}\n"))
+    listing.write_text(listing.read_text().replace("FILES = (\n", f"FILES = (\n{listed}\n"))
     assert run(tmp_path, "-c", "import sftsearch.trainables as t; print(t.__path__[0])").startswith(
         str(package)
     )

@@ -131,6 +131,8 @@ def test_the_licence_and_who_is_credited() -> None:
     assert "CC BY 4.0" in (ROOT / "datasets/shipped/ATTRIBUTION.md").read_text()
 
 
-@pytest.mark.parametrize("target", ["lint", "types", "layers", "wheel", "test", "run"])
+@pytest.mark.parametrize(
+    "target", ["lint", "types", "layers", "wheel", "test-quick", "test", "run"]
+)
 def test_what_is_promised_to_contributors_is_a_target(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text()

@@ -60,7 +60,7 @@ class Workers:
         """
         if self.count == 1:
             return None
-        # Systems that choose a route by batch leave the parameters of the others unused.
+        # Models that choose a route by batch leave the parameters of the others unused.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
     def mean(self, values: Tensor) -> Tensor:

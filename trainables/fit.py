@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sftsearch.trainables.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.distributed import ALONE
 from sftsearch.trainables.evaluation import (
@@ -33,6 +33,7 @@ from sftsearch.trainables.evaluation import (
 )
 from sftsearch.trainables.metrics import METRICS, TOP_K
 from sftsearch.trainables.mixup import Mixup
+from sftsearch.trainables.training_record import check_record, epochs_that_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,13 +49,6 @@ if TYPE_CHECKING:
     from sftsearch.trainables.evaluation import Batch
     from sftsearch.trainables.mixup import Mix
     from sftsearch.trainables.models.fusion import FusionModel
-
-LAST_EPOCHS = 3
-"""Epochs whose mean is the value of a trial; one alone is as noisy as its batch order."""
-
-LOWER_IS_BETTER = ("loss", "mae")
-"""Metrics whose best epoch is the lowest."""
-
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NO_METRICS = ("epoch", "train_loss", "learning_rate", "seconds")
@@ -102,13 +96,7 @@ class Fit:
         self.network = Network(self.model, config, device, sizes, workers.replicate(self.model))
         inputs, lengths, _ = self._train_batches(np.arange(1))
         self._mixup = Mixup(config, self.model, inputs, lengths)
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        _start_moments(self._optimizer)
+        self._optimizer = _build_optimizer(self.model, config)
         self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self._optimizer,
             factor=config.plateau_factor,
@@ -180,11 +168,7 @@ class Fit:
                 sizes.append(len(rows))
         # One transfer an epoch: asking for each loss would make a GPU wait after every step.
         values = self.workers.mean(torch.stack(losses)).tolist()
-        for step, value in enumerate(values, start=1):
-            if not math.isfinite(value):
-                raise TrainingDiverged(
-                    f"The training loss of epoch {self.epoch + 1}, step {step} is {value}."
-                )
+        _check_finite(values, self.epoch + 1)
         return float(np.average(values, weights=sizes))
 
     def _train_step(self, batch: Batch, mix: Mix | None, weight: float = 1.0) -> Tensor:
@@ -247,13 +231,7 @@ class Fit:
         return self._groups.by_name(np.mean(chosen, axis=0))
 
     def _epochs_that_count(self) -> list[int]:
-        if not self.history:
-            raise RuntimeError("No epoch has been run yet.")
-        if self.config.value == "best":
-            name = METRICS[self.task][0]
-            sign = -1 if name in LOWER_IS_BETTER else 1
-            return [max(range(self.epoch), key=lambda epoch: sign * self.history[epoch][name])]
-        return list(range(max(0, self.epoch - LAST_EPOCHS), self.epoch))
+        return epochs_that_count(self.history, self.config.value, METRICS[self.task][0])
 
     def save(self, path: Path) -> None:
         """Write all that `load` needs into one file, whole or not at all."""
@@ -277,7 +255,14 @@ class Fit:
         """
         own = self._tensors()
         tensors, record = read_checkpoint(path, own)
-        self._check_record(path, record)
+        check_record(
+            path,
+            record,
+            identity=self._identity(),
+            metric_names={*self._metric_names, *_NO_METRICS},
+            epochs=self.config.epochs,
+            num_groups=len(self._groups.names),
+        )
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
@@ -297,26 +282,6 @@ class Fit:
         self._plateau.last_epoch = self.epoch
         for group in self._optimizer.param_groups:
             group["lr"] = record["learning_rate"]
-
-    def _check_record(self, path: Path, record: dict[str, Any]) -> None:
-        """Raise unless a record that was read is one that this run could have written."""
-        run, own = record.get("run"), self._identity()
-        if not isinstance(run, dict):
-            raise CheckpointError(path, "it does not say of which run it is")
-        for key, value in own.items():
-            if run.get(key) != value:
-                why = f"its {key} is {run.get(key)!r:.80}, this run's is {value!r:.80}"
-                raise CheckpointError(path, why)
-        history, correct = record.get("history"), record.get("correct")
-        names = {*self._metric_names, *_NO_METRICS}
-        if not _is_history(history, names, self.config.epochs, len(self._groups.names), correct):
-            raise CheckpointError(path, "its history is damaged")
-        numbers: list[Any] = [record.get("num_bad_epochs"), record.get("learning_rate")]
-        if history:
-            numbers.append(record.get("best_loss"))
-        sound = all(_is_number(number) and number >= 0 for number in numbers)
-        if not sound or not isinstance(numbers[0], int):
-            raise CheckpointError(path, "the state of its learning rate is damaged")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return weights and moments, by name, as they are (not copies)."""
@@ -340,8 +305,14 @@ class Fit:
         return as_read
 
 
-def _start_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the moments AdamW would at its first step, so that all can be saved."""
+def _build_optimizer(model: FusionModel, config: TrainConfig) -> torch.optim.AdamW:
+    """Build AdamW with the moments of its first step, so that all of them can be saved."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
@@ -349,39 +320,19 @@ def _start_moments(optimizer: torch.optim.Optimizer) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+    return optimizer
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return -1e300 < value < 1e300  # `isfinite` cannot take a whole number of 400 digits
+def _check_finite(losses: list[float], epoch: int) -> None:
+    for step, loss in enumerate(losses, start=1):
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"The training loss of epoch {epoch}, step {step} is {loss}.")
 
 
 def _metric_names(spec: DatasetSpec) -> set[str]:
     """Return the names that an evaluation gives on this data set."""
     names = {"loss", *METRICS[spec.task]}
     return names if spec.num_outputs > TOP_K else names - {"top5"}
-
-
-def _is_history(
-    history: object, names: set[str], epochs: int, num_groups: int, correct: object
-) -> bool:
-    """Say whether `history` and `correct` are those of at most `epochs` epochs."""
-    if not isinstance(history, list) or not isinstance(correct, list):
-        return False
-    if not len(history) == len(correct) <= epochs:
-        return False
-    return all(
-        isinstance(entry, dict)
-        and entry.keys() >= names
-        and entry.keys() == history[0].keys()
-        and all(map(_is_number, entry.values()))
-        and entry["epoch"] == number
-        and isinstance(counts, list)
-        and len(counts) == num_groups
-        and all(map(_is_number, counts))
-        for number, (entry, counts) in enumerate(zip(history, correct, strict=True), start=1)
-    )
 
 
 def _cuda_devices(device: str) -> list[int]:

@@ -26,61 +26,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
-import logging
 import re
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.arrays import read_array
-from sftsearch.datasets.readers.sound import log_mel, read_sound
-from sftsearch.datasets.source import Sample, Source, unreadable, within
-from sftsearch.datasets.spec import ModalitySpec
+from sftsearch.datasets.readers.clips import Clip, Published, hold_out_videos, source_of_clips
+from sftsearch.datasets.source import Source, unreadable, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-
-FEATURES = ("rgb", "flow")
-MODALITIES = ("rgb", "spec", "flow")
-"""In the SFT paper's order; spec is the sound."""
-NUM_BANDS = 128
-SECONDS = 30.0
-"""Of sound that are read of a clip, at most."""
 MAX_ROWS = 10_000_000
-VALIDATION = 0.2
-VALIDATION_SEED = 1111
-"""Of the SFT paper's code: the last fifth of the training clips, shuffled by numpy with it."""
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Clip:
-    """A row of the annotations."""
-
-    name: str
-    split: str
-    label: Any
-    """The name of a class, or names of labels."""
-    subject: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """What a set's annotations say."""
-
-    clips: Sequence[Clip]
-    classes: tuple[str, ...]
-    attribution: str
-    source: str
-    description: str
-    licence: str = "see the page of the source"
-    multilabel: bool = False
 
 
 def open_vggsound(
@@ -122,7 +80,7 @@ def open_vggsound(
         source="https://www.robots.ox.ac.uk/~vgg/data/vggsound/",
         description="Clips of VGGSound: what is seen and what is heard.",
     )
-    return _source(path, published, modalities, spec_tokens, missing)
+    return source_of_clips(path, published, modalities, spec_tokens, missing)
 
 
 def open_audioset(
@@ -155,7 +113,7 @@ def open_audioset(
         licence="CC BY 4.0 (the annotations)",
         multilabel=True,
     )
-    return _source(path, published, modalities, spec_tokens, missing)
+    return source_of_clips(path, published, modalities, spec_tokens, missing)
 
 
 def open_kinetics_sounds(
@@ -185,7 +143,7 @@ def open_kinetics_sounds(
         source="https://github.com/cvdfoundation/kinetics-dataset",
         description="Clips of Kinetics whose actions can be seen and heard.",
     )
-    return _source(path, published, modalities, spec_tokens, missing)
+    return source_of_clips(path, published, modalities, spec_tokens, missing)
 
 
 def open_moments_in_time(
@@ -209,7 +167,7 @@ def open_moments_in_time(
         source="http://moments.csail.mit.edu/",
         description="Clips of Moments in Time: three seconds of an action.",
     )
-    return _source(path, published, modalities, spec_tokens, missing)
+    return source_of_clips(path, published, modalities, spec_tokens, missing)
 
 
 def open_epic_kitchens(
@@ -241,7 +199,7 @@ def open_epic_kitchens(
         raise unreadable(path, f"{label}_class goes up to {most}")
     named = [replace(clip, label=f"{label}_{clip.label}") for clip in clips]
     published = Published(
-        clips=_hold_out_videos(named),
+        clips=hold_out_videos(named),
         classes=tuple(f"{label}_{number}" for number in range(most + 1)),
         attribution="D. Damen et al.: Rescaling Egocentric Vision: Collection, Pipeline and "
         "Challenges for EPIC-KITCHENS-100. IJCV 2022.",
@@ -249,7 +207,7 @@ def open_epic_kitchens(
         description="Actions in kitchens, seen and heard by who does them.",
         licence="CC BY-NC 4.0",
     )
-    return _source(path, published, modalities, spec_tokens, missing)
+    return source_of_clips(path, published, modalities, spec_tokens, missing)
 
 
 # ------------------------------------------------------------------ annotations
@@ -318,130 +276,3 @@ def _classes(clips: Sequence[Clip], chosen: set[str] | None, path: Path) -> tupl
     if chosen is not None and chosen - found:
         raise unreadable(path, f"no clip is of the class {min(chosen - found)!r:.60}")
     return tuple(sorted(found))
-
-
-def _hold_out_videos(clips: list[Clip]) -> list[Clip]:
-    """Move a fifth of the training videos to validation."""
-    videos = sorted({str(clip.subject) for clip in clips if clip.split == "train"})
-    np.random.RandomState(VALIDATION_SEED).shuffle(videos)
-    held = set(videos[len(videos) - int(VALIDATION * len(videos)) :])
-    return [
-        replace(clip, split="validation")
-        if clip.split == "train" and clip.subject in held
-        else clip
-        for clip in clips
-    ]
-
-
-def _hold_out(clips: list[Clip]) -> list[Clip]:
-    """Move a fifth of the training clips to validation, where there is none."""
-    if any(clip.split == "validation" for clip in clips):
-        return clips
-    train = np.array([i for i, clip in enumerate(clips) if clip.split == "train"], dtype=np.int64)
-    np.random.RandomState(VALIDATION_SEED).shuffle(train)
-    held = set(train[len(train) - int(VALIDATION * len(train)) :].tolist())
-    return [replace(c, split="validation") if i in held else c for i, c in enumerate(clips)]
-
-
-# ------------------------------------------------------------------ features
-
-
-def _source(
-    path: Path, published: Published, modalities: str, spec_tokens: int, missing: bool
-) -> Source:
-    names = [name.strip() for name in modalities.split(",")]
-    if not names or len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
-        raise DatasetError(
-            f"Option `modalities` must be of {', '.join(MODALITIES)}, but got {modalities!r}."
-        )
-    if spec_tokens < 1:
-        raise DatasetError(f"Option `spec_tokens` must be positive, but got {spec_tokens}.")
-    here = [(clip, _files(path, clip, names)) for clip in published.clips]
-    keep = any if missing else all
-    there = [(clip, files) for clip, files in here if keep(files.values())]
-    if len(there) < len(here):
-        _logger.warning("%d of %d clips lack files, left out", len(here) - len(there), len(here))
-    if not there:
-        raise unreadable(path, "no clip has its files: features/rgb/CLIP.npy, audio/CLIP.wav, ...")
-    shapes = _shapes(there, names, spec_tokens, missing)
-    clips = _hold_out([clip for clip, _ in there])
-    codes = {name: code for code, name in enumerate(published.classes)}
-    samples = [
-        Sample(
-            name=clip.name,
-            split=clip.split,
-            label=_label(clip, codes, published),
-            subject=clip.subject,
-            read=partial(_read, files, shapes),
-        )
-        for clip, (_, files) in zip(clips, there, strict=True)
-    ]
-    return Source(
-        task="multilabel" if published.multilabel else "classification",
-        modalities=shapes,
-        classes=published.classes,
-        samples=samples,
-        licence=published.licence,
-        attribution=published.attribution,
-        source=published.source,
-        description=published.description,
-    )
-
-
-def _label(clip: Clip, codes: dict[str, int], published: Published) -> int | tuple[int, ...]:
-    if published.multilabel:
-        return tuple(int(name in clip.label) for name in published.classes)
-    return codes[clip.label]
-
-
-def _files(path: Path, clip: Clip, names: Sequence[str]) -> dict[str, Path | None]:
-    found: dict[str, Path | None] = {}
-    for name in names:
-        relative = (
-            f"audio/{clip.name}.wav" if name == "spec" else f"features/{name}/{clip.name}.npy"
-        )
-        file = within(path, relative)
-        found[name] = file if file.is_file() else None
-    return found
-
-
-def _shapes(
-    there: Sequence[tuple[Clip, dict[str, Path | None]]],
-    names: Sequence[str],
-    spec_tokens: int,
-    missing: bool,
-) -> dict[str, ModalitySpec]:
-    """Return the shapes: features as long as the longest of all clips, by their headers."""
-    shapes = {}
-    for name in names:
-        if name == "spec":
-            shapes[name] = ModalitySpec(
-                num_tokens=spec_tokens, num_features=NUM_BANDS, variable_length=True
-            )
-            continue
-        sizes = [read_array(files[name], header=True) for _, files in there if files[name]]  # type: ignore[arg-type]
-        if not sizes:
-            raise DatasetError(f"No clip has {name}: leave it out of option `modalities`.")
-        lengths, widths = zip(*sizes, strict=True)
-        if len(set(widths)) != 1:
-            raise DatasetError(f"{name} of clips differ in features: {sorted(set(widths))[:3]}.")
-        varies = missing or len(set(lengths)) > 1
-        shapes[name] = ModalitySpec(
-            num_tokens=max(lengths), num_features=widths[0], variable_length=varies
-        )
-    return shapes
-
-
-def _read(
-    files: dict[str, Path | None], shapes: dict[str, ModalitySpec]
-) -> dict[str, npt.NDArray[Any] | None]:
-    values: dict[str, npt.NDArray[Any] | None] = {}
-    for name, file in files.items():
-        if file is None:
-            values[name] = None
-        elif name == "spec":
-            tokens = log_mel(read_sound(file, seconds=SECONDS))
-            values[name] = tokens[: shapes[name].num_tokens]
-        else:
-            values[name] = read_array(file)
-    return values

@@ -53,9 +53,10 @@ class Reader:
     def __init__(self, file: Path) -> None:
         self.file = file
         command = [sys.executable, "-P", "-m", _MODULE, str(file)]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        """Reads the file; whatever becomes of it is a `DatasetError` of the next request."""
         # Not `__del__`: of what refers to itself the process might be collected first, and warn.
-        self._end = weakref.finalize(self, _end, self._child)
+        self._end = weakref.finalize(self, _end, self.process)
 
     def arrays(self, group: str = "/") -> dict[str, Array]:
         """Return all arrays below a group, by their paths without the group's.
@@ -84,19 +85,19 @@ class Reader:
         return np.frombuffer(content, kind).reshape(shape)
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        late = threading.Timer(SECONDS, self._child.kill)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        late = threading.Timer(SECONDS, self.process.kill)
         late.start()
         try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
-            self._child.stdin.flush()
-            told = json.loads(self._child.stdout.readline(MAX_BYTES))
-            content = self._child.stdout.read(int(told["num_bytes"]))
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+            told = json.loads(self.process.stdout.readline(MAX_BYTES))
+            content = self.process.stdout.read(int(told["num_bytes"]))
             if len(content) != told["num_bytes"]:
                 raise EOFError
         except (OSError, EOFError, ValueError) as error:
-            code = self._child.wait()
+            code = self.process.wait()
             raise unreadable(
                 self.file, f"it is damaged: reading it ended the reader or took too long ({code})"
             ) from error

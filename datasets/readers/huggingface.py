@@ -65,25 +65,10 @@ def open_source(
     Raises:
         DatasetError: the folder is not of this form.
     """
-    names = _json(path / "dataset_dict.json").get("splits")
-    if not isinstance(names, list) or not all(name in SPLIT_NAMES for name in names):
-        raise unreadable(path / "dataset_dict.json", f"its splits are {names!r:.80}")
-    splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
+    splits = _splits(path)
     first = next(iter(splits.values()))
-    for one in splits.values():
-        if not one.schema.equals(first.schema):
-            raise unreadable(path, "its splits have different columns")
-    chosen = [n.strip() for n in modalities.split(",") if n.strip()]
-    lists = [field.name for field in first.schema if _is_list(_storage(field.type))]
-    chosen = chosen or [name for name in lists if name != label]
-    for name in (label, *chosen):
-        look_up(dict.fromkeys(first.schema.names), name, kind="column of this data set")
-    flat = next((name for name in chosen if name not in lists), None)
-    if not chosen or flat:
-        raise unreadable(path, f"a modality is a column of lists, but {flat or 'none'} is not")
-    shapes = _shapes(
-        splits, chosen, parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens"), dtype
-    )
+    chosen = _modalities(path, first.schema, modalities, label)
+    shapes = _shapes(splits, chosen, dims, tokens, dtype)
     values = [value for one in splits.values() for value in one.column(label)]
     called = first.class_names(label)
     named = [called[v] for v in values] if called and _fit(values, called) else None
@@ -113,6 +98,32 @@ def open_source(
         source=_text(information.get("homepage")) or path.name,
         description=f"Read from the Hugging Face data set {path.name}.",
     )
+
+
+def _splits(path: Path) -> dict[str, _Split]:
+    """Open all splits, which must have the same columns."""
+    names = _json(path / "dataset_dict.json").get("splits")
+    if not isinstance(names, list) or not all(name in SPLIT_NAMES for name in names):
+        raise unreadable(path / "dataset_dict.json", f"its splits are {names!r:.80}")
+    splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
+    first = next(iter(splits.values()))
+    for one in splits.values():
+        if not one.schema.equals(first.schema):
+            raise unreadable(path, "its splits have different columns")
+    return splits
+
+
+def _modalities(path: Path, schema: pa.Schema, given: str, label: str) -> list[str]:
+    """Return the columns of modalities: those that are given, or all lists but the label."""
+    chosen = [n.strip() for n in given.split(",") if n.strip()]
+    lists = [field.name for field in schema if _is_list(_storage(field.type))]
+    chosen = chosen or [name for name in lists if name != label]
+    for name in (label, *chosen):
+        look_up(dict.fromkeys(schema.names), name, kind="column of this data set")
+    flat = next((name for name in chosen if name not in lists), None)
+    if not chosen or flat:
+        raise unreadable(path, f"a modality is a column of lists, but {flat or 'none'} is not")
+    return chosen
 
 
 def _text(value: object) -> str:
@@ -237,16 +248,16 @@ class _Split:
 def _shapes(
     splits: dict[str, _Split],
     names: list[str],
-    dims: dict[str, int],
-    most: dict[str, int],
+    dims: str,
+    tokens: str,
     dtype: str,
 ) -> dict[str, ModalitySpec]:
-    shapes = {}
+    told, most, shapes = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens"), {}
     for name in names:
         lengths, widths = set(), set()
         for one in splits.values():
             for row in range(one.num_rows):
-                found = one.tokens(row, name, dims.get(name))
+                found = one.tokens(row, name, told.get(name))
                 lengths.add(0 if found is None else len(found))
                 if found is not None:
                     widths.add(found.shape[1])

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from sftsearch.datasets.errors import DatasetError, look_up
 from sftsearch.datasets.readers.tabular import (
     SUBJECT_COLUMNS,
+    Labels,
     parse_pairs,
     read_labels,
     read_splits,
@@ -73,18 +74,11 @@ def open_source(
     """
     file = _the_file(path)
     table = _Table(file)
-    names = _modalities(table, modalities, label)
-    shapes, sizes = _shapes(table, names, dims, tokens, dtype)
+    shapes, sizes = _shapes(table, _modalities(table, modalities, label), dims, tokens, dtype)
     rows = table.columns([one for one in _plain(table) if one not in sizes])
-    if label not in rows and label not in table.schema.names:
-        raise _no_column(file, label, "label", table)
-    labels = read_labels(
-        file, rows.get(label) or table.columns([label])[label], rows.get(f"{label}_name"), task
-    )
+    labels = _labels(table, rows, label, task)
     people = _subjects(file, rows, subject, table)
-    identifiers = [str(one) for one in rows["id"]] if "id" in rows else []
-    if len(set(identifiers)) != table.num_rows:
-        identifiers = [f"row {number}" for number in range(table.num_rows)]
+    identifiers = _identifiers(table, rows)
     splits = read_splits(file, rows.get(split), people, labels.values, identifiers)
     samples = [
         Sample(
@@ -266,6 +260,21 @@ def _width(table: _Table, name: str) -> int:
                 raise unreadable(table.path, f"{name} of row {number} has tokens without features")
             return len(tokens[0])
     raise unreadable(table.path, f"{name} is empty in every row")
+
+
+def _labels(table: _Table, rows: dict[str, list[Any]], label: str, task: str) -> Labels:
+    if label not in rows and label not in table.schema.names:
+        raise _no_column(table.path, label, "label", table)
+    values = rows.get(label) or table.columns([label])[label]
+    return read_labels(table.path, values, rows.get(f"{label}_name"), task)
+
+
+def _identifiers(table: _Table, rows: dict[str, list[Any]]) -> list[str]:
+    """Return the names of samples: the column `id` where it names each, else their numbers."""
+    identifiers = [str(one) for one in rows["id"]] if "id" in rows else []
+    if len(set(identifiers)) == table.num_rows:
+        return identifiers
+    return [f"row {number}" for number in range(table.num_rows)]
 
 
 def _subjects(

@@ -18,7 +18,7 @@ from sftsearch.orchestrator.benchmark.table import LAST_EPOCHS, TableError
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.events import Concluded, Opened
 from sftsearch.orchestrator.storage.journal import MemoryJournal
-from sftsearch.search_spaces.schema import Exhaustive, NoStop
+from sftsearch.search_spaces.search_plan import Exhaustive, NoStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sftsearch.orchestrator.candidates.binding import Configuration, bind
 from sftsearch.orchestrator.candidates.neighbors import Nearest
 from sftsearch.orchestrator.candidates.value_checks import ValueChecker
-from sftsearch.search_spaces.load import Mistake, StudyFileError
+from sftsearch.search_spaces.mistakes import Mistake, StudyFileError
 from sftsearch.search_spaces.space import Point, Space, count, values
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError

@@ -20,7 +20,7 @@ from sftsearch.orchestrator.candidates.binding import (
     parameters_of,
 )
 from sftsearch.orchestrator.metrics import COSTS, metric
-from sftsearch.search_spaces.load import Mistake, Place, Source, StudyFileError, unknown
+from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, unknown
 from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution, members
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.search_spaces.load import Source
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
 """Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""

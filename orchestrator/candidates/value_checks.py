@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sftsearch.search_spaces.load import StudyFileError
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.schema import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sftsearch.search_spaces.load import Mistake, Place, Source
+    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.mistakes import Mistake, Place
     from sftsearch.search_spaces.space import Point, Space
 
 

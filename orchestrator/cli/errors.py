@@ -31,7 +31,8 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            from sftsearch.search_spaces.load import NoStudyFileError, StudyFileError
+            from sftsearch.search_spaces.load import NoStudyFileError
+            from sftsearch.search_spaces.mistakes import StudyFileError
 
             in_file = isinstance(error, NoStudyFileError | StudyFileError)
             kind = _StudyFileMistakes if in_file else click.ClickException

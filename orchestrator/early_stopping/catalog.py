@@ -10,7 +10,7 @@ from sftsearch.orchestrator.early_stopping.median import MedianRule
 from sftsearch.orchestrator.early_stopping.mo_asha import MOASHARule
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.schema import Stopping
+    from sftsearch.search_spaces.search_plan import Stopping
 
 RULES: dict[str, type[EarlyStoppingRule]] = {
     "front": DominatedRule,

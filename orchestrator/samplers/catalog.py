@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.samplers.base import Sampler
-    from sftsearch.search_spaces.schema import SamplerSection
+    from sftsearch.search_spaces.search_plan import SamplerSection
 
 SAMPLERS: dict[str, Callable[[Any], Sampler]] = {  # each takes the section of its own kind
     "front": EHVISampler,

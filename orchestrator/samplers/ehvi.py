@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.samplers.base import History
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
     from sftsearch.orchestrator.surrogate.model import SurrogateModel
-    from sftsearch.search_spaces.schema import Front
+    from sftsearch.search_spaces.search_plan import Front
 
 SPREAD_OVER = 256
 """Configurations drawn at random of which a first one is the farthest from the others."""

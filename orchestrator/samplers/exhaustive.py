@@ -8,7 +8,7 @@ from sftsearch.orchestrator.samplers.base import Proposal, Sampler
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.samplers.base import History
-    from sftsearch.search_spaces.schema import Exhaustive
+    from sftsearch.search_spaces.search_plan import Exhaustive
 
 
 class ExhaustiveSampler(Sampler):

@@ -17,7 +17,7 @@ from sftsearch.orchestrator.seeds import derive_seed
 if TYPE_CHECKING:
     from sftsearch.orchestrator.samplers.base import History
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy, Params
-    from sftsearch.search_spaces.schema import NSGA2, NSGA3
+    from sftsearch.search_spaces.search_plan import NSGA2, NSGA3
     from sftsearch.search_spaces.space import Point
 
 GENERATION, PARENTS, UNUSED = "generation", "parents", "unused"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from sftsearch.orchestrator.samplers.base import History
-    from sftsearch.search_spaces.schema import GP, TPE, QuasiRandom, RandomDraw
+    from sftsearch.search_spaces.search_plan import GP, TPE, QuasiRandom, RandomDraw
 
 
 class UniformSampler(Sampler):

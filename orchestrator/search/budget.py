@@ -10,7 +10,8 @@ from sftsearch.orchestrator.storage.trial_events import EpochEnded
 if TYPE_CHECKING:
     from sftsearch.orchestrator.search.state import StudyState
     from sftsearch.orchestrator.storage.journal import Entry
-    from sftsearch.search_spaces.schema import Resources, SearchPlan
+    from sftsearch.search_spaces.schema import Resources
+    from sftsearch.search_spaces.search_plan import SearchPlan
 
 CONVERGED_GAIN = 0.001
 """Of accuracy, over the whole range of scaled cost: what is no longer worth going on for."""

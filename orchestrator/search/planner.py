@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.search.knowledge import Knowledge
     from sftsearch.orchestrator.storage.event import Event
     from sftsearch.orchestrator.storage.trial_state import OpenProposal
-    from sftsearch.search_spaces.schema import SearchPlan
+    from sftsearch.search_spaces.search_plan import SearchPlan
 
 MAX_REFUSALS = 20
 """Refusals in a row after which the next configuration is drawn uniformly from the admissible."""

@@ -14,7 +14,8 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Refusal
 from sftsearch.orchestrator.candidates.study_checks import check_names
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.cost import count_gmacs

@@ -6,7 +6,8 @@ import pytest
 
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.metrics import COSTS
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.trainables.metrics import METRICS
 
 from bound_study import OBJECTIVES, TASKS, VALID, of_task, parse

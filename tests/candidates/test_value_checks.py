@@ -7,7 +7,8 @@ import pytest
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.study_checks import check_names
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
 
 SPACE = """\
 space:

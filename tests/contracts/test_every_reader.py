@@ -12,9 +12,10 @@ import pytest
 from sftsearch.datasets.catalog import DATASETS, READERS, read_source, reader, reader_for
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.sample_checks import count_classes
 from sftsearch.datasets.source import Source
 from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import count_classes, open_store, verify
+from sftsearch.datasets.store import open_store, verify
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz_readers.py"

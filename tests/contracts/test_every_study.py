@@ -21,7 +21,8 @@ from sftsearch.orchestrator.pricing.costs import list_prices
 from sftsearch.orchestrator.studies import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
 from sftsearch.search_spaces.papers import paper_tables
-from sftsearch.search_spaces.schema import Section, StudyFile
+from sftsearch.search_spaces.schema import StudyFile
+from sftsearch.search_spaces.section import Section
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.fit import Fit
 

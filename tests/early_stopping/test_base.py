@@ -14,7 +14,7 @@ import pytest
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.early_stopping.base import rungs
 from sftsearch.orchestrator.early_stopping.catalog import RULES, build_rule
-from sftsearch.search_spaces.schema import FrontStop, NoStop
+from sftsearch.search_spaces.search_plan import FrontStop, NoStop
 
 from learning_curves import EPOCHS, CurveStudy, judge, report_of
 

@@ -18,7 +18,7 @@ from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.search.engine import MAX_LOSSES
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.surrogate import candidate_pool
-from sftsearch.search_spaces.load import StudyFileError
+from sftsearch.search_spaces.mistakes import StudyFileError
 
 from journals import raw
 from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, width

@@ -16,7 +16,7 @@ from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.search.warm_start import WarmStartError
 from sftsearch.orchestrator.studies import check_study, read_record
 from sftsearch.orchestrator.study import StudySession
-from sftsearch.search_spaces.load import StudyFileError
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.space import Point
 
 from journals import Journal, read_events

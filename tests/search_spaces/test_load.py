@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.candidates.study_checks import check_names
-from sftsearch.search_spaces.load import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_SHOWN,
-    Source,
-    StudyFileError,
-    find_study_file,
-    parse_study,
-    read_study,
-)
+from sftsearch.search_spaces.load import Source, find_study_file, parse_study, read_study
+from sftsearch.search_spaces.mistakes import MAX_SHOWN, StudyFileError
+from sftsearch.search_spaces.plain_yaml import MAX_BYTES, MAX_DEPTH
 
 if TYPE_CHECKING:
     from pathlib import Path

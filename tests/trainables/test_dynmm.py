@@ -21,7 +21,8 @@ from sftsearch.orchestrator.candidates.binding import bind
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.report.text import brief_parameter, show_parameter
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.search_spaces.load import StudyFileError, parse_study
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.space import Point
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig

@@ -13,7 +13,7 @@ from torch import nn
 
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
-from sftsearch.trainables.layers.mmtm import MMTM, mmtm_paper_flops, squeezed_width
+from sftsearch.trainables.layers.mmtm import MMTM, mmtm_macs, squeezed_width
 
 from shapes import MOSEI, data_set
 
@@ -42,7 +42,7 @@ def test_its_sizes_are_those_the_msaf_paper_prints(
     both = (channels, channels)
     assert squeezed_width(both, 4) == channels
     assert sum(p.numel() for p in MMTM(both, reduction=4).parameters()) == parameters
-    assert mmtm_paper_flops(both, channels) == flops
+    assert 2 * 4 * (mmtm_macs(both, channels) + channels) == flops  # as MSAF's, of a batch of four
     assert flops == pytest.approx({64: 131.6e3, 1024: 33.6e6}[channels], rel=0.002)
 
 

@@ -21,7 +21,7 @@ from sftsearch.trainables.cost import count_gmacs
 from sftsearch.trainables.layers.msaf import (
     MSAF,
     SegmentedMSAF,
-    msaf_paper_flops,
+    msaf_macs,
     segment_lengths,
 )
 from sftsearch.trainables.layers.ravdess import AudioBranch
@@ -160,9 +160,13 @@ def test_its_parameters_are_those_of_the_papers_networks(
     ("channels", "expected", "printed"), [(64, 10_432, 10.4e3), (1024, 2_624_512, 2.6e6)]
 )
 def test_its_flops_are_those_the_paper_prints(channels: int, expected: int, printed: float) -> None:
-    """Blocks of half the channels, r = 4, a batch of four."""
-    width = channels // 2
-    flops = msaf_paper_flops(width, width // 4, 4)
+    """Blocks of half the channels, r = 4, a batch of four.
+
+    It counts two for each multiply-add of a product, each number rectified and each of the two
+    steps of a norm; no means, softmax and weighing.
+    """
+    width, squeezed = channels // 2, channels // 8
+    flops = 2 * 4 * (msaf_macs(width, squeezed, 4) + 3 * squeezed)
     assert flops == expected
     assert flops == pytest.approx(printed, rel=0.01)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SkippedBlock(Block):
-    """The block of all systems, with stochastic depth (Huang et al. 2016).
+    """The block of all models, with stochastic depth (Huang et al. 2016).
 
     In training each of its two updates is left out for a sample with probability `skip`, and
     divided by 1 - skip where it is not. (The MBT authors' code does not divide.)

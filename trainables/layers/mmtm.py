@@ -68,8 +68,3 @@ def mmtm_parameters(channels: tuple[int, int], squeezed: int) -> int:
 def mmtm_macs(channels: tuple[int, int], squeezed: int) -> int:
     """Return the multiply-adds of an MMTM's products for one sample: 2 o (C_1 + C_2)."""
     return 2 * squeezed * sum(channels)
-
-
-def mmtm_paper_flops(channels: tuple[int, int], squeezed: int, *, batch_size: int = 4) -> int:
-    """Return the FLOPs that the MSAF paper prints for MMTM; counted as in `msaf_paper_flops`."""
-    return 2 * batch_size * (mmtm_macs(channels, squeezed) + squeezed)

@@ -218,15 +218,3 @@ def msaf_parameters(block_width: int, squeezed: int, num_blocks: int) -> int:
 def msaf_macs(block_width: int, squeezed: int, num_blocks: int) -> int:
     """Return the multiply-adds of an MSAF's products for one sample: (1 + N) C Z."""
     return (1 + num_blocks) * block_width * squeezed
-
-
-def msaf_paper_flops(
-    block_width: int, squeezed: int, num_blocks: int, *, batch_size: int = 4
-) -> int:
-    """Return the FLOPs that the MSAF paper prints in its complexity table.
-
-    Two for each multiply-add of a product, each number rectified and each of the two steps of a
-    norm; for a batch of four. Means, softmax and weighing are not counted.
-    """
-    per_sample = msaf_macs(block_width, squeezed, num_blocks) + 3 * squeezed
-    return 2 * batch_size * per_sample

@@ -1,1 +1,1 @@
-"""The fusion systems, one in a file."""
+"""The fusion models, one in a file."""

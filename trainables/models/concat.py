@@ -16,7 +16,7 @@ from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, PoolingConfig, check_integer
 from sftsearch.trainables.layers.pooling import PoolEach, join_masks
 from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
-from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System, block_layers
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry, block_layers
 from sftsearch.trainables.token_windows import pools
 
 if TYPE_CHECKING:
@@ -104,6 +104,6 @@ def concat_cost(spec: DatasetSpec, config: ConcatConfig) -> cost.Cost:
     )
 
 
-SYSTEMS = {
-    "concat": System(config=ConcatConfig, build=Concat, cost=concat_cost, paper=SFT_PAPER),
+MODELS = {
+    "concat": ModelEntry(config=ConcatConfig, build=Concat, cost=concat_cost, paper=SFT_PAPER),
 }

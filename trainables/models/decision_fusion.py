@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, check_choice, check_number
 from sftsearch.trainables.layers.blocks import Head
-from sftsearch.trainables.models.fusion import FusionModel, System
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
 from sftsearch.trainables.models.tensor_fusion import (
     MSAF_PAPER,
     EncodersConfig,
@@ -266,20 +266,20 @@ def multiplicative_cost(spec: DatasetSpec, config: MultiplicativeConfig) -> cost
     return decision_cost(spec, config)
 
 
-SYSTEMS = {
-    "averaging": System(
+MODELS = {
+    "averaging": ModelEntry(
         config=AveragingConfig,
         build=Averaging,
         cost=averaging_cost,
         paper=MSAF_PAPER,
     ),
-    "multiplication": System(
+    "multiplication": ModelEntry(
         config=MultiplicationConfig,
         build=Multiplication,
         cost=multiplication_cost,
         paper=MULTIPLICATIVE_PAPER,
     ),
-    "multiplicative": System(
+    "multiplicative": ModelEntry(
         config=MultiplicativeConfig,
         build=Multiplicative,
         cost=multiplicative_cost,

@@ -36,8 +36,8 @@ from sftsearch.trainables.layers.blocks import Head
 from sftsearch.trainables.layers.gating import mean_of_valid
 from sftsearch.trainables.layers.pooling import Pool
 from sftsearch.trainables.layers.tokens import Sequence, Tokenizer
-from sftsearch.trainables.models.dynmm import DYNMM_PAPER, GatedConfig, GatedModel
-from sftsearch.trainables.models.fusion import System, block_layers
+from sftsearch.trainables.models.fusion import ModelEntry, block_layers
+from sftsearch.trainables.models.gated import DYNMM_PAPER, GatedConfig, GatedModel
 from sftsearch.trainables.token_windows import Windows
 
 if TYPE_CHECKING:
@@ -317,8 +317,8 @@ def fusion_cost(spec: DatasetSpec, config: DynMMFusionConfig) -> cost.Cost:
     return cost.bounded([gate + path for path in paths], gate.parameters + paths[-1].parameters)
 
 
-SYSTEMS = {
-    "dynmm_fusion": System(
+MODELS = {
+    "dynmm_fusion": ModelEntry(
         config=DynMMFusionConfig,
         build=DynMMFusion,
         cost=fusion_cost,

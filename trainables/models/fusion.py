@@ -1,4 +1,4 @@
-"""What every fusion system is: a tokenizer, layers from tokens to tokens, a head."""
+"""What every fusion model is: a tokenizer, layers from tokens to tokens, a head."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class FusionModel(nn.Module):
-    """A token transformer; its systems differ in their layers alone.
+    """A token transformer; models differ in their layers alone.
 
     Shape: {modality: (B, T, F)} -> outputs (B, C). Modalities that are not chosen are not read.
     """
@@ -98,11 +98,11 @@ class FusionModel(nn.Module):
         return self(inputs, lengths)  # type: ignore[no-any-return]
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the training loss of each sample, (B,): the task's, where a system has no own.
+        """Return the training loss of each sample, (B,): the task's, where a model has no own.
 
         Args:
             losses: the task's: outputs (B, C) and labels -> (B,).
-            outputs: of `forward` in training, (B, ...): a system whose loss needs more than (B, C)
+            outputs: of `forward` in training, (B, ...): a model whose loss needs more than (B, C)
                 gives more there; in evaluation all give (B, C).
             labels: of the batch.
         """
@@ -132,8 +132,8 @@ class FusionModel(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class System:
-    """A fusion system: how it is configured, built and priced."""
+class ModelEntry:
+    """A listed model: how it is configured, built and priced."""
 
     config: type[TransformerConfig]
     build: Callable[[DatasetSpec, Any], FusionModel]
@@ -142,10 +142,6 @@ class System:
     paper: str
     mixes_latents: bool = True
     """Whether manifold mixup can train it."""
-
-
-CATALOG: dict[str, System] = {}
-"""Every system by name, for those that are made of others; `catalog` fills it."""
 
 
 SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"

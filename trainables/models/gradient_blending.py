@@ -11,7 +11,7 @@ heads in the joint training, which costs one pass over both splits a super-epoch
 
 Training reads the validation split: losses of its samples choose the weights. A trial's value is
 measured on the same split, so it is optimistic, by as much as M + 1 numbers a super-epoch can be
-fitted to it. The test split is never read: compare with other systems there.
+fitted to it. The test split is never read: compare with other models there.
 
 Shapes: B batch, T tokens, M modalities, K = M + 1 heads, the fused one last, D width, C outputs.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import check_integer, check_number
 from sftsearch.trainables.layers.tensor_fusion import ClsVectors, ConcatFusion, FusedHead
-from sftsearch.trainables.models.fusion import FusionModel, System
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
 from sftsearch.trainables.models.tensor_fusion import (
     ConcatFCConfig,
     concat_part,
@@ -181,8 +181,8 @@ def gradient_blending_cost(spec: DatasetSpec, config: GradientBlendingConfig) ->
     return cost.total([*fused, cost.linear(config.dim, spec.num_outputs) * len(widths)])
 
 
-SYSTEMS = {
-    "gradient_blending": System(
+MODELS = {
+    "gradient_blending": ModelEntry(
         config=GradientBlendingConfig,
         build=GradientBlending,
         cost=gradient_blending_cost,

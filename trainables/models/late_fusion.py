@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import PoolingConfig, check_integer
 from sftsearch.trainables.models.concat import check_layers_behind, pooled_behind_first
-from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -58,8 +58,8 @@ def late_fusion_cost(spec: DatasetSpec, config: LateFusionConfig) -> cost.Cost:
     )
 
 
-SYSTEMS = {
-    "late_fusion": System(
+MODELS = {
+    "late_fusion": ModelEntry(
         config=LateFusionConfig, build=LateFusion, cost=late_fusion_cost, paper=SFT_PAPER
     ),
 }

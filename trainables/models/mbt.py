@@ -2,7 +2,7 @@
 
 Source: Nagrani et al. 2021, Attention Bottlenecks for Multimodal Fusion, arXiv:2107.00135, sec. 3;
 blocks, width and tokens are those of its use as a baseline by Ding et al. 2021, arXiv:2111.11992,
-so that it compares with the other systems.
+so that it compares with the other models.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sftsearch.trainables.layers.bottleneck import (
 )
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.concat import Join
-from sftsearch.trainables.models.fusion import FusionModel, System
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -181,6 +181,6 @@ def fused_parts(tokens: list[int], config: MBTConfig) -> list[cost.Part]:
     ]
 
 
-SYSTEMS = {
-    "mbt": System(config=MBTConfig, build=MBT, cost=mbt_cost, paper=MBT_PAPER),
+MODELS = {
+    "mbt": ModelEntry(config=MBTConfig, build=MBT, cost=mbt_cost, paper=MBT_PAPER),
 }

@@ -1,7 +1,7 @@
 """MMTM: two modalities that squeeze and excite each other's channels between their layers.
 
 Source: Joze et al. 2020, MMTM: Multimodal Transfer Module for CNN Fusion, arXiv:1911.08670; here
-between the transformer layers of late fusion, so that it compares with the other systems.
+between the transformer layers of late fusion, so that it compares with the other models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, TransformerConfig, check_integer
 from sftsearch.trainables.layers.mmtm import MMTM, mmtm_macs, mmtm_parameters, squeezed_width
-from sftsearch.trainables.models.fusion import FusionModel, System, block_layers
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry, block_layers
 from sftsearch.trainables.models.msaf import ChannelFusion, check_placement, placement
 
 if TYPE_CHECKING:
@@ -116,6 +116,6 @@ def mmtm_cost(spec: DatasetSpec, config: MMTMConfig) -> cost.Cost:
     )
 
 
-SYSTEMS = {
-    "mmtm": System(config=MMTMConfig, build=MMTMTransformer, cost=mmtm_cost, paper=MMTM_PAPER),
+MODELS = {
+    "mmtm": ModelEntry(config=MMTMConfig, build=MMTMTransformer, cost=mmtm_cost, paper=MMTM_PAPER),
 }

@@ -35,7 +35,7 @@ from sftsearch.trainables.layers.msaf import (
 )
 from sftsearch.trainables.layers.recurrent import LSTM, last_valid, lstm_macs, lstm_parameters
 from sftsearch.trainables.layers.tokens import Sequence, Tokenizer, cut_patches
-from sftsearch.trainables.models.fusion import FusionModel, System, block_layers
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry, block_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +73,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitConfig(TransformerConfig):
-    """What all systems with MSAF share."""
+    """What all models with MSAF share."""
 
     block_width: int | None = None
     """Channels of a block, C; None: half of the narrowest modality's (the paper's rule)."""
@@ -379,9 +379,9 @@ def msaf_lstm_cost(spec: DatasetSpec, config: MSAFLSTMConfig) -> cost.Cost:
     return cost.total(parts)
 
 
-SYSTEMS = {
-    "msaf": System(config=MSAFConfig, build=MSAFTransformer, cost=msaf_cost, paper=MSAF_PAPER),
-    "msaf_lstm": System(
+MODELS = {
+    "msaf": ModelEntry(config=MSAFConfig, build=MSAFTransformer, cost=msaf_cost, paper=MSAF_PAPER),
+    "msaf_lstm": ModelEntry(
         config=MSAFLSTMConfig, build=MSAFLSTM, cost=msaf_lstm_cost, paper=MSAF_PAPER
     ),
 }

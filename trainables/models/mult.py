@@ -26,7 +26,7 @@ from sftsearch.trainables.layers.crossmodal import (
     Sinusoids,
 )
 from sftsearch.trainables.layers.tokens import Sequence, Tokenizer, Tokens
-from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -100,7 +100,7 @@ class MulTOriginal(FusionModel):
     """Tokens without CLS; future tokens are hidden, and the last valid tokens are classified.
 
     A modality that a sample lacks gives nothing to the others' stacks, and zeros to the head.
-    Dropout acts where it does in the other systems: not on attention weights and embeddings.
+    Dropout acts where it does in the other models: not on attention weights and embeddings.
     """
 
     def __init__(self, spec: DatasetSpec, config: MulTOriginalConfig) -> None:
@@ -293,9 +293,9 @@ def residual_part(d: int) -> cost.Part:
     return cost.linear(d, d) * 2
 
 
-SYSTEMS = {
-    "mult": System(config=MulTConfig, build=MulT, cost=mult_cost, paper=SFT_PAPER),
-    "mult_original": System(
+MODELS = {
+    "mult": ModelEntry(config=MulTConfig, build=MulT, cost=mult_cost, paper=SFT_PAPER),
+    "mult_original": ModelEntry(
         config=MulTOriginalConfig, build=MulTOriginal, cost=mult_original_cost, paper=MULT_PAPER
     ),
 }

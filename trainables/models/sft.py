@@ -19,7 +19,7 @@ from sftsearch.trainables.config import (
 from sftsearch.trainables.layers.blocks import AttentionBlock, Each
 from sftsearch.trainables.layers.pooling import PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED
-from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System, block_layers
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry, block_layers
 from sftsearch.trainables.token_windows import Pattern, pools
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ def pooled_parts(spec: DatasetSpec, config: MidFusionConfig) -> list[cost.Part]:
     ]
 
 
-SYSTEMS = {
-    "sft": System(config=SFTConfig, build=SFT, cost=sft_cost, paper=SFT_PAPER),
-    "sft_po": System(
+MODELS = {
+    "sft": ModelEntry(config=SFTConfig, build=SFT, cost=sft_cost, paper=SFT_PAPER),
+    "sft_po": ModelEntry(
         config=SFTPoolingOnlyConfig,
         build=SFTPoolingOnly,
         cost=sft_pooling_only_cost,

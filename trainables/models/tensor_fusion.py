@@ -8,7 +8,7 @@ they differ in is the hidden layer that fuses the vectors; a linear layer on its
 - `lmf`: the same with a weight of low rank.
 - `mi_matrix`: a bilinear map of two modalities.
 
-The papers' encoders (LSTMs, convolutions) are not theirs alone to compare, so all systems here
+The papers' encoders (LSTMs, convolutions) are not theirs alone to compare, so all models here
 share the tokens and blocks of Ding et al. 2021, arXiv:2111.11992. Early fusion, where every token
 meets every other one, is `concat`.
 
@@ -31,7 +31,7 @@ from sftsearch.trainables.layers.tensor_fusion import (
     MatrixFusion,
     TensorFusion,
 )
-from sftsearch.trainables.models.fusion import FusionModel, System, block_layers
+from sftsearch.trainables.models.fusion import FusionModel, ModelEntry, block_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ the products of an evaluation's 512 samples."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodersConfig(TransformerConfig):
-    """What the systems share whose modalities have nothing but layers of their own."""
+    """What the models share whose modalities have nothing but layers of their own."""
 
     num_layers: int = 12
     """Layers of each modality."""
@@ -209,7 +209,7 @@ class MIMatrix(VectorFusion):
 def fused_parts(spec: DatasetSpec, config: ConcatFCConfig, fusion: cost.Part) -> list[cost.Part]:
     """Price a model whose fusion costs that.
 
-    The SFT paper prices no head; what fuses is priced here all the same, or the systems would
+    The SFT paper prices no head; what fuses is priced here all the same, or the models would
     differ in nothing.
     """
     modalities = len(config.chosen(spec))
@@ -264,11 +264,13 @@ def mi_matrix_cost(spec: DatasetSpec, config: MIMatrixConfig) -> cost.Cost:
     return cost.total(fused_parts(spec, config, fusion))
 
 
-SYSTEMS = {
-    "concat_fc": System(
+MODELS = {
+    "concat_fc": ModelEntry(
         config=ConcatFCConfig, build=ConcatFC, cost=concat_fc_cost, paper=MSAF_PAPER
     ),
-    "tfn": System(config=TFNConfig, build=TFN, cost=tfn_cost, paper=TFN_PAPER),
-    "lmf": System(config=LMFConfig, build=LMF, cost=lmf_cost, paper=LMF_PAPER),
-    "mi_matrix": System(config=MIMatrixConfig, build=MIMatrix, cost=mi_matrix_cost, paper=MI_PAPER),
+    "tfn": ModelEntry(config=TFNConfig, build=TFN, cost=tfn_cost, paper=TFN_PAPER),
+    "lmf": ModelEntry(config=LMFConfig, build=LMF, cost=lmf_cost, paper=LMF_PAPER),
+    "mi_matrix": ModelEntry(
+        config=MIMatrixConfig, build=MIMatrix, cost=mi_matrix_cost, paper=MI_PAPER
+    ),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, MidFusionConfig
 from sftsearch.trainables.layers.tokens import FUSED
-from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, System
+from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
 from sftsearch.trainables.models.sft import check_attention, pooled_layers, pooled_parts
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def check_one_modality(spec: DatasetSpec, config: UnimodalConfig) -> None:
         )
 
 
-SYSTEMS = {
-    "unimodal": System(config=UnimodalConfig, build=Unimodal, cost=unimodal_cost, paper=SFT_PAPER),
+MODELS = {
+    "unimodal": ModelEntry(
+        config=UnimodalConfig, build=Unimodal, cost=unimodal_cost, paper=SFT_PAPER
+    ),
 }

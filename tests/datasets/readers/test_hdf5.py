@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused(file: Path) -> None:
 def test_a_child_that_dies_is_one_line(file: Path) -> None:
     with Reader(file) as reader:
         assert reader.arrays()
-        reader._child.send_signal(signal.SIGSEGV)
+        reader.process.send_signal(signal.SIGSEGV)
         with pytest.raises(DatasetError, match=r"it is damaged: reading it ended the reader .*-11"):
             reader.read("a/x")
 
@@ -125,7 +125,7 @@ def test_a_child_that_hangs_is_ended(file: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hdf5, "SECONDS", 1.0)
     with Reader(file) as reader:
         assert reader.arrays()
-        reader._child.send_signal(signal.SIGSTOP)
+        reader.process.send_signal(signal.SIGSTOP)
         with pytest.raises(DatasetError, match="took too long"):
             reader.read("a/x")
 

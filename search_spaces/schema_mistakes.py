@@ -1,0 +1,141 @@
+"""What does not fit the types of a study file, in our words: the value, what is known, the nearest.
+
+Pydantic finds it; its own messages speak of Python, not of the file.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from sftsearch.search_spaces import schema
+from sftsearch.search_spaces.mistakes import Mistake, Place, dotted, line_of, short, unknown
+
+
+def check_types(
+    data: dict[str, Any], lines: dict[Place, int]
+) -> tuple[schema.StudyFile | None, list[Mistake]]:
+    """Return the typed study of plain values, None where they do not fit; and their mistakes."""
+    found: list[Mistake] = []
+    study: schema.StudyFile | None = None
+    try:
+        study = schema.StudyFile.model_validate(data)
+    except ValidationError as error:
+        found += [_from_pydantic(dict(item), data, lines) for item in error.errors()]
+    return study, found + _distribution_mistakes(data, lines)
+
+
+def _from_pydantic(
+    error: dict[str, Any], data: Any, lines: dict[Place, int], prefix: Place = ()
+) -> Mistake:
+    """Turn one of pydantic's errors into a mistake: our words, the value, the nearest name."""
+    kind = error["type"]
+    place = _place_in_file(error["loc"], data, missing=kind == "missing")
+    line, key = line_of(lines, (*prefix, *place)), dotted((*prefix, *place))
+    if kind == "extra_forbidden":
+        known = _known_keys(schema.StudyFile, place[:-1]) if not prefix else error.get("known", [])
+        return Mistake(line, key, unknown(str(place[-1]), known, what="key"))
+    if kind == "missing":
+        return Mistake(line, key, "This key is missing.")
+    if kind == "value_error":
+        return Mistake(line, key, str(error["ctx"]["error"]))
+    if kind == "union_tag_not_found":
+        kinds = [model.model_fields["kind"] for model in _models_at(schema.StudyFile, place)]
+        known = [typing.get_args(field.annotation)[0] for field in kinds]
+        return Mistake(line, key, f"It needs a `kind`. Known: {', '.join(known)}.")
+    if kind == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
+        return Mistake(line, f"{key}.kind", unknown(str(error["ctx"]["tag"]), known, what="kind"))
+    if kind == "literal_error":
+        known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
+        return Mistake(line, key, unknown(str(error["input"]), known, what="value"))
+    if kind == "string_pattern_mismatch":
+        rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
+        return Mistake(line, key, f"It must be {rule}, but got {short(error['input'])}.")
+    message = _RULES.get(kind, error["msg"].replace("Input should be", "It should be"))
+    return Mistake(line, key, f"{message}, but got {short(error['input'])}.")
+
+
+_RULES = {
+    "model_type": "It must be a mapping of keys to values",
+    "dict_type": "It must be a mapping of keys to values",
+    "list_type": "It must be a list",
+    "too_short": "The list is too short",
+    "too_long": "The list is too long",
+}
+
+
+def _place_in_file(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Place:
+    """Drop what pydantic puts into a location and the file does not have: tags of unions."""
+    place: list[str | int] = []
+    for i, part in enumerate(loc):
+        if _has(data, part):
+            data = data[part]
+        elif not (missing and i == len(loc) - 1):
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _has(data: Any, part: str | int) -> bool:
+    if isinstance(data, list):
+        return isinstance(part, int) and part < len(data)
+    return isinstance(data, dict) and part in data
+
+
+def _known_keys(root: type[BaseModel], place: Place) -> list[str]:
+    """Return the keys that the section at `place` may have."""
+    return sorted({name for model in _models_at(root, place) for name in model.model_fields})
+
+
+def _models_at(root: type[BaseModel], place: Place) -> list[type[BaseModel]]:
+    models = [root]
+    for part in place:
+        if isinstance(part, int):
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in _models_in(field.annotation)]
+    return models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [m for inner in typing.get_args(annotation) for m in _models_in(inner)]
+    return []
+
+
+def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> list[Mistake]:
+    """Check the distributions of every branch, which pydantic sees as free parameters."""
+    found: list[Mistake] = []
+    space = data.get("space")
+    for i, branch in enumerate(space if isinstance(space, list) else []):
+        for name, parameter in branch.items() if isinstance(branch, dict) else ():
+            for place, value in schema.members(name, parameter) if name != "kind" else ():
+                if schema.is_distribution(value):
+                    found += _mistakes_of(value, lines, ("space", i, *place))
+    return found
+
+
+def _mistakes_of(distribution: Any, lines: dict[Place, int], place: Place) -> list[Mistake]:
+    try:
+        schema.DISTRIBUTION.validate_python(distribution)
+    except ValidationError as error:
+        keys = _DISTRIBUTION_KEYS.get(str(distribution["kind"]), [])
+        return [
+            _from_pydantic({**item, "known": keys}, distribution, lines, place)
+            for item in error.errors()
+        ]
+    return []
+
+
+_DISTRIBUTION_KEYS = {
+    "choice": sorted(schema.Choice.model_fields),
+    "int": sorted(schema.IntRange.model_fields),
+    "float": sorted(schema.FloatRange.model_fields),
+}

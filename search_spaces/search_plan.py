@@ -1,0 +1,219 @@
+"""The section `search` of a study file: samplers, early stopping, replicates, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from sftsearch.search_spaces.section import Section
+
+
+class _Seeded(Section):
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class Front(_Seeded):
+    """Where the front is expected to gain most: a Gaussian process of accuracy, costs exact."""
+
+    kind: Literal["front"]
+    startup_configurations: int = Field(default=6, ge=1)
+    """Admitted configurations spread over the space before the model of the past is used."""
+
+
+class TPE(_Seeded):
+    """Tree-structured Parzen estimator for several objectives (Optuna's default)."""
+
+    kind: Literal["tpe"]
+    startup_configurations: int = Field(default=10, ge=1)
+    """Admitted configurations drawn at random before the model of the past is used."""
+
+
+class NSGA2(_Seeded):
+    """Genetic algorithm that sorts by dominance and crowding (Deb et al. 2002; Optuna's)."""
+
+    kind: Literal["nsga2"]
+    population: int = Field(default=50, ge=2)
+
+
+class NSGA3(_Seeded):
+    """NSGA-II with reference points instead of crowding (Deb and Jain 2014; Optuna's)."""
+
+    kind: Literal["nsga3"]
+    population: int = Field(default=50, ge=2)
+
+
+class GP(_Seeded):
+    """Gaussian process on every objective, hypervolume improvement (Optuna's); seconds a draw."""
+
+    kind: Literal["gp"]
+    startup_configurations: int = Field(default=10, ge=1)
+
+
+class QuasiRandom(_Seeded):
+    """A scrambled Sobol sequence: random draws that leave smaller gaps (Optuna's)."""
+
+    kind: Literal["quasi_random"]
+
+
+class RandomDraw(_Seeded):
+    """Uniform over the admitted configurations, without repeats."""
+
+    kind: Literal["random"]
+
+
+class Exhaustive(Section):
+    """Every admitted configuration once, cheapest first. The space must be finite."""
+
+    kind: Literal["exhaustive"]
+
+
+def _worded(value: object) -> object:
+    """Take one word for a section of defaults: `sampler: tpe`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+SamplerSection = Annotated[
+    Front | TPE | NSGA2 | NSGA3 | GP | QuasiRandom | RandomDraw | Exhaustive,
+    Field(discriminator="kind"),
+]
+SamplerWord = Literal[
+    "front", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random", "exhaustive"
+]
+Sampler = Annotated[
+    SamplerSection,
+    BeforeValidator(_worded, json_schema_input_type=SamplerSection | SamplerWord),
+]
+
+
+class FrontStop(_Seeded):
+    """Stop what is very unlikely to end on the front at its own cost."""
+
+    kind: Literal["front"]
+    delta: float = Field(default=0.005, ge=0, allow_inf_nan=False)
+    """How far below the best affordable accuracy still counts as on the front."""
+    min_probability: float = Field(default=0.05, gt=0, lt=1)
+    """Stop a trial whose probability to end above that is smaller."""
+    audit_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the decided stops that run on, to measure how many were wrong."""
+    min_epochs: int = Field(default=2, ge=1)
+    """First epoch that is judged, two after mixup's warm-up at the least."""
+    reduction_factor: float = Field(default=2, gt=1, allow_inf_nan=False)
+    """Epochs of a rung over those of the rung before."""
+
+
+class MOASHA(_Seeded):
+    """Asynchronous successive halving by dominance (Schmucker et al. 2021)."""
+
+    kind: Literal["mo_asha"]
+    audit_share: float = Field(default=0.1, ge=0, le=1)
+    min_epochs: int = Field(default=2, ge=1)
+    reduction_factor: float = Field(default=2, gt=1, allow_inf_nan=False)
+
+
+class MedianStop(_Seeded):
+    """Stop what is below the median of its epoch; blind to cost (Golovin et al. 2017)."""
+
+    kind: Literal["median"]
+    audit_share: float = Field(default=0.1, ge=0, le=1)
+    min_epochs: int = Field(default=2, ge=1)
+    reduction_factor: float = Field(default=2, gt=1, allow_inf_nan=False)
+
+
+class NoStop(Section):
+    """Every trial trains all its epochs."""
+
+    kind: Literal["none"]
+
+
+StoppingSection = Annotated[FrontStop | MOASHA | MedianStop | NoStop, Field(discriminator="kind")]
+StoppingWord = Literal["front", "mo_asha", "median", "none"]
+Stopping = Annotated[
+    StoppingSection,
+    BeforeValidator(_worded, json_schema_input_type=StoppingSection | StoppingWord),
+]
+
+
+class Replicates(Section):
+    """Trials of one configuration: replicate r has seed r, and fold r where there are folds."""
+
+    min: int = Field(default=1, ge=1, le=1000)
+    """Trials of every configuration."""
+    max: int = Field(default=1, ge=1, le=1000)
+    """More go one by one to where the front is uncertain, up to this number."""
+    fresh: int = Field(default=0, ge=0, le=1000)
+    """At the end, so many new trials of each reported configuration, beyond `trials`; its printed
+    mean is of these alone, so that it is not the luck of the chosen."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicates:
+        if self.max < self.min:
+            raise ValueError(
+                f"`max` must be at least `min`, but got (min={self.min}, max={self.max})."
+            )
+        return self
+
+    def __str__(self) -> str:
+        """Return it in words: `2 replicates a configuration`."""
+        number = f"{self.min}" if self.max == self.min else f"{self.min} to {self.max}"
+        text = f"{number} replicate{'' if self.max == 1 else 's'} a configuration"
+        return f"{text}, {self.fresh} fresh at the end" if self.fresh else text
+
+
+def _counted(value: object) -> object:
+    """Take a number for so many replicates of every configuration."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return {"min": value, "max": value} if whole else value
+
+
+class SearchPlan(Section):
+    """How configurations are proposed and how many trials there are."""
+
+    sampler: Sampler = Front(kind="front")
+    trials: int = Field(ge=1, le=1_000_000)
+    """Trainings in all, replicates included."""
+    max_epochs: int | None = Field(default=None, ge=1)
+    """End when so many epochs were trained in all."""
+    max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """End after so many hours of running; trials that run then are finished."""
+    max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """End when trials have had GPUs for so many hours in all."""
+    until_converged: bool = False
+    """End when the next 20 proposals are expected to gain less than 0.1 point of accuracy over the
+    whole range of budgets, twice running; needs the sampler `front`."""
+    replicates: Annotated[
+        Replicates, BeforeValidator(_counted, json_schema_input_type=Replicates | int)
+    ] = Replicates()
+    """Trials of a configuration: a number, or `{min, max, fresh}`."""
+    stopping: Stopping = NoStop(kind="none")
+    """Which trials are stopped before their last epoch."""
+    ordered: bool = False
+    """Make proposals independent of the order in which concurrent trials end (some slots wait)."""
+    balance: Literal["none", "branches"] = "none"
+    """`branches`: every branch of the space gets as many configurations as any other, give or take
+    one, until it has none left; the sampler chooses within the branch whose turn it is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchPlan:
+        least, most = self.replicates.min, self.replicates.max
+        if least == most and self.trials % least:
+            nearest = max(1, round(self.trials / least)) * least
+            raise ValueError(
+                f"`trials` must be a multiple of `replicates`, but got (trials={self.trials}, "
+                f"replicates={least}); the nearest is {nearest}."
+            )
+        if self.trials < least:
+            raise ValueError(
+                f"`trials` must hold one configuration, but got (trials={self.trials}, "
+                f"replicates.min={least})."
+            )
+        if self.ordered and (most > least or self.stopping.kind != "none"):
+            raise ValueError(
+                "`ordered` needs a fixed number of replicates and no stopping: both look at "
+                "trials in the order in which they end."
+            )
+        if self.until_converged and self.sampler.kind != "front":
+            raise ValueError(
+                f"`until_converged` needs the sampler `front`, but got {self.sampler.kind}."
+            )
+        return self
