@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `python -P` leaves the tests' folder out
+sys.path.insert(
+    0, str(Path(__file__).parents[1] / "support")
+)  # `python -P` leaves the tests' folder out
 import golden_study as golden
 
 

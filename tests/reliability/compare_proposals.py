@@ -12,13 +12,11 @@ and `simulate_one`; the names of modules that move are in `MODULES`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[2]
 PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
 MODULES = {
+    "check_study": ("study", "studies"),
     "simulate": ("simulate", "benchmark.simulator", "benchmark.simulate"),
     "read_table": ("table", "benchmark.table", "storage.table"),
 }
@@ -59,7 +58,9 @@ def find(name: str) -> Any:
     """Return a function of the product, wherever this checkout has it."""
     for module in MODULES[name]:
         try:
-            return getattr(importlib.import_module(f"sftsearch.orchestrator.{module}"), name)
+            found = importlib.import_module(f"sftsearch.orchestrator.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
         except ModuleNotFoundError as error:
             if not f"sftsearch.orchestrator.{module}".startswith(str(error.name)):
                 raise
@@ -70,21 +71,15 @@ def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return kind and body of events: of those that have both, and of typed ones."""
     found = []
     for event in events:
-        body = getattr(event, "body", event)
-        if dataclasses.is_dataclass(body) and not isinstance(body, type):
-            name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(body).__name__).lower()
-            kind = getattr(event, "kind", getattr(body, "kind", name))
-            body = dataclasses.asdict(body)
-        else:
-            kind = event.kind
+        typed = getattr(event, "event", None)
+        kind, body = (event.kind, event.body) if typed is None else (typed.kind, typed.to_json())
         found.append((str(kind), json.loads(json.dumps(body))))
     return found
 
 
 def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, file: Path) -> Run:
     """Search a recorded table and return what was proposed and stopped."""
-    from sftsearch.orchestrator.studies import check_study
-
+    check_study = find("check_study")
     facts = table.facts
     settings = {"population": POPULATION} if sampler.startswith("nsga") else {}
     stopping: dict[str, Any] = {"kind": rule} if rule == "none" else {"kind": rule, "seed": seed}
@@ -105,7 +100,9 @@ def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, fi
     source, _, admission = check_study(file)
     done = find("simulate")(source, admission, table, workers=4, repetition=seed)
     run: Run = []
-    for kind, body in plain_events(done.journal.events()):
+    journal = done.journal
+    entries = journal.events() if hasattr(journal, "events") else journal.entries()
+    for kind, body in plain_events(entries):
         if kind == "proposed":
             run.append([kind, [body["number"], body["branch"], body["values"]]])
         elif kind == "stopped":

@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,23 +21,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sftsearch.search_spaces
-from sftsearch.orchestrator import report, warm_start
-from sftsearch.orchestrator.journal import Journal
-from sftsearch.orchestrator.search import Search
-from sftsearch.orchestrator.studies import check_study, read_record, read_state
-from sftsearch.orchestrator.study import begin_or_continue
+from sftsearch.orchestrator.callback import StudyCallback
+from sftsearch.orchestrator.candidates.binding import definition_of
+from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.search.engine import Search
+from sftsearch.orchestrator.studies import check_study, definition_hash, read_record, read_state
+from sftsearch.orchestrator.study import StudySession
 
+from journals import Journal
 from toy_study import noise, uneven
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sftsearch.orchestrator.search import TrialSuggestion
+    from sftsearch.orchestrator.search.engine import TrialSuggestion
+    from sftsearch.orchestrator.storage.event import TrialKey
 
 Line = list[Any]
 """An event as it is stored: `[id, time, kind, body]`."""
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FILE_NAME = "journal.sqlite"
 BEGAN = 1_700_000_000.0
 """Unix seconds at which golden studies begin."""
@@ -166,7 +170,8 @@ def _go_on(
     study: GoldenStudy, folder: Path, name: str, lines: Sequence[Line], until: int | None = None
 ) -> list[Line]:
     """Drive a study to its end, or until a number of events, and return its journal."""
-    where = folder / name
+    where = folder / study.name
+    shutil.rmtree(where, ignore_errors=True)
     if lines:
         write_journal(where, lines)
     _Driver(study, where, until, lines[-1][1] if lines else BEGAN).run()
@@ -192,28 +197,26 @@ class _Driver:
         """What has befallen which trial: each of them happens once in a study."""
 
     def run(self) -> None:
-        source, spec, admission = check_study(self.study.file)
-        plan = source.study.search
-        self.epochs: int = source.data["training"]["epochs"]
-        self.folds = source.study.dataset.folds or 1
+        runs = self.folder.parent
+        session = StudySession(self.study.file, runs, StudyCallback(), {"resume": True})
+        study = session.study
+        self.epochs: int = study.training["epochs"]
+        self.folds = study.dataset.folds or 1
         with Journal(self.folder, clock=lambda: self.now) as journal:
             if self.study.is_table and not journal.last_id:
                 journal.append("recorded")
-            begin_or_continue(journal, source, spec, admission)
-            if self.study.begins_with:
-                other = self.folder.parent / self.study.begins_with
-                warm_start.begin(journal, source, admission, other)
+            session.begin_or_continue(journal)
             for event in read_journal(self.folder):
                 self._note_fault(event)
-            journal.append("opened", trials=plan.trials, slots=self.study.slots)
-            self.search = Search(source.study, journal, admission, slots=self.study.slots)
+            journal.append("opened", trials=study.search.trials, slots=self.study.slots)
+            self.search = Search(study, journal, session.admission, slots=self.study.slots)
             while not self.search.exhausted:
                 if self.until is not None and journal.last_id >= self.until:
                     return
                 self._fill()
                 self._step()
             self.search.conclude()
-            journal.append("ended", reason=self.search.why_ended(), complete=True)
+            self.search.close()
 
     def _fill(self) -> None:
         while len(self.running) < self.study.slots:
@@ -251,12 +254,12 @@ class _Driver:
     def _metrics(self, assignment: TrialSuggestion, epoch: int) -> dict[str, float]:
         """Return what a trial reports of an epoch: every other configuration is hopeless."""
         key = assignment.key
-        hopeless = noise(f"{key.rpartition('-')[0]} hopeless") > 0.3
+        hopeless = noise(f"{key.configuration_id} hopeless") > 0.3
         final = uneven(assignment) - 0.25 * hopeless + self.study.luck * noise(key)
         top1 = final * (0.6 + 0.4 * epoch / self.epochs) + 0.2 * self.study.luck * noise(key, epoch)
         return {"epoch": float(epoch), "top1": top1, "loss": 1 - top1, "seconds": _seconds(key)}
 
-    def _befalls(self, key: str, epoch: int) -> bool:
+    def _befalls(self, key: TrialKey, epoch: int) -> bool:
         """Tell the search what goes wrong in a trial, if anything does."""
         if epoch == 1 and self._is_hit(key, "memory", 1.2):
             self.search.on_out_of_memory(key, "out of memory: asked for 2 GiB")
@@ -270,10 +273,10 @@ class _Driver:
             return False
         return True
 
-    def _is_hit(self, key: str, fault: str, level: float) -> bool:
-        if (key, fault) in self.faults or noise(f"{key} {fault}") < level:
+    def _is_hit(self, key: TrialKey, fault: str, level: float) -> bool:
+        if (str(key), fault) in self.faults or noise(f"{key} {fault}") < level:
             return False
-        self.faults.add((key, fault))
+        self.faults.add((str(key), fault))
         return True
 
     def _note_fault(self, line: Line) -> None:
@@ -282,12 +285,12 @@ class _Driver:
             self.faults.add((body["trial"], "memory" if body["alone"] else "lost"))
 
 
-def _seconds(key: str) -> float:
+def _seconds(key: TrialKey) -> float:
     """Return how long an epoch of a trial takes."""
     return round(10 + 2 * noise(f"{key} seconds"), 3)
 
 
-def _groups(key: str, top1: float, people: Sequence[int]) -> dict[str, list[float]]:
+def _groups(key: TrialKey | str, top1: float, people: Sequence[int]) -> dict[str, list[float]]:
     """Return correct and all samples of a few people."""
     return {
         f"s{one:02}": [float(round(100 * top1 + noise(key, one))), 100.0 + one] for one in people
@@ -375,7 +378,7 @@ def state_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
     """Return where a study stands; not what MLflow lacks of it."""
     write_journal(folder, lines)
     state = read_state(folder)
-    return {name: state[name] for name in ("state", "trials")}
+    return {"state": state.state, "trials": state.trials}
 
 
 def report_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
@@ -428,9 +431,7 @@ def space_of(file: Path, folder: Path) -> dict[str, Any]:
         folder: an empty one.
     """
     source, spec, admission = check_study(file)
-    with Journal(folder) as journal:
-        begin_or_continue(journal, source, spec, admission)
-    definition = read_journal(folder)[0][3]["definition_hash"]
+    definition = definition_hash(definition_of(source, spec))
     if admission.table is not None:
         found = sorted(admission.table.values(), key=lambda candidate: candidate.id)
         ids = "\n".join(candidate.id for candidate in found)
