@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sftsearch.orchestrator.candidates.admission import Admission
+    from sftsearch.orchestrator.early_stopping.base import Decision
     from sftsearch.orchestrator.storage.event import JSON, Event, Numbers, TrialKey
     from sftsearch.orchestrator.storage.journal import Entry, Journal, MemoryJournal
     from sftsearch.orchestrator.storage.trial_state import TrialState
@@ -175,8 +176,6 @@ class Search:
             trial.alone,
         )
 
-    # ------------------------------------------------------------ epochs
-
     def report(self, key: TrialKey, metrics: Mapping[str, float]) -> bool:
         """Journal an epoch of a trial; return whether the trial goes on.
 
@@ -214,12 +213,11 @@ class Search:
             return True
         best = known.surrogate.affordable(known.cost_bounds(configuration)[0])
         decision = known.rule.decide(known.report_of(trial, epoch, trial.epochs[epoch], best))
-        decided = decision._asdict()
         if decision.stop:
             reason = f"unlikely to reach the front at its cost ({kind})"
-            self._stop(trial, epoch, reason, best=best, **decided)
+            self._stop(trial, epoch, reason, best, decision)
         else:
-            self._commit(Judged(trial=trial.key, epoch=epoch, best=best, **decided))
+            self._commit(Judged(trial=trial.key, epoch=epoch, best=best, **decision._asdict()))
         return not decision.stop
 
     def _stop(
@@ -227,12 +225,8 @@ class Search:
         trial: TrialState,
         epoch: int,
         reason: str,
-        *,
         best: float | None = None,
-        stop: bool | None = None,
-        audit: bool | None = None,
-        probability: float | None = None,
-        threshold: float | None = None,
+        decision: Decision | None = None,
     ) -> None:
         configuration = trial.configuration
         withdrawn = [
@@ -246,12 +240,9 @@ class Search:
                 epoch=epoch,
                 reason=reason,
                 values={**trial.epochs[epoch], **configuration.cost},
-                best=best,
                 withdrawn=tuple(withdrawn),
-                stop=stop,
-                audit=audit,
-                probability=probability,
-                threshold=threshold,
+                best=best,
+                **({} if decision is None else decision._asdict()),
             )
         )
         self._planner.tell_of(configuration.number)
@@ -310,8 +301,6 @@ class Search:
             return
         self._commit(Failed(key, reason))
         self._planner.tell_of(self.state.trials[key].configuration.number)
-
-    # ------------------------------------------------------------ the end
 
     def conclude(self) -> None:
         """Journal what is believed of every configuration, and how often stopping was wrong."""

@@ -104,29 +104,23 @@ class StudyState:
         """
         state = cls()
         for entry in entries:
-            state.apply(entry)
+            try:
+                state.apply(entry)
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                raise JournalError(
+                    f"The journal is damaged: its event {entry.id} (`{entry.event.kind}`) does not "
+                    f"follow from those before it ({error!r})."
+                ) from error
         return state
 
     def apply(self, entry: Entry) -> None:
-        """Bring the state up to date with an event.
-
-        Raises:
-            JournalError: the event does not follow from those before it.
-        """
-        try:
-            self.facts.apply(entry.event)
-            self._apply(entry.event, entry.time)
-        except (LookupError, ValueError, TypeError, AttributeError) as error:
-            raise JournalError(
-                f"The journal is damaged: its event {entry.id} (`{entry.event.kind}`) does not "
-                f"follow from those before it ({error!r})."
-            ) from error
+        """Bring the state up to date with an event."""
+        self.facts.apply(entry.event)
+        self._apply(entry.event, entry.time)
 
     @functools.singledispatchmethod
     def _apply(self, event: Event, time: float) -> None:
         """Do nothing: of this kind nothing is kept here."""
-
-    # ------------------------------------------------------------ the study
 
     @_apply.register
     def _created(self, event: Created, time: float) -> None:
@@ -144,8 +138,7 @@ class StudyState:
 
     def take_over(self) -> None:
         """Let the trials of the driver before wait again, at their places."""
-        known = [*self.waiting, *self.running.values()]
-        self.waiting = sorted(known, key=lambda trial: trial.position)
+        self.waiting = sorted([*self.waiting, *self.running.values()], key=lambda t: t.position)
         self.running = {}
         for trial in self.waiting:
             trial.status = "waiting"
@@ -163,8 +156,6 @@ class StudyState:
         for key, values in event.values.items():
             trial = self.trials[key]
             trial.test_values, trial.test_groups = values, event.groups[key]
-
-    # ------------------------------------------------------------ configurations
 
     @_apply.register
     def _proposed(self, event: Proposed, time: float) -> None:
@@ -218,8 +209,7 @@ class StudyState:
     ) -> None:
         for replicate in replicates:
             configuration.pending.add(replicate)
-            if fresh:
-                configuration.fresh.add(replicate)
+            configuration.fresh.update([replicate] if fresh else [])
             key = TrialKey(configuration.id, replicate)
             self.trials[key] = TrialState(key, configuration, position=self._next_position)
             self._next_position += 1
@@ -237,8 +227,6 @@ class StudyState:
     def _told(self, event: Told, time: float) -> None:
         del self.proposals[event.number]
         self.untold.remove(event.number)
-
-    # ------------------------------------------------------------ trials
 
     @_apply.register
     def _started(self, event: Started, time: float) -> None:
@@ -261,10 +249,8 @@ class StudyState:
         trial = self.running.pop(event.trial)
         trial.status = "waiting"
         self.waiting.insert(0, trial)
-        if event.alone:
-            trial.alone = True
-        else:
-            trial.losses += 1
+        trial.alone |= event.alone
+        trial.losses += not event.alone
 
     @_apply.register
     def _judged(self, event: Judged, time: float) -> None:

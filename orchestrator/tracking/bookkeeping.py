@@ -22,8 +22,8 @@ def num_mirrored(folder: Path) -> int:
 def read_bookkeeping(folder: Path) -> tuple[int, StudyFacts]:
     """Return the last event that MLflow has and the facts by then; without the file, none."""
     try:
-        body = json.loads((folder / BOOKKEEPING).read_bytes())
-        return int(body["through"]), StudyFacts.from_json(body["facts"])
+        kept = json.loads((folder / BOOKKEEPING).read_bytes())
+        return int(kept["through"]), StudyFacts.from_json(kept["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0, StudyFacts()  # all is written again, which changes nothing
 
