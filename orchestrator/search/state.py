@@ -166,8 +166,7 @@ class StudyState:
 
     @_apply.register
     def _refused(self, event: Refused, time: float) -> None:
-        proposal = self.proposals.pop(event.number)
-        self.refusals.update((proposal.point.branch, None))
+        self.refusals.update((self.proposals.pop(event.number).point.branch, None))
 
     @_apply.register
     def _admitted(self, event: Admitted, time: float) -> None:
