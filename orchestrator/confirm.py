@@ -23,7 +23,6 @@ from sftsearch.orchestrator.storage.trial_files import WEIGHTS, open_trial_folde
 from sftsearch.orchestrator.studies import StudyError, axes_of, read_record, trial_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
@@ -34,14 +33,11 @@ if TYPE_CHECKING:
     from sftsearch.trainables.evaluation import Evaluation
 
 
-def confirm_study(
-    folder: Path, *, on_trial: Callable[[int, int, str], None] | None = None
-) -> StudyRecord:
+def confirm_study(folder: Path) -> StudyRecord:
     """Evaluate a study's front on the test split, once, on the record.
 
     Args:
         folder: the study's folder.
-        on_trial: hears of each trial: how many are done, how many there are, its key.
 
     Raises:
         StudyError: the study is not finished or is a recorded table, or a trial's weights are gone.
@@ -56,14 +52,12 @@ def confirm_study(
         return seen
     with Journal(folder) as journal:
         state = StudyState.of(journal.entries())
-        event = _confirm(folder, state, on_trial)
+        event = _confirm(folder, state)
         state.apply(journal.append(event))
         return record_of(state)
 
 
-def _confirm(
-    folder: Path, state: StudyState, on_trial: Callable[[int, int, str], None] | None
-) -> Confirmed:
+def _confirm(folder: Path, state: StudyState) -> Confirmed:
     seen, created = record_of(state), state.created
     assert created is not None
     if state.ended is None or not state.ended.complete:
@@ -81,11 +75,7 @@ def _confirm(
             f"The data set '{seen.dataset}' is not the one the study '{seen.name}' was run on "
             "(its fingerprint differs), so its test split says nothing about this front."
         )
-    evaluated = {}
-    for done, trial in enumerate(trials):
-        if on_trial:
-            on_trial(done, len(trials), str(trial.key))
-        evaluated[trial.key] = _evaluate(folder, trial, created, store)
+    evaluated = {trial.key: _evaluate(folder, trial, created, store) for trial in trials}
     values = {key: evaluation.metrics for key, evaluation in evaluated.items()}
     groups: dict[TrialKey, Groups] = {key: {**one.groups} for key, one in evaluated.items()}
     return Confirmed(values, groups)

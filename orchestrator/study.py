@@ -150,13 +150,13 @@ class StudySession:
     def run(self) -> StudyResult:
         """Search to the end, or until interrupted; complete MLflow's record, write the report."""
         with Journal(self._folder) as journal, backed_up(journal, self._callback) as backup:
-            self.begin_or_continue(journal)
+            created = self.begin_or_continue(journal)
             self._callback.on_stage("starting Ray and MLflow")
             from sftsearch.orchestrator.tracking.client import default_uri
             from sftsearch.orchestrator.tracking.mirror import Mirror  # MLflow takes seconds
 
             uri = self._options.get("tracking_uri") or default_uri(self._runs)
-            mirror = Mirror(journal, uri, self._runs)
+            mirror = Mirror(journal, uri, self._runs, created=created)
             try:
                 search = self._search(journal, backup)
             except BaseException:
@@ -185,13 +185,18 @@ class StudySession:
 
     # ------------------------------------------------------------ opening
 
-    def begin_or_continue(self, journal: Journal) -> None:
-        """Bring what was read of the journal up to date, and begin a study that has not begun."""
+    def begin_or_continue(self, journal: Journal) -> Created:
+        """Bring what was read of the journal up to date, and begin a study that has not begun.
+
+        Returns:
+            How it began.
+        """
         known = self._entries[-1].id if self._entries else 0
         self._entries += journal.entries(after=known, through=journal.last_id)
         state = StudyState.of(self._entries)
+        created = state.created or self._created()
         if state.created is None:
-            self._append(journal, self._created())
+            self._append(journal, created)
         section = self.study.warm_start
         if section is not None and state.imported is None and not state.num_proposals:
             is_name = re.fullmatch(NAME_PATTERN, section.study) is not None
@@ -199,6 +204,7 @@ class StudySession:
             imported, text = import_study(self._source, self.admission, self._folder, other)
             self._append(journal, imported)
             self._callback.on_notice(text)
+        return created
 
     def _append(self, journal: Journal, event: Event) -> None:
         """Journal an event before there is a search that could."""

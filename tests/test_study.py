@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,12 +18,17 @@ from sftsearch.orchestrator import confirm, studies
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.cluster import connected
+from sftsearch.orchestrator.storage import journal
+from sftsearch.orchestrator.storage.journal import Row, read_rows
 from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study import StudyResult, run_study
 from sftsearch.orchestrator.tracking.client import open_client
 from sftsearch.orchestrator.tracking.reader import read_study
 
 from journals import Journal, read_events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STUDY = """
 study: {{name: small, description: A test.}}
@@ -102,6 +109,26 @@ def test_mlflow_alone_holds_the_same_record(finished: StudyResult) -> None:
         assert not any("test" in name for name in run.data.metrics)
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
     assert "report/report.html" in artifacts
+
+
+def test_resumed_run_reads_the_journal_once(
+    finished: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but what it writes itself, which the mirror follows: each line a single time."""
+    shutil.copytree(finished.folder.parent, tmp_path / "runs", dirs_exist_ok=True)
+    before = sum(1 for _ in read_events(tmp_path / "runs" / "small"))
+    read: Counter[int] = Counter()
+
+    def counted(*args: Any, **part: Any) -> Iterator[Row]:
+        for row in read_rows(*args, **part):
+            read[row.id] += 1
+            yield row
+
+    monkeypatch.setattr(journal, "read_rows", counted)
+    result = run_study(write(tmp_path, trials=10), runs=tmp_path / "runs", resume=True)
+    assert len(result.record.trials) == 10
+    assert [read[number] for number in range(1, before + 1)] == [1] * before
+    assert max(read.values()) == 1
 
 
 def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: StudyResult) -> None:

@@ -51,8 +51,24 @@ MAX_PARAMS = 100
 class Mirror:
     """Writes one study's journal to MLflow, in a thread of its own."""
 
-    def __init__(self, journal: Journal, uri: str, runs: Path, *, interval: float = 1.0) -> None:
-        """Begin to mirror; `interval` seconds lie between two batches."""
+    def __init__(
+        self,
+        journal: Journal,
+        uri: str,
+        runs: Path,
+        *,
+        created: Created | None = None,
+        interval: float = 1.0,
+    ) -> None:
+        """Begin to mirror.
+
+        Args:
+            journal: of the study.
+            uri: MLflow's.
+            runs: the folder of all studies.
+            created: how the study began; None: it is looked up in the journal.
+            interval: seconds between two batches.
+        """
         self.uri = uri
         self.problem = ""
         """Why the last try failed; empty while all is well."""
@@ -62,7 +78,7 @@ class Mirror:
         self._interval = interval
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._created: Created | None = None
+        self._created = created
         self._run_ids: dict[str, str] = {}
         self._through, self._facts = read_bookkeeping(journal.folder)
         self._stop = threading.Event()

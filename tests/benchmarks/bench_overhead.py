@@ -106,7 +106,7 @@ def run_plain(num_trials: int, folder: Path, concurrent: int | None) -> dict[str
     import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
-    from ray.tune.search.known.optuna import OptunaSearch
+    from ray.tune.search.optuna import OptunaSearch
 
     class Plain(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sftsearch.orchestrator.search.known.budget import CONVERGED_GAIN, Budget
+from sftsearch.orchestrator.search.budget import CONVERGED_GAIN, Budget
 from sftsearch.orchestrator.search.state import StudyState
 from sftsearch.orchestrator.storage.events import Expected, Opened, Told
 from sftsearch.orchestrator.storage.journal import Entry
