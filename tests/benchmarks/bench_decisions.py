@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 from recorded_prices import recorded_prices
 
 if TYPE_CHECKING:
