@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]  # `python -P` leaves them out
 from journals import MemoryJournal
 
 if TYPE_CHECKING:
