@@ -30,6 +30,13 @@ from sftsearch.orchestrator.tracking import mirror as tracking
 from servers import team_servers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from sftsearch.orchestrator.execution.reports import WorkerReport
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.orchestrator.storage.journal import Event
 
     from servers import MlflowServer
@@ -57,16 +64,16 @@ class Pausing:
 
     pause = 0.0
 
-    def start(self, job: Any) -> None:
-        self.job, self.epoch = job, 0
+    def start(self, spec: TrialSpec) -> None:
+        self.spec, self.epoch = spec, 0
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> WorkerReport:
         time.sleep(self.pause)
         self.epoch += 1
         epoch = {"epoch": self.epoch, "loss": 1.0, "top1": 0.5, "seconds": 0.0}
-        report: dict[str, Any] = {"epochs": [epoch]}
+        report: WorkerReport = {"epochs": [epoch]}
         if self.epoch == 3:
-            values = {"top1": 0.5, "loss": 1.0, **self.job.cost}
+            values = {"top1": 0.5, "loss": 1.0, **self.spec.cost}
             report["final"] = {"values": values, "groups": {"a": [1.0, 2.0]}, "facts": {}}
         return report
 
@@ -129,9 +136,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         assert tracking.read_study(server.uri, "outage", runs) == journal
         client = tracking.open_client(server.uri, runs)
         number = client.get_experiment_by_name("outage").experiment_id
-        seen = Counter(
-            run.data.tags["sftsearch.trial"] for run in tracking._all_runs(client, number)
-        )
+        seen = Counter(run.data.tags["sftsearch.trial"] for run in all_runs(client, number))
     del seen[""]
     return {
         "away_seconds": seconds,
@@ -141,6 +146,17 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         "lost": trials - len(seen),
         "twice": seen.total() - len(seen),
     }
+
+
+def all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    """Yield all runs of an experiment, which MLflow gives in pages."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def main() -> None:
