@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftsearch.datasets.catalog import describe
-from sftsearch.orchestrator.benchmark.simulator import TableAdmission
 from sftsearch.orchestrator.benchmark.table import Table
+from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "support")]  # `python -P` leaves them out
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from journals import MemoryJournal
+from recorded_prices import recorded_prices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ def truth(parameters: dict[str, Any], cost: float, noise: float) -> float:
     return float(0.9 - 0.3 / (1 + 300 * cost) - 0.01 * rate**2 + 0.01 * noise)
 
 
-def record(journal: MemoryJournal, admission: TableAdmission, table: Table, number: int) -> None:
+def record(journal: MemoryJournal, admission: Admission, table: Table, number: int) -> None:
     """Journal configurations drawn at random, each trained once."""
     random_ = np.random.default_rng(0)
     candidates = list((admission.table or {}).values())
@@ -122,7 +123,8 @@ class Bench:
     def __init__(self, number: int) -> None:
         source = make_source()
         table = make_table(source)
-        admission = TableAdmission(source, describe("wearables"), table)
+        prices = recorded_prices(source, table)
+        admission = Admission(source, describe("wearables"), price=prices)
         journal = MemoryJournal(clock=time.time)
         record(journal, admission, table, number)
         self.search = Search(source.study, journal, admission, slots=2)

@@ -39,7 +39,7 @@ def parse_command(text: str) -> dict[str, Any]:
     return main.commands["run"].make_context("run", words[2:]).params
 
 
-def test_ray_s_launcher_takes_its_file() -> None:
+def test_ray_cluster_file_is_taken_by_ray_s_launcher() -> None:
     """By the schema and the checks of the Ray that is installed."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -53,7 +53,7 @@ def test_ray_s_launcher_takes_its_file() -> None:
     assert parse_command(command)["address"] == "auto"
 
 
-def test_the_job_of_kubernetes_is_one_that_our_command_takes() -> None:
+def test_rayjob_file_starts_a_command_of_ours() -> None:
     job = read("rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     options = parse_command(job["spec"]["entrypoint"])
@@ -71,7 +71,7 @@ def test_the_job_of_kubernetes_is_one_that_our_command_takes() -> None:
     assert "env" not in str(groups[0]["template"]).replace("envFrom", "")  # secrets by reference
 
 
-def test_the_script_of_slurm_is_sound_bash() -> None:
+def test_slurm_script_is_sound_bash() -> None:
     subprocess.run(["bash", "-n", str(DEPLOY / "slurm.sh")], check=True)
 
 
@@ -99,7 +99,7 @@ print("nodes", sum(node["Alive"] for node in ray.nodes()), *sys.argv[1:])
 @pytest.mark.slow
 @pytest.mark.service
 @pytest.mark.timeout(300)
-def test_the_script_of_slurm_starts_two_nodes_that_ask_for_a_token(tmp_path: Path) -> None:
+def test_slurm_script_starts_two_nodes_that_ask_for_a_token(tmp_path: Path) -> None:
     """Its own `ray start` commands, as two nodes of this machine."""
     programs = tmp_path / "bin"
     programs.mkdir()

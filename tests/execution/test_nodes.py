@@ -70,9 +70,7 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-def test_one_node_dies_and_one_comes_and_the_study_finishes(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_study_finishes_while_a_node_dies_and_one_comes(cluster: Cluster, tmp_path: Path) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     file = tmp_path / "nodes.yaml"
     file.write_text(STUDY)
@@ -105,7 +103,7 @@ class Telling(TrainingWorker):
         return report
 
 
-def test_nodes_run_the_code_that_the_driver_ships(cluster: Cluster, tmp_path: Path) -> None:
+def test_cluster_nodes_run_the_code_that_the_driver_ships(cluster: Cluster, tmp_path: Path) -> None:
     file = tmp_path / "nodes.yaml"
     file.write_text(STUDY.replace("trials: 20", "trials: 2"))
     result = run_study(

@@ -37,7 +37,7 @@ def start(spec: TrialSpec, worker_type: type[TrainingWorker] = TrainingWorker) -
     return worker
 
 
-def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
+def test_worker_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
     reports = run(start(trial_spec(tmp_path)))
     assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
     final = reports[-1]["final"]
@@ -49,7 +49,7 @@ def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("dataset", "metric"), [("rating", "mae"), ("tags", "map")])
-def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, metric: str) -> None:
+def test_worker_trains_other_tasks_with_lengths(tmp_path: Path, dataset: str, metric: str) -> None:
     training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
     training |= {"precision": "bfloat16", "value": "best"}
     final = run(start(trial_spec(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
@@ -60,7 +60,7 @@ def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, m
 
 
 @pytest.mark.parametrize("num_journalled", [0, 1, 2])
-def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
+def test_worker_goes_on_and_reports_what_the_journal_lacks(
     tmp_path: Path, num_journalled: int
 ) -> None:
     undisturbed = run(start(trial_spec(tmp_path / "a")))
@@ -76,7 +76,7 @@ def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
     assert ours["groups"] == theirs["groups"]
 
 
-def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_path: Path) -> None:
+def test_worker_repeats_every_epoch_after_a_damaged_checkpoint(tmp_path: Path) -> None:
     undisturbed = run(start(trial_spec(tmp_path / "a")))
     first = start(trial_spec(tmp_path / "b"))
     for _ in range(2):
@@ -87,20 +87,20 @@ def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_p
     assert "starting anew" in (tmp_path / "b" / LOG).read_text()
 
 
-def test_a_trial_that_had_finished_reports_its_end_again(tmp_path: Path) -> None:
+def test_worker_reports_the_end_of_a_finished_trial_again(tmp_path: Path) -> None:
     once = run(start(trial_spec(tmp_path)))
     again = run(start(trial_spec(tmp_path, num_journalled=4)))
     assert epochs(again) == []
     assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
 
 
-def test_a_wrong_price_fails_the_trial(tmp_path: Path) -> None:
+def test_worker_fails_a_trial_with_a_wrong_price(tmp_path: Path) -> None:
     wrong = trial_spec(tmp_path).cost | {"gmacs": 1.0}
     report = start(trial_spec(tmp_path, cost=wrong)).step()
     assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
 
 
-def test_one_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
+def test_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
     report = worker.step()
@@ -118,19 +118,19 @@ class Insatiable(TrainingWorker):
         torch.empty(2**50)  # a real allocation that no machine can give
 
 
-def test_running_out_of_memory_is_a_reason(tmp_path: Path) -> None:
+def test_worker_says_that_memory_ran_out(tmp_path: Path) -> None:
     worker = start(trial_spec(tmp_path), Insatiable)
     assert worker.step()["failed"].startswith("out of memory: ")
 
 
-def test_a_diverging_trial_says_where(tmp_path: Path) -> None:
+def test_worker_says_where_a_trial_diverges(tmp_path: Path) -> None:
     training = TRAINING | {"learning_rate": 1e30, "clip_norm": 1e30}
     reports = run(start(trial_spec(tmp_path, training=training)))
     assert "failed" in reports[-1]
     assert "TrainingDiverged" in reports[-1]["failed"]
 
 
-def test_a_folder_that_cannot_be_made_is_the_reason(tmp_path: Path) -> None:
+def test_worker_says_that_a_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     report = start(trial_spec(tmp_path / "file" / "trial")).step()
     assert report["failed"].startswith("NotADirectoryError: ")
@@ -148,7 +148,7 @@ print(worker.step()["failed"])
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_compiling_without_a_compiler_is_a_clear_reason(tmp_path: Path) -> None:
+def test_worker_says_that_a_compiler_is_missing(tmp_path: Path) -> None:
     training = TRAINING | {"compile": True}
     described = trial_spec(tmp_path / "trial", training=training).to_json()
     command = [sys.executable, "-P", "-c", WITHOUT_COMPILER, described]
@@ -166,7 +166,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> None:
+def test_worker_writes_nothing_once_it_was_replaced(tmp_path: Path) -> None:
     """As after a resume, where a worker outlives its driver."""
     old, new = TrainingWorker(), TrainingWorker()
     old.start(trial_spec(tmp_path, fencing_token=7))
@@ -190,7 +190,7 @@ def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> N
     assert reports[-1]["final"]["values"]["loss"] == run(undisturbed)[-1]["final"]["values"]["loss"]
 
 
-def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) -> None:
+def test_worker_takes_over_from_an_owner_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("")
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path, fencing_token=3))
@@ -199,7 +199,9 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
     assert worker.step()["failed"].startswith("StaleTokenError")
 
 
-def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_log_does_not_grow_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sftsearch.orchestrator.storage.trial_files.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path, training=TRAINING | {"epochs": 8}))

@@ -66,7 +66,7 @@ def values(result: StudyResult) -> dict[str, tuple[float, float]]:
     return {t.key: (t.values["loss"], t.values["top1"]) for t in result.record.trials}
 
 
-def test_two_workers_give_the_values_of_one(tmp_path: Path, alone: StudyResult) -> None:
+def test_worker_group_gives_the_values_of_one_worker(tmp_path: Path, alone: StudyResult) -> None:
     result = run(tmp_path, TWO)
     assert result.complete
     own, others = values(result), values(alone)
@@ -119,7 +119,7 @@ SLOWER = [pytest.param("cpus: 1", id="one"), pytest.param(TWO, id="two", marks=p
 
 
 @pytest.mark.parametrize("resources", SLOWER)
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+def test_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     tmp_path: Path, alone: StudyResult, resources: str
 ) -> None:
     result = run(tmp_path, resources, Breaking)
@@ -139,7 +139,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resources", ["cpus: 1", TWO])
-def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resources: str) -> None:
+def test_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resources: str) -> None:
     result = run(tmp_path, resources, Doomed)
     assert len(events(result, "retried")) == MAX_LOSSES - 1
     (failed,) = events(result, "failed")
@@ -148,7 +148,7 @@ def test_a_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resour
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_alone_ends_the_trial_for_all(tmp_path: Path) -> None:
+def test_worker_group_ends_a_trial_that_fails_in_one_worker(tmp_path: Path) -> None:
     result = run(tmp_path, TWO, Raising)
     (failed,) = events(result, "failed")
     assert failed["reason"] == "RuntimeError: one worker alone has a bug"
@@ -156,7 +156,7 @@ def test_a_worker_that_fails_alone_ends_the_trial_for_all(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_stopped_trials_leave_no_placement_group(tmp_path: Path) -> None:
+def test_worker_group_leaves_no_placement_group_of_stopped_trials(tmp_path: Path) -> None:
     stopping = ", stopping: {kind: median, min_epochs: 1, audit_share: 0}"
     result = run(tmp_path, TWO, trials=8, search=stopping)
     assert result.complete
@@ -177,7 +177,7 @@ class Crowded(Idle):
         return finished({"top1": share, **self.spec.cost})
 
 
-def test_a_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path) -> None:
+def test_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path) -> None:
     result = run(tmp_path, "cpus: 1, gpus: 0.25", Crowded)
     outcomes = {t.configuration["dim"]: t.values.get("top1") for t in result.record.trials}
     assert outcomes == {1: 0.25, 2: 1.0, 3: None}
@@ -187,7 +187,7 @@ def test_a_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Pa
     assert failed["reason"].startswith("out of memory: CUDA out of memory")
 
 
-def test_a_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> None:
+def test_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> None:
     result = run(tmp_path, "cpus: 1, gpus: 1", Crowded)
     assert not events(result, "retried")
     assert len(events(result, "failed")) == 1
@@ -206,7 +206,7 @@ class Telling(Idle):
         return finished(values)
 
 
-def test_larger_configurations_get_what_the_study_file_says(tmp_path: Path) -> None:
+def test_placement_gives_larger_configurations_what_the_study_file_says(tmp_path: Path) -> None:
     rules = "larger: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
     result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Telling)
     for trial in result.record.trials:
@@ -230,7 +230,7 @@ class Filling(TrainingWorker):
         super().run_epoch()
 
 
-def test_a_full_disk_under_a_trial_stops_the_study_and_fails_nothing(
+def test_run_stops_at_a_full_disk_under_a_trial_and_fails_nothing(
     tmp_path: Path, alone: StudyResult
 ) -> None:
     """Tune takes what is raised as it passes a report on for a fault of the trial."""

@@ -28,13 +28,19 @@ from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study import run_study
 from sftsearch.orchestrator.tracking.bookkeeping import num_mirrored
 from sftsearch.orchestrator.tracking.client import open_client
-from sftsearch.orchestrator.tracking.mirror import _all_runs
 from sftsearch.orchestrator.tracking.reader import read_study
 
 from journals import read_events
 from servers import team_servers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from sftsearch.orchestrator.execution.reports import WorkerReport
+    from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.orchestrator.storage.journal import Entry
 
     from servers import MlflowServer
@@ -62,16 +68,16 @@ class Pausing:
 
     pause = 0.0
 
-    def start(self, job: Any) -> None:
-        self.job, self.epoch = job, 0
+    def start(self, spec: TrialSpec) -> None:
+        self.spec, self.epoch = spec, 0
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> WorkerReport:
         time.sleep(self.pause)
         self.epoch += 1
         epoch = {"epoch": self.epoch, "loss": 1.0, "top1": 0.5, "seconds": 0.0}
-        report: dict[str, Any] = {"epochs": [epoch]}
+        report: WorkerReport = {"epochs": [epoch]}
         if self.epoch == 3:
-            values = {"top1": 0.5, "loss": 1.0, **self.job.cost}
+            values = {"top1": 0.5, "loss": 1.0, **self.spec.cost}
             report["final"] = {"values": values, "groups": {"a": [1.0, 2.0]}, "facts": {}}
         return report
 
@@ -132,7 +138,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         assert read_study(server.uri, "outage", runs) == journal
         client = open_client(server.uri, runs)
         number = client.get_experiment_by_name("outage").experiment_id
-        seen = Counter(run.data.tags["sftsearch.trial"] for run in _all_runs(client, number))
+        seen = Counter(run.data.tags["sftsearch.trial"] for run in all_runs(client, number))
     del seen[""]
     return {
         "away_seconds": seconds,
@@ -142,6 +148,17 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         "lost": trials - len(seen),
         "twice": seen.total() - len(seen),
     }
+
+
+def all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    """Yield all runs of an experiment, which MLflow gives in pages."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def main() -> None:

@@ -20,14 +20,14 @@ pytestmark = [
 ]
 
 
-def test_twenty_faults_lose_nothing_and_double_nothing() -> None:
+def test_studies_lose_and_double_nothing_in_twenty_faults() -> None:
     figures = chaos.run(20, seed=1)
     assert figures["faults"] >= 20
     assert (figures["lost"], figures["twice"], figures["differing"]) == (0, 0, 0)
     assert len(figures["by_kind"]) >= len(chaos.FAULTS) - 1
 
 
-def test_a_study_goes_on_while_tracking_is_away_for_a_minute() -> None:
+def test_mirror_catches_up_after_a_minute_without_its_server() -> None:
     command = [sys.executable, str(Path(__file__).with_name("outage.py"))]
     command += ["--seconds", "60", "--trials", "300"]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

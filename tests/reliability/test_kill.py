@@ -120,7 +120,9 @@ def runs_by_trial(runs: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("kind", EVENTS)
-def test_killed_after_a_named_event(tmp_path: Path, kind: str, undisturbed: dict[str, Any]) -> None:
+def test_driver_killed_after_an_event_is_resumed(
+    tmp_path: Path, kind: str, undisturbed: dict[str, Any]
+) -> None:
     number = "1" if kind in ("ended", "told") else "3"
     runs = tmp_path / "runs"
     killed = start(runs, "--kill-after", kind, number)
@@ -132,7 +134,7 @@ def test_killed_after_a_named_event(tmp_path: Path, kind: str, undisturbed: dict
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_five_times_at_random_moments(
+def test_driver_killed_five_times_is_resumed(
     tmp_path: Path, seed: int, undisturbed: dict[str, Any]
 ) -> None:
     runs, random_ = tmp_path / "runs", random.Random(seed)
@@ -207,7 +209,7 @@ def check_resumed(folder: Path) -> None:
     assert not any(event.kind == "failed" for event in events)
 
 
-def test_ctrl_c_finishes_what_runs_and_reports(tmp_path: Path) -> None:
+def test_driver_finishes_what_runs_at_ctrl_c_and_reports(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)
@@ -233,7 +235,9 @@ def test_ctrl_c_finishes_what_runs_and_reports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]])
-def test_ctrl_c_twice_or_sigterm_stops_now(tmp_path: Path, signals: list[signal.Signals]) -> None:
+def test_driver_stops_now_at_the_second_ctrl_c_or_sigterm(
+    tmp_path: Path, signals: list[signal.Signals]
+) -> None:
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)
@@ -254,7 +258,7 @@ def test_ctrl_c_twice_or_sigterm_stops_now(tmp_path: Path, signals: list[signal.
     check_resumed(tmp_path)
 
 
-def test_without_ray_s_head_it_says_so_and_is_resumed(tmp_path: Path) -> None:
+def test_driver_says_that_ray_s_head_is_gone_and_is_resumed(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)

@@ -1,4 +1,4 @@
-"""Runs folders elsewhere, on a real S3 server on loopback: trials' files and backed-up journals."""
+"""Remote runs folders, on a real S3 server on loopback: trials' files and backed-up journals."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def outcome(folder: Path) -> dict[str, tuple[str, float | None]]:
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_on_another_machine(machine: Any, tmp_path: Path) -> None:
+def test_study_goes_on_on_another_machine(machine: Any, tmp_path: Path) -> None:
     file = tmp_path / "away.yaml"
     undisturbed = run_study(file, runs=tmp_path / "here", formats=())
     machine("first")
@@ -146,9 +146,7 @@ def filled(folder: Path, count: int) -> Journal:
     return journal
 
 
-def test_what_is_pulled_is_what_was_backed_up(
-    machine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pull_restores_what_was_backed_up(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 2000)
     first = machine("first") / "s"
     with filled(first, 50) as journal:
@@ -198,7 +196,7 @@ def test_pull_reads_what_the_first_version_wrote(machine: Any) -> None:
     }  # fmt: skip
 
 
-def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
+def test_backup_stops_a_driver_whose_study_was_taken_over(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
@@ -223,7 +221,7 @@ def test_a_driver_whose_study_was_taken_over_stops(machine: Any) -> None:
     assert [event.kind for event in read_events(aside)][5:] != ["opened"]
 
 
-def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
+def test_lease_stops_one_of_two_drivers_that_begin_in_the_same_moment(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = RemoteFolder(RUNS) / "s"
@@ -253,7 +251,7 @@ def test_of_two_drivers_that_take_a_study_in_the_same_moment_one_stops(
 
 
 @pytest.mark.parametrize("kind", [".jsonl", "driver.json"])
-def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, kind: str) -> None:
+def test_backup_waits_for_a_store_that_is_away(machine: Any, monkeypatch: Any, kind: str) -> None:
     first = machine("first") / "s"
     put = RemoteFolder.write
     away = [False]
@@ -280,7 +278,7 @@ def test_a_store_that_is_away_holds_up_nothing(machine: Any, monkeypatch: Any, k
     assert list(read_events(second)) == list(read_events(first))
 
 
-def test_other_machines_know_who_runs_a_study(
+def test_running_driver_is_known_on_other_machines(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = RemoteFolder(RUNS) / "s"
@@ -318,7 +316,7 @@ def test_other_machines_know_who_runs_a_study(
     assert not names()
 
 
-def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
+def test_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
@@ -330,7 +328,7 @@ def test_a_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     assert list(read_events(second)) == list(read_events(first))
 
 
-def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
+def test_pull_brings_back_a_journal_that_was_lost_here(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         Backup(journal, RemoteFolder(RUNS) / "s").close()
@@ -340,7 +338,7 @@ def test_a_journal_that_was_lost_here_comes_back(machine: Any) -> None:
     assert list(read_events(first)) == before
 
 
-def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
+def test_pull_replaces_no_journal_that_is_in_use_here(machine: Any) -> None:
     with filled(machine("first") / "s", 5) as journal:
         Backup(journal, RemoteFolder(RUNS) / "s").close()
     second = machine("second") / "s"
@@ -367,7 +365,9 @@ def test_a_journal_that_is_in_use_here_is_not_replaced(machine: Any) -> None:
         ("000000000001.jsonl", b'[1, 1.0, "epoch", {}]\n', "after 1 are missing"),
     ],
 )
-def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, message: str) -> None:
+def test_pull_refuses_a_damaged_backup(
+    machine: Any, name: str, content: bytes, message: str
+) -> None:
     with filled(machine("first") / "s", 3) as journal:
         Backup(journal, RemoteFolder(RUNS) / "s").close()
     (path,) = (path for path in names() if path.endswith(name))
@@ -378,7 +378,7 @@ def test_a_damaged_backup_is_refused(machine: Any, name: str, content: bytes, me
     assert not second.exists()
 
 
-def test_folders_of_the_bucket_with_other_names_are_left_alone(machine: Any) -> None:
+def test_pull_all_leaves_folders_with_other_names_alone(machine: Any) -> None:
     local = machine("first")
     RemoteFolder("s3://features").write("team/runs/../x", b"")
     RemoteFolder(RUNS).write("not a study/file", b"")
@@ -386,7 +386,7 @@ def test_folders_of_the_bucket_with_other_names_are_left_alone(machine: Any) -> 
     assert [path.name for path in local.iterdir()] == ["elsewhere"]
 
 
-def test_a_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
+def test_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
     machine("first")
     RemoteFolder(RUNS).write("s/driver.json", b"{}")
     theirs = tmp_path / "theirs"
@@ -395,7 +395,7 @@ def test_a_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: 
     assert list_studies(theirs) == []  # the one there is damaged, and would be told of
 
 
-def test_bad_uris_are_refused_by_the_command_line() -> None:
+def test_command_line_refuses_bad_uris() -> None:
     answer = CliRunner().invoke(main, ["list", "--runs", "ftp://host/path"])
     assert answer.exit_code == 2
     assert "must begin with s3://" in answer.output
@@ -408,7 +408,7 @@ def remote_spec(**changes: Any) -> Any:
     return dataclasses.replace(trial_spec(Path("unused"), **changes), folder=f"{RUNS}/s/trials/c-0")
 
 
-def test_a_trial_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
+def test_worker_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
     machine("first")
     first, second = TrainingWorker(), TrainingWorker()
     first.start(remote_spec(fencing_token=3))
@@ -428,7 +428,7 @@ def test_a_trial_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_p
     assert RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log() == log
 
 
-def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
+def test_trial_folder_cannot_be_taken_back_by_an_earlier_worker(machine: Any) -> None:
     machine("first")
     folder = RemoteTrialFolder(f"{RUNS}/s/trials/c-0")
     assert folder.owner() == -1
@@ -447,7 +447,7 @@ def test_an_earlier_worker_cannot_take_a_trial_back(machine: Any) -> None:
         assert path is None
 
 
-def test_workers_of_one_trial_write_logs_of_their_own(machine: Any) -> None:
+def test_trial_folder_keeps_a_log_for_each_worker(machine: Any) -> None:
     machine("first")
     where = f"{RUNS}/s/trials/c-0"
     both = [RemoteTrialFolder(where, rank) for rank in range(2)]
@@ -459,7 +459,7 @@ def test_workers_of_one_trial_write_logs_of_their_own(machine: Any) -> None:
     assert RemoteTrialFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
 
 
-def test_without_checkpoints_elsewhere_a_trial_goes_on_without_weights_the_study_stops(
+def test_worker_goes_on_without_remote_checkpoints_and_stops_without_weights(
     machine: Any,
 ) -> None:
     machine("first")
