@@ -153,6 +153,7 @@ def call(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.medium
 def test_a_simulated_study_names_its_front_and_what_it_lacks(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     done = call("simulate", file, "--table", out, "--json", "--workers", 1)
@@ -184,6 +185,7 @@ def test_four_workers_take_a_quarter_of_the_time(recorded: tuple[Path, Path]) ->
     assert told["seconds"] == 8 * 3 * 60 / 4
 
 
+@pytest.mark.medium
 def test_repetitions_differ_and_are_told_by_mean_and_standard_error(
     recorded: tuple[Path, Path],
 ) -> None:

@@ -162,6 +162,7 @@ def test_what_is_there_must_be_removed_first(file: Path) -> None:
     assert "is built in" in call("data", "remove", "digits", "--yes").output
 
 
+@pytest.mark.medium
 def test_a_picture_is_drawn(file: Path, tmp_path: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     for name in ("mine", "synthetic_rating", "synthetic_tags"):
@@ -181,6 +182,7 @@ def test_readers_are_listed_with_their_options() -> None:
     assert "VGGSound" in rows["vggsound"]["what it reads"]
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(240)  # Ray starts
 def test_a_study_runs_on_what_was_prepared(file: Path, tmp_path: Path) -> None:
     """With modalities of its own: each alone and all together."""
@@ -219,6 +221,7 @@ def test_a_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
     assert "No data set is called 'mime'. Did you mean 'mine'?" in done.output
 
 
+@pytest.mark.medium
 def test_ctrl_c_leaves_nothing_half_done_and_the_next_run_goes_on(
     tmp_path: Path, cache: Path
 ) -> None:

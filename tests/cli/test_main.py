@@ -176,6 +176,7 @@ def test_a_wrong_study_file_is_code_2_with_a_line_for_each_mistake(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.medium
 def test_a_process_gives_the_same_code_and_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_bytes(b"\x89PNG\x00")
@@ -220,6 +221,7 @@ def test_check_says_what_would_run_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [study_file]
 
 
+@pytest.mark.medium
 def test_price_lists_costs_without_measuring(study_file: Path) -> None:
     result = call("price", study_file, "--no-time", "--json")
     assert result.exit_code == 0
@@ -351,6 +353,7 @@ def test_show_gives_values_and_log_by_the_beginning_of_a_key(runs: Path) -> None
     assert "2 trials' keys begin with 'abc': abc-0 (small), abc-1 (small)." in ambiguous.stderr
 
 
+@pytest.mark.medium
 def test_output_into_a_closed_pipe_is_no_traceback() -> None:
     """As in `sftsearch models | head -1`."""
     done = subprocess.run(

@@ -6,6 +6,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
+import pytest
 from rich.console import Console
 
 from sftsearch.orchestrator.cli.progress import ConsoleWatcher
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    import pytest
 
 STUDY = """
 study: {name: watched}
@@ -37,6 +37,7 @@ class Quick:
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
+@pytest.mark.medium
 def test_lines_say_how_far_how_long_and_how_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

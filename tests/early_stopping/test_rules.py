@@ -293,6 +293,7 @@ class Study:
         return getattr(self.rule, name)(*arguments)
 
 
+@pytest.mark.medium
 def test_false_stops_are_as_rare_as_they_are_said_to_be() -> None:
     """With every stop audited, predictions are calibrated: as many exceed as were promised."""
     stops = []

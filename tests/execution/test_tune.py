@@ -83,6 +83,7 @@ def most_at_once(notes: list[Any]) -> int:
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("cpus", "gpus", "concurrent", "slots"),
     [
@@ -101,6 +102,7 @@ def test_slots_are_what_fits(cpus: float, gpus: float, concurrent: Any, slots: i
     assert count_slots(resources) == slots
 
 
+@pytest.mark.medium
 def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=1, gpus=0.5)
     assert len(notes) == 6
@@ -109,6 +111,7 @@ def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> N
     assert {note["device"] for note in notes} == {"cuda"}
 
 
+@pytest.mark.medium
 def test_concurrency_and_threads_follow_the_study_file(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=2, gpus=0, concurrent="1")
     assert most_at_once(notes) == 1
@@ -146,6 +149,7 @@ class Brief:
         return {"epochs": [], "final": final | {"facts": {"process": os.getpid()}}}
 
 
+@pytest.mark.medium
 def test_processes_start_while_trials_end_in_others(tmp_path: Path) -> None:
     """Tune alone ends a process that is starting as soon as another one is free for its trial."""
     file = tmp_path / "placed.yaml"
@@ -164,7 +168,7 @@ def test_processes_start_while_trials_end_in_others(tmp_path: Path) -> None:
 LEAVING = """
 import threading
 import ray
-from sftsearch.orchestrator import tune
+from sftsearch.orchestrator.execution import tune
 
 def work():
     while not left.wait(1e-5):
@@ -185,6 +189,7 @@ print("left", len(references) > 0)
 """
 
 
+@pytest.mark.medium
 def test_another_thread_that_collects_does_not_end_the_process_as_ray_shuts_down() -> None:
     command = [sys.executable, "-c", LEAVING]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -247,6 +252,7 @@ class Hanging(Noting):
         return super().step()
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(400)  # two processes are ended, and others started in their place
 def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "placed.yaml"
@@ -263,6 +269,7 @@ def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) 
 # ------------------------------------------------------------------- processes that do not start
 
 
+@pytest.mark.medium
 def test_processes_that_cannot_start_stop_the_study_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def start(job: Job) -> TrainingWorker:
     return worker
 
 
+@pytest.mark.medium
 def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
     reports = run(start(job(tmp_path)))
     assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
@@ -48,6 +49,7 @@ def test_a_trial_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> N
     assert (tmp_path / WEIGHTS).is_file()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("dataset", "metric"), [("rating", "mae"), ("tags", "map")])
 def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, metric: str) -> None:
     training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
@@ -59,6 +61,7 @@ def test_other_tasks_with_lengths_are_trials_too(tmp_path: Path, dataset: str, m
     assert bool(final["groups"]) == (dataset == "rating")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_journalled", [0, 1, 2])
 def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
     tmp_path: Path, num_journalled: int
@@ -76,6 +79,7 @@ def test_another_worker_goes_on_and_reports_what_the_journal_lacks(
     assert ours["groups"] == theirs["groups"]
 
 
+@pytest.mark.medium
 def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_path: Path) -> None:
     undisturbed = run(start(job(tmp_path / "a")))
     first = start(job(tmp_path / "b"))
@@ -87,6 +91,7 @@ def test_a_lost_or_damaged_checkpoint_trains_again_and_repeats_every_epoch(tmp_p
     assert "starting anew" in (tmp_path / "b" / LOG).read_text()
 
 
+@pytest.mark.medium
 def test_a_trial_that_had_finished_reports_its_end_again(tmp_path: Path) -> None:
     once = run(start(job(tmp_path)))
     again = run(start(job(tmp_path, num_journalled=4)))
@@ -100,6 +105,7 @@ def test_a_wrong_price_fails_the_trial(tmp_path: Path) -> None:
     assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
 
 
+@pytest.mark.medium
 def test_one_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
     worker = TrainingWorker()
     worker.start(job(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
@@ -163,6 +169,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.medium
 def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> None:
     """As after a resume, where a worker outlives its driver."""
     old, new = TrainingWorker(), TrainingWorker()
@@ -184,6 +191,7 @@ def test_a_worker_that_was_replaced_writes_nothing_any_more(tmp_path: Path) -> N
     assert reports[-1]["final"]["values"]["loss"] == run(undisturbed)[-1]["final"]["values"]["loss"]
 
 
+@pytest.mark.medium
 def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("")
     worker = TrainingWorker()
@@ -193,6 +201,7 @@ def test_an_owner_that_was_cut_off_half_way_belongs_to_nobody(tmp_path: Path) ->
     assert worker.step()["failed"].startswith("LostTrial")
 
 
+@pytest.mark.medium
 def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sftsearch.orchestrator.storage.trial_files.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()

@@ -77,6 +77,7 @@ def test_a_huge_space_is_listed_by_a_sample_within_its_limits(
     assert [c.id for c in limited] == [c.id for c in unlimited if c.cost.gflops <= limit]
 
 
+@pytest.mark.medium
 def test_a_huge_space_with_nothing_admissible_is_said_at_once() -> None:
     source, admission = study_of(CONTINUOUS, "[{metric: parameters, max: 1}]")
     assert prices.list_prices(admission) == []
@@ -101,6 +102,7 @@ def test_the_line_is_that_of_nonnegative_least_squares() -> None:
     assert prices._fit_line([2.0], [0.5]) == (0.5, 0.0)
 
 
+@pytest.mark.medium
 def test_the_estimate_is_one_line_over_the_operations_of_a_batch() -> None:
     source, admission = study_of()
     threads = torch.get_num_threads()

@@ -391,6 +391,7 @@ def test_the_membership_of_three_objectives_counts_draws() -> None:
         assert by_id(front)[name].membership == pytest.approx(on_front.mean())
 
 
+@pytest.mark.medium
 def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
     assert len(report.write(study, list(report.FORMATS), tmp_path)) == len(report.FORMATS)
@@ -411,6 +412,7 @@ def test_every_format_shows_the_third_objective(tmp_path: Path) -> None:
 # Thinning -------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_a_thinned_front_stands_for_the_whole_one() -> None:
     generator = np.random.default_rng(2)
     logs = np.sort(generator.random(200))

@@ -307,6 +307,7 @@ def test_the_record_order_does_not_matter(study: StudyRecord) -> None:
     assert report.summarise(turned).configurations == report.summarise(study).configurations
 
 
+@pytest.mark.medium
 def test_a_front_of_500_configurations_takes_seconds() -> None:
     generator = np.random.default_rng(0)
     trials = [

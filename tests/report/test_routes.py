@@ -88,6 +88,7 @@ def test_rows_have_shares_and_the_last_route_by_class() -> None:
     assert cells[0]["by class"] == routes.MISSING
 
 
+@pytest.mark.medium
 def test_every_format_has_the_routes() -> None:
     front = sweep()
     markdown = report.to_markdown(front)

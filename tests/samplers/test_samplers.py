@@ -89,6 +89,7 @@ def beliefs_of(admission: Admission) -> Beliefs:
     return Beliefs(admission, Observations(("gflops",)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
 def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     max_table: int, most: int, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +122,7 @@ def _some(proposal: Proposal | None) -> Proposal:
     return proposal
 
 
+@pytest.mark.medium
 def test_tpe_finds_better_points_than_chance() -> None:
     """An accuracy with its peak at width 64, dropout 0.2: TPE's last proposals are nearer to it."""
 
@@ -230,6 +232,7 @@ AXES: dict[str, Any] = {
 }
 
 
+@pytest.mark.medium
 def test_every_kind_of_axis_goes_through_optuna_and_back_unchanged() -> None:
     """1, 1.0, True and "1" stay apart; 0.3 is 0.3; lists and mappings come back as they were."""
     mapping = {"left": AXES["alike"], "right": 2}
@@ -396,6 +399,7 @@ def zdt1(candidate: Candidate) -> Values:
     return -x[0], g * (1 - math.sqrt(x[0] / g))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
 def test_a_genetic_algorithm_comes_nearer_to_a_known_front_than_chance(kind: str) -> None:
     """After 300 proposals of which a population is 20."""
@@ -472,6 +476,7 @@ def test_every_generation_is_full_and_its_parents_are_those_of_optuna() -> None:
     assert sum(PARENTS in t.user_attrs for t in study.trials) == 6
 
 
+@pytest.mark.medium
 def test_children_inherit_what_their_branch_leaves_unused() -> None:
     """All genes but the mutated are of a parent, whichever branch uses them."""
     toy = Toy(BRANCHES, "nsga2", smooth, population=10, seed=3).run(120)
@@ -573,6 +578,7 @@ def test_quasi_random_draws_every_branch_as_often_as_any_other() -> None:
     assert len(study.trials(0)) == pytest.approx(32, abs=4)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("branch", [None, 0])
 def test_the_gaussian_process_draws_where_more_is_to_be_gained(branch: int | None) -> None:
     """What it adds to 10 uniform draws dominates more than 5 uniform ones more."""
@@ -587,6 +593,7 @@ def test_the_gaussian_process_draws_where_more_is_to_be_gained(branch: int | Non
 # ------------------------------------------------------------------ front
 
 
+@pytest.mark.medium
 def test_front_is_a_sampler_of_optuna() -> None:
     """A plain study asks for parameters and gets those of an admissible configuration."""
     toy = Toy(SMALL, "front", smooth).run(8)
@@ -609,6 +616,7 @@ def test_front_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
         study.ask(toy.optuna.space_of(None))
 
 
+@pytest.mark.medium
 def test_front_finds_a_front_with_fewer_trials_than_chance() -> None:
     """Trials, at most 60, until 95 % of the whole volume; accuracy is best at width 64."""
 
