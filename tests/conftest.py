@@ -1,8 +1,9 @@
 """What holds for every test: the same draws in every run, and nothing of the user's.
 
-A run of the tests has a home folder of its own, and every test one within it that is also its
-current directory: datasets are kept and studies are recorded there, by child processes too. The
-shipped datasets, which take seconds to write, are written once and linked into every test's cache.
+A run of the tests has a home folder of its own, and so has every test: datasets are kept and
+studies are recorded there, by child processes too. The shipped datasets, which take seconds to
+write, are written once and linked into every test's cache. The current directory stays: Ray's
+workers import what a test module defines from there.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def session_home() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_home(session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a test a home folder, and with it a cache, and a current directory."""
+    """Give a test a home folder, and within it a cache and a folder of studies."""
     home, shared = session_home.parent / f"{next(_numbers):05d}", session_home / CACHE
     cache = home / CACHE
     cache.mkdir(parents=True)
@@ -88,7 +89,7 @@ def own_home(session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         (cache / store.name).symlink_to(store)
     (home / ".ray").symlink_to(session_home / ".ray")  # one token for every Ray of a process
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(home)
+    monkeypatch.setenv("SFTSEARCH_RUNS", str(home / "runs"))
     yield home
     for store in cache.glob(STORES):
         if not store.is_symlink() and not (shared / store.name).exists():

@@ -29,11 +29,12 @@ SETTINGS = {
 }
 
 
-def test_home_of_a_test_is_its_current_directory_and_has_its_cache() -> None:
+def test_home_of_a_test_has_its_cache_and_its_studies() -> None:
     home = Path.home()
-    assert Path.cwd() == home != Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert home != Path(pwd.getpwuid(os.getuid()).pw_dir)
     assert cache_folder() == home / ".cache" / "sftsearch"
-    assert not set(SETTINGS) & set(os.environ)
+    assert os.environ["SFTSEARCH_RUNS"] == str(home / "runs")
+    assert not {"AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"} & set(os.environ)
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 

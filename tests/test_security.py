@@ -200,6 +200,7 @@ class Poison:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.medium
 def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: Path) -> None:
     runs, mark = copy_of(finished, tmp_path / "runs"), tmp_path / "loaded"
     folder = runs / "secure"

@@ -44,7 +44,7 @@ space:
     fused_layers: 1
 """
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.medium, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -182,6 +182,7 @@ def test_data_list_shows_readers_with_their_options() -> None:
     assert "VGGSound" in rows["vggsound"]["what it reads"]
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(240)  # Ray starts
 def test_run_takes_what_was_prepared(file: Path, tmp_path: Path) -> None:
     """With modalities of its own: each alone and all together."""

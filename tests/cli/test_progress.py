@@ -8,6 +8,7 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pytest
 from rich.console import Console
 
 from sftsearch.orchestrator.cli import progress
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    import pytest
 
 STUDY = """
 study: {name: watched}

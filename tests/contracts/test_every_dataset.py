@@ -185,6 +185,7 @@ def test_building_twice_gives_identical_bytes(store: Store, tmp_path: Path) -> N
         assert (store.path / file).read_bytes() == (again.path / file).read_bytes()
 
 
+@pytest.mark.medium
 def test_two_processes_may_build_at_once(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, store.spec.name, str(tmp_path)]
     with ExitStack() as stack:  # which waits for both, also when a line below fails

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 NUM_CLASSES = 7
-MIXING_LATENTS = sorted(name for name, system in MODELS.items() if system.mixes_latents)
-"""Systems that manifold mixup can train; the others refuse it, `test_dynmm.py`."""
+MIXING_LATENTS = sorted(name for name, entry in MODELS.items() if entry.mixes_latents)
+"""Models that manifold mixup can train; the others refuse it, `test_dynmm.py`."""
 SPEC: DatasetSpec = replace(
     describe("synthetic"),
     modalities={
@@ -52,7 +52,7 @@ ALONE = ("unimodal",)
 """Models that take one modality."""
 PAIRS = ("mmtm", "mi_matrix")
 """Models that take two."""
-POOLED = sorted(name for name, system in MODELS.items() if hasattr(system.config, "stride"))
+POOLED = sorted(name for name, entry in MODELS.items() if hasattr(entry.config, "stride"))
 POOLED_APART = sorted(set(POOLED) - {"concat"})
 """Models that pool modality by modality."""
 
@@ -232,6 +232,7 @@ def test_a_real_sample_matters_whatever_is_padded(name: str) -> None:
     assert not torch.allclose(model(inputs, known), outputs)
 
 
+@pytest.mark.medium
 def test_it_can_miss_any_modality(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     for modality in model.modalities:
@@ -241,6 +242,7 @@ def test_it_can_miss_any_modality(name: str) -> None:
         assert torch.equal(model({**batch(), modality: batch(seed=2)[modality]}, missing), outputs)
 
 
+@pytest.mark.medium
 def test_torch_export_gives_the_same_logits(name: str) -> None:
     """The exported program also takes other batch sizes than the one it was traced with."""
     model = build_model(name, SPEC, small(name), seed=0).eval()
@@ -257,6 +259,7 @@ def test_torch_export_gives_the_same_logits(name: str) -> None:
     torch.testing.assert_close(program.module()(other), model(other))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_the_same_probabilities(name: str, precision: torch.dtype) -> None:
     """By autocast, as in training; within 1e-2."""
@@ -290,6 +293,7 @@ def test_manifold_mixup_can_mix_behind_its_transformer_layers(name: str) -> None
     torch.testing.assert_close(swapped, expected)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("weights", ["batch", "sample"])
 @pytest.mark.parametrize(
     ("name", "mixup"),
@@ -334,6 +338,7 @@ def test_a_stride_that_drops_nothing_is_a_token_budget(name: str) -> None:
         assert config.canonical(SPEC) != budget.canonical(SPEC)
 
 
+@pytest.mark.medium
 def test_dropout_acts_in_training_alone(name: str) -> None:
     model = build_model(name, SPEC, small(name, dropout=0.5), seed=0)
     assert not torch.equal(model(batch()), model(batch()))

@@ -171,6 +171,7 @@ def test_sampler_proposes_points_of_the_branch_that_is_asked_for_until_none_is_l
     assert len(set(admitted)) == len(admitted) == (NUM_ADMISSIBLE - 1, 1)[branch]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
 def test_sampler_proposes_points_of_a_branch_of_a_continuous_space(sampler: str) -> None:
     run = Run(CONTINUOUS, sampler)
@@ -201,6 +202,7 @@ def test_sampler_proposes_points_of_the_space_and_covers_it_once(
     assert run.admission.left() == 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS.keys() - {"exhaustive"}))
 def test_sampler_proposes_points_of_a_continuous_space(sampler: str) -> None:
     run = Run(CONTINUOUS, sampler)

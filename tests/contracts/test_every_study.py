@@ -120,6 +120,7 @@ def test_its_budget_fits_its_space(name: str) -> None:
         assert asked <= len(admission.table)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_point_is_priced_and_most_are_admitted(name: str) -> None:
     admission = admission_of(name)
@@ -145,6 +146,7 @@ def test_the_json_schema_refuses_what_the_loader_refuses() -> None:
         assert not validator.is_valid(data | change)
 
 
+@pytest.mark.medium
 def test_stride_spans_costs_and_models() -> None:
     """The first study anybody runs: a wide range of costs, and systems to compare."""
     listing = list_prices(admission_of("stride"))

@@ -388,6 +388,7 @@ print(done.num_samples)
 """
 
 
+@pytest.mark.medium
 def test_what_was_killed_goes_on(tmp_path: Path) -> None:
     """SIGKILL in the middle, twice; the end is that of an undisturbed run."""
     script = tmp_path / "killed.py"

@@ -533,6 +533,7 @@ def test_another_store_in_its_place_is_refused(store: Store, tmp_path: Path) -> 
         open_store(store.path).split("train")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("task", ["fixed", *SPECS])
 def test_random_damage_ends_in_one_line_or_in_samples(tmp_path: Path, task: str) -> None:
     """Bytes of the manifest and of Arrow's own bookkeeping, a thousand times."""
@@ -724,6 +725,7 @@ def build_with_little_space(cache: Path, how: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.medium
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     ended = build_with_little_space(tmp_path, "refuse")
     assert ended.returncode == 1
@@ -735,6 +737,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.medium
 def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
     assert build_with_little_space(tmp_path, "kill").returncode < 0
     (left,) = tmp_path.iterdir()
@@ -831,6 +834,7 @@ def open_unprivileged(cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.medium
 def test_a_read_only_cache_is_read_but_not_built_in(public_folder: Path) -> None:
     cache = public_folder / "cache"
     cache.mkdir()
@@ -849,6 +853,7 @@ def test_a_read_only_cache_is_read_but_not_built_in(public_folder: Path) -> None
     assert (ended.returncode, ended.stdout) == (0, "2000\n")
 
 
+@pytest.mark.medium
 def test_a_cache_nobody_may_enter_names_the_variable(public_folder: Path) -> None:
     cache = public_folder / "cache"
     cache.mkdir()

@@ -134,6 +134,7 @@ def bayes_log_odds(split: Split) -> np.ndarray:
     return np.log(likelihood[1]) - np.log(likelihood[0])
 
 
+@pytest.mark.medium
 def test_the_best_tags_are_what_bayes_rule_reaches(many_tags: Split) -> None:
     log_odds = bayes_log_odds(many_tags)
     best = synthetic.best_tag_accuracies()
@@ -162,6 +163,7 @@ def bayes_ratings(split: Split) -> np.ndarray:
     return total
 
 
+@pytest.mark.medium
 def test_the_best_ratings_are_what_bayes_rule_reaches() -> None:
     split = synthetic.generate_rating("train", 20_000, np.random.default_rng(7))
     metrics = score("regression", bayes_ratings(split)[:, None], split.labels)

@@ -83,6 +83,7 @@ def test_acceleration_is_in_tens_of_metres_per_second_squared(splits: dict[str, 
         assert np.median(strength) == pytest.approx(0.981, abs=0.02)
 
 
+@pytest.mark.medium
 def test_another_shipped_file_is_another_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

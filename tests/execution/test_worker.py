@@ -48,6 +48,7 @@ def test_worker_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> No
     assert (tmp_path / WEIGHTS).is_file()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("dataset", "metric"), [("rating", "mae"), ("tags", "map")])
 def test_worker_trains_other_tasks_with_lengths(tmp_path: Path, dataset: str, metric: str) -> None:
     training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
@@ -59,6 +60,7 @@ def test_worker_trains_other_tasks_with_lengths(tmp_path: Path, dataset: str, me
     assert bool(final["groups"]) == (dataset == "rating")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("num_journalled", [0, 1, 2])
 def test_worker_goes_on_and_reports_what_the_journal_lacks(
     tmp_path: Path, num_journalled: int

@@ -60,6 +60,7 @@ def test_each_limit_ends_the_study_when_the_trials_that_run_are_done(
     assert least <= count(events, "finished") <= least + (0 if "trials" in limit else slots - 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
     """To where a study with that limit from the beginning ends."""
@@ -94,6 +95,7 @@ def test_what_is_reported_gets_its_fresh_replicates_beyond_the_limit() -> None:
 SPACE = width(*range(8, 88, 8))
 
 
+@pytest.mark.medium
 def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
     """Where dearer configurations are no better and values hardly vary, that is soon seen."""
     flat = Training(truth=lambda a: 0.6 + 1e-5 * noise(a.key), sigma=1e-4)
@@ -112,6 +114,7 @@ def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
     assert len(extended.known.past) == 10
 
 
+@pytest.mark.medium
 def test_a_study_goes_on_while_much_is_expected() -> None:
     """Values that nothing explains: any configuration may be the best at its cost."""
     wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.configuration_id), sigma=1e-4)

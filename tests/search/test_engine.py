@@ -63,6 +63,7 @@ def test_every_trial_once_and_the_mean_over_seeds_told_once(tmp_path: Path) -> N
         assert search.known.optuna.study.trials[number].values == told[number]["values"]
 
 
+@pytest.mark.medium
 def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) -> None:
     toy = Toy(tmp_path, trials=60, seeds=1)
     journal, search = toy.open()
@@ -77,6 +78,7 @@ def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) ->
     assert Admission(toy.source, describe("wearables")).num_refused["over limit"] > 0
 
 
+@pytest.mark.medium
 def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) -> None:
     toy = Toy(tmp_path, trials=60, seeds=1, text=CONTINUOUS)
     journal, search = toy.open()
@@ -139,6 +141,7 @@ def test_a_resumed_study_has_every_trial_once(
     replayed[0].close()
 
 
+@pytest.mark.medium
 def test_ordered_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Path) -> None:
     orders: list[Callable[[int], int]] = [lambda _: 0, lambda n: n - 1, random.Random(1).randrange]
     found = []
@@ -159,6 +162,7 @@ def test_ordered_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Pat
     assert free[0] != free[1]  # or the test above could not fail
 
 
+@pytest.mark.medium
 def test_an_ordered_study_resumed_anywhere_is_the_undisturbed_one(tmp_path: Path) -> None:
     undisturbed = Toy(tmp_path / "a", ordered=True, seeds=1, trials=20)
     journal, search = undisturbed.open()
@@ -304,6 +308,7 @@ def test_the_cheapest_of_each_branch_come_first_where_branches_take_turns(tmp_pa
     assert costs != sorted(costs)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sampler", [TPE, "{kind: random}", "{kind: exhaustive}"])
 def test_a_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, sampler: str) -> None:
     toy = balanced(tmp_path, sampler, trials=10_000)
@@ -320,6 +325,7 @@ class KilledError(Exception):
     """The driver dies."""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("balance", ["branches", "none"])
 @pytest.mark.parametrize("text", [STUDY, CONTINUOUS], ids=["listed", "continuous"])
 def test_a_study_killed_after_any_event_proposes_what_the_undisturbed_one_does(

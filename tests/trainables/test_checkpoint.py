@@ -102,6 +102,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 
+@pytest.mark.medium
 def test_the_file_is_no_pickle(saved: bytes) -> None:
     values, _ = header(saved)
     assert json.loads(values["__metadata__"]["sftsearch"])["version"] == 1

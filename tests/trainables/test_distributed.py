@@ -58,6 +58,7 @@ def by_two(request: pytest.FixtureRequest, stores: Path) -> Pair:
     return Pair(request.param, [json.loads(out.strip().splitlines()[-1]) for out in outputs])
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_workers_agree_on_all_they_measure(name: str, by_two: Pair) -> None:

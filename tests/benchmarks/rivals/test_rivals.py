@@ -64,6 +64,7 @@ def test_equal_seeds_give_equal_rows(kind: optuna_samplers.Kind) -> None:
     assert one != other
 
 
+@pytest.mark.medium
 def test_random_draws_a_full_grid_uniformly() -> None:
     """Chi squared of 63 degrees of freedom is below 114 in 9,999 of 10,000."""
     rival = optuna_samplers.optuna_rival("random", GRID, seed=0)

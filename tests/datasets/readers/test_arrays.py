@@ -155,6 +155,7 @@ def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
         read_array(file)
 
 
+@pytest.mark.medium
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     write(tmp_path, "npz")
     inner = io.BytesIO()

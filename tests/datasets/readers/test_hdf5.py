@@ -130,6 +130,7 @@ def test_a_child_that_hangs_is_ended(file: Path, monkeypatch: pytest.MonkeyPatch
             reader.read("a/x")
 
 
+@pytest.mark.medium
 def test_flipped_bytes_never_take_this_process_down(file: Path, tmp_path: Path) -> None:
     content, random = file.read_bytes(), np.random.default_rng(0)
     for case in range(12):

@@ -49,6 +49,7 @@ def best_guesses(source: Source, kind: str, *, alternating: bool = False, stride
 DIALS = {"left": 120, "right": 80, "shared": 70, "samples": 6000}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["synergy", "unique", "redundant"])
 @pytest.mark.parametrize(
     ("telling", "pattern"), [(8, "constant"), (1, "constant"), (8, "alternating")]
@@ -64,6 +65,7 @@ def test_the_best_accuracy_is_what_the_best_guesses_reach(
     assert found == pytest.approx(best, abs=4 * math.sqrt(best * (1 - best) / 6000))
 
 
+@pytest.mark.medium
 def test_a_stride_hardly_loses_what_all_tokens_tell_and_loses_a_needle_and_an_order() -> None:
     def reached(stride: int, **dials: Any) -> float:
         source = open_source(kind="redundant", tokens=16, shared=175, samples=1500, **dials)

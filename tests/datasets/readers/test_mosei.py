@@ -223,6 +223,7 @@ def write_csd(folder: Path) -> None:
         (folder / f"{fold}.txt").write_text(f"{video}\nnot-here\n" if fold == "test" else video)
 
 
+@pytest.mark.medium
 def test_sequences_are_cut_to_their_clips(tmp_path: Path) -> None:
     write_csd(tmp_path)
     source = open_source(tmp_path, labels="regression", tokens="audio=25")

@@ -81,6 +81,7 @@ def test_frames_are_drawn_evenly(folder: Path) -> None:
     np.testing.assert_allclose(person[:, 0], [0.0, 0.4, 0.8], atol=1e-6)
 
 
+@pytest.mark.medium
 def test_the_published_protocols(folder: Path) -> None:
     assert len(TRAINING) == 20
     assert set(VALIDATING) == {8, 16, 27, 38} == set(TRAINING[4::5])

@@ -71,6 +71,7 @@ def test_what_arrays_are_made_of_is_read(file: Path, protocol: int) -> None:
     assert same(load(file), features())
 
 
+@pytest.mark.medium
 @given(
     array=npst.arrays(
         dtype=st.sampled_from(["f2", "f4", "f8", ">f4", "i1", "u2", "i8", "?", "U3", "S2"]),
@@ -259,6 +260,7 @@ def test_what_is_no_pickle_is_refused(file: Path, content: bytes) -> None:
         load(file)
 
 
+@pytest.mark.medium
 def test_every_truncation_and_many_flips_are_read_or_refused(file: Path) -> None:
     content = pickle.dumps(features(), 4)
     random = np.random.default_rng(0)
