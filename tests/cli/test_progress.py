@@ -8,7 +8,6 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-import pytest
 from rich.console import Console
 
 from sftsearch.orchestrator.cli import progress
@@ -17,6 +16,8 @@ from sftsearch.orchestrator.study import run_study
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
+
+    import pytest
 
 
 STUDY = """

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from sftsearch.datasets.catalog import describe, open_dataset
+from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, format_parameter
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.binding import bind
 from sftsearch.orchestrator.candidates.study_checks import check_names
-from sftsearch.orchestrator.report.text import brief_parameter, show_parameter
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
@@ -366,9 +366,8 @@ def test_reports_show_experts_by_their_settings() -> None:
         for n in (1, 2)
     )
     text = "concat(num_layers=1)+unimodal(modalities=[third], unimodal_layers=1, fused_layers=1)"
-    front: Any = SimpleNamespace(configurations=[mine, other])
-    assert show_parameter(mine, "experts") == text  # type: ignore[arg-type]
-    assert brief_parameter(mine, "experts", front) == text  # type: ignore[arg-type]
+    assert format_parameter(mine, "experts") == text  # type: ignore[arg-type]
+    assert abbreviate_parameter(mine, "experts", [mine, other]) == text  # type: ignore[arg-type,list-item]
 
 
 @pytest.mark.parametrize(("share", "admitted"), [(1.5, 2), (0.99, 0)])
