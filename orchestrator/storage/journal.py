@@ -22,7 +22,7 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.storage.events import RETIRED, parse_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from pathlib import Path
 
     from sftsearch.orchestrator.storage.event import Event
@@ -109,7 +109,9 @@ class Journal:
             self.last_id = entry.id
         return entry
 
-    def entries(self, *, after: int = 0, through: int | None = None) -> Iterator[Entry]:
+    def entries(
+        self, *, after: int = 0, through: int | None = None
+    ) -> Generator[Entry, None, None]:
         """Yield the entries after the one numbered `after`, in order."""
         return read_entries(self.folder, after=after, through=through)
 
@@ -145,7 +147,9 @@ class MemoryJournal:
         return iter(self._entries[after:through])
 
 
-def read_entries(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Entry]:
+def read_entries(
+    folder: Path, *, after: int = 0, through: int | None = None
+) -> Generator[Entry, None, None]:
     """Yield entries of a study's journal without taking it from its driver, and without writing.
 
     Raises:

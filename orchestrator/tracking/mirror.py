@@ -8,6 +8,7 @@ journal's times, so writing the same event twice changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -228,8 +229,9 @@ class Mirror:
 
 
 def _read_created(journal: Journal) -> Created:
-    events = (entry.event for entry in journal.entries())
-    return next(event for event in events if isinstance(event, Created))
+    # Closed here: SQLite takes offence where another thread collects what was not read to its end.
+    with contextlib.closing(journal.entries()) as entries:
+        return next(entry.event for entry in entries if isinstance(entry.event, Created))
 
 
 def _write(client: MlflowClient, run_id: str, written: RunWrites) -> None:

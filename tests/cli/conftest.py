@@ -34,13 +34,14 @@ def runs(tmp_path: Path) -> Path:
         )  # fmt: skip
         journal.append("opened", trials=4, slots=1)
         cost = {"gflops": 0.5, "gmacs": 0.6, "parameters": 100}
-        journal.append(
-            "admitted", number=0, configuration_id="abc", model="sft", cost=cost, seeds=[0, 1],
-            parameters={"stride": 4, "modalities": ["watch_acc"]},
-        )  # fmt: skip
+        parameters = {"stride": 4, "modalities": ["watch_acc"]}
+        body = {"configuration_id": "abc", "model": "sft", "cost": cost, "parameters": parameters}
+        for number in (0, 1):
+            journal.append("proposed", number=number, branch=0, values=parameters)
+        journal.append("admitted", number=0, seeds=[0, 1], **body)
         journal.append("refused", number=1, reason="repeat", detail="", excess=1.0)
-        journal.append("started", trial="abc-0")
-        journal.append("started", trial="abc-1")
+        for seed in (0, 1):
+            journal.append("started", trial=f"abc-{seed}", epoch=0, seed=seed, **body)
         values = cost | {"top1": 0.75}
         journal.append("finished", trial="abc-0", values=values, groups={"s1": [3, 4]}, facts={})
         journal.append("failed", trial="abc-1", reason="the loss is not finite")

@@ -30,10 +30,12 @@ def two_studies(tmp_path: Path) -> Path:
                 facts={"fingerprint": "f"}, definition={}, definition_hash="",
             )  # fmt: skip
             for cost, top1 in points.items():
-                body = {"configuration_id": f"c{cost}", "parameters": {}, "cost": {"gflops": cost}}
                 model = "sft" if cost < 3 else "late"
-                journal.append("admitted", number=cost, seeds=[0], model=model, **body)
-                journal.append("started", trial=f"c{cost}-0")
+                body = {"configuration_id": f"c{cost}", "parameters": {}, "model": model}
+                body["cost"] = {"gflops": cost}
+                journal.append("proposed", number=cost, branch=0, values={})
+                journal.append("admitted", number=cost, seeds=[0], **body)
+                journal.append("started", trial=f"c{cost}-0", epoch=0, seed=0, **body)
                 ended: dict[str, Any] = {"values": {"top1": top1, "gflops": cost, "seconds": 5.0}}
                 ended["groups"] = {"s1": [100 * top1, 100]}
                 journal.append("finished", trial=f"c{cost}-0", facts={}, **ended)

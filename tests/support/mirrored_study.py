@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.orchestrator.search.state import StudyState, record_of
+from sftsearch.orchestrator.tracking.bookkeeping import num_mirrored
 from sftsearch.orchestrator.tracking.client import open_client
 
 if TYPE_CHECKING:
@@ -48,8 +49,14 @@ def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> N
         values = {"top1": i / 100, **COST}
         journal.append("finished", trial=trial, values=values, groups=groups, facts={"torch": "2"})
         journal.append("told", number=i, state="complete", values=[i / 100, 0.5])
+    journal.append("proposed", number=last, branch=0, values={"dim": last})
     journal.append("refused", number=last, reason="over limit", detail="", excess=0.1)
     journal.append("ended", reason="all trials ran", complete=True)
+
+
+def lag(journal: Journal) -> int:
+    """Return how many events MLflow does not have yet."""
+    return journal.last_id - num_mirrored(journal.folder)
 
 
 def expected(journal: Journal) -> study_record.StudyRecord:

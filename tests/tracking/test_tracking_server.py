@@ -12,7 +12,7 @@ from sftsearch.orchestrator.tracking.mirror import Mirror
 from sftsearch.orchestrator.tracking.reader import read_study
 
 from journals import Journal
-from mirrored_study import add_trials, expected, snapshot
+from mirrored_study import add_trials, expected, lag, snapshot
 from servers import PASSWORD, find_postgres, team_servers
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_a_server_killed_in_the_middle_is_caught_up(
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 20)
         mirror = Mirror(journal, server.uri, tmp_path)
-        wait_for(lambda: mirror.lag() == 0)
+        wait_for(lambda: lag(journal) == 0)
         server.kill()
         add_trials(journal, 20, 80)
         wait_for(lambda: bool(mirror.problem))
@@ -70,7 +70,7 @@ def test_postgres_killed_in_the_middle_loses_nothing(
         mirror = Mirror(journal, server.uri, tmp_path)
         for first in range(10, 40, 15):
             add_trials(journal, first, first + 15)
-            wait_for(lambda: mirror.lag() > 0)
+            wait_for(lambda: lag(journal) > 0)
             servers[0].kill()
             wait_for(lambda: bool(mirror.problem))
             servers[0].start()
@@ -93,7 +93,7 @@ def check_complete(
     mirror: Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
 ) -> None:
     """Check that MLflow catches up, and holds every run of the journal once."""
-    wait_for(lambda: mirror.lag() == 0, seconds=120)
+    wait_for(lambda: lag(journal) == 0, seconds=120)
     assert mirror.close()
     runs = journal.folder.parent
     assert read_study(server.uri, "mirrored", runs) == expected(journal)
