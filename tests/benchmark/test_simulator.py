@@ -17,6 +17,7 @@ from sftsearch.orchestrator.benchmark.simulator import Replay, simulate
 from sftsearch.orchestrator.benchmark.table import META, TableError, read_table, write_table
 from sftsearch.orchestrator.candidates.admission import Admission
 
+from journals import raw
 from recorded_prices import recorded_prices
 from toy_study import source_of, width
 
@@ -248,7 +249,7 @@ def test_replay_lets_one_of_its_fold_stand_in_for_a_replicate_not_recorded() -> 
 
 def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent], Any]:
     done = simulate(source, admission_of(source), table, **more)
-    return list(done.journal.events()), done
+    return [raw(entry) for entry in done.journal.entries()], done
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.early_stopping.audits import Audit, false_stop_rate
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
@@ -45,6 +46,7 @@ from sftsearch.orchestrator.surrogate.front_probability import (
 
 from bench_search import WORKERS, believed_front
 from calibration import brier, recalibration_slope
+from journals import raw
 from search_tables import Case, own_case
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def judge_stops(case: Case, repetition: int, trials: int) -> dict[str, Any]:
                 ]
             ),
         )
-        for event in done.journal.events()
+        for event in map(raw, done.journal.entries())
         if event.kind == "stopped" or (event.kind == "judged" and event.body["audit"])
     ]
     return {"decided": len(decided), "wrong": sum(audit.is_false for audit in decided)}

@@ -149,7 +149,7 @@ def test_main_gives_code_130_for_an_interrupt(monkeypatch: pytest.MonkeyPatch) -
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sftsearch.orchestrator.study.check_study", interrupt)
+    monkeypatch.setattr("sftsearch.orchestrator.studies.check_study", interrupt)
     result = call("check", "stride")
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 

@@ -65,7 +65,8 @@ def test_status_gives_counts_and_reasons(runs: Path) -> None:
 def test_status_counts_a_stopped_trial_and_show_says_why(runs: Path) -> None:
     with Journal(runs / "small") as journal:
         journal.append("replicated", configuration_id="abc", seeds=[2])
-        journal.append("started", trial="abc-2")
+        body = {"configuration_id": "abc", "model": "sft", "parameters": {}, "cost": {}}
+        journal.append("started", trial="abc-2", epoch=0, seed=2, **body)
         values = {"epoch": 4, "top1": 0.5, "gflops": 0.5}
         journal.append("stopped", trial="abc-2", epoch=4, reason="unlikely", values=values)
         concluded = {"reported": ["abc"], "beliefs": {}, "num_stopped": 1, "within_delta": 0.875}

@@ -18,11 +18,11 @@ def test_ehvi_is_a_sampler_of_optuna() -> None:
     """A plain study asks for parameters and gets those of an admissible configuration."""
     toy = Toy(SMALL, "front", smooth).run(8)
     study = toy.optuna.study
-    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.beliefs)
+    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.surrogate)
     trial = study.ask(toy.optuna.space_of(None))
     point = toy.optuna.point_of(trial.params, None)
     assert isinstance(toy.admission.decide(point), Candidate)
-    expected = FrontSampler(section_of("front"), toy.optuna, toy.beliefs).choose(trial.number, None)
+    expected = FrontSampler(section_of("front"), toy.optuna, toy.surrogate).choose(trial.number, None)
     assert expected is not None
     assert point == expected.point
 
@@ -31,7 +31,7 @@ def test_ehvi_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
     two = "{kind: sft, patch: 8, num_heads: 4, dim: {kind: choice, values: [8, 16]}}"
     toy = Toy(f"space:\n  - {two}\n", "front", smooth).run(2)
     study = toy.optuna.study
-    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.beliefs)
+    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.surrogate)
     with pytest.raises(LookupError, match="is in the study"):
         study.ask(toy.optuna.space_of(None))
 

@@ -143,6 +143,7 @@ class Toy:
             "group": "",
         }
         observed = self.past.enter(number, decided.id, decided.point, **body)
+        self.surrogate.take(decided.id, decided.point)
         self.past.await_(observed, 0)
         self.past.finish(observed, 0, list(self.values[-1]), 1.0)
 

@@ -55,7 +55,7 @@ def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
     past.await_(observed, 0)
     past.finish(observed, 0, [2.5, 1.0], 1.0)
     assert past.measured().means.tolist() == [-2.5]
-    assert observed.values == {0: [2.5, 1.0]}
+    assert observed.values == {0: {"value": 2.5, "seconds": 1.0}}
 
 
 def test_observations_hold_shares_as_log_odds() -> None:
@@ -161,7 +161,7 @@ def test_observations_follow_the_account_of_each_configuration(
     assert measured.costs.tolist() == [o.row + 1 for o in complete]
     assert measured.counts.tolist() == [len(o.values) for o in complete]
     assert measured.means == pytest.approx(
-        [np.mean([value for value, _ in o.values.values()]) for o in complete]
+        [np.mean([value["value"] for value in o.values.values()]) for o in complete]
     )
     running, replicates = past.replicates()
     assert running.tolist() == [len(o.pending) for o in complete]
