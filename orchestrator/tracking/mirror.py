@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sftsearch.orchestrator.storage.events import Created
 from sftsearch.orchestrator.storage.study_record import StudyFacts
-from sftsearch.orchestrator.tracking.bookkeeping import read_bookkeeping, write_bookkeeping
+from sftsearch.orchestrator.tracking.bookkeeping import Bookkeeping, read_bookkeeping
 from sftsearch.orchestrator.tracking.client import (
     PREFIX,
     TrackingError,
@@ -81,7 +81,9 @@ class Mirror:
         self._experiment_id = ""
         self._created = created
         self._run_ids: dict[str, str] = {}
-        self._through, self._facts = read_bookkeeping(journal.folder)
+        self._done = read_bookkeeping(journal.folder)
+        if not _is_of(self._done, journal):
+            self._done = Bookkeeping()
         self._stop = threading.Event()
         self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
@@ -134,7 +136,7 @@ class Mirror:
             self._run_ids = find_runs(client, self._experiment_id)
             if "" not in self._run_ids:
                 self._run_ids[""] = self._make_parent(client, self._created)
-                self._through, self._facts = 0, StudyFacts()  # another store than the last one
+                self._done = Bookkeeping()  # another store than the last one, which had it all
             self.parent_id = self._run_ids[""]
             self._client = client
         return self._client
@@ -142,15 +144,16 @@ class Mirror:
     def _catch_up(self) -> bool:
         """Write one batch; return whether there is more."""
         last = self._journal.last_id
-        if last == self._through:
+        if last == self._done.through and (self._client is not None or not last):
             return False
         client = self._open()
-        through = min(last, self._through + MAX_EVENTS)
-        facts = StudyFacts.from_json(self._facts.to_json())  # what fails is tried again with these
-        writes = self._gather(self._journal.entries(after=self._through, through=through), facts)
-        self._write_runs(client, writes)
-        self._through, self._facts = through, facts
-        write_bookkeeping(self._journal.folder, through, facts)
+        through = min(last, self._done.through + MAX_EVENTS)
+        entries = list(self._journal.entries(after=self._done.through, through=through))
+        facts = StudyFacts.from_json(self._done.facts.to_json())  # what fails is tried again
+        self._write_runs(client, self._gather(entries, facts))
+        time = entries[-1].time if entries else self._done.time
+        self._done = Bookkeeping(through, time, facts)
+        self._done.write(self._journal.folder)
         return True
 
     def _gather(self, entries: Iterable[Entry], facts: StudyFacts) -> Writes:
@@ -226,6 +229,12 @@ class Mirror:
         )
         run_id: str = run.info.run_id
         return run_id
+
+
+def _is_of(done: Bookkeeping, journal: Journal) -> bool:
+    """Tell whether it is of this journal, and not of one that was in its place."""
+    with contextlib.closing(journal.entries(after=done.through - 1, through=done.through)) as found:
+        return done.through == 0 or any(entry.time == done.time for entry in found)
 
 
 def _read_created(journal: Journal) -> Created:

@@ -22,7 +22,9 @@ def test_ehvi_is_a_sampler_of_optuna() -> None:
     trial = study.ask(toy.optuna.space_of(None))
     point = toy.optuna.point_of(trial.params, None)
     assert isinstance(toy.admission.decide(point), Candidate)
-    expected = FrontSampler(section_of("front"), toy.optuna, toy.surrogate).choose(trial.number, None)
+    expected = FrontSampler(section_of("front"), toy.optuna, toy.surrogate).choose(
+        trial.number, None
+    )
     assert expected is not None
     assert point == expected.point
 

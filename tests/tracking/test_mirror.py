@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.storage import study_record
+from sftsearch.orchestrator.storage.journal import FILE_NAME
 from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, masked, open_client
 from sftsearch.orchestrator.tracking.mirror import Mirror
 from sftsearch.orchestrator.tracking.reader import read_study
@@ -111,7 +113,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         first = mirrored().conclusion
         assert first is not None
         assert first.false_stops == study_record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
-        assert list(first.known.beliefs) == ["a"]  # a trial of `c` has failed since
+        assert list(first.beliefs) == ["a"]  # a trial of `c` has failed since
         journal.append("opened", trials=9, slots=1)
         assert mirrored().conclusion is None  # it runs again
         journal.append("replicated", configuration_id="a", seeds=[4])
@@ -120,7 +122,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         conclude(journal, 0.7, audits=False)
         second = mirrored().conclusion
         assert second is not None
-        assert (second.false_stops, second.known.beliefs["a"].mean) == (None, 0.7)
+        assert (second.false_stops, second.beliefs["a"].mean) == (None, 0.7)
 
 
 def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
@@ -194,6 +196,21 @@ def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
             uri = default_uri(tmp_path / name)
             assert Mirror(journal, uri, tmp_path / name).close()
             assert read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+
+
+def test_mirror_writes_a_journal_that_was_put_in_place_of_another_anew(tmp_path: Path) -> None:
+    """As when a study comes back from a backup: the note is of the journal that was there."""
+    uri = default_uri(tmp_path)
+    with Journal(tmp_path / "s", clock=itertools.count(1.0).__next__) as journal:
+        add_trials(journal, 0, 2)
+        assert Mirror(journal, uri, tmp_path).close()
+    with Journal(tmp_path / "other", clock=itertools.count(1000.0).__next__) as journal:
+        add_trials(journal, 0, 4)
+    (tmp_path / "s" / FILE_NAME).write_bytes((tmp_path / "other" / FILE_NAME).read_bytes())
+    with Journal(tmp_path / "s") as journal:
+        assert Mirror(journal, uri, tmp_path).close()
+        found = {trial.key: trial.values for trial in read_study(uri, "mirrored", tmp_path).trials}
+        assert found == {trial.key: trial.values for trial in expected(journal).trials}
 
 
 def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
