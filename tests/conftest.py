@@ -35,6 +35,25 @@ STORES = "[!.]*-v[0-9]*"
 
 _numbers = itertools.count(1)
 
+
+def leave_the_user() -> Path:
+    """Leave the user's folders and settings; return the folder of this run of the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="sftsearch-tests-"))
+    for name in [name for name in os.environ if name.startswith(USER_SETTINGS)]:
+        del os.environ[name]
+    home = folder / "session"
+    (home / CACHE).mkdir(parents=True)
+    (home / ".ray").mkdir()
+    os.environ["HOME"] = str(home)
+    os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one list of fonts for all tests
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return folder
+
+
+FOLDER = leave_the_user()  # before anything of the product is imported, which may add settings
+
 # Without a deadline: the machines are shared, and every test has a time limit of its own.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -58,19 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the user's folders and settings before any test is imported."""
-    folder = Path(tempfile.mkdtemp(prefix="sftsearch-tests-"))
-    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
-    for name in [name for name in os.environ if name.startswith(USER_SETTINGS)]:
-        del os.environ[name]
-    home = folder / "session"
-    (home / CACHE).mkdir(parents=True)
-    (home / ".ray").mkdir()
-    os.environ["HOME"] = str(home)
-    os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one list of fonts for all tests
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.add_cleanup(partial(shutil.rmtree, FOLDER, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

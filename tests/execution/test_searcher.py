@@ -16,10 +16,13 @@ from sftsearch.orchestrator.execution.run_outcome import RunOutcome
 from sftsearch.orchestrator.execution.searcher import DIED, StudySearcher
 from sftsearch.orchestrator.execution.trainable import REPORT, SPEC
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
+from sftsearch.orchestrator.storage.event import TrialKey
 
 from trial_specs import trial_spec
 
 TOKEN = 7
+
+KEY = TrialKey("c", 0)
 
 
 class Heard:
@@ -42,7 +45,7 @@ class Heard:
         return metrics["epoch"] < 2
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("finish", "fail", "lose", "run_out_of_memory"):
+        if name not in ("finish", "on_failure", "on_worker_lost", "on_out_of_memory"):
             raise AttributeError(name)
         return lambda *arguments: self.calls.append((name, *arguments))
 
@@ -97,21 +100,21 @@ def test_searcher_passes_epochs_on_until_the_search_stops_the_trial() -> None:
 def test_searcher_passes_the_end_of_a_trial_on() -> None:
     setting = Setting()
     setting.say({"epochs": [], "final": {"values": {"top1": 1.0}, "groups": {}, "facts": {}}})
-    assert setting.heard.calls == [("finish", "c-0", {"top1": 1.0}, {}, {})]
+    assert setting.heard.calls == [("finish", KEY, {"top1": 1.0}, {}, {})]
 
 
 @pytest.mark.parametrize(
     ("cause", "called"),
     [
-        (FailureCause.TRIAL, "fail"),
-        (FailureCause.WORKER_LOST, "lose"),
-        (FailureCause.OUT_OF_MEMORY, "run_out_of_memory"),
+        (FailureCause.TRIAL, "on_failure"),
+        (FailureCause.WORKER_LOST, "on_worker_lost"),
+        (FailureCause.OUT_OF_MEMORY, "on_out_of_memory"),
     ],
 )
 def test_searcher_passes_a_failure_on_by_its_cause(cause: FailureCause, called: str) -> None:
     setting = Setting()
     setting.say(failure("it broke", cause))
-    assert setting.heard.calls == [(called, "c-0", "it broke")]
+    assert setting.heard.calls == [(called, KEY, "it broke")]
 
 
 def test_searcher_fails_the_run_where_a_trial_finds_no_space() -> None:
@@ -126,11 +129,11 @@ def test_searcher_fails_the_run_where_a_trial_finds_no_space() -> None:
 def test_searcher_tells_a_process_that_died_from_one_that_was_ended() -> None:
     setting = Setting()
     setting.searcher.on_trial_complete("t", error=True)
-    assert setting.heard.calls == [("lose", "c-0", DIED)]
+    assert setting.heard.calls == [("on_worker_lost", KEY, DIED)]
     setting = Setting()
     setting.outcome.note_process_ended("t", "it took too long")
     setting.searcher.on_trial_complete("t", error=True)
-    assert setting.heard.calls == [("fail", "c-0", "it took too long")]
+    assert setting.heard.calls == [("on_failure", KEY, "it took too long")]
 
 
 def test_searcher_keeps_an_error_of_the_search_from_tune(monkeypatch: pytest.MonkeyPatch) -> None:
