@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 AFFECTED = (
     # They list a cache, write one, or send the signal that background jobs ignore.
     "tests/cli/test_data.py::test_data_prepare_goes_on_after_ctrl_c",
-    "tests/cli/test_main.py::test_data_list_and_info_name_licence_and_splits",
+    "tests/cli/test_data.py::test_data_list_and_info_name_licence_and_splits",
     "tests/datasets/test_folds.py::test_as_many_folds_as_speakers_leave_one_out",
     "tests/datasets/test_store.py::test_an_unknown_data_set_is_one_line",
 )

@@ -273,6 +273,13 @@ class Admitted(Event):
     group: str = ""
     """Branch and mixup setting: what learns alike."""
 
+    @classmethod
+    def parse_field(cls, name: str, value: object) -> object:
+        """Return the value of a field that the journal keeps as `value`."""
+        if name == "configuration_id":
+            TrialKey.parse(f"{value}-0")  # it names the folders of its trials
+        return value
+
 
 @dataclass(frozen=True, slots=True)
 class Replicated(Event):
