@@ -60,7 +60,7 @@ def test_every_pattern_of_package_data_finds_files_and_every_file_a_pattern() ->
     matched = set()
     for package, patterns in SETUPTOOLS["package-data"].items():
         for pattern in patterns:
-            folders = FOLDERS if package == "*" else [package.split(".")[1]]
+            folders = FOLDERS if package == "*" else ["/".join(package.split(".")[1:])]
             files = {file for name in folders for file in (ROOT / name).glob(pattern)}
             assert len(files) >= len(folders), f"{package} {pattern}"
             matched |= files

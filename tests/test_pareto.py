@@ -371,6 +371,7 @@ def test_the_differences_of_three_groups_agree_with_enumeration() -> None:
     assert sampled.mean() == pytest.approx(exact.mean(), abs=5 * exact.std() / np.sqrt(20_000))
 
 
+@pytest.mark.medium
 def test_many_equal_groups_agree_with_the_normal_law() -> None:
     """The mean of G equal groups has variance sd^2 / G: 1.96 standard errors each side."""
     generator = np.random.default_rng(3)

@@ -179,6 +179,7 @@ def test_a_simulated_study_names_its_front_and_what_it_lacks(recorded: tuple[Pat
     assert ids[0] in text
 
 
+@pytest.mark.medium
 def test_four_workers_take_a_quarter_of_the_time(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     told = json.loads(call("simulate", file, "--table", out, "--json", "--workers", 4).stdout)

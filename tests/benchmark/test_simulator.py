@@ -249,6 +249,7 @@ def simulated(table: Table, source: Source, **more: Any) -> tuple[list[Event], A
     return list(done.journal.events()), done
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_clock_is_that_of_workers_who_train_one_trial_after_another(
     made: Table, workers: int
@@ -271,6 +272,7 @@ def test_the_clock_is_that_of_workers_who_train_one_trial_after_another(
         assert done.seconds == pytest.approx(sum(ended[k] - begun[k] for k in begun))
 
 
+@pytest.mark.medium
 def test_epochs_and_values_are_those_of_the_table(made: Table) -> None:
     events, done = simulated(made, study(), workers=3)
     row_of = {identity: row for row, identity in enumerate(made.ids)}
@@ -290,6 +292,7 @@ def test_epochs_and_values_are_those_of_the_table(made: Table) -> None:
     assert done.concluded["reported"] == done.reported
 
 
+@pytest.mark.medium
 def test_a_repetition_repeats_itself(made: Table) -> None:
     runs = [
         [(e.kind, e.time, json.dumps(e.body)) for e in simulated(made, study(), repetition=n)[0]]
@@ -309,6 +312,7 @@ def test_a_study_ends_though_its_space_is_used_up_while_replicates_are_due(made:
     assert done.search.exhausted
 
 
+@pytest.mark.medium
 def test_stopped_trials_save_their_time(made: Table) -> None:
     plan = "sampler: {kind: random, seed: 2}, trials: 30, replicates: 6"
     whole = simulated(made, study(plan), workers=1)[1]

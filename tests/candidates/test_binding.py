@@ -329,6 +329,7 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "one", "other"), SPELLINGS)
 def test_what_trains_alike_is_one_configuration(
     model: str, one: dict[str, Any], other: dict[str, Any]

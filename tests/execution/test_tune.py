@@ -119,6 +119,7 @@ def test_concurrency_and_threads_follow_the_study_file(tmp_path: Path) -> None:
     assert {note["device"] for note in notes} == {"cpu"}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("address", "said"),
     [
@@ -222,6 +223,7 @@ def test_sigterm_stops_at_once_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.medium
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
     heard = []
 

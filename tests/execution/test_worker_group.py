@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.study import StudyResult
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.medium, pytest.mark.timeout(240)]
 
 STUDY = """
 study: {{name: team}}
@@ -89,7 +89,6 @@ def values(result: StudyResult) -> dict[str, tuple[float, float]]:
     return {t.key: (t.values["loss"], t.values["top1"]) for t in result.record.trials}
 
 
-@pytest.mark.medium
 def test_two_workers_give_the_values_of_one(tmp_path: Path, alone: StudyResult) -> None:
     result = run(tmp_path, TWO)
     assert result.complete

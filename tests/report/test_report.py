@@ -190,6 +190,7 @@ def test_values_that_are_missing_or_not_finite_stay_off_the_front() -> None:
     assert reasons["none"] == ("incomplete", ("no gflops recorded",))
 
 
+@pytest.mark.medium
 def test_a_study_without_a_finished_trial_has_every_report(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"gflops": 1.0}, "running"))
     assert len(report.write(study, list(report.FORMATS), tmp_path)) == len(report.FORMATS)
@@ -354,6 +355,7 @@ def test_a_confirmed_study_shows_test_values(confirmed_study: StudyRecord) -> No
 # The formats ----------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_write_makes_every_format(study: StudyRecord, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     paths = report.write(study, ["csv", "html", "json", "markdown", "png"], folder)
@@ -475,6 +477,7 @@ def test_text_of_a_study_stays_text_in_the_page(study: StudyRecord, x: str) -> N
     assert "&lt;/script&gt;" in hover
 
 
+@pytest.mark.medium
 def test_text_of_a_study_stays_text_in_the_other_formats(
     study: StudyRecord, tmp_path: Path
 ) -> None:

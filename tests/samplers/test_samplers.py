@@ -411,6 +411,7 @@ def test_a_genetic_algorithm_comes_nearer_to_a_known_front_than_chance(kind: str
     assert 2 / 3 > volume(kind, population=20) > volume("random") + 0.1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
 @pytest.mark.parametrize("branches", [(None,), (0, 1)], ids=["together", "by turns"])
 def test_generations_go_on_after_a_resume(kind: str, branches: tuple[int | None, ...]) -> None:

@@ -41,6 +41,7 @@ def counts_of(search: Search) -> dict[int, int]:
 # ----------------------------------------------------------------- replicates
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("replicates", ["{min: 1, max: 3}", "{min: 2, max: 5, fresh: 3}"])
 def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_trials(
@@ -67,6 +68,7 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
     assert search.num_finished == 45 + 3 * len(reported)
 
 
+@pytest.mark.medium
 def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopeless() -> None:
     """Widths 16 and 24 are half a point apart, 32 is far below both, 8 and 40 far from all."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.705, w32=0.55, w40=0.9)
@@ -105,6 +107,7 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     assert search.num_stopped > 0
 
 
+@pytest.mark.medium
 def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_seconds() -> None:
     """By quadrature over the move of one mean, and over budgets on a grid."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
@@ -176,6 +179,7 @@ def scattered(name: str) -> float:
     return noise(name.rpartition("-")[0])
 
 
+@pytest.mark.medium
 def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None:
     """Each is better than all that cost less; the median rule, blind to cost, stops the cheap."""
     rising = Training(epochs=8, sigma=0.0005)
@@ -187,6 +191,7 @@ def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None
     assert run(f"sampler: random, trials: 27, {blind}", rising)[1].num_stopped > 5
 
 
+@pytest.mark.medium
 def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     """A third of the configurations end 0.3 below what their cost affords elsewhere."""
     truths: dict[str, float] = {}
@@ -228,6 +233,7 @@ def test_only_the_first_replicate_is_judged(kind: str) -> None:
     assert {key.rpartition("-")[2] for key in decided} == {"0"}
 
 
+@pytest.mark.medium
 def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong() -> None:
     def truth(assignment: Assignment) -> float:
         return uneven(assignment) - 0.3 * (scattered(assignment.key) > 0.4)
@@ -245,6 +251,7 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
     assert some.rule.audits
 
 
+@pytest.mark.medium
 def test_rungs_meet_in_the_order_of_the_clock_whatever_the_number_of_slots() -> None:
     """More at a time only means that less is known: the rule hears of the same epochs."""
     plan = "sampler: exhaustive, trials: 27, stopping: {kind: front, audit_share: 1}"

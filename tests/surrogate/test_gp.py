@@ -165,6 +165,7 @@ def test_the_gradient_agrees_with_differences(seed: int) -> None:
         assert gradient[k] == pytest.approx((above - below) / 2e-5, rel=1e-5, abs=1e-4)
 
 
+@pytest.mark.medium
 def test_it_learns_the_model_that_made_the_data() -> None:
     generator = np.random.default_rng(5)
     x = generator.random((320, 2))
@@ -188,6 +189,7 @@ def test_it_learns_the_model_that_made_the_data() -> None:
     assert error < 0.6 * np.mean((measured - means[:120]) ** 2)  # shrinking pays
 
 
+@pytest.mark.medium
 def test_a_fit_is_free_of_units() -> None:
     x, counts, replicates = _example(20)
     means, pooled, dof = _pooled(replicates)

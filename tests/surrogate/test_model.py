@@ -107,6 +107,7 @@ def test_the_posterior_is_that_of_dense_conditioning(number: int) -> None:
     assert posterior.deviations == pytest.approx(np.sqrt(np.diag(covariance)), abs=1e-6)
 
 
+@pytest.mark.medium
 def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     made = Made(12)
     made.beliefs.posterior()
@@ -120,6 +121,7 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     assert np.array_equal(made.beliefs.draws(10), made.beliefs.draws(10))
 
 
+@pytest.mark.medium
 def test_the_best_affordable_mean_and_the_front_are_those_of_brute_force() -> None:
     made = Made(20)
     measured, means = made.past.measured(), made.beliefs.posterior().means
@@ -174,6 +176,7 @@ def test_gains_are_the_expected_improvement_of_all_that_is_not_in_the_study() ->
     assert gain == pytest.approx(found, abs=1e-9)
 
 
+@pytest.mark.medium
 def test_gains_of_a_branch_are_of_its_candidates_alone() -> None:
     made = Made(12)
     every, candidates = made.beliefs.gains(12, None)
@@ -184,6 +187,7 @@ def test_gains_of_a_branch_are_of_its_candidates_alone() -> None:
         assert gain == pytest.approx(every[places], rel=1e-9, abs=1e-15)
 
 
+@pytest.mark.medium
 def test_the_best_new_one_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:
     made = Made(12)
     gain, candidates = made.beliefs.gains(12, None)
@@ -237,6 +241,7 @@ def pair(number: int, monkeypatch: pytest.MonkeyPatch, **limits: int) -> tuple[M
     return whole, some
 
 
+@pytest.mark.medium
 def test_beliefs_of_a_part_are_close_to_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -323,6 +328,7 @@ class Drawn(Made):
         return super().admit(pool.rows[int(free[0])])
 
 
+@pytest.mark.medium
 def test_a_large_space_is_drawn_anew_every_so_often(large: Admission) -> None:
     made = Drawn(large, 12)
     assert large.table is None
