@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the first case of each test, of those that take less than about half a second."""
+    """Keep the first case of each test, of those that are not marked as longer."""
     if not config.getoption("quick"):
         return
     first: dict[str, pytest.Item] = {}

@@ -90,6 +90,7 @@ def _minimize(points: Points) -> list[str]:
     return ["minimize"] * points.shape[1]
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_order_and_duplicates_do_not_matter(points: Points, data: st.DataObject) -> None:
     """Each drawn place keeps its mark, its part of the volume and its knee."""
@@ -124,6 +125,7 @@ def _beyond(points: Points) -> Points:
     return beyond
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_a_dominated_point_changes_nothing(points: Points, data: st.DataObject) -> None:
     directions = _minimize(points)
@@ -138,6 +140,7 @@ def test_a_dominated_point_changes_nothing(points: Points, data: st.DataObject) 
     assert pareto.knee(more, directions) == pareto.knee(points, directions)
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_hypervolume_only_grows(points: Points, data: st.DataObject) -> None:
     """With a point more, and with a reference further out."""
@@ -418,6 +421,7 @@ def _folds(
     return replicates
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("shape", "sds", "low", "high"),
     [

@@ -302,6 +302,7 @@ def test_a_repetition_repeats_itself(made: Table) -> None:
     assert runs[0] != runs[2]
 
 
+@pytest.mark.medium
 def test_a_study_ends_though_its_space_is_used_up_while_replicates_are_due(made: Table) -> None:
     """With one worker nothing runs when the sampler has nothing left."""
     source = study("sampler: exhaustive, trials: 40, replicates: {min: 1, max: 6, fresh: 1}")

@@ -150,6 +150,7 @@ def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> 
     assert torch.equal(model(inputs), logits_BC)
 
 
+@pytest.mark.medium
 def test_every_modality_it_reads_matters(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     inputs, others = batch(), batch(seed=2)
@@ -194,6 +195,7 @@ def test_a_padded_value_changes_nothing_bit_for_bit(name: str, value: float) -> 
     assert torch.equal(model(spoil(batch(), lengths(), value), lengths()), outputs)
 
 
+@pytest.mark.medium
 def test_a_padded_value_changes_no_gradient(name: str) -> None:
     def gradients(inputs: dict[str, Tensor]) -> list[Tensor | None]:
         model = build_model(name, SPEC, small(name), seed=0)

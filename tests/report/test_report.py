@@ -198,6 +198,7 @@ def test_a_study_without_a_finished_trial_has_every_report(tmp_path: Path) -> No
     assert report.write(small_study(), ["html", "png", "csv"], tmp_path)
 
 
+@pytest.mark.medium
 def test_a_single_configuration_has_a_report(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}))
     front = report.summarise(study)
@@ -224,6 +225,7 @@ def test_other_metrics_have_their_own_direction_and_no_interval(study: StudyReco
     assert 0 < front.hypervolume <= 1
 
 
+@pytest.mark.medium
 def test_a_regression_is_ranked_by_its_error_and_has_intervals_of_its_sign(
     tmp_path: Path,
 ) -> None:
@@ -411,6 +413,7 @@ def test_json_keeps_its_keys(confirmed_study: StudyRecord) -> None:
     assert len(document["trials"]) == 40
 
 
+@pytest.mark.medium
 def test_json_has_null_for_what_is_not_a_number() -> None:
     front = report.summarise(
         small_study(

@@ -507,6 +507,7 @@ def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind
     check_complete(list(again.events()), resumed, ALL_RAN)
 
 
+@pytest.mark.medium
 def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()

@@ -81,6 +81,7 @@ def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopele
     assert max(counts[8], counts[40]) <= 3
 
 
+@pytest.mark.medium
 def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     class Sometimes(Training):
         def step(self, search: Search, assignment: Assignment, epoch: int) -> bool:
@@ -156,6 +157,7 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
     assert counts[16] > counts[24]
 
 
+@pytest.mark.medium
 def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> None:
     """Nine at a time: not all of them go to one configuration."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.7, w32=0.9)
@@ -223,6 +225,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     assert not {o.id for o in search.past.all if o.stopped} & set(search.beliefs.front())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["front", "mo_asha", "median"])
 def test_only_the_first_replicate_is_judged(kind: str) -> None:
     plan = f"sampler: random, trials: 42, replicates: 3, stopping: {{kind: {kind}, min_epochs: 1}}"

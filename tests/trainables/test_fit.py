@@ -174,6 +174,7 @@ def test_training_leaves_the_random_state_as_it_was(store: Store) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.medium
 def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
     """Against plain PyTorch: no dropout, one batch of all samples, so that no order matters."""
     fit = start(store, dropout=0.0, batch_size=2000, weight_decay=0.1, clip_norm=1e-3)
@@ -312,12 +313,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> 
     assert fit.epoch == 1
 
 
+@pytest.mark.medium
 def test_an_absurd_learning_rate_diverges_or_stays_finite_but_never_lies(store: Store) -> None:
     fit = start(store, learning_rate=1e30)
     with pytest.raises(TrainingDiverged):
         run(fit)
 
 
+@pytest.mark.medium
 def test_the_test_split_stays_sealed(store: Store) -> None:
     """No epoch maps it: its file may be missing altogether."""
     (store.path / "test.arrow").rename(store.path / "hidden")
