@@ -27,7 +27,7 @@ help:  ## this list
 run: .venv/installed  ## search the shipped stride study (or go on with it) and print its front
 	$(BIN)/sftsearch run search_spaces/stride.yaml --resume
 
-test-quick: .venv/installed-dev  ## one case of every test that takes no time, under a minute on two cores
+test-quick: .venv/installed-dev  ## one case of every quick test, under a minute on two cores
 	$(BIN)/python -m pytest --quick
 
 test: .venv/installed-dev  ## the fast tests, under 15 minutes on two cores

@@ -45,6 +45,9 @@ def leave_the_user() -> Path:
     (home / CACHE).mkdir(parents=True)
     (home / ".ray").mkdir()
     os.environ["HOME"] = str(home)
+    # Workers of Ray and other child processes take classes from what several tests use.
+    paths = [str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one list of fonts for all tests
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
@@ -64,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the first case of each test, of those that take less than about half a second."""
+    """Keep the first case of each test, of those that are not marked as longer."""
     if not config.getoption("quick"):
         return
     first: dict[str, pytest.Item] = {}

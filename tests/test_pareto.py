@@ -89,6 +89,7 @@ def _minimize(points: Points) -> list[str]:
     return ["minimize"] * points.shape[1]
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_pareto_does_not_depend_on_order_and_duplicates(
     points: Points, data: st.DataObject
@@ -125,6 +126,7 @@ def _beyond(points: Points) -> Points:
     return beyond
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_pareto_does_not_depend_on_a_dominated_point(points: Points, data: st.DataObject) -> None:
     directions = _minimize(points)
@@ -139,6 +141,7 @@ def test_pareto_does_not_depend_on_a_dominated_point(points: Points, data: st.Da
     assert pareto.knee(more, directions) == pareto.knee(points, directions)
 
 
+@pytest.mark.medium
 @given(points=integer_points(), data=st.data())
 def test_hypervolume_only_grows(points: Points, data: st.DataObject) -> None:
     """With a point more, and with a reference further out."""

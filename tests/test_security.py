@@ -76,6 +76,7 @@ def test_a_ui_for_other_machines_without_a_login_must_be_asked_for(host: str) ->
     assert "Add --login, or --without-login if that is meant." in said
 
 
+@pytest.mark.medium
 def test_a_login_needs_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD", raising=False)
     port = str(free_port())
@@ -156,6 +157,7 @@ def test_the_ui_is_for_this_machine_alone(ui: tuple[str, int]) -> None:
     assert status_of(f"http://{address}:{ui[1]}/health") == 0
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(180)
 def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -211,6 +213,7 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
     assert not mark.exists()
 
 
+@pytest.mark.medium
 def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
     from sftsearch.orchestrator.execution.worker import TrainingWorker
 
@@ -225,6 +228,7 @@ def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> No
     assert not mark.exists()
 
 
+@pytest.mark.medium
 def test_no_module_reads_pickles_but_the_one_that_calls_nothing() -> None:
     readers = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
     found = set()
@@ -303,6 +307,7 @@ def test_errors_of_a_store_do_not_hold_its_password(tmp_path: Path, scheme: str)
     assert "me@127.0.0.1" in str(caught.value)
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(240)
 def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
     """A study whose server is away: neither what it prints nor any file of it holds a secret."""

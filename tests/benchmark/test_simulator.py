@@ -252,6 +252,7 @@ def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent]
     return [raw(entry) for entry in done.journal.entries()], done
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_simulate_has_the_clock_of_workers_who_train_one_trial_after_another(
     made: Table, workers: int

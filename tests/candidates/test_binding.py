@@ -142,6 +142,7 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "one", "other"), SPELLINGS)
 def test_bind_gives_what_trains_alike_one_id(
     model: str, one: dict[str, Any], other: dict[str, Any]

@@ -89,6 +89,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return chosen
 
 
+@pytest.mark.medium
 def test_gives_a_logit_for_each_class_and_a_gradient_to_each_parameter(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0)
     assert model.eval()(batch()).shape == (4, NUM_CLASSES)
@@ -114,6 +115,7 @@ def test_is_built_from_the_seed_alone(name: str) -> None:
     )
 
 
+@pytest.mark.medium
 def test_costs_what_its_closed_form_says(name: str) -> None:
     config = small(name)
     model, cost = build_model(name, SPEC, config, seed=0), MODELS[name].cost(SPEC, config)
@@ -122,6 +124,7 @@ def test_costs_what_its_closed_form_says(name: str) -> None:
     assert cost.gflops > 0
 
 
+@pytest.mark.medium
 def test_counting_operations_leaves_the_model_as_it_was(name: str) -> None:
     config = small(name)
     model = build_model(name, SPEC, config, seed=0)
@@ -135,6 +138,7 @@ def test_its_configuration_survives_json(name: str) -> None:
     assert MODELS[name].config(**json.loads(json.dumps(asdict(config)))) == config
 
 
+@pytest.mark.medium
 def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> None:
     subset = ("text",) if name in ALONE else ("text", "type")
     model = build_model(name, SPEC, small(name, modalities=subset), seed=0).eval()
@@ -146,6 +150,7 @@ def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> 
     assert torch.equal(model(inputs), logits_BC)
 
 
+@pytest.mark.medium
 def test_every_modality_it_reads_matters(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     inputs, others = batch(), batch(seed=2)
@@ -190,6 +195,7 @@ def test_a_padded_value_changes_nothing_bit_for_bit(name: str, value: float) -> 
     assert torch.equal(model(spoil(batch(), lengths(), value), lengths()), outputs)
 
 
+@pytest.mark.medium
 def test_a_padded_value_changes_no_gradient(name: str) -> None:
     def gradients(inputs: dict[str, Tensor]) -> list[Tensor | None]:
         model = build_model(name, SPEC, small(name), seed=0)

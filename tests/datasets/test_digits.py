@@ -39,6 +39,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     return {ours: [r for r in table if r["split"] == theirs] for ours, theirs in published.items()}
 
 
+@pytest.mark.medium
 def test_every_sample_is_the_published_row(
     splits: dict[str, Split], rows: dict[str, list[dict[str, Any]]]
 ) -> None:

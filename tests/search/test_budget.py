@@ -84,6 +84,7 @@ def test_replicates_that_wait_are_run_after_the_limit_too() -> None:
     assert search.why_ended() == "the limit of 5 epochs was reached"
 
 
+@pytest.mark.medium
 def test_what_is_reported_gets_its_fresh_replicates_beyond_the_limit() -> None:
     plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 3}, max_epochs: 20"
     events, search = run(plan)

@@ -137,6 +137,7 @@ def between(events: list[RawEvent]) -> list[int]:
     return sorted({places[4 * len(places) // 5] for places in found.values()})
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", CASES)
 def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str) -> None:
     memory = memory_of(name)
@@ -167,6 +168,7 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
         assert state_of(resumed) == state
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["adaptive", "front", "mo_asha"])
 def test_with_several_at_a_time_every_trial_is_there_once_whenever_a_driver_dies(name: str) -> None:
     memory, random_ = memory_of(name, slots=3), random.Random(0)
@@ -193,6 +195,7 @@ def die_after(last: int, event: RawEvent) -> None:
         raise KilledError
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["adaptive", "mo_asha"])
 def test_a_study_whose_drivers_die_all_the_time_comes_to_its_end(name: str) -> None:
     """Each lives for a few events."""
@@ -266,6 +269,7 @@ class Hit(Failing):
         return self.kind if is_hit and epoch == self.at else ""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("at", [2, 4])
 @pytest.mark.parametrize("kind", ["dies", "nan", "dies after its report", "twice"])
 @pytest.mark.parametrize("name", ["front", "mo_asha"])
@@ -283,6 +287,7 @@ def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, a
     assert state_of(memory.open(events)[1]) == state_of(search)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("at", [1, 3])
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_trial_that_is_lost_once_changes_nothing(name: str, at: int) -> None:
@@ -297,6 +302,7 @@ def test_a_trial_that_is_lost_once_changes_nothing(name: str, at: int) -> None:
     assert told["is lost once"] == told[""]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["front", "mo_asha"])
 def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
     memory = memory_of(name, slots=2)
@@ -328,6 +334,7 @@ def test_where_every_first_replicate_fails_the_study_ends_without_a_front(
     assert not [e for e in events if e.kind in ("replicated", "frozen", "concluded", "fitted")]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fresh", [0, 2])
 @pytest.mark.parametrize("sampler", QUICK)
 def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, fresh: int) -> None:
@@ -409,6 +416,7 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
     assert {o.parameters["dim"] for o in search.known.past.all} == {8}
 
 
+@pytest.mark.medium
 def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
     """With two at a time one runs; with one, none has begun."""
     plan = "sampler: random, trials: 20, replicates: 2, stopping: {kind: median, min_epochs: 1}"
@@ -431,6 +439,7 @@ def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
             assert (states[observed.number] == "stopped") == (observed.id in stopped)
 
 
+@pytest.mark.medium
 def test_a_replicate_earned_before_the_first_ones_end_is_withdrawn_without_a_trace() -> None:
     """The second replicate ends first and earns a third; then the first is stopped."""
     plan = (
@@ -459,6 +468,7 @@ class FreshBroken(Failing):
         return "dies" if assignment.seed > 0 else ""
 
 
+@pytest.mark.medium
 def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
     plan = "sampler: front, trials: 10, replicates: {min: 1, max: 1, fresh: 1}"
     events, search = run(plan, FreshBroken(truth=uneven))
@@ -468,6 +478,7 @@ def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
     assert not frozen & set(events[-1].body["reported"])
 
 
+@pytest.mark.medium
 def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
     memory = Memory(source_of(f"sampler: front, trials: 12, {ADAPTIVE}"))
     journal, search = memory.open()
@@ -512,6 +523,7 @@ def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind
     check_complete(list(again.events()), resumed, ALL_RAN)
 
 
+@pytest.mark.medium
 def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()

@@ -42,6 +42,7 @@ def counts_of(search: Search) -> dict[int, int]:
 # ----------------------------------------------------------------- replicates
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("replicates", ["{min: 1, max: 3}", "{min: 2, max: 5, fresh: 3}"])
 def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_trials(
@@ -68,6 +69,7 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
     assert search.state.num_ended["finished"] == 45 + 3 * len(reported)
 
 
+@pytest.mark.medium
 def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopeless() -> None:
     """Widths 16 and 24 are half a point apart, 32 is far below both, 8 and 40 far from all."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.705, w32=0.55, w40=0.9)
@@ -80,6 +82,7 @@ def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopele
     assert max(counts[8], counts[40]) <= 3
 
 
+@pytest.mark.medium
 def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     class Sometimes(Training):
         def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
@@ -106,6 +109,7 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
     assert search.state.num_ended["stopped"] > 0
 
 
+@pytest.mark.medium
 def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_seconds() -> None:
     """By quadrature over the move of one mean, and over budgets on a grid."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
@@ -154,6 +158,7 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
     assert counts[16] > counts[24]
 
 
+@pytest.mark.medium
 def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> None:
     """Nine at a time: not all of them go to one configuration."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.7, w32=0.9)
@@ -177,6 +182,7 @@ def scattered(configuration_id: str) -> float:
     return noise(configuration_id)
 
 
+@pytest.mark.medium
 def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None:
     """Each is better than all that cost less; the median rule, blind to cost, stops the cheap."""
     rising = Training(epochs=8, sigma=0.0005)
@@ -188,6 +194,7 @@ def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None
     assert run(f"sampler: random, trials: 27, {blind}", rising)[1].state.num_ended["stopped"] > 5
 
 
+@pytest.mark.medium
 def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     """A third of the configurations end 0.3 below what their cost affords elsewhere."""
     truths: dict[str, float] = {}
@@ -221,6 +228,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["front", "mo_asha", "median"])
 def test_only_the_first_replicate_is_judged(kind: str) -> None:
     plan = f"sampler: random, trials: 42, replicates: 3, stopping: {{kind: {kind}, min_epochs: 1}}"
@@ -231,6 +239,7 @@ def test_only_the_first_replicate_is_judged(kind: str) -> None:
     assert {key.rpartition("-")[2] for key in decided} == {"0"}
 
 
+@pytest.mark.medium
 def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong() -> None:
     def truth(assignment: TrialSuggestion) -> float:
         return uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
@@ -248,6 +257,7 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
     assert some.known.rule.audits
 
 
+@pytest.mark.medium
 def test_rungs_meet_in_the_order_of_the_clock_whatever_the_number_of_slots() -> None:
     """More at a time only means that less is known: the rule hears of the same epochs."""
     plan = "sampler: exhaustive, trials: 27, stopping: {kind: front, audit_share: 1}"

@@ -127,6 +127,7 @@ def area_of(driver: Driver) -> float:
 # ------------------------------------------------------------ two that train alike
 
 
+@pytest.mark.medium
 def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     tmp_path: Path, other: Driver
 ) -> None:
@@ -164,6 +165,7 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     assert set(concluded.body["reported"]) <= admitted
 
 
+@pytest.mark.medium
 def test_it_begins_where_a_cold_study_ends(tmp_path: Path, other: Driver) -> None:
     """Its first four trials give nearly the front that the other needed twelve for."""
     few = ("trials: 12", "trials: 4")
@@ -175,6 +177,7 @@ def test_it_begins_where_a_cold_study_ends(tmp_path: Path, other: Driver) -> Non
     assert area_of(warm) > area_of(cold) + 0.5 * (area_of(other) - area_of(cold))
 
 
+@pytest.mark.medium
 def test_a_resumed_study_is_the_same_without_the_other(tmp_path: Path, other: Driver) -> None:
     undisturbed = Driver(tmp_path, "warm", other="other")
     undisturbed.run()
@@ -189,6 +192,7 @@ def test_a_resumed_study_is_the_same_without_the_other(tmp_path: Path, other: Dr
     assert len(resumed.events("imported")) == 1
 
 
+@pytest.mark.medium
 def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> None:
     smaller = ("high: 20, step: 2", "high: 10, step: 2")
     warm = Driver(tmp_path, "warm", smaller, other="other")
@@ -198,6 +202,7 @@ def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> N
     assert all(one.point.values["dim"] <= 10 for one in search.known.past.imported)
 
 
+@pytest.mark.medium
 def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, other: Driver) -> None:
     for sampler in ("sampler: random", "sampler: {kind: nsga2, population: 4}"):
         warm = Driver(
@@ -222,6 +227,7 @@ def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] <= other[1]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -256,6 +262,7 @@ def test_where_they_differ_only_the_front_is_tried_first(
     assert warm.proposed()[: len(starts)] == starts
 
 
+@pytest.mark.medium
 def test_another_version_is_another_recipe(
     tmp_path: Path, other: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +275,7 @@ def test_another_version_is_another_recipe(
 # ------------------------------------------------------------------- refusals
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -306,6 +314,7 @@ def test_what_cannot_be_begun_with_is_one_line(
     assert warm.events("imported") == warm.events("proposed") == []
 
 
+@pytest.mark.medium
 def test_a_start_that_comes_too_late_or_changes_is_refused(tmp_path: Path, other: Driver) -> None:
     cold = Driver(tmp_path, "cold")
     cold.run(ends=1)

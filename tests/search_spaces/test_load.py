@@ -322,6 +322,7 @@ def survives(content: bytes) -> None:
             assert line.isprintable()
 
 
+@pytest.mark.medium
 @settings(max_examples=200)
 @given(st.binary(max_size=2000))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
@@ -343,6 +344,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.medium
 @settings(max_examples=200)
 @given(st.data())
 def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataObject) -> None:
@@ -364,6 +366,7 @@ def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataOb
 MARKS = [b"&a ", b"*a", b"- ", b"!!set ", b"{", b"]", b"\n", b"? ", b": "]
 
 
+@pytest.mark.medium
 @settings(max_examples=200)
 @given(st.data())
 def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
@@ -375,6 +378,7 @@ def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObj
     survives(bytes(content))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "content",
     [b"x: [" + b"1," * 120_000 + b"]", b"k: 1\n" * 50_000, b"? \n" * 80_000, b'"' + b"\\" * 250_000,

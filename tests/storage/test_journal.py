@@ -155,6 +155,7 @@ def test_the_same_process_cannot_open_it_twice_either(tmp_path: Path) -> None:
     Journal(tmp_path).close()
 
 
+@pytest.mark.medium
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
     """SIGKILL at five random moments: whatever was printed as written is there, in order."""
     random_ = random.Random(0)
@@ -178,6 +179,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
         assert entry.event == Failed(KEY, f"{entry.id - 1} " * 50)
 
 
+@pytest.mark.medium
 def test_a_reader_sees_a_whole_beginning_while_another_process_writes(tmp_path: Path) -> None:
     with writer(tmp_path) as process:
         assert process.stdout is not None

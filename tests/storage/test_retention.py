@@ -119,6 +119,7 @@ def delete(runs: Path, *options: str, **more: Any) -> Any:
     return CliRunner().invoke(main, ["delete", "mirrored", "--runs", str(runs), *options], **more)
 
 
+@pytest.mark.medium
 def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
     for _ in range(2):  # the second has the name of the first
         study_in(tmp_path)
@@ -131,6 +132,7 @@ def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
     assert delete(tmp_path, "--yes").exit_code == 1
 
 
+@pytest.mark.medium
 def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> None:
     study_in(tmp_path)
     assert delete(tmp_path, input="n\n").exit_code == 1
@@ -141,6 +143,7 @@ def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> No
     assert (tmp_path / "mirrored" / "journal.sqlite").is_file()
 
 
+@pytest.mark.medium
 def test_what_is_not_a_study_is_left_alone_in_mlflow(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     client = open_client(uri, tmp_path)

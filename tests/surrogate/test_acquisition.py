@@ -134,6 +134,7 @@ front = st.lists(
 candidate = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.5))
 
 
+@pytest.mark.medium
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(front, candidate, st.floats(0, 1), st.floats(0, 1), st.randoms(use_true_random=False))
 def test_expected_improvement_has_its_properties(

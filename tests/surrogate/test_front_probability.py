@@ -70,6 +70,7 @@ def test_front_probabilities_of_two_independent_normals() -> None:
     assert found[1] == pytest.approx(stats.norm.cdf(0.8 / math.sqrt(2)), abs=0.007)
 
 
+@pytest.mark.medium
 @given(case=drawn(), delta=st.sampled_from([0.0, 1.0]), data=st.data())
 def test_within_delta_everywhere_follows_the_definition(
     case: tuple[Floats, Floats], delta: float, data: st.DataObject

@@ -119,6 +119,7 @@ def test_posterior_is_that_of_dense_conditioning(number: int) -> None:
     assert posterior.deviations == pytest.approx(np.sqrt(np.diag(covariance)), abs=1e-6)
 
 
+@pytest.mark.medium
 def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     made = Made(12)
     made.surrogate.posterior()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+@pytest.mark.medium
 def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
@@ -88,6 +89,7 @@ def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
     journal.append("concluded", reported=["a"], beliefs=beliefs, **facts)
 
 
+@pytest.mark.medium
 def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
 
@@ -125,6 +127,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         assert (second.false_stops, second.beliefs["a"].mean) == (None, 0.7)
 
 
+@pytest.mark.medium
 def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
@@ -155,6 +158,7 @@ def adapt_and_conclude(journal: Journal) -> None:
     journal.append("opened", trials=9, slots=1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("write", [lambda j: add_trials(j, 0, 6), adapt_and_conclude])
 def test_writing_everything_again_changes_nothing(
     tmp_path: Path, write: Callable[[Journal], None]
@@ -174,6 +178,7 @@ def test_writing_everything_again_changes_nothing(
     assert snapshot(uri, tmp_path) == once
 
 
+@pytest.mark.medium
 def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
@@ -188,6 +193,7 @@ def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None
     assert len(snapshot(uri, tmp_path)) == 8
 
 
+@pytest.mark.medium
 def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
     """As on another machine, where the default store is a new one."""
     with Journal(tmp_path / "s") as journal:
@@ -213,6 +219,7 @@ def test_mirror_writes_a_journal_that_was_put_in_place_of_another_anew(tmp_path:
         assert found == {trial.key: trial.values for trial in expected(journal).trials}
 
 
+@pytest.mark.medium
 def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
 
@@ -233,6 +240,7 @@ def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None
         assert parent_status() == "KILLED"
 
 
+@pytest.mark.medium
 def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     client = open_client(uri, tmp_path)
@@ -247,6 +255,7 @@ def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
     assert client.search_runs([experiment.experiment_id]) == []
 
 
+@pytest.mark.medium
 def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
@@ -294,6 +303,7 @@ def test_no_form_of_a_password_is_shown(text: str, shown: str) -> None:
     assert masked(text) == shown
 
 
+@pytest.mark.medium
 def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="has no study 'nothing'"):
         read_study(default_uri(tmp_path), "nothing", tmp_path)

@@ -142,6 +142,7 @@ def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
     return spec, model, fits
 
 
+@pytest.mark.medium
 @settings(max_examples=100, suppress_health_check=[HealthCheck.filter_too_much])
 @given(cases())
 def test_every_closed_form_equals_the_count_to_the_last_multiply_add(

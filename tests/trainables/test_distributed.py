@@ -68,6 +68,7 @@ def test_workers_agree_on_all_they_measure(name: str, by_two: Pair) -> None:
         assert {k for k in one if one[k] != other[k]} <= {"seconds"}
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_workers_train_what_one_trains(name: str, by_two: Pair, stores: Path) -> None:

@@ -103,6 +103,7 @@ def test_only_the_chosen_expert_runs_on_its_samples_alone() -> None:
     assert sizes == [1]
 
 
+@pytest.mark.medium
 def test_what_runs_all_experts_gives_the_same_outputs() -> None:
     model, x = dynmm(), samples(size=8)
     lengths = {"first": torch.tensor([6, 0, 3, 1, 6, 5, 4, 2])}
@@ -404,6 +405,7 @@ def test_stopping_judges_by_the_own_least_and_the_rivals_most() -> None:
     assert len(reports) == 3
 
 
+@pytest.mark.medium
 def test_it_learns_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     store = open_dataset("synthetic", cache=tmp_path)
     experts = [{"kind": kind, "num_layers": 1} for kind in ("concat", "late_fusion")]

@@ -130,6 +130,7 @@ def test_samples_that_leave_do_not_run_the_other_layers() -> None:
     assert sizes == [12]
 
 
+@pytest.mark.medium
 def test_evaluation_takes_the_path_of_the_highest_score() -> None:
     model, x = network(), samples()
     with torch.no_grad():
@@ -168,6 +169,7 @@ def test_stage_two_adds_the_price_of_the_paths() -> None:
     torch.testing.assert_close(added, 0.5 * outputs[:, 3:] @ relative, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.medium
 def test_prices_of_paths_are_counted_and_rise_by_equal_steps() -> None:
     """The step by hand: at patch 2 blocks of 7 and 3 tokens of width 8, and the products of SE.
 

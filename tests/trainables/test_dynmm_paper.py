@@ -92,6 +92,7 @@ def test_parameters_and_multiply_adds_are_the_papers(
         assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.medium
 def test_routes_cost_what_the_authors_code_says() -> None:
     """1.252608 and 10.86908, 135.132264 and 320.032048 million, the gate included."""
 
@@ -105,6 +106,7 @@ def test_routes_cost_what_the_authors_code_says() -> None:
     assert found == [135_132_264, 320_032_048]
 
 
+@pytest.mark.medium
 def test_attention_adds_an_eighth_to_what_the_paper_counts() -> None:
     """By hand: 4 n d^2 + 2 n^2 d a layer, five layers: 17.4 million at d = 120, 5.1 at 60."""
     cheap = all_macs(*on_meta(lambda: paper.mosei_unimodal("text"), MOSEI))

@@ -114,6 +114,7 @@ print(json.dumps(fit.history))
 """
 
 
+@pytest.mark.medium
 def test_another_process_has_bit_equal_losses(store: Store) -> None:
     torch.manual_seed(123)  # the state around a run must not matter
     fit = start(store, seed=5)
@@ -124,6 +125,7 @@ def test_another_process_has_bit_equal_losses(store: Store) -> None:
     assert timeless(json.loads(done.stdout)) == timeless(fit.history)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("stop", "changed"),
     [
@@ -157,6 +159,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
         assert torch.equal(weights, second.model.state_dict()[name]), name
 
 
+@pytest.mark.medium
 def test_other_seeds_train_otherwise(store: Store) -> None:
     """Also when they start from the same weights: order and dropout follow the seed."""
     first, second = start(store, epochs=1), start(store, seed=1, epochs=1)
@@ -164,12 +167,14 @@ def test_other_seeds_train_otherwise(store: Store) -> None:
     assert first.run_epoch()["train_loss"] != second.run_epoch()["train_loss"]
 
 
+@pytest.mark.medium
 def test_training_leaves_the_random_state_as_it_was(store: Store) -> None:
     before = torch.random.get_rng_state()
     start(store).run_epoch()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.medium
 def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
     """Against plain PyTorch: no dropout, one batch of all samples, so that no order matters."""
     fit = start(store, dropout=0.0, batch_size=2000, weight_decay=0.1, clip_norm=1e-3)
@@ -199,6 +204,7 @@ def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
         torch.testing.assert_close(ours[known], theirs[known], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_the_last_incomplete_batch_counts_by_its_samples(store: Store) -> None:
     """At learning rate ~0 the mean training loss is the loss of the split, however batched."""
     losses = [
@@ -208,6 +214,7 @@ def test_the_last_incomplete_batch_counts_by_its_samples(store: Store) -> None:
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
+@pytest.mark.medium
 def test_the_learning_rate_falls_on_a_plateau(store: Store) -> None:
     """At learning rate ~0 no epoch is better than the first: patience 1 lets one pass."""
     fit = run(start(store, learning_rate=1e-30, plateau_patience=1, plateau_factor=0.5, epochs=6))
@@ -215,6 +222,7 @@ def test_the_learning_rate_falls_on_a_plateau(store: Store) -> None:
     assert rates == [1e-30, 1e-30, 1e-30, 5e-31, 5e-31, 2.5e-31]
 
 
+@pytest.mark.medium
 def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
     fit = start(store)
     last = fit.run_epoch()
@@ -229,6 +237,7 @@ def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
     assert correct / 500 == pytest.approx(last["top1"])
 
 
+@pytest.mark.medium
 def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -> None:
     last, best = run(start(store)), run(start(store, value="best"))
     top1 = [entry["top1"] for entry in last.history]
@@ -242,6 +251,7 @@ def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -
     assert short.result()["top1"] == pytest.approx(np.mean(top1[:2]))
 
 
+@pytest.mark.medium
 def test_the_weights_that_count_give_the_value_also_after_a_resume(
     store: Store, tmp_path: Path
 ) -> None:
@@ -292,6 +302,7 @@ def scaled(store: Store, split: Split) -> torch.Tensor:
     return torch.tensor((split.modalities["x"] - mean_F) / std_F)
 
 
+@pytest.mark.medium
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> None:
     fit = start(store)
     fit.run_epoch()
@@ -302,12 +313,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> 
     assert fit.epoch == 1
 
 
+@pytest.mark.medium
 def test_an_absurd_learning_rate_diverges_or_stays_finite_but_never_lies(store: Store) -> None:
     fit = start(store, learning_rate=1e30)
     with pytest.raises(TrainingDiverged):
         run(fit)
 
 
+@pytest.mark.medium
 def test_the_test_split_stays_sealed(store: Store) -> None:
     """No epoch maps it: its file may be missing altogether."""
     (store.path / "test.arrow").rename(store.path / "hidden")
@@ -352,6 +365,7 @@ def test_a_warm_up_must_leave_an_epoch_to_mix() -> None:
     assert TrainConfig(mixup="manifold", epochs=6).mixup_warmup == 5
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mixup", ["none", "manifold", "input", "modality"])
 def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(
     store: Store, mixup: Any
@@ -367,6 +381,7 @@ def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(
     assert test.metrics["top1"] > best - 0.02
 
 
+@pytest.mark.medium
 def test_sft_tells_activities_from_a_watch(tmp_path: Path) -> None:
     """On three people it has not seen."""
     wearables = open_dataset("wearables", cache=tmp_path)
@@ -387,6 +402,7 @@ def test_sft_tells_activities_from_a_watch(tmp_path: Path) -> None:
 # Mixup
 
 
+@pytest.mark.medium
 def test_warm_up_epochs_and_evaluation_are_not_mixed(store: Store) -> None:
     plain = start(store, epochs=3)
     mixed = start(store, epochs=3, mixup="manifold", mixup_warmup=2)
@@ -411,6 +427,7 @@ def on_test_split(fit: Fit, store: Store) -> dict[str, float]:
     return evaluate(fit.model, store, store.split("test", unseal_test=True), fit.config).metrics
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("loss", "mixup"), [("l1", "none"), ("l2", "none"), ("l1", "manifold")])
 def test_ratings_are_learned_nearly_as_well_as_can_be(rating: Store, loss: Any, mixup: Any) -> None:
     """The least mean absolute error is 0.567; that of guessing 0 is sqrt(2 / pi) 1.5 = 1.197."""
@@ -421,6 +438,7 @@ def test_ratings_are_learned_nearly_as_well_as_can_be(rating: Store, loss: Any, 
     assert fit.history[-1]["loss"] == pytest.approx(fit.history[-1]["mae"]) or loss == "l2"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("mixup", ["none", "manifold"])
 def test_tags_are_learned_nearly_as_well_as_can_be(tags: Store, mixup: Any) -> None:
     fit = run(small_fit(tags, epochs=8, mixup=mixup))
@@ -428,6 +446,7 @@ def test_tags_are_learned_nearly_as_well_as_can_be(tags: Store, mixup: Any) -> N
     assert on_test_split(fit, tags)["micro_f1"] > best - 0.02
 
 
+@pytest.mark.medium
 def test_the_losses_are_those_of_the_tasks(tags: Store, rating: Store) -> None:
     """Against float64, at weights that stay."""
     for store, loss in ((tags, "l1"), (rating, "l1"), (rating, "l2")):
@@ -468,6 +487,7 @@ def test_padding_is_never_seen(rating: Store) -> None:
     assert torch.equal(fit.network(inputs, lengths), before)
 
 
+@pytest.mark.medium
 def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> None:
     for rate in (0.03, 0.05, 0.1):  # which one overshoots depends on the machine's rounding
         fit = run(small_fit(rating, epochs=4, learning_rate=rate, value="best"))
@@ -478,6 +498,7 @@ def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> N
     pytest.fail("the best epoch was always the first or the last, which shows nothing")
 
 
+@pytest.mark.medium
 def test_groups_count_decisions_where_a_metric_is_their_share(
     rating: Store, tags: Store, tmp_path: Path
 ) -> None:
@@ -499,6 +520,7 @@ def test_groups_count_decisions_where_a_metric_is_their_share(
 # Precision and compilation
 
 
+@pytest.mark.medium
 def test_bfloat16_trains_nearly_the_same_in_float32_weights(store: Store) -> None:
     """Matrix products have eight bits: 0.4 % each, averaged over an epoch's samples."""
     whole, half = (start(store, dropout=0.0, precision=p) for p in ("float32", "bfloat16"))

@@ -252,6 +252,7 @@ def test_a_batch_shares_its_weights_or_each_sample_has_its_own() -> None:
     assert not torch.equal(sample.weights["left"], sample.weights["right"])
 
 
+@pytest.mark.medium
 def test_layers_are_drawn_uniformly_from_the_mixing_points() -> None:
     points = model().mixing_points
     assert len(points) == 5

@@ -67,6 +67,7 @@ def test_without_weights_it_halves_everything() -> None:
         assert torch.equal(got, x / 2)
 
 
+@pytest.mark.medium
 def test_its_gradients_are_right() -> None:
     made, xs = module(), [x.requires_grad_() for x in features()]
     assert torch.autograd.gradcheck(lambda *_: tuple(made(xs)), [*xs, *made.parameters()])

@@ -507,6 +507,7 @@ def test_the_network_for_mosei_has_689_337_parameters() -> None:
     )  # the paper's sizes are the defaults
 
 
+@pytest.mark.medium
 def test_the_network_for_mosei_costs_its_products() -> None:
     """50 tokens through two LSTMs, five MSAFs of one small and 14 wide products, one output."""
     config = MODELS["msaf_lstm"].config(widths=MOSEI_WIDTHS)

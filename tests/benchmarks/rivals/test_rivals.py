@@ -82,6 +82,7 @@ def test_tpe_learns_the_better_branch() -> None:
     assert sum(BRANCHES[index]["branch"] == "b" for index in asked[30:]) > 20
 
 
+@pytest.mark.medium
 def test_a_table_without_the_proposals_falls_back_to_unseen_rows() -> None:
     """997 rows of a grid of a million points: a draw meets one with probability 0.001."""
     rows = [{"x": i, "y": i * 7 % 997} for i in range(997)]

@@ -35,6 +35,7 @@ def read_all(reader: Reader) -> None:
         reader.read(name)
 
 
+@pytest.mark.medium
 def test_arrays_are_listed_and_read(file: Path) -> None:
     with Reader(file) as reader:
         arrays = reader.arrays()
@@ -50,6 +51,7 @@ def test_arrays_are_listed_and_read(file: Path) -> None:
         assert reader.read("names").tolist() == ["one", "two"]
 
 
+@pytest.mark.medium
 def test_an_error_leaves_the_reader_alive(file: Path) -> None:
     with Reader(file) as reader:
         with pytest.raises(DatasetError, match=f"Cannot read {file}: ValueError: there is no a/z"):
@@ -59,6 +61,7 @@ def test_an_error_leaves_the_reader_alive(file: Path) -> None:
         assert len(reader.read("a/b/y")) == 5
 
 
+@pytest.mark.medium
 def test_what_is_too_large_is_not_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(file, "a") as writer:  # a bomb: nothing of it is stored
         writer.create_dataset("bomb", shape=(1 << 20, 1 << 20), dtype="f8", chunks=(64, 64))
@@ -70,6 +73,7 @@ def test_what_is_too_large_is_not_read(file: Path, monkeypatch: pytest.MonkeyPat
             reader.read("chunk", 0, 1)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["external", "soft", "circle", "virtual", "raw"])
 def test_nothing_leads_out_of_the_file(file: Path, tmp_path: Path, kind: str) -> None:
     other = tmp_path / "other.h5"
@@ -95,6 +99,7 @@ def test_nothing_leads_out_of_the_file(file: Path, tmp_path: Path, kind: str) ->
         read_all(reader)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("content", [b"", b"not HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
 def test_what_is_no_hdf5_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.h5"
@@ -107,12 +112,14 @@ def test_what_is_no_hdf5_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.medium
 def test_a_truncated_file_is_refused(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-500])
     with Reader(file) as reader, pytest.raises(DatasetError):
         read_all(reader)
 
 
+@pytest.mark.medium
 def test_a_child_that_dies_is_one_line(file: Path) -> None:
     with Reader(file) as reader:
         assert reader.arrays()
@@ -121,6 +128,7 @@ def test_a_child_that_dies_is_one_line(file: Path) -> None:
             reader.read("a/x")
 
 
+@pytest.mark.medium
 def test_a_child_that_hangs_is_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hdf5, "SECONDS", 1.0)
     with Reader(file) as reader:

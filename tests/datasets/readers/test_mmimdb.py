@@ -34,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.medium
 def test_films_are_read(folder: Path) -> None:
     source = open_source(folder, splits=SPLITS, text_tokens=3)
     assert source.task == "multilabel"
@@ -53,6 +54,7 @@ def test_the_published_sizes_are_those_of_the_paper() -> None:
     assert sum(SIZES.values()) == 25_959
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -68,6 +70,7 @@ def test_options_are_checked(folder: Path, options: Any, message: str) -> None:
         open_source(folder, **options)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [

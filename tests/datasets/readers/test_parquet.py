@@ -183,6 +183,7 @@ SENSORS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("file", "count", "shapes"),
     [

@@ -247,6 +247,7 @@ def test_a_memos_number_is_no_size(file: Path) -> None:
     assert load(file) == []
 
 
+@pytest.mark.medium
 def test_what_is_nested_too_deep_is_refused(file: Path) -> None:
     file.write_bytes(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".")
     with pytest.raises(DatasetError, match="RecursionError"):
