@@ -85,8 +85,8 @@ class Run:
         self.admission, self.sampler = admission_of(space, sampler)
         self.optuna = OptunaStudy(self.admission.space, ["maximize", "minimize"])
         self.past = Observations(("gflops",), floor=0.1)
-        beliefs = SurrogateModel(self.admission, self.past)
-        self.history = History(self.optuna, self.admission, beliefs)
+        self.surrogate = SurrogateModel(self.admission, self.past)
+        self.history = History(self.optuna, self.admission, self.surrogate)
         self.records: list[Record] = []
 
     def step(self, branch: int | None = None) -> Candidate | bool | None:
@@ -124,6 +124,7 @@ class Run:
             "group": "",
         }
         observed = self.past.enter(number, decided.id, decided.point, **body)
+        self.surrogate.take(decided.id, decided.point)
         self.past.await_(observed, 0)
         if values is None:
             self.past.drop(observed, 0, stopped=False)
@@ -133,20 +134,19 @@ class Run:
     def resumed(self, space: str, sampler: str) -> Run:
         """Return this run as a journal gives it back: through JSON, into a new study."""
         again = Run(space, sampler)
-        again.known.past.hyperparameters = self.past.hyperparameters
-        again.known.past.num_fitted = self.past.num_fitted
+        again.surrogate.last_fit = self.surrogate.last_fit
         for number, record in enumerate(self.records):
-            again.known.optuna.enter(record["point"], json.loads(json.dumps(record["carried"])))
+            again.optuna.enter(record["point"], json.loads(json.dumps(record["carried"])))
             if record["state"] == "refused":
-                again.known.optuna.refuse(number, record["excess"])
+                again.optuna.refuse(number, record["excess"])
                 continue
             candidate = again.admission.price(record["point"])
             again.admission.take(candidate.id)
             again.observe(number, candidate, record.get("values"))
             if record["state"] == "failed":
-                again.known.optuna.fail(number)
+                again.optuna.fail(number)
             else:
-                again.known.optuna.tell(number, json.loads(json.dumps(record["values"])))
+                again.optuna.tell(number, json.loads(json.dumps(record["values"])))
         again.records = list(self.records)
         return again
 
