@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from sftsearch.orchestrator.studies import read_record
+from sftsearch.orchestrator.tracking.bookkeeping import num_mirrored
 from sftsearch.orchestrator.tracking.client import default_uri, open_client
 from sftsearch.orchestrator.tracking.reader import read_study
 
@@ -48,7 +49,7 @@ space:
     num_layers: {kind: int, low: 1, high: 3}
 """
 MEASURED = {"latency_ms", "peak_memory_mb", "seconds"}
-EVENTS = ["proposed", "admitted", "started", "epoch", "finished", "told", "mirrored", "ended"]
+EVENTS = ["proposed", "admitted", "started", "epoch", "finished", "told", "ended"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -130,6 +131,17 @@ def test_driver_killed_after_an_event_is_resumed(
     assert killed.returncode == -9
     last = [event.kind for event in read_events(runs / "kill")]
     assert kind in last[-5:]  # the other thread may append a few more before the signal arrives
+    assert check(runs, finish(runs, "--resume")) == undisturbed
+
+
+def test_driver_killed_after_the_mirror_noted_something_is_resumed(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    runs = tmp_path / "runs"
+    killed = start(runs, "--kill-after", "mirrored", "3")
+    killed.communicate(timeout=240)
+    assert killed.returncode == -9
+    assert num_mirrored(runs / "kill") > 0
     assert check(runs, finish(runs, "--resume")) == undisturbed
 
 

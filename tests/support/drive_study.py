@@ -4,7 +4,8 @@
         [--kill-after KIND NUMBER] [--jump SECONDS]
 
 The last line printed is JSON: what Optuna holds at the end. With `--kill-after` the process sends
-itself SIGKILL as soon as the journal holds NUMBER events of that KIND, written by this process.
+itself SIGKILL as soon as the journal holds NUMBER events of that KIND, written by this process;
+for the KIND `mirrored`, as soon as the mirror has noted so often what MLflow has.
 With `--jump` its clock jumps, by so many seconds, when it gets SIGUSR1.
 """
 
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.callback import StudyCallback
+from sftsearch.orchestrator.storage.journal import Journal
 from sftsearch.orchestrator.study import run_study
-
-from journals import Journal
+from sftsearch.orchestrator.tracking.bookkeeping import Bookkeeping
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.journal import Entry
@@ -48,8 +49,21 @@ class Assassin(StudyCallback):
         self._kind, self._left = kind, number
 
     def on_event(self, entry: Entry) -> None:
-        """Count, and die."""
-        self._left -= entry.event.kind == self._kind
+        """Count an event, and die."""
+        self._count(entry.event.kind)
+
+    def watch_mirror(self) -> None:
+        """Count what the mirror notes, too."""
+        write = Bookkeeping.write
+
+        def write_and_count(done: Bookkeeping, folder: Path) -> None:
+            write(done, folder)
+            self._count("mirrored")
+
+        Bookkeeping.write = write_and_count  # type: ignore[method-assign]
+
+    def _count(self, kind: str) -> None:
+        self._left -= kind == self._kind
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -67,6 +81,7 @@ def main() -> None:
     let_clock_jump(asked.jump)
     kind, number = asked.kill_after
     watcher = Assassin(kind, int(number))
+    watcher.watch_mirror()
     options = {"resume": asked.resume, "tracking_uri": asked.tracking_uri}
     result = run_study(asked.file, runs=asked.runs, callback=watcher, **options)
     assert result.sampler_study is not None
