@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "hdfs")
 CHUNK_BYTES = 8 << 20
-_CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60  # or a server that is gone would be waited for forever
+CONNECT_SECONDS, REQUEST_SECONDS = 10, 60  # or a server that is gone would be waited for forever
 
 
 def is_remote(text: str) -> bool:
@@ -165,8 +165,8 @@ class RemoteFolder:
             system = fs.S3FileSystem(
                 endpoint_override=endpoint,
                 region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-                connect_timeout=_CONNECT_SECONDS,
-                request_timeout=_REQUEST_SECONDS,
+                connect_timeout=CONNECT_SECONDS,
+                request_timeout=REQUEST_SECONDS,
             )
             return system, f"{parts.netloc}{parts.path}"
         found: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)

@@ -58,7 +58,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[st
     worst = _to_losses(np.asarray(reference, dtype=float)[None], directions)[0]
     inside = losses[np.all(losses < worst, axis=1)]
     inside = inside[non_dominated(inside, ["minimize"] * len(worst))]
-    return _area(inside, worst) if len(worst) == 2 else _volume(inside, worst)
+    return area(inside, worst) if len(worst) == 2 else volume(inside, worst)
 
 
 def knee(points: ArrayLike, directions: Sequence[str]) -> int | None:
@@ -225,15 +225,15 @@ def _plane_through_ends(scaled: Floats) -> Floats | None:
     return normal if np.all(normal > 0) else None
 
 
-def _area(losses: Floats, worst: Floats) -> float:
-    """Return `_volume` of two objectives, in one sweep."""
+def area(losses: Floats, worst: Floats) -> float:
+    """Return `volume` of two objectives, in one sweep."""
     losses = losses[np.argsort(losses[:, 0], kind="stable")]
     widths = np.diff(np.append(losses[:, 0], worst[0]))
     heights = worst[1] - np.minimum.accumulate(losses[:, 1])
     return float(widths @ heights)
 
 
-def _volume(losses: Floats, worst: Floats) -> float:
+def volume(losses: Floats, worst: Floats) -> float:
     """Return the volume between points and the worst corner, slab by slab of the last objective."""
     if len(losses) == 0:
         return 0.0
@@ -242,7 +242,7 @@ def _volume(losses: Floats, worst: Floats) -> float:
     losses = losses[np.argsort(losses[:, -1], kind="stable")]
     depths = np.diff(np.append(losses[:, -1], worst[-1]))
     slabs = (
-        depth * _volume(losses[: i + 1, :-1], worst[:-1])
+        depth * volume(losses[: i + 1, :-1], worst[:-1])
         for i, depth in enumerate(depths)
         if depth > 0
     )

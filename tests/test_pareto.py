@@ -207,7 +207,7 @@ def test_hypervolume_as_an_area_agrees_with_the_slow_volume() -> None:
     for _ in range(20):
         losses = generator.random((30, 2))
         worst = np.ones(2)
-        fast, slow = pareto._area(losses, worst), pareto._volume(losses, worst)
+        fast, slow = pareto.area(losses, worst), pareto.volume(losses, worst)
         assert fast == pytest.approx(slow, rel=1e-12)
 
 

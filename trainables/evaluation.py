@@ -85,9 +85,9 @@ class Batches:
         Lengths are those of the modalities that vary in it; behind them the inputs are zeros.
         """
         lengths = {name: source[rows] for name, source in self._lengths.items()}
-        inputs = {name: self._on_device(self._scaled(name, rows)) for name in self._sources}
-        on_device = {name: self._on_device(length_B) for name, length_B in lengths.items()}
-        return inputs, on_device, self._on_device(self._labels[rows])
+        inputs = {name: self.on_device(self._scaled(name, rows)) for name in self._sources}
+        on_device = {name: self.on_device(length_B) for name, length_B in lengths.items()}
+        return inputs, on_device, self.on_device(self._labels[rows])
 
     def _scaled(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return z-scored samples (B, T, F), with zeros behind what is valid of each."""
@@ -115,7 +115,8 @@ class Batches:
         for start in range(0, self.size, batch_size):
             yield self(np.arange(start, min(start + batch_size, self.size)))
 
-    def _on_device(self, rows: npt.NDArray[Any]) -> Tensor:
+    def on_device(self, rows: npt.NDArray[Any]) -> Tensor:
+        """Copy values of samples to the device."""
         return torch.from_numpy(rows).to(self.device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from sftsearch.orchestrator.benchmark.record import RecordingError, record_table
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.benchmark.table import META, read_table
 from sftsearch.orchestrator.execution.cluster import connected
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.journal import Entry, Journal
 from sftsearch.orchestrator.studies import check_study
 from sftsearch.orchestrator.study import run_study
 
-from journals import Journal, read_events
+from journals import read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.benchmark.table import Table
+    from sftsearch.orchestrator.storage.event import Event
 
     from journals import RawEvent
 
@@ -178,12 +182,12 @@ def halt_after(monkeypatch: pytest.MonkeyPatch, kind: str, number: int) -> None:
     """Let the driver die after so many events of a kind, once."""
     original, left = Journal.append, [number]
 
-    def append(self: Journal, of: str, **body: Any) -> RawEvent:
-        event = original(self, of, **body)
-        left[0] -= of == kind
-        if left[0] == 0 and of == kind:
+    def append(self: Journal, event: Event) -> Entry:
+        entry = original(self, event)
+        left[0] -= event.kind == kind
+        if left[0] == 0 and event.kind == kind:
             raise HaltedError
-        return event
+        return entry
 
     monkeypatch.setattr(Journal, "append", append)
 
@@ -238,15 +242,16 @@ def test_the_nearest_are_those_that_lack_least_of_the_best_at_their_cost() -> No
     assert admission.table is not None
     ids = list(admission.table)[:40]
     random_ = np.random.default_rng(0)
-    admitted = {i: {"cost": {"gflops": admission.table[i].cost.gflops}} for i in ids}
+    costs = {i: admission.table[i].cost.gflops for i in ids}
     values = {i: {r: float(random_.random()) for r in range(3)} for i in ids}
-    found = recording._nearest(admitted, values, source, 10)
+    state = StudyState()
+    for i in ids:
+        measured = {r: {"top1": value} for r, value in values[i].items()}
+        cost: Any = {"gflops": costs[i]}
+        state.configurations[i] = SimpleNamespace(id=i, cost=cost, values=measured)  # type: ignore[assignment]
+    found = recording.nearest_the_front(state, source, 10)
     mean = {i: np.mean(list(values[i].values())) for i in ids}
-    lacks = {i: max(mean[j] for j in ids if costs_at_most(admitted, j, i)) - mean[i] for i in ids}
+    lacks = {i: max(mean[j] for j in ids if costs[j] <= costs[i]) - mean[i] for i in ids}
     assert len(found) == 10
     # Means are freed of the folds here, so that the order is nearly that of plain means.
     assert set(sorted(ids, key=lacks.__getitem__)[:6]) <= set(found)
-
-
-def costs_at_most(admitted: dict[str, Any], one: str, other: str) -> bool:
-    return bool(admitted[one]["cost"]["gflops"] <= admitted[other]["cost"]["gflops"])

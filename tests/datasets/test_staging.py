@@ -156,7 +156,7 @@ def test_cut_off_in_the_middle_it_says_so_and_the_next_run_completes(
     store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging.publish(store, ROOT)
-    monkeypatch.setattr(remote, "_REQUEST_SECONDS", 2)
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 2)
     proxy = CuttingProxy(server, allowed=600_000)  # the manifest, and half of what there is
     use_s3(monkeypatch, proxy.endpoint)
     with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: ") as raised:
@@ -195,7 +195,7 @@ def test_a_study_trains_from_it_also_after_it_was_cut_off(
     """Driver and workers fetch it for themselves; no secret is in what they leave."""
     staging.publish(store, ROOT)
     monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_REQUEST_SECONDS", 2)
+    monkeypatch.setattr(remote, "REQUEST_SECONDS", 2)
     study, runs = tmp_path / "from_s3.yaml", tmp_path / "runs"
     study.write_text(STUDY)
     proxy = CuttingProxy(server, allowed=600_000)

@@ -36,8 +36,8 @@ TINY: dict[str, Any] = SMALL | {"dim": 4, "num_heads": 2, "patch": 2}
 class Cast(Batches):
     """Batches of the default type of numbers."""
 
-    def _on_device(self, rows: Any) -> torch.Tensor:
-        tensor = super()._on_device(rows)
+    def on_device(self, rows: Any) -> torch.Tensor:
+        tensor = super().on_device(rows)
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 

@@ -150,7 +150,7 @@ class MlflowServer(Server):
 
     def __init__(self, folder: Path, store: str, *, login: bool = False) -> None:
         super().__init__(free_port())
-        self._folder, self._store, self.login = folder, store, login
+        self.folder, self._store, self.login = folder, store, login
         if login:
             text = (
                 "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 30\n"
@@ -167,7 +167,7 @@ class MlflowServer(Server):
 
     def command(self) -> list[str]:
         """Return what starts it."""
-        artifacts = (self._folder / "artifacts").absolute().as_uri()
+        artifacts = (self.folder / "artifacts").absolute().as_uri()
         command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server"]
         command += ["--host", HOST, "--port", str(self.port), "--workers", "2"]
         command += ["--backend-store-uri", self._store, "--artifacts-destination", artifacts]
@@ -177,7 +177,7 @@ class MlflowServer(Server):
         """Return what it is started in."""
         more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         if self.login:
-            more["MLFLOW_AUTH_CONFIG_PATH"] = str(self._folder / "login.ini")
+            more["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "login.ini")
             more["MLFLOW_FLASK_SERVER_SECRET_KEY"] = "of-tests"
         return dict(os.environ) | more
 

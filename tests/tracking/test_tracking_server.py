@@ -42,7 +42,7 @@ def server(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     yield servers[1]
-    client = open_client(servers[1].uri, servers[1]._folder)
+    client = open_client(servers[1].uri, servers[1].folder)
     for experiment in client.search_experiments():
         if experiment.name == "mirrored":
             client.rename_experiment(experiment.experiment_id, f"over-{experiment.experiment_id}")
