@@ -25,7 +25,7 @@ from sftsearch.search_spaces.schema import Resources
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.medium, pytest.mark.timeout(120)]
 
 STUDY = """
 study: {{name: placed}}
@@ -83,7 +83,6 @@ def most_at_once(notes: list[Any]) -> int:
     )
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("cpus", "gpus", "concurrent", "slots"),
     [
@@ -102,7 +101,6 @@ def test_slots_are_what_fits(cpus: float, gpus: float, concurrent: Any, slots: i
     assert count_slots(resources) == slots
 
 
-@pytest.mark.medium
 def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=1, gpus=0.5)
     assert len(notes) == 6
@@ -111,7 +109,6 @@ def test_half_a_gpu_each_runs_two_at_a_time_on_the_same_gpu(tmp_path: Path) -> N
     assert {note["device"] for note in notes} == {"cuda"}
 
 
-@pytest.mark.medium
 def test_concurrency_and_threads_follow_the_study_file(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=2, gpus=0, concurrent="1")
     assert most_at_once(notes) == 1
@@ -119,7 +116,6 @@ def test_concurrency_and_threads_follow_the_study_file(tmp_path: Path) -> None:
     assert {note["device"] for note in notes} == {"cpu"}
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("address", "said"),
     [
@@ -150,7 +146,6 @@ class Brief:
         return {"epochs": [], "final": final | {"facts": {"process": os.getpid()}}}
 
 
-@pytest.mark.medium
 def test_processes_start_while_trials_end_in_others(tmp_path: Path) -> None:
     """Tune alone ends a process that is starting as soon as another one is free for its trial."""
     file = tmp_path / "placed.yaml"
@@ -190,7 +185,6 @@ print("left", len(references) > 0)
 """
 
 
-@pytest.mark.medium
 def test_another_thread_that_collects_does_not_end_the_process_as_ray_shuts_down() -> None:
     command = [sys.executable, "-c", LEAVING]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -223,7 +217,6 @@ def test_sigterm_stops_at_once_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.medium
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
     heard = []
 
@@ -254,7 +247,6 @@ class Hanging(Noting):
         return super().step()
 
 
-@pytest.mark.medium
 @pytest.mark.timeout(400)  # two processes are ended, and others started in their place
 def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "placed.yaml"
@@ -271,7 +263,6 @@ def test_a_trial_that_never_reports_fails_and_the_study_goes_on(tmp_path: Path) 
 # ------------------------------------------------------------------- processes that do not start
 
 
-@pytest.mark.medium
 def test_processes_that_cannot_start_stop_the_study_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

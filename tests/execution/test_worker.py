@@ -99,6 +99,7 @@ def test_a_trial_that_had_finished_reports_its_end_again(tmp_path: Path) -> None
     assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
 
 
+@pytest.mark.medium
 def test_a_wrong_price_fails_the_trial(tmp_path: Path) -> None:
     wrong = job(tmp_path).cost | {"gmacs": 1.0}
     report = start(job(tmp_path, cost=wrong)).step()
