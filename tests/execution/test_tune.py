@@ -46,7 +46,6 @@ class Hanging(Idle):
         return super().step()
 
 
-@pytest.mark.medium
 @pytest.mark.timeout(400)  # two processes are ended, and others started in their place
 def test_run_fails_a_trial_that_never_reports_and_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "placed.yaml"

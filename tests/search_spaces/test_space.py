@@ -49,6 +49,7 @@ def stepped_ranges(draw: st.DrawFn) -> FloatRange:
 FINITE = CHOICES | int_ranges() | stepped_ranges()
 
 
+@pytest.mark.medium
 @given(FINITE)
 def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis) -> None:
     listed = space.values(axis)

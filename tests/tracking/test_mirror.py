@@ -273,6 +273,7 @@ def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
     assert len(snapshot(uri, tmp_path)) == 3
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("uri", "said"),
     [

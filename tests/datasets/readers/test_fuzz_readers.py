@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_readers.py"
 
 
 @pytest.mark.timeout(500)
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("first", "cases"), [(0, 72), pytest.param(100_000, 600, marks=pytest.mark.slow)]
 )
