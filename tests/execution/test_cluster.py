@@ -10,7 +10,7 @@ import pytest
 from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.execution.placement import ResourceError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.medium, pytest.mark.timeout(120)]
 
 
 @pytest.mark.parametrize(

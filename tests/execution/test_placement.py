@@ -16,7 +16,11 @@ from idle_workers import Noting
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("four_cpus_and_a_gpu")]
+pytestmark = [
+    pytest.mark.medium,
+    pytest.mark.timeout(120),
+    pytest.mark.usefixtures("four_cpus_and_a_gpu"),
+]
 
 STUDY = """
 study: {{name: placed}}

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.execution.reports import WorkerReport
     from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("four_cpus_and_a_gpu")]
+pytestmark = [
+    pytest.mark.medium,
+    pytest.mark.timeout(120),
+    pytest.mark.usefixtures("four_cpus_and_a_gpu"),
+]
 
 STUDY = """
 study: {name: placed}

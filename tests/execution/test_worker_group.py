@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.execution.reports import WorkerReport
     from sftsearch.orchestrator.study import StudyResult
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("four_cpus_and_a_gpu")]
+pytestmark = [
+    pytest.mark.medium,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("four_cpus_and_a_gpu"),
+]
 
 STUDY = """
 study: {{name: group}}
