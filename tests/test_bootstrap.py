@@ -71,6 +71,7 @@ def test_resample_accuracies_gives_differences_as_enumeration_does() -> None:
     assert sampled.mean() == pytest.approx(exact.mean(), abs=5 * exact.std() / np.sqrt(20_000))
 
 
+@pytest.mark.medium
 def test_percentile_interval_of_many_groups_agrees_with_the_normal_law() -> None:
     """The mean of G equal groups has variance sd^2 / G: 1.96 standard errors each side."""
     generator = np.random.default_rng(3)

@@ -196,6 +196,7 @@ def test_summarise_does_not_depend_on_the_order_of_trials(study: StudyRecord) ->
     assert summarise(turned).configurations == summarise(study).configurations
 
 
+@pytest.mark.medium
 def test_summarise_takes_seconds_for_500_configurations() -> None:
     generator = np.random.default_rng(0)
     trials = [

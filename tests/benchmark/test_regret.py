@@ -153,6 +153,7 @@ def call(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.medium
 def test_simulate_command_names_the_front_and_its_regret(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     done = call("simulate", file, "--table", out, "--json", "--workers", 1)
@@ -186,6 +187,7 @@ def test_simulate_command_takes_a_quarter_of_the_time_with_four_workers(
     assert told["seconds"] == 8 * 3 * 60 / 4
 
 
+@pytest.mark.medium
 def test_simulate_command_gives_mean_and_standard_error_of_repetitions(
     recorded: tuple[Path, Path],
 ) -> None:

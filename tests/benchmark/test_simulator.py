@@ -294,6 +294,7 @@ def test_simulate_reports_the_epochs_and_values_of_the_table(made: Table) -> Non
     assert done.concluded["reported"] == done.reported
 
 
+@pytest.mark.medium
 def test_simulate_repeats_a_repetition(made: Table) -> None:
     runs = [
         [(e.kind, e.time, json.dumps(e.body)) for e in simulated(made, study(), repetition=n)[0]]

@@ -66,6 +66,7 @@ def mistakes_of(space: str, constraints: str = "[]") -> list[str]:
     return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
 
 
+@pytest.mark.medium
 def test_admission_has_every_point_at_the_cost_of_its_model() -> None:
     """Against the parameters and the counted operations of the model that would be built."""
     admission = admission_of()

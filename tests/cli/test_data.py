@@ -163,6 +163,7 @@ def test_data_prepare_refuses_what_is_there(file: Path) -> None:
     assert "is built in" in call("data", "remove", "digits", "--yes").output
 
 
+@pytest.mark.medium
 def test_data_info_draws_a_picture(file: Path, tmp_path: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     for name in ("mine", "synthetic_rating", "synthetic_tags"):
@@ -221,6 +222,7 @@ def test_data_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
     assert "No data set is called 'mime'. Did you mean 'mine'?" in done.output
 
 
+@pytest.mark.medium
 def test_data_prepare_goes_on_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
     file = write(tmp_path / "large.parquet", 40_000)
     program = "from sftsearch.orchestrator.cli.main import main; main()"

@@ -131,6 +131,7 @@ def test_main_gives_a_line_for_each_mistake_of_a_study_file(tmp_path: Path, comm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.medium
 def test_main_gives_a_process_the_same_code_and_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_bytes(b"\x89PNG\x00")
@@ -154,6 +155,7 @@ def test_main_gives_code_130_for_an_interrupt(monkeypatch: pytest.MonkeyPatch) -
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
+@pytest.mark.medium
 def test_main_writes_no_traceback_into_a_closed_pipe() -> None:
     """As in `sftsearch models | head -1`."""
     done = subprocess.run(

@@ -8,6 +8,7 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pytest
 from rich.console import Console
 
 from sftsearch.orchestrator.cli import progress
@@ -16,8 +17,6 @@ from sftsearch.orchestrator.study import run_study
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
-
-    import pytest
 
 
 STUDY = """
@@ -40,6 +39,7 @@ class Quick:
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
+@pytest.mark.medium
 def test_progress_lines_say_how_far_how_long_and_how_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

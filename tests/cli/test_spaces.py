@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.orchestrator.cli.main import main
@@ -14,8 +15,6 @@ from sftsearch.trainables.catalog import MODELS
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def call(*arguments: str | Path, **more: Any) -> Result:
@@ -40,6 +39,7 @@ def test_check_says_what_would_run_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [study_file]
 
 
+@pytest.mark.medium
 def test_price_lists_costs_without_measuring(study_file: Path) -> None:
     result = call("price", study_file, "--no-time", "--json")
     assert result.exit_code == 0

@@ -160,6 +160,7 @@ def test_every_modality_it_reads_matters(name: str) -> None:
         assert not torch.allclose(changed, logits_BC), modality
 
 
+@pytest.mark.medium
 def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(name: str) -> None:
     model = build_model(name, SPEC, small(name, dropout=0.5), seed=0).double().eval()
     inputs = {key: x_BTF.double() for key, x_BTF in batch(size=5).items()}

@@ -186,6 +186,7 @@ space: [{kind: sft, num_heads: 1, dim: {kind: int, low: 1, high: 300}}]
 """
 
 
+@pytest.mark.medium
 @pytest.mark.usefixtures("four_cpus_and_a_gpu")
 def test_patched_tune_controller_starts_processes_while_trials_end_in_others(
     tmp_path: Path,

@@ -37,6 +37,7 @@ def start(spec: TrialSpec, worker_type: type[TrainingWorker] = TrainingWorker) -
     return worker
 
 
+@pytest.mark.medium
 def test_worker_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
     reports = run(start(trial_spec(tmp_path)))
     assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
@@ -78,6 +79,7 @@ def test_worker_goes_on_and_reports_what_the_journal_lacks(
     assert ours["groups"] == theirs["groups"]
 
 
+@pytest.mark.medium
 def test_worker_repeats_every_epoch_after_a_damaged_checkpoint(tmp_path: Path) -> None:
     undisturbed = run(start(trial_spec(tmp_path / "a")))
     first = start(trial_spec(tmp_path / "b"))
@@ -89,6 +91,7 @@ def test_worker_repeats_every_epoch_after_a_damaged_checkpoint(tmp_path: Path) -
     assert "starting anew" in (tmp_path / "b" / LOG).read_text()
 
 
+@pytest.mark.medium
 def test_worker_reports_the_end_of_a_finished_trial_again(tmp_path: Path) -> None:
     once = run(start(trial_spec(tmp_path)))
     again = run(start(trial_spec(tmp_path, num_journalled=4)))
@@ -102,6 +105,7 @@ def test_worker_fails_a_trial_with_a_wrong_price(tmp_path: Path) -> None:
     assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
 
 
+@pytest.mark.medium
 def test_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
@@ -168,6 +172,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.medium
 def test_worker_writes_nothing_once_it_was_replaced(tmp_path: Path) -> None:
     """As after a resume, where a worker outlives its driver."""
     old, new = TrainingWorker(), TrainingWorker()
@@ -201,6 +206,7 @@ def test_worker_takes_over_from_an_owner_that_was_cut_off(tmp_path: Path) -> Non
     assert worker.step()["failed"].startswith("StaleTokenError")
 
 
+@pytest.mark.medium
 def test_worker_log_does_not_grow_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

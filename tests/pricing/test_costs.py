@@ -77,6 +77,7 @@ def test_list_prices_samples_a_huge_space_within_its_limits(
     assert [c.id for c in limited] == [c.id for c in unlimited if c.cost.gflops <= limit]
 
 
+@pytest.mark.medium
 def test_list_prices_of_a_huge_space_with_nothing_admissible_is_empty() -> None:
     source, admission = study_of(CONTINUOUS, "[{metric: parameters, max: 1}]")
     assert prices.list_prices(admission) == []

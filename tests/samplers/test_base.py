@@ -40,6 +40,7 @@ def test_sampler_proposes_otherwise_by_another_seed(kind: str) -> None:
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.medium
 def test_draw_uniform_is_uniform_over_configurations() -> None:
     """Over all seeds, the first proposal is as likely to be any configuration as any other."""
     space = """\

@@ -38,6 +38,7 @@ def test_ehvi_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
         study.ask(toy.optuna.space_of(None))
 
 
+@pytest.mark.medium
 def test_ehvi_finds_a_front_with_fewer_trials_than_chance() -> None:
     """Trials, at most 60, until 95 % of the whole volume; accuracy is best at width 64."""
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
 def test_genetic_sampler_comes_nearer_to_a_known_front_than_chance(kind: str) -> None:
     """After 300 proposals of which a population is 20."""

@@ -45,6 +45,7 @@ space:
 FEW = "[{metric: gflops, max: 5e-4}]"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
 def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     max_table: int, most: int, monkeypatch: pytest.MonkeyPatch
@@ -72,6 +73,7 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible(
     assert num_refused <= most
 
 
+@pytest.mark.medium
 def test_tpe_finds_better_points_than_chance() -> None:
     """An accuracy with its peak at width 64, dropout 0.2: TPE's last proposals are nearer to it."""
 
@@ -128,6 +130,7 @@ def test_quasi_random_draws_every_branch_as_often_as_any_other() -> None:
     assert len(study.trials(0)) == pytest.approx(32, abs=4)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("branch", [None, 0])
 def test_gp_draws_where_more_is_to_be_gained(branch: int | None) -> None:
     """What it adds to 10 uniform draws dominates more than 5 uniform ones more."""

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
@@ -28,6 +29,7 @@ AXES: dict[str, Any] = {
 }
 
 
+@pytest.mark.medium
 def test_optuna_study_gives_every_kind_of_axis_back_unchanged() -> None:
     """1, 1.0, True and "1" stay apart; 0.3 is 0.3; lists and mappings come back as they were."""
     mapping = {"left": AXES["alike"], "right": 2}

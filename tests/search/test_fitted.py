@@ -19,6 +19,7 @@ def study() -> tuple[Memory, Training]:
     return Memory(source_of(PLAN, epochs=4), slots=2), Training(epochs=4, truth=uneven, sigma=0.02)
 
 
+@pytest.mark.medium
 def test_search_journals_each_fit_once(study: tuple[Memory, Training]) -> None:
     memory, training = study
     journal, search = memory.open()
@@ -30,6 +31,7 @@ def test_search_journals_each_fit_once(study: tuple[Memory, Training]) -> None:
     assert search.known.surrogate.last_fit.num == fits[-1]
 
 
+@pytest.mark.medium
 def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
     study: tuple[Memory, Training],
 ) -> None:
@@ -49,6 +51,7 @@ def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
     assert journal.last_id == before
 
 
+@pytest.mark.medium
 def test_search_takes_its_last_fit_from_the_journal(study: tuple[Memory, Training]) -> None:
     """With what was measured then, at every place where a driver may have been killed."""
     memory, training = study

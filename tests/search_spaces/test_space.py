@@ -57,6 +57,7 @@ def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis)
     assert len({json.dumps(value) for value in listed}) == len(listed)
 
 
+@pytest.mark.medium
 @given(FINITE, st.integers(0, 2**32))
 def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, seed: int) -> None:
     listed = [json.dumps(value) for value in space.values(axis)]

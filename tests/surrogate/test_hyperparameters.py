@@ -68,6 +68,7 @@ def test_negative_log_posterior_has_the_gradient_of_differences(seed: int) -> No
         assert gradient[k] == pytest.approx((above - below) / 2e-5, rel=1e-5, abs=1e-4)
 
 
+@pytest.mark.medium
 def test_fit_hyperparameters_learns_the_model_that_made_the_data() -> None:
     generator = np.random.default_rng(5)
     x = generator.random((320, 2))
@@ -89,6 +90,7 @@ def test_fit_hyperparameters_learns_the_model_that_made_the_data() -> None:
     assert error < 0.6 * np.mean((measured - means[:120]) ** 2)  # shrinking pays
 
 
+@pytest.mark.medium
 def test_fit_hyperparameters_is_free_of_units() -> None:
     x, counts, replicates = example(20)
     means, pooled, dof = pool_replicates(replicates)
@@ -100,6 +102,7 @@ def test_fit_hyperparameters_is_free_of_units() -> None:
     assert percent.mean == pytest.approx(100 * plain.mean - 7, rel=1e-6)
 
 
+@pytest.mark.medium
 def test_fit_hyperparameters_from_a_warm_start_ends_where_a_cold_one_does() -> None:
     x, counts, replicates = example(40)
     means, pooled, dof = pool_replicates(replicates)
@@ -160,6 +163,7 @@ def test_fit_hyperparameters_without_features_gives_a_model_too() -> None:
     assert 0.4 < mean[0] < mean[1] < mean[2] < 0.6
 
 
+@pytest.mark.medium
 def test_fit_hyperparameters_keeps_the_prior_of_a_feature_that_never_varies() -> None:
     """Its lengthscale stays at the mode of the log-normal, exp(sqrt(2) - 3) sqrt(D)."""
     x, counts, replicates = example(20)
@@ -169,6 +173,7 @@ def test_fit_hyperparameters_keeps_the_prior_of_a_feature_that_never_varies() ->
     assert fitted.lengthscales[2] == pytest.approx(math.exp(math.sqrt(2) - 3) * math.sqrt(3))
 
 
+@pytest.mark.medium
 def test_fit_hyperparameters_takes_sigma_from_many_replicates() -> None:
     """The prior is weak: 200 degrees of freedom outweigh it, whatever the spread of the means."""
     x = np.linspace(0, 1, 10)[:, None]

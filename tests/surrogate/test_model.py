@@ -133,6 +133,7 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
     assert np.array_equal(made.surrogate.draws(10), made.surrogate.draws(10))
 
 
+@pytest.mark.medium
 def test_affordable_and_front_are_those_of_brute_force() -> None:
     made = Made(20)
     measured, means = made.past.measured(), made.surrogate.posterior().means
@@ -150,6 +151,7 @@ def test_affordable_and_front_are_those_of_brute_force() -> None:
     assert made.surrogate.front() == [i for _, i in sorted(front)]
 
 
+@pytest.mark.medium
 def test_surrogate_of_equal_histories_gives_equal_answers() -> None:
     one, two = Made(20), Made(20)
     one.surrogate.fitted()
@@ -195,6 +197,7 @@ def asked(seed: int) -> dict[str, object]:
     return answers
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("limit", [300, 12])
 def test_surrogate_is_not_changed_by_questions(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal answers in any order: also where it holds all that was measured, or a part of it."""
@@ -205,6 +208,7 @@ def test_surrogate_is_not_changed_by_questions(limit: int, monkeypatch: pytest.M
         assert asked(seed) == first
 
 
+@pytest.mark.medium
 def test_surrogate_that_was_asked_before_answers_like_a_fresh_one() -> None:
     made = Made(20, space=WIDE)
     for _ in range(6):
@@ -216,6 +220,7 @@ def test_surrogate_that_was_asked_before_answers_like_a_fresh_one() -> None:
         assert ask(fresh) == ask(made.surrogate), name
 
 
+@pytest.mark.medium
 def test_snapshots_stay_as_they_are_when_more_is_measured() -> None:
     made = Made(12)
     model, comparison = made.surrogate.fitted(), made.surrogate.compare(12)
@@ -233,6 +238,7 @@ def test_snapshots_stay_as_they_are_when_more_is_measured() -> None:
 # ------------------------------------------------------------------ fitting
 
 
+@pytest.mark.medium
 def test_fit_is_due_when_a_share_more_was_measured() -> None:
     made = Made(13)
     last = made.surrogate.fitted().fit
@@ -245,6 +251,7 @@ def test_fit_is_due_when_a_share_more_was_measured() -> None:
     assert due == [False, True, True]  # 14, 15 and 16 of 13
 
 
+@pytest.mark.medium
 def test_fit_keeps_the_last_hyperparameters_until_a_new_one_is_due() -> None:
     made = Made(13)
     first = made.surrogate.fitted().fit
@@ -258,6 +265,7 @@ def test_fit_keeps_the_last_hyperparameters_until_a_new_one_is_due() -> None:
     assert made.fits == [first, second]
 
 
+@pytest.mark.medium
 def test_fit_is_a_function_of_data_and_last_fit() -> None:
     made = Made(20)
     model = made.surrogate.fitted()
@@ -280,6 +288,7 @@ def test_surrogate_without_a_need_for_a_model_is_not_fitted() -> None:
 # ----------------------------------------------------------- improvement ahead
 
 
+@pytest.mark.medium
 def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study() -> None:
     """With those on their way at their expected value, as if they had one replicate there."""
     made = Made(12)
@@ -302,6 +311,7 @@ def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study(
     assert found.gains == pytest.approx(again.gains, abs=1e-9)
 
 
+@pytest.mark.medium
 def test_compare_of_a_branch_is_of_its_candidates_alone() -> None:
     made = Made(12)
     every = made.surrogate.compare(12)
@@ -312,6 +322,7 @@ def test_compare_of_a_branch_is_of_its_candidates_alone() -> None:
         assert own.gains == pytest.approx(every.gains[places], rel=1e-9, abs=1e-15)
 
 
+@pytest.mark.medium
 def test_best_new_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:
     made = Made(12)
     found = made.surrogate.compare(12)
@@ -374,6 +385,7 @@ def pair(number: int, monkeypatch: pytest.MonkeyPatch, **limits: int) -> tuple[M
     return whole, some
 
 
+@pytest.mark.medium
 def test_posterior_by_a_part_is_close_to_that_by_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -390,6 +402,7 @@ def test_posterior_by_a_part_is_close_to_that_by_the_whole(
     )
 
 
+@pytest.mark.medium
 def test_anchor_predicts_by_all_values_but_the_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -410,6 +423,7 @@ def test_anchor_predicts_by_all_values_but_the_own(
         assert sd[i] ** 2 == pytest.approx(prior[i, i] - weights @ prior[rest, i])
 
 
+@pytest.mark.medium
 def test_compare_of_many_candidates_finds_nearly_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, some = pair(30, monkeypatch, MAX_CANDIDATES=60)
     exact, found = whole.surrogate.compare(30), some.surrogate.compare(30)
@@ -419,6 +433,7 @@ def test_compare_of_many_candidates_finds_nearly_the_best(monkeypatch: pytest.Mo
     assert share > 97
 
 
+@pytest.mark.medium
 def test_compare_takes_fewer_candidates_the_more_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -460,6 +475,7 @@ def drawn_for(made: Made, number: int) -> list[str]:
     return [candidate.id for candidate in made.surrogate.pool.candidates(number)[0].rows]
 
 
+@pytest.mark.medium
 def test_candidate_pool_draws_a_large_space_anew_every_so_often(large: Admission) -> None:
     made = Drawn(large, 12)
     assert large.table is None

@@ -204,6 +204,7 @@ def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
             assert read_study(uri, "mirrored", tmp_path / name) == expected(journal)
 
 
+@pytest.mark.medium
 def test_mirror_writes_a_journal_that_was_put_in_place_of_another_anew(tmp_path: Path) -> None:
     """As when a study comes back from a backup: the note is of the journal that was there."""
     uri = default_uri(tmp_path)

@@ -397,7 +397,7 @@ def test_stopping_judges_by_the_own_least_and_the_rivals_most() -> None:
     while (assignment := search.propose()) is not None:
         for epoch in (1, 2):
             search.report(assignment.key, {"epoch": epoch, "top1": 0.5})
-        report = reports[assignment.key]
+        report = reports[str(assignment.key)]
         assert report.cost_high == assignment.cost["gflops"]
         assert report.cost_low == assignment.cost.get("gflops_low", report.cost_high)
         assert (report.cost_low < report.cost_high) == (assignment.model == "dynmm")

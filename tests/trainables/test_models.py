@@ -46,6 +46,7 @@ def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("name", "seven_classes", "hundred_classes"),
     [

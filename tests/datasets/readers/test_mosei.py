@@ -242,6 +242,7 @@ def test_sequences_are_cut_to_their_clips(tmp_path: Path) -> None:
     assert done.num_samples == 4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
