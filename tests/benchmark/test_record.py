@@ -22,7 +22,7 @@ from sftsearch.orchestrator.storage.journal import Entry, Journal
 from sftsearch.orchestrator.studies import check_study
 from sftsearch.orchestrator.study import run_study
 
-from journals import read_events
+from journals import raw, read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ def test_the_simulated_study_is_the_real_one(recorded: Path, tmp_path: Path) -> 
     before = [e for e in real if e.id < granted]
     source, _, admission = check_study(recorded.parent / "tiny.yaml")
     done = simulate(source, admission, read_table(recorded), workers=1)
-    ours = list(done.journal.events())
+    ours = [raw(entry) for entry in done.journal.entries()]
 
     def decided(events: list[RawEvent]) -> list[Any]:
         kinds = ("proposed", "admitted", "started", "epoch", "finished", "told")
