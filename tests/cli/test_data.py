@@ -253,6 +253,7 @@ def test_data_info_shows_data_of_another_task_as_it_is() -> None:
     assert re.search(r"^train: +2000 samples$", text, flags=re.MULTILINE)
 
 
+@pytest.mark.medium
 def test_data_list_and_info_name_licence_and_splits() -> None:
     rows = json.loads(call("data", "list", "--json").output)
     assert [row["data set"] for row in rows] == sorted(DATASETS)

@@ -212,6 +212,7 @@ def test_a_padded_value_changes_no_gradient(name: str) -> None:
             assert torch.equal(given, of_spoilt)
 
 
+@pytest.mark.medium
 def test_whole_lengths_change_nothing(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).double().eval()
     inputs = {key: x_BTF.double() for key, x_BTF in batch().items()}

@@ -98,6 +98,7 @@ def test_dominated_rule_is_wrong_as_rarely_as_it_says() -> None:
     assert np.mean(wrong) == pytest.approx(np.mean(promised), abs=3 * error)
 
 
+@pytest.mark.medium
 def test_dominated_rule_spares_training_with_false_stops_under_five_percent() -> None:
     """Carried out, stops remove trials from the fits; false ones must remain rare."""
     stops, num_epochs, num_trials = [], 0, 0

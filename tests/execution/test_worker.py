@@ -99,6 +99,7 @@ def test_worker_reports_the_end_of_a_finished_trial_again(tmp_path: Path) -> Non
     assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
 
 
+@pytest.mark.medium
 def test_worker_fails_a_trial_with_a_wrong_price(tmp_path: Path) -> None:
     wrong = trial_spec(tmp_path).cost | {"gmacs": 1.0}
     report = start(trial_spec(tmp_path, cost=wrong)).step()

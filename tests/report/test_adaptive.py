@@ -408,6 +408,7 @@ def test_front_probability_of_three_objectives_counts_draws() -> None:
         assert by_id(front)[name].front_probability == pytest.approx(on_front.mean())
 
 
+@pytest.mark.medium
 def test_formats_show_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
     assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)

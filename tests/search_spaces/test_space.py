@@ -65,6 +65,7 @@ def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, s
     assert all(json.dumps(space.draw(axis, random_)) in listed for _ in range(20))
 
 
+@pytest.mark.medium
 @given(stepped_ranges())
 def test_the_values_of_a_stepped_range_are_exact_decimals(axis: FloatRange) -> None:
     """Against fractions: value i is the float nearest to low + i step, and the next is too far."""

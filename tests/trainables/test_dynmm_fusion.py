@@ -71,6 +71,7 @@ def test_the_path_without_cells_is_the_main_modality_alone() -> None:
     assert torch.equal(model.by_routes(spoilt, LENGTHS, torch.zeros(24, dtype=torch.int64)), alone)
 
 
+@pytest.mark.medium
 def test_the_path_of_all_cells_is_the_static_network() -> None:
     """With g = e_K: every layer of every modality, every cell fused."""
     model, x = network(), samples()
