@@ -1,6 +1,6 @@
 """Compare what two checkouts propose and stop: every sampler with every stopping rule, simulated.
 
-`.venv/bin/python -P tests/compare_proposals.py OTHER` runs the same searches on a recorded table
+`.venv/bin/python -P tests/reliability/compare_proposals.py OTHER` runs the same searches on a recorded table
 with the code of this checkout and with that of OTHER, and says for each sampler and rule whether
 proposals and stops are the same, else where they first differ. It exits with 1 where any do.
 
