@@ -21,6 +21,7 @@ from sftsearch.orchestrator.metrics import COSTS
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.storage.backup import Backup, pull, pull_all
 from sftsearch.orchestrator.storage.event import EventError, TrialKey
+from sftsearch.orchestrator.storage.events import Confirmed, Ended, Opened
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, driver_of, read_entries
 from sftsearch.orchestrator.storage.lease import running_driver
 from sftsearch.orchestrator.storage.runs_folder import (
@@ -216,22 +217,23 @@ def read_state(folder: Path) -> StudyStanding:
     """
     from sftsearch.orchestrator.tracking.bookkeeping import num_mirrored
 
-    last, state = 0, StudyState()
+    last, trials, latest = 0, 0, None
     for entry in read_entries(folder):
-        state.apply(entry)
         last = entry.id
-    trials = 0 if state.opened is None else state.opened.trials
-    return StudyStanding(_describe(folder, state), trials, max(0, last - num_mirrored(folder)))
+        if isinstance(entry.event, Opened | Ended | Confirmed):
+            latest = entry.event
+        if isinstance(entry.event, Opened):
+            trials = entry.event.trials
+    return StudyStanding(_describe(folder, latest), trials, max(0, last - num_mirrored(folder)))
 
 
-def _describe(folder: Path, state: StudyState) -> str:
-    if state.facts.confirmed:
-        return "confirmed"
-    if state.ended is not None:
-        how = "complete" if state.ended.complete else "interrupted"
-        return f"{how} ({state.ended.reason})"
-    if state.opened is None:
+def _describe(folder: Path, latest: Opened | Ended | Confirmed | None) -> str:
+    if latest is None:
         return "never began"
+    if isinstance(latest, Confirmed):
+        return "confirmed"
+    if isinstance(latest, Ended):
+        return f"{'complete' if latest.complete else 'interrupted'} ({latest.reason})"
     process = driver_of(folder)
     driver = f"process {process}" if process else running_driver(folder)
     return f"running ({driver})" if driver else "killed (`sftsearch run --resume` goes on)"

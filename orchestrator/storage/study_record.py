@@ -153,7 +153,8 @@ class StudyFacts:
     def apply(self, event: Event) -> tuple[str, ...]:
         """Take in an event; return the names of the facts that it sets."""
         if isinstance(event, Refused):
-            self.refused[event.reason] = self.refused.get(event.reason, 0) + 1
+            # A new dictionary: a copy of these facts may hold the old one.
+            self.refused = self.refused | {event.reason: self.refused.get(event.reason, 0) + 1}
             return (REFUSED,)
         if isinstance(event, Admitted | Replicated) and self.fresh:
             self.fresh = {}  # the study goes on: these replicates will have been looked at

@@ -1,8 +1,9 @@
 """Compare what two checkouts propose and stop: every sampler with every stopping rule, simulated.
 
-`.venv/bin/python -P tests/reliability/compare_proposals.py OTHER` runs the same searches on a recorded table
-with the code of this checkout and with that of OTHER, and says for each sampler and rule whether
-proposals and stops are the same, else where they first differ. It exits with 1 where any do.
+`.venv/bin/python -P tests/reliability/compare_proposals.py OTHER` runs the same searches on a
+recorded table with the code of this checkout and with that of OTHER, and says for each sampler and
+rule whether proposals and stops are the same, else where they first differ. It exits with 1 where
+any do.
 
 Each checkout's code runs in a process of its own, which finds it by links in a temporary folder;
 both use this Python and its packages. What such a process calls of the product is in `plain_events`

@@ -285,32 +285,32 @@ def test_running_driver_is_known_on_other_machines(
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         journal.append("opened", trials=9, slots=1)
-        assert read_state(first)["state"].startswith(f"running (process {os.getpid()})")
+        assert read_state(first).state.startswith(f"running (process {os.getpid()})")
         backup = Backup(journal, study, interval=0.05)
         second = machine("second") / "s"
         pull(second)
-        assert read_state(second)["state"].startswith("running (process ")
-        assert "on 'first'" in read_state(second)["state"]
+        assert read_state(second).state.startswith("running (process ")
+        assert "on 'first'" in read_state(second).state
         with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
             delete_study(second, RUNS, None)
         assert names()
         said = json.loads(study.read("driver.json", limit=9999))
         study.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
-        assert read_state(second)["state"].startswith("killed")
+        assert read_state(second).state.startswith("killed")
         machine("first")
         with monkeypatch.context() as patched:
             patched.setattr(lease, "HEARTBEAT_SECONDS", 0.0)  # a minute later
             while json.loads(study.read("driver.json", limit=9999))["time"] < said["time"]:
                 time.sleep(0.05)
         machine("second")
-        assert "on 'first'" in read_state(second)["state"]
+        assert "on 'first'" in read_state(second).state
         machine("first")
         backup.close()
         machine("second")
-        assert read_state(second)["state"].startswith("killed")
+        assert read_state(second).state.startswith("killed")
         machine("first")
-        assert read_state(first)["state"].startswith("running")
-    assert read_state(first)["state"].startswith("killed")
+        assert read_state(first).state.startswith("running")
+    assert read_state(first).state.startswith("killed")
     machine("second")
     assert delete_study(second, RUNS, None) == ""
     assert not names()
