@@ -160,7 +160,7 @@ class Bench:
 
     def round(self) -> None:
         """Take every decision once, each after an end."""
-        surrogate = self.search.surrogate
+        surrogate = self.search.known.surrogate
         self.end(self.other)
         first = self.timed("propose", self.next)
         second = self.next()
