@@ -44,6 +44,8 @@ class OptunaStudy:
 
     def __init__(self, space: Space, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
         self.study = optuna.create_study(directions=list(directions))
+        self.num_proposals = 0
+        """How many configurations were proposed so far: the next one's number."""
         self._labels = [f"{i}:{model}" for i, model in enumerate(space.models)]
         self._space = space
         self._axes = [
@@ -55,11 +57,6 @@ class OptunaStudy:
     def num_branches(self) -> int:
         """How many branches the space has."""
         return len(self._axes)
-
-    @property
-    def num_proposals(self) -> int:
-        """How many configurations were proposed so far: the next one's number."""
-        return len(self.study.get_trials(deepcopy=False))
 
     def draw(self, sampler: optuna.samplers.BaseSampler, branch: int | None) -> Point:
         """Let `sampler` draw a point, of a branch, and leave the study as it is."""
@@ -142,6 +139,7 @@ class OptunaStudy:
             user_attrs=dict(carried or {}),
         )
         self.study.add_trial(trial)
+        self.num_proposals += 1
         return number
 
     def tell(self, number: int, values: Sequence[float]) -> None:

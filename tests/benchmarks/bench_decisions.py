@@ -29,12 +29,14 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.benchmark.table import Table
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.search.engine import Search
+from sftsearch.orchestrator.storage.event import TrialKey
+from sftsearch.orchestrator.storage.events import Admitted, Proposed, Told
+from sftsearch.orchestrator.storage.journal import MemoryJournal
+from sftsearch.orchestrator.storage.trial_events import Finished
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from journals import MemoryJournal
 from recorded_prices import recorded_prices
 
 if TYPE_CHECKING:
@@ -104,17 +106,24 @@ def record(journal: MemoryJournal, admission: Admission, table: Table, number: i
     for n, i in enumerate(random_.choice(len(candidates), number, replace=False)):
         candidate = candidates[i]
         cost = {"gflops": candidate.cost.gflops, "gmacs": 0.0, "parameters": 0}
-        model, parameters = candidate.configuration.model, candidate.configuration.parameters
-        group = f"{candidate.point.branch} none"
-        journal.append("proposed", number=n, branch=candidate.point.branch,
-                       values=dict(candidate.point.values))  # fmt: skip
-        journal.append("admitted", number=n, configuration_id=candidate.id, model=model,
-                       parameters=parameters, cost=cost, seeds=[0], epochs=EPOCHS, warmup=0,
-                       group=group)  # fmt: skip
+        parameters = candidate.configuration.parameters
+        proposed = Proposed(n, candidate.point)
+        admitted = Admitted(
+            number=n,
+            configuration_id=candidate.id,
+            model=candidate.configuration.model,
+            parameters=parameters,
+            cost=cost,
+            seeds=[0],
+            epochs=EPOCHS,
+            warmup=0,
+            group=f"{candidate.point.branch} none",
+        )
         value = truth(parameters, candidate.cost.gflops, random_.normal())
         values = {"top1": value, "seconds": 10.0, **cost}
-        journal.append("finished", trial=f"{candidate.id}-0", values=values, groups={}, facts={})
-        journal.append("told", number=n, state="complete", values=[value, cost["gflops"]])
+        finished = Finished(TrialKey(candidate.id, 0), values, {}, {})
+        for event in (proposed, admitted, finished, Told(n, "complete", [value, cost["gflops"]])):
+            journal.append(event)
 
 
 class Bench:
