@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from scipy import stats
+from small_space import LARGE, SPACE
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates import admission as admissions
@@ -24,21 +25,6 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
 
 WEARABLES = describe("wearables")
-SPACE = """\
-space:
-  - kind: sft
-    patch: 8
-    num_heads: 4
-    dim: {kind: choice, values: [8, 16]}
-    stride: {kind: choice, values: [1, 4, 16]}
-    fused_layers: {kind: int, low: 1, high: 2}
-  - kind: late_fusion
-    patch: 8
-    num_heads: 2
-    num_layers: {kind: int, low: 1, high: 4}
-    dim: 8
-"""
-LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
 
 
 def source_of(space: str, constraints: str = "[]", training: str = "{}") -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from small_space import LARGE, SPACE
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
@@ -10,21 +11,6 @@ from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
 
-SPACE = """\
-space:
-  - kind: sft
-    patch: 8
-    num_heads: 4
-    dim: {kind: choice, values: [8, 16]}
-    stride: {kind: choice, values: [1, 4, 16]}
-    fused_layers: {kind: int, low: 1, high: 2}
-  - kind: late_fusion
-    patch: 8
-    num_heads: 2
-    num_layers: {kind: int, low: 1, high: 4}
-    dim: 8
-"""
-LARGE = "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
 BY_MODALITY = """\
 space:
   - kind: sft
