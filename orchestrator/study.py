@@ -142,8 +142,10 @@ class StudySession:
         begun = (self._folder / FILE_NAME).is_file()
         self._entries = list(read_entries(self._folder)) if begun else []
         """The journal, which is read once."""
-        state, resume = StudyState.of(self._entries), options.get("resume", False)
-        check_resumable(self._source, self._spec, self._folder, state, resume=resume)
+        self._state = StudyState.of(self._entries)
+        """By these entries."""
+        resume = options.get("resume", False)
+        check_resumable(self._source, self._spec, self._folder, self._state, resume=resume)
         callback.on_stage(f"opening the data set '{self._spec.name}'")
         open_dataset(self._spec.name, root=self.study.dataset.root)
 
@@ -192,8 +194,9 @@ class StudySession:
             How it began.
         """
         known = self._entries[-1].id if self._entries else 0
-        self._entries += journal.entries(after=known, through=journal.last_id)
-        state = StudyState.of(self._entries)
+        since = list(journal.entries(after=known, through=journal.last_id))
+        self._entries += since
+        state = StudyState.of(self._entries) if since else self._state
         created = state.created or self._created()
         if state.created is None:
             self._append(journal, created)
@@ -251,6 +254,7 @@ class StudySession:
             search = Search(study, journal, self.admission, slots=slots, entries=entries)
             self._follow(search, backup)
             self._callback.on_open(self._source, self.admission, search, slots)
+            search.finish_what_was_begun()
             is_alone = address is None
             tune.run(
                 search,
@@ -288,15 +292,19 @@ class StudySession:
                 limit=1e9 * self.study.resources.keep_gb,
             )
 
-        def tidy(entry: Entry) -> None:
-            """Remove the checkpoint of a trial that ended, and weights beyond the limit."""
-            event = entry.event
-            if isinstance(event, TrialEnd):
-                folder = open_trial_folder(trial_folder(self._folder, event.trial))
-                folder.remove(CHECKPOINT)
+        def remove_checkpoint(entry: Entry) -> None:
+            """Remove the checkpoint of a trial that ended."""
+            if isinstance(entry.event, TrialEnd):
+                where = trial_folder(self._folder, entry.event.trial)
+                open_trial_folder(where).remove(CHECKPOINT)
+
+        def remove_weights(entry: Entry) -> None:
+            """Remove weights beyond the limit."""
+            if isinstance(entry.event, TrialEnd):
                 retention().on_event(entry)
 
-        search.listen(backup.behind(tidy) if backup else tidy)
+        for listener in (remove_checkpoint, remove_weights):  # one may fail without the other
+            search.listen(backup.behind(listener) if backup else listener)
 
     def _trial_spec(self, suggestion: TrialSuggestion) -> TrialSpec:
         from sftsearch.orchestrator.execution import placement

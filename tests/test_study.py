@@ -19,6 +19,7 @@ from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.storage import journal
 from sftsearch.orchestrator.storage.journal import Row, read_rows
+from sftsearch.orchestrator.storage.lease import BackupError
 from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study import StudyResult, run_study
 from sftsearch.orchestrator.tracking.client import open_client
@@ -28,6 +29,8 @@ from journals import Journal, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sftsearch.orchestrator.storage.journal import Entry
 
 STUDY = """
 study: {{name: small, description: A test.}}
@@ -196,6 +199,42 @@ class QuickWorker:
             values = {"top1": top1, "seconds": 180.0, **self.job.cost}
             report["final"] = {"values": values, "groups": {}, "facts": {}}
         return report
+
+
+class DiesBeforeAVerdict(StudyCallback):
+    """A driver that is gone when it has heard of an epoch and not yet judged the trial by it."""
+
+    def on_event(self, entry: Entry) -> None:
+        if entry.event.kind == "epoch" and entry.event.epoch == 2:
+            raise BackupError("the machine dies here")
+
+
+class Listening(StudyCallback):
+    """Notes every event it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Entry] = []
+
+    def on_event(self, entry: Entry) -> None:
+        self.heard.append(entry)
+
+
+def test_resumed_study_lets_its_callback_hear_what_it_decides_first(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
+    rule = "replicates: 1, stopping: {kind: median, min_epochs: 1}"
+    file.write_text(text.replace("replicates: 2", rule))
+    with pytest.raises(BackupError, match="the machine dies here"):
+        run_study(
+            file, runs=tmp_path, worker=QuickWorker, callback=DiesBeforeAVerdict(), formats=()
+        )
+    folder = tmp_path / "small"
+    before = max(event.id for event in read_events(folder))
+    callback = Listening()
+    run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, callback=callback, formats=())
+    written = [event for event in read_events(folder, after=before) if event.kind != "opened"]
+    assert [entry.id for entry in callback.heard] == [event.id for event in written]
+    assert written[0].kind in ("judged", "stopped")
 
 
 def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:

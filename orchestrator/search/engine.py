@@ -75,7 +75,7 @@ class Search:
         slots: int = 1,
         entries: Iterable[Entry] | None = None,
     ) -> None:
-        """Take up the study where the journal stands.
+        """Take up the study where the journal stands; nothing is journalled yet.
 
         Args:
             study: the checked study file.
@@ -93,7 +93,6 @@ class Search:
             self.known.apply(entry)
         self.state.take_over()
         self._planner = Planner(study.search, self.known, admission, self._commit, slots=slots)
-        self._finish_what_was_begun()
 
     def listen(self, listener: Callable[[Entry], None]) -> None:
         """Call `listener` with every event from now on, after the state has changed."""
@@ -121,8 +120,8 @@ class Search:
             )
         )
 
-    def _finish_what_was_begun(self) -> None:
-        """Judge, decide and tell what is due, where a kill came in between."""
+    def finish_what_was_begun(self) -> None:
+        """Judge and tell what was due when the last driver died; call it once listeners listen."""
         for trial in [t for t in self.state.waiting if t.epochs]:
             epoch = max(trial.epochs)
             if epoch > trial.judged:

@@ -230,7 +230,7 @@ class StudyState:
     @_apply.register
     def _started(self, event: Started, time: float) -> None:
         trial = self.trials[event.trial]
-        trial.started = trial.started or time
+        trial.started = time if trial.started is None else trial.started
         trial.status = "running"
         if trial.key not in self.running:
             self.waiting.remove(trial)
@@ -331,7 +331,7 @@ def _trial_record(trial: TrialState) -> TrialRecord:
         groups=as_groups(trial.groups),
         reason=trial.reason,
         epoch=trial.stopped_after,
-        started=milliseconds(trial.started) / 1e3,
+        started=milliseconds(trial.started or 0.0) / 1e3,
         ended=milliseconds(trial.ended) / 1e3,
         test_values=None if trial.test_values is None else dict(trial.test_values),
         test_groups=None if trial.test_groups is None else as_groups(trial.test_groups),

@@ -25,6 +25,7 @@ from toy_study import LISTED, ONE, Memory, Training, noise, source_of, uneven, w
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
+    from sftsearch.orchestrator.storage.journal import Entry
 
     from journals import RawEvent
 
@@ -166,6 +167,23 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
         memory.drive(resumed, training)
         assert decisions(list(again.events())) == decisions(events), events[cut - 1].kind
         assert state_of(resumed) == state
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", ["adaptive", "front", "mo_asha"])
+def test_search_lets_everybody_hear_what_it_decides_of_another_drivers_trials(name: str) -> None:
+    memory = memory_of(name)
+    journal, search = memory.open()
+    memory.drive(search, TRAINING)
+    events = list(journal.events())
+    decided = set()
+    for cut in between(events):
+        heard: list[Entry] = []
+        again, _ = memory.open(events[:cut], listener=heard.append)
+        opened = cut + 1
+        assert [entry.id for entry in heard] == list(range(opened + 1, again.last_id + 1))
+        decided |= {entry.event.kind for entry in heard}
+    assert decided >= {"told"} | (set() if name == "adaptive" else {"judged", "stopped"})
 
 
 @pytest.mark.medium

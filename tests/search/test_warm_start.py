@@ -69,6 +69,7 @@ class Driver(StudyCallback):
             session.begin_or_continue(journal)
             journal.append("opened", trials=session.study.search.trials, slots=1)
             search = Search(session.study, journal, session.admission)
+            search.finish_what_was_begun()
             while not search.exhausted and ends != 0:
                 assignment = search.propose()
                 assert assignment is not None

@@ -210,6 +210,7 @@ class _Driver:
                 self._note_fault(event)
             journal.append("opened", trials=study.search.trials, slots=self.study.slots)
             self.search = Search(study, journal, session.admission, slots=self.study.slots)
+            self.search.finish_what_was_begun()
             while not self.search.exhausted:
                 if self.until is not None and journal.last_id >= self.until:
                     return

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.search.engine import TrialSuggestion
+    from sftsearch.orchestrator.storage.journal import Entry
     from sftsearch.search_spaces.load import Source
 
     from journals import RawEvent
@@ -84,7 +85,9 @@ class Toy:
         if journal.last_id == 0:
             journal.append("created", **CREATED)
         admission = Admission(self.source, describe("wearables"))
-        return journal, Search(self.source.study, journal, admission, slots=self.slots)
+        search = Search(self.source.study, journal, admission, slots=self.slots)
+        search.finish_what_was_begun()
+        return journal, search
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
         with Journal(self.folder) as journal:
@@ -198,7 +201,9 @@ class Memory:
     def __post_init__(self) -> None:
         self.admission = Admission(self.source, describe("wearables"))
 
-    def open(self, events: Iterable[RawEvent] = ()) -> tuple[MemoryJournal, Search]:
+    def open(
+        self, events: Iterable[RawEvent] = (), *, listener: Callable[[Entry], None] | None = None
+    ) -> tuple[MemoryJournal, Search]:
         """Return the study as an earlier driver left it, read back from JSON."""
         journal = MemoryJournal(clock=lambda: self.now)
         for event in events:
@@ -208,7 +213,11 @@ class Memory:
             journal.append("created", **CREATED)
         journal.append("opened", trials=self.source.study.search.trials, slots=self.slots)
         self.admission.release()
-        return journal, Search(self.source.study, journal, self.admission, slots=self.slots)
+        search = Search(self.source.study, journal, self.admission, slots=self.slots)
+        if listener is not None:
+            search.listen(listener)
+        search.finish_what_was_begun()
+        return journal, search
 
     def drive(
         self,
