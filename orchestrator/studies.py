@@ -205,8 +205,8 @@ class StudyStanding:
     """`complete`, `running` or the like, with the reason or the driver."""
     trials: int
     """Planned by its last driver."""
-    unmirrored: int
-    """Events that MLflow lacks."""
+    unmirrored: int | None
+    """Events that MLflow lacks; None where nothing was noted, as of a study of another machine."""
 
 
 def read_state(folder: Path) -> StudyStanding:
@@ -224,7 +224,9 @@ def read_state(folder: Path) -> StudyStanding:
             latest = entry.event
         if isinstance(entry.event, Opened):
             trials = entry.event.trials
-    return StudyStanding(_describe(folder, latest), trials, max(0, last - num_mirrored(folder)))
+    mirrored = num_mirrored(folder)
+    unmirrored = None if mirrored is None else max(0, last - mirrored)
+    return StudyStanding(_describe(folder, latest), trials, unmirrored)
 
 
 def _describe(folder: Path, latest: Opened | Ended | Confirmed | None) -> str:

@@ -68,8 +68,8 @@ def status(study: str, runs: Path, as_json: bool) -> None:
     click.echo(f"{record.name}: {state.state} ({folder})")
     click.echo(
         f"{facts['finished']} of {state.trials} trials finished, {facts['stopped']} stopped, "
-        f"{facts['failed']} failed, {facts['running']} unfinished; MLflow lacks "
-        f"{state.unmirrored} events."
+        f"{facts['failed']} failed, {facts['running']} unfinished"
+        + ("." if state.unmirrored is None else f"; MLflow lacks {state.unmirrored} events.")
     )
     for line in console.describe_conclusion(record):
         click.echo(line)

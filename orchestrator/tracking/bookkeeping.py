@@ -19,6 +19,8 @@ BOOKKEEPING = "mirror.json"
 class Bookkeeping:
     """What MLflow has of a study."""
 
+    run_id: str = ""
+    """Of the study's parent run: another store, or a run that was made anew, lacks it all."""
     through: int = 0
     """The number of the last event that it has; 0: none."""
     time: float = 0.0
@@ -29,21 +31,22 @@ class Bookkeeping:
     def write(self, folder: Path) -> None:
         """Write it to a study's folder; the file is whole or the one before."""
         unfinished = folder / f"{BOOKKEEPING}.part"
-        kept = {"through": self.through, "time": self.time, "facts": self.facts.to_json()}
-        unfinished.write_text(json.dumps(kept))
+        kept = {"run_id": self.run_id, "through": self.through, "time": self.time}
+        unfinished.write_text(json.dumps(kept | {"facts": self.facts.to_json()}))
         unfinished.replace(folder / BOOKKEEPING)
 
 
-def read_bookkeeping(folder: Path) -> Bookkeeping:
-    """Return what MLflow has of a study; nothing where that was not noted."""
+def read_bookkeeping(folder: Path) -> Bookkeeping | None:
+    """Return what MLflow has of a study; None where that was not noted here, or is damaged."""
     try:
         kept = json.loads((folder / BOOKKEEPING).read_bytes())
         facts = StudyFacts.from_json(kept["facts"])
-        return Bookkeeping(int(kept["through"]), float(kept["time"]), facts)
+        return Bookkeeping(str(kept["run_id"]), int(kept["through"]), float(kept["time"]), facts)
     except (OSError, ValueError, KeyError, TypeError):
-        return Bookkeeping()  # all is written again, which changes nothing
+        return None
 
 
-def num_mirrored(folder: Path) -> int:
-    """Return the number of the last event of a study that MLflow has; 0: none."""
-    return read_bookkeeping(folder).through
+def num_mirrored(folder: Path) -> int | None:
+    """Return the number of the last event of a study that MLflow has; None: not noted here."""
+    done = read_bookkeeping(folder)
+    return None if done is None else done.through

@@ -19,6 +19,7 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
 from sftsearch.datasets.errors import UserError
+from sftsearch.orchestrator.storage.event import KEY_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,17 +111,20 @@ def find_experiment(client: MlflowClient, created: Created, runs: Path, uri: str
     return experiment_id
 
 
-def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, str]:
-    """Return the ids of a study's runs by trial key; the parent's key is empty."""
-    tag = f"{PREFIX}trial"
+def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
+    """Return a study's runs by trial key; the parent's key is empty.
+
+    Runs that somebody else put into the experiment are left out.
+    """
+    keyed = ((run.data.tags.get(f"{PREFIX}trial"), run) for run in _all_runs(client, experiment_id))
     return {
-        run.data.tags[tag]: run.info.run_id
-        for run in all_runs(client, experiment_id)
-        if tag in run.data.tags
+        key: run
+        for key, run in keyed
+        if key is not None and (not key or KEY_PATTERN.fullmatch(key))
     }
 
 
-def all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+def _all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
     """Yield the runs of an experiment that were not deleted."""
     token: str | None = None
     while True:

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
 from sftsearch.orchestrator.storage.events import Created
@@ -81,9 +81,8 @@ class Mirror:
         self._experiment_id = ""
         self._created = created
         self._run_ids: dict[str, str] = {}
-        self._done = read_bookkeeping(journal.folder)
-        if not _is_of(self._done, journal):
-            self._done = Bookkeeping()
+        done = read_bookkeeping(journal.folder)
+        self._done = done if done is not None and _is_of(done, journal) else Bookkeeping()
         self._stop = threading.Event()
         self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
@@ -133,11 +132,13 @@ class Mirror:
             client = open_client(self.uri, self._runs)
             self._created = self._created or _read_created(self._journal)
             self._experiment_id = find_experiment(client, self._created, self._runs, self.uri)
-            self._run_ids = find_runs(client, self._experiment_id)
+            found = find_runs(client, self._experiment_id)
+            self._run_ids = {key: run.info.run_id for key, run in found.items()}
             if "" not in self._run_ids:
                 self._run_ids[""] = self._make_parent(client, self._created)
-                self._done = Bookkeeping()  # another store than the last one, which had it all
             self.parent_id = self._run_ids[""]
+            if self._done.run_id != self.parent_id:  # all is written again, which changes nothing
+                self._done = Bookkeeping(self.parent_id)
             self._client = client
         return self._client
 
@@ -147,12 +148,13 @@ class Mirror:
         if last == self._done.through and (self._client is not None or not last):
             return False
         client = self._open()
-        through = min(last, self._done.through + MAX_EVENTS)
-        entries = list(self._journal.entries(after=self._done.through, through=through))
+        with contextlib.closing(self._journal.entries(after=self._done.through)) as found:
+            entries = list(islice(found, MAX_EVENTS))
+        if not entries:  # what is left are events of kinds that are no longer journalled
+            return False
         facts = StudyFacts.from_json(self._done.facts.to_json())  # what fails is tried again
         self._write_runs(client, self._gather(entries, facts))
-        time = entries[-1].time if entries else self._done.time
-        self._done = Bookkeeping(through, time, facts)
+        self._done = Bookkeeping(self.parent_id, entries[-1].id, entries[-1].time, facts)
         self._done.write(self._journal.folder)
         return True
 

@@ -20,7 +20,7 @@ from sftsearch.orchestrator.tracking.client import (
     PREFIX,
     TEST,
     TrackingError,
-    all_runs,
+    find_runs,
     masked,
     no_answer,
     open_client,
@@ -44,12 +44,9 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     client = open_client(uri, runs)
     try:
         experiment = client.get_experiment_by_name(name)
-        found = list(all_runs(client, experiment.experiment_id)) if experiment else []
+        ours = find_runs(client, experiment.experiment_id) if experiment else {}
     except MlflowException as error:
         raise no_answer(uri, error) from None
-    ours = {
-        run.data.tags[f"{PREFIX}trial"]: run for run in found if f"{PREFIX}trial" in run.data.tags
-    }
     parent = ours.pop("", None)
     if parent is None:
         raise TrackingError(

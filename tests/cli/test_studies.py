@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from click.testing import CliRunner, Result
 
 from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.tracking.bookkeeping import Bookkeeping
 
-from journals import Journal
+from journals import Journal, read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +61,17 @@ def test_status_gives_counts_and_reasons(runs: Path) -> None:
     assert "failed:  abc-1  the loss is not finite\n" in text
     told = json.loads(call("status", "small", "--runs", runs, "--json").output)
     assert (told["finished"], told["failed"], told["trials"]) == (1, 1, 4)
+
+
+def test_status_says_what_mlflow_lacks_where_that_is_known(runs: Path) -> None:
+    assert "MLflow" not in call("status", "small", "--runs", runs).output
+    told = json.loads(call("status", "small", "--runs", runs, "--json").output)
+    assert told["unmirrored"] is None
+    last = max(event.id for event in read_events(runs / "small"))
+    Bookkeeping("run", through=last - 2).write(runs / "small")
+    assert "unfinished; MLflow lacks 2 events.\n" in call("status", "small", "--runs", runs).output
+    told = json.loads(call("status", "small", "--runs", runs, "--json").output)
+    assert told["unmirrored"] == 2
 
 
 def test_status_counts_a_stopped_trial_and_show_says_why(runs: Path) -> None:

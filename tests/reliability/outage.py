@@ -104,7 +104,7 @@ class Outage(StudyCallback):
         last = max(event.id for event in read_events(self.folder))
         self.server.start()
         began = time.monotonic()
-        while num_mirrored(self.folder) < last and not self.over.wait(0.05):
+        while (num_mirrored(self.folder) or 0) < last and not self.over.wait(0.05):
             pass
         self.caught_up = time.monotonic() - began
 

@@ -56,7 +56,7 @@ def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> N
 
 def lag(journal: Journal) -> int:
     """Return how many events MLflow does not have yet."""
-    return journal.last_id - num_mirrored(journal.folder)
+    return journal.last_id - (num_mirrored(journal.folder) or 0)
 
 
 def expected(journal: Journal) -> study_record.StudyRecord:

@@ -21,6 +21,8 @@ from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import FILE_NAME
+from sftsearch.orchestrator.tracking import mirror as mirroring
+from sftsearch.orchestrator.tracking.bookkeeping import BOOKKEEPING, num_mirrored
 from sftsearch.orchestrator.tracking.client import TrackingError, default_uri, masked, open_client
 from sftsearch.orchestrator.tracking.mirror import Mirror
 from sftsearch.orchestrator.tracking.reader import read_study
@@ -202,6 +204,63 @@ def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
             uri = default_uri(tmp_path / name)
             assert Mirror(journal, uri, tmp_path / name).close()
             assert read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+
+
+@pytest.mark.medium
+def test_mirror_catches_up_in_a_store_that_it_returns_to(tmp_path: Path) -> None:
+    with Journal(tmp_path / "s") as journal:
+        for number, name in enumerate(["first", "second", "first"], start=1):
+            add_trials(journal, 2 * number - 2, 2 * number)
+            uri = default_uri(tmp_path / name)
+            assert Mirror(journal, uri, tmp_path / name).close()
+            assert read_study(uri, "mirrored", tmp_path / name) == expected(journal)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("damage", ["{}", "[]", '{"through": 99, "time": 0.0', ""])
+def test_mirror_begins_anew_where_its_note_is_damaged(tmp_path: Path, damage: str) -> None:
+    uri = default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        assert Mirror(journal, uri, tmp_path).close()
+        (tmp_path / "s" / BOOKKEEPING).write_text(damage)
+        assert num_mirrored(tmp_path / "s") is None
+        add_trials(journal, 2, 3)
+        assert Mirror(journal, uri, tmp_path).close()
+        assert num_mirrored(tmp_path / "s") == journal.last_id
+        assert read_study(uri, "mirrored", tmp_path) == expected(journal)
+
+
+@pytest.mark.medium
+def test_mirror_leaves_alone_what_somebody_else_put_into_the_experiment(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        assert Mirror(journal, uri, tmp_path).close()
+        client = open_client(uri, tmp_path)
+        experiment = client.get_experiment_by_name("mirrored")
+        for tags in ({}, {"sftsearch.trial": "best one!"}, {"sftsearch.trial": "-"}):
+            client.create_run(experiment.experiment_id, tags=tags)
+        add_trials(journal, 2, 4)
+        mirror = Mirror(journal, uri, tmp_path)
+        assert mirror.close(), mirror.problem
+        assert read_study(uri, "mirrored", tmp_path) == expected(journal)
+
+
+@pytest.mark.medium
+def test_mirror_passes_over_events_that_are_no_longer_journalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirroring, "MAX_EVENTS", 5)
+    uri = default_uri(tmp_path)
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 1)
+        for _ in range(12):
+            journal.append("mirrored", through=1)
+        add_trials(journal, 1, 2)
+        journal.append("mirrored", through=journal.last_id)
+        assert Mirror(journal, uri, tmp_path).close()
+        assert read_study(uri, "mirrored", tmp_path) == expected(journal)
 
 
 @pytest.mark.medium
