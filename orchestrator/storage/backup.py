@@ -35,7 +35,7 @@ from sftsearch.orchestrator.storage.lease import (
     read_driver,
 )
 from sftsearch.orchestrator.storage.runs_folder import remote_of
-from sftsearch.orchestrator.storage.segments import SegmentWriter, read_segments
+from sftsearch.orchestrator.storage.segments import SegmentWriter, as_backed_up, read_segments
 from sftsearch.search_spaces.schema import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def pull(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mine = list(read_rows(folder)) if (folder / FILE_NAME).is_file() else []
     try:
-        if mine != rows[: len(mine)]:
+        if [as_backed_up(row) for row in mine] != rows[: len(mine)]:
             replace_journal(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
         replace_journal(folder, rows)
     except BusyError:

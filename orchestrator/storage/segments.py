@@ -79,6 +79,11 @@ def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Row]:
         raise damaged(study, f"events after {last} are missing")
 
 
+def as_backed_up(row: Row) -> Row | None:
+    """Return an event as it is read from a segment, whichever way its JSON was written here."""
+    return _from_line(_to_line(row))
+
+
 def folder_of(generation: int) -> str:
     """Return the folder of a driver's segments; those of later drivers sort after it."""
     return f"journal/{generation:020d}"

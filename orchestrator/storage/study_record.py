@@ -70,7 +70,7 @@ class Belief:
     sd: float
     on_front: float
     """Probability that it is on the (2 %, half a point)-front of the first objective against the
-    study's cost; see `membership.front_probabilities`."""
+    study's cost; see `front_probability.front_probabilities`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ class Conclusion:
     """Ids of the configurations it takes for the front, by rising cost."""
     within_delta: float
     """Probability that at every budget the best that is reported is at most half a point worse
-    than the best of all; see `membership.within_delta_everywhere`."""
+    than the best of all; see `front_probability.within_delta_everywhere`."""
     false_stops: FalseStops | None
     """None where no stop was audited."""
     beliefs: dict[str, Belief]

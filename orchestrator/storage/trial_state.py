@@ -75,8 +75,8 @@ class TrialState:
     """Why it failed or was stopped."""
     stopped_after: int | None = None
     """The epoch after which it was stopped."""
-    started: float = 0.0
-    """Unix seconds; 0 where it was never handed out."""
+    started: float | None = None
+    """Unix seconds; None where it was never handed out."""
     ended: float = 0.0
     test_values: Numbers | None = None
     test_groups: Groups | None = None
@@ -84,7 +84,7 @@ class TrialState:
     @property
     def begun(self) -> bool:
         """Whether it was handed out, by this driver or an earlier one."""
-        return self.started > 0
+        return self.started is not None
 
 
 @dataclass(slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -336,6 +338,25 @@ def test_pull_brings_back_a_journal_that_was_lost_here(machine: Any) -> None:
     (first / "journal.sqlite").unlink()
     pull(first)
     assert list(read_events(first)) == before
+
+
+def test_pull_sets_nothing_aside_where_only_the_spelling_differs(machine: Any) -> None:
+    """As an earlier version, or another library, may have written its JSON."""
+    first = machine("first") / "s"
+    filled(first, 3).close()
+    with contextlib.closing(sqlite3.connect(first / "journal.sqlite")) as file, file:
+        file.execute("UPDATE events SET body = replace(replace(body, ',', ' , '), ':', ' : ')")
+    with Journal(first) as journal:
+        Backup(journal, RemoteFolder(RUNS) / "s").close()
+    second = machine("second") / "s"
+    pull(second)
+    with Journal(second) as other:
+        other.append("opened", trials=9, slots=1)
+        Backup(other, RemoteFolder(RUNS) / "s").close()
+    machine("first")
+    pull(first)
+    assert [event.kind for event in read_events(first)] == ["epoch"] * 3 + ["opened"]
+    assert not list(first.glob("superseded-*"))
 
 
 def test_pull_replaces_no_journal_that_is_in_use_here(machine: Any) -> None:
