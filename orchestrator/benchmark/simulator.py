@@ -143,12 +143,12 @@ class _Simulator:
         self._order = itertools.count()
         self._stood_in: dict[str, int] = {}
 
-    def _row(self, assignment: TrialSuggestion) -> int:
-        identity = assignment.key.configuration_id
+    def _row(self, suggestion: TrialSuggestion) -> int:
+        identity = suggestion.key.configuration_id
         if identity not in self._rows:
             raise TableError(
-                f"Configuration {identity} of the study ({assignment.model} "
-                f"{json.dumps(assignment.parameters)}) is not in the table: narrow the study's "
+                f"Configuration {identity} of the study ({suggestion.model} "
+                f"{json.dumps(suggestion.parameters)}) is not in the table: narrow the study's "
                 "space to what was recorded, on the same version of the data."
             )
         return self._rows[identity]
@@ -157,45 +157,45 @@ class _Simulator:
         search = self._search
         self._fill()
         while self._events:
-            self._now, _, assignment, row, replicate, epoch = heapq.heappop(self._events)
-            if self._ends(assignment, row, replicate, epoch):
+            self._now, _, suggestion, row, replicate, epoch = heapq.heappop(self._events)
+            if self._ends(suggestion, row, replicate, epoch):
                 if self._on_end is not None:
                     self._on_end(search, self._now)
                 self._fill()
             else:
-                self._schedule(assignment, row, replicate, epoch + 1)
+                self._schedule(suggestion, row, replicate, epoch + 1)
         search.conclude()
         search.close()
         return Simulation(search, self._journal, self._now, self._replay.num_reused, self._stood_in)
 
     def _fill(self) -> None:
         while self._search.num_running < self._workers:
-            assignment = self._search.propose()
-            if assignment is None:
+            suggestion = self._search.propose()
+            if suggestion is None:
                 return
-            row = self._row(assignment)
-            replicate = self._replay.find(row, assignment.seed)
-            self._stood_in[str(assignment.key)] = replicate
-            self._schedule(assignment, row, replicate, 1)
+            row = self._row(suggestion)
+            replicate = self._replay.find(row, suggestion.seed)
+            self._stood_in[str(suggestion.key)] = replicate
+            self._schedule(suggestion, row, replicate, 1)
 
-    def _schedule(self, assignment: TrialSuggestion, row: int, replicate: int, epoch: int) -> None:
+    def _schedule(self, suggestion: TrialSuggestion, row: int, replicate: int, epoch: int) -> None:
         then = self._now + float(self._table.seconds[row, replicate, epoch - 1])
-        event = (then, next(self._order), assignment, row, replicate, epoch)
+        event = (then, next(self._order), suggestion, row, replicate, epoch)
         heapq.heappush(self._events, event)
 
-    def _ends(self, assignment: TrialSuggestion, row: int, replicate: int, epoch: int) -> bool:
+    def _ends(self, suggestion: TrialSuggestion, row: int, replicate: int, epoch: int) -> bool:
         """Report an epoch; return whether the trial is over."""
         metrics = {n: float(v[row, replicate, epoch - 1]) for n, v in self._metrics.items()}
         metrics |= {"epoch": float(epoch), "seconds": self._seconds(row, replicate, epoch)}
-        if not self._search.report(assignment.key, metrics):
+        if not self._search.report(suggestion.key, metrics):
             return True
         if epoch < self._table.num_epochs:
             return False
         last = slice(-LAST_EPOCHS, None)
         values = {n: float(v[row, replicate, last].mean()) for n, v in self._metrics.items()}
-        values |= assignment.cost
+        values |= suggestion.cost
         values["seconds"] = float(self._table.seconds[row, replicate].sum())
-        self._search.finish(assignment.key, values, {})
+        self._search.finish(suggestion.key, values, {})
         return True
 
     def _seconds(self, row: int, replicate: int, epoch: int) -> float:

@@ -175,7 +175,7 @@ def write_table(path: Path, rows: Mapping[str, object], facts: Mapping[str, obje
 
     Args:
         path: the file.
-        rows: columns as in `recording`.
+        rows: columns as in `record`.
         facts: how it was made; `costs` and `metrics` name the columns that are.
     """
     table = pa.table(dict(rows))

@@ -61,7 +61,7 @@ def to_html(front: Front) -> str:
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
         "caption": escape(_caption(front)),
-        "families": "".join(_section(section, front) for section in sections(front)),
+        "sections": "".join(_section(section, front) for section in sections(front)),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
         "facts": _definitions(front.study.facts),

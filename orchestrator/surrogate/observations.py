@@ -107,9 +107,6 @@ class Observations:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __contains__(self, configuration_id: str) -> bool:
-        return configuration_id in self._by_id
-
     def __getitem__(self, configuration_id: str) -> ConfigurationState:
         return self._by_id[configuration_id]
 
