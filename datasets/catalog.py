@@ -58,7 +58,7 @@ READERS: dict[str, str] = {
     "epic_kitchens": "audiovisual:open_epic_kitchens",
     "huggingface": "huggingface:open_source",
     "kinetics_sounds": "audiovisual:open_kinetics_sounds",
-    "made_up": "made_up:open_source",
+    "synthetic_tunable": "synthetic_tunable:open_source",
     "mmimdb": "mmimdb:open_source",
     "moments_in_time": "audiovisual:open_moments_in_time",
     "mosei": "mosei:open_source",

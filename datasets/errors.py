@@ -10,6 +10,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RENAMED: dict[str, tuple[str, ...]] = {
+    "goal": ("direction",),
+    "front": ("ehvi", "dominated"),
+    "keep_gb": ("max_weights_gb",),
+    "larger": ("overrides",),
+    "made_up": ("synthetic_tunable",),
+    "ordered": ("deterministic",),
+    "stopping": ("early_stopping",),
+    "trial_hours": ("max_trial_hours",),
+    "value": ("score_epoch",),
+}
+"""Old names and what they are called now; which of several depends on the place."""
+
 
 class UserError(ValueError):
     """A mistake of the user, shown as one line."""
@@ -46,6 +59,20 @@ def look_up(table: Mapping[str, T], name: str, *, kind: str) -> T:
     """
     if name in table:
         return table[name]
-    near = nearest(name, table)
-    hint = "" if near is None else f" Did you mean '{near}'?"
-    raise UserError(f"No {kind} is called '{name}'.{hint} Known: {', '.join(sorted(table))}.")
+    raise UserError(unknown(name, table, kind=kind))
+
+
+def unknown(name: str, known: Iterable[str], *, kind: str) -> str:
+    """Return the message for a name that nothing has: its new name or the nearest, and all."""
+    names = sorted(known)
+    new = next((new for new in RENAMED.get(name, ()) if new in names), None)
+    if new is not None:
+        return f"`{name}` is now `{new}`."
+    near = nearest(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
+    return f"No {kind} is called '{shorten(name)}'.{hint} Known: {', '.join(names)}."
+
+
+def shorten(name: str) -> str:
+    """Return a name for a message, cut to 80 characters."""
+    return name if len(name) <= 80 else f"{name[:77]}..."

@@ -102,7 +102,7 @@ def _evaluate(folder: Path, trial: TrialState, created: Created, store: Store) -
         first = str(error).strip().splitlines()[0]
         raise StudyError(
             f"The weights of trial {trial.key} cannot be read ({first}): restore "
-            f"'{where}/{WEIGHTS}'. Beyond `resources.keep_gb` those far below the front go."
+            f"'{where}/{WEIGHTS}'. Beyond `resources.max_weights_gb` those far below the front go."
         ) from error
     split = store.split("test", unseal_test=True)
     evaluation = evaluate(model, store, split, bound.train_config)

@@ -230,7 +230,7 @@ class StudySession:
             dataset=spec.name,
             root=study.dataset.root,
             num_seeds=study.search.replicates.min,
-            objectives=[[objective.metric, objective.goal] for objective in study.objectives],
+            objectives=[[objective.metric, objective.direction] for objective in study.objectives],
             facts=facts,
             families=list(names_of_families(study.space)),
             refused=self.admission.num_refused,
@@ -287,9 +287,9 @@ class StudySession:
             return Retention(
                 lambda key: open_trial_folder(trial_folder(self._folder, key)),
                 finished,
-                accuracy=(objectives[0].metric, objectives[0].goal),
+                accuracy=(objectives[0].metric, objectives[0].direction),
                 cost=next(one.metric for one in objectives if one.metric in COSTS),
-                limit=1e9 * self.study.resources.keep_gb,
+                limit=1e9 * self.study.resources.max_weights_gb,
             )
 
         def remove_checkpoint(entry: Entry) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sftsearch.datasets.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from sftsearch.datasets.errors import UserError, shorten
 
 MAX_SHOWN = 50
 """Mistakes that are shown of a file; the rest are counted."""
@@ -47,13 +43,8 @@ def dotted(place: Place) -> str:
     """Write a place as in `space[0].stride.low`."""
     text = ""
     for part in place:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{shown(part)}"
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{shorten(part)}"
     return text
-
-
-def shown(name: str) -> str:
-    """Return a name as it may stand in a message: cut where it is long."""
-    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def line_of(lines: dict[Place, int], place: Place) -> int:
@@ -61,14 +52,6 @@ def line_of(lines: dict[Place, int], place: Place) -> int:
     while place and place not in lines:
         place = place[:-1]
     return lines.get(place, 1)
-
-
-def unknown(name: str, known: Iterable[str], *, what: str) -> str:
-    """Say that nothing is called `name`, what is nearest, and all that is known."""
-    names = sorted(known)
-    near = nearest(name, names)
-    hint = f" Did you mean '{near}'?" if near else ""
-    return f"No {what} is called '{shown(name)}'.{hint} Known: {', '.join(names)}."
 
 
 def short(value: object) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, dotted, short, shown
+from sftsearch.datasets.errors import shorten
+from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, dotted, short
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -30,7 +31,7 @@ class _Yaml12(yaml.SafeLoader):
         self.depth += 1
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
-            message = f"Anchors and aliases (&, *) are not allowed, got '{shown(anchor)}'."
+            message = f"Anchors and aliases (&, *) are not allowed, got '{shorten(anchor)}'."
             raise _RefusedError(problem=message, problem_mark=event.start_mark)
         if self.depth > MAX_DEPTH:
             message = f"Lists and mappings are nested deeper than {MAX_DEPTH} levels."
@@ -111,7 +112,7 @@ def _plain(node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mist
         return _plain_mapping(node, place, lines, mistakes)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
         return [_plain(item, (*place, i), lines, mistakes) for i, item in enumerate(node.value)]
-    message = f"The tag '{shown(node.tag)}' is not allowed: only plain values are."
+    message = f"The tag '{shorten(node.tag)}' is not allowed: only plain values are."
     if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
         try:
             return _SCALARS[kind](node.value)

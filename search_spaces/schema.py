@@ -65,7 +65,7 @@ class Objective(Section):
     """One axis of the front."""
 
     metric: str
-    goal: Literal["maximize", "minimize"]
+    direction: Literal["maximize", "minimize"]
 
 
 class Constraint(Section):
@@ -101,7 +101,7 @@ NumWorkers = Annotated[int, Field(ge=1, le=1024)]
 Gigabytes = Annotated[float, Field(gt=0, le=100_000)]
 
 
-class LargerTrials(Section):
+class Override(Section):
     """Other resources for the configurations whose cost is above a limit."""
 
     metric: Literal["gflops", "gmacs", "parameters"]
@@ -127,14 +127,14 @@ class Resources(Section):
         default={}, max_length=16
     )
     """Ray's custom resources a worker, as nodes were started with: `{v100: 0.001}`."""
-    larger: list[LargerTrials] = Field(default=[], max_length=16)
+    overrides: list[Override] = Field(default=[], max_length=16)
     """What configurations above a cost are given instead; of several that apply the last counts."""
     concurrent_trials: ConcurrentTrials = "auto"
     """`auto`: as many as CPUs, GPUs and memory hold, also of nodes that come later."""
-    trial_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_trial_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Hours a trial may run, counted anew when the study is resumed: one that runs for longer, or
     whose process hangs, fails, and the study goes on. None: as long as it takes."""
-    keep_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
+    max_weights_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
     """Disk for final weights (GB): beyond it, those of the trials farthest below the front go."""
 
     @field_validator("custom")
@@ -158,13 +158,17 @@ class Resources(Section):
 
     def variants(self) -> list[Resources]:
         """Return what trials may be given: below all limits, above one of them, above all."""
-        return [self, *(self._given([rule]) for rule in self.larger), self._given(self.larger)]
+        return [
+            self,
+            *(self._given([rule]) for rule in self.overrides),
+            self._given(self.overrides),
+        ]
 
     def of(self, cost: Mapping[str, float]) -> Resources:
         """Return what a configuration of this cost is given."""
-        return self._given([rule for rule in self.larger if cost[rule.metric] > rule.above])
+        return self._given([rule for rule in self.overrides if cost[rule.metric] > rule.above])
 
-    def _given(self, rules: list[LargerTrials]) -> Resources:
+    def _given(self, rules: list[Override]) -> Resources:
         given: dict[str, Any] = {}
         for rule in rules:
             given |= rule.model_dump(exclude={"metric", "above"}, exclude_none=True)
@@ -177,7 +181,7 @@ class WarmStart(Section):
     study: str = Field(min_length=1, max_length=4096)
     """The other study's name, where it is in the same folder of studies, or the path of its
     folder. Where data set, folds, training and version of sftsearch are the same, what it measured
-    is known from the beginning (to the sampler `front`); else its front is tried first. Read once,
+    is known from the beginning (to the sampler `ehvi`); else its front is tried first. Read once,
     before the first trial."""
 
 
@@ -298,8 +302,8 @@ class StudyFile(Section):
     dataset: DatasetChoice
     objectives: list[Objective] = Field(
         default=[
-            Objective(metric="top1", goal="maximize"),
-            Objective(metric="gflops", goal="minimize"),
+            Objective(metric="top1", direction="maximize"),
+            Objective(metric="gflops", direction="minimize"),
         ],
         min_length=2,
         max_length=4,

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from sftsearch.datasets.errors import unknown
 from sftsearch.search_spaces import schema
-from sftsearch.search_spaces.mistakes import Mistake, Place, dotted, line_of, short, unknown
+from sftsearch.search_spaces.mistakes import Mistake, Place, dotted, line_of, short
 
 
 def check_types(
@@ -38,7 +39,7 @@ def _from_pydantic(
     line, key = line_of(lines, (*prefix, *place)), dotted((*prefix, *place))
     if kind == "extra_forbidden":
         known = _known_keys(schema.StudyFile, place[:-1]) if not prefix else error.get("known", [])
-        return Mistake(line, key, unknown(str(place[-1]), known, what="key"))
+        return Mistake(line, key, unknown(str(place[-1]), known, kind="key"))
     if kind == "missing":
         return Mistake(line, key, "This key is missing.")
     if kind == "value_error":
@@ -49,10 +50,10 @@ def _from_pydantic(
         return Mistake(line, key, f"It needs a `kind`. Known: {', '.join(known)}.")
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
-        return Mistake(line, f"{key}.kind", unknown(str(error["ctx"]["tag"]), known, what="kind"))
+        return Mistake(line, f"{key}.kind", unknown(str(error["ctx"]["tag"]), known, kind="kind"))
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        return Mistake(line, key, unknown(str(error["input"]), known, what="value"))
+        return Mistake(line, key, unknown(str(error["input"]), known, kind="value"))
     if kind == "string_pattern_mismatch":
         rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
         return Mistake(line, key, f"It must be {rule}, but got {short(error['input'])}.")

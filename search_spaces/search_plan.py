@@ -13,10 +13,10 @@ class _Seeded(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class Front(_Seeded):
-    """Where the front is expected to gain most: a Gaussian process of accuracy, costs exact."""
+class EHVI(_Seeded):
+    """Expected hypervolume improvement: a Gaussian process of accuracy, costs known exactly."""
 
-    kind: Literal["front"]
+    kind: Literal["ehvi"]
     startup_configurations: int = Field(default=6, ge=1)
     """Admitted configurations spread over the space before the model of the past is used."""
 
@@ -74,22 +74,20 @@ def _worded(value: object) -> object:
 
 
 SamplerSection = Annotated[
-    Front | TPE | NSGA2 | NSGA3 | GP | QuasiRandom | RandomDraw | Exhaustive,
+    EHVI | TPE | NSGA2 | NSGA3 | GP | QuasiRandom | RandomDraw | Exhaustive,
     Field(discriminator="kind"),
 ]
-SamplerWord = Literal[
-    "front", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random", "exhaustive"
-]
+SamplerWord = Literal["ehvi", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random", "exhaustive"]
 Sampler = Annotated[
     SamplerSection,
     BeforeValidator(_worded, json_schema_input_type=SamplerSection | SamplerWord),
 ]
 
 
-class FrontStop(_Seeded):
+class DominatedStop(_Seeded):
     """Stop what is very unlikely to end on the front at its own cost."""
 
-    kind: Literal["front"]
+    kind: Literal["dominated"]
     delta: float = Field(default=0.005, ge=0, allow_inf_nan=False)
     """How far below the best affordable accuracy still counts as on the front."""
     min_probability: float = Field(default=0.05, gt=0, lt=1)
@@ -126,11 +124,13 @@ class NoStop(Section):
     kind: Literal["none"]
 
 
-StoppingSection = Annotated[FrontStop | MOASHA | MedianStop | NoStop, Field(discriminator="kind")]
-StoppingWord = Literal["front", "mo_asha", "median", "none"]
-Stopping = Annotated[
-    StoppingSection,
-    BeforeValidator(_worded, json_schema_input_type=StoppingSection | StoppingWord),
+EarlyStoppingSection = Annotated[
+    DominatedStop | MOASHA | MedianStop | NoStop, Field(discriminator="kind")
+]
+EarlyStoppingWord = Literal["dominated", "mo_asha", "median", "none"]
+EarlyStopping = Annotated[
+    EarlyStoppingSection,
+    BeforeValidator(_worded, json_schema_input_type=EarlyStoppingSection | EarlyStoppingWord),
 ]
 
 
@@ -169,7 +169,7 @@ def _counted(value: object) -> object:
 class SearchPlan(Section):
     """How configurations are proposed and how many trials there are."""
 
-    sampler: Sampler = Front(kind="front")
+    sampler: Sampler = EHVI(kind="ehvi")
     trials: int = Field(ge=1, le=1_000_000)
     """Trainings in all, replicates included."""
     max_epochs: int | None = Field(default=None, ge=1)
@@ -180,14 +180,14 @@ class SearchPlan(Section):
     """End when trials have had GPUs for so many hours in all."""
     until_converged: bool = False
     """End when the next 20 proposals are expected to gain less than 0.1 point of accuracy over the
-    whole range of budgets, twice running; needs the sampler `front`."""
+    whole range of budgets, twice running; needs the sampler `ehvi`."""
     replicates: Annotated[
         Replicates, BeforeValidator(_counted, json_schema_input_type=Replicates | int)
     ] = Replicates()
     """Trials of a configuration: a number, or `{min, max, fresh}`."""
-    stopping: Stopping = NoStop(kind="none")
+    early_stopping: EarlyStopping = NoStop(kind="none")
     """Which trials are stopped before their last epoch."""
-    ordered: bool = False
+    deterministic: bool = False
     """Make proposals independent of the order in which concurrent trials end (some slots wait)."""
     balance: Literal["none", "branches"] = "none"
     """`branches`: every branch of the space gets as many configurations as any other, give or take
@@ -207,13 +207,13 @@ class SearchPlan(Section):
                 f"`trials` must hold one configuration, but got (trials={self.trials}, "
                 f"replicates.min={least})."
             )
-        if self.ordered and (most > least or self.stopping.kind != "none"):
+        if self.deterministic and (most > least or self.early_stopping.kind != "none"):
             raise ValueError(
-                "`ordered` needs a fixed number of replicates and no stopping: both look at "
-                "trials in the order in which they end."
+                "`deterministic` needs a fixed number of replicates and no `early_stopping`: both "
+                "depend on the order in which trials end."
             )
-        if self.until_converged and self.sampler.kind != "front":
+        if self.until_converged and self.sampler.kind != "ehvi":
             raise ValueError(
-                f"`until_converged` needs the sampler `front`, but got {self.sampler.kind}."
+                f"`until_converged` needs the sampler `ehvi`, but got {self.sampler.kind}."
             )
         return self

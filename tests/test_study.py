@@ -222,7 +222,7 @@ class Listening(StudyCallback):
 def test_resumed_study_lets_its_callback_hear_what_it_decides_first(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
-    rule = "replicates: 1, stopping: {kind: median, min_epochs: 1}"
+    rule = "replicates: 1, early_stopping: {kind: median, min_epochs: 1}"
     file.write_text(text.replace("replicates: 2", rule))
     with pytest.raises(BackupError, match="the machine dies here"):
         run_study(
@@ -431,7 +431,7 @@ def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_study_begins_with_another_and_says_so(tmp_path: Path) -> None:
     file, runs = tmp_path / "small.yaml", tmp_path / "runs"
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
-    text = text.replace("{kind: exhaustive}", "front")
+    text = text.replace("{kind: exhaustive}", "ehvi")
     file.write_text(text.replace("name: small", "name: other"))
     run_study(file, runs=runs, worker=QuickWorker, formats=())
     heard: list[str] = []

@@ -65,7 +65,7 @@ class TrainConfig:
     """Epochs without a lower validation loss before the learning rate falls."""
     plateau_factor: float = 0.1
     """What the learning rate is multiplied by then."""
-    value: Literal["last", "best"] = "last"
+    score_epoch: Literal["last", "best"] = "last"
     """What a trial is worth: the mean of its last three epochs, or its best epoch by the first
     metric of the task: top1, map or mae."""
     mixup: Literal["none", "manifold", "input", "modality"] = "none"
@@ -94,7 +94,7 @@ class TrainConfig:
         check_number("clip_norm", self.clip_norm, least=0, below=math.inf, open_=True)
         check_integer("plateau_patience", self.plateau_patience, at_least=0)
         check_number("plateau_factor", self.plateau_factor, least=0, below=1, open_=True)
-        check_choice("value", self.value, ("last", "best"))
+        check_choice("score_epoch", self.score_epoch, ("last", "best"))
         check_choice("mixup", self.mixup, ("none", "manifold", "input", "modality"))
         check_number("mixup_alpha", self.mixup_alpha, least=0, below=math.inf, open_=True)
         check_integer("mixup_warmup", self.mixup_warmup, at_least=0)

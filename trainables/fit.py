@@ -83,7 +83,7 @@ class Fit:
         """Whether each validation sample was decided right after the last epoch run here, (N,)."""
         self._correct: list[list[int]] = []  # by epoch and group
         self._best: dict[str, Tensor] = {}  # weights of the best epoch, where that one counts
-        if config.value == "best":
+        if config.score_epoch == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.task, self._fingerprint = store.spec.task, store.spec.fingerprint
         self._metric_names = _metric_names(store.spec) | set(model.measured)
@@ -231,7 +231,7 @@ class Fit:
         return self._groups.by_name(np.mean(chosen, axis=0))
 
     def _epochs_that_count(self) -> list[int]:
-        return epochs_that_count(self.history, self.config.value, METRICS[self.task][0])
+        return epochs_that_count(self.history, self.config.score_epoch, METRICS[self.task][0])
 
     def save(self, path: Path) -> None:
         """Write all that `load` needs into one file, whole or not at all."""

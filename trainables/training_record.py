@@ -17,17 +17,19 @@ LOWER_IS_BETTER = ("loss", "mae")
 """Metrics whose best epoch is the lowest."""
 
 
-def epochs_that_count(history: Sequence[Mapping[str, float]], value: str, metric: str) -> list[int]:
+def epochs_that_count(
+    history: Sequence[Mapping[str, float]], score_epoch: str, metric: str
+) -> list[int]:
     """Return the epochs, from 0, whose metrics count: the last three, or the best one.
 
     Args:
         history: the metrics of each epoch.
-        value: last or best, as the training's configuration says.
+        score_epoch: last or best, as the training's configuration says.
         metric: by which the best epoch is known.
     """
     if not history:
         raise RuntimeError("No epoch has been run yet.")
-    if value == "best":
+    if score_epoch == "best":
         sign = -1 if metric in LOWER_IS_BETTER else 1
         return [max(range(len(history)), key=lambda epoch: sign * history[epoch][metric])]
     return list(range(max(0, len(history) - LAST_EPOCHS), len(history)))

@@ -163,11 +163,11 @@ def _compare(pairs: Sequence[tuple[str, StudyRecord, set[str]]]) -> Comparison:
         sides.append(side)
         trials += own
     # Of both together: one bootstrap, and means freed of the same folds' difficulty.
-    goals = dict(pairs[0][1].objectives)
+    directions = dict(pairs[0][1].objectives)
     joint = replace(
         pairs[0][1],
         trials=tuple(trials),
-        objectives=tuple((name, goals[name]) for name in (y, x)),
+        objectives=tuple((name, directions[name]) for name in (y, x)),
         num_seeds=1,
         fresh={},
         conclusion=None,

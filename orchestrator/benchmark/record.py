@@ -107,7 +107,7 @@ def record_table(
 def _check(source: Source) -> None:
     plan = source.study.search
     fixed = plan.replicates.min == plan.replicates.max and not plan.replicates.fresh
-    if plan.sampler.kind != "exhaustive" or plan.stopping.kind != "none" or not fixed:
+    if plan.sampler.kind != "exhaustive" or plan.early_stopping.kind != "none" or not fixed:
         raise RecordingError(
             f"{source.name}: a table is recorded with `sampler: exhaustive`, a fixed number of "
             "replicates and no stopping."
@@ -133,7 +133,7 @@ def nearest_the_front(state: StudyState, source: Source, number: int) -> list[st
     """Return the configurations whose mean lacks least of the best that their cost affords."""
     valued = [one for one in state.configurations.values() if one.values]
     objective, num = source.study.objectives[0], source.study.search.replicates.max
-    sign = 1.0 if objective.goal == "maximize" else -1.0
+    sign = 1.0 if objective.direction == "maximize" else -1.0
     table = np.full((len(valued), num), np.nan)
     for row, one in enumerate(valued):
         for replicate, values in one.values.items():

@@ -221,7 +221,7 @@ def _reseeded(source: Source, more: int) -> Source:
     plan = source.study.search
     sections = {
         name: section.model_copy(update={"seed": (section.seed + more) % 2**31})
-        for name, section in (("sampler", plan.sampler), ("stopping", plan.stopping))
+        for name, section in (("sampler", plan.sampler), ("early_stopping", plan.early_stopping))
         if not isinstance(section, Exhaustive | NoStop)
     }
     study = source.study.model_copy(update={"search": plan.model_copy(update=sections)})

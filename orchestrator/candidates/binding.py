@@ -28,6 +28,8 @@ if typing.TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
 
 TRAINING = "training"
+_HASHED_AS = {"score_epoch": "value"}
+"""Fields that once had another name, under which an id still counts them: an id outlives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,11 @@ def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) 
 def _identity(
     model: str, model_config: TransformerConfig, train_config: TrainConfig, fingerprint: str
 ) -> str:
+    training = {_HASHED_AS.get(n, n): getattr(train_config, n) for n in fields_of(TRAINING)}
     content = [
         model,
         [[name, getattr(model_config, name)] for name in fields_of(model)],
-        [[name, getattr(train_config, name)] for name in fields_of(TRAINING)],
+        sorted(training.items()),
         fingerprint,
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
@@ -166,7 +169,7 @@ def with_objectives(source: Source, spec: DatasetSpec) -> Source:
     if "objectives" in source.data:
         return source
     pair = (METRICS[spec.task][0], "gflops")
-    objectives = [Objective(metric=name, goal=metric(name).direction) for name in pair]
+    objectives = [Objective(metric=name, direction=metric(name).direction) for name in pair]
     study = source.study.model_copy(update={"objectives": objectives})
     return dataclasses.replace(source, checked=study)
 

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, TypeGuard
 
 from sftsearch.datasets import catalog as datasets
-from sftsearch.datasets.errors import DatasetError, UserError
+from sftsearch.datasets.errors import DatasetError, UserError, unknown
 from sftsearch.datasets.folds import deal
 from sftsearch.orchestrator.candidates.binding import (
     TRAINING,
@@ -20,7 +20,7 @@ from sftsearch.orchestrator.candidates.binding import (
     parameters_of,
 )
 from sftsearch.orchestrator.metrics import COSTS, metric
-from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, unknown
+from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError
 from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution, members
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -118,7 +118,7 @@ def _branch_mistakes(
 ) -> list[Mistake]:
     kind = str(branch["kind"])
     if kind not in models.MODELS:
-        return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, what="model"))]
+        return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, kind="model"))]
     found = []
     for name, value in branch.items():
         if name == "kind":
@@ -134,9 +134,9 @@ def _branch_mistakes(
 def _modality_mistakes(
     source: Source, place: Place, value: object, spec: DatasetSpec
 ) -> list[Mistake]:
-    what = f"modality of '{spec.name}'"
+    kind_ = f"modality of '{spec.name}'"
     return [
-        source.mistake(where, unknown(name, spec.modalities, what=what))
+        source.mistake(where, unknown(name, spec.modalities, kind=kind_))
         for where, name in _named_modalities(place, value)
         if name not in spec.modalities
     ]
@@ -156,17 +156,17 @@ def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
 
 
 def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
-    """Check metrics and goals, also of a file with mistakes of form elsewhere."""
+    """Check metrics and directions, also of a file with mistakes of form elsewhere."""
     objectives = source.data.get("objectives")
     if not isinstance(objectives, list):
         return []
     found: list[Mistake] = []
     metrics = [_get(objective, "metric") for objective in objectives]
-    goals = [_get(objective, "goal") for objective in objectives]
-    for i, (name, goal) in enumerate(zip(metrics, goals, strict=True)):
-        if isinstance(name, str) and isinstance(goal, str):
+    directions = [_get(objective, "direction") for objective in objectives]
+    for i, (name, direction) in enumerate(zip(metrics, directions, strict=True)):
+        if isinstance(name, str) and isinstance(direction, str):
             twice = name in metrics[:i]
-            found += _metric_mistakes(source, i, name, goal, spec, twice=twice)
+            found += _metric_mistakes(source, i, name, direction, spec, twice=twice)
     costs = [name for name in metrics if name in COSTS]
     if not found and (metrics[:1] == costs[:1] or not costs):
         message = (
@@ -184,17 +184,17 @@ def _measured(spec: DatasetSpec | None) -> list[str]:
 
 
 def _metric_mistakes(
-    source: Source, i: int, name: str, goal: str, spec: DatasetSpec | None, *, twice: bool
+    source: Source, i: int, name: str, direction: str, spec: DatasetSpec | None, *, twice: bool
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
     known = [*_measured(spec), *COSTS]
     if name not in known:
-        what = f"metric of {spec.task}" if spec else "metric"
-        return [source.mistake(place, unknown(name, known, what=what))]
+        kind_ = f"metric of {spec.task}" if spec else "metric"
+        return [source.mistake(place, unknown(name, known, kind=kind_))]
     found = []
-    if goal in ("maximize", "minimize") and goal != metric(name).direction:
+    if direction in ("maximize", "minimize") and direction != metric(name).direction:
         message = f"`{name}` can only be {metric(name).direction}d."
-        found.append(source.mistake(("objectives", i, "goal"), message))
+        found.append(source.mistake(("objectives", i, "direction"), message))
     if twice:
         found.append(source.mistake(place, f"`{name}` stands twice."))
     if name == "top5" and spec is not None and spec.num_classes <= TOP_K:
@@ -207,7 +207,7 @@ def _parameter_mistakes(
 ) -> list[Mistake]:
     name = str(place[-1])
     if name not in known:
-        return [source.mistake(place, unknown(name, known, what="parameter"))]
+        return [source.mistake(place, unknown(name, known, kind="parameter"))]
     found = []
     for where, one in _values_to_check(place, value):
         try:

@@ -137,7 +137,7 @@ Examples:
   sftsearch data prepare mosei --from downloads/mosei --nan zero
   sftsearch data prepare vggs10 --reader vggsound --from vgg --option classes=vggs10.txt
   sftsearch data prepare mine --from features.parquet
-  sftsearch data prepare needle --reader made_up --option telling=1
+  sftsearch data prepare needle --reader synthetic_tunable --option telling=1
 """
 
 

@@ -70,7 +70,9 @@ class ConsoleProgress(StudyCallback):
         self._stop_live()
         self._search, self._began = search, time.monotonic()
         study = source.study
-        self._objectives = [(objective.metric, objective.goal) for objective in study.objectives]
+        self._objectives = [
+            (objective.metric, objective.direction) for objective in study.objectives
+        ]
         models = ", ".join(dict.fromkeys(branch.kind for branch in study.space))
         space = (
             f"{len(admission.table)} admissible configurations"
@@ -165,10 +167,10 @@ class ConsoleProgress(StudyCallback):
     def _best(self) -> str:
         if not self._outcomes:
             return "none finished yet"
-        metric, goal = self._objectives[0]
+        metric, direction = self._objectives[0]
         column = [outcome[0] for outcome in self._outcomes]
-        best = max(column) if goal == "maximize" else min(column)
-        on_front = non_dominated(self._outcomes, [goal for _, goal in self._objectives])
+        best = max(column) if direction == "maximize" else min(column)
+        on_front = non_dominated(self._outcomes, [direction for _, direction in self._objectives])
         told = f"best {metric} {best:.3f}, {int(sum(on_front))} trials on the front"
         return told + self._hypervolume()
 
@@ -178,12 +180,12 @@ class ConsoleProgress(StudyCallback):
         It is the mean over budgets of the best accuracy found for each, and only ever grows.
         """
         low, high = self._costs
-        goals = [goal for _, goal in self._objectives]
-        if goals != ["maximize", "minimize"] or not 0 < low < high:
+        directions = [direction for _, direction in self._objectives]
+        if directions != ["maximize", "minimize"] or not 0 < low < high:
             return ""
         span = math.log(high / low)
         points = [(value, math.log(cost / low) / span) for value, cost in self._outcomes]
-        return f", hypervolume {hypervolume(points, (0.0, 1.0), goals):.3f}"
+        return f", hypervolume {hypervolume(points, (0.0, 1.0), directions):.3f}"
 
     def _line(self, text: str) -> None:
         moment = f"[{time.monotonic() - self._began:6.1f} s]"

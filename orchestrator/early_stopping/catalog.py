@@ -10,10 +10,10 @@ from sftsearch.orchestrator.early_stopping.median import MedianRule
 from sftsearch.orchestrator.early_stopping.mo_asha import MOASHARule
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.search_plan import Stopping
+    from sftsearch.search_spaces.search_plan import EarlyStopping
 
 RULES: dict[str, type[EarlyStoppingRule]] = {
-    "front": DominatedRule,
+    "dominated": DominatedRule,
     "mo_asha": MOASHARule,
     "median": MedianRule,
     "none": EarlyStoppingRule,
@@ -21,6 +21,6 @@ RULES: dict[str, type[EarlyStoppingRule]] = {
 """The `kind` of `search.stopping` in a study file -> the rule, built from its other options."""
 
 
-def build_rule(section: Stopping) -> EarlyStoppingRule:
+def build_rule(section: EarlyStopping) -> EarlyStoppingRule:
     """Build the rule of a study file's stopping section."""
     return RULES[section.kind](**section.model_dump(exclude={"kind"}))

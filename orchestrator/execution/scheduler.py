@@ -136,7 +136,7 @@ class StudyScheduler(FIFOScheduler):
             if is_overdue and not self._outcome.was_process_ended(trial.trial_id):
                 self._outcome.note_process_ended(
                     trial.trial_id,
-                    "it ran for longer than `resources.trial_hours` allows "
+                    "it ran for longer than `resources.max_trial_hours` allows "
                     f"({self._max_trial_hours:g})",
                 )
                 ray.kill(_actor_of(trial))

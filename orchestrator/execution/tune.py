@@ -78,7 +78,7 @@ def run(
             outcome,
             interruption,
             notice=notice,
-            max_trial_hours=resources.trial_hours,
+            max_trial_hours=resources.max_trial_hours,
         )
         tuner = _tuner(searcher, scheduler, worker, scratch)
         try:

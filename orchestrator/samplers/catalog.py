@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.search_plan import SamplerSection
 
 SAMPLERS: dict[str, Callable[[Any], Sampler]] = {  # each takes the section of its own kind
-    "front": EHVISampler,
+    "ehvi": EHVISampler,
     "tpe": TPESampler,
     "nsga2": NSGA2Sampler,
     "nsga3": NSGA3Sampler,

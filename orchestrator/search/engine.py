@@ -81,7 +81,7 @@ class Search:
             study: the checked study file.
             journal: open for writing.
             admission: prices and admits.
-            slots: trials that run at a time; with `ordered`, proposals depend on it.
+            slots: trials that run at a time; with `deterministic`, proposals depend on it.
             entries: those of the journal, where they were read before.
         """
         self._plan, self._resources = study.search, study.resources
@@ -205,7 +205,7 @@ class Search:
         if configuration.stopped:  # by what another of its replicates showed
             self._stop(trial, epoch, "another replicate was stopped")
             return False
-        kind = self._plan.stopping.kind
+        kind = self._plan.early_stopping.kind
         if kind == "none" or trial.key.replicate > 0:
             return True
         if not known.rule.judges(configuration.epochs, configuration.warmup, epoch):

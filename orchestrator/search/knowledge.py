@@ -60,13 +60,13 @@ class Knowledge:
         self.objectives = [objective.metric for objective in study.objectives]
         self.state = StudyState()
         self.optuna = OptunaStudy(
-            admission.space, [objective.goal for objective in study.objectives]
+            admission.space, [objective.direction for objective in study.objectives]
         )
         self.past = _observations(study, admission)
         self.surrogate = SurrogateModel(
             admission, self.past, seed=getattr(plan.sampler, "seed", 0), on_fit=on_fit
         )
-        self.rule = build_rule(plan.stopping)
+        self.rule = build_rule(plan.early_stopping)
         self.budget = Budget(plan, study.resources)
         self._admission = admission
 
@@ -200,7 +200,7 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
     return Observations(
         accuracy.metric,
         exact or EXACT_COSTS[:1],
-        sign=1.0 if accuracy.goal == "maximize" else -1.0,
+        sign=1.0 if accuracy.direction == "maximize" else -1.0,
         floor=chance,
         num_folds=study.dataset.folds,
         is_share=metric(accuracy.metric).is_share,

@@ -54,7 +54,7 @@ class Planner:
             known: what the study knows; it changes as events are committed.
             admission: prices and admits.
             commit: journals an event and brings `known` up to date.
-            slots: trials that run at a time; with `ordered`, proposals depend on it.
+            slots: trials that run at a time; with `deterministic`, proposals depend on it.
         """
         self.used_up = False
         """Whether the sampler had nothing left to propose."""
@@ -98,7 +98,7 @@ class Planner:
         for number, proposal in list(self._state.proposals.items()):
             if not proposal.configuration_id:
                 self._admit_or_refuse(number)
-        if self._plan.ordered:
+        if self._plan.deterministic:
             if self.at_end():
                 self._tell_decided()
             return
@@ -108,7 +108,7 @@ class Planner:
 
     def tell_of(self, number: int) -> None:
         """Tell the sampler what is known after the end of a trial of proposal `number`."""
-        if self._plan.ordered:
+        if self._plan.deterministic:
             if self.at_end():
                 self._tell_decided()
         elif number in self._state.proposals and not self._state.proposals[number].pending:
@@ -128,11 +128,11 @@ class Planner:
         )
 
     def _may_ask(self) -> bool:
-        """With `ordered`, the n-th proposal waits until the (n - width)-th is decided.
+        """With `deterministic`, the n-th proposal waits until the (n - width)-th is decided.
 
         The width is one trial more than run at a time, so that no process waits for its next one.
         """
-        if not self._plan.ordered:
+        if not self._plan.deterministic:
             return True
         width = math.ceil((self._slots + 1) / self._plan.replicates.min)
         while len(self._state.untold) >= width:

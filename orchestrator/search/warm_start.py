@@ -91,7 +91,7 @@ def import_study(
     configurations, starts = [], []
     if not differs:
         configurations = _configurations(source.study, admission, complete)
-    if differs or source.study.search.sampler.kind != "front":
+    if differs or source.study.search.sampler.kind != "ehvi":
         starts = _starts(source.study, admission, complete)
     if not (configurations or starts):
         raise WarmStartError(
@@ -199,7 +199,7 @@ def _starts(study: StudyFile, admission: Admission, complete: Sequence[_Trained]
         ]
         for one in complete
     ]
-    on_front = non_dominated(means, [o.goal for o in study.objectives])
+    on_front = non_dominated(means, [o.direction for o in study.objectives])
     best = [one for one, is_best in zip(complete, on_front, strict=True) if is_best]
     found = [candidate for candidate in (_find(admission, one) for one in best) if candidate]
     found.sort(key=lambda candidate: (candidate.cost.gflops, candidate.id))

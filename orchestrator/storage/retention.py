@@ -52,7 +52,7 @@ class Retention:
         Args:
             folder_of: gives the folder of a trial by its key.
             finished: the trials that have, with their final values.
-            accuracy: the first objective and its goal.
+            accuracy: the first objective and its direction.
             cost: the second.
             limit: bytes.
         """

@@ -222,7 +222,7 @@ def build_record(
         dataset=created.dataset,
         root=created.root,
         num_seeds=created.num_seeds,
-        objectives=tuple((metric, goal) for metric, goal in created.objectives),
+        objectives=tuple((metric, direction) for metric, direction in created.objectives),
         facts=dict(created.facts),
         families=tuple(created.families),
         refused=dict(Counter(created.refused) + Counter(facts.refused)),

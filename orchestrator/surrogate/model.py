@@ -1,7 +1,7 @@
 """The surrogate of a running study: what Search and the sampler ask of its configurations.
 
 A Gaussian process is fitted to accuracy alone; what a configuration costs is known. From it follow
-what another configuration is expected to gain, which the sampler `front` proposes by; the best that
+what another configuration is expected to gain, which the sampler `ehvi` proposes by; the best that
 a cost affords, which trials are stopped by; and how sure the front is, which replicates go by.
 
 What was measured is in `Observations`. Every answer is that of a snapshot: a `FittedModel`, which

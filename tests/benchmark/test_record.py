@@ -224,7 +224,7 @@ def test_only_whole_spaces_are_recorded(tmp_path: Path) -> None:
     for text in (
         STUDY.replace("kind: exhaustive", "kind: random"),
         STUDY.replace("replicates: 2", "replicates: {min: 2, max: 3}"),
-        STUDY.replace("replicates: 2", "replicates: 2, stopping: median"),
+        STUDY.replace("replicates: 2", "replicates: 2, early_stopping: median"),
         STUDY.replace("replicates: 2", "replicates: {min: 2, max: 2, fresh: 1}"),
     ):
         with pytest.raises(RecordingError, match="a table is recorded with"):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: simulated}
 dataset: {kind: synthetic}
-search: {sampler: front, trials: 8, replicates: {min: 1, max: 3}}
+search: {sampler: ehvi, trials: 8, replicates: {min: 1, max: 3}}
 training: {epochs: 3}
 space:
   - kind: sft
@@ -192,7 +192,7 @@ def test_simulate_command_gives_mean_and_standard_error_of_repetitions(
     recorded: tuple[Path, Path],
 ) -> None:
     file, out = recorded
-    file.write_text(STUDY.replace("trials: 8", "trials: 4").replace("front", "random"))
+    file.write_text(STUDY.replace("trials: 8", "trials: 4").replace("ehvi", "random"))
     arguments = ("simulate", file, "--table", out, "--repetitions", 6)
     told = json.loads(call(*arguments, "--json").stdout)
     regrets = told["regrets"]
@@ -238,8 +238,8 @@ def test_check_table_counts_what_was_not_recorded(recorded: tuple[Path, Path]) -
     assert "2 of the study's 8 configurations are not in the table" in done.stderr
     lacking = STUDY.replace(
         "search:",
-        "objectives:\n  - {metric: top1, goal: maximize}\n"
-        "  - {metric: latency_ms, goal: minimize}\nsearch:",
+        "objectives:\n  - {metric: top1, direction: maximize}\n"
+        "  - {metric: latency_ms, direction: minimize}\nsearch:",
     )
     file.write_text(lacking)
     source, _, admission = check_study(file)

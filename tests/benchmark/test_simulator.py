@@ -34,7 +34,7 @@ EPOCHS, REPLICATES = 4, 6
 SPACE = width(8, 16, 24, 32, 40)
 
 
-def study(plan: str = "sampler: front, trials: 10, replicates: 2") -> Source:
+def study(plan: str = "sampler: ehvi, trials: 10, replicates: 2") -> Source:
     return source_of(plan, space=SPACE, epochs=EPOCHS)
 
 
@@ -318,7 +318,7 @@ def test_simulate_saves_the_time_of_stopped_trials(made: Table) -> None:
     plan = "sampler: {kind: random, seed: 2}, trials: 30, replicates: 6"
     whole = simulated(made, study(plan), workers=1)[1]
     assert whole.seconds == pytest.approx(made.seconds.sum())
-    rule = "stopping: {kind: mo_asha, min_epochs: 1, audit_share: 0}"
+    rule = "early_stopping: {kind: mo_asha, min_epochs: 1, audit_share: 0}"
     events, done = simulated(made, study(f"{plan}, {rule}"), workers=1)
     stopped = {e.body["trial"]: e.body["epoch"] for e in events if e.kind == "stopped"}
     row_of = {identity: row for row, identity in enumerate(made.ids)}

@@ -11,8 +11,8 @@ truth has noise of its own: half a point for the best.
 - `everywhere`: the probability that the reported front is within delta of the best at every budget,
   of what was tried: its mean, how often it was true, and of the studies that said at least 0.9; and
   the delta for which each study says 0.9, with how often it was enough (`coverage`).
-- `stops`: of the stops that the rule `front` decided, audited or carried out, how many trials would
-  have ended above their threshold, with the interval of Clopper and Pearson.
+- `stops`: of the stops that the rule `dominated` decided, audited or carried out, how many trials
+  would have ended above their threshold, with the interval of Clopper and Pearson.
 - `replicates`: how much worse the front is after `--share` of the training with one to five
   replicates than after all of it with five each: paired differences of budget regret in points,
   with the upper end of their 95 % bootstrap interval.
@@ -64,7 +64,7 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
     """Return what a study said of its front, and what was true."""
     case.admission.release()
     source = case.source(
-        sampler={"kind": "front", "seed": repetition},
+        sampler={"kind": "ehvi", "seed": repetition},
         replicates={"min": 1, "max": 5},
         trials=trials,
     )
@@ -137,8 +137,8 @@ def judge_stops(case: Case, repetition: int, trials: int) -> dict[str, Any]:
     """Return how many stops a study decided, and how many of them were wrong."""
     case.admission.release()
     source = case.source(
-        sampler={"kind": "front", "seed": repetition},
-        stopping={"kind": "front"},
+        sampler={"kind": "ehvi", "seed": repetition},
+        early_stopping={"kind": "dominated"},
         trials=trials,
     )
     done = simulate(source, case.admission, case.table, workers=WORKERS, repetition=repetition)
@@ -177,7 +177,7 @@ def regrets(
     """Return the seconds of training and the regret in points after each trial of a study."""
     case.admission.release()
     source = case.source(
-        sampler={"kind": "front", "seed": repetition}, replicates=replicates, trials=trials
+        sampler={"kind": "ehvi", "seed": repetition}, replicates=replicates, trials=trials
     )
     found: list[tuple[float, float]] = []
 

@@ -4,8 +4,8 @@ The study is made up: 20,000 configurations in two branches of eight parameters.
 the trials; a search replays it and goes on. Each decision is taken right after a trial ended, so
 that nothing it needs was computed before, and timed alone:
 
-- `propose`: the sampler `front` names the next configuration;
-- `stop`: the rule `front` judges a trial at a rung, by the best that its cost affords;
+- `propose`: the sampler `ehvi` names the next configuration;
+- `stop`: the rule `dominated` judges a trial at a rung, by the best that its cost affords;
 - `replicate`: which configuration's next replicate changes the front most;
 - `front`: which configurations are on the front, by posterior means;
 - `end`: a trial's end is taken in.
@@ -59,7 +59,7 @@ BRANCH = """
 STUDY = """
 study: {name: made_up}
 dataset: {kind: wearables}
-search: {sampler: front, trials: 1000000, replicates: {min: 1, max: 5}, stopping: front}
+search: {sampler: ehvi, trials: 1000000, replicates: {min: 1, max: 5}, early_stopping: dominated}
 training: {epochs: 8}
 space:
 """

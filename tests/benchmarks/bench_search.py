@@ -59,14 +59,14 @@ TUNED_ON = (
     "hpolib-parkinsons_telemonitoring",
     "nasbench201-cifar100",
 )
-OURS = "front"
+OURS = "ehvi"
 PLANS: dict[str, dict[str, Any]] = {
-    "front": {"sampler": {"kind": "front"}},
-    "front+stop": {"sampler": {"kind": "front"}, "stopping": {"kind": "front"}},
-    "front+replicates": {"sampler": {"kind": "front"}, "replicates": {"min": 1, "max": 5}},
-    "front 5 each": {"sampler": {"kind": "front"}, "replicates": 5},
+    "ehvi": {"sampler": {"kind": "ehvi"}},
+    "ehvi+stop": {"sampler": {"kind": "ehvi"}, "early_stopping": {"kind": "dominated"}},
+    "ehvi+replicates": {"sampler": {"kind": "ehvi"}, "replicates": {"min": 1, "max": 5}},
+    "ehvi 5 each": {"sampler": {"kind": "ehvi"}, "replicates": 5},
     "random": {"sampler": {"kind": "random"}},
-    "random+stop": {"sampler": {"kind": "random"}, "stopping": {"kind": "front"}},
+    "random+stop": {"sampler": {"kind": "random"}, "early_stopping": {"kind": "dominated"}},
     "our tpe": {"sampler": {"kind": "tpe"}},
 }
 """Searches of ours, by their section of a study file."""
@@ -112,7 +112,7 @@ def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> 
     each = plan.get("replicates", 1)
     whole = trials - trials % each if isinstance(each, int) else trials
     source = case.source(**{**plan, "sampler": sampler, "trials": whole})
-    believes = sampler["kind"] == "front"
+    believes = sampler["kind"] == "ehvi"
     seconds: list[float] = []
     regrets: list[float] = []
 
@@ -294,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of tables")
-    parser.add_argument("--methods", nargs="*", default=["front", "random", "optuna tpe"])
+    parser.add_argument("--methods", nargs="*", default=["ehvi", "random", "optuna tpe"])
     parser.add_argument("--repetitions", type=int, default=50)
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--processes", type=int, default=1)

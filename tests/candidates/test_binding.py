@@ -28,15 +28,15 @@ WEARABLES = describe("wearables")
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "goal"),
+    ("task", "metric", "direction"),
     [("multilabel", "map", "maximize"), ("regression", "mae", "minimize")],
 )
-def test_with_objectives_adds_the_tasks_own(task: str, metric: str, goal: str) -> None:
+def test_with_objectives_adds_the_tasks_own(task: str, metric: str, direction: str) -> None:
     source = of_task(task, "")
     check_names(source)
     study = with_objectives(source, describe(TASKS[task])).study
-    pairs = [(objective.metric, objective.goal) for objective in study.objectives]
-    assert pairs == [(metric, goal), ("gflops", "minimize")]
+    pairs = [(objective.metric, objective.direction) for objective in study.objectives]
+    assert pairs == [(metric, direction), ("gflops", "minimize")]
 
 
 def test_with_objectives_keeps_what_is_named() -> None:
@@ -107,7 +107,7 @@ def test_bind_gives_every_other_value_another_id() -> None:
         "fused_layers": 3, "stride": 5, "tokens": 5, "pooling": "max", "modalities": ["watch_acc"],
         "sparse_attention": "strided", "window": 11, "summary": 7,
         "epochs": 8, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0.1,
-        "clip_norm": 1.0, "plateau_patience": 5, "plateau_factor": 0.5, "value": "best",
+        "clip_norm": 1.0, "plateau_patience": 5, "plateau_factor": 0.5, "score_epoch": "best",
         "mixup": "manifold", "mixup_alpha": 0.4, "mixup_warmup": 4, "mixup_weights": "sample",
         "regression_loss": "l2", "precision": "bfloat16", "compile": True,
     }  # fmt: skip

@@ -79,22 +79,24 @@ def test_check_names_passes_a_valid_file() -> None:
          "line 10: space[0].pooling: It must be 'average'"),
         ("epochs: 2", "epochs: 0",
          "line 7: training.epochs: `epochs` must be a whole number from 1, but got 0."),
+        ("epochs: 2", "value: best",
+         "line 7: training.value: `value` is now `score_epoch`."),
         ("epochs: 2", "learning_rate: .nan", "line 7: training.learning_rate: `learning_rate` must "
          "lie in (0, inf), but got nan."),
         ("epochs: 2", "epochs: {kind: int, low: 1, high: 2}",
          "line 7: training.epochs: `training` holds for all trials: put what is searched into "
          "`space`."),
-        ("goal: maximize", "goal: minimize",
-         "line 4: objectives[0].goal: `top1` can only be maximized."),
-        ("{metric: gflops, goal: minimize}", "{metric: map, goal: maximize}",
+        ("direction: maximize", "direction: minimize",
+         "line 4: objectives[0].direction: `top1` can only be maximized."),
+        ("{metric: gflops, direction: minimize}", "{metric: map, direction: maximize}",
          "line 3: objectives: The first objective must be an accuracy (top1, top5, map, "
          "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, "
          "gflops_expected, latency_ms, peak_memory_mb, seconds), but got (top1, map)."),
-        ("{metric: top1, goal: maximize}", "{metric: gmacs, goal: minimize}",
+        ("{metric: top1, direction: maximize}", "{metric: gmacs, direction: minimize}",
          "line 3: objectives: The first objective must be an accuracy (top1, "),
-        ("{metric: gflops, goal: minimize}", "{metric: loss, goal: minimize}",
+        ("{metric: gflops, direction: minimize}", "{metric: loss, direction: minimize}",
          "line 3: objectives: The first objective must be an accuracy (top1, "),
-        ("metric: gflops, goal: minimize", "metric: top1, goal: maximize",
+        ("metric: gflops, direction: minimize", "metric: top1, direction: maximize",
          "line 5: objectives[1].metric: `top1` stands twice."),
         ("metric: top1", "metric: top5", "line 4: objectives[0].metric: `top5` says nothing with "
          "five classes or fewer."),
@@ -119,7 +121,7 @@ def test_check_names_takes_no_range_of_fractions_for_whole_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "goal"),
+    ("task", "metric", "direction"),
     [
         ("multilabel", "micro_f1", "maximize"),
         ("multilabel", "loss", "minimize"),
@@ -128,15 +130,17 @@ def test_check_names_takes_no_range_of_fractions_for_whole_numbers() -> None:
     ],
 )
 def test_check_names_takes_any_metric_of_the_task_in_its_own_direction(
-    task: str, metric: str, goal: str
+    task: str, metric: str, direction: str
 ) -> None:
-    objectives = OBJECTIVES.replace("top1, goal: maximize", f"{metric}, goal: {goal}")
+    objectives = OBJECTIVES.replace(
+        "top1, direction: maximize", f"{metric}, direction: {direction}"
+    )
     check_names(of_task(task, objectives))
-    turned = {"maximize": "minimize", "minimize": "maximize"}[goal]
+    turned = {"maximize": "minimize", "minimize": "maximize"}[direction]
     with pytest.raises(StudyFileError) as caught:
-        check_names(of_task(task, objectives.replace(goal, turned, 1)))
+        check_names(of_task(task, objectives.replace(direction, turned, 1)))
     assert str(caught.value) == (
-        f"s.yaml, line 4: objectives[0].goal: `{metric}` can only be {goal}d."
+        f"s.yaml, line 4: objectives[0].direction: `{metric}` can only be {direction}d."
     )
 
 

@@ -27,8 +27,8 @@ STUDY = """
 study: {name: small}
 dataset: {kind: wearables}
 objectives:
-  - {metric: top1, goal: maximize}
-  - {metric: gflops, goal: minimize}
+  - {metric: top1, direction: maximize}
+  - {metric: gflops, direction: minimize}
 search:
   sampler: {kind: exhaustive}
   trials: 4

@@ -114,7 +114,7 @@ def test_values_of_options_are_as_their_defaults_are(tmp_path: Path) -> None:
 
 
 def test_only_what_reads_nothing_needs_no_path() -> None:
-    assert len(read_source("made_up", None, ["samples=60"]).samples) == 60
+    assert len(read_source("synthetic_tunable", None, ["samples=60"]).samples) == 60
     with pytest.raises(UserError, match="'mosei' needs published files: say where by --from"):
         read_source("mosei", None)
     with pytest.raises(UserError, match="choose one by --reader, or a file by --from"):

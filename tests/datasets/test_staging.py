@@ -173,8 +173,8 @@ STUDY = """
 study: {name: from_s3}
 dataset: {kind: mine, root: "s3://features/stores"}
 objectives:
-  - {metric: top1, goal: maximize}
-  - {metric: gflops, goal: minimize}
+  - {metric: top1, direction: maximize}
+  - {metric: gflops, direction: minimize}
 search: {sampler: exhaustive, trials: 2}
 training: {epochs: 1, batch_size: 16}
 space:

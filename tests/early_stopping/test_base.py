@@ -14,7 +14,7 @@ import pytest
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.early_stopping.base import rungs
 from sftsearch.orchestrator.early_stopping.catalog import RULES, build_rule
-from sftsearch.search_spaces.search_plan import FrontStop, NoStop
+from sftsearch.search_spaces.search_plan import DominatedStop, NoStop
 
 from learning_curves import EPOCHS, CurveStudy, judge, report_of
 
@@ -42,10 +42,10 @@ def test_rungs_are_a_geometric_series_after_the_warm_up(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("front", {"delta": -0.1}),
-        ("front", {"audit_share": 1.5}),
-        ("front", {"min_probability": 0.0}),
-        ("front", {"min_finished": 2}),
+        ("dominated", {"delta": -0.1}),
+        ("dominated", {"audit_share": 1.5}),
+        ("dominated", {"min_probability": 0.0}),
+        ("dominated", {"min_finished": 2}),
         ("median", {"min_values": 0}),
         ("mo_asha", {"reduction_factor": 1.0}),
         ("none", {"min_epochs": 0}),
@@ -115,6 +115,6 @@ def test_decide_leaves_the_rule_as_it_is(name: str) -> None:
 
 
 def test_build_rule_takes_the_options_of_its_section() -> None:
-    rule = build_rule(FrontStop(kind="front", delta=0.25, min_probability=0.5, seed=9))
-    assert rule == RULES["front"](delta=0.25, min_probability=0.5, seed=9)
+    rule = build_rule(DominatedStop(kind="dominated", delta=0.25, min_probability=0.5, seed=9))
+    assert rule == RULES["dominated"](delta=0.25, min_probability=0.5, seed=9)
     assert build_rule(NoStop(kind="none")) == RULES["none"]()

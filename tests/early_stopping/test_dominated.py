@@ -1,4 +1,4 @@
-"""The rule `front` against scipy's regression, and on curves whose end is known."""
+"""The rule `dominated` against scipy's regression, and on curves whose end is known."""
 
 from __future__ import annotations
 

@@ -53,13 +53,13 @@ class Hanging(Idle):
 @pytest.mark.timeout(400)  # two processes are ended, and others started in their place
 def test_run_fails_a_trial_that_never_reports_and_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "placed.yaml"
-    resources = "resources: {cpus: 2, concurrent_trials: 2, trial_hours: 2e-3}"
+    resources = "resources: {cpus: 2, concurrent_trials: 2, max_trial_hours: 2e-3}"
     file.write_text(STUDY.replace("resources: {cpus: 1}", resources))
     result = run_study(file, runs=tmp_path, worker=Hanging, formats=())
     assert result.complete
     assert result.reason == "all trials ran"
     outcomes = {t.configuration["dim"]: t.reason or t.status for t in result.record.trials}
-    overdue = "it ran for longer than `resources.trial_hours` allows (0.002)"
+    overdue = "it ran for longer than `resources.max_trial_hours` allows (0.002)"
     assert outcomes == {dim: overdue if dim in (2, 5) else "finished" for dim in range(1, 7)}
 
 

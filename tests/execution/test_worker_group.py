@@ -161,7 +161,7 @@ def test_worker_group_ends_a_trial_that_fails_in_one_worker(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_worker_group_leaves_no_placement_group_of_stopped_trials(tmp_path: Path) -> None:
-    stopping = ", stopping: {kind: median, min_epochs: 1, audit_share: 0}"
+    stopping = ", early_stopping: {kind: median, min_epochs: 1, audit_share: 0}"
     result = run(tmp_path, TWO, trials=8, search=stopping)
     assert result.complete
     assert events(result, "stopped")
@@ -211,7 +211,7 @@ class Telling(Idle):
 
 
 def test_placement_gives_larger_configurations_what_the_study_file_says(tmp_path: Path) -> None:
-    rules = "larger: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
+    rules = "overrides: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
     result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Telling)
     for trial in result.record.trials:
         is_large = trial.values["parameters"] > 150

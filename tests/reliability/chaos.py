@@ -5,7 +5,7 @@ and a real PostgreSQL. Each meets some faults at random moments: SIGKILL of the 
 process, of one of a trial's workers, of Ray's own process, of the MLflow server, of PostgreSQL;
 SIGTERM; a full disk; a clock that jumps. Then it is resumed to its end. Journal, Optuna and MLflow
 must hold each trial exactly once, with the values of an undisturbed run, and, as the studies are
-`ordered`, the very same trials as one.
+`deterministic`, the very same trials as one.
 
     python tests/reliability/chaos.py --faults 200
 
@@ -51,7 +51,8 @@ STUDY = """
 study: {{name: {name}}}
 dataset: {{kind: synthetic}}
 search:
-  {{sampler: {{kind: tpe, startup_configurations: 2}}, trials: 8, replicates: 2, ordered: true}}
+  {{sampler: {{kind: tpe, startup_configurations: 2}}, trials: 8, replicates: 2,
+    deterministic: true}}
 constraints: [{{metric: parameters, max: 6000}}]
 training: {{epochs: 3, batch_size: 256}}
 resources: {{cpus: 1, workers: {workers}, concurrent_trials: {slots}}}

@@ -36,15 +36,17 @@ MODULES = {
     "read_table": ("table", "benchmark.table", "storage.table"),
 }
 """Where functions of `sftsearch.orchestrator` are: before they moved, and after."""
-SAMPLERS = ("front", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random")
-RULES = ("none", "front", "mo_asha", "median")
+SAMPLERS = ("ehvi", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random")
+RULES = ("none", "dominated", "mo_asha", "median")
+OLD_NAMES = {"ehvi": "front", "dominated": "front", "early_stopping": "stopping"}
+"""What options were called before."""
 SEEDS = (0, 1)
 SLOW = {"gp": 16}
 """Trials of samplers that take seconds a proposal, where that is fewer than were asked for."""
 POPULATION = 8
 """Of the genetic samplers: several generations fit into a search."""
 MIN_PROBABILITY = 0.45
-"""Of the rule `front`: by default it would hardly stop anything in so few trials."""
+"""Of the rule `dominated`: by default it would hardly stop anything in so few trials."""
 TOLERANCE = 1e-9
 """Relative, of numbers."""
 
@@ -68,6 +70,12 @@ def find(name: str) -> Any:
     raise ImportError(f"No module of {MODULES[name]} has `{name}`.")
 
 
+def option_names() -> dict[str, str]:
+    """Return what this checkout calls options that were renamed, where it has the old names."""
+    plan = importlib.import_module("sftsearch.search_spaces.search_plan").SearchPlan
+    return {} if "early_stopping" in plan.model_fields else OLD_NAMES
+
+
 def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return kind and body of events: of those that have both, and of typed ones."""
     found = []
@@ -80,19 +88,21 @@ def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, file: Path) -> Run:
     """Search a recorded table and return what was proposed and stopped."""
-    check_study = find("check_study")
+    check_study, names = find("check_study"), option_names()
     facts = table.facts
     settings = {"population": POPULATION} if sampler.startswith("nsga") else {}
-    stopping: dict[str, Any] = {"kind": rule} if rule == "none" else {"kind": rule, "seed": seed}
-    if rule == "front":
+    stopping: dict[str, Any] = {"kind": names.get(rule, rule)}
+    if rule != "none":
+        stopping["seed"] = seed
+    if rule == "dominated":
         stopping["min_probability"] = MIN_PROBABILITY
     study = {
         "study": {"name": file.stem},
         "dataset": {"kind": facts["dataset"], "folds": facts["folds"]},
         "search": {
-            "sampler": {"kind": sampler, "seed": seed, **settings},
+            "sampler": {"kind": names.get(sampler, sampler), "seed": seed, **settings},
             "trials": min(trials, SLOW.get(sampler, trials)),
-            "stopping": stopping,
+            names.get("early_stopping", "early_stopping"): stopping,
         },
         "training": facts["training"],
         "space": facts["space"],

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: kill}
 dataset: {kind: synthetic}
-# ordered: the configurations too are those of the undisturbed study, not only their values
-search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, replicates: 2, ordered: true}
+# deterministic: the configurations too are those of the undisturbed study, not only their values
+search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, replicates: 2,
+  deterministic: true}
 constraints: [{metric: parameters, max: 6000}]
 training: {epochs: 3, batch_size: 256}
 space:

@@ -1,41 +1,19 @@
-"""The sampler `front` as a sampler of Optuna, and against chance."""
+"""The sampler `ehvi` against chance."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.candidates.admission import Candidate
-from sftsearch.orchestrator.samplers.ehvi import FrontSampler
 
-from sampled_study import SMALL, Toy, Values, admission_of, section_of, smooth
+from sampled_study import SMALL, Toy, Values, admission_of
 
-
-def test_ehvi_is_a_sampler_of_optuna() -> None:
-    """A plain study asks for parameters and gets those of an admissible configuration."""
-    toy = Toy(SMALL, "front", smooth).run(8)
-    study = toy.optuna.study
-    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.surrogate)
-    trial = study.ask(toy.optuna.space_of(None))
-    point = toy.optuna.point_of(trial.params, None)
-    assert isinstance(toy.admission.decide(point), Candidate)
-    expected = FrontSampler(section_of("front"), toy.optuna, toy.surrogate).choose(
-        trial.number, None
-    )
-    assert expected is not None
-    assert point == expected.point
-
-
-def test_ehvi_has_nothing_to_ask_for_in_a_space_that_is_used_up() -> None:
-    two = "{kind: sft, patch: 8, num_heads: 4, dim: {kind: choice, values: [8, 16]}}"
-    toy = Toy(f"space:\n  - {two}\n", "front", smooth).run(2)
-    study = toy.optuna.study
-    study.sampler = FrontSampler(section_of("front"), toy.optuna, toy.surrogate)
-    with pytest.raises(LookupError, match="is in the study"):
-        study.ask(toy.optuna.space_of(None))
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.candidates.admission import Candidate
 
 
 @pytest.mark.medium
@@ -54,8 +32,8 @@ def test_ehvi_finds_a_front_with_fewer_trials_than_chance() -> None:
     table = admission_of(SMALL).table
     assert table is not None
     whole = _volume([accuracy(candidate) for candidate in table.values()])
-    numbers = {k: [needed(k, seed) for seed in range(2)] for k in ("front", "random")}
-    assert sum(numbers["front"]) < 0.5 * sum(numbers["random"])
+    numbers = {k: [needed(k, seed) for seed in range(2)] for k in ("ehvi", "random")}
+    assert sum(numbers["ehvi"]) < 0.5 * sum(numbers["random"])
 
 
 def _volume(values: list[Values]) -> float:

@@ -64,7 +64,7 @@ def test_each_limit_ends_the_study_when_the_trials_that_run_are_done(
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
     """To where a study with that limit from the beginning ends."""
-    plan = f"sampler: front, trials: 20, {limit}".replace("trials: 20, trials", "trials")
+    plan = f"sampler: ehvi, trials: 20, {limit}".replace("trials: 20, trials", "trials")
     number = limit.rpartition(" ")[2]
     raised = plan.replace(number, f"{2 * float(number):g}")
     resources = "resources: {gpus: 0.5}"
@@ -100,7 +100,7 @@ SPACE = width(*range(8, 88, 8))
 def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
     """Where dearer configurations are no better and values hardly vary, that is soon seen."""
     flat = Training(truth=lambda a: 0.6 + 1e-5 * noise(a.key), sigma=1e-4)
-    memory = Memory(source_of("sampler: front, trials: 40, until_converged: true", space=SPACE))
+    memory = Memory(source_of("sampler: ehvi, trials: 40, until_converged: true", space=SPACE))
     journal, search = memory.open()
     memory.drive(search, flat)
     gains = [event.body["gain"] for event in journal.events() if event.kind == "expected"]
@@ -108,7 +108,7 @@ def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
     assert max(gains[-2:]) < CONVERGED_GAIN
     assert all(max(a, b) >= CONVERGED_GAIN for a, b in itertools.pairwise(gains[:-1]))
     assert len(search.known.past) < 10
-    again = Memory(source_of("sampler: front, trials: 40", space=SPACE))
+    again = Memory(source_of("sampler: ehvi, trials: 40", space=SPACE))
     _, extended = again.open(list(journal.events()))
     again.drive(extended, flat)
     assert extended.why_ended() == "the space is used up"
@@ -119,7 +119,7 @@ def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
 def test_a_study_goes_on_while_much_is_expected() -> None:
     """Values that nothing explains: any configuration may be the best at its cost."""
     wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.configuration_id), sigma=1e-4)
-    memory = Memory(source_of("sampler: front, trials: 40, until_converged: true", space=SPACE))
+    memory = Memory(source_of("sampler: ehvi, trials: 40, until_converged: true", space=SPACE))
     _, search = memory.open()
     memory.drive(search, wild)
     assert len(search.known.past) >= 9

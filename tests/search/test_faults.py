@@ -37,16 +37,18 @@ FEW = width(*range(8, 80, 8))
 """Nine configurations: fewer than trials, so that there are replicates."""
 ALL_RAN, USED_UP = "all trials ran", "the space is used up"
 ADAPTIVE = "replicates: {min: 1, max: 4, fresh: 2}"
-QUICK = ["front", "tpe", "exhaustive"]
+QUICK = ["ehvi", "tpe", "exhaustive"]
 CASES = {
-    "plain": "sampler: front, trials: 12",
-    "adaptive": f"sampler: front, trials: 26, {ADAPTIVE}",
-    "front": "sampler: {kind: front, startup_configurations: 8}, trials: 24,"
-    "stopping: {kind: front, min_epochs: 1, audit_share: 0.3}",
-    "mo_asha": f"sampler: tpe, trials: 24, {ADAPTIVE}, stopping: {{kind: mo_asha, min_epochs: 1}}",
-    "median": "sampler: random, trials: 20, replicates: 2, stopping: {kind: median, min_epochs: 1}",
-    "converged": "sampler: front, trials: 60, until_converged: true, replicates: {min: 1, max: 3}",
-    "limited": f"sampler: front, trials: 60, max_epochs: 70, {ADAPTIVE}",
+    "plain": "sampler: ehvi, trials: 12",
+    "adaptive": f"sampler: ehvi, trials: 26, {ADAPTIVE}",
+    "dominated": "sampler: {kind: ehvi, startup_configurations: 8}, trials: 24,"
+    "early_stopping: {kind: dominated, min_epochs: 1, audit_share: 0.3}",
+    "mo_asha": f"sampler: tpe, trials: 24, {ADAPTIVE}, "
+    "early_stopping: {kind: mo_asha, min_epochs: 1}",
+    "median": "sampler: random, trials: 20, replicates: 2, "
+    "early_stopping: {kind: median, min_epochs: 1}",
+    "converged": "sampler: ehvi, trials: 60, until_converged: true, replicates: {min: 1, max: 3}",
+    "limited": f"sampler: ehvi, trials: 60, max_epochs: 70, {ADAPTIVE}",
 }
 """Sections of study files, each with events of its own."""
 
@@ -154,7 +156,7 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
         == {
             "plain": set(),
             "adaptive": {"replicated", "frozen"},
-            "front": {"judged", "stopped"},
+            "dominated": {"judged", "stopped"},
             "mo_asha": {"replicated", "frozen", "judged", "stopped"},
             "median": {"judged", "stopped"},
             "converged": {"replicated", "expected"},
@@ -170,7 +172,7 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["adaptive", "front", "mo_asha"])
+@pytest.mark.parametrize("name", ["adaptive", "dominated", "mo_asha"])
 def test_search_lets_everybody_hear_what_it_decides_of_another_drivers_trials(name: str) -> None:
     memory = memory_of(name)
     journal, search = memory.open()
@@ -187,7 +189,7 @@ def test_search_lets_everybody_hear_what_it_decides_of_another_drivers_trials(na
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["adaptive", "front", "mo_asha"])
+@pytest.mark.parametrize("name", ["adaptive", "dominated", "mo_asha"])
 def test_with_several_at_a_time_every_trial_is_there_once_whenever_a_driver_dies(name: str) -> None:
     memory, random_ = memory_of(name, slots=3), random.Random(0)
     journal, search = memory.open()
@@ -290,7 +292,7 @@ class Hit(Failing):
 @pytest.mark.medium
 @pytest.mark.parametrize("at", [2, 4])
 @pytest.mark.parametrize("kind", ["dies", "nan", "dies after its report", "twice"])
-@pytest.mark.parametrize("name", ["front", "mo_asha"])
+@pytest.mark.parametrize("name", ["dominated", "mo_asha"])
 def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, at: int) -> None:
     """Also where it dies at a rung, before or after it reports there."""
     memory = memory_of(name, slots=2)
@@ -321,7 +323,7 @@ def test_a_trial_that_is_lost_once_changes_nothing(name: str, at: int) -> None:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["front", "mo_asha"])
+@pytest.mark.parametrize("name", ["dominated", "mo_asha"])
 def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
     memory = memory_of(name, slots=2)
     journal, search = memory.open()
@@ -358,7 +360,9 @@ def test_where_every_first_replicate_fails_the_study_ends_without_a_front(
 def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, fresh: int) -> None:
     flat = Training(sigma=0.0, truth=lambda _: 0.5)
     plan = f"sampler: {sampler}, trials: 20, replicates: {{min: 1, max: 3, fresh: {fresh}}}"
-    events, search = run(f"{plan}, stopping: {{kind: front, min_epochs: 1}}", flat, slots=2)
+    events, search = run(
+        f"{plan}, early_stopping: {{kind: dominated, min_epochs: 1}}", flat, slots=2
+    )
     check_complete(events, search, ALL_RAN)
     concluded = events[-1].body
     costs = {o.id: o.cost["gflops"] for o in search.known.past.all}
@@ -374,7 +378,7 @@ def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, 
 @pytest.mark.parametrize("replicates", ["1", "2", "{min: 1, max: 3}", "{min: 1, max: 3, fresh: 2}"])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_space_of_one_configuration(replicates: str, until: str, slots: int) -> None:
-    plan = f"sampler: front, trials: 12, replicates: {replicates}, until_converged: {until}"
+    plan = f"sampler: ehvi, trials: 12, replicates: {replicates}, until_converged: {until}"
     events, search = run(plan, Training(), space=ONE, slots=slots)
     check_complete(events, search, USED_UP)
     assert len(search.known.past) == 1
@@ -402,7 +406,7 @@ def test_fewer_configurations_than_trials(sampler: str, replicates: str, slots: 
     assert few <= most <= many
 
 
-@pytest.mark.parametrize("sampler", ["front", "tpe", "random"])
+@pytest.mark.parametrize("sampler", ["ehvi", "tpe", "random"])
 def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +421,7 @@ def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
 def test_where_limits_leave_nothing_of_a_small_space_nothing_begins() -> None:
     limit = "constraints: [{metric: parameters, max: 10}]"
     with pytest.raises(StudyFileError, match="All 27 configurations are refused"):
-        Memory(source_of("sampler: front, trials: 4", more=limit))
+        Memory(source_of("sampler: ehvi, trials: 4", more=limit))
 
 
 def test_where_few_of_a_large_space_are_within_limits_they_are_found(
@@ -428,7 +432,7 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
     monkeypatch.setattr(candidate_pool, "DRAWN_FOR", 50)
     space = WIDE.replace("dim: 8", "dim: {kind: int, low: 8, high: 256, step: 8}")
     limit = "constraints: [{metric: parameters, max: 6000}]"
-    events, search = run("sampler: front, trials: 6", Training(), space=space, more=limit)
+    events, search = run("sampler: ehvi, trials: 6", Training(), space=space, more=limit)
     check_complete(events, search, ALL_RAN)
     assert len(search.known.past) == 6
     assert {o.parameters["dim"] for o in search.known.past.all} == {8}
@@ -437,7 +441,9 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
 @pytest.mark.medium
 def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
     """With two at a time one runs; with one, none has begun."""
-    plan = "sampler: random, trials: 20, replicates: 2, stopping: {kind: median, min_epochs: 1}"
+    plan = (
+        "sampler: random, trials: 20, replicates: 2, early_stopping: {kind: median, min_epochs: 1}"
+    )
     for slots in (1, 2):
         events, search = run(plan, TRAINING, slots=slots)
         check_complete(events, search, ALL_RAN)
@@ -462,7 +468,7 @@ def test_a_replicate_earned_before_the_first_ones_end_is_withdrawn_without_a_tra
     """The second replicate ends first and earns a third; then the first is stopped."""
     plan = (
         "sampler: exhaustive, trials: 30, replicates: {min: 2, max: 3},"
-        "stopping: {kind: median, min_epochs: 2}"
+        "early_stopping: {kind: median, min_epochs: 2}"
     )
     memory = Memory(source_of(plan, epochs=4), slots=2)
     journal, search = memory.open()
@@ -488,7 +494,7 @@ class FreshBroken(Failing):
 
 @pytest.mark.medium
 def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
-    plan = "sampler: front, trials: 10, replicates: {min: 1, max: 1, fresh: 1}"
+    plan = "sampler: ehvi, trials: 10, replicates: {min: 1, max: 1, fresh: 1}"
     events, search = run(plan, FreshBroken(truth=uneven))
     check_complete(events, search, ALL_RAN)
     frozen = {i for e in events if e.kind == "frozen" for i in e.body["seeds"]}
@@ -498,11 +504,11 @@ def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
 
 @pytest.mark.medium
 def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
-    memory = Memory(source_of(f"sampler: front, trials: 12, {ADAPTIVE}"))
+    memory = Memory(source_of(f"sampler: ehvi, trials: 12, {ADAPTIVE}"))
     journal, search = memory.open()
     memory.drive(search, Training(truth=uneven))
     events = list(journal.events())
-    larger = Memory(source_of(f"sampler: front, trials: 20, {ADAPTIVE}"))
+    larger = Memory(source_of(f"sampler: ehvi, trials: 20, {ADAPTIVE}"))
     for cut in (len(events), next(e.id for e in events if e.kind == "frozen")):
         again, extended = larger.open(events[:cut])
         larger.drive(extended, Training(truth=uneven))
@@ -520,7 +526,7 @@ def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
 @pytest.mark.parametrize("kind", ["finished", "failed"])
 def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind: str) -> None:
     """Who drives the search may tell it then that the trial failed; a listener breaks here."""
-    memory = Memory(source_of("sampler: front, trials: 4"))
+    memory = Memory(source_of("sampler: ehvi, trials: 4"))
     journal, search = memory.open()
     first = search.propose()
     assert first is not None

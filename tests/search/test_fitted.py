@@ -11,7 +11,9 @@ from sftsearch.orchestrator.surrogate.fitted_model import REFIT
 
 from toy_study import Memory, Training, source_of, uneven
 
-PLAN = "sampler: front, trials: 40, replicates: {min: 1, max: 3, fresh: 1}, stopping: front"
+PLAN = (
+    "sampler: ehvi, trials: 40, replicates: {min: 1, max: 3, fresh: 1}, early_stopping: dominated"
+)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def counts_of(search: Search) -> dict[int, int]:
 def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_trials(
     replicates: str, slots: int
 ) -> None:
-    plan = f"sampler: front, trials: 45, replicates: {replicates}"
+    plan = f"sampler: ehvi, trials: 45, replicates: {replicates}"
     events, search = run(plan, Training(truth=uneven, sigma=0.05), slots=slots)
     least, most = (1, 3) if "min: 1" in replicates else (2, 5)
     counts = [len(o.values.keys() - o.fresh) for o in search.known.past.all]
@@ -73,7 +73,7 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
 def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopeless() -> None:
     """Widths 16 and 24 are half a point apart, 32 is far below both, 8 and 40 far from all."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.705, w32=0.55, w40=0.9)
-    plan = "sampler: front, trials: 25, replicates: {min: 1, max: 12}"
+    plan = "sampler: ehvi, trials: 25, replicates: {min: 1, max: 12}"
     _, search = run(plan, Training(truth=truth, sigma=0.02), space=width(8, 16, 24, 32, 40))
     counts = counts_of(search)
     assert counts[16] + counts[24] >= 15
@@ -93,7 +93,7 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
 
     plan = (
         "sampler: random, trials: 50, replicates: {min: 1, max: 4},"
-        "stopping: {kind: mo_asha, min_epochs: 1}"
+        "early_stopping: {kind: mo_asha, min_epochs: 1}"
     )
     events, search = run(plan, Sometimes(epochs=4, truth=uneven, sigma=0.03), slots=2)
     ended: set[str] = set()
@@ -152,7 +152,7 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
             return super().step(search, assignment, epoch)
 
     truth = by_width(w8=0.5, w16=0.7, w24=0.7, w32=0.9)
-    plan = "sampler: front, trials: 12, replicates: {min: 1, max: 9}"
+    plan = "sampler: ehvi, trials: 12, replicates: {min: 1, max: 9}"
     _, search = run(plan, Uneven(truth=truth, sigma=0.02), space=width(8, 16, 24, 32))
     counts = counts_of(search)
     assert counts[16] > counts[24]
@@ -162,7 +162,7 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
 def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> None:
     """Nine at a time: not all of them go to one configuration."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.7, w32=0.9)
-    plan = "sampler: front, trials: 13, replicates: {min: 1, max: 12}"
+    plan = "sampler: ehvi, trials: 13, replicates: {min: 1, max: 12}"
     memory = Memory(source_of(plan, space=width(8, 16, 24, 32)), slots=9)
     _, search = memory.open()
     memory.drive(search, Training(truth=truth, sigma=0.02))
@@ -175,7 +175,7 @@ def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> Non
 
 EXACT = Training(epochs=8, sigma=0.0005)
 """What a trial will reach is seen early."""
-FRONT = "stopping: {kind: front, audit_share: 0}"
+DOMINATED = "early_stopping: {kind: dominated, audit_share: 0}"
 
 
 def scattered(configuration_id: str) -> float:
@@ -186,11 +186,11 @@ def scattered(configuration_id: str) -> float:
 def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None:
     """Each is better than all that cost less; the median rule, blind to cost, stops the cheap."""
     rising = Training(epochs=8, sigma=0.0005)
-    events, search = run(f"sampler: random, trials: 27, {FRONT}", rising)
+    events, search = run(f"sampler: random, trials: 27, {DOMINATED}", rising)
     judged = [e.body for e in events if e.kind == "judged"]
     assert search.state.num_ended["stopped"] == 0
     assert any(body["probability"] is not None for body in judged)
-    blind = "stopping: {kind: median, audit_share: 0}"
+    blind = "early_stopping: {kind: median, audit_share: 0}"
     assert run(f"sampler: random, trials: 27, {blind}", rising)[1].state.num_ended["stopped"] > 5
 
 
@@ -204,7 +204,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
         return truths.setdefault(str(assignment.key), mean)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
-    events, search = run(f"sampler: random, trials: 27, {FRONT}", training)
+    events, search = run(f"sampler: random, trials: 27, {DOMINATED}", training)
     costs = {o.id: o.cost["gflops"] for o in search.known.past.all}
     values: dict[str, float] = {}
     for event in events:
@@ -229,9 +229,10 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("kind", ["front", "mo_asha", "median"])
+@pytest.mark.parametrize("kind", ["dominated", "mo_asha", "median"])
 def test_only_the_first_replicate_is_judged(kind: str) -> None:
-    plan = f"sampler: random, trials: 42, replicates: 3, stopping: {{kind: {kind}, min_epochs: 1}}"
+    rule = f"early_stopping: {{kind: {kind}, min_epochs: 1}}"
+    plan = f"sampler: random, trials: 42, replicates: 3, {rule}"
     events, _ = run(plan, Training(epochs=4, truth=uneven, sigma=0.03), slots=4)
     decided = [e.body["trial"] for e in events if e.kind == "judged"]
     decided += [e.body["trial"] for e in events if e.kind == "stopped" and "stop" in e.body]
@@ -245,7 +246,7 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
         return uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
-    plan = "sampler: random, trials: 27, stopping: {kind: front, audit_share: 1}"
+    plan = "sampler: random, trials: 27, early_stopping: {kind: dominated, audit_share: 1}"
     events, search = run(plan, training)
     audited = [e.body["trial"] for e in events if e.kind == "judged" and e.body["audit"]]
     assert search.state.num_ended["stopped"] == 0
@@ -260,7 +261,7 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
 @pytest.mark.medium
 def test_rungs_meet_in_the_order_of_the_clock_whatever_the_number_of_slots() -> None:
     """More at a time only means that less is known: the rule hears of the same epochs."""
-    plan = "sampler: exhaustive, trials: 27, stopping: {kind: front, audit_share: 1}"
+    plan = "sampler: exhaustive, trials: 27, early_stopping: {kind: dominated, audit_share: 1}"
     heard = []
     for slots in (1, 5):
         events, _ = run(plan, Training(epochs=8, truth=uneven), slots=slots)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: NAME}
 dataset: {kind: synthetic}
-search: {sampler: front, trials: 12, replicates: {min: 1, max: 2}}
+search: {sampler: ehvi, trials: 12, replicates: {min: 1, max: 2}}
 training: {epochs: 2}
 space:
   - kind: sft
@@ -209,7 +209,7 @@ def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, oth
         warm = Driver(
             tmp_path,
             f"warm{len(sampler)}",
-            ("sampler: front", sampler),
+            ("sampler: ehvi", sampler),
             other="other",
         )
         warm.run()
@@ -298,8 +298,8 @@ def test_another_version_is_another_recipe(
             "none of its 1",
         ),
         (
-            [("search:", "objectives: [{metric: top1, goal: maximize}, "
-              "{metric: latency_ms, goal: minimize}]\nsearch:")],
+            [("search:", "objectives: [{metric: top1, direction: maximize}, "
+              "{metric: latency_ms, direction: minimize}]\nsearch:")],
             "did not measure `latency_ms`",
         ),
     ],

@@ -143,18 +143,18 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "line 13: resources: A key must be text, not a collection."),
         ("  trials: 6\n", "  tirals: 6\n",
          "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: balance, "
-         "max_epochs, max_gpu_hours, max_hours, ordered, replicates, sampler, stopping, trials, "
-         "until_converged."),
+         "deterministic, early_stopping, max_epochs, max_gpu_hours, max_hours, replicates, "
+         "sampler, trials, until_converged."),
         ("  trials: 6\n", "  trials: 6\n  balance: branch\n",
          "line 10: search.balance: No value is called 'branch'. Did you mean 'branches'? Known: "
          "branches, none."),
         ("seed: 3", "sed: 3", "line 8: search.sampler.sed: No key is called 'sed'. Did you mean "
          "'seed'? Known: kind, population, seed, startup_configurations."),
         ("kind: random", "kind: randm", "line 8: search.sampler.kind: No kind is called 'randm'. "
-         "Did you mean 'random'? Known: exhaustive, front, gp, nsga2, nsga3, "
+         "Did you mean 'random'? Known: ehvi, exhaustive, gp, nsga2, nsga3, "
          "quasi_random, random, tpe."),
         ("{kind: random, seed: 3}", "{seed: 3}",
-         "line 8: search.sampler: It needs a `kind`. Known: front, tpe, nsga2, nsga3, gp, "
+         "line 8: search.sampler: It needs a `kind`. Known: ehvi, tpe, nsga2, nsga3, gp, "
          "quasi_random, random, exhaustive."),
         ("metric: gflops", "metric: glops", "line 6: constraints[0].metric: No value is called "
          "'glops'. Did you mean 'gflops'? Known: gflops, gmacs, parameters."),
@@ -329,8 +329,43 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     survives(content)
 
 
+OLD_NAMES = """\
+study: {name: old}
+dataset: {kind: wearables}
+objectives:
+  - {metric: top1, goal: maximize}
+  - {metric: gflops, direction: minimize}
+search:
+  trials: 4
+  sampler: front
+  stopping: front
+  ordered: true
+resources:
+  keep_gb: 1
+  trial_hours: 2
+  larger: []
+space:
+  - {kind: sft}
+"""
+
+
+def test_each_renamed_option_is_named_with_its_new_name() -> None:
+    assert mistakes_of(OLD_NAMES) == [
+        "line 4: objectives[0].direction: This key is missing.",
+        "line 4: objectives[0].goal: `goal` is now `direction`.",
+        "line 8: search.sampler.kind: `front` is now `ehvi`.",
+        "line 9: search.stopping: `stopping` is now `early_stopping`.",
+        "line 10: search.ordered: `ordered` is now `deterministic`.",
+        "line 12: resources.keep_gb: `keep_gb` is now `max_weights_gb`.",
+        "line 13: resources.trial_hours: `trial_hours` is now `max_trial_hours`.",
+        "line 14: resources.larger: `larger` is now `overrides`.",
+    ]
+    named = mistakes_of(OLD_NAMES.replace("stopping: front", "early_stopping: front"))
+    assert "line 9: search.early_stopping.kind: `front` is now `dominated`." in named
+
+
 WORDS = ["kind", "values", "low", "high", "step", "log", "choice", "int", "float", "sft", "tpe",
-         "stride", "modalities", "objectives", "metric", "goal", "top1", "gflops", "maximize",
+         "stride", "modalities", "objectives", "metric", "direction", "top1", "gflops", "maximize",
          "study", "dataset", "search", "space", "training", "wearables", "name", "trials",
          "parameters", "model_config", "__class__", "resources", "constraints"]  # fmt: skip
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 2**63])

@@ -37,11 +37,11 @@ class Kept:
     def folder_of(self, key: str) -> Path:
         return self.folder / key
 
-    def watch(self, limit: float, goal: str = "maximize") -> None:
+    def watch(self, limit: float, direction: str = "maximize") -> None:
         """Keep the weights below a limit from now on."""
         events = (entry.event for entry in self.journal.entries())
         finished = [(e.trial, e.values) for e in events if isinstance(e, Finished)]
-        axes: dict[str, Any] = {"accuracy": ("top1", goal), "cost": "gflops"}
+        axes: dict[str, Any] = {"accuracy": ("top1", direction), "cost": "gflops"}
         self.retention = Retention(
             lambda key: LocalTrialFolder(self.folder_of(str(key))), finished, limit=limit, **axes
         )

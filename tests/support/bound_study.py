@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = """\
 objectives:
-  - {metric: top1, goal: maximize}
-  - {metric: gflops, goal: minimize}
+  - {metric: top1, direction: maximize}
+  - {metric: gflops, direction: minimize}
 """
 VALID = f"""\
 study: {{name: small}}

@@ -30,7 +30,7 @@ STUDY = """
 study: {{name: toy}}
 dataset: {{kind: wearables}}
 search:
-  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, ordered: {ordered},
+  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, deterministic: {ordered},
     balance: {balance}}}
 constraints: [{{metric: parameters, max: 40000}}]
 training: {{epochs: 2}}

@@ -352,8 +352,9 @@ SPACE = [
 def study_of(training: str = "{epochs: 4}", constraints: str = "[]") -> Any:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\n"
-        "objectives: [{metric: top1, goal: maximize}, {metric: gflops_expected, goal: minimize}]\n"
-        "search: {trials: 3, stopping: {kind: mo_asha, audit_share: 0}}\n"
+        "objectives: [{metric: top1, direction: maximize}, "
+        "{metric: gflops_expected, direction: minimize}]\n"
+        "search: {trials: 3, early_stopping: {kind: mo_asha, audit_share: 0}}\n"
         f"constraints: {constraints}\ntraining: {training}\nspace: {json.dumps(SPACE)}\n"
     )
     source = parse_study(text.encode())

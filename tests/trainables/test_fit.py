@@ -239,7 +239,7 @@ def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
 
 @pytest.mark.medium
 def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -> None:
-    last, best = run(start(store)), run(start(store, value="best"))
+    last, best = run(start(store)), run(start(store, score_epoch="best"))
     top1 = [entry["top1"] for entry in last.history]
     assert last.result()["top1"] == pytest.approx(np.mean(top1[-3:]))
     assert best.result()["top1"] == max(top1)
@@ -255,11 +255,11 @@ def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -
 def test_the_weights_that_count_give_the_value_also_after_a_resume(
     store: Store, tmp_path: Path
 ) -> None:
-    fit = start(store, value="best", epochs=5)
+    fit = start(store, score_epoch="best", epochs=5)
     for _ in range(3):
         fit.run_epoch()
     fit.save(tmp_path / "checkpoint")
-    resumed = start(store, value="best", epochs=5)
+    resumed = start(store, score_epoch="best", epochs=5)
     resumed.load(tmp_path / "checkpoint")
     for one in (run(fit), run(resumed)):
         chosen = build_model("sft", store.spec, one.model.config, seed=9)
@@ -342,7 +342,7 @@ def test_the_test_split_stays_sealed(store: Store) -> None:
         ("weight_decay", -1),
         ("clip_norm", float("inf")),
         ("plateau_factor", 1.0),
-        ("value", "mean"),
+        ("score_epoch", "mean"),
         ("mixup", "cutmix"),
         ("mixup_alpha", 0.0),
         ("mixup_warmup", -1),
@@ -490,7 +490,7 @@ def test_padding_is_never_seen(rating: Store) -> None:
 @pytest.mark.medium
 def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> None:
     for rate in (0.03, 0.05, 0.1):  # which one overshoots depends on the machine's rounding
-        fit = run(small_fit(rating, epochs=4, learning_rate=rate, value="best"))
+        fit = run(small_fit(rating, epochs=4, learning_rate=rate, score_epoch="best"))
         errors = [entry["mae"] for entry in fit.history]
         assert fit.result()["mae"] == min(errors)
         if errors[-1] != min(errors) != errors[0]:

@@ -10,7 +10,7 @@ import pytest
 
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.prepare import prepare
-from sftsearch.datasets.readers.made_up import best_accuracy, open_source
+from sftsearch.datasets.readers.synthetic_tunable import best_accuracy, open_source
 from sftsearch.datasets.store import open_store
 
 if TYPE_CHECKING:
