@@ -17,7 +17,9 @@ class StudyCallback:
     def on_stage(self, text: str) -> None:
         """Hear that something begins that may take seconds."""
 
-    def on_open(self, source: Source, admission: Admission, search: Search, slots: int) -> None:
+    def on_open(
+        self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
+    ) -> None:
         """Hear that trials begin."""
 
     def on_event(self, entry: Entry) -> None:

@@ -152,7 +152,7 @@ class StudySession:
     def run(self) -> StudyResult:
         """Search to the end, or until interrupted; complete MLflow's record, write the report."""
         with Journal(self._folder) as journal, backed_up(journal, self._callback) as backup:
-            created = self.begin_or_continue(journal)
+            created = self.create_or_open(journal)
             self._callback.on_stage("starting Ray and MLflow")
             from sftsearch.orchestrator.tracking.client import default_uri
             from sftsearch.orchestrator.tracking.mirror import Mirror  # MLflow takes seconds
@@ -187,7 +187,7 @@ class StudySession:
 
     # ------------------------------------------------------------ opening
 
-    def begin_or_continue(self, journal: Journal) -> Created:
+    def create_or_open(self, journal: Journal) -> Created:
         """Bring what was read of the journal up to date, and begin a study that has not begun.
 
         Returns:
@@ -248,19 +248,25 @@ class StudySession:
 
         study, address = self.study, self._options.get("address")
         with connected(address, ship_code=self._options.get("ship_code", False)):
-            slots = placement.count_concurrent_trials(study.resources)
-            self._append(journal, Opened(study.search.trials, slots))
+            max_concurrent_trials = placement.count_concurrent_trials(study.resources)
+            self._append(journal, Opened(study.search.trials, max_concurrent_trials))
             entries, self._entries = self._entries, []  # the search holds what it needs of them
-            search = Search(study, journal, self.admission, slots=slots, entries=entries)
+            search = Search(
+                study,
+                journal,
+                self.admission,
+                max_concurrent_trials=max_concurrent_trials,
+                entries=entries,
+            )
             self._follow(search, backup)
-            self._callback.on_open(self._source, self.admission, search, slots)
+            self._callback.on_open(self._source, self.admission, search, max_concurrent_trials)
             search.finish_what_was_begun()
             is_alone = address is None
             tune.run(
                 search,
                 study.resources,
                 self._trial_spec,
-                max_concurrent_trials=slots,
+                max_concurrent_trials=max_concurrent_trials,
                 patience=placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS,
                 worker=self._options.get("worker", TrainingWorker),
                 notice=self._callback.on_notice,

@@ -268,7 +268,7 @@ def _add_concluded(
     """Put what the study concluded of front probabilities in the place of the bootstrap's."""
     if study.conclusion is None or not objectives.are_searched_for:
         return list(finished), "bootstrap"
-    concluded = {name: one.on_front for name, one in study.conclusion.beliefs.items()}
+    concluded = {name: one.on_front for name, one in study.conclusion.posteriors.items()}
     if not concluded:
         return list(finished), "bootstrap"
     return [

@@ -121,7 +121,7 @@ def outcome_of(
     accuracy, cost = axes_of(source)
     search = simulation.search
     rows, _, means_N = _truth(table, accuracy, cost)
-    beliefs = simulation.concluded.get("beliefs", {})
+    posteriors = simulation.concluded.get("beliefs", {})
     places = sorted((float(table.costs[cost][rows[i]]), rows[i]) for i in simulation.reported)
     front: list[FrontRow] = [
         {
@@ -129,7 +129,7 @@ def outcome_of(
             "model": table.models[row],
             "parameters": table.parameters[row],
             cost: price,
-            "believed": beliefs[table.ids[row]]["mean"],
+            "estimated": posteriors[table.ids[row]]["mean"],
             "true": float(means_N[row]),
         }
         for price, row in places
@@ -209,7 +209,7 @@ def front_rows(measured: Outcome | Summary, accuracy: str, cost: str) -> list[di
             "front": row["configuration"],
             "model": row["model"],
             cost: format_number(row[cost]),
-            accuracy: metric(accuracy).format(row["believed"]),
+            accuracy: metric(accuracy).format(row["estimated"]),
             "true": metric(accuracy).format(row["true"]),
             "parameters": " ".join(f"{name}={value}" for name, value in row["parameters"].items()),
         }

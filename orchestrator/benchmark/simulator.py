@@ -138,7 +138,7 @@ class _Simulator:
         self._replay = Replay(table, repetition)
         self._metrics = {name: table.metrics[name] for name in table.metrics}
         self._journal.append(Opened(source.study.search.trials, workers))
-        self._search = Search(source.study, self._journal, admission, slots=workers)
+        self._search = Search(source.study, self._journal, admission, max_concurrent_trials=workers)
         self._events: list[tuple[float, int, TrialSuggestion, int, int, int]] = []
         self._order = itertools.count()
         self._stood_in: dict[str, int] = {}

@@ -65,7 +65,9 @@ class ConsoleProgress(StudyCallback):
         else:
             self._line(text)
 
-    def on_open(self, source: Source, admission: Admission, search: Search, slots: int) -> None:
+    def on_open(
+        self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
+    ) -> None:
         """Show the size of the space, and begin the bar."""
         self._stop_live()
         self._search, self._began = search, time.monotonic()
@@ -82,7 +84,7 @@ class ConsoleProgress(StudyCallback):
         self._console.print(
             f"[bold]{study.study.name}[/]: {study.search.trials} trials, "
             f"{study.search.replicates}, "
-            f"{slots} at a time, on {study.dataset.kind}; {models}; {space}."
+            f"{max_concurrent_trials} at a time, on {study.dataset.kind}; {models}; {space}."
         )
         self._planned = study.search.trials
         self._costs = _range_of(admission, self._objectives[1][0])

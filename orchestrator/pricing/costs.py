@@ -37,9 +37,9 @@ class Estimate:
 
     seconds_a_trial: dict[str, float]
     """Configuration id -> seconds, for the configurations that were listed."""
-    slots: int
+    max_concurrent_trials: int
     study_seconds: float
-    """All trials of the study, at the mean of the listed configurations, `slots` at a time."""
+    """All trials of the study, at the mean of the listed configurations, run concurrently."""
 
 
 def list_prices(admission: Admission) -> list[Candidate]:
@@ -56,9 +56,9 @@ def list_prices(admission: Admission) -> list[Candidate]:
 def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
     """Measure training steps of cheap to expensive configurations, and extend them to the study."""
     listing = list_prices(admission)
-    slots = _slots(source.study.resources)
+    max_concurrent_trials = _max_concurrent_trials(source.study.resources)
     if not listing:
-        return Estimate({}, slots, math.nan)
+        return Estimate({}, max_concurrent_trials, math.nan)
     order = sorted(listing, key=_batch_gmacs)
     picks = np.linspace(0, len(order) - 1, min(NUM_MEASURED, len(order))).round().astype(int)
     chosen = [order[i] for i in sorted(set(picks.tolist()))]
@@ -70,7 +70,9 @@ def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Es
         num_steps = math.ceil(spec.num_samples["train"] / config.batch_size) * config.epochs
         seconds[candidate.id] = num_steps * (a + b * _batch_gmacs(candidate))
     mean = math.fsum(seconds.values()) / len(seconds)
-    return Estimate(seconds, slots, source.study.search.trials * mean / slots)
+    return Estimate(
+        seconds, max_concurrent_trials, source.study.search.trials * mean / max_concurrent_trials
+    )
 
 
 def _batch_gmacs(candidate: Candidate) -> float:
@@ -114,7 +116,7 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
     return (0.0, alone) if a < 0 else (alone, 0.0)
 
 
-def _slots(resources: Resources) -> int:
+def _max_concurrent_trials(resources: Resources) -> int:
     import os
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,7 +137,7 @@ def as_json(
         "paper": paper_tables.as_json(paper) if paper else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
-        "slots": estimate.slots if estimate else None,
+        "max_concurrent_trials": estimate.max_concurrent_trials if estimate else None,
         "study_seconds": estimate.study_seconds if estimate and listing else None,
         "configurations": [
             {
@@ -220,8 +222,8 @@ def describe(
         minutes = estimate.study_seconds / 60
         lines.append(
             f"{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
-            f"{estimate.slots} at a time (from training steps measured just now, start-up and "
-            "validation left out)."
+            f"{estimate.max_concurrent_trials} at a time (from training steps measured just now, "
+            "start-up and validation left out)."
         )
     paper = source.study.study.paper
     return Group(*lines, "", paper_tables.rich_table(paper)) if paper else Group(*lines)

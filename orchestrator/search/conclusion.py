@@ -32,7 +32,7 @@ def conclude(known: Knowledge) -> Concluded:
     reported = frozen or known.surrogate.front()
     chosen = np.isin(measured.ids, reported)
     low = float(measured.costs[chosen].min())
-    beliefs = {
+    posteriors = {
         identity: {
             "mean": float(known.past.sign * posterior.means[i]),
             "sd": float(posterior.deviations[i]),
@@ -43,7 +43,7 @@ def conclude(known: Knowledge) -> Concluded:
     false_stops = false_stop_rate(known.rule.audits)
     return Concluded(
         reported=list(reported),
-        beliefs=beliefs,
+        beliefs=posteriors,
         within_delta=within_delta_everywhere(draws, measured.costs, chosen, low=low),
         audits=false_stops._asdict() if false_stops.num else None,
         num_stopped=state.num_ended["stopped"],

@@ -72,7 +72,7 @@ class Search:
         journal: Journal | MemoryJournal,
         admission: Admission,
         *,
-        slots: int = 1,
+        max_concurrent_trials: int = 1,
         entries: Iterable[Entry] | None = None,
     ) -> None:
         """Take up the study where the journal stands; nothing is journalled yet.
@@ -81,7 +81,7 @@ class Search:
             study: the checked study file.
             journal: open for writing.
             admission: prices and admits.
-            slots: trials that run at a time; with `deterministic`, proposals depend on it.
+            max_concurrent_trials: with `deterministic`, proposals depend on it.
             entries: those of the journal, where they were read before.
         """
         self._plan, self._resources = study.search, study.resources
@@ -92,7 +92,8 @@ class Search:
         for entry in journal.entries(through=journal.last_id) if entries is None else entries:
             self.known.apply(entry)
         self.state.take_over()
-        self._planner = Planner(study.search, self.known, admission, self._commit, slots=slots)
+        known, commit = self.known, self._commit
+        self._planner = Planner(study.search, known, admission, commit, max_concurrent_trials)
 
     def listen(self, listener: Callable[[Entry], None]) -> None:
         """Call `listener` with every event from now on, after the state has changed."""

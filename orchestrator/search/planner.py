@@ -44,8 +44,7 @@ class Planner:
         known: Knowledge,
         admission: Admission,
         commit: Callable[[Event], object],
-        *,
-        slots: int,
+        max_concurrent_trials: int,
     ) -> None:
         """Begin where the study stands.
 
@@ -54,12 +53,16 @@ class Planner:
             known: what the study knows; it changes as events are committed.
             admission: prices and admits.
             commit: journals an event and brings `known` up to date.
-            slots: trials that run at a time; with `deterministic`, proposals depend on it.
+            max_concurrent_trials: with `deterministic`, proposals depend on it.
         """
         self.used_up = False
         """Whether the sampler had nothing left to propose."""
         self._plan, self._known, self._state = plan, known, known.state
-        self._admission, self._commit, self._slots = admission, commit, slots
+        self._admission, self._commit, self._max_concurrent_trials = (
+            admission,
+            commit,
+            max_concurrent_trials,
+        )
         self._sampler = build_sampler(plan.sampler)
         self._history = History(known.optuna, admission, known.surrogate)
 
@@ -134,7 +137,7 @@ class Planner:
         """
         if not self._plan.deterministic:
             return True
-        width = math.ceil((self._slots + 1) / self._plan.replicates.min)
+        width = math.ceil((self._max_concurrent_trials + 1) / self._plan.replicates.min)
         while len(self._state.untold) >= width:
             if self._state.proposals[self._state.untold[0]].pending:
                 return False

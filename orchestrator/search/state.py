@@ -65,7 +65,7 @@ class StudyState:
         self.ended: Ended | None = None
         """How the last driver stopped; None while it has not."""
         self.facts = StudyFacts()
-        self.beliefs: dict[str, Numbers] = {}
+        self.posteriors: dict[str, Numbers] = {}
         """What the study concluded last, by configuration."""
         self.configurations: dict[str, ConfigurationState] = {}
         self.trials: dict[TrialKey, TrialState] = {}
@@ -145,7 +145,7 @@ class StudyState:
 
     @_apply.register
     def _concluded(self, event: Concluded, time: float) -> None:
-        self.beliefs = event.beliefs
+        self.posteriors = event.beliefs
 
     @_apply.register
     def _ended(self, event: Ended, time: float) -> None:
@@ -315,7 +315,7 @@ def record_of(state: StudyState) -> StudyRecord:
     if state.created is None:
         raise ValueError("The journal has no `created` event: the study never began.")
     started = [_trial_record(trial) for trial in state.trials.values() if trial.begun]
-    return build_record(state.created, state.facts, started, state.beliefs)
+    return build_record(state.created, state.facts, started, state.posteriors)
 
 
 def _trial_record(trial: TrialState) -> TrialRecord:

@@ -99,7 +99,7 @@ def import_study(
             "finished configurations is in this space."
         )
     imported = Imported(other.name, not differs, differs, configurations, starts)
-    return imported, _in_words(imported, len(complete))
+    return imported, _describe(imported, len(complete))
 
 
 # ------------------------------------------------------------ whether it fits
@@ -249,7 +249,7 @@ def _holds(axis: Axis, value: object) -> bool:
     return nearest < count(axis) and value == on_grid(axis, nearest)
 
 
-def _in_words(imported: Imported, num_complete: int) -> str:
+def _describe(imported: Imported, num_complete: int) -> str:
     """Say what was taken over from another study."""
     told = []
     if imported.alike:

@@ -10,7 +10,7 @@ from sftsearch.datasets.catalog import cache_folder
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.remote import RemoteFolder, RemoteUnavailableError, is_remote
 
-PLACE = "elsewhere"
+REMOTE_URI = "remote-uri"
 """File of a local runs folder: the URI that it stands for."""
 
 
@@ -28,7 +28,7 @@ def local_runs_folder(runs: str | Path) -> Path:
     name = re.sub(r"[^\w.-]+", "-", uri.partition("://")[2])[:60]
     folder = cache_folder() / "runs" / f"{name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLACE).write_text(uri)
+    (folder / REMOTE_URI).write_text(uri)
     return folder
 
 
@@ -37,10 +37,10 @@ def remote_of(runs: Path) -> RemoteFolder | None:
 
     One that somebody else made names no bucket for us to ask with our credentials.
     """
-    place = runs / PLACE
-    if runs.parent != cache_folder() / "runs" or not place.is_file():
+    file = runs / REMOTE_URI
+    if runs.parent != cache_folder() / "runs" or not file.is_file():
         return None
-    return RemoteFolder(place.read_text().strip(), RemoteUnavailableError)
+    return RemoteFolder(file.read_text().strip(), RemoteUnavailableError)
 
 
 def describe_runs_folder(runs: Path) -> str:

@@ -62,8 +62,8 @@ class TrialRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Belief:
-    """What a study believes of a configuration's true mean at its end."""
+class Posterior:
+    """The posterior of a configuration's true mean at the end of a study."""
 
     mean: float
     """Of the first objective."""
@@ -87,7 +87,7 @@ class FalseStops:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conclusion:
-    """What a study believes at its end, by the model that its search used."""
+    """What a study concludes at its end, by the surrogate of its search."""
 
     reported: tuple[str, ...]
     """Ids of the configurations it takes for the front, by rising cost."""
@@ -96,7 +96,7 @@ class Conclusion:
     than the best of all; see `front_probability.within_delta_everywhere`."""
     false_stops: FalseStops | None
     """None where no stop was audited."""
-    beliefs: dict[str, Belief]
+    posteriors: dict[str, Posterior]
     """By configuration; of those without a stopped or failed trial."""
 
 
@@ -146,7 +146,7 @@ class StudyFacts:
     fresh: dict[str, list[int]] = field(default_factory=dict)
     """Replicates that the reported configurations got after they were chosen, by id."""
     concluded: Concluded | None = None
-    """Without the beliefs."""
+    """Without the posteriors."""
     recorded: bool = False
     confirmed: bool = False
 
@@ -205,7 +205,7 @@ def build_record(
     created: Created,
     facts: StudyFacts,
     trials: Iterable[TrialRecord],
-    beliefs: Mapping[str, Numbers],
+    posteriors: Mapping[str, Numbers],
 ) -> StudyRecord:
     """Build the record of a study.
 
@@ -213,7 +213,7 @@ def build_record(
         created: how the study began; of its definition folds and replicates.
         facts: of the study as a whole.
         trials: those that were started.
-        beliefs: mean, sd and on_front by configuration, from the last `Concluded`.
+        posteriors: mean, sd and on_front by configuration, from the last `Concluded`.
     """
     trials = tuple(sorted(trials, key=lambda trial: (trial.started, trial.key)))
     return StudyRecord(
@@ -232,23 +232,23 @@ def build_record(
         max_replicates=created.max_replicates,
         folds=created.folds,
         fresh={identity: tuple(seeds) for identity, seeds in facts.fresh.items()},
-        conclusion=_conclusion(facts.concluded, beliefs, trials),
+        conclusion=_conclusion(facts.concluded, posteriors, trials),
     )
 
 
 def _conclusion(
-    concluded: Concluded | None, beliefs: Mapping[str, Numbers], trials: Iterable[TrialRecord]
+    concluded: Concluded | None, posteriors: Mapping[str, Numbers], trials: Iterable[TrialRecord]
 ) -> Conclusion | None:
     if concluded is None:
         return None
     audits = concluded.audits
-    # What was believed of a configuration before one of its trials went wrong is no more.
+    # A posterior from before one of its trials failed no longer holds.
     lost = {t.configuration_id for t in trials if t.status in ("stopped", "failed")}
     return Conclusion(
         reported=tuple(concluded.reported),
         within_delta=concluded.within_delta,
         false_stops=None if audits is None else FalseStops(**audits),  # type: ignore[arg-type]
-        beliefs={i: Belief(**belief) for i, belief in beliefs.items() if i not in lost},
+        posteriors={i: Posterior(**one) for i, one in posteriors.items() if i not in lost},
     )
 
 

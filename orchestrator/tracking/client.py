@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PREFIX = "sftsearch."
 TEST = "test_"
-BELIEFS = {"mean": "belief_mean", "sd": "belief_sd", "on_front": "front_probability"}
+POSTERIOR = {"mean": "posterior_mean", "sd": "posterior_sd", "on_front": "front_probability"}
 """What a study concluded of a configuration -> the metric of its trials' runs."""
 _PASSWORDS = (
     (r"(://[^/@\s]*?):[^/\s]*@", r"\1@"),

@@ -165,7 +165,7 @@ class Mirror:
         for entry in entries:
             writes.add(entry)
             touched |= dict.fromkeys(facts.apply(entry.event))
-            writes.add_beliefs(entry, {*self._run_ids, *writes})
+            writes.add_posteriors(entry, {*self._run_ids, *writes})
         # Also where it is again what it was: an earlier try may have written what lay between.
         known = facts.to_json()
         for name in touched:

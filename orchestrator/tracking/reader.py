@@ -16,7 +16,7 @@ from sftsearch.orchestrator.storage.study_record import (
     build_record,
 )
 from sftsearch.orchestrator.tracking.client import (
-    BELIEFS,
+    POSTERIOR,
     PREFIX,
     TEST,
     TrackingError,
@@ -61,23 +61,23 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     }
     created = Created.from_json(json.loads(tags[f"{PREFIX}created"]))
     trials = [_trial_record(run) for run in ours.values()]
-    return build_record(created, StudyFacts.from_json(facts), trials, _beliefs(ours.values()))
+    return build_record(created, StudyFacts.from_json(facts), trials, _posteriors(ours.values()))
 
 
-def _beliefs(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """Return what is believed of every configuration; see `writes.add_beliefs`."""
+def _posteriors(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """Return the posterior of every configuration; see `writes.add_posteriors`."""
     return {
         run.data.tags[f"{PREFIX}configuration_id"]: {
-            part: run.data.metrics[name] for part, name in BELIEFS.items()
+            part: run.data.metrics[name] for part, name in POSTERIOR.items()
         }
         for run in runs
-        if set(BELIEFS.values()) <= set(run.data.metrics)
+        if set(POSTERIOR.values()) <= set(run.data.metrics)
     }
 
 
 def _trial_record(run: Run) -> TrialRecord:
     tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items() if k.startswith(PREFIX)}
-    metrics = {n: v for n, v in run.data.metrics.items() if n not in BELIEFS.values()}
+    metrics = {n: v for n, v in run.data.metrics.items() if n not in POSTERIOR.values()}
     final = {n: v for n, v in metrics.items() if not n.startswith(("epoch/", TEST))}
     test = {n.removeprefix(TEST): v for n, v in metrics.items() if n.startswith(TEST)}
     groups = as_groups(json.loads(tags["test_groups"])) if "test_groups" in tags else None

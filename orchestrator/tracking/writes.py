@@ -23,7 +23,7 @@ from sftsearch.orchestrator.storage.trial_events import (
     Started,
     Stopped,
 )
-from sftsearch.orchestrator.tracking.client import BELIEFS, PREFIX, TEST
+from sftsearch.orchestrator.tracking.client import POSTERIOR, PREFIX, TEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,8 +70,8 @@ class Writes(dict[str, RunWrites]):
         """Add what an event means for its run."""
         self._add(entry.event, milliseconds(entry.time))
 
-    def add_beliefs(self, entry: Entry, keys: Iterable[str]) -> None:
-        """Add what is believed of each configuration to all runs of its trials.
+    def add_posteriors(self, entry: Entry, keys: Iterable[str]) -> None:
+        """Add the posterior of each configuration to all runs of its trials.
 
         Args:
             entry: of a `Concluded` event; others add nothing.
@@ -80,9 +80,9 @@ class Writes(dict[str, RunWrites]):
         if not isinstance(entry.event, Concluded):
             return
         for key in filter(None, keys):
-            belief = entry.event.beliefs.get(TrialKey.parse(key).configuration_id)
-            if belief:
-                named = {name: belief[part] for part, name in BELIEFS.items()}
+            posterior = entry.event.beliefs.get(TrialKey.parse(key).configuration_id)
+            if posterior:
+                named = {name: posterior[part] for part, name in POSTERIOR.items()}
                 self[key].measure(named, milliseconds(entry.time))
 
     @functools.singledispatchmethod

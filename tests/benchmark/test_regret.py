@@ -170,7 +170,7 @@ def test_simulate_command_names_the_front_and_its_regret(recorded: tuple[Path, P
     truth: NDArray[np.float64] = table.true_means("top1")
     for row in told["front"]:
         assert row["true"] == truth[table.ids.index(row["configuration"])]
-        assert row["believed"] == pytest.approx(row["true"], abs=0.02)
+        assert row["estimated"] == pytest.approx(row["true"], abs=0.02)
     text = call("simulate", file, "--table", out, "--workers", 1).output
     assert "Ended: all trials ran.\n" in text
     assert "8 finished, 0 stopped, 0 failed" in text

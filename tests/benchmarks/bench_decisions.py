@@ -136,7 +136,7 @@ class Bench:
         admission = Admission(source, describe("wearables"), price=prices)
         journal = MemoryJournal(clock=time.time)
         record(journal, admission, table, number)
-        self.search = Search(source.study, journal, admission, slots=2)
+        self.search = Search(source.study, journal, admission, max_concurrent_trials=2)
         self.random_ = np.random.default_rng(1)
         self.milliseconds: dict[str, list[float]] = {}
         self.other = self.next()

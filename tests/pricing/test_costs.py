@@ -107,7 +107,7 @@ def test_estimate_time_is_one_line_over_the_operations_of_a_batch() -> None:
     threads = torch.get_num_threads()
     estimate = prices.estimate_time(source, WEARABLES, admission)
     assert torch.get_num_threads() == threads
-    assert estimate.slots == 1
+    assert estimate.max_concurrent_trials == 1
     rows = []
     for candidate in prices.list_prices(admission):
         batch = candidate.configuration.train_config.batch_size
@@ -203,7 +203,7 @@ def test_as_json_has_everything() -> None:
     told = json.loads(json.dumps(prices.as_json(listing, admission, estimate, source)))
     assert told["points"] == 16
     assert told["refused"] == {"over limit": 16 - len(listing)}
-    assert (told["slots"], told["study_seconds"]) == (2, 9.0)
+    assert (told["max_concurrent_trials"], told["study_seconds"]) == (2, 9.0)
     chosen = random.Random(0).choice(range(len(listing)))
     cost, bound = listing[chosen].cost, listing[chosen].configuration
     assert told["configurations"][chosen] == {

@@ -33,9 +33,9 @@ from sftsearch.orchestrator.report.sections import importance_section
 from sftsearch.orchestrator.report.table import front_table
 from sftsearch.orchestrator.report.text import describe_stops, describe_test_split, headline, notes
 from sftsearch.orchestrator.storage.study_record import (
-    Belief,
     Conclusion,
     FalseStops,
+    Posterior,
     StudyRecord,
     TrialRecord,
 )
@@ -78,7 +78,7 @@ def study_of(*trials: TrialRecord, **changes: Any) -> StudyRecord:
 
 
 def conclusion(**changes: Any) -> Conclusion:
-    found = Conclusion(reported=("a",), within_delta=0.87, false_stops=None, beliefs={})
+    found = Conclusion(reported=("a",), within_delta=0.87, false_stops=None, posteriors={})
     return replace(found, **changes)
 
 
@@ -126,7 +126,7 @@ def test_describe_stops_gives_false_stops_with_their_interval() -> None:
     audited = FalseStops(rate=2 / 31, low=low, high=high, num=31)
     study = study_of(
         trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5),
-        conclusion=conclusion(false_stops=audited, beliefs={"a": Belief(mean=0.5, sd=0.01,
+        conclusion=conclusion(false_stops=audited, posteriors={"a": Posterior(mean=0.5, sd=0.01,
                                                                         on_front=1.0)}),
     )  # fmt: skip
     said = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
@@ -278,12 +278,12 @@ def test_notes_say_how_the_data_was_split() -> None:
 
 
 def test_front_probability_is_what_the_study_concluded() -> None:
-    beliefs = {
-        name: Belief(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
+    posteriors = {
+        name: Posterior(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
     }
     study = study_of(
         trial("a", 0, 0.5, 1.0), trial("b", 0, 0.6, 2.0), trial("c", 0, 0.55, 3.0),
-        conclusion=conclusion(beliefs=beliefs, reported=("a", "b")),
+        conclusion=conclusion(posteriors=posteriors, reported=("a", "b")),
     )  # fmt: skip
     front = summarise(study)
     assert {n: c.front_probability for n, c in by_id(front).items()} == {
@@ -310,8 +310,10 @@ def test_front_probability_is_what_the_study_concluded() -> None:
 
 def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
     values = {"top1": 0.5, "gflops": 1.0, "latency_ms": 2.0}
-    belief = {"a": Belief(mean=0.5, sd=0.01, on_front=0.5)}
-    study = study_of(trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(beliefs=belief))
+    posterior = {"a": Posterior(mean=0.5, sd=0.01, on_front=0.5)}
+    study = study_of(
+        trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(posteriors=posterior)
+    )
     front = summarise(study, x="latency_ms")
     assert (front.front_probability_is, front.points[0].front_probability) == ("bootstrap", 1.0)
     assert "With probability" not in " ".join(notes(front))

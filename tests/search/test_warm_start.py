@@ -66,7 +66,7 @@ class Driver(StudyCallback):
         """Run until so many trials have ended, from a journal as a killed driver leaves it."""
         session = StudySession(self.file, self.runs, self, {"resume": True})
         with Journal(self.folder) as journal:
-            session.begin_or_continue(journal)
+            session.create_or_open(journal)
             journal.append("opened", trials=session.study.search.trials, slots=1)
             search = Search(session.study, journal, session.admission)
             search.finish_what_was_begun()

@@ -404,7 +404,7 @@ def test_pull_all_leaves_folders_with_other_names_alone(machine: Any) -> None:
     RemoteFolder("s3://features").write("team/runs/../x", b"")
     RemoteFolder(RUNS).write("not a study/file", b"")
     assert list_studies(RUNS) == []
-    assert [path.name for path in local.iterdir()] == ["elsewhere"]
+    assert [path.name for path in local.iterdir()] == ["remote-uri"]
 
 
 def test_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Pa
     RemoteFolder(RUNS).write("s/driver.json", b"{}")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    (theirs / "elsewhere").write_text(RUNS)
+    (theirs / "remote-uri").write_text(RUNS)
     assert list_studies(theirs) == []  # the one there is damaged, and would be told of
 
 

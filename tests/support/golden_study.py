@@ -205,11 +205,13 @@ class _Driver:
         with Journal(self.folder, clock=lambda: self.now) as journal:
             if self.study.is_table and not journal.last_id:
                 journal.append("recorded")
-            session.begin_or_continue(journal)
+            session.create_or_open(journal)
             for event in read_journal(self.folder):
                 self._note_fault(event)
             journal.append("opened", trials=study.search.trials, slots=self.study.slots)
-            self.search = Search(study, journal, session.admission, slots=self.study.slots)
+            self.search = Search(
+                study, journal, session.admission, max_concurrent_trials=self.study.slots
+            )
             self.search.finish_what_was_begun()
             while not self.search.exhausted:
                 if self.until is not None and journal.last_id >= self.until:

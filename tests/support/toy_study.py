@@ -85,7 +85,7 @@ class Toy:
         if journal.last_id == 0:
             journal.append("created", **CREATED)
         admission = Admission(self.source, describe("wearables"))
-        search = Search(self.source.study, journal, admission, slots=self.slots)
+        search = Search(self.source.study, journal, admission, max_concurrent_trials=self.slots)
         search.finish_what_was_begun()
         return journal, search
 
@@ -213,7 +213,9 @@ class Memory:
             journal.append("created", **CREATED)
         journal.append("opened", trials=self.source.study.search.trials, slots=self.slots)
         self.admission.release()
-        search = Search(self.source.study, journal, self.admission, slots=self.slots)
+        search = Search(
+            self.source.study, journal, self.admission, max_concurrent_trials=self.slots
+        )
         if listener is not None:
             search.listen(listener)
         search.finish_what_was_begun()

@@ -117,7 +117,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         first = mirrored().conclusion
         assert first is not None
         assert first.false_stops == study_record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
-        assert list(first.beliefs) == ["a"]  # a trial of `c` has failed since
+        assert list(first.posteriors) == ["a"]  # a trial of `c` has failed since
         journal.append("opened", trials=9, slots=1)
         assert mirrored().conclusion is None  # it runs again
         journal.append("replicated", configuration_id="a", seeds=[4])
@@ -126,7 +126,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         conclude(journal, 0.7, audits=False)
         second = mirrored().conclusion
         assert second is not None
-        assert (second.false_stops, second.beliefs["a"].mean) == (None, 0.7)
+        assert (second.false_stops, second.posteriors["a"].mean) == (None, 0.7)
 
 
 @pytest.mark.medium
