@@ -60,7 +60,7 @@ def check_study(
     Raises:
         UserError: the file has mistakes; all of them are listed.
     """
-    source = read_study(find_study_file(str(file)))
+    source = read_study(find_study_file(str(file)), binding.parameter_names)
     if dataset is not None:
         source.study  # noqa: B018 - raises where the form has mistakes
         source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError, nearest
-from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError, dotted, line_of
+from sftsearch.search_spaces.mistakes import Layout, Mistake, StudyFileError
 from sftsearch.search_spaces.plain_yaml import MAX_BYTES, parse_yaml
 from sftsearch.search_spaces.schema_mistakes import check_types
+from sftsearch.search_spaces.shared_space import expand_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sftsearch.search_spaces import schema
+    from sftsearch.search_spaces.mistakes import Place
+    from sftsearch.search_spaces.shared_space import ParametersOf
 
 
 class NoStudyFileError(UserError):
@@ -34,7 +37,7 @@ class Source:
     name: str
     data: dict[str, Any]
     """The plain values, also where they have mistakes."""
-    lines: dict[Place, int]
+    layout: Layout
     mistakes: tuple[Mistake, ...]
     checked: schema.StudyFile | None
     """The typed study; None where the form has mistakes."""
@@ -52,7 +55,7 @@ class Source:
 
     def mistake(self, place: Place, message: str) -> Mistake:
         """Return a mistake at `place`, or at the nearest thing around it that has a line."""
-        return Mistake(line_of(self.lines, place), dotted(place), message)
+        return self.layout.mistake(place, message)
 
 
 def find_study_file(name: str) -> Path:
@@ -89,8 +92,12 @@ def _is(path: Path, what: Callable[[Path], bool]) -> bool:
         return False
 
 
-def read_study(path: Path) -> Source:
+def read_study(path: Path, parameters_of: ParametersOf) -> Source:
     """Read the study file at `path` and note every mistake in its form.
+
+    Args:
+        path: of the file.
+        parameters_of: see `expand_shared`.
 
     Raises:
         StudyFileError: it is not a YAML mapping.
@@ -102,11 +109,22 @@ def read_study(path: Path) -> Source:
     except OSError as error:
         message = f"Cannot read the study file '{path}': {error.strerror}."
         raise NoStudyFileError(message) from error
-    return parse_study(content, name=str(path))
+    return parse_study(content, parameters_of, name=str(path))
 
 
-def parse_study(content: bytes, *, name: str = "study file") -> Source:
-    """Read the text of a study file; `name` stands in the messages. Raises as `read_study`."""
+def parse_study(
+    content: bytes, parameters_of: ParametersOf | None = None, *, name: str = "study file"
+) -> Source:
+    """Parse the text of a study file.
+
+    Args:
+        content: the text, in UTF-8.
+        parameters_of: see `expand_shared`; a file without `space.shared` needs none.
+        name: of the file, for messages.
+
+    Raises:
+        StudyFileError: it is not a YAML mapping.
+    """
     data, lines, mistakes = parse_yaml(content, name)
     if not isinstance(data, dict):
         got = "nothing" if data is None else f"a {type(data).__name__}"
@@ -114,14 +132,14 @@ def parse_study(content: bytes, *, name: str = "study file") -> Source:
             f"A study file is a mapping with `study`, `dataset`, `search`, `space`; got {got}."
         )
         raise StudyFileError(name, [*mistakes, Mistake(1, "", message)])
-    return _checked(name, data, lines, mistakes)
+    layout = Layout(lines)
+    data, found = expand_shared(data, layout, parameters_of or (lambda _: ()))
+    return _checked(name, data, layout, [*mistakes, *found])
 
 
-def _checked(
-    name: str, data: dict[str, Any], lines: dict[Place, int], mistakes: list[Mistake]
-) -> Source:
-    study, found = check_types(data, lines)
-    return Source(name, data, lines, (*mistakes, *found), study)
+def _checked(name: str, data: dict[str, Any], layout: Layout, mistakes: list[Mistake]) -> Source:
+    study, found = check_types(data, layout)
+    return Source(name, data, layout, (*mistakes, *found), study)
 
 
 def on_dataset(source: Source, kind: str, root: str | None, modalities: Sequence[str]) -> Source:
@@ -148,7 +166,7 @@ def on_dataset(source: Source, kind: str, root: str | None, modalities: Sequence
         if all(name in modalities for choice in choices for name in choice):
             continue
         branch["modalities"] = {"kind": "choice", "values": _adapted(choices, modalities)}
-    return _checked(f"{source.name}, on {kind}", data, source.lines, [])
+    return _checked(f"{source.name}, on {kind}", data, source.layout, [])
 
 
 def _adapted(choices: list[list[str]], modalities: Sequence[str]) -> list[list[str]]:

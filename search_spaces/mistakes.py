@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sftsearch.datasets.errors import UserError, shorten
 
@@ -27,6 +27,35 @@ class Mistake:
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the values of a study file are written."""
+
+    lines: dict[Place, int]
+    """Line of each value, by its place in the file."""
+    moved: dict[Place, Place] = field(default_factory=dict)
+    """Places of values that are written in another part of the file, and where."""
+
+    def move(self, place: Place, written: Place) -> None:
+        """Note that the value at `place` is written at `written`."""
+        self.moved[place] = written
+
+    def mistake(self, place: Place, message: str) -> Mistake:
+        """Return a mistake with the line of `place`, or of the nearest value around it."""
+        written = self._written(place)
+        around = written
+        while around and around not in self.lines:
+            around = around[:-1]
+        return Mistake(self.lines.get(around, 1), dotted(written), message)
+
+    def _written(self, place: Place) -> Place:
+        """Return where a value is written: the longest part of its place that was moved counts."""
+        for end in range(len(place), 0, -1):
+            if place[:end] in self.moved:
+                return (*self.moved[place[:end]], *place[end:])
+        return place
+
+
 class StudyFileError(UserError):
     """A study file with mistakes; its text is one line for each."""
 
@@ -45,13 +74,6 @@ def dotted(place: Place) -> str:
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{shorten(part)}"
     return text
-
-
-def line_of(lines: dict[Place, int], place: Place) -> int:
-    """Return the line of a value, or of the nearest thing around it that has one."""
-    while place and place not in lines:
-        place = place[:-1]
-    return lines.get(place, 1)
 
 
 def short(value: object) -> str:

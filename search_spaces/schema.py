@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -295,6 +296,24 @@ def members(name: str, value: Any) -> list[tuple[tuple[str, ...], Any]]:
     return [((name, str(key)), entry) for key, entry in value.items()]
 
 
+class SharedSpace(Section):
+    """The short form of a space: parameters that models share, and the models."""
+
+    shared: dict[str, Literals] = Field(default={})
+    """Parameters that every model that has them takes, unless it sets them itself."""
+    models: Annotated[list[Branch], Field(min_length=1, max_length=1000)]
+
+
+def _unchanged(value: object) -> object:
+    return value  # `load` expands the short form; this only describes it in the JSON schema
+
+
+Branches = Annotated[list[Branch], Field(min_length=1, max_length=1000)]
+StudySpace = Annotated[
+    Branches, BeforeValidator(_unchanged, json_schema_input_type=Branches | SharedSpace)
+]
+
+
 class StudyFile(Section):
     """A whole study file."""
 
@@ -316,4 +335,5 @@ class StudyFile(Section):
     """Fields of the training configuration that all branches share."""
     resources: Resources = Resources()
     warm_start: WarmStart | None = None
-    space: list[Branch] = Field(min_length=1, max_length=1000)
+    space: StudySpace
+    """A list of models, or `{shared, models}`."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 import types
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from sftsearch.datasets.errors import unknown
 from sftsearch.search_spaces import schema
-from sftsearch.search_spaces.mistakes import Mistake, Place, dotted, line_of, short
+from sftsearch.search_spaces.mistakes import short
+
+if TYPE_CHECKING:
+    from sftsearch.search_spaces.mistakes import Layout, Mistake, Place
 
 
 def check_types(
-    data: dict[str, Any], lines: dict[Place, int]
+    data: dict[str, Any], layout: Layout
 ) -> tuple[schema.StudyFile | None, list[Mistake]]:
     """Return the typed study of plain values, None where they do not fit; and their mistakes."""
     found: list[Mistake] = []
@@ -26,39 +29,44 @@ def check_types(
     try:
         study = schema.StudyFile.model_validate(data)
     except ValidationError as error:
-        found += [_from_pydantic(dict(item), data, lines) for item in error.errors()]
-    return study, found + _distribution_mistakes(data, lines)
+        found += [_from_pydantic(dict(item), data, layout) for item in error.errors()]
+    return study, found + _distribution_mistakes(data, layout)
 
 
-def _from_pydantic(
-    error: dict[str, Any], data: Any, lines: dict[Place, int], prefix: Place = ()
-) -> Mistake:
+def _from_pydantic(error: dict[str, Any], data: Any, layout: Layout, prefix: Place = ()) -> Mistake:
     """Turn one of pydantic's errors into a mistake: our words, the value, the nearest name."""
     kind = error["type"]
-    place = _place_in_file(error["loc"], data, missing=kind == "missing")
-    line, key = line_of(lines, (*prefix, *place)), dotted((*prefix, *place))
+    place = (*prefix, *_place_in_file(error["loc"], data, missing=kind == "missing"))
+    if kind == "union_tag_invalid":
+        place = (*place, "kind")
+    return layout.mistake(place, _message(error, place, inside=bool(prefix)))
+
+
+def _message(error: dict[str, Any], place: Place, *, inside: bool) -> str:
+    """Return the text of a mistake; `inside` a distribution the error has the known keys."""
+    kind = error["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(schema.StudyFile, place[:-1]) if not prefix else error.get("known", [])
-        return Mistake(line, key, unknown(str(place[-1]), known, kind="key"))
+        known = error.get("known", []) if inside else _known_keys(schema.StudyFile, place[:-1])
+        return unknown(str(place[-1]), known, kind="key")
     if kind == "missing":
-        return Mistake(line, key, "This key is missing.")
+        return "This key is missing."
     if kind == "value_error":
-        return Mistake(line, key, str(error["ctx"]["error"]))
+        return str(error["ctx"]["error"])
     if kind == "union_tag_not_found":
         kinds = [model.model_fields["kind"] for model in _models_at(schema.StudyFile, place)]
         known = [typing.get_args(field.annotation)[0] for field in kinds]
-        return Mistake(line, key, f"It needs a `kind`. Known: {', '.join(known)}.")
+        return f"It needs a `kind`. Known: {', '.join(known)}."
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])
-        return Mistake(line, f"{key}.kind", unknown(str(error["ctx"]["tag"]), known, kind="kind"))
+        return unknown(str(error["ctx"]["tag"]), known, kind="kind")
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", error["ctx"]["expected"])
-        return Mistake(line, key, unknown(str(error["input"]), known, kind="value"))
+        return unknown(str(error["input"]), known, kind="value")
     if kind == "string_pattern_mismatch":
         rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
-        return Mistake(line, key, f"It must be {rule}, but got {short(error['input'])}.")
+        return f"It must be {rule}, but got {short(error['input'])}."
     message = _RULES.get(kind, error["msg"].replace("Input should be", "It should be"))
-    return Mistake(line, key, f"{message}, but got {short(error['input'])}.")
+    return f"{message}, but got {short(error['input'])}."
 
 
 _RULES = {
@@ -111,7 +119,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> list[Mistake]:
+def _distribution_mistakes(data: dict[str, Any], layout: Layout) -> list[Mistake]:
     """Check the distributions of every branch, which pydantic sees as free parameters."""
     found: list[Mistake] = []
     space = data.get("space")
@@ -119,17 +127,17 @@ def _distribution_mistakes(data: dict[str, Any], lines: dict[Place, int]) -> lis
         for name, parameter in branch.items() if isinstance(branch, dict) else ():
             for place, value in schema.members(name, parameter) if name != "kind" else ():
                 if schema.is_distribution(value):
-                    found += _mistakes_of(value, lines, ("space", i, *place))
+                    found += _mistakes_of(value, layout, ("space", i, *place))
     return found
 
 
-def _mistakes_of(distribution: Any, lines: dict[Place, int], place: Place) -> list[Mistake]:
+def _mistakes_of(distribution: Any, layout: Layout, place: Place) -> list[Mistake]:
     try:
         schema.DISTRIBUTION.validate_python(distribution)
     except ValidationError as error:
         keys = _DISTRIBUTION_KEYS.get(str(distribution["kind"]), [])
         return [
-            _from_pydantic({**item, "known": keys}, distribution, lines, place)
+            _from_pydantic({**item, "known": keys}, distribution, layout, place)
             for item in error.errors()
         ]
     return []

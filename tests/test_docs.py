@@ -9,6 +9,7 @@ import pytest
 
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.binding import parameter_names
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.cli.main import main
 from sftsearch.search_spaces.load import parse_study
@@ -21,7 +22,7 @@ TREE = "orchestrator/" + PAGES[0].read_text().split("```text\norchestrator/")[1]
 
 def test_readme_study_file_is_well_formed() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), flags=re.DOTALL)
-    source = parse_study(text.encode(), name="README.md")
+    source = parse_study(text.encode(), parameter_names, name="README.md")
     check_names(source)
     admission = Admission(source, describe(source.study.dataset.kind))
     assert admission.table is not None

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,6 +124,12 @@ def _config_of(name: str) -> type[TrainConfig | TransformerConfig]:
 def parameters_of(model: str) -> dict[str, TypeAdapter[object]]:
     """Return every parameter a branch of this model may have, training included."""
     return fields_of(model) | fields_of(TRAINING)
+
+
+def parameter_names(model: str) -> Collection[str]:
+    """Return the names of a model's parameters; of an unknown model, those of all models."""
+    known = [model] if model in models.MODELS else list(models.MODELS)
+    return {name for one in known for name in parameters_of(one)}
 
 
 def check_value(adapter: TypeAdapter[object], value: object) -> object:

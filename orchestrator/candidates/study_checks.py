@@ -96,20 +96,22 @@ def _get(data: object, *keys: str) -> object:
 
 def _training_mistakes(source: Source) -> list[Mistake]:
     training = source.data.get(TRAINING)
-    found = []
+    found, sound = [], {}
     for name, value in training.items() if isinstance(training, dict) else ():
         place = (TRAINING, name)
         if is_distribution(value):
             message = "`training` holds for all trials: put what is searched into `space`."
-            found.append(source.mistake(place, message))
+            mistakes = [source.mistake(place, message)]
         else:
-            found += _parameter_mistakes(source, place, value, fields_of(TRAINING))
-    if not found and isinstance(training, dict):
-        try:
-            TrainConfig(**training)
-        except ConfigError as error:
-            named = [name for name in re.findall(r"`(\w+)", str(error)) if name in training]
-            found.append(source.mistake((TRAINING, *named[:1]), str(error)))
+            mistakes = _parameter_mistakes(source, place, value, fields_of(TRAINING))
+        found += mistakes
+        if not mistakes:
+            sound[name] = value
+    try:
+        TrainConfig(**sound)
+    except ConfigError as error:
+        named = [name for name in re.findall(r"`(\w+)", str(error)) if name in sound]
+        found.append(source.mistake((TRAINING, *named[:1]), str(error)))
     return found
 
 
@@ -164,7 +166,7 @@ def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistak
     metrics = [_get(objective, "metric") for objective in objectives]
     directions = [_get(objective, "direction") for objective in objectives]
     for i, (name, direction) in enumerate(zip(metrics, directions, strict=True)):
-        if isinstance(name, str) and isinstance(direction, str):
+        if isinstance(name, str):
             twice = name in metrics[:i]
             found += _metric_mistakes(source, i, name, direction, spec, twice=twice)
     costs = [name for name in metrics if name in COSTS]
@@ -184,7 +186,7 @@ def _measured(spec: DatasetSpec | None) -> list[str]:
 
 
 def _metric_mistakes(
-    source: Source, i: int, name: str, direction: str, spec: DatasetSpec | None, *, twice: bool
+    source: Source, i: int, name: str, direction: object, spec: DatasetSpec | None, *, twice: bool
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
     known = [*_measured(spec), *COSTS]

@@ -18,6 +18,7 @@ from sftsearch.orchestrator.analysis.families import (
     names_of_families,
 )
 from sftsearch.orchestrator.analysis.front import Front, summarise
+from sftsearch.orchestrator.candidates.binding import parameter_names
 from sftsearch.search_spaces.load import find_study_file, read_study
 
 from report_studies import A, B, small_study, trial_of, two_models
@@ -151,7 +152,7 @@ def test_families_are_set_apart_by_parameters() -> None:
 def test_names_of_families_tell_branches_apart_by_as_few_literals_as_do(
     name: str, told_by: tuple[str, ...]
 ) -> None:
-    space = read_study(find_study_file(name)).study.space
+    space = read_study(find_study_file(name), parameter_names).study.space
     assert names_of_families(space) == told_by
 
 

@@ -47,6 +47,10 @@ def parse(text: str | bytes) -> Source:
     return parse_study(text if isinstance(text, bytes) else text.encode(), name="s.yaml")
 
 
+def parameters_of(model: str) -> tuple[str, ...]:
+    return ()
+
+
 def mistakes_of(text: str | bytes) -> list[str]:
     """Return the lines of the message, without the file's name in front."""
     try:
@@ -70,8 +74,8 @@ def test_the_values_and_the_lines_of_a_valid_file() -> None:
     assert source.data == yaml.safe_load(VALID.replace("1e-3", "0.001"))
     assert source.study.search.trials == 6
     assert source.study.constraints[0].max == 1e-3
-    assert source.lines[("search", "trials")] == 9
-    assert source.lines[("space", 0, "fused_layers", "high")] == 19
+    assert source.layout.lines[("search", "trials")] == 9
+    assert source.layout.lines[("space", 0, "fused_layers", "high")] == 19
     assert str(source.mistake(("space", 0, "dim", "values", 1), "no")) == (
         "line 17: space[0].dim.values[1]: no"
     )
@@ -292,7 +296,7 @@ def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
     assert shipped == find_study_file("stride.yaml") == find_study_file("search_spaces/stride.yaml")
     assert shipped.is_file()
     (tmp_path / "stride.yaml").write_text(VALID)
-    assert read_study(find_study_file("stride.yaml")).study.study.name == "small"
+    assert read_study(find_study_file("stride.yaml"), parameters_of).study.study.name == "small"
     for name, message in {
         "strid": "There is no study file 'strid'. Did you mean 'stride'? Shipped studies: ",
         "elsewhere/stride.yaml": "There is no study file 'elsewhere/stride.yaml'.",
@@ -307,7 +311,7 @@ def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
 
 def test_a_study_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Cannot read the study file '.*gone': No such file"):
-        read_study(tmp_path / "gone")
+        read_study(tmp_path / "gone", parameters_of)
 
 
 # ------------------------------------------------------------------ fuzzing

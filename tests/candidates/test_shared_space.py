@@ -1,0 +1,151 @@
+"""Spaces with shared parameters, and study files with several kinds of mistakes at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.candidates.binding import definition_of, parameter_names
+from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.search_spaces.load import parse_study
+from sftsearch.search_spaces.mistakes import StudyFileError
+from sftsearch.search_spaces.schema import FloatRange
+
+if TYPE_CHECKING:
+    from sftsearch.search_spaces.load import Source
+
+
+SHARED = """\
+study: {name: s}
+dataset: {kind: wearables, folds: 5}
+objectives:
+  - {metric: top1, direction: maximize}
+  - {metric: gflops, direction: minimize}
+search: {sampler: {kind: tpe, seed: 1}, trials: 4}
+training: {epochs: 2, batch_size: 8}
+resources: {cpus: 1}
+space:
+  shared: {patch: 8, dropout: 0.1, num_layers: 2, sparse_attention: dense}
+  models:
+    - {kind: sft, num_heads: 4, dim: {kind: choice, values: [8, 16]}, tokens: {watch_acc: 2}}
+    - {kind: concat, num_heads: 4, dropout: {kind: float, low: 0.0, high: 0.5}}
+    - {kind: unimodal, num_heads: 4, modalities: [watch_acc]}
+"""
+
+
+def read_shared(text: str = SHARED) -> Source:
+    source = parse_study(text.encode(), parameter_names, name="s.yaml")
+    check_names(source)
+    return source
+
+
+def mistakes_of_shared(*changes: tuple[str, str]) -> list[str]:
+    text = SHARED
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    with pytest.raises(StudyFileError) as caught:
+        read_shared(text)
+    return [line.removeprefix("s.yaml, ") for line in str(caught.value).splitlines()]
+
+
+def test_shared_parameters_go_to_each_model_that_has_them() -> None:
+    sft, concat, unimodal = read_shared().study.space
+    assert sft.parameters.keys() == {
+        "patch", "dropout", "sparse_attention", "num_heads", "dim", "tokens",
+    }  # fmt: skip
+    assert (sft.parameters["dropout"], unimodal.parameters["dropout"]) == (0.1, 0.1)
+    assert isinstance(concat.parameters["dropout"], FloatRange)  # its own, not the shared one
+    assert concat.parameters["num_layers"] == 2
+    assert "num_layers" not in sft.parameters
+    assert "num_layers" not in unimodal.parameters
+    assert unimodal.parameters["modalities"] == ["watch_acc"]
+
+
+def test_shared_parameters_make_the_study_that_lists_them_branch_by_branch() -> None:
+    """Same parameters in the same order: the same proposals, and the same study to resume."""
+    listed = SHARED.split("space:")[0] + (
+        "space:\n"
+        "  - {kind: sft, num_heads: 4, dim: {kind: choice, values: [8, 16]},"
+        " tokens: {watch_acc: 2}, patch: 8, dropout: 0.1, sparse_attention: dense}\n"
+        "  - {kind: concat, num_heads: 4, dropout: {kind: float, low: 0.0, high: 0.5},"
+        " patch: 8, num_layers: 2}\n"
+        "  - {kind: unimodal, num_heads: 4, modalities: [watch_acc], patch: 8,"
+        " dropout: 0.1}\n"
+    )
+    short, long = read_shared(), read_shared(listed)
+    spec = describe("wearables")
+    assert short.study == long.study
+    assert [list(b.parameters) for b in short.study.space] == [
+        list(b.parameters) for b in long.study.space
+    ]
+    assert definition_of(short, spec) == definition_of(long, spec)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("patch: 8", "patch: eight",
+         'line 10: space.shared.patch: It must be a whole number, but got "eight".'),
+        ("patch: 8", "patches: 8",
+         "line 10: space.shared.patches: No parameter is called 'patches'. Did you mean 'patch'?"),
+        ("patch: 8", "patch: {kind: int, low: 8}",
+         "line 10: space.shared.patch.high: This key is missing."),
+        ("patch: 8", "kind: sft", "line 10: space.shared.kind: No parameter is called 'kind'."),
+        ("kind: concat", "kind: concatt",
+         "line 13: space.models[1].kind: No model is called 'concatt'. Did you mean 'concat'?"),
+        ("values: [8, 16]", "values: [8, x]", "line 12: space.models[0].dim.values[1]: It must be"),
+        ("  models:", "  model:", "line 9: space.models: This key is missing."),
+        ("  models:", "  also: {}\n  models:", "line 11: space.also: No key is called 'also'."),
+        ("{patch: 8, dropout: 0.1, num_layers: 2, sparse_attention: dense}", "[patch]",
+         "line 10: space.shared: It must be a mapping of parameters."),
+    ],
+)  # fmt: skip
+def test_check_names_gives_the_line_of_a_shared_parameter_once(
+    old: str, new: str, message: str
+) -> None:
+    found = mistakes_of_shared((old, new))
+    assert found[0].startswith(message)
+    assert len(found) == len(set(found)) == 1 + (old == "  models:" and "model:" in new)
+
+
+WRONG_TYPES = {
+    "study.name": ("name: s", "name: 7"),
+    "dataset.folds": ("folds: 5", "folds: five"),
+    "objectives[0].direction": ("direction: maximize", "direction: 3"),
+    "search.sampler.seed": ("seed: 1", "seed: one"),
+    "search.trials": ("trials: 4", "trials: four"),
+    "training.epochs": ("epochs: 2", "epochs: two"),
+    "resources.cpus": ("cpus: 1", "cpus: one"),
+    "space.shared.patch": ("patch: 8", "patch: eight"),
+    "space.models[0].dim.values[1]": ("[8, 16]", "[8, wide]"),
+    "space.models[0].tokens": ("watch_acc: 2", "watch_acc: two"),
+    "space.models[1].dropout.high": ("high: 0.5", "high: much"),
+    "space.models[2].modalities": ("[watch_acc]", "watch_acc"),
+}
+UNKNOWN_NAMES = {
+    "space.models[1].kind": ("kind: concat", "kind: concatt"),
+    "training.batch": ("batch_size: 8", "batch: 8"),
+    "objectives[0].metric": ("metric: top1", "metric: top9"),
+    "resources.gpu": ("cpus: ", "gpu: 0, cpus: "),
+    "objectives[1].metric": ("metric: gflops", "metric: gflop"),
+    "space.shared.num_layer": ("num_layers", "num_layer"),
+    "space.models[0].heads": ("sft, num_heads", "sft, heads"),
+    "study.nam": ("study: {", "study: {nam: x, "),
+    "space.models[2].width": ("unimodal, ", "unimodal, width: 8, "),
+    "search.replicate": ("trials: ", "replicate: 2, trials: "),
+    "dataset.kind": ("wearables", "wearable"),
+    "search.balanced": ("search: {", "search: {balanced: true, "),
+}
+
+
+@pytest.mark.parametrize(("wrong", "unknown"), list(zip(WRONG_TYPES, UNKNOWN_NAMES, strict=True)))
+def test_check_names_reports_a_wrong_type_and_an_unknown_name_together(
+    wrong: str, unknown: str
+) -> None:
+    found = mistakes_of_shared(WRONG_TYPES[wrong], UNKNOWN_NAMES[unknown])
+    keys = [line.split(": ")[1] for line in found]
+    assert wrong in keys
+    assert unknown in keys
