@@ -1,8 +1,8 @@
-"""DATASETS and READERS: the one place to add a data set or a reader, and where stores are kept.
+"""Register the built-in datasets and the readers, and locate the stores on disk.
 
-To ship a data set, write `datasets/<name>.py` with a `spec()` and a `load()`, and add its line to
+To ship a dataset, write `datasets/<name>.py` with a `spec()` and a `load()`, and add its line to
 `DATASETS`. To read what others publish, write `datasets/readers/<name>.py` with an
-`open_source(path, *, ...)`, and add its line to `READERS`. Contract tests find them by these lists.
+`open_source(path, *, ...)`, and add its line to `READERS`. Contract tests iterate over these lists.
 """
 
 from __future__ import annotations
@@ -15,39 +15,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets import digits, synthetic, wearables
 from sftsearch.datasets.errors import DatasetError, UserError, look_up
-from sftsearch.datasets.spec import NAME_PATTERN
-from sftsearch.datasets.staging import stage
-from sftsearch.datasets.store import FORMAT_VERSION, MANIFEST, Store, open_store
-from sftsearch.datasets.writer import write_store
+from sftsearch.datasets.spec import FORMAT_VERSION, MANIFEST, NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import ModuleType
 
+    from sftsearch.datasets.samples import Split
     from sftsearch.datasets.source import Source
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.datasets.store import Split
+    from sftsearch.datasets.store import Store
 
 _FINGERPRINT_DIGITS = 16  # of 64, in the names of folders
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Dataset:
-    """How a data set is declared and read."""
+    """Functions that declare and load a dataset."""
 
-    spec: Callable[[], DatasetSpec]
-    """What it declares, with its fingerprint; cheap."""
-    load: Callable[[], dict[str, Split]]
-    """Its samples, by split; called once, to build its store."""
+    module: str
+    """A module of `datasets/`, imported on first use."""
+    spec_function: str = "spec"
+    load_function: str = "load"
+
+    def spec(self) -> DatasetSpec:
+        """Return the spec with its fingerprint; cheap."""
+        spec: DatasetSpec = getattr(self._import(), self.spec_function)()
+        return spec
+
+    def load(self) -> dict[str, Split]:
+        """Load the samples by split; called once, to build the store."""
+        splits: dict[str, Split] = getattr(self._import(), self.load_function)()
+        return splits
+
+    def _import(self) -> ModuleType:
+        return importlib.import_module(f"sftsearch.datasets.{self.module}")
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(spec=digits.spec, load=digits.load),
-    "synthetic": Dataset(spec=synthetic.spec, load=synthetic.load),
-    "synthetic_rating": Dataset(spec=synthetic.rating_spec, load=synthetic.load_rating),
-    "synthetic_tags": Dataset(spec=synthetic.tags_spec, load=synthetic.load_tags),
-    "wearables": Dataset(spec=wearables.spec, load=wearables.load),
+    "digits": Dataset("digits"),
+    "synthetic": Dataset("synthetic"),
+    "synthetic_rating": Dataset("synthetic", "rating_spec", "load_rating"),
+    "synthetic_tags": Dataset("synthetic", "tags_spec", "load_tags"),
+    "wearables": Dataset("wearables"),
 }
 
 
@@ -68,8 +79,7 @@ READERS: dict[str, str] = {
     "ravdess": "ravdess:open_source",
     "vggsound": "audiovisual:open_vggsound",
 }
-"""What reads published files: a module of `datasets/readers` and its function, imported when it is
-used. The one place to add a reader."""
+"""Readers of published files: module of `datasets/readers` and function, imported on first use."""
 
 
 def reader(name: str) -> Callable[..., Source]:
@@ -86,27 +96,27 @@ def reader(name: str) -> Callable[..., Source]:
 
 
 def prepared_names(*, cache: Path | None = None) -> list[str]:
-    """Return the names of the data sets that were prepared here."""
+    """Return the names of the datasets prepared on this machine."""
     folder = prepared_folder(cache=cache)
     return sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST}"))
 
 
 def known_names(*, cache: Path | None = None) -> list[str]:
-    """Return the names of all data sets, built in or prepared."""
+    """Return the names of all datasets, built in or prepared."""
     return sorted({*DATASETS, *prepared_names(cache=cache)})
 
 
 def describe(name: str, *, root: str | None = None, cache: Path | None = None) -> DatasetSpec:
-    """Return what a data set declares, without building its store.
+    """Return the spec of a dataset without building its store.
 
     Args:
-        name: one of `known_names()`, or of those in `root`.
-        root: a folder or URI of prepared stores; None: what is built in or was prepared here.
+        name: one of `known_names()`, or the name of a store in `root`.
+        root: a folder or URI of prepared stores; None: datasets built in or prepared here.
         cache: see `open_dataset`.
 
     Raises:
-        UserError: no data set has this name.
-        DatasetError: its store is damaged, or the root cannot be read.
+        UserError: no dataset has this name.
+        DatasetError: the store is damaged, or the root cannot be read.
     """
     if root is None and name in DATASETS:
         return DATASETS[name].spec()
@@ -114,18 +124,20 @@ def describe(name: str, *, root: str | None = None, cache: Path | None = None) -
 
 
 def open_dataset(name: str, *, root: str | None = None, cache: Path | None = None) -> Store:
-    """Open a data set's store, building or staging it the first time.
+    """Open the store of a dataset; build or stage it the first time.
 
     Args:
-        name: one of `known_names()`, or of those in `root`.
-        root: a folder or URI of prepared stores; None: what is built in or was prepared here.
-        cache: the folder the stores are in; None: `cache_folder()`.
+        name: one of `known_names()`, or the name of a store in `root`.
+        root: a folder or URI of prepared stores; None: datasets built in or prepared here.
+        cache: the folder of the stores; None: `cache_folder()`.
 
     Raises:
-        UserError: no data set has this name.
+        UserError: no dataset has this name.
         DatasetError: the store is damaged, the root cannot be read, or the cache cannot be
             written.
     """
+    from sftsearch.datasets.store import open_store  # slow to import, not needed for specs
+
     if root is not None or name not in DATASETS:
         return _open_prepared(name, root, cache)
     dataset = DATASETS[name]
@@ -135,13 +147,16 @@ def open_dataset(name: str, *, root: str | None = None, cache: Path | None = Non
     store = open_store(path)
     if _content(store.spec) != _content(spec):
         raise DatasetError(
-            f"The store {path} is not the '{name}' that this version of sftsearch describes. "
-            "Delete the folder: it is built anew, or prepare it again."
+            f"The store {path} is not the '{name}' of this version of sftsearch. "
+            "Delete the folder to rebuild it."
         )
-    return replace(store, spec=spec)  # whose texts may have been improved since it was built
+    return replace(store, spec=spec)  # descriptive texts may have changed since the build
 
 
 def _open_prepared(name: str, root: str | None, cache: Path | None) -> Store:
+    from sftsearch.datasets.staging import stage
+    from sftsearch.datasets.store import open_store
+
     if root is not None and "://" in root:
         check_name(name)
         folder = cache_folder() if cache is None else Path(cache).absolute()
@@ -151,78 +166,78 @@ def _open_prepared(name: str, root: str | None, cache: Path | None) -> Store:
         known = sorted(file.parent.name for file in folder.glob(f"*/{MANIFEST}"))
         if root is None:
             known = sorted({*DATASETS, *known})
-        look_up(dict.fromkeys([*known, *_damaged_names(folder)]), name, kind="data set")
+        look_up(dict.fromkeys([*known, *_damaged_names(folder)]), name, kind="dataset")
         store = open_store(folder / name)
     if store.spec.name != name:
         raise DatasetError(
-            f"The store {store.path} holds '{store.spec.name}', not '{name}'. Name the folder as "
-            "the data set in it."
+            f"The store {store.path} holds '{store.spec.name}', not '{name}'. Rename the folder "
+            f"to '{store.spec.name}'."
         )
     return store
 
 
 def _damaged_names(folder: Path) -> list[str]:
-    """Return what looks like a store and lacks its manifest, so that opening says so."""
+    """Return the names of stores without a manifest, so that opening one reports the damage."""
     return [file.parent.name for file in folder.glob("*/train.arrow")]
 
 
 def check_name(name: str) -> None:
-    """Check that a name may be a data set's, and so a folder's.
+    """Check that a name is valid for a dataset and its folder.
 
     Raises:
-        UserError: it may not.
+        UserError: the name is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(
-            "A data set's name must be lower case letters, digits and underscores, but got "
+            "The name of a dataset must be lower-case letters, digits and underscores, but got "
             f"{name!r}."
         )
 
 
 def check_new_name(name: str) -> None:
-    """Check that a data set may be prepared under this name.
+    """Check that a dataset can be prepared under this name.
 
     Raises:
-        UserError: it is none, or one that is built in or prepared already.
+        UserError: the name is invalid, built in or already prepared.
     """
     check_name(name)
     if name in DATASETS:
-        raise UserError(f"'{name}' is built in; choose another name, and its reader by --reader.")
+        raise UserError(f"'{name}' is built in. Choose another name, and a reader by --reader.")
     if name in prepared_names():
         raise UserError(
-            f"There is a data set '{name}' already. Choose another name, or "
+            f"A dataset '{name}' already exists. Choose another name, or run "
             f"`sftsearch data remove {name}` first."
         )
 
 
 def removable(name: str) -> Path:
-    """Return the folder of a prepared data set, sound or not.
+    """Return the folder of a prepared dataset, which may be damaged.
 
     Raises:
-        UserError: there is none of this name, or it is built in.
+        UserError: no dataset of this name was prepared, or it is built in.
     """
     check_name(name)
     folder = prepared_folder() / name
     if folder.is_dir():
         return folder
     if name in DATASETS:
-        raise UserError(f"'{name}' is built in, and cannot be removed.")
+        raise UserError(f"'{name}' is built in and cannot be removed.")
     known = ", ".join(prepared_names()) or "none"
-    raise UserError(f"No data set '{name}' was prepared here. Prepared: {known}.")
+    raise UserError(f"No dataset '{name}' was prepared on this machine. Prepared: {known}.")
 
 
 def reader_for(name: str, path: Path | None) -> str:
-    """Return the reader that a name or what lies at a path asks for.
+    """Return the reader of this name, or the one that fits the files at the path.
 
     Raises:
-        UserError: neither tells.
+        UserError: no reader has this name, and the path fits none.
     """
     if name in READERS:
         return name
     if path is None:
         raise UserError(
-            f"No reader is called '{name}': choose one by --reader, or a file by --from. Known: "
-            f"{', '.join(sorted(READERS))}."
+            f"No reader is called '{name}'. Choose one by --reader, or give files by --from. "
+            f"Known: {', '.join(sorted(READERS))}."
         )
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return "parquet"
@@ -231,23 +246,23 @@ def reader_for(name: str, path: Path | None) -> str:
     if path.is_dir() and any(path.glob("*.csv")):
         return "arrays"
     raise UserError(
-        f"No reader is called '{name}', and {path} does not look like a Parquet file, a folder of "
-        f"arrays with a CSV, or a saved Hugging Face data set: choose one by --reader. Known: "
+        f"No reader is called '{name}', and {path} is not a Parquet file, a folder of "
+        f"arrays with a CSV, or a saved Hugging Face dataset. Choose one by --reader. Known: "
         f"{', '.join(sorted(READERS))}."
     )
 
 
 def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> Source:
-    """Let a reader list the samples of published files.
+    """List the samples of published files with a reader.
 
     Args:
-        name: of the reader.
-        path: a file or folder; None: a reader that makes its samples up needs none.
+        name: the reader.
+        path: a file or folder; None only for a reader that generates its samples.
         options: `KEY=VALUE`.
 
     Raises:
-        UserError: there is no such reader or option, or a value is of another kind.
-        DatasetError: the files are not what the reader expects.
+        UserError: unknown reader or option, or a value of the wrong type.
+        DatasetError: the files do not have the format that the reader expects.
     """
     read = reader(name)
     parameters = inspect.signature(read).parameters
@@ -257,19 +272,19 @@ def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> So
         if option.kind is option.KEYWORD_ONLY
     }
     if path is None and parameters["path"].default is inspect.Parameter.empty:
-        raise UserError(f"The reader '{name}' needs published files: say where by --from.")
-    given: dict[str, object] = {}
+        raise UserError(f"The reader '{name}' needs published files. Give their path by --from.")
+    values: dict[str, object] = {}
     for text in options:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"An option must be KEY=VALUE, but got {text!r}.")
         default = look_up(known, key, kind=f"option of the reader '{name}'")
-        given[key] = _parsed(key, value, default)
-    return read(path, **given)
+        values[key] = _parse_option(key, value, default)
+    return read(path, **values)
 
 
-def _parsed(key: str, value: str, default: object) -> object:
-    """Return an option's value as its default is: a truth, a whole number or a text."""
+def _parse_option(key: str, value: str, default: object) -> object:
+    """Convert the text of an option to the type of its default: bool, int or str."""
     if isinstance(default, bool):
         if value.lower() not in ("true", "false"):
             raise UserError(f"Option `{key}` must be true or false, but got {value!r}.")
@@ -282,12 +297,12 @@ def _parsed(key: str, value: str, default: object) -> object:
 
 
 def prepared_folder(*, cache: Path | None = None) -> Path:
-    """Return the folder of the data sets that were prepared here."""
+    """Return the folder of the datasets prepared on this machine."""
     return (cache_folder() if cache is None else Path(cache).absolute()) / "prepared"
 
 
 def store_path(spec: DatasetSpec, *, cache: Path | None = None) -> Path:
-    """Return the folder of a data set's store: of another fingerprint or format, another one."""
+    """Return the folder of a store; its name contains the fingerprint and the format version."""
     folder = cache_folder() if cache is None else Path(cache).absolute()
     return folder / f"{spec.name}-{spec.fingerprint[:_FINGERPRINT_DIGITS]}-v{FORMAT_VERSION}"
 
@@ -295,39 +310,41 @@ def store_path(spec: DatasetSpec, *, cache: Path | None = None) -> Path:
 def cache_folder() -> Path:
     """Return the folder of all stores.
 
-    It is $SFTSEARCH_CACHE, else $XDG_CACHE_HOME/sftsearch, else ~/.cache/sftsearch.
+    The folder is $SFTSEARCH_CACHE, else $XDG_CACHE_HOME/sftsearch, else ~/.cache/sftsearch.
 
     Raises:
-        DatasetError: neither is set and there is no home folder.
+        DatasetError: neither variable is set and there is no home folder.
     """
     chosen = os.environ.get("SFTSEARCH_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME")
     try:
         if chosen:
             return Path(chosen).expanduser().absolute()
-        if shared and Path(shared).is_absolute():  # the XDG specification: ignore relative ones
+        if shared and Path(shared).is_absolute():  # the XDG specification ignores relative paths
             return Path(shared) / "sftsearch"
         return Path.home() / ".cache" / "sftsearch"
     except RuntimeError as error:
         raise DatasetError(
-            "There is no home folder to keep data sets in. Set SFTSEARCH_CACHE to a folder you "
-            "can write."
+            "There is no home folder for the dataset cache. Set SFTSEARCH_CACHE to a writable "
+            "folder."
         ) from error
 
 
 def _build_if_missing(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
+    from sftsearch.datasets.writer import write_store
+
     try:
         if not path.is_dir():
             write_store(path, spec, dataset.load())
     except OSError as error:
         raise DatasetError(
-            f"Cannot build the data set '{spec.name}' in {path.parent}: {error.strerror or error}. "
-            "Set SFTSEARCH_CACHE to a folder you can write, with enough space."
+            f"Cannot build the dataset '{spec.name}' in {path.parent}: {error.strerror or error}. "
+            "Set SFTSEARCH_CACHE to a writable folder with enough space."
         ) from error
 
 
 def _content(spec: DatasetSpec) -> tuple[object, ...]:
-    """Return what of a spec depends on the samples; the order of modalities does."""
+    """Return the fields of a spec that depend on the samples, including the modality order."""
     modalities = tuple(spec.modalities.items())
     declared = spec.name, spec.task, spec.classes, spec.num_samples, spec.subjects
     return *declared, modalities, spec.fingerprint

@@ -1,14 +1,13 @@
-"""Digits spoken by six people, each with an image of the same digit written by hand.
+"""Load the shipped dataset of spoken digits, each paired with an image of a handwritten digit.
 
 Sources: Z. Jackson et al., "Free Spoken Digit Dataset",
 https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0; E. Alpaydin, C. Kaynak,
 "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (1998),
-https://doi.org/10.24432/C50P49, CC BY 4.0. What was changed: `shipped/ATTRIBUTION.md`.
+https://doi.org/10.24432/C50P49, CC BY 4.0. Changes: `shipped/ATTRIBUTION.md`.
 
-A sample is a recording, up to 128 tokens of 10 ms with 32 log-mel bands (divided by 5), and an
-image, 64 tokens that are its 8 x 8 pixels row by row, in [0, 1]. Images were drawn by class, so
-a speaker and a writer are unrelated. The splits are by speaker: nobody who is validated or tested
-on was trained on, and no image is in two splits.
+A sample is a recording (up to 128 tokens of 10 ms with 32 log-mel bands, divided by 5) and an image
+(64 tokens: its 8 x 8 pixels row by row, in [0, 1]). Images were drawn by class, so speaker and
+writer are unrelated. Splits are by speaker, and no speaker or image is in two splits.
 
 Shapes: N samples, T tokens, F features.
 """
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sftsearch.datasets import shipped_file
+from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
-from sftsearch.datasets.store import Split
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 SHIPPED = shipped_file.FOLDER / "digits.parquet"
 
 READER_VERSION = 1
-"""Raised whenever the same file is read into other samples."""
+"""Increased whenever the same file yields different samples."""
 
 CLASSES = tuple("0123456789")
 AUDIO = ModalitySpec(num_tokens=128, num_features=32, variable_length=True)
@@ -44,7 +43,7 @@ SPEAKERS = {
 
 
 def spec() -> DatasetSpec:
-    """Return what the data set declares; costs a checksum of the shipped file, about 5 ms.
+    """Return the dataset spec; computes a checksum of the shipped file, about 5 ms.
 
     Raises:
         DatasetError: the shipped file is missing.
@@ -72,10 +71,10 @@ def spec() -> DatasetSpec:
 
 
 def load() -> dict[str, Split]:
-    """Read the shipped file into samples, in its order within each split.
+    """Load the samples of the shipped file, in file order within each split.
 
     Raises:
-        DatasetError: the file is missing or not the one this module describes.
+        DatasetError: the file is missing, damaged or of another format.
     """
     return shipped_file.read_splits(SHIPPED, _read)
 
@@ -92,7 +91,7 @@ def _read(rows: pa.Table, split: str) -> Split:
 
 
 def _audio(rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return the recordings, (N, T, F) with zeros behind each, and their tokens, (N,)."""
+    """Return the recordings, zero-padded (N, T, F), and their token counts, (N,)."""
     sizes_N, values = shipped_file.read_lists(rows, "audio")
     length_N = rows["audio_tokens"].to_numpy().astype(np.int64)
     num_tokens, num_features = AUDIO.num_tokens, AUDIO.num_features

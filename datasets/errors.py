@@ -1,4 +1,4 @@
-"""The errors every layer may raise, and the look-up that names the nearest known name."""
+"""Define the errors that every layer may raise, and look up names with suggestions."""
 
 from __future__ import annotations
 
@@ -21,26 +21,23 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "trial_hours": ("max_trial_hours",),
     "value": ("score_epoch",),
 }
-"""Old names and what they are called now; which of several depends on the place."""
+"""Old names and their current names; a message uses the one that is valid in its context."""
 
 
 class UserError(ValueError):
-    """A mistake of the user, shown as one line."""
+    """An error made by the user, shown as one line."""
 
 
 class DatasetError(UserError):
-    """A data set or its store is missing, damaged, or not what it declares."""
+    """A dataset or its store is missing, damaged or inconsistent with its spec."""
 
 
 class SealedSplitError(DatasetError):
-    """The test split was asked for outside the one command that may read it."""
+    """The test split was requested outside the one command that may read it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the entry of `known` spelled most like `name`, or None when none is alike.
-
-    Case does not count: `Wearables` is as near to `wearables` as can be.
-    """
+    """Return the entry of `known` most similar to `name`, or None; case is ignored."""
     by_folded = {entry.casefold(): entry for entry in known}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return by_folded[close[0]] if close else None
@@ -50,12 +47,12 @@ def look_up(table: Mapping[str, T], name: str, *, kind: str) -> T:
     """Return `table[name]`.
 
     Args:
-        table: the names that are known.
-        name: the name the user wrote.
-        kind: what the table holds, in the singular, for the message ("data set").
+        table: the known names.
+        name: the name that the user wrote.
+        kind: what an entry is, for the message, such as "dataset".
 
     Raises:
-        UserError: no such entry; the message names the nearest one and all of them.
+        UserError: unknown name; the message suggests the most similar one and lists all.
     """
     if name in table:
         return table[name]
@@ -63,7 +60,7 @@ def look_up(table: Mapping[str, T], name: str, *, kind: str) -> T:
 
 
 def unknown(name: str, known: Iterable[str], *, kind: str) -> str:
-    """Return the message for a name that nothing has: its new name or the nearest, and all."""
+    """Return the message for an unknown name: its current name, or a suggestion and all names."""
     names = sorted(known)
     new = next((new for new in RENAMED.get(name, ()) if new in names), None)
     if new is not None:
@@ -74,5 +71,5 @@ def unknown(name: str, known: Iterable[str], *, kind: str) -> str:
 
 
 def shorten(name: str) -> str:
-    """Return a name for a message, cut to 80 characters."""
+    """Shorten a name for a message to 80 characters."""
     return name if len(name) <= 80 else f"{name[:77]}..."

@@ -1,8 +1,9 @@
-"""Grouped folds: training and validation subjects dealt anew, so that a replicate sees others.
+"""Grouped cross-validation folds: a replicate trains and validates on different subjects.
 
-Fold k of K validates on the k-th part of the subjects of both splits together and trains on the
-other parts; the test split stays what it is, sealed. With as many folds as subjects this is
-leave-one-subject-out. Samples are not copied: they are read through the same maps.
+The subjects of the training and validation splits are pooled. Fold k of K validates on the k-th
+part of them and trains on the other parts; the test split is unchanged and stays sealed. With as
+many folds as subjects this is leave-one-subject-out. Samples are not copied: folds share the memory
+maps of the store.
 
 Shapes: N samples, T tokens, F features.
 """
@@ -17,9 +18,9 @@ import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.sample_checks import count_classes
-from sftsearch.datasets.samples import Rows
+from sftsearch.datasets.samples import Rows, Split
 from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import Split, Store
+from sftsearch.datasets.store import Store
 from sftsearch.datasets.writer import training_statistics
 
 if TYPE_CHECKING:
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
 
 POOLED = SPLITS[:2]
-"""The splits whose subjects are dealt."""
+"""The splits whose subjects are pooled."""
 
 
 def deal(spec: DatasetSpec, num_folds: int) -> list[tuple[str, ...]]:
-    """Return the subjects that each fold validates on, sorted; parts differ by one at most.
+    """Return the validation subjects of each fold, sorted; sizes differ by one at most.
 
     Raises:
-        DatasetError: the data set names no subjects of both splits, or too few.
+        DatasetError: a pooled split names no subjects, or there are fewer subjects than folds.
     """
     people = sorted(person for split in POOLED for person in spec.subjects[split])
     if not all(spec.subjects[split] for split in POOLED):
         raise DatasetError(
-            f"`folds` needs subjects, but the data set '{spec.name}' names none: leave it out."
+            f"`folds` needs subjects, but the dataset '{spec.name}' names none. Remove `folds`."
         )
     if not 2 <= num_folds <= len(people):
         raise DatasetError(
@@ -51,15 +52,15 @@ def deal(spec: DatasetSpec, num_folds: int) -> list[tuple[str, ...]]:
 
 
 def fold_of(replicate: int, num_folds: int | None) -> int | None:
-    """Return the fold of a replicate: they take turns; None on the given split."""
+    """Return the fold of a replicate, round-robin; None without folds."""
     return None if num_folds is None else replicate % num_folds
 
 
 def open_fold(store: Store, number: int | None, num_folds: int | None) -> Store:
-    """Return the store of one fold; the store itself where there are no folds.
+    """Return the store of one fold, or the store itself without folds.
 
     Raises:
-        DatasetError: the data set cannot be dealt into so many folds, or a file is damaged.
+        DatasetError: the number of folds is invalid for the dataset, or a file is damaged.
     """
     if number is None or num_folds is None:
         return store
@@ -100,7 +101,7 @@ def open_fold(store: Store, number: int | None, num_folds: int | None) -> Store:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fold(Store):
-    """A store that trains and validates on other subjects; `statistics` are of its own training."""
+    """A store with the splits of one fold; `statistics` are those of its training split."""
 
     base: Store
     splits: dict[str, Split]
@@ -109,17 +110,17 @@ class Fold(Store):
 
     def split(self, name: str, *, unseal_test: bool = False) -> Split:
         """Return a split; see `Store.split`."""
-        known = self.splits.get(name)
-        return known if known else self.base.split(name, unseal_test=unseal_test)
+        split = self.splits.get(name)
+        return split if split else self.base.split(name, unseal_test=unseal_test)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_fold, (self.base, self.number, self.num_folds)
 
 
 def _select(store: Store, pooled: dict[str, Split], name: str, people: tuple[str, ...]) -> Split:
-    """Return the samples of some people out of all pooled splits, in their order."""
-    wanted, parts = {person: code for code, person in enumerate(people)}, list(pooled.values())
-    codes = np.concatenate([_codes(store, split, wanted) for split in parts])
+    """Return the samples of some people from the pooled splits, in store order."""
+    code_of, parts = {person: code for code, person in enumerate(people)}, list(pooled.values())
+    codes = np.concatenate([_codes(store, split, code_of) for split in parts])
     index = np.flatnonzero(codes >= 0)
 
     def gather(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -138,8 +139,8 @@ def _select(store: Store, pooled: dict[str, Split], name: str, people: tuple[str
     )
 
 
-def _codes(store: Store, split: Split, wanted: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return each sample's position among the wanted people, -1 where it is of another, (N,)."""
+def _codes(store: Store, split: Split, code_of: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return the code of each sample's subject, -1 for a subject without a code, (N,)."""
     names = store.spec.subjects[split.name]
-    of_name = np.array([wanted.get(person, -1) for person in names] + [-1], dtype=np.int64)
-    return of_name[split.subjects]  # the last entry is that of samples without a subject
+    of_name = np.array([code_of.get(person, -1) for person in names] + [-1], dtype=np.int64)
+    return of_name[split.subjects]  # code -1 selects the last entry: no subject

@@ -1,4 +1,4 @@
-"""How far a preparation is, in a file beside the parts it has written."""
+"""Record the progress of a preparation in a file next to the parts it has written."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ RECORD = "progress.json"
 
 @dataclass(slots=True)
 class PreparationRecord:
-    """How far a preparation is; all of it is in its record."""
+    """Progress of a preparation, as stored in the record file."""
 
     identity: str
     done: int = 0
-    """Samples of the source that parts hold, or that were dropped."""
+    """Samples of the source that are in a part or were dropped."""
     parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     class_counts: dict[str, list[int]] = field(default_factory=dict)
     content: str = ""
-    """A chain of sha256 over all that was written: equal for equal samples."""
+    """Chained sha256 of everything written; equal for equal samples."""
     moments: dict[str, Moments] = field(default_factory=dict)
     num_zeroed: int = 0
     dropped: list[str] = field(default_factory=list)
 
 
 def write_record(folder: Path, state: PreparationRecord) -> None:
-    """Write how far a preparation is; the file is the old one or the new one."""
+    """Write the record atomically."""
     record = asdict(state)
     for found in record["moments"].values():
         found["mean"], found["squares"] = found["mean"].tolist(), found["squares"].tolist()
@@ -46,7 +46,7 @@ def write_record(folder: Path, state: PreparationRecord) -> None:
 
 
 def read_record(folder: Path, identity: str) -> PreparationRecord | None:
-    """Return how far an earlier preparation of the same came; None where there is none."""
+    """Return the record of an earlier preparation with this identity, or None."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if record["identity"] != identity:
@@ -57,4 +57,4 @@ def read_record(folder: Path, identity: str) -> PreparationRecord | None:
         }
         return PreparationRecord(**record, moments=moments)
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # what cannot be read is begun again
+        return None  # an unreadable record restarts the preparation

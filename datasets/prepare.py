@@ -1,8 +1,8 @@
-"""From published files to a store: a sample at a time, interrupted and continued at will.
+"""Write the samples of a source to a store, one sample at a time; resumable.
 
-What is read so far lies in a folder beside the store's, as parts of up to 64 MiB with a record of
-how far they go; the store appears when all of it is there. So memory stays bounded whatever the
-source has, and a second call goes on behind the last part.
+Samples read so far are in a folder next to that of the store: parts of up to 64 MiB and a progress
+record. The store appears when it is complete. Memory use is bounded for any source, and a second
+call resumes after the last part.
 
 Shapes: T tokens, F features.
 """
@@ -23,19 +23,18 @@ import numpy as np
 import pyarrow as pa
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.file_lock import locked
 from sftsearch.datasets.preparation_record import PreparationRecord, read_record, write_record
 from sftsearch.datasets.sample_checks import count_classes
-from sftsearch.datasets.samples import Ragged
+from sftsearch.datasets.samples import Ragged, Split
 from sftsearch.datasets.source import as_float32, first_tokens
 from sftsearch.datasets.spec import SPLITS, DatasetSpec
-from sftsearch.datasets.store import Split
 from sftsearch.datasets.writer import (
     BATCH_BYTES,
     Moments,
     add_tokens,
     check_samples,
     finish,
-    locked,
     record_batch,
     split_writer,
     statistics_of,
@@ -50,24 +49,24 @@ if TYPE_CHECKING:
     from sftsearch.datasets.source import Sample, Source
 
     Progress = Callable[[int, int], None]
-    """Called with the samples done and their number."""
+    """Called with the number of samples done and the total."""
 
 OnNaN = Literal["zero", "drop", "fail"]
-"""What becomes of a number that is none, or infinite: 0, or its sample is left out, or an error."""
+"""How to handle NaN and infinity: replace by 0, drop the sample, or raise an error."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What a preparation did."""
+    """Result of a preparation."""
 
     path: Path
     num_samples: int
     num_zeroed: int
-    """Numbers that were not finite and became 0."""
+    """Non-finite numbers replaced by 0."""
     num_dropped: int
-    """Samples left out for one."""
+    """Samples dropped because of a non-finite number."""
 
 
 def prepare(
@@ -82,42 +81,42 @@ def prepare(
     """Write the samples of a source as a store.
 
     Args:
-        name: of the data set.
-        source: what a reader found.
-        path: the store's folder; it must not be there.
-        nan: what becomes of numbers that are not finite.
-        revision: of the files (`revision_of`): what another one left is not gone on with.
-        progress: is told how far it is.
+        name: the name of the dataset.
+        source: the samples that a reader listed.
+        path: the folder of the store; it must not exist.
+        nan: how to handle numbers that are not finite.
+        revision: `revision_of` the files; an interrupted preparation of another one restarts.
+        progress: called after each sample.
 
     Raises:
-        DatasetError: the source is not what a data set may be, a file cannot be read, a number is
-            not finite (`nan="fail"`), or another process prepares the same store.
+        DatasetError: the source is not a valid dataset, a file cannot be read, a number is not
+            finite (`nan="fail"`), or another process prepares the same store.
     """
     draft = _draft(name, source)
     if path.exists():
         raise DatasetError(
-            f"There is a data set '{name}' already, {path}. Choose another name, or "
+            f"A dataset '{name}' already exists: {path}. Choose another name, or run "
             f"`sftsearch data remove {name}` first."
         )
     building = path.parent / f".preparing-{path.name}"
     building.mkdir(parents=True, exist_ok=True)
-    with _alone(building, name):
+    with _exclusive(building, name):
         writer = _Writer(building, draft, source, nan, _identity(draft, source, nan, revision))
         writer.run(progress)
         return writer.finish(path)
 
 
 def _draft(name: str, source: Source) -> DatasetSpec:
-    """Return what the data set declares, but for its fingerprint and what is dropped.
+    """Return the spec, except for the fingerprint and the samples to be dropped.
 
     Raises:
-        DatasetError: a sample is named twice, or in no split, or a subject is in two splits, or
-            something else cannot be declared.
+        DatasetError: a sample name is duplicated, a split is unknown or empty, a subject is in two
+            splits, or the spec is invalid.
     """
     names, counts = Counter(sample.name for sample in source.samples), dict.fromkeys(SPLITS, 0)
-    twice = next((one for one, count in names.items() if count > 1), None)
-    if twice is not None:
-        raise DatasetError(f"Every sample needs a name of its own, but two are called '{twice}'.")
+    duplicate = next((sample for sample, count in names.items() if count > 1), None)
+    if duplicate is not None:
+        raise DatasetError(f"Sample names must be unique, but two are called '{duplicate}'.")
     people: dict[str, set[str]] = {split: set() for split in SPLITS}
     for sample in source.samples:
         if sample.split not in counts:
@@ -159,19 +158,19 @@ def _check_leaks(name: str, people: Mapping[str, set[str]]) -> None:
 
 
 def revision_of(path: Path | None) -> str:
-    """Return a hash of names, sizes and times of a file, or of all files of a folder."""
+    """Return a hash of path, size and modification time of a file, or of all files of a folder."""
     digest = hashlib.sha256()
     files = [path] if path is not None and path.is_file() else []
     if path is not None and path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        seen = file.stat()
-        digest.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode("utf-8", "replace"))
+        stat = file.stat()
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
 def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> str:
-    """Return a hash of all that a preparation depends on but the values themselves."""
+    """Return a hash of everything a preparation depends on except the values."""
     digest = hashlib.sha256(json.dumps([asdict(draft), nan, revision]).encode())
     for sample in source.samples:
         line = [sample.name, sample.split, sample.label, sample.subject]
@@ -180,11 +179,11 @@ def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> 
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the folder's lock.
+def _exclusive(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a folder.
 
     Raises:
-        DatasetError: another process prepares the same data set.
+        DatasetError: another process prepares the same dataset.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -195,7 +194,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
 
 
 class _Writer:
-    """Reads samples, and writes parts of them."""
+    """Reads samples and writes them in parts."""
 
     def __init__(
         self, folder: Path, draft: DatasetSpec, source: Source, nan: OnNaN, identity: str
@@ -217,24 +216,24 @@ class _Writer:
         )
 
     def run(self, progress: Progress) -> None:
-        """Read what is left, a part at a time."""
+        """Read the remaining samples and write them part by part."""
         total = len(self.source.samples)
         progress(self.state.done, total)
-        waiting: list[tuple[Sample, dict[str, npt.NDArray[Any]]]] = []
+        pending: list[tuple[Sample, dict[str, npt.NDArray[Any]]]] = []
         size = 0
         for number in range(self.state.done, total):
             sample = self.source.samples[number]
             values = self._clean(sample)
             if values is not None:
-                waiting.append((sample, values))
+                pending.append((sample, values))
                 size += sum(x.nbytes for x in values.values())
             if size >= BATCH_BYTES or number == total - 1:
-                self._write(waiting, number + 1)
-                waiting, size = [], 0
+                self._write(pending, number + 1)
+                pending, size = [], 0
             progress(number + 1, total)
 
     def _clean(self, sample: Sample) -> dict[str, npt.NDArray[Any]] | None:
-        """Return a sample's values, (T, F) each; None where it is to be left out."""
+        """Return the values of a sample, (T, F) by modality; None if it is dropped."""
         found, clean = sample.read(), {}
         for name, shape in self.draft.modalities.items():
             read = found.get(name)
@@ -252,17 +251,17 @@ class _Writer:
                 if self.nan == "drop":
                     self.state.dropped.append(sample.name)
                     return None
-                x_TF = self._zeroed(x_TF, is_bad, what)
+                x_TF = self._replace_bad(x_TF, is_bad, what)
             clean[name] = x_TF
         if not any(len(x_TF) for x_TF in clean.values()):
             raise DatasetError(f"Sample '{sample.name}' must have a modality, but has none.")
         return clean
 
-    def _zeroed(
+    def _replace_bad(
         self, x_TF: npt.NDArray[Any], is_bad: npt.NDArray[np.bool_], what: str
     ) -> npt.NDArray[Any]:
         if self.nan == "fail":
-            token, feature = (int(place[0]) for place in np.nonzero(is_bad))
+            token, feature = (int(index[0]) for index in np.nonzero(is_bad))
             limit = " in float16" if x_TF.dtype == np.float16 else ""
             raise DatasetError(
                 f"{what} must be finite{limit}, but token {token}, feature {feature} is "
@@ -272,12 +271,12 @@ class _Writer:
         return np.where(is_bad, 0, x_TF).astype(x_TF.dtype)
 
     def _write(
-        self, waiting: Sequence[tuple[Sample, dict[str, npt.NDArray[Any]]]], done: int
+        self, pending: Sequence[tuple[Sample, dict[str, npt.NDArray[Any]]]], done: int
     ) -> None:
-        """Write what was read as a part of each split, then the record that says so."""
+        """Write the pending samples as one part per split, then update the record."""
         state = self.state
         for split in SPLITS:
-            chosen = [one for one in waiting if one[0].split == split]
+            chosen = [one for one in pending if one[0].split == split]
             if not chosen:
                 continue
             part = self._gather(split, chosen)
@@ -291,7 +290,7 @@ class _Writer:
             state.class_counts[split] = [
                 a + b for a, b in zip(state.class_counts[split], counts, strict=True)
             ]
-            state.content = _chained(state.content, split, part)
+            state.content = _chain_hash(state.content, split, part)
             if split == "train":
                 add_tokens(state.moments, part)
         state.done = done
@@ -328,29 +327,30 @@ class _Writer:
         return self.folder / f"{split}-{number:05d}.arrow"
 
     def finish(self, path: Path) -> Prepared:
-        """Put the parts together, and give the store its name."""
+        """Merge the parts into the store and rename it to `path`."""
         state = self.state
         for split, count in state.counts.items():
             if not count:
                 raise DatasetError(
-                    f"No sample of {split} is left, for all had numbers that are not finite. "
+                    f"No sample of {split} is left: all had numbers that are not finite. "
                     "Choose `--nan zero`."
                 )
         statistics = statistics_of(state.moments)
         spec = _with_counts(self.draft, state)
-        whole = self.folder / "store"
-        shutil.rmtree(whole, ignore_errors=True)
-        whole.mkdir()
+        building = self.folder / "store"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
         for split in SPLITS:
-            with split_writer(whole / f"{split}.arrow", spec) as writer:
+            with split_writer(building / f"{split}.arrow", spec) as writer:
                 for number in range(state.parts[split]):
                     part = os.fspath(self._part(split, number))
                     writer.write_batch(pa.ipc.open_file(pa.memory_map(part)).get_batch(0))
         counts = {split: tuple(found) for split, found in state.class_counts.items()}
-        finish(whole, path, spec, counts, statistics)
+        finish(building, path, spec, counts, statistics)
         shutil.rmtree(self.folder, ignore_errors=True)
         if state.dropped:
-            _logger.warning("left out, for they are not finite: %s", ", ".join(state.dropped[:20]))
+            shown = ", ".join(state.dropped[:20])
+            _logger.warning("dropped samples with numbers that are not finite: %s", shown)
         return Prepared(
             path=path,
             num_samples=sum(state.counts.values()),
@@ -360,7 +360,7 @@ class _Writer:
 
 
 def _with_counts(draft: DatasetSpec, state: PreparationRecord) -> DatasetSpec:
-    """Return the spec of what was written; its fingerprint is that of names and content."""
+    """Return the spec of the written samples; its fingerprint hashes names and content."""
     fields = asdict(draft) | {"modalities": draft.modalities, "num_samples": dict(state.counts)}
     declared = [draft.name, draft.task, draft.classes, draft.subjects]
     shapes = {name: asdict(shape) for name, shape in draft.modalities.items()}
@@ -368,7 +368,7 @@ def _with_counts(draft: DatasetSpec, state: PreparationRecord) -> DatasetSpec:
     return DatasetSpec(**fields | {"fingerprint": hashlib.sha256(content.encode()).hexdigest()})
 
 
-def _chained(before: str, split: str, part: Split) -> str:
+def _chain_hash(before: str, split: str, part: Split) -> str:
     digest = hashlib.sha256(f"{before} {split}".encode())
     digest.update(part.labels.tobytes())
     digest.update(part.subjects.tobytes())

@@ -1,4 +1,4 @@
-"""What labels and lengths of samples must be, whether they are read or to be written.
+"""Check labels and lengths of samples, both when they are read and when they are written.
 
 Shapes: N samples, C classes or labels.
 """
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def variable(spec: DatasetSpec) -> list[str]:
-    """Return the modalities whose length varies."""
+    """Return the modalities of variable length."""
     return [name for name, shape in spec.modalities.items() if shape.variable_length]
 
 
 def label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
-    """Say what the values of labels of the right shape must be, or None where they are."""
+    """Return what is wrong with the values of labels, or None; their shape must be right."""
     if spec.task == "regression":
         return None if np.isfinite(labels).all() else "`labels` must be finite"
     if spec.task == "multilabel":
@@ -35,21 +35,21 @@ def label_fault(spec: DatasetSpec, labels: npt.NDArray[Any]) -> str | None:
 
 
 def length_fault(spec: DatasetSpec, lengths: Mapping[str, npt.NDArray[np.int64]]) -> str | None:
-    """Say what lengths of the right shape must be, or None where they are."""
+    """Return what is wrong with lengths, or None; their shape must be right."""
     for name, length_N in lengths.items():
         low, high, most = length_N.min(), length_N.max(), spec.modalities[name].num_tokens
         if low < 0 or high > most:
             return f"lengths of {name} must be in [0, {most}], but got {low} to {high}"
     if len(lengths) < len(spec.modalities):
-        return None  # the others are never missing
+        return None  # the other modalities are never missing
     empty = np.logical_and.reduce([length_N == 0 for length_N in lengths.values()])
     if empty.any():
-        return f"every sample must have a modality, but number {empty.argmax()} has none"
+        return f"every sample must have a modality, but sample {empty.argmax()} has none"
     return None
 
 
 def count_classes(spec: DatasetSpec, labels: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Count the samples of each class, or with each label."""
+    """Count the samples of each class, or those with each label."""
     if spec.task == "regression":
         return ()
     if spec.task == "multilabel":

@@ -1,8 +1,8 @@
-"""What a reader makes of published files: samples one by one, their values read when asked for.
+"""Define a dataset as a reader lists it: samples whose values are read on demand.
 
 A reader is a function in `datasets/readers/`, `open_source(path, **options) -> Source`. It lists
-its samples without reading their values, so that it takes seconds; `datasets/prepare.py` reads the
-values, a sample at a time, and writes the store.
+the samples without reading their values, which takes seconds; `datasets/prepare.py` reads the
+values, one sample at a time, and writes the store.
 
 Shapes: T tokens, F features.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import ModalitySpec, Task
 
     Values = Mapping[str, npt.NDArray[Any] | None]
-    """By modality (T, F), of any real dtype; None or no tokens: the sample lacks it."""
+    """(T, F) by modality, of any real dtype; None or no tokens: the modality is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,37 +33,37 @@ class Sample:
     """One sample, before its values are read."""
 
     name: str
-    """What its files call it; errors name it. No two of a source are called alike."""
+    """Name in the published files, shown in errors; unique within a source."""
     split: str
     """train, validation or test."""
     label: int | float | tuple[int, ...]
-    """By task: the index of its class; a number; 0 or 1 for each label."""
+    """By task: the class index; a number; or 0 or 1 for each label."""
     subject: str | None = None
-    """Who or what must not be in two splits: a person, or the video it was cut from."""
+    """A group that must not be in two splits: a person, or the source video."""
     read: Callable[[], Values]
-    """Reads the values of every modality of the source, finite or not.
+    """Read the values of every modality, which may not be finite.
 
     Raises:
-        DatasetError: they cannot be read; the message names the file.
+        DatasetError: the values cannot be read; the message names the file.
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A data set as it was published."""
+    """A dataset as published."""
 
     task: Task
     modalities: Mapping[str, ModalitySpec]
-    """By name, in the order models see them. A modality of variable length holds samples of up to
-    `num_tokens` tokens; of another, every sample has them all."""
+    """By name, in the order of the models. With variable length a sample has up to `num_tokens`
+    tokens, otherwise exactly `num_tokens`."""
     classes: tuple[str, ...]
-    """Of a classification; the labels of a multi-label task; empty for regression."""
+    """Class names of a classification, label names of a multi-label task; empty for regression."""
     samples: Sequence[Sample]
-    """All of them, in an order that is the same on every machine."""
+    """All samples, in an order that is the same on every machine."""
     licence: str
     attribution: str
     source: str
-    """The page where the files are published."""
+    """URL of the published files."""
     description: str
     """One sentence."""
     best_accuracy: float | None = None
@@ -71,28 +71,28 @@ class Source:
 
 
 def unreadable(file: object, why: object) -> DatasetError:
-    """Return the error for a file that is damaged or not what was expected, in one line."""
+    """Return a one-line error for a file that is damaged or of another format."""
     what = " ".join(str(why).split())[:200].rstrip(".")
     return DatasetError(f"Cannot read {file}: {what}.")
 
 
 def within(folder: Path, name: str) -> Path:
-    """Return a file of a folder, wherever links lead.
+    """Return the path of a file in a folder.
 
     Raises:
-        DatasetError: the name leads out of the folder.
+        DatasetError: the path leaves the folder, also through links.
     """
     file = folder / name
     if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"A file must lie in {folder}, but got {name!r:.100}.")
+        raise DatasetError(f"A file must be in {folder}, but got {name!r:.100}.")
     return file
 
 
 def first_tokens(values: npt.NDArray[Any], shape: ModalitySpec, what: str) -> npt.NDArray[Any]:
-    """Return the first `num_tokens` of (T, F).
+    """Return the first `num_tokens` tokens of (T, F).
 
     Raises:
-        DatasetError: they are not numbers in two axes, or of another F.
+        DatasetError: the values are not numbers of shape (T, F) with the right F.
     """
     if values.ndim != 2 or values.shape[1] != shape.num_features or values.dtype.kind not in "fiub":
         raise DatasetError(
@@ -103,6 +103,6 @@ def first_tokens(values: npt.NDArray[Any], shape: ModalitySpec, what: str) -> np
 
 
 def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return numbers as float32; what is too large for it becomes infinite, and is reported so."""
+    """Convert numbers to float32; numbers out of its range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(values, dtype=np.float32)

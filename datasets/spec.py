@@ -1,4 +1,4 @@
-"""What a data set declares: modalities, classes, splits, subjects, licence and fingerprint."""
+"""Define a dataset spec: modalities, classes, splits, subjects, license and fingerprint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
-"""Of data sets and modalities, which are folders, columns and words of a study file."""
+"""Names of datasets and modalities, which become folders, columns and words of a study file."""
 
 SPLITS = ("train", "validation", "test")
-"""Every data set has these, in this order."""
+"""The splits of every dataset, in this order."""
 
 RESERVED_NAMES = ("label", "subject", "fused", "bottleneck", "kind")
-"""Columns of a store, sequences of a model, and the mark of a distribution: no modalities."""
+"""Forbidden modality names: columns of a store, sequences of a model, key of a distribution."""
+
+FORMAT_VERSION = 2
+"""Of stores; increased whenever older stores can no longer be read."""
+
+MANIFEST = "manifest.json"
+"""File of a store with its spec."""
 
 Task = Literal["classification", "multilabel", "regression"]
-"""What a label is: one class, a yes or no for each of several labels, or a number."""
+"""Type of label: one class, 0 or 1 for each of several labels, or a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +35,13 @@ class ModalitySpec:
     """The shape of one modality of one sample: `num_tokens` tokens of `num_features` numbers."""
 
     num_tokens: int
-    """Tokens of a sample, T."""
+    """Tokens per sample, T."""
     num_features: int
-    """Numbers of a token, F."""
+    """Numbers per token, F."""
     variable_length: bool = False
-    """Whether a sample may have fewer valid tokens; with none of them the modality is missing."""
+    """Whether a sample may have fewer valid tokens; with no token the modality is missing."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How its numbers are stored; models are given float32."""
+    """Storage type of the numbers; models receive float32."""
 
     def __post_init__(self) -> None:
         for field, count in (("num_tokens", self.num_tokens), ("num_features", self.num_features)):
@@ -51,37 +57,37 @@ class ModalitySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSpec:
-    """A data set without its samples; equal fingerprints mean equal samples.
+    """A dataset without its samples; equal fingerprints mean equal samples.
 
     Raises:
-        DatasetError: a field is not what it must be, or two splits share a subject.
+        DatasetError: a field is invalid, or two splits share a subject.
     """
 
     name: str
-    """As in `datasets/catalog.py`: lower case, digits and underscores."""
+    """Name as in `datasets/catalog.py`: lower-case letters, digits and underscores."""
     modalities: Mapping[str, ModalitySpec]
-    """By name; the insertion order is the modality order everywhere."""
+    """By name; the insertion order is the modality order throughout."""
     classes: tuple[str, ...]
     """Names of the classes, or of the labels of a multi-label task; empty for regression."""
     num_samples: Mapping[str, int]
     """By split."""
     subjects: Mapping[str, tuple[str, ...]]
-    """By split, sorted: the people a split was recorded from; empty where none are named."""
+    """By split, sorted: the people recorded in it; empty if unknown."""
     licence: str
-    """Name of the licence of the samples."""
+    """Name of the license of the samples."""
     attribution: str
-    """Who is to be credited; shown wherever results are."""
+    """Credit, shown with all results."""
     source: str
-    """Where the published files are, or how the samples are made."""
+    """URL of the published files, or the module that generates the samples."""
     description: str
     """One sentence."""
     fingerprint: str
     """sha256 of the content, 64 hexadecimal digits."""
     task: Task = "classification"
-    """What is to be predicted."""
+    """The type of the labels."""
     best_accuracy: float | None = None
-    """Expected test accuracy of the Bayes-optimal classifier, where it is known; of a multi-label
-    task, its share of right labels."""
+    """Expected test accuracy of the Bayes-optimal classifier, if known; of a multi-label task, the
+    fraction of correct labels."""
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -100,19 +106,19 @@ class DatasetSpec:
 
     @property
     def num_classes(self) -> int:
-        """How many classes (or labels) there are; none for regression."""
+        """Number of classes or labels; 0 for regression."""
         return len(self.classes)
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers a model gives for a sample: one for each class or label, or one."""
+        """Number of model outputs per sample: one per class or label, or one for regression."""
         return 1 if self.task == "regression" else len(self.classes)
 
     def _check_names(self) -> None:
         for name in (self.name, *self.modalities):
             if not re.fullmatch(NAME_PATTERN, name) or name in RESERVED_NAMES:
                 raise DatasetError(
-                    "A name must be lower case letters, digits and underscores and none of "
+                    "A name must be lower-case letters, digits and underscores and none of "
                     f"{', '.join(RESERVED_NAMES)}, but got {name!r}."
                 )
         if not self.modalities:
@@ -120,8 +126,8 @@ class DatasetSpec:
         for name, shape in self.modalities.items():
             if shape.variable_length and f"{name}_length" in self.modalities:
                 raise DatasetError(
-                    f"No modality of '{self.name}' may be called '{name}_length': the lengths of "
-                    f"'{name}' are."
+                    f"No modality of '{self.name}' may be called '{name}_length': that name is "
+                    f"reserved for the lengths of '{name}'."
                 )
 
     def _check_classes(self) -> None:
@@ -132,7 +138,7 @@ class DatasetSpec:
             )
         if self.task == "regression" and self.classes:
             raise DatasetError(
-                f"`classes` of '{self.name}' must be empty, for its task is regression, "
+                f"`classes` of '{self.name}' must be empty because its task is regression, "
                 f"but got {self.classes!r}."
             )
         least = {"classification": 2, "multilabel": 1, "regression": 0}[self.task]
@@ -146,7 +152,7 @@ class DatasetSpec:
         for field, by_split in (("num_samples", self.num_samples), ("subjects", self.subjects)):
             if tuple(by_split) != SPLITS:
                 raise DatasetError(
-                    f"`{field}` of '{self.name}' must name the splits {', '.join(SPLITS)} "
+                    f"`{field}` of '{self.name}' must have the splits {', '.join(SPLITS)} "
                     f"in this order, but got {', '.join(map(str, by_split)) or 'none'}."
                 )
         seen: dict[str, str] = {}
@@ -159,7 +165,7 @@ class DatasetSpec:
             people = self.subjects[split]
             if people != tuple(sorted(set(people))):
                 raise DatasetError(
-                    f"`subjects` of '{self.name}' must be sorted and named once, "
+                    f"`subjects` of '{self.name}' must be sorted and unique, "
                     f"but got {split}={people!r}."
                 )
             for person in people:

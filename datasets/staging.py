@@ -1,4 +1,4 @@
-"""Remote stores: published once, fetched once a node, verified, shared by its trials."""
+"""Publish stores to remote storage and fetch them, once per node, with verification."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import shutil
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.file_lock import locked
 from sftsearch.datasets.remote import RemoteFolder
-from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import MANIFEST, MAX_MANIFEST_BYTES, open_store, verify
-from sftsearch.datasets.writer import locked, sync
+from sftsearch.datasets.spec import MANIFEST, SPLITS
+from sftsearch.datasets.store import MAX_MANIFEST_BYTES, open_store, verify
+from sftsearch.datasets.writer import sync
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def publish(store: Store, root: str) -> str:
-    """Put a store below a root, its manifest last, and return its URI.
+    """Upload a store to a folder of the root, manifest last, and return its URI.
 
     Raises:
         DatasetError: the root cannot be written to.
@@ -32,13 +33,13 @@ def publish(store: Store, root: str) -> str:
 
 
 def stage(name: str, root: str, cache: Path) -> Path:
-    """Return the folder of a store on this machine, fetched from its root the first time.
+    """Return the local folder of a remote store; fetch it the first time.
 
-    Trials that ask at the same time wait for the one that fetches. What is fetched has its name
-    only when all its checksums are those of the manifest.
+    Concurrent trials wait for the one that fetches. The folder appears only when all checksums
+    match the manifest.
 
     Raises:
-        DatasetError: the root cannot be read, or what is there is no store or a damaged one.
+        DatasetError: the root cannot be read, or the store is missing or damaged.
     """
     remote = RemoteFolder(root) / name
     manifest = remote.read(MANIFEST, limit=MAX_MANIFEST_BYTES)

@@ -1,113 +1,86 @@
-"""Samples on disk as Arrow, memory-mapped: all trials of a node read the same pages.
+"""Read stores: samples on disk in Arrow format, memory-mapped and shared by all trials of a node.
 
 A store is a folder:
 
-    manifest.json      the data set's spec, class counts, training statistics, sizes and checksums
-    train.arrow        one Arrow IPC file a split, uncompressed, of record batches of up to 64 MiB;
+    manifest.json      the dataset spec, class counts, training statistics, sizes and checksums
+    train.arrow        one Arrow IPC file per split, uncompressed, record batches of up to 64 MiB;
     validation.arrow     columns
     test.arrow             label: int64, or fixed_size_list<float32>[C] (multilabel), or float32
                              (regression)
                            subject: int64
                            <modality>: lists of float32 or float16, row-major tokens x features,
-                             of fixed size T * F, or, where its length varies, of as many as
-                             there are
+                             of fixed size T * F or, with variable length, of any size
 
-It is complete from the moment it has its name: it is written beside and renamed (`writer.py`).
-Whatever is read here was possibly written by another version, cut short or tampered with, so
-nothing is believed before it is checked; a checksum of everything costs a read of everything and is
-`verify`'s.
+A store is written under a temporary name and renamed, so that it is complete (`writer.py`). It may
+come from another version, be truncated or tampered with, so all content is validated before use.
+Only `verify` compares checksums, because that reads every byte.
 
 Shapes: N samples, T tokens, F features, C classes or labels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from sftsearch.datasets.checksums import file_sha256
 from sftsearch.datasets.errors import DatasetError, SealedSplitError
 from sftsearch.datasets.sample_checks import count_classes, label_fault, length_fault
-from sftsearch.datasets.samples import Ragged, Rows
-from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
+from sftsearch.datasets.samples import Ragged, Rows, Split
+from sftsearch.datasets.spec import FORMAT_VERSION, MANIFEST, SPLITS, DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy.typing as npt
 
     from sftsearch.datasets.samples import Samples
 
-FORMAT_VERSION = 2
-"""Raised whenever an older store can no longer be read."""
-
-MANIFEST = "manifest.json"
 _DTYPES = {
     name: np.dtype(dtype)
     for name, dtype in (
         ("int64", "int64"), ("int32", "int32"), ("float", "float32"), ("halffloat", "float16")
     )
 }  # fmt: skip
-MAX_MANIFEST_BYTES = 4 << 20  # ours have some kilobytes; never parse a gigabyte of JSON
-_REMEDY = "Delete the folder: it is built anew, or prepare it again."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """The samples of one split; opened from a store, read-only views on the memory map."""
-
-    name: str
-    modalities: Mapping[str, Samples]
-    """(N, T, F) by modality, in the order of the spec."""
-    labels: npt.NDArray[np.int64] | npt.NDArray[np.float32]
-    """By task: (N,) indices into the spec's classes, int64; (N, C) of 0 and 1, float32; or
-    (N,) numbers, float32."""
-    subjects: npt.NDArray[np.int64]
-    """(N,), indices into the spec's subjects of this split; -1 where the person is not known."""
-    lengths: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    """(N,) valid tokens from the front, of each modality of variable length; 0: it is missing."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
+MAX_MANIFEST_BYTES = 4 << 20  # real ones have kilobytes; never parse a gigabyte of JSON
+_REMEDY = "Delete the folder to rebuild the dataset, or prepare it again."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Store:
-    """An opened store. Pickling it passes the path alone, and the receiver maps the same pages."""
+    """An opened store. Its pickle is only the path, so that the receiver maps the same pages."""
 
     spec: DatasetSpec
     path: Path
     statistics: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-    """Mean and standard deviation of the training split's valid tokens, (F,) each, by modality; a
-    feature that never changes has the deviation 1, so that dividing by it is safe."""
+    """Mean and standard deviation of the valid training tokens, (F,) each, by modality. A constant
+    feature has standard deviation 1, so that dividing by it is safe."""
     class_counts: dict[str, tuple[int, ...]]
-    """Samples of each class, or with each label, by split; empty for regression."""
+    """Number of samples of each class, or with each label, by split; empty for regression."""
     checksums: dict[str, str]
-    """sha256 of each split's file, by split."""
+    """sha256 of the file of each split."""
 
     def split(self, name: str, *, unseal_test: bool = False) -> Split:
         """Map one split.
 
         Args:
             name: train, validation or test.
-            unseal_test: allow "test"; only the confirmation of a frozen front may.
+            unseal_test: allow "test"; only for the confirmation of a frozen front.
 
         Raises:
-            SealedSplitError: the test split, without `unseal_test`.
-            DatasetError: no such split, or its file is damaged.
+            SealedSplitError: the test split without `unseal_test`.
+            DatasetError: the split is unknown, or its file is damaged.
         """
         if name not in SPLITS:
             raise DatasetError(f"No split is called {name!r}. Known: {', '.join(SPLITS)}.")
         if name == "test" and not unseal_test:
             raise SealedSplitError(
-                f"The test split of '{self.spec.name}' is sealed: it is read once, "
-                "by `sftsearch confirm STUDY`. Use the validation split."
+                f"The test split of '{self.spec.name}' is sealed: only `sftsearch confirm STUDY` "
+                "reads it, once. Use the validation split."
             )
         return _read_split(self, name)
 
@@ -116,10 +89,10 @@ class Store:
 
 
 def open_store(path: Path) -> Store:
-    """Open the store in folder `path`: read its manifest and check its files' sizes.
+    """Open the store in folder `path`: read the manifest and check the file sizes.
 
     Raises:
-        DatasetError: there is none, or it is damaged, or of another format version.
+        DatasetError: the store is missing, damaged or of another format version.
     """
     path = Path(path).absolute()
     manifest = _read_manifest(path)
@@ -140,10 +113,10 @@ def open_store(path: Path) -> Store:
 
 
 def verify(store: Store) -> None:
-    """Read every file of the store and compare its sha256 with the manifest's.
+    """Read every file of the store and compare its sha256 with the manifest.
 
     Raises:
-        DatasetError: a file's bytes are not the ones that were written.
+        DatasetError: the content of a file has changed.
     """
     for split, expected in store.checksums.items():
         file = store.path / f"{split}.arrow"
@@ -155,17 +128,11 @@ def verify(store: Store) -> None:
             raise _damaged(file, f"sha256 is {actual[:12]}, the manifest says {expected[:12]}")
 
 
-def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # Reading
 
 
 def _damaged(file: Path, why: str) -> DatasetError:
-    # One line, whatever the file holds: names from it are repeated in `why`.
+    # `why` may quote the file, so it is reduced to one line.
     what = " ".join(why.split())[:200].rstrip(".")
     return DatasetError(f"The store {file.parent} is damaged ({file.name}: {what}). {_REMEDY}")
 
@@ -182,7 +149,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DatasetError(f"Cannot read the store {path}: {error.strerror}.") from error
     if len(content) > MAX_MANIFEST_BYTES:
-        raise _damaged(file, "it is too long")
+        raise _damaged(file, f"it has more than {MAX_MANIFEST_BYTES} bytes")
     try:
         manifest = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -232,14 +199,14 @@ def _add_up(counts: tuple[int, ...], spec: DatasetSpec, num_samples: int) -> boo
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected a text, got {value!r:.40}")
+        raise TypeError(f"expected a string, got {value!r:.40}")
     return value
 
 
 def _statistic(values: object, shape: ModalitySpec, *, positive: bool) -> npt.NDArray[np.float32]:
     if not isinstance(values, list):
         raise TypeError("statistics must be a list")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite and is refused
+    with np.errstate(over="ignore"):  # out-of-range numbers become infinite and are rejected
         statistic = np.array([float(value) for value in values]).astype(np.float32)
     if statistic.shape != (shape.num_features,) or not np.isfinite(statistic).all():
         raise ValueError(f"statistics must be {shape.num_features} finite numbers")
@@ -278,7 +245,7 @@ def _read_split(store: Store, name: str) -> Split:
     if fault:
         raise _damaged(file, fault)
     if count_classes(spec, labels) != store.class_counts[name]:
-        raise _damaged(file, "its labels are not those the manifest counts")
+        raise _damaged(file, "its labels do not match the class counts of the manifest")
     if subjects.min() < -1 or subjects.max() >= len(spec.subjects[name]):
         raise _damaged(file, "it has a subject without a name")
     for array in lengths.values():
@@ -293,7 +260,7 @@ def _read_split(store: Store, name: str) -> Split:
 
 
 def _joined(batches: list[pa.RecordBatch], column: str) -> npt.NDArray[Any]:
-    """Return a column as (N,), or as (N, width) where it is one of lists; read-only."""
+    """Return a column of numbers as (N,), or of lists as (N, width); read-only."""
     parts = [_values(batch.column(column)) for batch in batches]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
     joined.flags.writeable = False
@@ -307,7 +274,7 @@ def _values(column: pa.Array) -> npt.NDArray[Any]:
 
 
 def _numbers(column: pa.Array) -> npt.NDArray[Any]:
-    """Return a view on numbers. Not `to_numpy`, which imports pandas: 30 MiB in every process."""
+    """Return a view of numbers. `to_numpy` would import pandas: 30 MiB in every process."""
     dtype = _DTYPES[str(column.type)]
     buffer = column.buffers()[-1]
     return np.frombuffer(buffer, dtype, len(column), column.offset * dtype.itemsize)
@@ -317,7 +284,7 @@ def _samples(columns: list[pa.Array], shape: ModalitySpec) -> Samples:
     """Wrap the batches of a modality.
 
     Raises:
-        ValueError: lists have parts of tokens, too many of them, or run backwards.
+        ValueError: a list has a partial token or too many tokens, or offsets decrease.
     """
     if shape.variable_length:
         values, starts = zip(*(_lists(column, shape) for column in columns), strict=True)
@@ -342,17 +309,17 @@ def _lists(
 
 
 def _read_batches(file: Path, spec: DatasetSpec) -> list[pa.RecordBatch]:
-    """Map the record batches of a file, without nulls and with the columns of `spec`."""
+    """Map the record batches of a file; check for the columns of `spec` and for nulls."""
     try:
-        # The arrays of a batch keep its buffers alive, and these the map.
+        # The arrays of a batch keep its buffers alive, and the buffers keep the map.
         reader = pa.ipc.open_file(pa.memory_map(os.fspath(file), "r"))
         if not reader.num_record_batches or not reader.schema.equals(schema_of(spec)):
-            raise pa.ArrowInvalid("its columns are not the manifest's")
+            raise pa.ArrowInvalid("its columns do not match the manifest")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate()
             if not batch.num_rows or any(_num_nulls(column) for column in batch.columns):
-                raise pa.ArrowInvalid("it has empty values")
+                raise pa.ArrowInvalid("it has nulls or an empty batch")
     except (OSError, OverflowError, pa.ArrowException) as error:
         raise _damaged(file, str(error)) from error
     return batches
@@ -365,7 +332,7 @@ def _num_nulls(column: pa.Array) -> int:
 
 
 def schema_of(spec: DatasetSpec) -> pa.Schema:
-    """Return the columns of a split's file."""
+    """Return the schema of the file of a split."""
     label = {
         "classification": pa.int64(),
         "multilabel": pa.list_(pa.float32(), spec.num_outputs),

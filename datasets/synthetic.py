@@ -1,45 +1,47 @@
-"""Three made-up data sets of two modalities, whose best possible result is known in closed form.
+"""Generate three synthetic datasets of two modalities with a known best possible result.
 
-**synthetic**, a classification. A sample has three fair, independent bits: `l` shown by the left
-modality alone, `r` by the right alone, `c` by both. Its class is the pair (l xor r, c), one of
-four. The first half is synergy, which no modality and no sum of modalities' votes can tell; the
-second is redundancy.
+**synthetic** is a classification. A sample has three fair, independent bits: the left modality
+shows `l`, the right one `r`, and both show `c`. The class is the pair (l xor r, c), one of four.
+The xor is synergy: no modality alone and no sum of modality votes predicts it. `c` is redundancy.
 
-Every number is noise N(0, 1), except that each token of the left modality adds +-p to feature 0 by
-the sign of `l` and +-s to feature 1 by the sign of `c`; the right likewise with `r` and `c`. With T
+Every number is noise N(0, 1). Each token of the left modality adds +-p to feature 0 by the sign of
+`l` and +-s to feature 1 by the sign of `c`; the right one does the same with `r` and `c`. With T
 tokens the amplitudes are p = PRIVATE / sqrt(T) and s = SHARED / sqrt(T), so T does not matter:
 
-- Given the bits all numbers are independent, so a bit's log-odds are a sum over the numbers that
-  show it, each 2 times its amplitude times its value (Bayes' rule, Gaussian noise, equal priors).
-  The best guess errs when noise outweighs the sum's mean, which is T p / sqrt(T) = PRIVATE of the
-  sum's deviations: `l`, and likewise `r`, is right with probability P = Phi(PRIVATE). For `c` both
-  modalities add up to (2 SHARED^2) / sqrt(2 SHARED^2) deviations: C = Phi(sqrt(2) SHARED).
+- Given the bits, all numbers are independent, so the log-odds of a bit are a sum over the numbers
+  that show it, each 2 times its amplitude times its value (Bayes' rule, Gaussian noise, equal
+  priors). The prediction is wrong when noise exceeds the mean of the sum, which is
+  T p / sqrt(T) = PRIVATE standard deviations: `l` and `r` are each predicted correctly with
+  probability P = Phi(PRIVATE). For `c` both modalities add up to (2 SHARED^2) / sqrt(2 SHARED^2)
+  standard deviations: C = Phi(sqrt(2) SHARED).
 - Let a and b be the probabilities of l = 1 and r = 1. P(l xor r = 0) - 1/2 equals
-  2 (a - 1/2) (b - 1/2), so the best guess of the xor is the xor of the best guesses. It is right
-  when both of them are, or neither: X = P^2 + (1 - P)^2.
-- The two halves of the class are shown by different, independent numbers, so the best class is the
-  pair of the best halves, and **the best accuracy is X C**.
-- One modality alone says nothing of the xor (the other bit is fair), and of `c` it says
-  Phi(SHARED): **alone the best accuracy is Phi(SHARED) / 2**. Chance is 1/4.
+  2 (a - 1/2) (b - 1/2), so the best prediction of the xor is the xor of the best predictions. It is
+  correct when both are correct or both are wrong: X = P^2 + (1 - P)^2.
+- Different, independent numbers show the xor and `c`, so the best class is the pair of the best
+  predictions, and **the best accuracy is X C**.
+- One modality alone has no information about the xor (the other bit is fair) and predicts `c`
+  correctly with probability Phi(SHARED): **the best unimodal accuracy is Phi(SHARED) / 2**. Chance
+  is 1/4.
 
 **synthetic_tags**, multi-label, and **synthetic_rating**, a regression, have a right modality of
-variable length: it is missing from one sample in ten, and otherwise has 1 to 8 tokens, each number
-as likely. What a token shows does not depend on how many there are: longer says more.
+variable length: it is missing from one sample in ten and otherwise has 1 to 8 tokens with equal
+probability. Every token has the same amplitude, so longer samples are more informative.
 
-- A sample of `synthetic_tags` has three fair, independent tags. Every number is noise N(0, 1), to
-  which a token of modality m adds +-a by the sign of tag k in feature k, a = TAG_AMPLITUDES[m][k].
-  As above, the deviations add up in squares: with n tokens on the right tag k is guessed right with
+- A sample of `synthetic_tags` has three fair, independent tags. Every number is noise N(0, 1); a
+  token of modality m adds +-a to feature k by the sign of tag k, a = TAG_AMPLITUDES[m][k]. As
+  above, squared standard deviations add up: with n right tokens, tag k is predicted correctly with
   probability Phi(sqrt(6 left_k^2 + n right_k^2)). The best accuracy is the mean over tags and n.
-  Tags are fair and errors go both ways alike, so among a tag's guesses and truths, halves both,
-  misses are as many as false alarms: the F1 of these guesses, micro and macro, is the same number.
-- The label of a sample of `synthetic_rating` is u + v + RATING_NOISE e, all three N(0, 1). Every
-  number is noise N(0, 1), to which each token adds RATING_AMPLITUDE u in feature 0 on the left, v
-  on the right. Given n tokens that show it, u is normal with variance r(n) = 1 / (1 + n
-  RATING_AMPLITUDE^2) (Bayes' rule for normal distributions), and the label with the sum of r(6),
-  r(n) and RATING_NOISE^2. The best guess is its mean; the mean of a normal variable's absolute
-  value is sqrt(2 / pi) deviations, so **the best mean absolute error is the mean over n of
-  sqrt(2 / pi (r(6) + r(n) + RATING_NOISE^2))**. The best guess explains 2 - r(6) - mean r(n) of the
-  label's variance 2 + RATING_NOISE^2: the square of its correlation with the label.
+  Tags are fair and errors are symmetric, so there are as many false negatives as false positives,
+  and half of all predictions and labels are positive: micro and macro F1 equal the best accuracy.
+- The label of a sample of `synthetic_rating` is u + v + RATING_NOISE e; u, v and e are N(0, 1).
+  Every number is noise N(0, 1); each token adds RATING_AMPLITUDE u to feature 0 on the left, and
+  the same with v on the right. Given n tokens, u is normal with variance
+  r(n) = 1 / (1 + n RATING_AMPLITUDE^2) (Bayes' rule for normal distributions), and the label is
+  normal with variance r(6) + r(n) + RATING_NOISE^2. The best prediction is its mean. The mean
+  absolute value of a normal variable is sqrt(2 / pi) standard deviations, so **the best mean
+  absolute error is the mean over n of sqrt(2 / pi (r(6) + r(n) + RATING_NOISE^2))**. The best
+  prediction explains 2 - r(6) - mean r(n) of the label variance 2 + RATING_NOISE^2; this fraction
+  is the square of its correlation with the label.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
-from sftsearch.datasets.store import Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,13 +63,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GENERATOR_VERSION = 1
-"""Raised whenever equal parameters give other samples."""
+"""Increased whenever equal parameters generate different samples."""
 
 SEED = 0
 PRIVATE = 2.75
-"""Mean over deviation of the evidence for a bit that one modality shows."""
+"""Mean over standard deviation of the evidence for a bit that one modality shows."""
 SHARED = 1.75
-"""Mean over deviation of each modality's evidence for the bit that both show."""
+"""Mean over standard deviation of each modality's evidence for the bit that both show."""
 MODALITIES = {
     "left": ModalitySpec(num_tokens=6, num_features=3),
     "right": ModalitySpec(num_tokens=4, num_features=2),
@@ -79,9 +81,9 @@ VARIABLE_MODALITIES = {
     "left": ModalitySpec(num_tokens=6, num_features=3),
     "right": ModalitySpec(num_tokens=8, num_features=3, variable_length=True),
 }
-"""Of `synthetic_tags` and `synthetic_rating`."""
+"""Modalities of `synthetic_tags` and `synthetic_rating`."""
 MISSING = 0.1
-"""Probability that a sample lacks the right modality."""
+"""Probability that the right modality is missing."""
 TAGS = ("left", "right", "both")
 TAG_AMPLITUDES = {"left": (0.9, 0.3, 0.4), "right": (0.0, 0.9, 0.5)}
 RATING_AMPLITUDE = 1.5
@@ -89,7 +91,7 @@ RATING_NOISE = 0.5
 
 
 def spec() -> DatasetSpec:
-    """Return what the data set declares."""
+    """Return the spec of the classification dataset."""
     return DatasetSpec(
         name="synthetic",
         modalities=dict(MODALITIES),
@@ -100,7 +102,7 @@ def spec() -> DatasetSpec:
         attribution="Generated by sftsearch.",
         source="sftsearch.datasets.synthetic",
         description=(
-            "Two short made-up modalities that must be fused: one half of the class is an "
+            "Two short synthetic modalities that must be fused: one half of the class is an "
             "exclusive or across them. The best possible accuracy is known."
         ),
         fingerprint=_fingerprint(),
@@ -109,12 +111,12 @@ def spec() -> DatasetSpec:
 
 
 def load() -> dict[str, Split]:
-    """Generate the samples; every split has a random stream of its own."""
+    """Generate the samples; every split has a separate random stream."""
     return _load(generate)
 
 
 def tags_spec() -> DatasetSpec:
-    """Return what the multi-label data set declares."""
+    """Return the spec of the multi-label dataset."""
     parameters = {"tags": TAGS, "amplitudes": TAG_AMPLITUDES}
     return replace(
         spec(),
@@ -123,7 +125,7 @@ def tags_spec() -> DatasetSpec:
         modalities=dict(VARIABLE_MODALITIES),
         classes=TAGS,
         description=(
-            "Three made-up tags, shown by two modalities; one of them varies in length and is "
+            "Three synthetic tags, shown by two modalities; one of them varies in length and is "
             "missing from a tenth of the samples. The best possible accuracy and F1 are known."
         ),
         fingerprint=_variable_fingerprint("synthetic_tags", parameters),
@@ -132,12 +134,12 @@ def tags_spec() -> DatasetSpec:
 
 
 def load_tags() -> dict[str, Split]:
-    """Generate the samples of the multi-label data set."""
+    """Generate the samples of the multi-label dataset."""
     return _load(generate_tags)
 
 
 def rating_spec() -> DatasetSpec:
-    """Return what the regression data set declares."""
+    """Return the spec of the regression dataset."""
     parameters = {"amplitude": RATING_AMPLITUDE, "noise": RATING_NOISE}
     return replace(
         spec(),
@@ -146,7 +148,7 @@ def rating_spec() -> DatasetSpec:
         modalities=dict(VARIABLE_MODALITIES),
         classes=(),
         description=(
-            "A made-up number, shown by two modalities; one of them varies in length and is "
+            "A synthetic number, shown by two modalities; one of them varies in length and is "
             f"missing from a tenth of the samples. The best possible MAE is {best_mae():.4f}, the "
             f"best Pearson correlation {best_pearson():.4f}."
         ),
@@ -156,19 +158,19 @@ def rating_spec() -> DatasetSpec:
 
 
 def load_rating() -> dict[str, Split]:
-    """Generate the samples of the regression data set."""
+    """Generate the samples of the regression dataset."""
     return _load(generate_rating)
 
 
 def best_accuracy() -> float:
-    """Return the accuracy of the Bayes-optimal classifier; the module derives it."""
+    """Return the accuracy of the Bayes-optimal classifier, as derived above."""
     private = _phi(PRIVATE)
     xor = private**2 + (1 - private) ** 2
     return xor * _phi(math.sqrt(2) * SHARED)
 
 
 def best_tag_accuracies() -> tuple[float, ...]:
-    """Return how often the best guess of each tag is right; the module derives it."""
+    """Return the accuracy of the best prediction of each tag, as derived above."""
     num_left = VARIABLE_MODALITIES["left"].num_tokens
     pairs = zip(TAG_AMPLITUDES["left"], TAG_AMPLITUDES["right"], strict=True)
     return tuple(
@@ -181,7 +183,7 @@ def best_tag_accuracies() -> tuple[float, ...]:
 
 
 def best_mae() -> float:
-    """Return the mean absolute error of the best guess of a rating; the module derives it."""
+    """Return the mean absolute error of the best prediction of a rating, as derived above."""
     return sum(
         odds * math.sqrt(2 / math.pi * (_rating_variance(length) + RATING_NOISE**2))
         for length, odds in length_odds().items()
@@ -189,13 +191,13 @@ def best_mae() -> float:
 
 
 def best_pearson() -> float:
-    """Return the correlation of the best guesses of ratings with the ratings."""
-    left = sum(odds * _rating_variance(length) for length, odds in length_odds().items())
-    return math.sqrt((2 - left) / (2 + RATING_NOISE**2))
+    """Return the correlation of the best predictions with the ratings, as derived above."""
+    variance = sum(odds * _rating_variance(length) for length, odds in length_odds().items())
+    return math.sqrt((2 - variance) / (2 + RATING_NOISE**2))
 
 
 def _rating_variance(length: int) -> float:
-    """Return the variance of u + v given the tokens, of which the right has `length`."""
+    """Return the variance of u + v given all left tokens and `length` right tokens."""
     counts = (VARIABLE_MODALITIES["left"].num_tokens, length)
     return sum(1 / (1 + count * RATING_AMPLITUDE**2) for count in counts)
 
@@ -245,7 +247,7 @@ def _load(generate: Callable[[str, int, np.random.Generator], Split]) -> dict[st
 
 
 def generate(name: str, num_samples: int, random: np.random.Generator) -> Split:
-    """Generate so many samples of `synthetic`."""
+    """Generate samples of `synthetic`."""
     bits = random.integers(0, 2, size=(3, num_samples))
     left, right, common = bits
     return Split(
@@ -273,14 +275,14 @@ def _show(
 
 
 def generate_tags(name: str, num_samples: int, random: np.random.Generator) -> Split:
-    """Generate so many samples of `synthetic_tags`."""
+    """Generate samples of `synthetic_tags`."""
     tags_NC = random.integers(0, 2, size=(num_samples, len(TAGS)))
     shown = {key: (2 * tags_NC - 1) * np.array(TAG_AMPLITUDES[key]) for key in VARIABLE_MODALITIES}
     return _show_variable(name, shown, tags_NC, random)
 
 
 def generate_rating(name: str, num_samples: int, random: np.random.Generator) -> Split:
-    """Generate so many samples of `synthetic_rating`."""
+    """Generate samples of `synthetic_rating`."""
     u, v, noise = random.standard_normal((3, num_samples))
     nothing = np.zeros(num_samples)
     shown = {
@@ -296,7 +298,7 @@ def _show_variable(
     labels: npt.NDArray[np.generic],
     random: np.random.Generator,
 ) -> Split:
-    """Return samples whose every valid token is noise plus what its modality shows, (N, F)."""
+    """Return samples whose valid tokens are noise plus the signal `shown`, (N, F) by modality."""
     longest = VARIABLE_MODALITIES["right"].num_tokens
     length_N = random.integers(1, longest + 1, size=len(labels))
     length_N[random.random(len(labels)) < MISSING] = 0

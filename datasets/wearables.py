@@ -1,12 +1,12 @@
-"""Activities of 23 people from the sensors of a smartphone and a smartwatch.
+"""Load the shipped dataset of activities of 23 people: smartphone and smartwatch sensors.
 
 Source: M. Matey-Sanz, S. Casteleyn, C. Granell, "Dataset of inertial measurements of smartphones
 and smartwatches for human activity recognition", Data in Brief (2023), 109809;
-https://doi.org/10.5281/zenodo.8398688, CC BY 4.0. What was changed: `shipped/ATTRIBUTION.md`.
+https://doi.org/10.5281/zenodo.8398688, CC BY 4.0. Changes: `shipped/ATTRIBUTION.md`.
 
-A sample is a window of 1.28 s at 100 Hz, 128 tokens of 3 axes a sensor: acceleration in units of
-10 m/s^2, rate of rotation in rad/s. The label is the activity of its middle 160 ms. The splits are
-by person: nobody who is validated or tested on was trained on.
+A sample is a window of 1.28 s at 100 Hz: 128 tokens of 3 axes for each sensor, acceleration in
+units of 10 m/s^2, angular velocity in rad/s. The label is the activity of the middle 160 ms.
+Splits are by person: nobody is in two splits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets import shipped_file
+from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
-from sftsearch.datasets.store import Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHIPPED = shipped_file.FOLDER / "wearables.parquet"
 
 READER_VERSION = 1
-"""Raised whenever the same file is read into other samples."""
+"""Increased whenever the same file yields different samples."""
 
 CLASSES = ("SEATED", "STANDING_UP", "WALKING", "TURNING", "SITTING_DOWN")
 SENSOR = ModalitySpec(num_tokens=128, num_features=3)
@@ -36,7 +36,7 @@ HELD_OUT = {
 
 
 def spec() -> DatasetSpec:
-    """Return what the data set declares; costs a checksum of the shipped file, about 10 ms.
+    """Return the dataset spec; computes a checksum of the shipped file, about 10 ms.
 
     Raises:
         DatasetError: the shipped file is missing.
@@ -63,18 +63,18 @@ def spec() -> DatasetSpec:
 
 
 def load() -> dict[str, Split]:
-    """Read the shipped file into samples, in its order within each split.
+    """Load the samples of the shipped file, in file order within each split.
 
     Raises:
-        DatasetError: the file is missing or not the one this module describes.
+        DatasetError: the file is missing, damaged or of another format.
     """
     return shipped_file.read_splits(SHIPPED, _read)
 
 
 def _subjects() -> dict[str, tuple[str, ...]]:
     held_out = {person for people in HELD_OUT.values() for person in people}
-    everybody = [f"s{number:02d}" for number in range(1, 24)]
-    return {"train": tuple(p for p in everybody if p not in held_out), **HELD_OUT}
+    people = [f"s{number:02d}" for number in range(1, 24)]
+    return {"train": tuple(p for p in people if p not in held_out), **HELD_OUT}
 
 
 def _read(rows: pa.Table, split: str) -> Split:

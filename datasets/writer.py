@@ -1,4 +1,4 @@
-"""Writes stores: batch by batch, checked, complete or not at all.
+"""Write stores atomically, batch by batch, with all samples checked.
 
 Shapes: N samples, T tokens, F features, M tokens of all samples together.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from sftsearch.datasets.checksums import file_sha256
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.sample_checks import (
     count_classes,
@@ -27,15 +27,9 @@ from sftsearch.datasets.sample_checks import (
     length_fault,
     variable,
 )
-from sftsearch.datasets.samples import Ragged
-from sftsearch.datasets.spec import SPLITS
-from sftsearch.datasets.store import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Split,
-    file_sha256,
-    schema_of,
-)
+from sftsearch.datasets.samples import Ragged, Split
+from sftsearch.datasets.spec import FORMAT_VERSION, MANIFEST, SPLITS
+from sftsearch.datasets.store import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,23 +43,23 @@ if TYPE_CHECKING:
     """Mean and standard deviation, (F,) each, by modality."""
 
 BATCH_BYTES = 64 << 20
-"""Most bytes of a record batch, about: what a writer holds in memory."""
-_STALE_SECONDS = 3600.0  # a build takes seconds; what is older was left by a killed one
+"""Approximate maximum size of a record batch, which bounds the memory of the writer."""
+_STALE_SECONDS = 3600.0  # a build takes seconds; older folders are from killed builds
 
 
 def write_store(path: Path, spec: DatasetSpec, splits: Mapping[str, Split]) -> None:
-    """Write a store to the folder `path`, which appears complete or not at all.
+    """Write a store to the folder `path` atomically.
 
-    Equal input gives equal bytes. When another process has written the same store meanwhile,
-    theirs stays and ours is dropped.
+    Equal input gives equal bytes. If another process has written the same store meanwhile, that
+    store is kept.
 
     Args:
-        path: the folder to make; the folders above it are made too.
-        spec: what the samples are declared to be.
-        splits: the samples, by the names of the spec's splits.
+        path: the folder to create, with its parents.
+        spec: the spec of the samples.
+        splits: the samples by split.
 
     Raises:
-        DatasetError: the samples are not what the spec declares.
+        DatasetError: the samples do not match the spec.
         OSError: the folder cannot be written.
     """
     for name in SPLITS:
@@ -77,7 +71,7 @@ def write_store(path: Path, spec: DatasetSpec, splits: Mapping[str, Split]) -> N
         check_samples(spec, splits[name])
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path.parent)
-    # Not `mkdtemp`: its mode 0700 would stay, and a shared cache is for others to read.
+    # `mkdtemp` would set mode 0700, but a shared cache must be readable by others.
     building = path.parent / f".building-{path.name}-{secrets.token_hex(8)}"
     building.mkdir()
     try:
@@ -94,7 +88,7 @@ def write_store(path: Path, spec: DatasetSpec, splits: Mapping[str, Split]) -> N
 
 @contextlib.contextmanager
 def split_writer(file: Path, spec: DatasetSpec) -> Iterator[pa.RecordBatchFileWriter]:
-    """Open a split's file for its record batches; it is on the disk when this ends."""
+    """Open the file of a split for record batches; on exit it is synchronized to disk."""
     schema = schema_of(spec)
     with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         yield writer
@@ -108,7 +102,7 @@ def finish(
     class_counts: Mapping[str, tuple[int, ...]],
     statistics: Statistics,
 ) -> None:
-    """Write the manifest beside the splits' files in `building`, and give it its name."""
+    """Write the manifest next to the split files in `building`, and rename the folder to `path`."""
     files = {}
     for name in SPLITS:
         file = building / f"{name}.arrow"
@@ -136,7 +130,7 @@ def finish(
 
 
 def cut(split: Split) -> Iterator[Split]:
-    """Yield the split in parts that are small enough for a record batch."""
+    """Yield the split in parts that fit a record batch."""
     widths = (math.prod(source.shape[1:]) for source in split.modalities.values())
     step = max(1, BATCH_BYTES // (4 * sum(widths)))
     for start in range(0, len(split), step):
@@ -151,7 +145,7 @@ def cut(split: Split) -> Iterator[Split]:
 
 
 def record_batch(spec: DatasetSpec, split: Split) -> pa.RecordBatch:
-    """Return samples as a record batch of the columns of `schema_of(spec)`."""
+    """Return samples as a record batch with the schema `schema_of(spec)`."""
     columns = [_column(split.labels), pa.array(split.subjects)]
     columns += [_tokens_column(spec, split, name) for name in spec.modalities]
     return pa.record_batch(columns, schema=schema_of(spec))
@@ -171,25 +165,28 @@ def _tokens_column(spec: DatasetSpec, split: Split, name: str) -> pa.Array:
 
 
 def _column(values: npt.NDArray[Any]) -> pa.Array:
-    """Return (N,) as it is, and more axes as lists of what a sample has, row-major."""
+    """Return (N,) as a column of numbers, and more axes as row-major lists, one per sample."""
     if values.ndim == 1:
         return pa.array(values)
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, math.prod(values.shape[1:]))
 
 
-# What is checked
+# Checks
 
 
 def check_samples(spec: DatasetSpec, split: Split) -> None:
-    """Check samples of a split, or some of it.
+    """Check the samples of a split or of a part of it.
 
     Raises:
-        DatasetError: they are not what the spec declares.
+        DatasetError: the samples do not match the spec.
     """
     where = f"{split.name} of '{spec.name}'"
     if list(split.modalities) != list(spec.modalities):
-        raise DatasetError(f"{where} has modalities {list(split.modalities)}, not the declared.")
+        raise DatasetError(
+            f"{where} must have modalities {list(spec.modalities)}, but got "
+            f"{list(split.modalities)}."
+        )
     if list(split.lengths) != variable(spec):
         raise DatasetError(
             f"{where} must have lengths of {variable(spec)}, but got {list(split.lengths)}."
@@ -209,7 +206,7 @@ def check_samples(spec: DatasetSpec, split: Split) -> None:
 
 
 def _check_arrays(spec: DatasetSpec, split: Split, where: str) -> None:
-    """Check types and shapes alone."""
+    """Check types and shapes."""
     count = len(split)
     num_labels = (count, spec.num_classes) if spec.task == "multilabel" else (count,)
     label = np.int64 if spec.task == "classification" else np.float32
@@ -249,11 +246,11 @@ def _check_tokens(name: str, where: str, split: Split) -> None:
     if name not in split.lengths or isinstance(source, Ragged):
         return
     if parts[0][~valid_tokens(split, name)].any():
-        raise DatasetError(f"{name} in {where} must be zero after each sample's length.")
+        raise DatasetError(f"{name} in {where} must be zero after the length of each sample.")
 
 
 def valid_tokens(split: Split, name: str) -> npt.NDArray[np.bool_]:
-    """Return which tokens (N, T) of a modality of variable length are valid."""
+    """Return the mask of valid tokens, (N, T), of a modality of variable length."""
     valid_NT: npt.NDArray[np.bool_] = (
         np.arange(split.modalities[name].shape[1]) < split.lengths[name][:, None]
     )
@@ -265,32 +262,32 @@ def valid_tokens(split: Split, name: str) -> npt.NDArray[np.bool_]:
 
 @dataclass(slots=True)
 class Moments:
-    """Mean and variance of features, of tokens that come in parts.
+    """Running mean and variance of features.
 
     Source: Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing
-    sample variances, eq. 1.1 to 1.3; what is far from zero loses no digits.
+    sample variances, eq. 1.1 to 1.3; precise also for means far from zero.
     """
 
     count: int = 0
     mean: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    """(F,) each; sums of squared differences from the mean."""
+    """Sums of squared differences from the mean; (F,), as the mean."""
 
     def add(self, x_MF: npt.NDArray[Any]) -> None:
-        """Count more tokens."""
+        """Add tokens."""
         number = len(x_MF)
         if number == 0:
             return
         mean_F = x_MF.mean(axis=0, dtype=np.float64)
         squares_F = x_MF.var(axis=0, dtype=np.float64) * number
         if self.count:
-            total, apart_F = self.count + number, mean_F - self.mean
-            squares_F += self.squares + apart_F**2 * (self.count * number / total)
-            mean_F = self.mean + apart_F * (number / total)
+            total, delta_F = self.count + number, mean_F - self.mean
+            squares_F += self.squares + delta_F**2 * (self.count * number / total)
+            mean_F = self.mean + delta_F * (number / total)
         self.count, self.mean, self.squares = self.count + number, mean_F, squares_F
 
     def statistics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return mean and standard deviation; of a feature that never changes, 1."""
+        """Return mean and standard deviation; the deviation of a constant feature is 1."""
         std_F = np.sqrt(self.squares / self.count)
         std_F[std_F == 0] = 1.0
         return self.mean, std_F
@@ -299,7 +296,7 @@ class Moments:
 def training_statistics(split: Split) -> Statistics:
     """Return mean and standard deviation over all valid tokens, by modality.
 
-    A feature that never changes has the deviation 1.
+    The deviation of a constant feature is 1.
 
     Raises:
         DatasetError: every sample lacks a modality.
@@ -311,7 +308,7 @@ def training_statistics(split: Split) -> Statistics:
 
 
 def add_tokens(moments: Mapping[str, Moments], split: Split) -> None:
-    """Count the valid tokens of some samples."""
+    """Add the valid tokens of some samples to the moments."""
     for name, source in split.modalities.items():
         if isinstance(source, Ragged):
             for values_MF in source.parts:
@@ -323,10 +320,10 @@ def add_tokens(moments: Mapping[str, Moments], split: Split) -> None:
 
 
 def statistics_of(moments: Mapping[str, Moments]) -> Statistics:
-    """Return the statistics of what was counted.
+    """Return the statistics of accumulated moments.
 
     Raises:
-        DatasetError: nothing was, of a modality.
+        DatasetError: a modality has no token.
     """
     for name, found in moments.items():
         if not found.count:
@@ -335,34 +332,19 @@ def statistics_of(moments: Mapping[str, Moments]) -> Statistics:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk: a rename must not overtake what it names."""
+    """Synchronize a file or folder to disk, so that a later rename is not written before it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that cannot synchronise a folder
+        if error.errno != errno.EINVAL:  # the file system cannot synchronize a folder
             raise
     finally:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def locked(file: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock, which a killed process gives back.
-
-    Raises:
-        BlockingIOError: another process holds it, and this one does not wait.
-    """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _remove_stale(cache: Path) -> None:
-    """Remove what builds that were killed left behind."""
+    """Remove the folders left by killed builds."""
     for folder in cache.glob(".building-*"):
         with contextlib.suppress(OSError):  # another process may be removing it too
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:

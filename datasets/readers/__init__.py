@@ -1,1 +1,1 @@
-"""Readers of published files, one a module: `open_source(path, *, ...options) -> Source`."""
+"""Readers of published files, one per module: `open_source(path, *, ...options) -> Source`."""

@@ -1,13 +1,13 @@
-"""One's own data as a folder of arrays, with a table of labels.
+"""Read a custom dataset from a folder of numpy arrays with a CSV of labels.
 
-    labels.csv          columns name and label; split and subject if there are any. Labels of a
-                        multi-label task are columns label:NAME of 0 and 1.
-    MODALITY/NAME.npy   (T, F), a file a sample; or
-    NAME.npz            an array a modality; or
+    labels.csv          columns name and label; optionally split and subject. A multi-label task has
+                        columns label:NAME of 0 and 1 instead of label.
+    MODALITY/NAME.npy   (T, F), one file per sample; or
+    NAME.npz            one array per modality; or
     MODALITY.npy        (N, T, F), in the order of the table
 
-A sample whose file of a modality is not there lacks it. Arrays are never unpickled; the shape that
-a header tells is compared with the size of its file before it is believed.
+A missing file means a missing modality of the sample. Arrays are never unpickled; the shape in a
+header is checked against the file size before use.
 
 Shapes: N samples, T tokens, F features.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_BYTES = 1 << 30
-"""Of one sample's array."""
+"""Maximum size of the array of a sample."""
 MAX_ROWS = 50_000_000
 LABEL = "label:"
 
@@ -56,8 +56,8 @@ def open_source(
     task: str = "auto",
     tokens: str = "",
     dtype: str = "float32",
-    licence: str = "not told",
-    attribution: str = "not told",
+    licence: str = "not stated",
+    attribution: str = "not stated",
 ) -> Source:
     """List the samples of a folder of .npy or .npz files and a CSV of labels.
 
@@ -65,23 +65,23 @@ def open_source(
         path: the folder.
         table: the CSV file in it.
         task: auto, classification, multilabel or regression.
-        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
-        dtype: float32 or float16, of what is stored.
-        licence: of the samples.
-        attribution: who is to be credited.
+        tokens: maximum tokens of modalities, as audio=300; further tokens are cut off.
+        dtype: storage type, float32 or float16.
+        licence: license of the samples.
+        attribution: credit for the samples.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format.
     """
     file = within(path, table)
     rows = _read_table(file)
     names = rows["name"]
     labels = read_labels(file, *_label_column(file, rows), task)
-    column = next((one for one in SUBJECT_COLUMNS if one in rows), None)
-    people = [one or None for one in rows[column]] if column else [None] * len(names)
+    column = next((name for name in SUBJECT_COLUMNS if name in rows), None)
+    people = [person or None for person in rows[column]] if column else [None] * len(names)
     splits = read_splits(file, rows.get("split"), people, labels.values, names)
-    places = _find(path, names)
-    shapes = _shapes(path, names, places, parse_pairs(tokens, "tokens"), dtype)
+    loaders = _find_loaders(path, names)
+    shapes = _shapes(path, loaders, parse_pairs(tokens, "tokens"), dtype)
     classes = tuple(name.removeprefix(LABEL) for name in rows if name.startswith(LABEL))
     return Source(
         task=labels.task,
@@ -93,7 +93,7 @@ def open_source(
                 split=splits[i],
                 label=labels.values[i],
                 subject=people[i],
-                read=partial(_read, places, i, shapes),
+                read=partial(_read, loaders, i, shapes),
             )
             for i, name in enumerate(names)
         ],
@@ -112,66 +112,66 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
     header = [name.strip() for name in rows[0]] if rows else []
-    name = next((one for one in ("name", "id", "file") if one in header), None)
+    name = next((name for name in ("name", "id", "file") if name in header), None)
     if name is None or len(set(header)) != len(header):
-        raise unreadable(file, "it must begin with a line of different names, one of them `name`")
+        raise unreadable(file, "the first line must be unique column names, one of them `name`")
     body = [row for row in rows[1:] if row]
     short = next((i for i, row in enumerate(body, start=2) if len(row) != len(header)), None)
     if short is not None or not body:
-        what = f"line {short} has not {len(header)} cells" if body else "it has no samples"
+        what = f"line {short} must have {len(header)} cells" if body else "it has no samples"
         raise unreadable(file, what)
-    columns = {one: [row[i].strip() for row in body] for i, one in enumerate(header)}
+    columns = {key: [row[i].strip() for row in body] for i, key in enumerate(header)}
     columns["name"] = columns.pop(name)
     return columns
 
 
 def _label_column(file: Path, rows: dict[str, list[Any]]) -> tuple[list[Any], None]:
-    """Return what labels are: texts of numbers as numbers, and lists of 0 and 1."""
+    """Return labels, with numeric texts as numbers and label columns as lists of 0 and 1."""
     several = [name for name in rows if name.startswith(LABEL)]
     if several:
         cells = zip(*(rows[name] for name in several), strict=True)
-        return [[int(one) if one in ("0", "1") else one for one in row] for row in cells], None
+        return [[int(x) if x in ("0", "1") else x for x in row] for row in cells], None
     if "label" not in rows:
-        raise unreadable(file, "it has no column `label`, nor `label:NAME` of several")
+        raise unreadable(file, "it has neither a column `label` nor columns `label:NAME`")
     found: list[Any] = rows["label"]
     for kind in (int, float):
         try:
-            return [kind(one) for one in found], None
+            return [kind(text) for text in found], None
         except ValueError:
             continue
     return found, None
 
 
-# ------------------------------------------------------------------ where values lie
+# ------------------------------------------------------------------ loaders of values
 
 
-def _find(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any] | None]]:
-    """Return by modality what reads each sample; None where it lacks the modality."""
-    places: dict[str, list[Callable[..., Any] | None]] = {}
+def _find_loaders(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any] | None]]:
+    """Return a loader for each sample, by modality; None for a missing modality."""
+    loaders: dict[str, list[Callable[..., Any] | None]] = {}
     for entry in sorted(path.iterdir()):
         if entry.is_dir() and any(entry.glob("*.npy")):
-            places[entry.name] = [_file(path, f"{entry.name}/{name}.npy") for name in names]
+            loaders[entry.name] = [_file_loader(path, f"{entry.name}/{name}.npy") for name in names]
         elif entry.suffix == ".npy":
-            places[entry.stem] = _rows_of(within(path, entry.name), len(names))
+            loaders[entry.stem] = _row_loaders(within(path, entry.name), len(names))
     archives = [within(path, f"{name}.npz") for name in names]
     members = [_members(file) if file.is_file() else frozenset() for file in archives]
     for member in sorted(frozenset().union(*members)):
-        places[member] = [
-            partial(read_member, file, member) if member in own else None
-            for file, own in zip(archives, members, strict=True)
+        loaders[member] = [
+            partial(read_member, file, member) if member in in_file else None
+            for file, in_file in zip(archives, members, strict=True)
         ]
-    if not places:
+    if not loaders:
         raise unreadable(path, "it has no MODALITY/NAME.npy, NAME.npz or MODALITY.npy")
-    return places
+    return loaders
 
 
-def _file(path: Path, name: str) -> partial[Any] | None:
+def _file_loader(path: Path, name: str) -> partial[Any] | None:
     file = within(path, name)
     return partial(read_array, file) if file.is_file() else None
 
 
-def _rows_of(file: Path, count: int) -> list[Callable[..., Any] | None]:
-    with _told(file), file.open("rb") as stream:
+def _row_loaders(file: Path, count: int) -> list[Callable[..., Any] | None]:
+    with _convert_errors(file), file.open("rb") as stream:
         shape, kind, is_fortran = _header(file, stream, file.stat().st_size, 3)
         offset = stream.tell()
     if shape[0] != count or is_fortran:
@@ -185,32 +185,32 @@ def _row(array: npt.NDArray[Any], number: int, *, header: bool = False) -> Any:
 
 
 def _members(file: Path) -> frozenset[str]:
-    with _told(file), zipfile.ZipFile(file) as archive:
+    with _convert_errors(file), zipfile.ZipFile(file) as archive:
         names = archive.namelist()
     return frozenset(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
 
 def read_member(file: Path, member: str, *, header: bool = False) -> Any:
-    """Return an array of an archive, (T, F), or its shape alone."""
-    with _told(file), zipfile.ZipFile(file) as archive:
+    """Return an array of an archive, (T, F), or only its shape."""
+    with _convert_errors(file), zipfile.ZipFile(file) as archive:
         size = archive.getinfo(f"{member}.npy").file_size
         with archive.open(f"{member}.npy") as stream:
             return _read_stream(file, stream, size, header)  # type: ignore[arg-type]
 
 
 def read_array(file: Path, *, header: bool = False) -> Any:
-    """Return an array of a file, (T, F), or its shape alone.
+    """Return an array of a file, (T, F), or only its shape.
 
     Raises:
-        DatasetError: it is not a .npy file of numbers in two axes, or not as large as it says.
+        DatasetError: the file is not a .npy file of numbers with two axes, or its size is wrong.
     """
-    with _told(file), file.open("rb") as stream:
+    with _convert_errors(file), file.open("rb") as stream:
         return _read_stream(file, stream, file.stat().st_size, header)
 
 
 @contextlib.contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Turn whatever reading raises into one line."""
+def _convert_errors(file: Path) -> Iterator[None]:
+    """Convert read errors to one line."""
     try:
         yield
     except DatasetError:
@@ -228,12 +228,12 @@ _DAMAGED = (
     TypeError,
     MemoryError,
     OverflowError,
-    RuntimeError,  # also its NotImplementedError, for ways to pack that zipfile does not know
+    RuntimeError,  # includes NotImplementedError: compression unknown to zipfile
     tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy's headers and zip archives raise on their way through bytes that are neither."""
+"""Raised by the parsers of numpy headers and zip archives for invalid bytes."""
 
 
 def _read_stream(file: Path, stream: BinaryIO, size: int, header: bool) -> Any:
@@ -250,14 +250,14 @@ def _read_stream(file: Path, stream: BinaryIO, size: int, header: bool) -> Any:
 def _header(
     file: Path, stream: BinaryIO, size: int, num_axes: int
 ) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """Return shape, type and whether it is in Fortran's order, if the file is as large as that."""
+    """Return shape, dtype and whether the order is Fortran; check them against the file size."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         read = np.lib.format.read_array_header_1_0
     elif version == (2, 0):
         read = np.lib.format.read_array_header_2_0
     else:
-        raise unreadable(file, f"it is a .npy file of version {version}")
+        raise unreadable(file, f"its .npy version {version} is not supported")
     shape, is_fortran, kind = read(stream, max_header_size=10_000)
     if kind.kind not in "fiub" or kind.hasobject or len(shape) != num_axes:
         axes = {2: "(tokens, features)", 3: "(samples, tokens, features)"}[num_axes]
@@ -265,25 +265,24 @@ def _header(
     num_bytes = math.prod(shape) * kind.itemsize
     limit = size if num_axes == 3 else min(size, MAX_BYTES)
     if num_bytes > limit or min(shape[1:]) < 0 or 0 in shape[-1:]:
-        raise unreadable(file, f"it says that it is {shape}, which is more than there is")
+        raise unreadable(file, f"its header states the shape {shape}, which does not fit the file")
     return shape, kind, bool(is_fortran)
 
 
 def _shapes(
     path: Path,
-    names: Sequence[str],
-    places: dict[str, list[Callable[..., Any] | None]],
+    loaders: dict[str, list[Callable[..., Any] | None]],
     most: dict[str, int],
     dtype: str,
 ) -> dict[str, ModalitySpec]:
     shapes = {}
-    for modality, reads in places.items():
+    for modality, reads in loaders.items():
         if not re.fullmatch(NAME_PATTERN, modality):
-            raise unreadable(path, f"a modality must be lower case, but is {modality!r:.40}")
+            raise unreadable(path, f"a modality name must be lower case, but is {modality!r:.40}")
         found = [read(header=True) if read else (0, None) for read in reads]
         widths = {width for length, width in found if width is not None}
         if len(widths) != 1:
-            raise unreadable(path, f"{modality} differs in features: {sorted(widths)[:3]}")
+            raise unreadable(path, f"{modality} has different feature counts: {sorted(widths)[:3]}")
         lengths = {length for length, _ in found}
         longest = min(max(lengths), most.get(modality, 10**9))
         if longest < 1:
@@ -299,12 +298,12 @@ def _shapes(
 
 
 def _read(
-    places: dict[str, list[Callable[..., Any] | None]],
+    loaders: dict[str, list[Callable[..., Any] | None]],
     number: int,
     shapes: dict[str, ModalitySpec],
 ) -> dict[str, npt.NDArray[Any] | None]:
     values: dict[str, npt.NDArray[Any] | None] = {}
-    for name, reads in places.items():
+    for name, reads in loaders.items():
         read = reads[number]
         values[name] = None if read is None else read()[: shapes[name].num_tokens]
     return values

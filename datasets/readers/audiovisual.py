@@ -1,22 +1,22 @@
-"""VGGSound, and other audio-visual sets in its form: AudioSet, Kinetics-Sounds and more.
+"""Read VGGSound and similar audio-visual datasets: AudioSet, Kinetics-Sounds and more.
 
-The sets are published as annotations of videos, which everyone turns into features themselves. What
-is read here is a folder with
+These datasets are published as annotations of videos; features must be computed by the user. The
+folder has
 
     features/rgb/CLIP.npy    I3D features of a clip, (T, F); 38 x 1024 in the SFT paper
-    features/flow/CLIP.npy   the same of its optical flow
-    audio/CLIP.wav           its sound, which becomes log-mel tokens (`sound.py`)
+    features/flow/CLIP.npy   the same for the optical flow
+    audio/CLIP.wav           sound, converted to log-mel tokens (`sound.py`)
 
-and the annotations as they are published. A clip that lacks files is left out and counted; with
-`missing=true` one that has some of them stays.
+and the published annotations. A clip that lacks a file is dropped and counted; with `missing=true`
+it is kept if it has any file.
 
     VGGSound          vggsound.csv; CLIP is ID_SSSSSS
     AudioSet          *_train_segments.csv, eval_segments.csv, class_labels_indices.csv; ID_SSSSSS
     Kinetics-Sounds   train.csv, val.csv, test.csv and a class list; ID_SSSSSS_EEEEEE
-    Moments in Time   trainingSet.csv, validationSet.csv; the path without its ending
+    Moments in Time   trainingSet.csv, validationSet.csv; the path without its extension
     Epic-Kitchens     EPIC_100_train.csv, EPIC_100_validation.csv; the narration's id
 
-ID is YouTube's, SSSSSS and EEEEEE are seconds with six digits.
+ID is the YouTube id; SSSSSS and EEEEEE are start and end in seconds, six digits.
 
 Shapes: T tokens, F features.
 """
@@ -49,20 +49,20 @@ def open_vggsound(
     spec_tokens: int = 1200,
     missing: bool = False,
 ) -> Source:
-    """List the clips of VGGSound, or of VGGS10 and VGGS100 by a class list.
+    """List the clips of VGGSound, or of VGGS10 and VGGS100 with a class list.
 
-    The validation clips are a fifth of the published training clips, by clip: clips of one video
-    may be in both, as in the paper.
+    The validation clips are a fifth of the published training clips, drawn by clip: clips of one
+    video may be in both splits, as in the paper.
 
     Args:
         path: the folder.
-        classes: a file with a class a line; all classes if not given.
-        modalities: of rgb, spec and flow, with commas.
-        spec_tokens: windows of sound of a clip, 10 ms each.
+        classes: a file with one class per line; all classes by default.
+        modalities: some of rgb, spec and flow, with commas.
+        spec_tokens: windows of sound per clip, 10 ms each.
         missing: keep clips that lack some of their files.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format, or an option is invalid.
     """
     chosen = _class_list(path, classes)
     rows = []
@@ -78,7 +78,7 @@ def open_vggsound(
         classes=_classes(rows, chosen, path),
         attribution="H. Chen et al.: VGGSound: A Large-scale Audio-Visual Dataset. ICASSP 2020.",
         source="https://www.robots.ox.ac.uk/~vgg/data/vggsound/",
-        description="Clips of VGGSound: what is seen and what is heard.",
+        description="Clips of VGGSound: video and sound.",
     )
     return source_of_clips(path, published, modalities, spec_tokens, missing)
 
@@ -109,7 +109,7 @@ def open_audioset(
         attribution="J. F. Gemmeke et al.: Audio Set: An Ontology and Human-labeled Dataset for "
         "Audio Events. ICASSP 2017.",
         source="https://research.google.com/audioset/",
-        description="Clips of AudioSet: what is seen and what is heard, with several labels each.",
+        description="Clips of AudioSet: video and sound, with several labels each.",
         licence="CC BY 4.0 (the annotations)",
         multilabel=True,
     )
@@ -126,15 +126,15 @@ def open_kinetics_sounds(
 ) -> Source:
     """List the clips of Kinetics whose classes can be heard.
 
-    Args and raises as `open_vggsound`; the class list must be there.
+    Args and raises as `open_vggsound`; the class list must exist.
     """
     chosen = _class_list(path, classes)
     clips = []
-    for theirs, ours in (("train", "train"), ("val", "validation"), ("test", "test")):
-        for row in _rows(path / f"{theirs}.csv", 4, header=True):
+    for file_split, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        for row in _rows(path / f"{file_split}.csv", 4, header=True):
             if chosen is None or row[0] in chosen:
                 name = f"{_youtube(row[1], row[2])}_{_seconds(row[3])}"
-                clips.append(Clip(name=name, split=ours, label=row[0], subject=row[1]))
+                clips.append(Clip(name=name, split=split, label=row[0], subject=row[1]))
     published = Published(
         clips=clips,
         classes=_classes(clips, chosen, path),
@@ -151,8 +151,8 @@ def open_moments_in_time(
 ) -> Source:
     """List the clips of Moments in Time.
 
-    Args and raises as `open_vggsound`. The published validation clips are those tested on; a fifth
-    of the training clips validates.
+    Args and raises as `open_vggsound`. The published validation clips are the test split; a fifth
+    of the training clips is the validation split.
     """
     clips = []
     for file, split in (("trainingSet.csv", "train"), ("validationSet.csv", "test")):
@@ -181,7 +181,7 @@ def open_epic_kitchens(
     """List the actions of Epic-Kitchens-100.
 
     Args and raises as `open_vggsound`. `label` is verb or noun. The published validation actions
-    are those tested on; a fifth of the training videos validates, no video torn.
+    are the test split; the actions of a fifth of the training videos are the validation split.
     """
     if label not in ("verb", "noun"):
         raise DatasetError(f"Option `label` must be verb or noun, but got {label!r}.")
@@ -204,7 +204,7 @@ def open_epic_kitchens(
         attribution="D. Damen et al.: Rescaling Egocentric Vision: Collection, Pipeline and "
         "Challenges for EPIC-KITCHENS-100. IJCV 2022.",
         source="https://epic-kitchens.github.io/",
-        description="Actions in kitchens, seen and heard by who does them.",
+        description="Actions in kitchens: video and sound of head-mounted cameras.",
         licence="CC BY-NC 4.0",
     )
     return source_of_clips(path, published, modalities, spec_tokens, missing)
@@ -215,7 +215,7 @@ def open_epic_kitchens(
 
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[Iterator[list[str]]]:
-    """Read a CSV file; whatever is wrong with it is one line."""
+    """Open a CSV file; convert every read error to one line."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             yield csv.reader(stream, skipinitialspace=True, strict=True)
@@ -226,29 +226,29 @@ def _reading(file: Path) -> Iterator[Iterator[list[str]]]:
 def _rows(
     file: Path, width: int, *, header: bool = False, comments: bool = False
 ) -> list[list[str]]:
-    """Return rows of at least so many cells."""
+    """Return the rows of a CSV file; check that each has at least `width` cells."""
     found = []
     with _reading(file) as rows:
         for number, row in enumerate(itertools.islice(rows, MAX_ROWS), start=1):
             if not row or (comments and row[0].startswith("#")) or (header and number == 1):
                 continue
             if len(row) < width:
-                raise unreadable(file, f"row {number} has {len(row)} cells, not {width}")
+                raise unreadable(file, f"row {number} must have {width} cells, but has {len(row)}")
             found.append(row)
     return found
 
 
 def _header(file: Path, rows: Iterator[list[str]], names: Iterable[str]) -> list[int]:
-    known = next(rows, [])
+    header = next(rows, [])
     for name in names:
-        if name not in known:
+        if name not in header:
             raise unreadable(file, f"it has no column {name}")
-    return [known.index(name) for name in names]
+    return [header.index(name) for name in names]
 
 
 def _youtube(video: str, start: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", video):
-        raise DatasetError(f"A video must be letters, digits, - and _, but got {video!r:.80}.")
+        raise DatasetError(f"A video id must be letters, digits, - and _, but got {video!r:.80}.")
     return f"{video}_{_seconds(start)}"
 
 
@@ -267,12 +267,12 @@ def _class_list(folder: Path, name: str) -> set[str] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
     if len(chosen) < 2:
-        raise unreadable(file, "it must have two classes or more, one a line")
+        raise unreadable(file, "it must have two or more classes, one per line")
     return chosen
 
 
 def _classes(clips: Sequence[Clip], chosen: set[str] | None, path: Path) -> tuple[str, ...]:
     found = {clip.label for clip in clips}
     if chosen is not None and chosen - found:
-        raise unreadable(path, f"no clip is of the class {min(chosen - found)!r:.60}")
+        raise unreadable(path, f"no clip has the class {min(chosen - found)!r:.60}")
     return tuple(sorted(found))

@@ -1,6 +1,6 @@
-"""Clips of audio-visual sets: their files, and how a fifth of them is held out for validation.
+"""Read the files of clips of audio-visual datasets, and hold out a fifth for validation.
 
-`audiovisual.py` says where the files are, and reads each set's annotations.
+`audiovisual.py` documents the folder layout and reads the annotations of each dataset.
 
 Shapes: T tokens, F features.
 """
@@ -27,71 +27,72 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MODALITIES = ("rgb", "spec", "flow")
-"""In the SFT paper's order; spec is the sound."""
+"""In the order of the SFT paper; spec is the sound."""
 NUM_BANDS = 128
 SECONDS = 30.0
-"""Of sound that are read of a clip, at most."""
+"""Maximum seconds of sound to read per clip."""
 VALIDATION = 0.2
 VALIDATION_SEED = 1111
-"""Of the SFT paper's code: the last fifth of the training clips, shuffled by numpy with it."""
+"""As in the code of the SFT paper: numpy shuffles the training clips; the last fifth validates."""
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A row of the annotations."""
+    """A clip in the annotations."""
 
     name: str
     split: str
     label: Any
-    """The name of a class, or names of labels."""
+    """A class name, or a list of label names."""
     subject: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """What a set's annotations say."""
+    """The annotations of a dataset."""
 
     clips: Sequence[Clip]
     classes: tuple[str, ...]
     attribution: str
     source: str
     description: str
-    licence: str = "see the page of the source"
+    licence: str = "see the source page"
     multilabel: bool = False
 
 
 def source_of_clips(
     path: Path, published: Published, modalities: str, spec_tokens: int, missing: bool
 ) -> Source:
-    """Return the clips of a set that have their files, with a fifth of the training clips held out.
+    """Return the clips that have files, with a fifth of the training clips held out.
 
     Args:
         path: the folder.
-        published: the set.
-        modalities: of rgb, spec and flow, with commas.
-        spec_tokens: windows of sound of a clip, 10 ms each.
+        published: the annotations.
+        modalities: some of rgb, spec and flow, with commas.
+        spec_tokens: windows of sound per clip, 10 ms each.
         missing: keep clips that lack some of their files.
 
     Raises:
-        DatasetError: an option is none, or no clip has its files.
+        DatasetError: an option is invalid, or no clip has its files.
     """
     names = [name.strip() for name in modalities.split(",")]
     if not names or len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
         raise DatasetError(
-            f"Option `modalities` must be of {', '.join(MODALITIES)}, but got {modalities!r}."
+            f"Option `modalities` must be some of {', '.join(MODALITIES)}, but got {modalities!r}."
         )
     if spec_tokens < 1:
         raise DatasetError(f"Option `spec_tokens` must be positive, but got {spec_tokens}.")
-    here = [(clip, _files(path, clip, names)) for clip in published.clips]
-    keep = any if missing else all
-    there = [(clip, files) for clip, files in here if keep(files.values())]
-    if len(there) < len(here):
-        _logger.warning("%d of %d clips lack files, left out", len(here) - len(there), len(here))
-    if not there:
+    listed = [(clip, _files(path, clip, names)) for clip in published.clips]
+    is_kept = any if missing else all
+    found = [(clip, files) for clip, files in listed if is_kept(files.values())]
+    if len(found) < len(listed):
+        num_dropped = len(listed) - len(found)
+        _logger.warning("dropped %d of %d clips that lack files", num_dropped, len(listed))
+    if not found:
         raise unreadable(path, "no clip has its files: features/rgb/CLIP.npy, audio/CLIP.wav, ...")
-    shapes = _shapes(there, names, spec_tokens, missing)
-    clips = _hold_out([clip for clip, _ in there])
+    shapes = _shapes(found, names, spec_tokens, missing)
+    clips = _hold_out([clip for clip, _ in found])
     codes = {name: code for code, name in enumerate(published.classes)}
     samples = [
         Sample(
@@ -101,7 +102,7 @@ def source_of_clips(
             subject=clip.subject,
             read=partial(_read, files, shapes),
         )
-        for clip, (_, files) in zip(clips, there, strict=True)
+        for clip, (_, files) in zip(clips, found, strict=True)
     ]
     return Source(
         task="multilabel" if published.multilabel else "classification",
@@ -133,12 +134,12 @@ def _files(path: Path, clip: Clip, names: Sequence[str]) -> dict[str, Path | Non
 
 
 def _shapes(
-    there: Sequence[tuple[Clip, dict[str, Path | None]]],
+    clips: Sequence[tuple[Clip, dict[str, Path | None]]],
     names: Sequence[str],
     spec_tokens: int,
     missing: bool,
 ) -> dict[str, ModalitySpec]:
-    """Return the shapes: features as long as the longest of all clips, by their headers."""
+    """Return the shape of each modality; the longest clip gives the number of tokens."""
     shapes = {}
     for name in names:
         if name == "spec":
@@ -146,12 +147,12 @@ def _shapes(
                 num_tokens=spec_tokens, num_features=NUM_BANDS, variable_length=True
             )
             continue
-        sizes = [read_array(files[name], header=True) for _, files in there if files[name]]  # type: ignore[arg-type]
+        sizes = [read_array(files[name], header=True) for _, files in clips if files[name]]  # type: ignore[arg-type]
         if not sizes:
-            raise DatasetError(f"No clip has {name}: leave it out of option `modalities`.")
+            raise DatasetError(f"No clip has {name}. Remove it from option `modalities`.")
         lengths, widths = zip(*sizes, strict=True)
         if len(set(widths)) != 1:
-            raise DatasetError(f"{name} of clips differ in features: {sorted(set(widths))[:3]}.")
+            raise DatasetError(f"{name} has different feature counts: {sorted(set(widths))[:3]}.")
         varies = missing or len(set(lengths)) > 1
         shapes[name] = ModalitySpec(
             num_tokens=max(lengths), num_features=widths[0], variable_length=varies
@@ -188,7 +189,7 @@ def hold_out_videos(clips: list[Clip]) -> list[Clip]:
 
 
 def _hold_out(clips: list[Clip]) -> list[Clip]:
-    """Move a fifth of the training clips to validation, where there is none."""
+    """Move a fifth of the training clips to validation unless there is a validation split."""
     if any(clip.split == "validation" for clip in clips):
         return clips
     train = np.array([i for i, clip in enumerate(clips) if clip.split == "train"], dtype=np.int64)

@@ -1,12 +1,12 @@
-"""Computational sequences of the CMU-MultimodalSDK: one HDF5 file (`.csd`) a modality.
+"""Read computational sequences of the CMU-MultimodalSDK: one HDF5 file (`.csd`) per modality.
 
-A file has one group, the sequence's name, with `data/SEGMENT/features` (T, F) and
-`data/SEGMENT/intervals` (T, 2) in seconds, where SEGMENT is a video, or `VIDEO[NUMBER]` of a clip.
-Labels are such a file too: their intervals are the clips, and the first feature the sentiment.
+A file has one group, named like the sequence, with `data/SEGMENT/features` (T, F) and
+`data/SEGMENT/intervals` (T, 2) in seconds. SEGMENT is a video, or `VIDEO[NUMBER]` for a clip. The
+label file has the same format: its intervals are the clips, its first feature is the sentiment.
 
-A clip has the tokens of a modality whose middle lies within its interval; nothing is aligned.
-The folds are published as lists of videos; here they are the files `train.txt`, `valid.txt` and
-`test.txt`, a video a line.
+A clip has the tokens whose midpoint is in its interval; modalities are not aligned. The published
+folds are lists of videos, expected as files `train.txt`, `valid.txt` and `test.txt` with one video
+per line.
 
 Shapes: T tokens, F features.
 """
@@ -35,14 +35,14 @@ MARKS = {
     "audio": ("audio", "acoustic", "covarep", "opensmile"),
     "text": ("text", "glove", "word", "bert"),
 }
-"""Parts of a file's name by which its modality is known."""
+"""Parts of file names that identify a modality."""
 DEFAULT_TOKENS = {"vision": 500, "audio": 500, "text": 50}
-"""Most tokens of a clip, as in the pickles that are not aligned."""
+"""Maximum tokens per clip, as in the unaligned pickles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A clip, before its values are read."""
+    """A clip whose values are read on demand."""
 
     name: str
     split: str
@@ -53,7 +53,7 @@ class Clip:
 
 
 class Sequence:
-    """A computational sequence; its file stays open in a process of its own."""
+    """A computational sequence; a child process keeps its file open."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -70,15 +70,15 @@ class Sequence:
                 self.shapes[parts[2]] = array.shape
         wrong = next((s for s, shape in self.shapes.items() if len(shape) != 2), None)
         if wrong is not None or not self.shapes:
-            what = wrong or "anything"
+            what = wrong or "any segment"
             raise unreadable(file, f"it has no features (tokens, features) of {what}")
 
     def features(self, segment: str) -> npt.NDArray[Any]:
-        """Return (T, F)."""
+        """Return the features of a segment, (T, F)."""
         return self._reader.read(f"{self._root}/data/{segment}/features")
 
     def intervals(self, segment: str) -> npt.NDArray[Any]:
-        """Return begin and end of each token in seconds, (T, 2)."""
+        """Return start and end of each token in seconds, (T, 2)."""
         found = self._reader.read(f"{self._root}/data/{segment}/intervals")
         if found.shape != (self.shapes[segment][0], 2):
             raise unreadable(self.file, f"intervals of {segment} have the shape {found.shape}")
@@ -89,7 +89,7 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
     """Return the modalities and clips of a folder of `.csd` files.
 
     Raises:
-        DatasetError: a modality, the labels or a fold is not there, or a file is not of this form.
+        DatasetError: a modality, the labels or a fold is missing, or a file has another format.
     """
     most = DEFAULT_TOKENS | parse_pairs(tokens, "tokens")
     files = sorted(folder.glob("*.csd"))
@@ -101,7 +101,9 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
     for name, sequence in sequences.items():
         widths = {shape[1] for shape in sequence.shapes.values()}
         if len(widths) != 1:
-            raise unreadable(sequence.file, f"its features differ in number: {sorted(widths)[:3]}")
+            raise unreadable(
+                sequence.file, f"it has different feature counts: {sorted(widths)[:3]}"
+            )
         shapes[name] = ModalitySpec(
             num_tokens=most[name], num_features=widths.pop(), variable_length=True
         )
@@ -113,7 +115,7 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
         if video in fold_of:
             clips += _clips(truth, segment, fold_of[video], sequences, shapes)
     if not clips:
-        raise unreadable(folder, "no clip is of a video of train.txt, valid.txt or test.txt")
+        raise unreadable(folder, "no clip is from a video in train.txt, valid.txt or test.txt")
     return shapes, clips
 
 
@@ -124,27 +126,27 @@ def _find(folder: Path, files: list[Path], labels: list[Path], modality: str) ->
         if file not in labels and any(mark in file.name.lower() for mark in MARKS[modality])
     ]
     if len(found) != 1:
-        known = " or ".join(MARKS[modality])
+        marks = " or ".join(MARKS[modality])
         raise unreadable(
-            folder, f"it must have one .csd of {modality} ({known} in its name), not {len(found)}"
+            folder, f"it must have one .csd of {modality} ({marks} in its name), not {len(found)}"
         )
     return found[0]
 
 
 def _folds(folder: Path) -> dict[str, str]:
     fold_of: dict[str, str] = {}
-    for theirs, ours in FOLDS.items():
-        file = folder / f"{theirs}.txt"
+    for file_split, split in FOLDS.items():
+        file = folder / f"{file_split}.txt"
         try:
             videos = file.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            what = "save the SDK's standard folds there, a video a line"
+            what = "save the standard folds of the SDK in it, one video per line"
             raise unreadable(
                 file, f"{getattr(error, 'strerror', None) or error}: {what}"
             ) from error
         for video in videos:
-            if fold_of.setdefault(video, ours) != ours:
-                raise unreadable(file, f"video {video} is in {fold_of[video]} too")
+            if fold_of.setdefault(video, split) != split:
+                raise unreadable(file, f"video {video} is also in {fold_of[video]}")
     return fold_of
 
 
@@ -155,7 +157,7 @@ def _clips(
     sequences: dict[str, Sequence],
     shapes: dict[str, ModalitySpec],
 ) -> list[Clip]:
-    """Return the clips of a segment of the labels: one a row."""
+    """Return the clips of a segment of the labels, one per row."""
     features, intervals = truth.features(segment), truth.intervals(segment)
     video = segment.partition("[")[0]
     clips = []
@@ -180,7 +182,7 @@ def _clips(
 
 
 class _Cut:
-    """Reads what lies within a clip's interval, of each sequence."""
+    """Reads the tokens of each sequence that are in the interval of a clip."""
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
-"""Digits, the large one: the Free Spoken Digit Dataset's recordings, each with an image of MNIST.
+"""Read the Free Spoken Digit Dataset, each recording paired with an MNIST image.
 
 Published at https://github.com/Jakobovski/free-spoken-digit-dataset (Z. Jackson et al., CC BY-SA
 4.0), `recordings/DIGIT_SPEAKER_NUMBER.wav` at 8 kHz, and by Y. LeCun et al. as IDX files
-(`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, packed by gzip or not; no licence
-is stated). Folder: `recordings/` and the four IDX files.
+(`train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-...`, optionally gzipped; license
+not stated). Folder: `recordings/` and the four IDX files.
 
 A sample is a recording, tokens of 10 ms with 32 log-mel bands divided by 5, and an image of the
-same digit, 196 tokens of 2 x 2 pixels in [0, 1]. Splits are by speaker, as those of the shipped
-`digits`; images of the training part go to training and validation, of the test part to testing,
-and no image is used twice. Who wrote and who speaks are unrelated.
+same digit, 196 tokens of 2 x 2 pixels in [0, 1]. Splits are by speaker, as in the shipped
+`digits`. Training and validation use images of the training part, testing those of the test part;
+no image is used twice. Speakers and writers are unrelated.
 
 Shapes: N images, T tokens, F features.
 """
@@ -43,14 +43,14 @@ _RECORDING = re.compile(r"([0-9])_([a-z]{1,30})_([0-9]{1,6})\.wav")
 
 
 def open_source(path: Path, *, tokens: int = 256) -> Source:
-    """List recordings of spoken digits, each with a written one.
+    """List recordings of spoken digits, each paired with an image of the digit.
 
     Args:
-        path: a folder with recordings/ of the Free Spoken Digit Dataset and MNIST's IDX files.
-        tokens: windows of 10 ms of a recording, at most.
+        path: a folder with recordings/ of the Free Spoken Digit Dataset and the MNIST IDX files.
+        tokens: maximum windows of 10 ms per recording.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format.
     """
     if tokens < 1:
         raise DatasetError(f"Option `tokens` must be positive, but got {tokens}.")
@@ -60,7 +60,7 @@ def open_source(path: Path, *, tokens: int = 256) -> Source:
     for file in sorted((path / "recordings").glob("*.wav")):
         found = _RECORDING.fullmatch(file.name)
         if found is None:
-            raise unreadable(file, "it must be called DIGIT_SPEAKER_NUMBER.wav")
+            raise unreadable(file, "it must be named DIGIT_SPEAKER_NUMBER.wav")
         digit, speaker = int(found[1]), found[2]
         if speaker not in split_of:
             raise unreadable(file, f"the speaker must be one of {', '.join(sorted(split_of))}")
@@ -86,7 +86,7 @@ def open_source(path: Path, *, tokens: int = 256) -> Source:
         },
         classes=tuple("0123456789"),
         samples=samples,
-        licence="CC BY-SA 4.0 (sound); MNIST states none",
+        licence="CC BY-SA 4.0 (sound); not stated (MNIST)",
         attribution="Z. Jackson et al.: Free Spoken Digit Dataset, CC BY-SA 4.0. Y. LeCun et al.: "
         "Gradient-Based Learning Applied to Document Recognition. Proc. IEEE 86(11), 1998.",
         source="https://github.com/Jakobovski/free-spoken-digit-dataset",
@@ -95,7 +95,7 @@ def open_source(path: Path, *, tokens: int = 256) -> Source:
 
 
 class _Images:
-    """A part of MNIST; gives each of its images once, in an order that is the same everywhere."""
+    """A part of MNIST; returns each image once, in a deterministic order."""
 
     def __init__(self, path: Path, part: str) -> None:
         self._pixels = read_idx(path, f"{part}-images-idx3-ubyte", (SIDE, SIDE))
@@ -103,24 +103,24 @@ class _Images:
         if len(labels) != len(self._pixels):
             raise unreadable(path, f"{part} has {len(self._pixels)} images, {len(labels)} labels")
         order = np.random.default_rng(0).permutation(len(labels))
-        self._left = {digit: order[labels[order] == digit].tolist() for digit in range(10)}
+        self._unused = {digit: order[labels[order] == digit].tolist() for digit in range(10)}
         self._path, self._part = path, part
 
     def take(self, digit: int) -> npt.NDArray[np.uint8]:
-        if not self._left[digit]:
+        if not self._unused[digit]:
             raise unreadable(self._path, f"{self._part} has too few images of {digit}")
-        image: npt.NDArray[np.uint8] = self._pixels[self._left[digit].pop(0)]
+        image: npt.NDArray[np.uint8] = self._pixels[self._unused[digit].pop(0)]
         return image
 
 
 def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return an IDX file of bytes, (N, *shape), packed or not.
+    """Read an IDX file of bytes, gzipped or not, (N, *shape).
 
     Raises:
-        DatasetError: it is not there, or not of this form and size.
+        DatasetError: the file is missing, or has another format or size.
     """
     files = [within(path, name), within(path, f"{name}.gz")]
-    file = next((one for one in files if one.is_file()), files[0])
+    file = next((file for file in files if file.is_file()), files[0])
     size = int(np.prod(shape, dtype=np.int64))
     most = MAX_IMAGES * size + 16
     try:
@@ -131,10 +131,10 @@ def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.ui
     axes = 1 + len(shape)
     head = np.frombuffer(content[4 : 4 + 4 * axes], ">u4")
     if content[:4] != bytes([0, 0, 8, axes]) or len(head) != axes or len(content) > most:
-        raise unreadable(file, f"it is no IDX file of bytes with {axes} axes")
+        raise unreadable(file, f"it is not an IDX file of bytes with {axes} axes")
     count = int(head[0])
     if tuple(head[1:].tolist()) != shape or len(content) != 4 + 4 * axes + count * size:
-        raise unreadable(file, f"it says that it has {head.tolist()}, of {len(content)} bytes")
+        raise unreadable(file, f"its header {head.tolist()} does not fit its {len(content)} bytes")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(count, *shape)
 
 

@@ -1,9 +1,9 @@
-"""HDF5 files, read by a process of their own: a damaged one may take that down, and nothing else.
+"""Read HDF5 files in a child process, because a damaged file may crash the HDF5 library.
 
-The child is asked for what there is and for slices, one request a line of JSON; it answers with a
-line of JSON and raw bytes. Its memory and time are limited, and it follows no link.
+The parent requests a listing or a slice with one line of JSON; the child responds with a line of
+JSON and raw bytes. Memory and time of the child are limited, and it follows no links.
 
-Run as a module this file is the child: `python -m sftsearch.datasets.readers.hdf5 FILE`.
+This module is also the program of the child: `python -m sftsearch.datasets.readers.hdf5 FILE`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 _MODULE = "sftsearch.datasets.readers.hdf5"
 MAX_BYTES = 1 << 30
-"""Of a slice."""
+"""Maximum size of a slice."""
 MAX_MEMORY = 8 << 30
-"""Of the child, address space: HDF5 itself, and what a slice of compressed chunks needs."""
+"""Limit of the address space of the child: HDF5 itself, and a slice of compressed chunks."""
 MAX_NAMES = 2_000_000
 SECONDS = 120.0
-"""That an answer may take."""
+"""Time limit of a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array of the file, not read yet."""
+    """Description of an array of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,67 +48,67 @@ class Array:
 
 
 class Reader:
-    """A file, and the process that reads it."""
+    """A file and the child process that reads it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         command = [sys.executable, "-P", "-m", _MODULE, str(file)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        """Reads the file; whatever becomes of it is a `DatasetError` of the next request."""
-        # Not `__del__`: of what refers to itself the process might be collected first, and warn.
+        """The child; if it dies, the next request raises a `DatasetError`."""
+        # With `__del__`, a reference cycle could collect the process first, which warns.
         self._end = weakref.finalize(self, _end, self.process)
 
     def arrays(self, group: str = "/") -> dict[str, Array]:
-        """Return all arrays below a group, by their paths without the group's.
+        """Return all arrays below a group, by path relative to the group.
 
         Raises:
             DatasetError: the file is damaged.
         """
-        told, _ = self._ask({"list": group})
+        response, _ = self._request({"list": group})
         return {
             name: Array(name, tuple(shape), dtype)
-            for name, (shape, dtype) in told["arrays"].items()
+            for name, (shape, dtype) in response["arrays"].items()
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
-        """Return rows of an array of numbers, or of texts as a list of one axis.
+        """Return rows of an array of numbers, or a flat array of strings.
 
         Raises:
-            DatasetError: there is no such array, it is too large, or the file is damaged.
+            DatasetError: the array is missing or too large, or the file is damaged.
         """
-        told, content = self._ask({"read": name, "start": start, "stop": stop})
-        if "texts" in told:
-            return np.array(told["texts"], dtype=object)
-        kind, shape = np.dtype(told["dtype"]), tuple(told["shape"])
+        response, content = self._request({"read": name, "start": start, "stop": stop})
+        if "texts" in response:
+            return np.array(response["texts"], dtype=object)
+        kind, shape = np.dtype(response["dtype"]), tuple(response["shape"])
         if kind.hasobject or math.prod(shape) * kind.itemsize != len(content):
-            raise unreadable(self.file, f"{name} has other bytes than it needs")
+            raise unreadable(self.file, f"the size of {name} does not fit its shape")
         return np.frombuffer(content, kind).reshape(shape)
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _request(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        late = threading.Timer(SECONDS, self.process.kill)
-        late.start()
+        timeout = threading.Timer(SECONDS, self.process.kill)
+        timeout.start()
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-            told = json.loads(self.process.stdout.readline(MAX_BYTES))
-            content = self.process.stdout.read(int(told["num_bytes"]))
-            if len(content) != told["num_bytes"]:
+            response = json.loads(self.process.stdout.readline(MAX_BYTES))
+            content = self.process.stdout.read(int(response["num_bytes"]))
+            if len(content) != response["num_bytes"]:
                 raise EOFError
         except (OSError, EOFError, ValueError) as error:
             code = self.process.wait()
             raise unreadable(
-                self.file, f"it is damaged: reading it ended the reader or took too long ({code})"
+                self.file, f"it is damaged: reading it crashed or took too long (exit code {code})"
             ) from error
         finally:
-            late.cancel()
-        if "error" in told:
-            raise unreadable(self.file, told["error"])
-        return told, content
+            timeout.cancel()
+        if "error" in response:
+            raise unreadable(self.file, response["error"])
+        return response, content
 
     def close(self) -> None:
-        """End the process; so does whoever drops the reader."""
+        """End the child; garbage collection of the reader ends it too."""
         self._end()
 
     def __enter__(self) -> Reader:
@@ -127,7 +127,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-# ------------------------------------------------------------------ the child
+# ------------------------------------------------------------------ child process
 
 
 def _serve(path: str) -> None:
@@ -144,86 +144,86 @@ def _serve(path: str) -> None:
         try:
             file = file or h5py.File(path, "r", locking=False)
             if "list" in request:
-                told: dict[str, Any] = {"arrays": _listed(file, request["list"])}
+                response: dict[str, Any] = {"arrays": _list_arrays(file, request["list"])}
             else:
-                told, content = _slice(file, request["read"], request["start"], request["stop"])
+                response, content = _slice(file, request["read"], request["start"], request["stop"])
         except MemoryError:
-            told = {"error": "it claims more memory than there is"}
-        except Exception as error:  # whatever h5py makes of what is in the file
-            told = {"error": f"{type(error).__name__}: {error}"[:300]}
-        _answer(sys.stdout.buffer, told | {"num_bytes": len(content)}, content)
+            response = {"error": "it needs more memory than is available"}
+        except Exception as error:  # h5py raises many types for damaged files
+            response = {"error": f"{type(error).__name__}: {error}"[:300]}
+        _respond(sys.stdout.buffer, response | {"num_bytes": len(content)}, content)
 
 
-def _answer(pipe: BinaryIO, told: dict[str, Any], content: bytes) -> None:
-    pipe.write(json.dumps(told).encode() + b"\n")
+def _respond(pipe: BinaryIO, response: dict[str, Any], content: bytes) -> None:
+    pipe.write(json.dumps(response).encode() + b"\n")
     pipe.write(content)
     pipe.flush()
 
 
-def _listed(file: Any, group: str) -> dict[str, Any]:
+def _list_arrays(file: Any, group: str) -> dict[str, Any]:
     import h5py
 
     found: dict[str, Any] = {}
-    top = _at(file, group)
-    waiting = [("", top)]
+    top = _get_item(file, group)
+    pending = [("", top)]
     seen = {top.id.__hash__()}
-    while waiting:
-        prefix, here = waiting.pop()
-        for name in here:
-            link = here.get(name, getlink=True)
+    while pending:
+        prefix, parent = pending.pop()
+        for name in parent:
+            link = parent.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"{prefix}{name} is a link, which is not followed")
-            item = here[name]
+                raise ValueError(f"{prefix}{name} is a link; links are not followed")
+            item = parent[name]
             if isinstance(item, h5py.Dataset):
                 found[f"{prefix}{name}"] = [list(item.shape or ()), item.dtype.str]
             elif isinstance(item, h5py.Group):
                 if item.id.__hash__() in seen:
-                    raise ValueError(f"{prefix}{name} leads in a circle")
+                    raise ValueError(f"{prefix}{name} is linked more than once")
                 seen.add(item.id.__hash__())
-                waiting.append((f"{prefix}{name}/", item))
-            if len(found) + len(waiting) > MAX_NAMES:
-                raise ValueError("it has too many names")
+                pending.append((f"{prefix}{name}/", item))
+            if len(found) + len(pending) > MAX_NAMES:
+                raise ValueError(f"it has more than {MAX_NAMES} arrays and groups")
     return found
 
 
-def _at(file: Any, path: str) -> Any:
-    """Follow a path by hard links alone."""
+def _get_item(file: Any, path: str) -> Any:
+    """Return the item at a path; follow hard links only."""
     import h5py
 
-    here = file
+    item = file
     for name in filter(None, path.split("/")):
-        if not isinstance(here, h5py.Group) or name not in here:
+        if not isinstance(item, h5py.Group) or name not in item:
             raise ValueError(f"there is no {path}")
-        if not isinstance(here.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{path} is a link, which is not followed")
-        here = here[name]
-    return here
+        if not isinstance(item.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{path} is a link; links are not followed")
+        item = item[name]
+    return item
 
 
 def _slice(file: Any, name: str, start: int, stop: int | None) -> tuple[dict[str, Any], bytes]:
     import h5py
 
-    array = _at(file, name)
+    array = _get_item(file, name)
     if not isinstance(array, h5py.Dataset):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     if array.is_virtual or array.external:
-        raise ValueError(f"{name} lies in other files, which are not read")
+        raise ValueError(f"{name} is stored in other files; they are not read")
     shape = array.shape or ()
     rows = range(*slice(start, stop).indices(shape[0])) if shape else range(1)
     row_bytes = math.prod(shape[1:]) * array.dtype.itemsize
     if len(rows) * row_bytes > MAX_BYTES:
-        raise ValueError(f"{name} has {len(rows) * row_bytes} bytes, and may have {MAX_BYTES}")
+        raise ValueError(f"{name} has {len(rows) * row_bytes} bytes, more than {MAX_BYTES}")
     if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > MAX_BYTES:
         raise ValueError(f"{name} has chunks of more than {MAX_BYTES} bytes")
     values = array[rows.start : rows.stop] if shape else array[()]
     if array.dtype.kind in "OS":
         texts = [
-            one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one)
-            for one in np.ravel(values)
+            text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+            for text in np.ravel(values)
         ]
         return {"texts": texts}, b""
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has {array.dtype}, which are no numbers")
+        raise ValueError(f"{name} must be numbers, but is {array.dtype}")
     values = np.ascontiguousarray(values)
     return {"dtype": values.dtype.str, "shape": list(values.shape)}, values.tobytes()
 

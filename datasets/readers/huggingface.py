@@ -1,12 +1,13 @@
-"""A Hugging Face data set that was saved to disk, `DatasetDict.save_to_disk`.
+"""Read a Hugging Face dataset saved by `DatasetDict.save_to_disk`.
 
     dataset_dict.json          {"splits": ["train", "validation", "test"]}
     SPLIT/state.json           the files, in order
-    SPLIT/dataset_info.json    the features: names of classes, licence, citation
+    SPLIT/dataset_info.json    the features: names of classes, license, citation
     SPLIT/data-*.arrow         Arrow's stream format
 
-Read with Arrow alone. Modalities are columns of lists: of numbers, or of lists of numbers (also
-`Array2D`), a token each. What is not a list or the label is not read.
+Files are read with Arrow, without the `datasets` library. Modalities are columns of lists of
+numbers, or of lists of tokens (also `Array2D`). Other columns are ignored, except for the label and
+subject.
 
 Shapes: T tokens, F features.
 """
@@ -50,79 +51,79 @@ def open_source(
     tokens: str = "",
     dtype: str = "float32",
 ) -> Source:
-    """List the samples of a Hugging Face data set that was saved to disk.
+    """List the samples of a Hugging Face dataset saved to disk.
 
     Args:
         path: the folder with dataset_dict.json.
         label: the column of labels.
         task: auto, classification, multilabel or regression.
-        subject: the column of subjects; the first of subject, speaker, ... if it is not given.
-        modalities: the columns of modalities, with commas; all columns of lists if not given.
-        dims: features of a token of flat lists, audio=32.
-        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
-        dtype: float32 or float16, of what is stored.
+        subject: the column of subjects; by default the first of subject, speaker, ...
+        modalities: the columns of modalities, with commas; by default all columns of lists.
+        dims: features per token of flat lists, as audio=32.
+        tokens: maximum tokens of modalities, as audio=300; further tokens are cut off.
+        dtype: storage type, float32 or float16.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format.
     """
     splits = _splits(path)
     first = next(iter(splits.values()))
     chosen = _modalities(path, first.schema, modalities, label)
     shapes = _shapes(splits, chosen, dims, tokens, dtype)
-    values = [value for one in splits.values() for value in one.column(label)]
-    called = first.class_names(label)
-    named = [called[v] for v in values] if called and _fit(values, called) else None
-    labels = read_labels(path, values, named, task)
-    column = subject or next((one for one in SUBJECT_COLUMNS if one in first.schema.names), None)
+    values = [value for part in splits.values() for value in part.column(label)]
+    classes = first.class_names(label)
+    names = [classes[v] for v in values] if classes and _are_indices(values, classes) else None
+    labels = read_labels(path, values, names, task)
+    column = subject or next((name for name in SUBJECT_COLUMNS if name in first.schema.names), None)
     samples: list[Sample] = []
-    for split, one in splits.items():
-        people = one.column(column) if column else [None] * one.num_rows
+    for split, part in splits.items():
+        people = part.column(column) if column else [None] * part.num_rows
         samples += [
             Sample(
                 name=f"{split} {row}",
                 split=split,
                 label=labels.values[len(samples) + row],
                 subject=None if people[row] is None else str(people[row]),
-                read=partial(one.read, row, shapes),
+                read=partial(part.read, row, shapes),
             )
-            for row in range(one.num_rows)
+            for row in range(part.num_rows)
         ]
     information = first.information
     return Source(
         task=labels.task,
         modalities=shapes,
-        classes=tuple(called) if called and labels.task == "classification" else labels.classes,
+        classes=tuple(classes) if classes and labels.task == "classification" else labels.classes,
         samples=samples,
-        licence=_text(information.get("license")) or "not told",
-        attribution=_text(information.get("citation")) or "not told",
+        licence=_text(information.get("license")) or "not stated",
+        attribution=_text(information.get("citation")) or "not stated",
         source=_text(information.get("homepage")) or path.name,
-        description=f"Read from the Hugging Face data set {path.name}.",
+        description=f"Read from the Hugging Face dataset {path.name}.",
     )
 
 
 def _splits(path: Path) -> dict[str, _Split]:
-    """Open all splits, which must have the same columns."""
+    """Open all splits and check that their columns are equal."""
     names = _json(path / "dataset_dict.json").get("splits")
     if not isinstance(names, list) or not all(name in SPLIT_NAMES for name in names):
-        raise unreadable(path / "dataset_dict.json", f"its splits are {names!r:.80}")
+        raise unreadable(path / "dataset_dict.json", f"its splits are invalid: {names!r:.80}")
     splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
     first = next(iter(splits.values()))
-    for one in splits.values():
-        if not one.schema.equals(first.schema):
+    for split in splits.values():
+        if not split.schema.equals(first.schema):
             raise unreadable(path, "its splits have different columns")
     return splits
 
 
 def _modalities(path: Path, schema: pa.Schema, given: str, label: str) -> list[str]:
-    """Return the columns of modalities: those that are given, or all lists but the label."""
+    """Return the columns of modalities: the given ones, or all lists except the label."""
     chosen = [n.strip() for n in given.split(",") if n.strip()]
     lists = [field.name for field in schema if _is_list(_storage(field.type))]
     chosen = chosen or [name for name in lists if name != label]
     for name in (label, *chosen):
-        look_up(dict.fromkeys(schema.names), name, kind="column of this data set")
+        look_up(dict.fromkeys(schema.names), name, kind="column of this dataset")
     flat = next((name for name in chosen if name not in lists), None)
     if not chosen or flat:
-        raise unreadable(path, f"a modality is a column of lists, but {flat or 'none'} is not")
+        raise unreadable(path, f"a modality must be a column of lists, but {flat or 'none'} is not")
     return chosen
 
 
@@ -130,8 +131,8 @@ def _text(value: object) -> str:
     return " ".join(value.split())[:500] if isinstance(value, str) else ""
 
 
-def _fit(values: list[Any], called: list[str]) -> bool:
-    return all(isinstance(value, int) and 0 <= value < len(called) for value in values)
+def _are_indices(values: list[Any], names: list[str]) -> bool:
+    return all(isinstance(value, int) and 0 <= value < len(names) for value in values)
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(file, getattr(error, "strerror", None) or error) from error
     if not isinstance(found, dict):
-        raise unreadable(file, "it is no JSON object, or too long")
+        raise unreadable(file, f"it must be a JSON object of at most {MAX_JSON} bytes")
     return found
 
 
@@ -155,12 +156,12 @@ def _storage(kind: pa.DataType) -> pa.DataType:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Return what an extension type, such as `Array2D`, stores."""
+    """Return the storage of an extension type such as `Array2D`, or the column itself."""
     return column.storage if isinstance(column.type, pa.BaseExtensionType) else column
 
 
 class _Split:
-    """A split: its record batches, mapped."""
+    """A split as memory-mapped record batches."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.folder = within(path, name)
@@ -170,10 +171,10 @@ class _Split:
         self.information = _json(self.folder / "dataset_info.json")
         self._batches: list[pa.RecordBatch] = []
         for entry in files:
-            named = entry.get("filename") if isinstance(entry, dict) else None
-            if not isinstance(named, str):
-                raise unreadable(self.folder / "state.json", f"a data file is {entry!r:.60}")
-            self._batches += self._mapped(within(self.folder, named))
+            file_name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(file_name, str):
+                raise unreadable(self.folder / "state.json", f"invalid data file {entry!r:.60}")
+            self._batches += self._map(within(self.folder, file_name))
         if not self._batches:
             raise unreadable(self.folder, "it has no samples")
         self.schema = self._batches[0].schema
@@ -182,7 +183,7 @@ class _Split:
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.num_rows = int(self._starts[-1])
 
-    def _mapped(self, file: Path) -> list[pa.RecordBatch]:
+    def _map(self, file: Path) -> list[pa.RecordBatch]:
         try:
             reader = pa.ipc.open_stream(pa.memory_map(str(file)))
             batches = [batch for batch in reader if batch.num_rows]
@@ -193,7 +194,7 @@ class _Split:
         return batches
 
     def class_names(self, label: str) -> list[str]:
-        """Return the names of a `ClassLabel`; none of anything else."""
+        """Return the names of a `ClassLabel`; empty for other features."""
         feature = self.information.get("features", {})
         feature = feature.get(label, {}) if isinstance(feature, dict) else {}
         names = feature.get("names") if isinstance(feature, dict) else None
@@ -205,17 +206,17 @@ class _Split:
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
 
     def cell(self, row: int, name: str) -> pa.Array | None:
-        """Return the list in a row of a column."""
+        """Return the list in a cell, or None."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         column = _plain(self._batches[number].column(name))
         cell = column[row - int(self._starts[number])]
         return cell.values if cell.is_valid else None
 
     def tokens(self, row: int, name: str, width: int | None) -> npt.NDArray[Any] | None:
-        """Return (T, F) of a cell.
+        """Return the tokens of a cell, (T, F), or None if it is empty.
 
         Raises:
-            DatasetError: it is not numbers in tokens of one width.
+            DatasetError: the cell is not numbers in tokens of one width.
         """
         inner = self.cell(row, name)
         if inner is None or not len(inner):
@@ -223,7 +224,9 @@ class _Split:
         if _is_list(inner.type):
             widths = {len(token) if token.is_valid else -1 for token in inner}
             if len(widths) != 1:
-                raise unreadable(self.folder, f"{name} of sample {row} has tokens of {widths}")
+                raise unreadable(
+                    self.folder, f"{name} of sample {row} has tokens of widths {sorted(widths)[:3]}"
+                )
             (width,) = widths
             inner = inner.flatten()
         is_number = pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)
@@ -232,7 +235,7 @@ class _Split:
         width = width or 1
         if width < 1 or len(inner) % width:
             raise unreadable(
-                self.folder, f"{name} of sample {row} is not whole tokens of {width} features"
+                self.folder, f"{name} of sample {row} is not a multiple of {width} features"
             )
         return np.asarray(inner).reshape(-1, width)
 
@@ -252,20 +255,22 @@ def _shapes(
     tokens: str,
     dtype: str,
 ) -> dict[str, ModalitySpec]:
-    told, most, shapes = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens"), {}
+    width_of, most, shapes = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens"), {}
     for name in names:
         lengths, widths = set(), set()
-        for one in splits.values():
-            for row in range(one.num_rows):
-                found = one.tokens(row, name, told.get(name))
+        for split in splits.values():
+            for row in range(split.num_rows):
+                found = split.tokens(row, name, width_of.get(name))
                 lengths.add(0 if found is None else len(found))
                 if found is not None:
                     widths.add(found.shape[1])
             if len(widths) > 1:
-                raise unreadable(one.folder, f"{name} differs in features: {sorted(widths)[:3]}")
+                raise unreadable(
+                    split.folder, f"{name} has different feature counts: {sorted(widths)[:3]}"
+                )
         longest = min(max(lengths), most.get(name, 10**9))
         if longest < 1:
-            raise unreadable(next(iter(splits.values())).folder, f"{name} is empty everywhere")
+            raise unreadable(next(iter(splits.values())).folder, f"{name} is empty in every sample")
         shapes[name] = ModalitySpec(
             num_tokens=longest,
             num_features=widths.pop(),

@@ -1,11 +1,11 @@
-"""MM-IMDB: films with their plots and posters, and the genres they belong to, several each.
+"""Read MM-IMDB: plots and posters of films, labeled with several genres each.
 
 Published as `multimodal_imdb.hdf5` (http://lisi1.unal.edu.co/mmimdb/; J. Arevalo et al., Gated
 Multimodal Units for Information Fusion, arXiv:1702.01992): `features` (N, 300), the mean word2vec
-vector of a plot, `vgg_features` (N, 4096) of a poster, and `genres` (N, 23) of 0 and 1. Rows are in
-order: 15,552 for training, 2,608 for validation, 7,799 for testing.
+vector of a plot; `vgg_features` (N, 4096) of a poster; `genres` (N, 23) of 0 and 1. The first
+15,552 rows are for training, the next 2,608 for validation, the last 7,799 for testing.
 
-Both are vectors. Token models may be given them in parts: `image_tokens` and `text_tokens`.
+Both inputs are vectors; `text_tokens` and `image_tokens` cut them into tokens.
 
 Shapes: N films, T tokens, F features.
 """
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 ARRAYS = {"text": "features", "image": "vgg_features"}
 SIZES = {"train": 15_552, "validation": 2_608, "test": 7_799}
-ROWS_AT_ONCE = 512
+BLOCK_ROWS = 512
 
 
 def open_source(
     path: Path, *, text_tokens: int = 1, image_tokens: int = 16, splits: str = ""
 ) -> Source:
-    """List the films of MM-IMDB: multimodal_imdb.hdf5, or a folder with it.
+    """List the films of MM-IMDB: multimodal_imdb.hdf5, or the folder with it.
 
     Args:
         path: the file or folder.
-        text_tokens: parts that the 300 numbers of a plot are cut into.
-        image_tokens: parts that the 4,096 numbers of a poster are cut into.
-        splits: films of train,validation,test, in this order; the published ones if not given.
+        text_tokens: tokens to cut the 300 numbers of a plot into.
+        image_tokens: tokens to cut the 4,096 numbers of a poster into.
+        splits: numbers of films, TRAIN,VALIDATION,TEST; the published ones by default.
 
     Raises:
-        DatasetError: the file is not of this form, or an option does not fit.
+        DatasetError: the file has another format, or an option is invalid.
     """
     file = path / "multimodal_imdb.hdf5" if path.is_dir() else path
     films = _Films(file)
@@ -69,7 +69,7 @@ def open_source(
             )
             for row in range(films.count)
         ],
-        licence="see the page of the source",
+        licence="see the source page",
         attribution="J. Arevalo et al.: Gated Multimodal Units for Information Fusion. "
         "arXiv:1702.01992 (2017).",
         source="http://lisi1.unal.edu.co/mmimdb/",
@@ -84,19 +84,19 @@ def _sizes(splits: str, count: int, file: Path) -> dict[str, int]:
         parts = splits.split(",")
         if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
             raise DatasetError(
-                f"Option `splits` must be three positive numbers with commas, but got {splits!r}."
+                f"Option `splits` must be three positive integers with commas, but got {splits!r}."
             )
         sizes = dict(zip(SIZES, map(int, parts), strict=True))
     if sum(sizes.values()) != count:
-        told = ",".join(map(str, sizes.values()))
+        expected = ",".join(map(str, sizes.values()))
         raise unreadable(
-            file, f"it has {count} films, not {told}: tell the splits by `--option splits=...`"
+            file, f"it has {count} films, not {expected}: set `--option splits=TRAIN,VAL,TEST`"
         )
     return sizes
 
 
 class _Films:
-    """The file; some rows are read at once and kept."""
+    """The file; rows are read and cached in blocks."""
 
     def __init__(self, file: Path) -> None:
         self.file, self._reader = file, Reader(file)
@@ -104,11 +104,11 @@ class _Films:
         self._arrays = {}
         for name in (*ARRAYS.values(), "genres"):
             if name not in arrays or len(arrays[name].shape) != 2 or 0 in arrays[name].shape:
-                raise unreadable(file, f"it has no array {name} of films and numbers")
+                raise unreadable(file, f"it has no array {name} of shape (films, numbers)")
             self._arrays[name] = arrays[name].shape
         counts = {shape[0] for shape in self._arrays.values()}
         if len(counts) != 1:
-            raise unreadable(file, f"its arrays have {sorted(counts)} films")
+            raise unreadable(file, f"its arrays have different numbers of films: {sorted(counts)}")
         (self.count,) = counts
         self._block = (-1, {})  # type: tuple[int, dict[str, npt.NDArray[Any]]]
 
@@ -133,15 +133,15 @@ class _Films:
         return found.astype(np.int64)
 
     def values(self, row: int, shapes: dict[str, ModalitySpec]) -> dict[str, npt.NDArray[Any]]:
-        number = row // ROWS_AT_ONCE
+        number = row // BLOCK_ROWS
         if self._block[0] != number:
-            first = number * ROWS_AT_ONCE
+            first = number * BLOCK_ROWS
             read = {
-                name: self._reader.read(array, first, first + ROWS_AT_ONCE)
+                name: self._reader.read(array, first, first + BLOCK_ROWS)
                 for name, array in ARRAYS.items()
             }
             self._block = number, read
         return {
-            name: self._block[1][name][row % ROWS_AT_ONCE].reshape(shape.num_tokens, -1)
+            name: self._block[1][name][row % BLOCK_ROWS].reshape(shape.num_tokens, -1)
             for name, shape in shapes.items()
         }

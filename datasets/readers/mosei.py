@@ -1,15 +1,15 @@
-"""CMU-MOSEI and CMU-MOSI: clips of people who speak to a camera, with how positive they are.
+"""Read CMU-MOSEI and CMU-MOSI: clips of speakers, labeled with their sentiment.
 
 Published as: the pickles of MulT (https://github.com/yaohungt/Multimodal-Transformer) and of MMSA
 (https://github.com/thuiar/MMSA), aligned to words or not, and the computational sequences (`.csd`,
 HDF5) of the CMU-MultimodalSDK (https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK).
 
-The label is a number in [-3, 3]. As seven classes it is rounded, as the papers do; `labels=
-regression` keeps it. The subject of a clip is the video it was cut from.
+The label is a number in [-3, 3]. By default it is rounded to seven classes, as in the papers;
+`labels=regression` keeps it. The subject of a clip is its source video.
 
-What differs between the files: MulT's have no lengths, all clips are padded at one end to 50 (text)
-or 50 to 500 tokens, and are read as they are; MMSA's tell the lengths of vision and audio. Audio of
-some files has infinities, which `--nan` decides about.
+MulT files have no lengths: clips are padded to 50 (text) or 50 to 500 tokens and read with the
+padding. MMSA files have the lengths of vision and audio. The audio of some files has infinities;
+`--nan` says how to handle them.
 
 Shapes: N clips, T tokens, F features.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-"""What the files call our splits."""
+"""Names of the splits in the files."""
 MODALITIES = ("vision", "audio", "text")
 """In the order of the SFT paper."""
 CLASSES = tuple(f"{number:+d}" if number else "0" for number in range(-3, 4))
@@ -53,11 +53,11 @@ def open_source(path: Path, *, labels: str = "seven", tokens: str = "") -> Sourc
 
     Args:
         path: the pickle, or the folder.
-        labels: seven (classes by rounding) or regression.
-        tokens: of .csd files, most tokens of a modality, audio=500,text=50.
+        labels: seven (rounded to classes) or regression.
+        tokens: maximum tokens of modalities, as audio=500,text=50; for .csd files.
 
     Raises:
-        DatasetError: the file is not of this form, a label is out of range, or a video is torn.
+        DatasetError: the file has another format, or a label is out of range.
     """
     return _open("mosei", path, labels, tokens)
 
@@ -91,7 +91,7 @@ def _open(name: str, path: Path, labels: str, tokens: str) -> Source:
             )
             for clip in clips
         ],
-        licence="see the page of the source",
+        licence="see the source page",
         attribution=CREDIT[name],
         source=SOURCES[name],
         description=f"Clips of CMU-{name.upper()}, with sentiment in [-3, 3].",
@@ -99,53 +99,62 @@ def _open(name: str, path: Path, labels: str, tokens: str) -> Source:
 
 
 def to_class(value: float) -> int:
-    """Return the class of a sentiment in [-3, 3]: round(y) + 3, halves to even."""
+    """Convert a sentiment in [-3, 3] to its class: round(y) + 3, halves to even."""
     return round(value) + 3
 
 
 def _from_pickle(file: Path) -> tuple[dict[str, ModalitySpec], list[csd.Clip]]:
     content = safe_pickle.load(file)
     if not isinstance(content, dict) or not set(SPLITS) <= content.keys():
-        raise unreadable(file, "it has no train, valid and test")
-    parts = {theirs: _part(file, theirs, content[theirs]) for theirs in SPLITS}
+        raise unreadable(file, "it must have train, valid and test")
+    parts = {file_split: _part(file, file_split, content[file_split]) for file_split in SPLITS}
     shapes = _shapes(file, parts)
-    clips = [clip for theirs, part in parts.items() for clip in _clips(file, theirs, part, shapes)]
+    clips = [
+        clip
+        for file_split, part in parts.items()
+        for clip in _clips(file, file_split, part, shapes)
+    ]
     return shapes, clips
 
 
-def _part(file: Path, theirs: str, found: Any) -> dict[str, Any]:
-    """Check what a split has: (N, T, F) by modality, N labels, and what else is known of them."""
+def _part(file: Path, file_split: str, found: Any) -> dict[str, Any]:
+    """Check a split: (N, T, F) by modality, N labels, and optional ids and lengths."""
     if not isinstance(found, dict):
-        raise unreadable(file, f"{theirs} is no mapping")
+        raise unreadable(file, f"{file_split} is not a dict")
     label = found.get("regression_labels", found.get("labels"))
     count = len(label) if isinstance(label, np.ndarray) else 0
     for name in MODALITIES:
         x_NTF = found.get(name)
         if not isinstance(x_NTF, np.ndarray) or x_NTF.ndim != 3 or x_NTF.dtype.kind not in "fiu":
-            raise unreadable(file, f"{theirs} has no {name} of numbers (clips, tokens, features)")
+            raise unreadable(
+                file, f"{file_split} has no {name} of numbers (clips, tokens, features)"
+            )
         if len(x_NTF) != count or 0 in x_NTF.shape:
             raise unreadable(
-                file, f"{name} of {theirs} has the shape {x_NTF.shape}, of {count} labels"
+                file,
+                f"{name} of {file_split} has shape {x_NTF.shape}, but there are {count} labels",
             )
     part: dict[str, Any] = {name: found[name] for name in MODALITIES}
-    part["values"] = _values(file, theirs, label)
+    part["values"] = _values(file, file_split, label)
     part["ids"] = _identifiers(found.get("id"), count)
     for name in MODALITIES:
         lengths = found.get(f"{name}_lengths")
         if lengths is not None:
-            part[f"{name}_lengths"] = _lengths(file, f"{name}_lengths of {theirs}", lengths, count)
+            part[f"{name}_lengths"] = _lengths(
+                file, f"{name}_lengths of {file_split}", lengths, count
+            )
     return part
 
 
-def _values(file: Path, theirs: str, label: Any) -> list[float]:
+def _values(file: Path, file_split: str, label: Any) -> list[float]:
     if not isinstance(label, np.ndarray) or label.dtype.kind not in "fiu":
-        raise unreadable(file, f"{theirs} has no labels that are numbers")
+        raise unreadable(file, f"{file_split} has no numeric labels")
     if label.size != len(label):
-        raise unreadable(file, f"labels of {theirs} must be one a clip, but are {label.shape}")
+        raise unreadable(file, f"{file_split} must have one label per clip, but has {label.shape}")
     values = label.reshape(-1).astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(values) <= 3))
     if len(wrong):
-        got = f"clip {wrong[0]} of {theirs} has {values[wrong[0]]}"
+        got = f"clip {wrong[0]} of {file_split} has {values[wrong[0]]}"
         raise unreadable(file, f"labels must be in [-3, 3], but {got}")
     found: list[float] = values.tolist()
     return found
@@ -154,13 +163,13 @@ def _values(file: Path, theirs: str, label: Any) -> list[float]:
 def _lengths(file: Path, what: str, lengths: Any, count: int) -> list[int]:
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" or array.size != count or (count and array.min() < 0):
-        raise unreadable(file, f"{what} must be {count} whole numbers")
+        raise unreadable(file, f"{what} must be {count} non-negative integers")
     found: list[int] = array.reshape(-1).tolist()
     return found
 
 
 def _identifiers(found: Any, count: int) -> list[str]:
-    """Return what clips are called: MMSA's `video$_$clip`, MulT's [video, start, end]."""
+    """Return the ids of clips: `video$_$clip` in MMSA, [video, start, end] in MulT."""
     if found is None or len(found) != count:
         return [""] * count
     names = []
@@ -182,7 +191,9 @@ def _shapes(file: Path, parts: Mapping[str, dict[str, Any]]) -> dict[str, Modali
     for name in MODALITIES:
         found = {part[name].shape[1:] for part in parts.values()}
         if len(found) != 1:
-            raise unreadable(file, f"{name} has other tokens or features in other splits")
+            raise unreadable(
+                file, f"{name} must have the same shape in all splits, but has {sorted(found)}"
+            )
         (num_tokens, num_features) = found.pop()
         shapes[name] = ModalitySpec(
             num_tokens=num_tokens,
@@ -193,17 +204,17 @@ def _shapes(file: Path, parts: Mapping[str, dict[str, Any]]) -> dict[str, Modali
 
 
 def _clips(
-    file: Path, theirs: str, part: dict[str, Any], shapes: Mapping[str, ModalitySpec]
+    file: Path, file_split: str, part: dict[str, Any], shapes: Mapping[str, ModalitySpec]
 ) -> list[csd.Clip]:
     clips, seen = [], set()
     for number, identifier in enumerate(part["ids"]):
-        name = f"{theirs} {identifier or number}"
+        name = f"{file_split} {identifier or number}"
         name = f"{name} ({number})" if name in seen else name
         seen.add(name)
         clips.append(
             csd.Clip(
                 name=name,
-                split=SPLITS[theirs],
+                split=SPLITS[file_split],
                 value=part["values"][number],
                 video=_video(identifier),
                 read=_Rows(file, part, number, shapes),
@@ -213,7 +224,7 @@ def _clips(
 
 
 class _Rows:
-    """Reads the values of a clip out of a pickle's arrays, which may be mapped."""
+    """Reads the values of a clip from the arrays of a pickle, which may be memory-mapped."""
 
     def __init__(
         self, file: Path, part: dict[str, Any], number: int, shapes: Mapping[str, ModalitySpec]
@@ -224,7 +235,7 @@ class _Rows:
         """Return (T, F) by modality.
 
         Raises:
-            DatasetError: a length is longer than its modality.
+            DatasetError: a length exceeds the tokens of its modality.
         """
         values = {}
         for name, shape in self._shapes.items():
@@ -232,7 +243,7 @@ class _Rows:
             if shape.variable_length:
                 length = self._part[f"{name}_lengths"][self._number]
                 if length > len(x_TF):
-                    what = f"{name} of clip {self._number} has {length} of {len(x_TF)} tokens"
+                    what = f"{name} of clip {self._number} has {len(x_TF)} tokens, not {length}"
                     raise unreadable(self._file, what)
                 x_TF = x_TF[:length]
             values[name] = np.asarray(x_TF)

@@ -1,19 +1,19 @@
-"""NTU RGB+D: actions of one or two people, as the skeletons that a depth camera saw.
+"""Read NTU RGB+D: actions of one or two people as skeletons from a depth camera.
 
 Published at https://rose1.ntu.edu.sg/dataset/actionRecognition/ (A. Shahroudy et al., NTU RGB+D: A
-Large Scale Dataset for 3D Human Activity Analysis, CVPR 2016), for research by agreement. Files are
-`SsssCcccPpppRrrrAaaa.skeleton`: setup, camera, performer, replication, action. A file is text: the
-number of frames; a frame is the number of bodies; a body is a line of ten numbers, the number of
-joints (25) and a line of twelve numbers a joint, of which x, y and z are read.
+Large Scale Dataset for 3D Human Activity Analysis, CVPR 2016), for research under an agreement.
+Files are `SsssCcccPpppRrrrAaaa.skeleton`: setup, camera, performer, replication, action. A file is
+text: the number of frames; per frame the number of bodies; per body a line of ten numbers, the
+number of joints (25) and a line of twelve numbers per joint, of which x, y and z are read.
 
 A sample has the modalities `person_1` and `person_2`: frames as tokens, 25 x 3 coordinates in
-metres relative to the first body's spine base in its first frame. Frames are drawn evenly where
-there are more than `tokens`. A person who is not there is a missing modality; one who is away in
-some frames has zeros there.
+meters relative to the spine base of the first body in its first frame. Longer samples are
+subsampled evenly to `tokens` frames. An absent person is a missing modality; in frames without a
+person who appears in others, the values are zero.
 
-Splits: `cross_subject`, the twenty published training performers, of whom every fifth validates;
-`cross_view`, cameras 2 and 3 for training, of which every tenth sample validates, camera 1 for
-testing.
+Splits: `cross_subject`: the twenty published training performers, every fifth of them for
+validation; `cross_view`: cameras 2 and 3 for training, every tenth sample of them for validation,
+camera 1 for testing.
 
 Shapes: T frames, F coordinates.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TRAINING = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
-"""The published training performers of cross-subject evaluation."""
+"""The published training performers of the cross-subject protocol."""
 VALIDATING = TRAINING[4::5]
 NUM_JOINTS = 25
 MAX_FRAMES, MAX_BODIES, MAX_BYTES = 10_000, 10, 256 << 20
@@ -52,11 +52,11 @@ def open_source(
     Args:
         path: the folder of .skeleton files.
         protocol: cross_subject or cross_view.
-        tokens: frames of a sample, at most.
-        classes: 60, or 120.
+        tokens: maximum frames per sample.
+        classes: 60 or 120.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format, or an option is invalid.
     """
     if protocol not in ("cross_subject", "cross_view") or tokens < 1 or classes not in (60, 120):
         raise DatasetError(
@@ -67,14 +67,14 @@ def open_source(
     for file in sorted(path.glob("*.skeleton")):
         found = _NAME.fullmatch(file.name)
         if found is None:
-            raise unreadable(file, "it must be called SsssCcccPpppRrrrAaaa.skeleton")
+            raise unreadable(file, "it must be named SsssCcccPpppRrrrAaaa.skeleton")
         _, camera, performer, _, action = map(int, found.groups())
         if not 1 <= action <= classes:
             if action <= 120:
-                continue  # of the larger set
-            raise unreadable(file, f"there is no action {action}")
+                continue  # of the 120-class dataset
+            raise unreadable(file, f"action {action} is unknown")
         by_subject = protocol == "cross_subject"
-        split = _of_subject(performer) if by_subject else _of_view(camera, len(samples))
+        split = _subject_split(performer) if by_subject else _view_split(camera, len(samples))
         inside = within(path, file.name)
         samples.append(
             Sample(
@@ -93,7 +93,7 @@ def open_source(
         modalities={"person_1": shape, "person_2": shape},
         classes=tuple(f"A{number:03d}" for number in range(1, classes + 1)),
         samples=samples,
-        licence="see the page of the source",
+        licence="see the source page",
         attribution="A. Shahroudy et al.: NTU RGB+D: A Large Scale Dataset for 3D Human Activity "
         "Analysis. CVPR 2016.",
         source="https://rose1.ntu.edu.sg/dataset/actionRecognition/",
@@ -101,13 +101,13 @@ def open_source(
     )
 
 
-def _of_subject(performer: int) -> str:
+def _subject_split(performer: int) -> str:
     if performer in VALIDATING:
         return "validation"
     return "train" if performer in TRAINING else "test"
 
 
-def _of_view(camera: int, number: int) -> str:
+def _view_split(camera: int, number: int) -> str:
     if camera == 1:
         return "test"
     return "validation" if number % 10 == 9 else "train"
@@ -116,33 +116,33 @@ def _of_view(camera: int, number: int) -> str:
 def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32] | None]:
     frames = read_skeletons(file)
     bodies = list(dict.fromkeys(body for frame in frames for body in frame))
-    # Those who are seen longest; of equals, who is seen first.
-    seen = {body: sum(body in frame for frame in frames) for body in bodies}
-    chosen = sorted(bodies, key=lambda body: -seen[body])[:2]
+    # The two bodies in the most frames; ties go to the one that appears first.
+    num_frames = {body: sum(body in frame for frame in frames) for body in bodies}
+    chosen = sorted(bodies, key=lambda body: -num_frames[body])[:2]
     if not chosen:
-        raise unreadable(file, "nobody is in it")
+        raise unreadable(file, "it has no bodies")
     rows = np.linspace(0, len(frames) - 1, min(tokens, len(frames))).round().astype(int)
     origin = next(frame[chosen[0]][0] for frame in frames if chosen[0] in frame)
     values: dict[str, npt.NDArray[np.float32] | None] = {"person_1": None, "person_2": None}
     for name, body in zip(values, chosen, strict=False):
-        nobody = np.zeros((NUM_JOINTS, 3))
-        found = [frames[row][body] - origin if body in frames[row] else nobody for row in rows]
+        absent = np.zeros((NUM_JOINTS, 3))
+        found = [frames[row][body] - origin if body in frames[row] else absent for row in rows]
         values[name] = np.stack(found).reshape(len(rows), -1).astype(np.float32)
     return values
 
 
 def read_skeletons(file: Path) -> list[dict[str, npt.NDArray[np.float64]]]:
-    """Return by frame and body the joints in metres, (25, 3).
+    """Return the joints in meters, (25, 3), by frame and body.
 
     Raises:
-        DatasetError: the file cannot be read, or is not of this form.
+        DatasetError: the file is unreadable or has another format.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
             raise unreadable(file, f"it has more than {MAX_BYTES} bytes")
         lines = iter(file.read_text(encoding="ascii").splitlines())
         frames = [_frame(lines) for _ in range(_count(next(lines), MAX_FRAMES))]
-    except (StopIteration, RuntimeError):  # as which the former leaves what builds a list
+    except (StopIteration, RuntimeError):  # a StopIteration may surface as RuntimeError
         raise unreadable(file, "it ends too early") from None
     except (OSError, ValueError, IndexError) as error:
         if isinstance(error, DatasetError):
@@ -166,5 +166,5 @@ def _frame(lines: Iterator[str]) -> dict[str, npt.NDArray[np.float64]]:
 
 def _count(line: str, most: int) -> int:
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*", line) or int(line) > most:
-        raise ValueError(f"a count must be a number up to {most}, but is {line[:40]!r}")
+        raise ValueError(f"a count must be an integer up to {most}, but is {line[:40]!r}")
     return int(line)

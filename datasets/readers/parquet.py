@@ -1,11 +1,11 @@
-"""One's own data as a Parquet file: a row a sample, a list column a modality.
+"""Read a custom dataset from a Parquet file: one row per sample, one list column per modality.
 
-A modality is a column of lists of numbers, tokens x features row-major, or of lists of lists, a
-token each. Of flat lists the features of a token are told by the file's metadata
-(`modality.NAME.dims`) or by option `dims`. A column `NAME_tokens` may give the token counts, where
-null or 0 means that the sample lacks the modality; without it they follow from the lists.
+A modality is a column of flat lists of numbers, row-major tokens x features, or of lists of tokens.
+The number of features per token of flat lists comes from the file metadata (`modality.NAME.dims`)
+or option `dims`. An optional column `NAME_tokens` has the token counts, where null or 0 means a
+missing modality; without it they follow from the lists.
 
-Rows are read a row group at a time, so memory stays bounded by the largest of them.
+One row group is read at a time, so its maximum size bounds the memory.
 
 Shapes: T tokens, F features.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_GROUP_BYTES = 2 << 30
-"""Most bytes of a row group, unpacked; what is read at once."""
+"""Maximum uncompressed size of a row group."""
 MAX_ROWS = 100_000_000
 
 
@@ -51,31 +51,31 @@ def open_source(
     dims: str = "",
     tokens: str = "",
     dtype: str = "float32",
-    licence: str = "not told",
-    attribution: str = "not told",
+    licence: str = "not stated",
+    attribution: str = "not stated",
 ) -> Source:
     """List the samples of a Parquet file, or of a folder with one.
 
     Args:
         path: the file or folder.
-        label: the column of labels; whole numbers may have names in LABEL_name.
+        label: the column of labels; names of integer classes may be in LABEL_name.
         task: auto, classification, multilabel or regression.
-        split: the column of splits; without it they are drawn by subject, else by class.
-        subject: the column of subjects; the first of subject, speaker, ... if it is not given.
-        modalities: the columns of modalities, with commas; all columns of lists if not given.
-        dims: features of a token, audio=32,image=1, where the file does not tell.
-        tokens: most tokens of a modality, audio=300; what is behind them is cut off.
-        dtype: float32 or float16, of what is stored.
-        licence: of the samples.
-        attribution: who is to be credited.
+        split: the column of splits; without it splits are drawn by subject, else by class.
+        subject: the column of subjects; by default the first of subject, speaker, ...
+        modalities: the columns of modalities, with commas; by default all columns of lists.
+        dims: features per token, as audio=32,image=1; overrides the file metadata.
+        tokens: maximum tokens of modalities, as audio=300; further tokens are cut off.
+        dtype: storage type, float32 or float16.
+        licence: license of the samples.
+        attribution: credit for the samples.
 
     Raises:
-        DatasetError: the file cannot be read, or is not of this form.
+        DatasetError: the file is unreadable or has another format.
     """
-    file = _the_file(path)
+    file = _find_file(path)
     table = _Table(file)
     shapes, sizes = _shapes(table, _modalities(table, modalities, label), dims, tokens, dtype)
-    rows = table.columns([one for one in _plain(table) if one not in sizes])
+    rows = table.columns([name for name in _scalar_columns(table) if name not in sizes])
     labels = _labels(table, rows, label, task)
     people = _subjects(file, rows, subject, table)
     identifiers = _identifiers(table, rows)
@@ -102,17 +102,17 @@ def open_source(
     )
 
 
-def _the_file(path: Path) -> Path:
+def _find_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.parquet"))
     if len(files) != 1:
-        raise unreadable(path, f"it has {len(files)} Parquet files, and must have one")
+        raise unreadable(path, f"it must have one Parquet file, but has {len(files)}")
     return files[0]
 
 
 class _Table:
-    """A Parquet file, of which the last row group that was read is kept."""
+    """A Parquet file; caches the last row group."""
 
     def __init__(self, file: Path) -> None:
         self.path = file
@@ -126,19 +126,19 @@ class _Table:
         self.num_rows = metadata.num_rows
         counts = [group.num_rows for group in groups]
         if not 0 < self.num_rows <= MAX_ROWS or sum(counts) != self.num_rows or min(counts) < 0:
-            raise unreadable(file, f"it says that it has {self.num_rows} rows")
+            raise unreadable(file, f"its row count {self.num_rows} is invalid")
         for number, group in enumerate(groups):
             if not 0 <= group.total_byte_size <= MAX_GROUP_BYTES:
                 raise unreadable(
                     file,
-                    f"row group {number} has {group.total_byte_size} bytes, and may have "
-                    f"{MAX_GROUP_BYTES}: write smaller row groups",
+                    f"row group {number} has {group.total_byte_size} bytes; at most "
+                    f"{MAX_GROUP_BYTES} are allowed: write smaller row groups",
                 )
         self._starts = np.cumsum([0, *counts])
         self._last: tuple[int, tuple[str, ...], pa.Table] | None = None
 
     def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Return whole columns as Python values."""
+        """Return columns as Python values."""
         try:
             read = self._file.read(columns=list(names))
             return {name: read[name].to_pylist() for name in names}
@@ -146,7 +146,7 @@ class _Table:
             raise unreadable(self.path, error) from error
 
     def sizes(self, name: str) -> npt.NDArray[np.int64]:
-        """Return the lengths of the lists of a column, (N,); 0 where there is none."""
+        """Return the lengths of the lists of a column, (N,); 0 for null."""
         import pyarrow.compute as pc
 
         found = []
@@ -164,7 +164,7 @@ class _Table:
 
     def _group(self, number: int, names: tuple[str, ...]) -> pa.Table:
         if self._last is None or self._last[:2] != (number, names):
-            self._last = None  # before the next one is there
+            self._last = None  # frees it before the next one is read
             try:
                 table = self._file.read_row_group(number, columns=list(names))
                 table.validate(full=True)
@@ -182,8 +182,8 @@ def _inner(kind: pa.DataType) -> pa.DataType:
     return kind.value_type
 
 
-def _plain(table: _Table) -> list[str]:
-    """Return the columns that are no lists, and so small."""
+def _scalar_columns(table: _Table) -> list[str]:
+    """Return the columns that are not lists; they are small."""
     return [field.name for field in table.schema if not _is_list(field.type)]
 
 
@@ -194,7 +194,7 @@ def _modalities(table: _Table, given: str, label: str) -> list[str]:
         if name not in lists:
             raise _no_column(table.path, name, "modality", table)
     if not chosen:
-        raise unreadable(table.path, "it has no column of lists, which is what a modality is")
+        raise unreadable(table.path, "it has no column of lists; a modality must be one")
     return chosen
 
 
@@ -207,8 +207,8 @@ def _shapes(
     table: _Table, names: Sequence[str], dims: str, tokens: str, dtype: str
 ) -> tuple[dict[str, ModalitySpec], dict[str, str]]:
     """Return the shape of every modality, and the columns of token counts by modality."""
-    told, most = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens")
-    for option, given in (("dims", told), ("tokens", most)):
+    width_of, most = parse_pairs(dims, "dims"), parse_pairs(tokens, "tokens")
+    for option, given in (("dims", width_of), ("tokens", most)):
         for name in given:
             look_up(dict.fromkeys(names), name, kind=f"modality of option `{option}`")
     metadata = {
@@ -224,13 +224,14 @@ def _shapes(
             num_features = _width(table, name)
         else:
             text = metadata.get(f"modality.{name}.dims", "")
-            num_features = told.get(name) or (int(text) if text.isdigit() and text != "0" else 1)
+            by_file = int(text) if text.isdigit() and text != "0" else 1
+            num_features = width_of.get(name) or by_file
             sizes_N, rest = np.divmod(sizes_N, num_features)
             if rest.any():
                 raise unreadable(
                     table.path,
-                    f"{name} of row {int(rest.argmax())} is not whole tokens of {num_features} "
-                    "features: tell them by `--option dims=...`",
+                    f"{name} of row {int(rest.argmax())} is not a multiple of {num_features} "
+                    f"features: set `--option dims={name}=NUMBER`",
                 )
         longest = min(int(sizes_N.max()), most.get(name, 10**9))
         if longest == 0:
@@ -252,7 +253,7 @@ def _vary(table: _Table, name: str, longest: int) -> bool:
 
 
 def _width(table: _Table, name: str) -> int:
-    """Return the features of a token, of lists of lists."""
+    """Return the number of features per token in lists of lists."""
     for number in range(table.num_rows):
         tokens = table.row(number, (name,))[name].as_py()
         if tokens:
@@ -270,8 +271,8 @@ def _labels(table: _Table, rows: dict[str, list[Any]], label: str, task: str) ->
 
 
 def _identifiers(table: _Table, rows: dict[str, list[Any]]) -> list[str]:
-    """Return the names of samples: the column `id` where it names each, else their numbers."""
-    identifiers = [str(one) for one in rows["id"]] if "id" in rows else []
+    """Return the names of samples: the column `id` if it is unique, else their row numbers."""
+    identifiers = [str(value) for value in rows["id"]] if "id" in rows else []
     if len(set(identifiers)) == table.num_rows:
         return identifiers
     return [f"row {number}" for number in range(table.num_rows)]
@@ -301,7 +302,7 @@ class _Row:
         """Return (T, F) by modality.
 
         Raises:
-            DatasetError: a list is not numbers, or not as long as it is said to be.
+            DatasetError: a list is not numbers, or its length is wrong.
         """
         names = (*self._shapes, *self._counts.values())
         row = self._table.row(self._number, names)
@@ -322,16 +323,16 @@ class _Row:
         if _is_list(inner.type):
             sizes = {len(token) for token in inner}
             if sizes != {shape.num_features}:
-                raise self._wrong(name, f"must have tokens of {shape.num_features} features")
+                raise self._error(name, f"must have tokens of {shape.num_features} features")
             inner = inner.flatten()
         if inner.null_count or not (
             pa.types.is_floating(inner.type) or pa.types.is_integer(inner.type)
         ):
-            raise self._wrong(name, f"must be numbers, but is {inner.type} with nulls")
+            raise self._error(name, f"must be numbers without nulls, but is {inner.type}")
         x_TF = np.asarray(inner).reshape(-1, shape.num_features)
         if count is not None and count != len(x_TF):
-            raise self._wrong(name, f"has {len(x_TF)} tokens, but {name}_tokens says {count}")
+            raise self._error(name, f"has {len(x_TF)} tokens, but {name}_tokens is {count}")
         return x_TF[: shape.num_tokens]
 
-    def _wrong(self, name: str, why: str) -> DatasetError:
+    def _error(self, name: str, why: str) -> DatasetError:
         return unreadable(self._table.path, f"{name} of row {self._number} {why}")

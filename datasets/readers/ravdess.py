@@ -1,12 +1,13 @@
-"""RAVDESS, speech: 24 actors say two sentences in eight emotions.
+"""Read the speech of RAVDESS: 24 actors say two sentences in eight emotions.
 
 Published at https://zenodo.org/record/1188976 (S. R. Livingstone, F. A. Russo, The Ryerson
 Audio-Visual Database of Emotional Speech and Song, PLoS ONE 13(5), 2018), CC BY-NC-SA 4.0. Files
 are `Actor_12/03-01-05-01-02-01-12.wav`: modality, channel, emotion, intensity, statement,
-repetition, actor; actors of odd number are men, of even women.
+repetition, actor; actors with odd numbers are men, those with even numbers women.
 
-A sample is the sound as 13 cepstral coefficients (MFCC) every 10 ms. Of six folds each has two men
-and two women; fold `fold` is tested on, the next one validates, the others train.
+A sample is the sound as 13 cepstral coefficients (MFCC) every 10 ms. Each of six folds has two men
+and two women; `fold` is the test split, the next one the validation split, the others are for
+training.
 
 Shapes: T tokens, F features.
 """
@@ -32,7 +33,7 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 NUM_ACTORS, NUM_FOLDS = 24, 6
 NUM_COEFFICIENTS = 13
 SECONDS = 10.0
-"""Of sound that are read; the longest recording has under six."""
+"""Seconds of sound to read; the longest recording has under six."""
 _NAME = re.compile(r"03-01-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav")
 
 
@@ -41,11 +42,11 @@ def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
 
     Args:
         path: the folder of Actor_01, ..., Actor_24.
-        fold: which of six is tested on, 0 to 5.
-        tokens: windows of 10 ms of a recording, at most.
+        fold: the test fold, 0 to 5.
+        tokens: maximum windows of 10 ms per recording.
 
     Raises:
-        DatasetError: the folder is not of this form.
+        DatasetError: the folder has another format, or an option is invalid.
     """
     if not 0 <= fold < NUM_FOLDS or tokens < 1:
         raise DatasetError(
@@ -56,12 +57,12 @@ def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
     for file in sorted(path.glob("Actor_*/*.wav")):
         found = _NAME.fullmatch(file.name)
         if found is None:
-            continue  # songs and videos have names alike
+            continue  # songs and videos have similar names
         emotion, *_, actor = map(int, found.groups())
         if not 1 <= emotion <= len(EMOTIONS) or not 1 <= actor <= NUM_ACTORS:
-            raise unreadable(file, f"it is of emotion {emotion} and actor {actor}")
+            raise unreadable(file, f"its emotion {emotion} or actor {actor} is unknown")
         if file.parent.name != f"Actor_{actor:02d}":
-            raise unreadable(file, f"it is of actor {actor}, and in another's folder")
+            raise unreadable(file, f"it is of actor {actor}, but in the folder of another actor")
         inside = within(path, f"{file.parent.name}/{file.name}")
         samples.append(
             Sample(

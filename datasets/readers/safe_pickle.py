@@ -1,9 +1,9 @@
-"""Pickles of numpy arrays, of which nothing is run: every global but a few is refused first.
+"""Load pickles of numpy arrays without running code: only allow-listed globals are accepted.
 
-A pickle is a program; `pickle.load` calls what it names. Here it may name what rebuilds numpy's
-arrays, dtypes and scalars, and `_codecs.encode`, by which old protocols write bytes; and even these
-are stand-ins of ours. numpy's own would believe the state that a pickle gives them: a dtype with
-wrong flags makes pointers of numbers, an array may claim any shape.
+A pickle is a program; `pickle.load` calls the globals it names. The allow-list has the functions
+that rebuild numpy arrays, dtypes and scalars, and `_codecs.encode`, with which old protocols write
+bytes. All of them are replaced by stand-ins, because numpy trusts the state in a pickle: a dtype
+with wrong flags turns numbers into pointers, and an array may claim any shape.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_BYTES = 64 << 30
-"""Of a file; what is larger is no pickle of features."""
+"""Maximum size of a file."""
 MAPPED_BYTES = 1 << 16
-"""Arrays of so many bytes are mapped from the file and not read; pickles frame smaller ones."""
+"""Minimum size of arrays that are memory-mapped instead of read; pickles frame smaller ones."""
 _KINDS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 _ORDERS = {"<": "<", ">": ">", "=": "=", "|": "|"}
 _CORES = ("numpy.core", "numpy._core")  # of numpy 1 and 2
 
 
 def load(file: Path) -> Any:
-    """Return what a pickle holds: dicts, lists, tuples, texts, numbers and numpy's arrays.
+    """Load a pickle of dicts, lists, tuples, strings, bytes, numbers and numpy arrays.
 
     Raises:
-        DatasetError: it names anything else, or is damaged.
+        DatasetError: the pickle has other objects or is damaged.
     """
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise unreadable(file, f"it has {size} bytes, and may have {MAX_BYTES}")
+            raise unreadable(file, f"it has {size} bytes; at most {MAX_BYTES} are allowed")
         with file.open("rb") as stream:
-            return _Rebuilt().of(_Unpickler(stream, size).load())
+            return _Rebuilder().rebuild(_Unpickler(stream, size).load())
     except OSError as error:
         raise unreadable(file, error.strerror or error) from error
     except _RefusedError as error:
-        raise unreadable(file, f"{error}; nothing of it was run") from error
+        raise unreadable(file, f"{error}; no code was run") from error
     except MemoryError as error:
-        raise unreadable(file, "it is no sound pickle, it claims more than there is") from error
+        raise unreadable(file, "it is not a valid pickle, it exceeds the memory") from error
     except _DAMAGED as error:
-        why = f"it is no sound pickle, {type(error).__name__}: {error}"
+        why = f"it is not a valid pickle, {type(error).__name__}: {error}"
         raise unreadable(file, why) from error
 
 
@@ -68,29 +68,29 @@ _DAMAGED = (
     ValueError,
     pickle.UnpicklingError,
 )
-"""What the unpickler raises on its way through bytes that are no pickle."""
+"""Raised by the unpickler for bytes that are not a pickle."""
 
 
 class _RefusedError(Exception):
-    """What no array needs."""
+    """The pickle names a global or an object that is not allowed."""
 
 
 _Pure: Any = pickle._Unpickler
 
 
 class _Unpickler(_Pure):  # type: ignore[misc]
-    """Python's own, with an allow-list of exact globals, each of them a stand-in.
+    """The unpickler of Python, restricted to allow-listed globals.
 
-    It is the one written in Python: the other one gives as much memory as a number of the file
-    asks for, before it reads on.
+    It is the implementation in Python: that in C allocates as much memory as a number in the file
+    requests.
     """
 
     def __init__(self, stream: io.BufferedReader, size: int) -> None:
         self._stream, self._size = stream, size
-        # Python 2's texts are bytes of latin-1, what is in its arrays among them.
+        # Strings of Python 2, which include the content of arrays, are latin-1.
         super().__init__(self, encoding="latin1")
 
-    # What the unpickler reads from: nobody gets more than there is.
+    # The unpickler reads from itself, so that no read exceeds the file.
     def read(self, count: int) -> bytes:
         if not 0 <= count <= self._size - self._stream.tell():
             raise EOFError("it ends too early")
@@ -102,12 +102,12 @@ class _Unpickler(_Pure):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in; see `pickle.Unpickler.find_class`."""
         if (module, name) not in _ALLOWED:
-            raise _RefusedError(f"it names {module}.{name}, which no array needs"[:150])
+            raise _RefusedError(f"it names {module}.{name}, which is not allowed"[:150])
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuse what lies elsewhere."""
-        raise _RefusedError("it names something outside of itself")
+        """Reject references to external objects."""
+        raise _RefusedError("it refers to an external object")
 
     def _load_sized(self, layout: str, convert: Callable[[bytes], Any]) -> None:
         (count,) = struct.unpack(layout, self._unframer.read(struct.calcsize(layout)))
@@ -141,7 +141,7 @@ class _Unpickler(_Pure):  # type: ignore[misc]
 
 
 class _Mapped:
-    """Stands for many bytes of the file, which are left where they are."""
+    """Stand-in for a large bytes object, which stays in the file."""
 
     def __init__(self, file: str, start: int, count: int) -> None:
         self.file, self.start, self.count = file, start, count
@@ -151,7 +151,7 @@ class _Mapped:
 
 
 class _StandIn:
-    """Calls a function; a pickle can change nothing of it."""
+    """Stand-in for a function; a pickle cannot change its state."""
 
     __slots__ = ("_function",)
 
@@ -166,101 +166,102 @@ class _StandIn:
 
 
 class _DType:
-    """Stands for a dtype: plain numbers, texts, or objects."""
+    """Stand-in for a dtype of numbers, strings or objects."""
 
     def __init__(self, text: str) -> None:
         self.text, self.order = text, "="
 
     def __setstate__(self, state: Any) -> None:
-        """Take over the byte order; names, fields and flags are not believed."""
+        """Set the byte order; reject fields and ignore flags."""
         if not isinstance(state, tuple) or len(state) < 5 or state[1] not in _ORDERS:
-            raise ValueError(f"a dtype's state is {state!r:.60}")
-        if any(one is not None for one in state[2:5]):
+            raise ValueError(f"the state of a dtype is invalid: {state!r:.60}")
+        if any(value is not None for value in state[2:5]):
             raise ValueError("a dtype has fields")
         self.order = state[1]
 
-    def real(self) -> np.dtype[Any]:
-        dtype: Any = np.dtype(self.text)
-        real: np.dtype[Any] = dtype.newbyteorder("=" if self.order == "|" else self.order)
-        return real
+    def to_numpy(self) -> np.dtype[Any]:
+        native: Any = np.dtype(self.text)
+        dtype: np.dtype[Any] = native.newbyteorder("=" if self.order == "|" else self.order)
+        return dtype
 
 
 class _Array:
-    """Stands for an array."""
+    """Stand-in for an array."""
 
     def __init__(self) -> None:
         self.values: Any = None
 
     def __setstate__(self, state: Any) -> None:
-        """Check and keep what the array is made of."""
+        """Check the state and build the values."""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise ValueError(f"an array's state is {state!r:.60}")
+            raise ValueError(f"the state of an array is invalid: {state!r:.60}")
         shape, dtype, is_fortran, content = state[-4:]
         if not isinstance(dtype, _DType):
-            raise ValueError(f"an array's dtype is {dtype!r:.60}")
-        self.values = _checked(shape, dtype, bool(is_fortran), content)
+            raise ValueError(f"the dtype of an array is invalid: {dtype!r:.60}")
+        self.values = _build_array(shape, dtype, bool(is_fortran), content)
 
 
-def _checked(shape: Any, dtype: _DType, is_fortran: bool, content: Any) -> Any:
-    """Return an array; of objects, (shape, list), for they may stand for arrays themselves."""
+def _build_array(shape: Any, dtype: _DType, is_fortran: bool, content: Any) -> Any:
+    """Return an array, or (shape, list) of objects, because these may be stand-ins themselves."""
     if not isinstance(shape, tuple) or len(shape) > 8:
-        raise ValueError(f"an array's shape is {shape!r:.60}")
+        raise ValueError(f"the shape of an array is invalid: {shape!r:.60}")
     if any(type(length) is not int or length < 0 for length in shape):
-        raise ValueError(f"an array's shape is {shape!r:.60}")
+        raise ValueError(f"the shape of an array is invalid: {shape!r:.60}")
     count = math.prod(shape)
     if dtype.text == "O":
         if not isinstance(content, list) or len(content) != count:
-            raise ValueError(f"an array of {count} objects has others")
+            raise ValueError(f"an array of {count} objects has a different content")
         return shape, content
-    kind, order = dtype.real(), "F" if is_fortran else "C"
+    kind, order = dtype.to_numpy(), "F" if is_fortran else "C"
     if isinstance(content, _Mapped) and content.count == count * kind.itemsize > 0:
         mapped = np.memmap(content.file, kind, "r", content.start, (count,))
-        return _sound(mapped).reshape(shape, order=order)  # type: ignore[call-overload]
+        return _check_strings(mapped).reshape(shape, order=order)  # type: ignore[call-overload]
     if isinstance(content, str):
         content = content.encode("latin1")
     if not isinstance(content, bytes | bytearray) or len(content) != count * kind.itemsize:
-        raise ValueError(f"an array of {shape} {kind} has other bytes than it needs")
-    flat = _sound(np.frombuffer(content, kind))
+        raise ValueError(f"the size of an array does not fit its shape {shape} and dtype {kind}")
+    flat = _check_strings(np.frombuffer(content, kind))
     return flat.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 _PLAIN = (str, bytes, bytearray, int, float, complex, np.generic, np.ndarray)
 
 
-def _sound(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array whose texts have no characters that are none: numpy would not look."""
+def _check_strings(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the array; check for invalid code points, which numpy does not do."""
     if flat.dtype.kind == "U" and flat.size:
         codes = flat.view(np.dtype("u4").newbyteorder(flat.dtype.byteorder))
         if codes.max() > 0x10FFFF:
-            raise ValueError("a text has characters that are none")
+            raise ValueError("a string has invalid characters")
     return flat
 
 
-class _Rebuilt:
-    """Puts arrays in the place of what stands for them; each thing once, whatever refers to it."""
+class _Rebuilder:
+    """Replaces stand-ins by arrays; an object is rebuilt once, however often it is referenced."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Any] = {}
+        self._rebuilt: dict[int, Any] = {}
 
-    def of(self, found: Any) -> Any:
-        if id(found) in self._known:
-            return self._known[id(found)]
+    def rebuild(self, found: Any) -> Any:
+        if id(found) in self._rebuilt:
+            return self._rebuilt[id(found)]
         rebuilt: Any
         if isinstance(found, _Array):
             rebuilt = self._array(found.values)
         elif isinstance(found, dict):
-            rebuilt = self._known[id(found)] = {}
-            rebuilt.update({self.of(key): self.of(value) for key, value in found.items()})
+            rebuilt = self._rebuilt[id(found)] = {}
+            items = found.items()
+            rebuilt.update({self.rebuild(key): self.rebuild(value) for key, value in items})
         elif isinstance(found, list):
-            rebuilt = self._known[id(found)] = []
-            rebuilt.extend(map(self.of, found))
+            rebuilt = self._rebuilt[id(found)] = []
+            rebuilt.extend(map(self.rebuild, found))
         elif isinstance(found, tuple):
-            rebuilt = tuple(map(self.of, found))
+            rebuilt = tuple(map(self.rebuild, found))
         elif found is None or isinstance(found, _PLAIN):
             return found
         else:
-            raise ValueError(f"it holds a {type(found).__name__}")
-        self._known[id(found)] = rebuilt
+            raise ValueError(f"it has an object of type {type(found).__name__}")
+        self._rebuilt[id(found)] = rebuilt
         return rebuilt
 
     def _array(self, values: Any) -> npt.NDArray[Any]:
@@ -270,8 +271,8 @@ class _Rebuilt:
             raise ValueError("an array has no state")
         shape, content = values
         array = np.empty(len(content), dtype=object)
-        for i, one in enumerate(content):
-            array[i] = self.of(one)
+        for i, value in enumerate(content):
+            array[i] = self.rebuild(value)
         return array.reshape(shape)
 
 
@@ -283,40 +284,40 @@ def _dtype(text: Any, align: Any = False, copy: Any = True) -> _DType:
     )
     is_object = text in ("O", "O8", "O4")
     if text not in _KINDS and not is_object and not (is_text and int(text[1:]) > 0):
-        raise ValueError(f"an array's type must be numbers, texts or objects, but is {text!r:.60}")
+        raise ValueError(f"a dtype must be numbers, strings or objects, but is {text!r:.60}")
     return _DType("O" if is_object else text)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     if kind is not _NDARRAY:
-        raise ValueError("only arrays are rebuilt")
+        raise ValueError("only arrays can be reconstructed")
     return _Array()
 
 
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     if not isinstance(dtype, _DType) or dtype.text == "O":
-        raise ValueError("a buffer's type must be numbers or texts")
-    return _checked(shape, dtype, order == "F", content)
+        raise ValueError("the dtype of a buffer must be numbers or strings")
+    return _build_array(shape, dtype, order == "F", content)
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:
     if not isinstance(dtype, _DType) or dtype.text == "O":
-        raise ValueError("a number's type must be a number's")
-    return _checked((), dtype, False, content)[()]
+        raise ValueError("the dtype of a scalar must be numbers or strings")
+    return _build_array((), dtype, False, content)[()]
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes must be written as latin-1")
+        raise ValueError("bytes must be encoded as latin-1")
     return text.encode("latin1")
 
 
-_NDARRAY = object()  # is handed over, and cannot be called
+_NDARRAY = object()  # an argument of `_reconstruct`; not callable
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _StandIn(_dtype),
     ("_codecs", "encode"): _StandIn(_encode),
-    # By which protocols before 3 write the empty bytes; it takes nothing and gives them.
+    # Protocols before 3 write empty bytes as a call without arguments.
     ("__builtin__", "bytes"): _StandIn(lambda: b""),
 }
 for _core in _CORES:

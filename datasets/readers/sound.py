@@ -1,10 +1,10 @@
-"""Sound files as tokens: log-mel bands, or cepstral coefficients (MFCC).
+"""Convert sound files to tokens: log-mel bands or cepstral coefficients (MFCC).
 
 The front end of audio transformers: 16 kHz, one channel, windows of 25 ms (Hamming) every 10 ms,
 power spectra, 128 bands of the mel scale, logarithm. The mel scale is HTK's, m(f) = 2595
-log10(1 + f / 700); a band is a triangle over mel from its lower neighbour's centre to its upper
-one's, of height 1 (S. Young et al., The HTK Book, sec. 5.4). MFCC are the first coefficients of the
-orthonormal DCT-II of the log-mel bands.
+log10(1 + f / 700); a band is a triangle of height 1 over mel, from the center of its lower neighbor
+to that of its upper one (S. Young et al., The HTK Book, sec. 5.4). MFCC are the first coefficients
+of the orthonormal DCT-II of the log-mel bands.
 
 Shapes: S samples of sound, T windows, F bands or coefficients.
 """
@@ -29,46 +29,46 @@ RATE = 16_000
 WINDOW, HOP = 400, 160
 """Samples: 25 ms and 10 ms."""
 FLOOR = 1e-10
-"""Added to powers before the logarithm: silence is finite."""
+"""Added to powers before the logarithm, so that silence is finite."""
 MAX_SECONDS = 3600.0
 MAX_CHANNELS = 32
 
 
 def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> npt.NDArray[Any]:
-    """Return the first seconds of a sound file, mean of its channels, (S,), at a rate.
+    """Read the first seconds of a sound file, channels averaged, resampled to `rate`, (S,).
 
     Raises:
-        DatasetError: it is no sound file that can be read, or one of no length.
+        DatasetError: the file is unreadable or empty.
     """
     import soundfile  # type: ignore[import-untyped]
 
     try:
         with soundfile.SoundFile(file) as sound:
-            own, channels = sound.samplerate, sound.channels
-            if not 1000 <= own <= 768_000 or not 1 <= channels <= MAX_CHANNELS:
-                raise unreadable(file, f"it has {channels} channels of {own} samples a second")
-            wanted = int(min(seconds, MAX_SECONDS) * own)
-            # Not what the header says there is: it may say anything.
+            source_rate, channels = sound.samplerate, sound.channels
+            if not 1000 <= source_rate <= 768_000 or not 1 <= channels <= MAX_CHANNELS:
+                raise unreadable(file, f"it has {channels} channels at {source_rate} Hz")
+            count = int(min(seconds, MAX_SECONDS) * source_rate)
+            # The length in the header may be wrong, so it is not used.
             blocks = [
                 block.mean(axis=1)
-                for block in sound.blocks(1 << 16, frames=wanted, dtype="float64", always_2d=True)
+                for block in sound.blocks(1 << 16, frames=count, dtype="float64", always_2d=True)
             ]
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError) as error:
         raise unreadable(file, error) from error
     x_S = np.concatenate(blocks) if blocks else np.zeros(0)
     if not len(x_S):
-        raise unreadable(file, "there is no sound in it")
-    if own == rate:
+        raise unreadable(file, "it has no samples")
+    if source_rate == rate:
         return x_S
-    common = np.gcd(own, rate)
-    resampled: npt.NDArray[Any] = resample_poly(x_S, rate // common, own // common)
+    common = np.gcd(source_rate, rate)
+    resampled: npt.NDArray[Any] = resample_poly(x_S, rate // common, source_rate // common)
     return resampled
 
 
 def log_mel(
     x_S: npt.NDArray[Any], *, rate: int = RATE, num_bands: int = 128
 ) -> npt.NDArray[np.float32]:
-    """Return the logarithm of the power in mel bands, (T, F); sound shorter than a window: one."""
+    """Return the log power in mel bands, (T, F); sound shorter than a window is padded to one."""
     window, hop = _windows(rate)
     if len(x_S) < window:
         x_S = np.pad(x_S, (0, window - len(x_S)))
@@ -76,9 +76,9 @@ def log_mel(
     num_points = 1 << (window - 1).bit_length()
     bands_KF = mel_bands(rate, num_points, num_bands)
     parts = []
-    for start in range(0, len(frames_TW), 1024):  # a few at a time: windows overlap
-        some = frames_TW[start : start + 1024] * np.hamming(window)
-        power_TK = np.abs(np.fft.rfft(some, num_points, axis=1)) ** 2
+    for start in range(0, len(frames_TW), 1024):  # windows overlap, so blocks bound the memory
+        block_TW = frames_TW[start : start + 1024] * np.hamming(window)
+        power_TK = np.abs(np.fft.rfft(block_TW, num_points, axis=1)) ** 2
         parts.append(np.log(power_TK @ bands_KF + FLOOR))
     return np.concatenate(parts).astype(np.float32)
 
@@ -101,14 +101,14 @@ def mel_bands(rate: int, num_points: int, num_bands: int) -> npt.NDArray[np.floa
     """Return the weight of each frequency of a spectrum in each band, (K, F)."""
     mel_K = to_mel(np.arange(num_points // 2 + 1) * rate / num_points)
     edges = np.linspace(0.0, to_mel(np.array(rate / 2)), num_bands + 2)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    rising = (mel_K[:, None] - low) / (centre - low)
-    falling = (high - mel_K[:, None]) / (high - centre)
+    low, center, high = edges[:-2], edges[1:-1], edges[2:]
+    rising = (mel_K[:, None] - low) / (center - low)
+    falling = (high - mel_K[:, None]) / (high - center)
     weights: npt.NDArray[np.float64] = np.maximum(0.0, np.minimum(rising, falling))
     return weights
 
 
 def to_mel(frequency: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return frequencies in Hz on the mel scale."""
+    """Convert frequencies in Hz to the mel scale."""
     mel: npt.NDArray[np.float64] = 2595.0 * np.log10(1.0 + frequency / 700.0)
     return mel

@@ -1,24 +1,23 @@
-"""A made-up data set with dials, whose best possible accuracy is known: what a fusion can gain.
+"""Generate a synthetic dataset with adjustable difficulty and a known best possible accuracy.
 
-Nothing is read. A sample has three fair, independent bits: `l` shown by the left modality alone,
-`r` by the right alone, `c` by both. What the class is made of says how the modalities complete each
-other (`kind`):
+No file is read. A sample has three fair, independent bits: the left modality shows `l`, the right
+one `r`, and both show `c`. `kind` says how the modalities complement each other:
 
-- `synergy`: the pair (l xor r, c); of the first half one modality alone tells nothing.
-- `unique`: the pair (l, r); each modality tells a half.
-- `redundant`: c; each modality tells it.
+- `synergy`: the class is (l xor r, c); no modality alone has information about the xor.
+- `unique`: the class is (l, r); each modality has information about one bit.
+- `redundant`: the class is c; each modality has information about it.
 
-Of the tokens of a modality `telling` ones, at random places, show its bits: feature 0 the own one,
-feature 1 the common one, feature 2 is 1 where a token tells and else 0. All other numbers are noise
-N(0, 1). `telling` equal to `tokens` is the most redundant; 1 is a needle, and pooling with a stride
-of s mixes it with s - 1 tokens of noise. `pattern` is `constant`, or `alternating`: the sign of
-what a token shows turns with every place, so that averages over an even number of neighbours lose
-it.
+In each modality `telling` tokens at random positions are informative: feature 0 shows the private
+bit, feature 1 the common bit, feature 2 is 1 in informative tokens and 0 in others. All other
+numbers are noise N(0, 1). With `telling` equal to `tokens` redundancy is highest; with 1, pooling
+with stride s mixes the only informative token with s - 1 tokens of noise. `pattern` is `constant`
+or `alternating`: the sign of the signal alternates with the position, so that averages over an even
+number of neighbors cancel it.
 
-`left`, `right` and `shared` are the evidence for a bit in hundredths of a deviation: with E the
-best guess of a bit that one modality shows is right with probability Phi(E), of the common bit
-Phi(sqrt(2) E), for amplitudes are E over the root of `telling`, and where tokens tell is known.
-Therefore the best accuracies, as `datasets/synthetic.py` derives them, are
+`left`, `right` and `shared` are the evidence for a bit in hundredths of a standard deviation. The
+amplitudes are E over the root of `telling`, and the informative positions are known, so with
+evidence E the best prediction of a private bit is correct with probability Phi(E), and of the
+common bit with Phi(sqrt(2) E). The best accuracies, as `datasets/synthetic.py` derives them, are
 
 - synergy: (P Q + (1 - P) (1 - Q)) Phi(sqrt(2) S), P = Phi(L), Q = Phi(R);
 - unique: P Q;
@@ -46,15 +45,15 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 VERSION = 1
-"""Raised whenever equal options give other samples."""
+"""Increased whenever equal options generate different samples."""
 CLASSES = {
     "synergy": ("same_off", "same_on", "different_off", "different_on"),
     "unique": ("off_off", "off_on", "on_off", "on_on"),
     "redundant": ("off", "on"),
 }
 SPLITS = {"train": 8, "validation": 2, "test": 5}
-"""In parts of fifteen."""
-MOST = 1_000_000
+"""In fifteenths."""
+MAX_COUNT = 1_000_000
 NUM_FEATURES = 3
 
 
@@ -71,19 +70,19 @@ def open_source(
     samples: int = 3000,
     seed: int = 0,
 ) -> Source:
-    """List the samples of a made-up set with dials, whose best possible accuracy is known.
+    """List the samples of a synthetic dataset whose best possible accuracy is known.
 
     Args:
-        path: nothing is read.
-        kind: synergy, unique or redundant: how the modalities complete each other.
-        left: evidence of the left modality for its own bit, in hundredths of a deviation.
-        right: the same of the right one.
-        shared: the same of each for the bit that both show.
-        tokens: of a sample and modality.
-        telling: how many of them tell.
+        path: ignored.
+        kind: synergy, unique or redundant: how the modalities complement each other.
+        left: evidence of the left modality for its bit, in hundredths of a standard deviation.
+        right: the same for the right modality.
+        shared: the same for the bit that both modalities show, in each of them.
+        tokens: tokens per sample and modality.
+        telling: number of informative tokens.
         pattern: constant or alternating.
-        samples: of all splits.
-        seed: another one, other samples.
+        samples: number of samples in all splits together.
+        seed: random seed of the samples.
 
     Raises:
         DatasetError: an option is out of its range.
@@ -108,7 +107,7 @@ def open_source(
         licence="Apache-2.0",
         attribution="Generated by sftsearch.",
         source="sftsearch.datasets.readers.synthetic_tunable",
-        description=f"Made up, {kind}: {telling} of {tokens} tokens tell, {pattern}.",
+        description=f"Synthetic, {kind}: {telling} of {tokens} tokens are informative, {pattern}.",
         best_accuracy=best_accuracy(kind, evidence),
     )
 
@@ -126,26 +125,26 @@ def _check(
             "Options `left`, `right` and `shared` must be 0 to 10000 hundredths, but got "
             f"{evidence}."
         )
-    if not 1 <= telling <= tokens <= MOST:
+    if not 1 <= telling <= tokens <= MAX_COUNT:
         raise DatasetError(
             f"Option `telling` must be 1 to `tokens`, but got (telling={telling}, tokens={tokens})."
         )
-    if not 60 <= samples <= MOST:
-        raise DatasetError(f"Option `samples` must be 60 to {MOST}, but got {samples}.")
+    if not 60 <= samples <= MAX_COUNT:
+        raise DatasetError(f"Option `samples` must be 60 to {MAX_COUNT}, but got {samples}.")
 
 
 def best_accuracy(kind: str, evidence: dict[str, float]) -> float:
-    """Return the accuracy of the Bayes-optimal classifier; the module derives it."""
+    """Return the accuracy of the Bayes-optimal classifier; see the module docstring."""
     phi = NormalDist().cdf
     p, q, c = phi(evidence["left"]), phi(evidence["right"]), phi(math.sqrt(2) * evidence["shared"])
     return {"synergy": (p * q + (1 - p) * (1 - q)) * c, "unique": p * q, "redundant": c}[kind]
 
 
 def _split(number: int) -> str:
-    place = number % sum(SPLITS.values())
-    if place < SPLITS["train"]:
+    position = number % sum(SPLITS.values())
+    if position < SPLITS["train"]:
         return "train"
-    return "validation" if place < SPLITS["train"] + SPLITS["validation"] else "test"
+    return "validation" if position < SPLITS["train"] + SPLITS["validation"] else "test"
 
 
 def _bits(seed: int, number: int) -> tuple[int, int, int]:
@@ -170,13 +169,13 @@ def _draw(
     random = np.random.default_rng([VERSION, seed, number, 1])
     left, right, common = (2 * bit - 1 for bit in _bits(seed, number))
     values = {}
-    for name, own in (("left", left), ("right", right)):
+    for name, private in (("left", left), ("right", right)):
         x_TF = random.standard_normal((tokens, NUM_FEATURES))
-        places = np.sort(random.choice(tokens, telling, replace=False))
-        turns = (-1.0) ** places if is_alternating else np.ones(telling)
-        x_TF[places, 0] += own * turns * evidence[name] / math.sqrt(telling)
-        x_TF[places, 1] += common * turns * evidence["shared"] / math.sqrt(telling)
+        positions = np.sort(random.choice(tokens, telling, replace=False))
+        signs = (-1.0) ** positions if is_alternating else np.ones(telling)
+        x_TF[positions, 0] += private * signs * evidence[name] / math.sqrt(telling)
+        x_TF[positions, 1] += common * signs * evidence["shared"] / math.sqrt(telling)
         x_TF[:, 2] = 0.0
-        x_TF[places, 2] = 1.0
+        x_TF[positions, 2] = 1.0
         values[name] = x_TF.astype(np.float32)
     return values

@@ -1,8 +1,7 @@
-"""What a table of one's own says of its samples: labels, splits, subjects; for several readers.
+"""Derive labels, splits and subjects from the table of a custom dataset; used by several readers.
 
-A split that the table does not give is drawn, alike on every machine: by subject where they are
-known (a fifth of the subjects for validation and a fifth for testing), else by sample within each
-class.
+Without a split column, splits are drawn deterministically: by subject if subjects are known (a
+fifth of them for validation and a fifth for testing), otherwise by sample within each class.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ SPLIT_NAMES = {
     "test": "test",
 }
 SUBJECT_COLUMNS = ("subject", "speaker", "participant", "person", "actor", "video")
-"""Where subjects are looked for, in this order."""
+"""Possible columns of subjects; the first that exists is used."""
 MAX_CLASSES = 10_000
 HELD_OUT = 0.2
-"""Of the subjects or samples, for validation, and as many for testing, where no split is given."""
+"""Fraction of subjects or samples for each of validation and testing, without given splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +50,19 @@ class Labels:
 def read_labels(
     where: object, values: Sequence[Any], names: Sequence[Any] | None, task: str
 ) -> Labels:
-    """Return labels from the values of a column.
+    """Convert the values of a column to labels.
 
-    Texts are names of classes; whole numbers classes, called as `names` says or by their numbers;
-    other numbers are what a regression predicts; lists of 0 and 1 are labels of a multi-label task.
+    Strings are class names; integers are class indices, named by `names` or by themselves; other
+    numbers are regression targets; lists of 0 and 1 are labels of a multi-label task.
 
     Args:
         where: the file, for errors.
-        values: one of each sample.
-        names: of the classes, one of each sample, or None.
-        task: classification, multilabel or regression; auto: as the values look.
+        values: one per sample.
+        names: class names, one per sample, or None.
+        task: classification, multilabel or regression; auto: inferred from the values.
 
     Raises:
-        DatasetError: the values are not what the task needs.
+        DatasetError: the values do not fit the task.
     """
     if task not in ("auto", "classification", "multilabel", "regression"):
         raise DatasetError(
@@ -89,7 +88,7 @@ def _multilabel(where: object, values: Sequence[Any]) -> Labels:
             )
         rows.append(tuple(int(one) for one in row))
     if len(rows[0]) > MAX_CLASSES:
-        raise unreadable(where, f"it has {len(rows[0])} labels, and may have {MAX_CLASSES}")
+        raise unreadable(where, f"it has {len(rows[0])} labels; at most {MAX_CLASSES} are allowed")
     classes = tuple(f"label_{number}" for number in range(len(rows[0])))
     return Labels("multilabel", classes, [*rows])
 
@@ -112,23 +111,25 @@ def _classification(where: object, values: Sequence[Any], names: Sequence[Any] |
             raise unreadable(
                 where, f"classes must be in [0, {MAX_CLASSES}), but got {low} to {high}"
             )
-        called = _called(where, values, names)
-        classes = [called.get(number, str(number)) for number in range(high + 1)]
+        name_of = _class_names(where, values, names)
+        classes = [name_of.get(number, str(number)) for number in range(high + 1)]
         return Labels("classification", tuple(classes), [int(value) for value in values])
     else:
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise unreadable(where, f"classes must be texts or whole numbers, but got {found}")
+        raise unreadable(where, f"classes must be strings or integers, but got {found}")
     codes = {name: code for code, name in enumerate(classes)}
     return Labels("classification", tuple(classes), [codes[value] for value in values])
 
 
-def _called(where: object, values: Sequence[Any], names: Sequence[Any] | None) -> dict[int, str]:
-    """Return {class: its name}, of those that the table names; every class has one name."""
-    called: dict[int, str] = {}
+def _class_names(
+    where: object, values: Sequence[Any], names: Sequence[Any] | None
+) -> dict[int, str]:
+    """Return {class: name} of the named classes; check that each has one name."""
+    name_of: dict[int, str] = {}
     for value, name in zip(values, names or (), strict=bool(names)):
-        if called.setdefault(int(value), str(name)) != str(name):
-            raise unreadable(where, f"class {value} is called '{called[value]}' and '{name}'")
-    return called
+        if name_of.setdefault(int(value), str(name)) != str(name):
+            raise unreadable(where, f"class {value} has two names: '{name_of[value]}' and '{name}'")
+    return name_of
 
 
 def read_splits(
@@ -138,10 +139,10 @@ def read_splits(
     labels: Sequence[Label],
     names: Sequence[str],
 ) -> list[str]:
-    """Return the split of each sample: as given, else drawn.
+    """Return the split of each sample, as given or else drawn.
 
     Raises:
-        DatasetError: a name is none of `SPLIT_NAMES`.
+        DatasetError: a name is not in `SPLIT_NAMES`.
     """
     if given is not None:
         unknown = next((s for s in given if str(s).lower() not in SPLIT_NAMES), None)
@@ -150,19 +151,19 @@ def read_splits(
             raise unreadable(where, f"a split must be one of {known}, but got {unknown!r:.40}")
         return [SPLIT_NAMES[str(one).lower()] for one in given]
     if all(subject is not None for subject in subjects):
-        split_of = _dealt(sorted({str(subject) for subject in subjects}))
+        split_of = _draw_splits(sorted({str(subject) for subject in subjects}))
         return [split_of[str(subject)] for subject in subjects]
     by_class: dict[Label, list[str]] = defaultdict(list)
     for label, name in zip(labels, names, strict=True):
         by_class[0.0 if isinstance(label, float) else label].append(name)
     split_of = {}
     for members in by_class.values():
-        split_of |= _dealt(members)
+        split_of |= _draw_splits(members)
     return [split_of[name] for name in names]
 
 
-def _dealt(members: Sequence[str]) -> dict[str, str]:
-    """Deal names to the splits, in an order that depends on the names alone."""
+def _draw_splits(members: Sequence[str]) -> dict[str, str]:
+    """Assign names to splits, depending on the names only."""
     order = sorted(members, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = max(1, round(HELD_OUT * len(order))) if len(order) > 2 else 0
     parts = {"test": order[:held_out], "validation": order[held_out : 2 * held_out]}
@@ -171,10 +172,10 @@ def _dealt(members: Sequence[str]) -> dict[str, str]:
 
 
 def parse_pairs(text: str, option: str) -> dict[str, int]:
-    """Return `audio=32,image=1` as numbers by name.
+    """Parse a text such as `audio=32,image=1`.
 
     Raises:
-        DatasetError: it is not of this form.
+        DatasetError: the text has another form.
     """
     pairs = {}
     for part in filter(None, text.split(",")):

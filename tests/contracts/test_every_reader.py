@@ -1,4 +1,4 @@
-"""What every reader of published files must keep; a new one is tested by being listed."""
+"""The contract of every reader of published files; a new reader is tested by being listed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz_readers.py"
 
 @pytest.mark.parametrize("name", sorted(READERS))
 class TestReader:
-    def test_it_says_what_it_reads_and_every_option(self, name: str) -> None:
+    def test_reader_documents_what_it_reads_and_has_valid_options(self, name: str) -> None:
         text = inspect.getdoc(reader(name)) or ""
         assert text.split("\n", 1)[0].startswith("List ")
         assert text.split("\n", 1)[0].endswith(".")
@@ -38,19 +38,19 @@ class TestReader:
             assert option.kind is option.KEYWORD_ONLY
             assert isinstance(option.default, str | int | bool)
 
-    def test_it_has_a_page_with_its_command(self, name: str) -> None:
+    def test_reader_and_its_options_are_in_the_docs(self, name: str) -> None:
         page = PAGE.read_text()
         assert f"`{name}`" in page
         for option in list(inspect.signature(reader(name)).parameters)[1:]:
             assert f"`{option}`" in page, f"the page lacks option {option} of {name}"
 
-    def test_options_that_are_none_are_refused(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=f"No option of the reader '{name}' is called 'colour'"):
-            read_source(name, tmp_path, ["colour=red"])
-        with pytest.raises(UserError, match="An option must be KEY=VALUE, but got 'colour'"):
-            read_source(name, tmp_path, ["colour"])
+    def test_unknown_options_are_refused(self, name: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=f"No option of the reader '{name}' is called 'color'"):
+            read_source(name, tmp_path, ["color=red"])
+        with pytest.raises(UserError, match="An option must be KEY=VALUE, but got 'color'"):
+            read_source(name, tmp_path, ["color"])
 
-    def test_it_is_no_data_sets_name(self, name: str) -> None:
+    def test_reader_name_is_not_a_dataset_name(self, name: str) -> None:
         assert name not in DATASETS
 
 
@@ -59,7 +59,7 @@ def _needs_files(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(READERS) if _needs_files(name)])
-def test_what_is_not_there_or_empty_is_one_line(name: str, tmp_path: Path) -> None:
+def test_missing_or_empty_path_gives_a_one_line_error(name: str, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError) as raised:
             read_source(name, path)
@@ -68,7 +68,7 @@ def test_what_is_not_there_or_empty_is_one_line(name: str, tmp_path: Path) -> No
 
 
 def _writers() -> dict[str, Any]:
-    """Return what writes small files in each published layout, which mutations begin with too."""
+    """Return the fuzzer's functions that write small files in each published layout."""
     spec = importlib.util.spec_from_file_location("fuzz_readers", FUZZ)
     assert spec is not None
     assert spec.loader is not None
@@ -79,17 +79,17 @@ def _writers() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(_writers()))
-def test_a_store_of_its_files_is_sound_and_the_same_everywhere(name: str, tmp_path: Path) -> None:
+def test_store_is_valid_and_does_not_depend_on_the_folder(name: str, tmp_path: Path) -> None:
     write, options = _writers()[name]
     given = [f"{key}={value}" for key, value in options.items()]
     stores = []
-    for place in ("here", "elsewhere"):
-        folder = tmp_path / place
+    for folder_name in ("first", "second"):
+        folder = tmp_path / folder_name
         folder.mkdir()
         write(folder)
         pickles = list(folder.glob("*.pkl"))
         source = read_source(name.split()[0], pickles[0] if pickles else folder, given)
-        done = prepare("mine", source, tmp_path / f"{place} store" / "mine")
+        done = prepare("mine", source, tmp_path / f"{folder_name} store" / "mine")
         stores.append(open_store(done.path))
         verify(stores[-1])
     one, other = stores
@@ -106,25 +106,25 @@ def test_a_store_of_its_files_is_sound_and_the_same_everywhere(name: str, tmp_pa
         seen |= people
 
 
-def test_values_of_options_are_as_their_defaults_are(tmp_path: Path) -> None:
+def test_option_values_must_have_the_type_of_their_default(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`missing` must be true or false, but got 'maybe'"):
         read_source("vggsound", tmp_path, ["missing=maybe"])
     with pytest.raises(UserError, match=r"`fold` must be a whole number, but got '1.5'"):
         read_source("ravdess", tmp_path, ["fold=1.5"])
 
 
-def test_only_what_reads_nothing_needs_no_path() -> None:
+def test_only_synthetic_readers_need_no_path() -> None:
     assert len(read_source("synthetic_tunable", None, ["samples=60"]).samples) == 60
-    with pytest.raises(UserError, match="'mosei' needs published files: say where by --from"):
+    with pytest.raises(UserError, match=r"'mosei' needs published files. Give their path by"):
         read_source("mosei", None)
-    with pytest.raises(UserError, match="choose one by --reader, or a file by --from"):
+    with pytest.raises(UserError, match="Choose one by --reader, or give files by --from"):
         reader_for("mine", None)
 
 
-def test_a_path_tells_its_reader(tmp_path: Path) -> None:
+def test_reader_is_inferred_from_the_path(tmp_path: Path) -> None:
     assert reader_for("mosei", tmp_path) == "mosei"
     assert reader_for("mine", tmp_path / "x.parquet") == "parquet"
-    with pytest.raises(UserError, match=r"No reader is called 'mine', and .* does not look like"):
+    with pytest.raises(UserError, match=r"No reader is called 'mine', and .* is not a Parquet"):
         reader_for("mine", tmp_path)
     (tmp_path / "labels.csv").write_text("")
     assert reader_for("mine", tmp_path) == "arrays"

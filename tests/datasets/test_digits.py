@@ -1,4 +1,4 @@
-"""The shipped spoken and written digits, against what was published of them."""
+"""The shipped spoken and written digits, compared with the published data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftsearch.datasets.errors import DatasetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.datasets.store import Split
+    from sftsearch.datasets.samples import Split
 
 PUBLISHED_SPEAKERS = {
     "train": {"jackson": 200, "lucas": 200, "yweweler": 200},
@@ -33,14 +33,14 @@ def splits() -> dict[str, Split]:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """The published rows by split, read the slow way."""
+    """Return the published rows by split, read independently."""
     table = pq.read_table(digits.SHIPPED).to_pylist()
     published = {"train": "train", "validation": "val", "test": "test"}
-    return {ours: [r for r in table if r["split"] == theirs] for ours, theirs in published.items()}
+    return {name: [r for r in table if r["split"] == key] for name, key in published.items()}
 
 
 @pytest.mark.medium
-def test_every_sample_is_the_published_row(
+def test_samples_equal_the_published_rows(
     splits: dict[str, Split], rows: dict[str, list[dict[str, Any]]]
 ) -> None:
     spec = digits.spec()
@@ -68,8 +68,8 @@ def test_every_speaker_says_every_digit_twenty_times(splits: dict[str, Split]) -
         assert counts.sum(axis=1).tolist() == list(speakers.values())
 
 
-def test_facts_are_the_published_ones(splits: dict[str, Split]) -> None:
-    """Over all splits, from the facts published with the file: of audio the first 8 bands."""
+def test_statistics_equal_the_published_ones(splits: dict[str, Split]) -> None:
+    """Compare with the statistics published with the file; of audio the first 8 bands."""
     mean = (-0.71477, -0.59644, -0.59401, -0.58301, -0.57532, -0.57356, -0.57967, -0.5901)
     std = (0.73013, 0.74447, 0.76027, 0.77594, 0.84093, 0.8728, 0.8752, 0.88737)
     lengths = np.concatenate([split.lengths["audio"] for split in splits.values()])
@@ -84,18 +84,18 @@ def test_facts_are_the_published_ones(splits: dict[str, Split]) -> None:
     assert pixels.std(dtype=np.float64) == pytest.approx(0.37622, abs=1e-5)
 
 
-def test_images_are_those_of_scikit_learn(
+def test_images_equal_those_of_scikit_learn(
     splits: dict[str, Split], rows: dict[str, list[dict[str, Any]]]
 ) -> None:
-    """Sixteen levels of grey, exact in float32; an image is of the digit that is spoken."""
+    """Sixteen gray levels are exact in float32; an image shows the spoken digit."""
     published = load_digits()
     drawn = {name: [row["sklearn_index"] for row in of_split] for name, of_split in rows.items()}
     for name, indices in drawn.items():
         images = splits[name].modalities["image"][:].reshape(-1, 64)
         np.testing.assert_array_equal(images, published.data[indices] / 16)
         np.testing.assert_array_equal(splits[name].labels, published.target[indices])
-    everything = [index for indices in drawn.values() for index in indices]
-    assert len(set(everything)) == len(everything)  # no image serves twice, or in two splits
+    used = [index for indices in drawn.values() for index in indices]
+    assert len(set(used)) == len(used)  # no image is used more than once
 
 
 def test_a_store_keeps_lengths_and_ignores_padding(
@@ -110,7 +110,7 @@ def test_a_store_keeps_lengths_and_ignores_padding(
     np.testing.assert_allclose(mean, tokens.sum(axis=(0, 1)) / num_valid, rtol=1e-6)
 
 
-def test_another_shipped_file_is_another_data_set(
+def test_another_shipped_file_changes_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = digits.spec().fingerprint
@@ -152,10 +152,10 @@ def test_a_missing_or_damaged_file_says_what_to_do(
         ("audio_tokens", 129, "without 1 to 128 tokens"),
     ],
 )
-def test_a_file_of_something_else_is_refused(
+def test_a_file_with_invalid_rows_is_refused(
     column: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(digits.SHIPPED).slice(100, 20)  # of the training split, zeros
+    table = pq.read_table(digits.SHIPPED).slice(100, 20)  # zeros of the training split
     changed = table.to_pylist()
     assert {row["split"] for row in changed} == {"train"}
     changed[7][column] = value

@@ -1,4 +1,4 @@
-"""Names that are not known, and the errors a user sees."""
+"""Errors shown to users, and messages for unknown names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_look_up_returns_what_is_listed() -> None:
     assert look_up(MODELS, "late_fusion", kind="model") == 2
 
 
-def test_look_up_names_the_nearest_and_all_of_them() -> None:
+def test_look_up_names_the_nearest_and_all_names() -> None:
     with pytest.raises(UserError) as raised:
         look_up(MODELS, "late-fusion", kind="model")
     assert str(raised.value) == (
@@ -22,7 +22,7 @@ def test_look_up_names_the_nearest_and_all_of_them() -> None:
     )
 
 
-def test_look_up_suggests_nothing_when_nothing_is_alike() -> None:
+def test_look_up_suggests_nothing_without_a_similar_name() -> None:
     with pytest.raises(UserError) as raised:
         look_up(MODELS, "xyz", kind="model")
     assert str(raised.value) == "No model is called 'xyz'. Known: concat, late_fusion, sft."

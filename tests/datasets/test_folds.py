@@ -1,4 +1,4 @@
-"""Grouped folds of a real data set, against the samples of its own splits."""
+"""Grouped folds of real datasets, compared with the samples of their splits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sftsearch.datasets.folds import deal, fold_of, open_fold
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
 
-SETS = {"digits": 4, "wearables": 5}
+DATASETS = {"digits": 4, "wearables": 5}
 
 
 def people(store: Store, name: str) -> list[str]:
     return [store.spec.subjects[name][code] for code in store.split(name).subjects]
 
 
-@pytest.mark.parametrize(("name", "num_folds"), SETS.items())
-def test_every_sample_is_validated_once_and_else_trained_on(name: str, num_folds: int) -> None:
+@pytest.mark.parametrize(("name", "num_folds"), DATASETS.items())
+def test_every_sample_is_in_one_validation_fold(name: str, num_folds: int) -> None:
     store = open_dataset(name)
     everything = {
         (person, *row.tobytes()[:64])
@@ -57,7 +57,7 @@ def first(store: Store) -> str:
     return next(iter(store.spec.modalities))
 
 
-@pytest.mark.parametrize(("name", "num_folds"), SETS.items())
+@pytest.mark.parametrize(("name", "num_folds"), DATASETS.items())
 def test_labels_and_lengths_stay_with_their_samples(name: str, num_folds: int) -> None:
     store = open_dataset(name)
     fold = open_fold(store, 1, num_folds)
@@ -73,9 +73,9 @@ def test_labels_and_lengths_stay_with_their_samples(name: str, num_folds: int) -
             assert known[row.tobytes()] == facts
 
 
-@pytest.mark.parametrize(("name", "num_folds"), SETS.items())
-def test_a_fold_is_scaled_by_its_own_training(name: str, num_folds: int) -> None:
-    """Against plain sums over the valid tokens of its training samples, in float64."""
+@pytest.mark.parametrize(("name", "num_folds"), DATASETS.items())
+def test_statistics_of_a_fold_are_those_of_its_training_split(name: str, num_folds: int) -> None:
+    """Compare with sums over the valid tokens of its training samples, in float64."""
     store = open_dataset(name)
     fold = open_fold(store, 0, num_folds)
     split = fold.split("train")
@@ -98,13 +98,13 @@ def test_parts_differ_by_one_person_at_most() -> None:
     assert sizes == [4, 4, 3, 3, 3]
 
 
-def test_the_test_split_is_the_data_sets_and_sealed() -> None:
+def test_the_test_split_is_unchanged_and_sealed() -> None:
     store = open_dataset("digits")
     fold = open_fold(store, 2, 4)
     with pytest.raises(SealedSplitError):
         fold.split("test")
-    theirs, own = store.split("test", unseal_test=True), fold.split("test", unseal_test=True)
-    np.testing.assert_array_equal(own.labels, theirs.labels)
+    expected, found = store.split("test", unseal_test=True), fold.split("test", unseal_test=True)
+    np.testing.assert_array_equal(found.labels, expected.labels)
     assert fold.spec.subjects["test"] == store.spec.subjects["test"]
 
 
@@ -114,14 +114,14 @@ def test_every_fold_has_a_fingerprint_of_its_own() -> None:
     assert len(prints | {store.spec.fingerprint}) == 8
 
 
-def test_replicates_take_turns() -> None:
+def test_fold_of_replicates_is_round_robin() -> None:
     assert [fold_of(replicate, 3) for replicate in range(5)] == [0, 1, 2, 0, 1]
     assert fold_of(7, None) is None
     store = open_dataset("digits")
     assert open_fold(store, None, None) is store
 
 
-def test_a_fold_travels_between_processes() -> None:
+def test_a_fold_can_be_pickled() -> None:
     fold = open_fold(open_dataset("digits"), 3, 4)
     again = pickle.loads(pickle.dumps(fold))
     assert again.spec == fold.spec

@@ -1,4 +1,4 @@
-"""From a source to a store: values, what is refused, interruption and going on, bounded memory."""
+"""Preparation of stores: values, invalid sources, interruption and resuming, bounded memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODALITIES = {
 
 
 def values_of(number: int) -> dict[str, npt.NDArray[Any]]:
-    """Return what sample `number` holds; one in ten lacks the sound."""
+    """Return the values of sample `number`; one in ten lacks the sound."""
     random = np.random.default_rng(number)
     length = 0 if number % 10 == 3 else int(random.integers(1, 21))
     return {
@@ -70,14 +70,14 @@ def source(count: int = 90, **changes: Any) -> Source:
 
 
 def with_sample(number: int, **changes: Any) -> Source:
-    whole = source()
+    original = source()
     samples = [replace(one, **changes) if i == number else one
-               for i, one in enumerate(whole.samples)]  # fmt: skip
-    return replace(whole, samples=samples)
+               for i, one in enumerate(original.samples)]  # fmt: skip
+    return replace(original, samples=samples)
 
 
-def reading(number: int, change: Callable[[dict[str, Any]], object]) -> Source:
-    """Return a source whose sample `number` reads something else."""
+def altered(number: int, change: Callable[[dict[str, Any]], object]) -> Source:
+    """Return a source in which `change` is applied to the values of sample `number`."""
 
     def read() -> dict[str, Any]:
         values = values_of(number)
@@ -89,11 +89,11 @@ def reading(number: int, change: Callable[[dict[str, Any]], object]) -> Source:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let batches be small, so that a store has many."""
+    """Use small batches, so that a store has many."""
     monkeypatch.setattr(preparing, "BATCH_BYTES", 4000)
 
 
-# What is written is what is read
+# Round trip
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 4000, 1 << 30])
@@ -109,10 +109,10 @@ def test_the_store_has_the_samples_of_the_source(
     verify(store)
     assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
     assert store.spec.subjects["train"] == ("p0", "p3", "p6")
-    for place, name in enumerate(SPLITS):
+    for offset, name in enumerate(SPLITS):
         split = store.split(name, unseal_test=True)
         assert store.class_counts[name] == (15, 15)
-        for row, number in enumerate(range(place, 90, 3)):
+        for row, number in enumerate(range(offset, 90, 3)):
             expected = values_of(number)
             length = len(expected["sound"])
             assert split.lengths["sound"][row] == length
@@ -135,7 +135,7 @@ def test_statistics_are_of_all_valid_tokens_of_training(
     np.testing.assert_allclose(std, sound.astype(np.float64).std(axis=0), rtol=1e-6)
 
 
-def test_batches_of_many_sizes_are_read_as_one(tmp_path: Path, small_batches: None) -> None:
+def test_many_batches_are_read_as_one_split(tmp_path: Path, small_batches: None) -> None:
     split = open_store(prepare("mine", source(), tmp_path / "mine").path).split("train")
     assert isinstance(split.modalities["image"], Rows)
     rows = np.array([29, 0, 13, 13, 7])
@@ -145,7 +145,7 @@ def test_batches_of_many_sizes_are_read_as_one(tmp_path: Path, small_batches: No
         np.testing.assert_array_equal(tokens[np.arange(30) % 7 == 0], tokens[:][::7])
 
 
-def test_equal_samples_have_equal_fingerprints_and_others_have_not(tmp_path: Path) -> None:
+def test_fingerprints_are_equal_only_for_equal_samples(tmp_path: Path) -> None:
     first = open_store(prepare("mine", source(), tmp_path / "a" / "mine").path)
     second = open_store(prepare("mine", source(), tmp_path / "b" / "mine").path)
     assert first.spec == second.spec
@@ -167,7 +167,7 @@ def test_other_tasks(tmp_path: Path, task: Any, classes: tuple[str, ...], label:
     np.testing.assert_array_equal(labels, np.array([label] * 30, dtype=np.float32))
 
 
-# What is refused
+# Invalid sources
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_other_tasks(tmp_path: Path, task: Any, classes: tuple[str, ...], label:
         (source(2), r"must have samples in every split, but test has none"),
         (with_sample(4, label=7), r"`labels` must be in \[0, 2\), but got 0 to 7"),
         (with_sample(4, label=-1), r"`labels` must be in \[0, 2\)"),
-        (reading(4, lambda v: v.update(image=np.ones((4, 4)))), "must have 5 tokens, but got 4"),
-        (reading(4, lambda v: v.update(image=None)), "image of sample 'clip 4' must have 5 tokens"),
-        (reading(4, lambda v: v.update(sound=np.ones((4, 2)))), r"must be numbers \(tokens, 3\)"),
-        (reading(4, lambda v: v.update(sound=np.ones(3))), r"must be numbers \(tokens, 3\)"),
+        (altered(4, lambda v: v.update(image=np.ones((4, 4)))), "must have 5 tokens, but got 4"),
+        (altered(4, lambda v: v.update(image=None)), "image of sample 'clip 4' must have 5 tokens"),
+        (altered(4, lambda v: v.update(sound=np.ones((4, 2)))), r"must be numbers \(tokens, 3\)"),
+        (altered(4, lambda v: v.update(sound=np.ones(3))), r"must be numbers \(tokens, 3\)"),
         (
-            reading(4, lambda v: v.update(sound=np.array([["a", "b", "c"]]))),
+            altered(4, lambda v: v.update(sound=np.array([["a", "b", "c"]]))),
             r"must be numbers \(tokens, 3\), but got <U1",
         ),
     ],
 )  # fmt: skip
-def test_what_no_data_set_can_be_is_refused(tmp_path: Path, mine: Source, message: str) -> None:
+def test_invalid_sources_are_refused(tmp_path: Path, mine: Source, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
         prepare("mine", mine, tmp_path / "mine")
     assert "\n" not in str(raised.value)
@@ -211,40 +211,42 @@ def test_a_modality_that_all_training_samples_lack_is_refused(tmp_path: Path) ->
         prepare("mine", source(samples=samples), tmp_path / "mine")
 
 
-def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_store_is_not_overwritten(tmp_path: Path) -> None:
     prepare("mine", source(), tmp_path / "mine")
-    with pytest.raises(DatasetError, match=r"already.*sftsearch data remove mine"):
+    with pytest.raises(DatasetError, match=r"already exists.*sftsearch data remove mine"):
         prepare("mine", source(), tmp_path / "mine")
 
 
-# Numbers that are none
+# Numbers that are not finite
 
 
-def bad(value: float) -> Source:
-    return reading(4, lambda values: values["image"].__setitem__((2, 1), value))
+def with_nonfinite(value: float) -> Source:
+    return altered(4, lambda values: values["image"].__setitem__((2, 1), value))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_numbers_that_are_none_are_told_with_sample_and_modality(
+def test_nonfinite_numbers_are_reported_with_sample_and_modality(
     tmp_path: Path, value: float
 ) -> None:
-    """1e30 is one, but not in float16."""
+    """1e30 is infinite in float16."""
     expected = r"image of sample 'clip 4' must be finite.*token 2, feature 1 is -?(nan|inf)"
     with pytest.raises(DatasetError, match=expected):
-        prepare("mine", bad(value), tmp_path / "mine")
+        prepare("mine", with_nonfinite(value), tmp_path / "mine")
 
 
-def test_they_can_become_zero(tmp_path: Path) -> None:
-    done = prepare("mine", bad(-np.inf), tmp_path / "mine", nan="zero")
+def test_nan_zero_replaces_nonfinite_numbers(tmp_path: Path) -> None:
+    done = prepare("mine", with_nonfinite(-np.inf), tmp_path / "mine", nan="zero")
     assert (done.num_zeroed, done.num_dropped, done.num_samples) == (1, 0, 90)
     image = open_store(done.path).split("validation").modalities["image"][np.array([1])][0]
     assert image[2, 1] == 0
     assert np.count_nonzero(image) == 19
 
 
-def test_their_samples_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nan_drop_drops_samples_with_nonfinite_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        done = prepare("mine", bad(np.nan), tmp_path / "mine", nan="drop")
+        done = prepare("mine", with_nonfinite(np.nan), tmp_path / "mine", nan="drop")
     assert (done.num_zeroed, done.num_dropped, done.num_samples) == (0, 1, 89)
     assert "clip 4" in caplog.text
     store = open_store(done.path)
@@ -252,7 +254,7 @@ def test_their_samples_can_be_left_out(tmp_path: Path, caplog: pytest.LogCapture
     assert store.class_counts["validation"] == (14, 15)
 
 
-def test_a_split_of_which_nothing_is_left_is_said(tmp_path: Path) -> None:
+def test_nan_drop_reports_a_split_without_samples(tmp_path: Path) -> None:
     samples = [
         replace(one, read=lambda i=i: values_of(i) | {"image": np.full((5, 4), np.nan)})
         if i % 3 == 2
@@ -267,10 +269,10 @@ def test_a_split_of_which_nothing_is_left_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 30, 44, 89, 90])
-def test_what_was_interrupted_goes_on_and_ends_alike(
+def test_an_interrupted_preparation_resumes_with_the_same_result(
     tmp_path: Path, small_batches: None, after: int
 ) -> None:
-    whole = open_store(prepare("mine", source(), tmp_path / "whole" / "mine").path)
+    reference = open_store(prepare("mine", source(), tmp_path / "reference" / "mine").path)
 
     def interrupt(done: int, total: int) -> None:
         if done == after:
@@ -288,16 +290,16 @@ def test_what_was_interrupted_goes_on_and_ends_alike(
     )
     store = open_store(prepare("mine", again, tmp_path / "mine").path)
     verify(store)
-    assert store.spec == whole.spec
-    assert store.checksums == whole.checksums
-    assert store.statistics["sound"][1].tolist() == whole.statistics["sound"][1].tolist()
+    assert store.spec == reference.spec
+    assert store.checksums == reference.checksums
+    assert store.statistics["sound"][1].tolist() == reference.statistics["sound"][1].tolist()
     assert read == list(range(90 - len(read), 90))
     if after > 44:
-        assert len(read) < 60  # what parts hold is not read again
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "whole"]
+        assert len(read) < 60  # samples in parts are not read again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "reference"]
 
 
-def test_another_source_begins_anew(tmp_path: Path, small_batches: None) -> None:
+def test_another_source_restarts(tmp_path: Path, small_batches: None) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 60:
             raise KeyboardInterrupt
@@ -310,8 +312,8 @@ def test_another_source_begins_anew(tmp_path: Path, small_batches: None) -> None
     assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
 
 
-def test_changed_files_begin_anew(tmp_path: Path, small_batches: None) -> None:
-    """The listing may be the same when a file was mended in between."""
+def test_changed_files_restart(tmp_path: Path, small_batches: None) -> None:
+    """Restart although the list of samples is the same."""
     file = tmp_path / "files" / "a.npy"
     file.parent.mkdir()
     file.write_bytes(b"before")
@@ -325,15 +327,15 @@ def test_changed_files_begin_anew(tmp_path: Path, small_batches: None) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prepare("mine", source(), tmp_path / "mine", revision=before, progress=interrupt)
-    file.write_bytes(b"after it was mended")
-    mended = reading(0, lambda values: values.update(image=np.zeros((5, 4))))
+    file.write_bytes(b"after it was fixed")
+    fixed = altered(0, lambda values: values.update(image=np.zeros((5, 4))))
     after = preparing.revision_of(tmp_path / "files")
-    store = open_store(prepare("mine", mended, tmp_path / "mine", revision=after).path)
+    store = open_store(prepare("mine", fixed, tmp_path / "mine", revision=after).path)
     assert not store.split("train").modalities["image"][0].any()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}'])
-def test_a_damaged_record_begins_anew(tmp_path: Path, small_batches: None, content: str) -> None:
+def test_a_damaged_record_restarts(tmp_path: Path, small_batches: None, content: str) -> None:
     def interrupt(done: int, total: int) -> None:
         if done == 60:
             raise KeyboardInterrupt
@@ -345,7 +347,7 @@ def test_a_damaged_record_begins_anew(tmp_path: Path, small_batches: None, conte
     assert store.spec.num_samples == dict.fromkeys(SPLITS, 30)
 
 
-def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
+def test_a_concurrent_preparation_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ".preparing-mine"
     folder.mkdir()
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
@@ -356,7 +358,7 @@ def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
     prepare("mine", source(), tmp_path / "mine")
 
 
-KILLED = """
+PREPARE_AND_PAUSE = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -378,21 +380,21 @@ source = Source(
     classes=("a", "b"), samples=samples, licence="", attribution="", source="", description="",
 )
 
-def told(done, total):
+def pause(done, total):
     if done == int(sys.argv[2]):
-        print("there", flush=True)
+        print("paused", flush=True)
         sys.stdin.read()
 
-done = preparing.prepare("mine", source, Path(sys.argv[1]), progress=told)
+done = preparing.prepare("mine", source, Path(sys.argv[1]), progress=pause)
 print(done.num_samples)
 """
 
 
 @pytest.mark.medium
-def test_what_was_killed_goes_on(tmp_path: Path) -> None:
-    """SIGKILL in the middle, twice; the end is that of an undisturbed run."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
+def test_a_killed_preparation_resumes(tmp_path: Path) -> None:
+    """Kill it twice; the result equals that of an undisturbed run."""
+    script = tmp_path / "prepare.py"
+    script.write_text(PREPARE_AND_PAUSE)
 
     def run(path: Path, stop: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-P", str(script), str(path), str(stop)]
@@ -401,12 +403,12 @@ def test_what_was_killed_goes_on(tmp_path: Path) -> None:
     for stop in (1000, 2100):
         with run(tmp_path / "mine", stop) as process:
             assert process.stdout is not None
-            assert process.stdout.readline() == "there\n"
+            assert process.stdout.readline() == "paused\n"
             process.send_signal(signal.SIGKILL)
-    for path in (tmp_path / "mine", tmp_path / "whole" / "mine"):
+    for path in (tmp_path / "mine", tmp_path / "reference" / "mine"):
         with run(path, -1) as process:
             assert process.communicate(timeout=100)[0] == "3000\n"
-    first, second = open_store(tmp_path / "mine"), open_store(tmp_path / "whole" / "mine")
+    first, second = open_store(tmp_path / "mine"), open_store(tmp_path / "reference" / "mine")
     assert first.spec == second.spec
     assert first.checksums == second.checksums
 
@@ -438,7 +440,7 @@ print(*(line.split()[1] for line in status.splitlines() if line.startswith(("VmH
 
 @pytest.mark.slow
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    """Two gigabytes of samples; what is mapped of files can be dropped, and is not counted."""
+    """Prepare two gigabytes; mapped file pages can be evicted and are not counted."""
     command = [sys.executable, "-P", "-c", MEMORY, str(tmp_path / "mine")]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=250)
     highest, anonymous = (int(text) / 1024 for text in done.stdout.split())

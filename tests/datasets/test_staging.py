@@ -1,4 +1,4 @@
-"""Stores elsewhere, on a real S3 server on loopback: put, fetched once, verified, cut off."""
+"""Remote stores on a local S3 server: publish, fetch once, verify, cut connections."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield endpoint
 
 
-def test_what_is_put_there_is_fetched_and_the_same(
-    store: Store, server: str, tmp_path: Path
-) -> None:
+def test_a_published_store_is_fetched_unchanged(store: Store, server: str, tmp_path: Path) -> None:
     assert staging.publish(store, ROOT) == f"{ROOT}/mine"
     assert describe("mine", root=ROOT, cache=tmp_path) == store.spec
     staged = open_dataset("mine", root=ROOT, cache=tmp_path)
@@ -79,7 +77,7 @@ def test_what_is_put_there_is_fetched_and_the_same(
     )
 
 
-def test_it_is_fetched_once(store: Store, server: str, tmp_path: Path) -> None:
+def test_a_store_is_fetched_once(store: Store, server: str, tmp_path: Path) -> None:
     staging.publish(store, ROOT)
     first = open_dataset("mine", root=ROOT, cache=tmp_path)
     inode = (first.path / "train.arrow").stat().st_ino
@@ -101,9 +99,7 @@ print(store.path, (store.path / "train.arrow").stat().st_ino)
 """
 
 
-def test_trials_that_ask_at_the_same_time_share_one_copy(
-    store: Store, server: str, tmp_path: Path
-) -> None:
+def test_concurrent_trials_share_one_copy(store: Store, server: str, tmp_path: Path) -> None:
     staging.publish(store, ROOT)
     command = [sys.executable, "-P", "-c", STAGE, ROOT, str(tmp_path)]
     processes = [
@@ -113,14 +109,14 @@ def test_trials_that_ask_at_the_same_time_share_one_copy(
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    told = {process.communicate("go\n", timeout=60)[0] for process in processes}
-    assert len(told) == 1
+    outputs = {process.communicate("go\n", timeout=60)[0] for process in processes}
+    assert len(outputs) == 1
     assert all(process.returncode == 0 for process in processes)
     assert not list((tmp_path / "staged").glob(".building*"))
 
 
 class CuttingProxy:
-    """Passes bytes on to a server, and cuts every connection after so many from it, in all."""
+    """Forwards bytes to a server; cuts all connections after `allowed` bytes from it in total."""
 
     def __init__(self, endpoint: str, allowed: int) -> None:
         host, port = endpoint.removeprefix("http://").split(":")
@@ -152,12 +148,12 @@ class CuttingProxy:
 
 
 @pytest.mark.timeout(180)
-def test_cut_off_in_the_middle_it_says_so_and_the_next_run_completes(
+def test_a_cut_connection_is_reported_and_the_next_run_completes(
     store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging.publish(store, ROOT)
     monkeypatch.setattr(remote, "REQUEST_SECONDS", 2)
-    proxy = CuttingProxy(server, allowed=600_000)  # the manifest, and half of what there is
+    proxy = CuttingProxy(server, allowed=600_000)  # the manifest and about half of the samples
     use_s3(monkeypatch, proxy.endpoint)
     with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: ") as raised:
         open_dataset("mine", root=ROOT, cache=tmp_path)
@@ -189,10 +185,10 @@ space:
 
 
 @pytest.mark.timeout(300)
-def test_a_study_trains_from_it_also_after_it_was_cut_off(
+def test_a_study_trains_from_a_remote_store_after_a_cut_connection(
     store: Store, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Driver and workers fetch it for themselves; no secret is in what they leave."""
+    """Driver and workers fetch the store; no secret is in the files they write."""
     staging.publish(store, ROOT)
     monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "REQUEST_SECONDS", 2)
@@ -216,7 +212,7 @@ def test_a_study_trains_from_it_also_after_it_was_cut_off(
     assert not [path for path in left if b"s3cret" in path.read_bytes()]
 
 
-def test_a_damaged_store_is_not_taken_over(store: Store, server: str, tmp_path: Path) -> None:
+def test_a_damaged_store_is_not_staged(store: Store, server: str, tmp_path: Path) -> None:
     staging.publish(store, ROOT)
     s3 = s3_client(server)
     content = bytearray((store.path / "train.arrow").read_bytes())
@@ -229,7 +225,7 @@ def test_a_damaged_store_is_not_taken_over(store: Store, server: str, tmp_path: 
     verify(open_dataset("mine", root=ROOT, cache=tmp_path))
 
 
-def test_what_is_not_there_is_said(store: Store, server: str, tmp_path: Path) -> None:
+def test_a_missing_store_or_bucket_is_reported(store: Store, server: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=f"Cannot read {ROOT}/mine: there is no 'manifest.json'"):
         open_dataset("mine", root=ROOT, cache=tmp_path)
     with pytest.raises(DatasetError, match="Cannot write s3://nobodys/mine: "):
@@ -241,11 +237,11 @@ def test_what_is_not_there_is_said(store: Store, server: str, tmp_path: Path) ->
     [
         ("ftp://host/path", "must begin with s3://, gs://, hdfs://, but got 'ftp://host/path'"),
         ("s3:///path", "must begin with"),
-        ("s3://key:s3cret@bucket/p", "leave them out of 's3://bucket/p'"),
-        ("s3://bucket/p?secret_key=s3cret", "leave them out of 's3://bucket/p'"),
+        ("s3://key:s3cret@bucket/p", "Remove them from 's3://bucket/p'"),
+        ("s3://bucket/p?secret_key=s3cret", "Remove them from 's3://bucket/p'"),
     ],
 )
-def test_uris_that_cannot_be_or_tell_secrets_are_refused(
+def test_invalid_uris_and_uris_with_secrets_are_refused(
     tmp_path: Path, uri: str, message: str
 ) -> None:
     with pytest.raises(DatasetError) as raised:

@@ -1,4 +1,4 @@
-"""Stores: no copies, nothing half-written, nothing damaged or hostile believed."""
+"""Stores: zero-copy reads, atomic writes, and refusal of damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ import pytest
 
 from sftsearch.datasets.catalog import cache_folder, describe, open_dataset, store_path
 from sftsearch.datasets.errors import DatasetError, SealedSplitError, UserError
+from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
-from sftsearch.datasets.store import Split, Store, open_store, verify
+from sftsearch.datasets.store import Store, open_store, verify
 from sftsearch.datasets.writer import write_store
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ SPECS = {
         modalities={**SPEC.modalities, "zebra": VARIABLE["zebra"]},
     ),
 }
-"""One of each task; the first is all of variable length, the last half."""
+"""One per task; all modalities of the first have variable length, and one of the last."""
 
 
 def samples(spec: DatasetSpec = SPEC) -> dict[str, Split]:
@@ -79,7 +80,7 @@ def samples(spec: DatasetSpec = SPEC) -> dict[str, Split]:
             },
             labels=labels(spec, count),
             subjects=np.arange(count, dtype=np.int64) % people if people else np.full(count, -1),
-            # Each counts from another start, so that no sample of seven lacks both.
+            # Each counts from a different start, so that no sample lacks both.
             lengths={
                 key: np.arange(start, start + count) % (shape.num_tokens + 1)
                 for start, (key, shape) in enumerate(spec.modalities.items())
@@ -97,14 +98,14 @@ def labels(spec: DatasetSpec, count: int) -> np.ndarray:
     numbers = np.arange(count, dtype=np.int64)
     if spec.task == "classification":
         return numbers % spec.num_classes
-    if spec.task == "multilabel":  # the first is in every sample, the last in none of three
+    if spec.task == "multilabel":  # of three labels the first is always 1, the last always 0
         return (numbers[:, None] % 4 < [4, 2, 0]).astype(np.float32)
     return (numbers / 3).astype(np.float32)
 
 
 @pytest.fixture(params=SPECS)
 def varied(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store of each task."""
+    """Return a store of each task."""
     spec = SPECS[request.param]
     write_store(tmp_path / "tiny", spec, samples(spec))
     return open_store(tmp_path / "tiny")
@@ -131,10 +132,10 @@ def assert_one_line(error: BaseException, *parts: str) -> None:
         assert part in message
 
 
-# What is written is what is read
+# Round trip
 
 
-def test_reads_back_what_was_written(store: Store) -> None:
+def test_store_returns_the_written_samples(store: Store) -> None:
     assert store.spec == SPEC
     assert list(store.spec.modalities) == ["zebra", "ant"]
     assert store.class_counts == {"train": (4, 3), "validation": (2, 2), "test": (2, 1)}
@@ -162,7 +163,7 @@ def test_tasks_and_lengths_are_read_back(varied: Store) -> None:
             np.testing.assert_array_equal(split.modalities[key], tokens)
 
 
-def test_class_counts_are_positives_of_labels_and_none_of_numbers(varied: Store) -> None:
+def test_class_counts_follow_the_task(varied: Store) -> None:
     assert (
         varied.class_counts["train"]
         == {
@@ -190,7 +191,7 @@ def test_test_split_stays_sealed(store: Store) -> None:
         store.split("val")
 
 
-def test_a_feature_that_never_changes_has_deviation_one(tmp_path: Path) -> None:
+def test_a_constant_feature_has_standard_deviation_one(tmp_path: Path) -> None:
     splits = samples()
     splits["train"].modalities["ant"][:] = 5.0
     write_store(tmp_path / "tiny", SPEC, splits)
@@ -211,7 +212,7 @@ def test_a_pickled_store_is_its_path(store: Store) -> None:
 
 
 def mapping_of(array: np.ndarray) -> str:
-    """Return the line of /proc/self/maps that holds the array's first number."""
+    """Return the line of /proc/self/maps that contains the start of the array."""
     address = array.__array_interface__["data"][0]
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(part, 16) for part in line.split()[0].split("-"))
@@ -221,7 +222,7 @@ def mapping_of(array: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("task", ["fixed", *SPECS])
-def test_views_are_the_file_itself(tmp_path: Path, task: str) -> None:
+def test_views_are_memory_maps_of_the_file(tmp_path: Path, task: str) -> None:
     spec = SPECS.get(task, SPEC)
     write_store(tmp_path / "tiny", spec, samples(spec))
     store = open_store(tmp_path / "tiny")
@@ -231,13 +232,13 @@ def test_views_are_the_file_itself(tmp_path: Path, task: str) -> None:
     assert pa.total_allocated_bytes() == before
     for split in splits:
         tokens = [part for x in split.modalities.values() for part in getattr(x, "parts", (x,))]
-        for lengths in split.lengths.values():  # what is computed of the lists
+        for lengths in split.lengths.values():  # computed from the lists
             assert not lengths.flags.writeable
         for array in (*tokens, split.labels, split.subjects):
             assert not array.flags.owndata
             assert not array.flags.writeable
             fields = mapping_of(array).split()
-            # Never written to: every process that maps the file has the same pages.
+            # Read-only, so all processes that map the file share the pages.
             assert fields[1].startswith("r--")
             assert fields[4] == str(file.stat().st_ino)
             assert fields[5] == str(file)
@@ -312,7 +313,7 @@ def test_a_damaged_manifest_is_refused(
 
 
 @pytest.mark.parametrize("counts", [[7, 4], [8, 4, 0], [7, -1, 0], [7, 4, "x"], None])
-def test_counts_of_labels_that_cannot_be_are_refused(tmp_path: Path, counts: object) -> None:
+def test_invalid_label_counts_are_refused(tmp_path: Path, counts: object) -> None:
     spec = SPECS["multilabel"]
     write_store(tmp_path / "tiny", spec, samples(spec))
     edit_manifest(open_store(tmp_path / "tiny"), set_in("class_counts", "train", value=counts))
@@ -321,17 +322,17 @@ def test_counts_of_labels_that_cannot_be_are_refused(tmp_path: Path, counts: obj
 
 
 @pytest.mark.parametrize("counts", [[6, 4, 0], [4, 7, 0]])
-def test_labels_other_than_the_counted_are_refused(tmp_path: Path, counts: list[int]) -> None:
+def test_labels_that_do_not_match_the_counts_are_refused(tmp_path: Path, counts: list[int]) -> None:
     spec = SPECS["multilabel"]
     write_store(tmp_path / "tiny", spec, samples(spec))
     edit_manifest(open_store(tmp_path / "tiny"), set_in("class_counts", "train", value=counts))
-    with pytest.raises(DatasetError, match="its labels are not those the manifest counts"):
+    with pytest.raises(DatasetError, match="its labels do not match the class counts"):
         open_store(tmp_path / "tiny").split("train")
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_a_store_of_another_task_is_refused(store: Store, task: str) -> None:
-    """The manifest says another task than the columns do."""
+    """Change the task in the manifest, but not the columns."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["spec"]["task"] = task
@@ -340,23 +341,22 @@ def test_a_store_of_another_task_is_refused(store: Store, task: str) -> None:
             manifest["class_counts"] = {split: [] for split in SPLITS}
 
     edit_manifest(store, change)
-    with pytest.raises(DatasetError, match="its columns are not the manifest's"):
+    with pytest.raises(DatasetError, match="its columns do not match the manifest"):
         open_store(store.path).split("train")
 
 
-def test_lengths_the_manifest_does_not_expect_are_refused(varied: Store) -> None:
-    """And those it expects and does not find."""
+def test_unexpected_or_absent_lengths_are_refused(varied: Store) -> None:
     for value in (True, False):
         edit_manifest(varied, set_in("spec", "modalities", "ant", "variable_length", value=value))
         if varied.spec.modalities["ant"].variable_length != value:
-            with pytest.raises(DatasetError, match="its columns are not the manifest's"):
+            with pytest.raises(DatasetError, match="its columns do not match the manifest"):
                 open_store(varied.path).split("train")
         else:
             assert len(open_store(varied.path).split("train")) == 7
 
 
 def overwrite(store: Store, before: np.ndarray, after: np.ndarray) -> None:
-    """Change numbers in the training split's file; they must be in it once."""
+    """Change numbers in the file of the training split; they must occur once."""
     file = store.path / "train.arrow"
     content = file.read_bytes()
     assert content.count(before.tobytes()) == 1
@@ -375,9 +375,7 @@ def overwrite(store: Store, before: np.ndarray, after: np.ndarray) -> None:
         ("regression", -np.inf, "`labels` must be finite"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(
-    tmp_path: Path, task: str, value: float, message: str
-) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, task: str, value: float, message: str) -> None:
     spec = SPECS[task]
     write_store(tmp_path / "tiny", spec, samples(spec))
     before = samples(spec)["train"].labels
@@ -391,17 +389,15 @@ def test_labels_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("number", "end", "message"),
     [
-        (0, 1, r"its lists are not tokens of 2 features"),  # a start behind the beginning
+        (0, 1, r"its lists are not tokens of 2 features"),  # starts after the beginning
         (1, 3, r"its lists are not tokens of 2 features"),  # half a token
-        (7, 16, r"its lists are not tokens of 2 features"),  # tokens behind the last sample
+        (7, 16, r"its lists are not tokens of 2 features"),  # tokens after the last sample
         (1, -2, r"its lists must have up to 3 tokens"),
         (2, 2**30, r"its lists must have up to 3 tokens"),
         (3, 0, r"its lists must have up to 3 tokens"),
     ],
 )
-def test_lists_that_cannot_be_are_refused(
-    tmp_path: Path, number: int, end: int, message: str
-) -> None:
+def test_invalid_lists_are_refused(tmp_path: Path, number: int, end: int, message: str) -> None:
     spec = SPECS["classification"]
     write_store(tmp_path / "tiny", spec, samples(spec))
     lengths = samples(spec)["train"].lengths["zebra"]
@@ -419,9 +415,9 @@ def test_a_sample_without_any_modality_is_refused(tmp_path: Path) -> None:
     lengths = samples(spec)["train"].lengths["ant"]
     before = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     after = before.copy()
-    after[5] = before[4]  # sample 4 lacks the zebra; what it had is sample 5's
+    after[5] = before[4]  # sample 4 also lacks the zebra; its ant token moves to sample 5
     overwrite(open_store(tmp_path / "tiny"), before, after)
-    with pytest.raises(DatasetError, match=r"every sample must have a modality, but number 4 has"):
+    with pytest.raises(DatasetError, match=r"every sample must have a modality, but sample 4 has"):
         open_store(tmp_path / "tiny").split("train")
 
 
@@ -439,12 +435,14 @@ def test_a_sample_without_any_modality_is_refused(tmp_path: Path) -> None:
         b'{"format_version": ' + b"1" * 5000 + b"}",
     ],
 )
-def test_a_manifest_that_is_none_is_refused(store: Store, content: bytes) -> None:
+def test_an_unparsable_manifest_is_refused(store: Store, content: bytes) -> None:
     (store.path / "manifest.json").write_bytes(content)
     with pytest.raises(DatasetError) as raised:
         open_store(store.path)
     assert_one_line(
-        raised.value, str(store.path), "Delete the folder: it is built anew, or prepare it again."
+        raised.value,
+        str(store.path),
+        "Delete the folder to rebuild the dataset, or prepare it again.",
     )
 
 
@@ -454,11 +452,13 @@ def test_another_format_version_says_to_delete(store: Store, version: object) ->
     with pytest.raises(DatasetError) as raised:
         open_store(store.path)
     assert_one_line(
-        raised.value, "format version", "Delete the folder: it is built anew, or prepare it again."
+        raised.value,
+        "format version",
+        "Delete the folder to rebuild the dataset, or prepare it again.",
     )
 
 
-def test_a_missing_store_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_store_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="There is no store at"):
         open_store(tmp_path / "tiny")
     (tmp_path / "tiny").mkdir()
@@ -514,7 +514,7 @@ def test_codes_out_of_range_are_refused(store: Store, name: str, value: int) -> 
     file = store.path / "train.arrow"
     content, wrong = file.read_bytes(), codes[name].copy()
     wrong[0] = value
-    # The labels come first, so the first match is the column that is meant.
+    # The labels come first, so the first match is their column.
     where = content.index(codes["labels"].tobytes())
     if name == "subjects":
         where = content.index(codes["subjects"].tobytes(), where + 8 * len(wrong))
@@ -523,20 +523,20 @@ def test_codes_out_of_range_are_refused(store: Store, name: str, value: int) -> 
         open_store(store.path).split("train")
 
 
-def test_another_store_in_its_place_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_file_of_another_store_is_refused(store: Store, tmp_path: Path) -> None:
     spec = replace(SPEC, modalities={"zebra": ModalitySpec(num_tokens=6, num_features=1)})
     write_store(tmp_path / "other", spec, samples(spec))
     shutil.copy(tmp_path / "other" / "train.arrow", store.path)
     size = (store.path / "train.arrow").stat().st_size
     edit_manifest(store, set_in("files", "train", "num_bytes", value=size))
-    with pytest.raises(DatasetError, match="its columns are not the manifest's"):
+    with pytest.raises(DatasetError, match="its columns do not match the manifest"):
         open_store(store.path).split("train")
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("task", ["fixed", *SPECS])
-def test_random_damage_ends_in_one_line_or_in_samples(tmp_path: Path, task: str) -> None:
-    """Bytes of the manifest and of Arrow's own bookkeeping, a thousand times."""
+def test_random_damage_gives_one_line_or_samples(tmp_path: Path, task: str) -> None:
+    """Change bytes of the manifest and of the Arrow metadata a thousand times."""
     spec = SPECS.get(task, SPEC)
     write_store(tmp_path / "tiny", spec, samples(spec))
     store = open_store(tmp_path / "tiny")
@@ -558,7 +558,7 @@ def test_random_damage_ends_in_one_line_or_in_samples(tmp_path: Path, task: str)
         file.write_bytes(intact)
 
 
-# Samples that are not as declared
+# Samples that do not match the spec
 
 
 def with_modality(tokens: np.ndarray) -> dict[str, Split]:
@@ -579,13 +579,13 @@ def with_field(**fields: object) -> dict[str, Split]:
         (with_modality(np.zeros((7, 2, 1))), r"but got float64"),
         (with_modality(np.full((7, 2, 1), np.nan, np.float32)), "must be finite"),
         (with_modality(np.full((7, 2, 1), np.inf, np.float32)), "must be finite"),
-        (with_field(modalities={}), "has modalities"),
+        (with_field(modalities={}), r"must have modalities .*, but got \[\]"),
         (with_field(labels=np.arange(7)), r"`labels` .* in \[0, 2\), but got 0 to 6"),
         (with_field(labels=np.zeros(6, np.int64)), r"must have 7 samples, but got 6"),
         (with_field(subjects=np.full(7, -2)), r"`subjects` .* in \[-1, 2\)"),
     ],
 )
-def test_samples_that_are_not_as_declared_are_not_written(
+def test_samples_that_do_not_match_the_spec_are_not_written(
     tmp_path: Path, splits: dict[str, Split], message: str
 ) -> None:
     with pytest.raises(DatasetError, match=message):
@@ -613,7 +613,7 @@ LENGTHS = np.array([1, 2, 0, 1, 0, 0, 1])
         ("multilabel", {"labels": np.full((7, 3), 2, np.float32)}, "`labels` must be 0 or 1"),
     ],
 )
-def test_lengths_and_labels_that_are_not_as_declared_are_not_written(
+def test_lengths_and_labels_that_do_not_match_the_spec_are_not_written(
     tmp_path: Path, task: str, fields: dict[str, Any], message: str
 ) -> None:
     splits = samples(SPECS[task])
@@ -624,15 +624,17 @@ def test_lengths_and_labels_that_are_not_as_declared_are_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_padding_that_is_not_zero_is_not_written(tmp_path: Path) -> None:
+def test_nonzero_padding_is_not_written(tmp_path: Path) -> None:
     spec = SPECS["regression"]
     splits = samples(spec)
     splits["test"].modalities["zebra"][1, 1, 0] = 1e-30  # sample 1 has one token
-    with pytest.raises(DatasetError, match=r"zebra in test .* must be zero after each sample's"):
+    with pytest.raises(
+        DatasetError, match=r"zebra in test .* must be zero after the length of each sample"
+    ):
         write_store(tmp_path / "tiny", spec, splits)
 
 
-def test_a_modality_may_be_missing_but_from_all_of_training(tmp_path: Path) -> None:
+def test_a_modality_may_be_missing_except_from_all_training_samples(tmp_path: Path) -> None:
     spec = SPECS["regression"]
     for name in ("test", "validation", "train"):
         splits = samples(spec)
@@ -647,26 +649,26 @@ def test_a_modality_may_be_missing_but_from_all_of_training(tmp_path: Path) -> N
             assert not split.lengths["zebra"].any()
 
 
-def test_nobody_may_lack_every_modality(tmp_path: Path) -> None:
+def test_a_sample_without_modalities_is_not_written(tmp_path: Path) -> None:
     spec = SPECS["classification"]
     splits = samples(spec)
     splits["train"].modalities["ant"][4] = 0
     splits["train"].lengths["ant"][4] = 0
-    with pytest.raises(DatasetError, match="must have a modality, but number 4 has none"):
+    with pytest.raises(DatasetError, match="must have a modality, but sample 4 has none"):
         write_store(tmp_path / "tiny", spec, splits)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "Tiny"}, "lower case"),
+        ({"name": "Tiny"}, "lower-case"),
         ({"modalities": {"label": ModalitySpec(num_tokens=1, num_features=1)}}, "'label'"),
         ({"modalities": {}}, "must have a modality"),
         ({"classes": ("one",)}, "two or more"),
         ({"classes": ()}, "two or more"),
         ({"task": "multilabel", "classes": ()}, "one or more"),
         ({"task": "multilabel", "classes": ("a", "a")}, "different names"),
-        ({"task": "regression"}, "must be empty, for its task is regression"),
+        ({"task": "regression"}, "must be empty because its task is regression"),
         ({"task": "Regression"}, "one of classification, multilabel, regression"),
         ({"modalities": {"fused": ModalitySpec(num_tokens=1, num_features=1)}}, "'fused'"),
         ({"modalities": {"bottleneck": VARIABLE["ant"]}}, "'bottleneck'"),
@@ -680,7 +682,7 @@ def test_nobody_may_lack_every_modality(tmp_path: Path) -> None:
         ({"best_accuracy": 0.0}, r"\(0, 1\]"),
     ],
 )
-def test_a_spec_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_spec_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         replace(SPEC, **fields)
 
@@ -688,7 +690,7 @@ def test_a_spec_that_cannot_be_is_refused(fields: dict[str, Any], message: str) 
 # Building
 
 
-def test_many_threads_may_build_at_once(tmp_path: Path) -> None:
+def test_many_threads_may_build_concurrently(tmp_path: Path) -> None:
     gate, stores = threading.Barrier(8), []
 
     def build() -> None:
@@ -726,19 +728,19 @@ def build_with_little_space(cache: Path, how: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.medium
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_leaves_no_files(tmp_path: Path) -> None:
     ended = build_with_little_space(tmp_path, "refuse")
     assert ended.returncode == 1
     assert re.fullmatch(
-        r"Cannot build the data set 'synthetic' in .*: .*[Ff]ile too large.*"
-        r"Set SFTSEARCH_CACHE to a folder you can write, with enough space\.\n",
+        r"Cannot build the dataset 'synthetic' in .*: .*[Ff]ile too large.*"
+        r"Set SFTSEARCH_CACHE to a writable folder with enough space\.\n",
         ended.stderr,
     )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.medium
-def test_a_killed_build_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_killed_build_leaves_no_partial_store(tmp_path: Path) -> None:
     assert build_with_little_space(tmp_path, "kill").returncode < 0
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".building-synthetic-")
@@ -762,13 +764,13 @@ def test_a_store_of_another_fingerprint_in_the_folder_is_refused(tmp_path: Path)
 
 def test_texts_may_change_without_a_rebuild(tmp_path: Path) -> None:
     store = open_dataset("synthetic", cache=tmp_path)
-    edit_manifest(store, set_in("spec", "description", value="What an older version said."))
+    edit_manifest(store, set_in("spec", "description", value="Text of an older version."))
     assert open_dataset("synthetic", cache=tmp_path).spec == describe("synthetic")
 
 
-def test_an_unknown_data_set_is_one_line() -> None:
+def test_an_unknown_dataset_gives_one_line() -> None:
     expected = (
-        r"^No data set is called 'wearable'. Did you mean 'wearables'\? Known: digits, synthetic, "
+        r"^No dataset is called 'wearable'. Did you mean 'wearables'\? Known: digits, synthetic, "
     )
     for ask in (open_dataset, describe):
         with pytest.raises(UserError, match=expected):
@@ -778,7 +780,9 @@ def test_an_unknown_data_set_is_one_line() -> None:
 # The cache
 
 
-def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
     monkeypatch.setenv("SFTSEARCH_CACHE", "")
@@ -796,19 +800,19 @@ def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert cache_folder() == tmp_path / "here"  # a worker in another folder finds the same
 
 
-def test_a_cache_that_cannot_be_one_names_the_variable(tmp_path: Path) -> None:
+def test_an_unusable_cache_error_names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/sftsearch")):
         with pytest.raises(DatasetError) as raised:
             open_dataset("synthetic", cache=cache)
-        assert_one_line(raised.value, str(cache), "Set SFTSEARCH_CACHE to a folder you can write")
+        assert_one_line(raised.value, str(cache), "Set SFTSEARCH_CACHE to a writable folder")
 
 
 UNPRIVILEGED = """
 import os, sys, tempfile
 from pathlib import Path
 from sftsearch.datasets.catalog import open_dataset
-# Whatever is imported late is imported now: the checkout may be in a folder only its owner enters.
+# Do all late imports now: other users may not be able to read the checkout.
 with tempfile.TemporaryDirectory() as folder:
     len(open_dataset("synthetic", cache=Path(folder)).split("train"))
 if os.getuid() == 0:
@@ -823,7 +827,7 @@ except ValueError as error:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder that others may enter, unlike pytest's own."""
+    """Yield a folder that other users can enter, unlike `tmp_path`."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -842,8 +846,8 @@ def test_a_read_only_cache_is_read_but_not_built_in(public_folder: Path) -> None
     ended = open_unprivileged(cache)
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"Cannot build the data set 'synthetic' in {cache}: Permission denied. "
-        "Set SFTSEARCH_CACHE to a folder you can write, with enough space.\n"
+        f"Cannot build the dataset 'synthetic' in {cache}: Permission denied. "
+        "Set SFTSEARCH_CACHE to a writable folder with enough space.\n"
     )
     cache.chmod(0o755)
     open_dataset("synthetic", cache=cache)
@@ -854,7 +858,7 @@ def test_a_read_only_cache_is_read_but_not_built_in(public_folder: Path) -> None
 
 
 @pytest.mark.medium
-def test_a_cache_nobody_may_enter_names_the_variable(public_folder: Path) -> None:
+def test_an_inaccessible_cache_error_names_the_variable(public_folder: Path) -> None:
     cache = public_folder / "cache"
     cache.mkdir()
     cache.chmod(0o000)

@@ -1,4 +1,4 @@
-"""The closed forms of the best results, against Bayes' rule worked out sample by sample."""
+"""Closed forms of the best results, compared with Bayes' rule on every sample."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sftsearch.datasets import synthetic
 from sftsearch.trainables.metrics import score
 
 if TYPE_CHECKING:
-    from sftsearch.datasets.store import Split
+    from sftsearch.datasets.samples import Split
 
 
 def gaussian_log_likelihood(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Log density of (N, T, F) tokens under N(mean, 1), up to a constant, (N,)."""
+    """Return the log density of (N, T, F) tokens under N(mean, 1), up to a constant, (N,)."""
     return -0.5 * ((x.astype(np.float64) - mean) ** 2).sum(axis=(1, 2))
 
 
 def shown(name: str, private: int, common: int) -> np.ndarray:
-    """Return the mean of one modality's tokens, (T, F), as the module's docstring says."""
+    """Return the mean of the tokens of a modality, (T, F), as the module docstring defines it."""
     shape = synthetic.MODALITIES[name]
     mean = np.zeros((shape.num_tokens, shape.num_features))
     mean[:, 0] = (2 * private - 1) * synthetic.PRIVATE / math.sqrt(shape.num_tokens)
@@ -46,26 +46,25 @@ def bayes_predictions(split: Split, names: tuple[str, ...]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def many() -> Split:
-    """A hundred thousand samples: the deviation of an accuracy is below 0.0016."""
+    """Return 100,000 samples: the standard error of an accuracy is below 0.0016."""
     return synthetic.generate("train", 100_000, np.random.default_rng(7))
 
 
-def test_closed_form_is_what_bayes_rule_reaches(many: Split) -> None:
+def test_best_accuracy_equals_that_of_bayes_rule(many: Split) -> None:
     accuracy = (bayes_predictions(many, ("left", "right")) == many.labels).mean()
     deviation = math.sqrt(synthetic.best_accuracy() * (1 - synthetic.best_accuracy()) / len(many))
     assert accuracy == pytest.approx(synthetic.best_accuracy(), abs=4 * deviation)
 
 
 @pytest.mark.parametrize("name", ["left", "right"])
-def test_one_modality_alone_does_not_reach_half_of_it(many: Split, name: str) -> None:
+def test_unimodal_accuracy_has_the_known_value(many: Split, name: str) -> None:
     expected = NormalDist().cdf(synthetic.SHARED) / 2  # the bit that both show, half of the class
-    # Its four likelihoods are equal in pairs: ties of rounding are broken one way, which of two
-    # equally likely classes it is does not change the expectation.
+    # The four likelihoods are equal in pairs; how ties are broken does not change the expectation.
     accuracy = (bayes_predictions(many, (name,)) == many.labels).mean()
     assert accuracy == pytest.approx(expected, abs=4 * math.sqrt(expected / 2 / len(many)))
 
 
-def test_closed_form_at_its_limits() -> None:
+def test_best_accuracy_has_the_known_value() -> None:
     assert synthetic.best_accuracy() == pytest.approx(0.98743366, abs=1e-8)
 
 
@@ -76,8 +75,8 @@ def test_bayes_rule_on_the_shipped_splits_is_near_its_expectation() -> None:
         assert accuracy == pytest.approx(best, abs=3 * math.sqrt(best * (1 - best) / len(split)))
 
 
-def test_samples_are_the_same_everywhere() -> None:
-    """The fingerprint covers parameters alone; this digest notices another stream of numbers."""
+def test_samples_are_the_same_on_every_machine() -> None:
+    """The fingerprint covers only the parameters; this digest detects changed random numbers."""
     digest = hashlib.sha256()
     for split in synthetic.load().values():
         digest.update(split.labels.tobytes())
@@ -114,14 +113,14 @@ def many_ratings() -> Split:
 
 
 def valid_tokens(split: Split, name: str) -> np.ndarray:
-    """Return (N, T, 1), one where a token is valid."""
+    """Return 1 for valid tokens and else 0, (N, T, 1)."""
     num_tokens = split.modalities[name].shape[1]
     lengths = split.lengths.get(name, np.full(len(split), num_tokens))
     return (np.arange(num_tokens) < lengths[:, None]).astype(np.float64)[:, :, None]
 
 
 def bayes_log_odds(split: Split) -> np.ndarray:
-    """Weigh all eight states of the tags by their likelihood on the valid tokens, (N, C)."""
+    """Return the log-odds of tags by Bayes' rule over all eight states, (N, C)."""
     likelihood = np.zeros((2, len(split), 3))
     for tags in itertools.product((0, 1), repeat=3):
         log = np.zeros(len(split))
@@ -135,7 +134,7 @@ def bayes_log_odds(split: Split) -> np.ndarray:
 
 
 @pytest.mark.medium
-def test_the_best_tags_are_what_bayes_rule_reaches(many_tags: Split) -> None:
+def test_best_tag_accuracies_equal_those_of_bayes_rule(many_tags: Split) -> None:
     log_odds = bayes_log_odds(many_tags)
     best = synthetic.best_tag_accuracies()
     for tag, expected in enumerate(best):
@@ -143,18 +142,18 @@ def test_the_best_tags_are_what_bayes_rule_reaches(many_tags: Split) -> None:
         deviation = math.sqrt(expected * (1 - expected) / len(many_tags))
         assert accuracy == pytest.approx(expected, abs=4 * deviation)
     metrics = score("multilabel", log_odds, many_tags.labels)
-    for name in ("micro_f1", "macro_f1"):  # as is said of them: both equal the best accuracy
+    for name in ("micro_f1", "macro_f1"):  # the module docstring: both equal the best accuracy
         assert metrics[name] == pytest.approx(np.mean(best), abs=0.002)
     assert synthetic.tags_spec().best_accuracy == np.mean(best)
 
 
 def bayes_ratings(split: Split) -> np.ndarray:
-    """Return the posterior means of u + v, one grid of values for each, (N,)."""
+    """Return the posterior means of u + v, computed on a grid for each, (N,)."""
     grid = np.linspace(-6, 6, 601)
     total = np.zeros(len(split))
     for name, tokens in split.modalities.items():
         x_NT, valid_NT = tokens[:, :, 0].astype(np.float64), valid_tokens(split, name)[:, :, 0]
-        # The squares of x - a g, without what does not depend on g.
+        # The squares of x - a g, without the terms that do not depend on g.
         along = synthetic.RATING_AMPLITUDE * grid
         log_NG = (x_NT * valid_NT).sum(axis=1)[:, None] * along
         log_NG -= 0.5 * valid_NT.sum(axis=1)[:, None] * along**2 + 0.5 * grid**2
@@ -164,17 +163,17 @@ def bayes_ratings(split: Split) -> np.ndarray:
 
 
 @pytest.mark.medium
-def test_the_best_ratings_are_what_bayes_rule_reaches() -> None:
+def test_best_mae_and_pearson_equal_those_of_bayes_rule() -> None:
     split = synthetic.generate_rating("train", 20_000, np.random.default_rng(7))
     metrics = score("regression", bayes_ratings(split)[:, None], split.labels)
-    # The deviation of a normal variable's absolute value is sqrt(pi / 2 - 1) of its mean.
+    # The absolute value of a normal variable has standard deviation sqrt(pi / 2 - 1) of its mean.
     deviation = synthetic.best_mae() * math.sqrt((math.pi / 2 - 1) / len(split))
     assert metrics["mae"] == pytest.approx(synthetic.best_mae(), abs=4 * deviation)
     assert metrics["pearson"] == pytest.approx(synthetic.best_pearson(), abs=0.01)
 
 
-def test_no_line_through_the_means_does_better(many_ratings: Split) -> None:
-    """Least squares a length, fitted to the very samples, knowing nothing of the generator."""
+def test_least_squares_is_not_better_than_best_mae(many_ratings: Split) -> None:
+    """Fit least squares for each length to the same samples, without knowledge of the generator."""
     errors = []
     for length in range(9):
         rows = many_ratings.lengths["right"] == length
@@ -189,23 +188,23 @@ def test_no_line_through_the_means_does_better(many_ratings: Split) -> None:
     assert mae == pytest.approx(synthetic.best_mae(), abs=0.005)
 
 
-def test_the_best_results_where_the_right_is_always_missing(
+def test_best_results_without_the_right_modality(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By hand: the means over lengths have one term, six tokens on the left alone."""
+    """Compare with a manual calculation: only the six tokens on the left exist."""
     assert sum(synthetic.length_odds().values()) == pytest.approx(1.0)
     monkeypatch.setattr(synthetic, "MISSING", 1.0)
     expected = [0.98625683, 0.76878364, 0.83640656]  # Phi of 0.9, 0.3 and 0.4 times sqrt(6)
     assert synthetic.best_tag_accuracies() == pytest.approx(expected, abs=1e-8)
-    variance = 1 / (1 + 6 * 1.5**2) + 1  # of u, six times seen, and of v, never seen
+    variance = 1 / (1 + 6 * 1.5**2) + 1  # of u, observed six times, and of v, never observed
     assert synthetic.best_mae() == pytest.approx(math.sqrt(2 / math.pi * (variance + 0.25)))
     assert synthetic.best_pearson() == pytest.approx(math.sqrt((2 - variance) / 2.25))
     assert f"{synthetic.best_mae():.4f}" in synthetic.rating_spec().description
     assert synthetic.rating_spec().best_accuracy is None
 
 
-def test_lengths_are_those_stated(many_tags: Split, many_ratings: Split) -> None:
-    """The counts of 0 to 8 tokens, within four deviations; what is behind them is zero."""
+def test_lengths_have_the_stated_probabilities(many_tags: Split, many_ratings: Split) -> None:
+    """Compare counts of 0 to 8 tokens within four standard deviations; padding must be zero."""
     for split in (many_tags, many_ratings):
         counts = np.bincount(split.lengths["right"], minlength=9)
         for length, odds in synthetic.length_odds().items():
@@ -233,7 +232,7 @@ def test_shipped_splits_are_near_the_best(name: str) -> None:
     ("load", "expected"),
     [(synthetic.load_tags, "8b2b8a2048dd8240"), (synthetic.load_rating, "ca690ce9a5460d14")],
 )
-def test_variable_samples_are_the_same_everywhere(load: Any, expected: str) -> None:
+def test_variable_samples_are_the_same_on_every_machine(load: Any, expected: str) -> None:
     digest = hashlib.sha256()
     for split in load().values():
         for array in (split.labels, *split.lengths.values(), *split.modalities.values()):
@@ -241,7 +240,7 @@ def test_variable_samples_are_the_same_everywhere(load: Any, expected: str) -> N
     assert digest.hexdigest()[:16] == expected
 
 
-def test_fingerprints_of_variable_sets_follow_their_parameters(
+def test_fingerprints_of_variable_datasets_follow_their_parameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     specs = (synthetic.spec, synthetic.tags_spec, synthetic.rating_spec)

@@ -1,4 +1,4 @@
-"""The shipped recordings, against what was published of them."""
+"""The shipped sensor recordings, compared with the published data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sftsearch.datasets.errors import DatasetError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.datasets.store import Split
+    from sftsearch.datasets.samples import Split
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def splits() -> dict[str, Split]:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, object]]:
-    """The published rows, read the slow way."""
+    """Return the published rows, read independently."""
     columns = ["split", "subject", "label_name", "watch_acc"]
     return pq.read_table(wearables.SHIPPED, columns=columns).to_pylist()
 
@@ -46,7 +46,7 @@ def test_splits_have_the_published_people() -> None:
     assert len({person for people in subjects.values() for person in people}) == 23
 
 
-def test_every_sample_is_the_published_row(
+def test_samples_equal_the_published_rows(
     splits: dict[str, Split], rows: list[dict[str, object]]
 ) -> None:
     spec = wearables.spec()
@@ -60,8 +60,8 @@ def test_every_sample_is_the_published_row(
             np.testing.assert_array_equal(split.modalities["watch_acc"][index], tokens)
 
 
-def test_means_are_the_published_ones(splits: dict[str, Split]) -> None:
-    """Over all splits, from the facts published with the file; it holds rounded numbers."""
+def test_statistics_equal_the_published_ones(splits: dict[str, Split]) -> None:
+    """Compare with the statistics published with the file, which are of rounded numbers."""
     published = {
         "phone_acc": ((-0.16109, 0.03366, -0.06915), (0.47691, 0.84556, 0.42837)),
         "phone_gyro": ((-0.00234, 0.04544, 0.01933), (1.05026, 1.4502, 0.74778)),
@@ -75,8 +75,8 @@ def test_means_are_the_published_ones(splits: dict[str, Split]) -> None:
         np.testing.assert_allclose(tokens.std(axis=0), std, rtol=2e-4)
 
 
-def test_acceleration_is_in_tens_of_metres_per_second_squared(splits: dict[str, Split]) -> None:
-    """Who sits still feels gravity alone: 9.81 m/s^2."""
+def test_acceleration_is_in_tens_of_meters_per_second_squared(splits: dict[str, Split]) -> None:
+    """A seated person measures only gravity: 9.81 m/s^2."""
     still = splits["train"].labels == wearables.CLASSES.index("SEATED")
     for name in ("phone_acc", "watch_acc"):
         strength = np.linalg.norm(splits["train"].modalities[name][still], axis=2)
@@ -84,7 +84,7 @@ def test_acceleration_is_in_tens_of_metres_per_second_squared(splits: dict[str, 
 
 
 @pytest.mark.medium
-def test_another_shipped_file_is_another_store(
+def test_another_shipped_file_makes_another_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_dataset("wearables", cache=tmp_path)

@@ -1,4 +1,4 @@
-"""One's own folder of arrays with a table of labels."""
+"""Custom datasets: a folder of arrays with a table of labels."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def test_one_array_of_all_samples_is_mapped(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
         "id,label\n" + "".join(f"s{n},{n % 2}\n" for n in range(20))
     )
-    whole = np.random.default_rng(0).standard_normal((20, 5, 3))
-    np.save(tmp_path / "motion.npy", whole)
+    motion = np.random.default_rng(0).standard_normal((20, 5, 3))
+    np.save(tmp_path / "motion.npy", motion)
     source = open_source(tmp_path, dtype="float16")
     assert source.samples[7].label == 1
-    np.testing.assert_array_equal(source.samples[7].read()["motion"], whole[7])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(source.samples[7].read()["motion"], motion[7])  # type: ignore[arg-type]
     assert prepare("mine", source, tmp_path / "store").num_samples == 20
 
 
-def test_a_file_that_is_not_there_is_a_missing_modality(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_missing_modality(tmp_path: Path) -> None:
     write(tmp_path, "npy")
     (tmp_path / "picture" / "s3.npy").unlink()
     source = open_source(tmp_path, tokens="sound=2")
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_there_is_a_missing_modality(tmp_path: Path) -> None:
     assert source.samples[3].read()["picture"] is None
 
 
-def test_several_labels_and_numbers(tmp_path: Path) -> None:
+def test_multilabel_and_regression_labels(tmp_path: Path) -> None:
     write(tmp_path, "npy")
     rows = "".join(f"s{n},{n % 2},{(n + 1) % 2},{SPLITS[n]}\n" for n in range(8))
     (tmp_path / "labels.csv").write_text("name,label:red,label:big,split\n" + rows)
@@ -97,21 +97,21 @@ def test_several_labels_and_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", "it must begin with a line of different names"),
+        ("", "the first line must be unique column names"),
         ("a,b\n1,2\n", "one of them `name`"),
-        ("name,name\n1,2\n", "different names"),
+        ("name,name\n1,2\n", "unique column names"),
         ("name,label\n", "it has no samples"),
-        ("name,label\ns0\n", "line 2 has not 2 cells"),
-        ("name,split\ns0,train\n", "it has no column `label`"),
+        ("name,label\ns0\n", "line 2 must have 2 cells"),
+        ("name,split\ns0,train\n", "it has neither a column `label`"),
         (
             "name,label\n../s0,1\n",
-            r"A file must lie in .*, but got",
+            r"A file must be in .*, but got",
         ),
         ('name,label\n"s0,1\n', "unexpected end of data"),
         ("name,label:a\ns0,2\n", "must have 1 labels of 0 and 1"),
     ],
 )
-def test_tables_of_another_form_are_refused(tmp_path: Path, table: str, message: str) -> None:
+def test_invalid_tables_are_refused(tmp_path: Path, table: str, message: str) -> None:
     write(tmp_path, "npy")
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(DatasetError, match=message) as raised:
@@ -128,10 +128,13 @@ def npy(header: str, content: bytes = b"") -> bytes:
     ("content", "message"),
     [
         (b"", "Cannot read"),
-        (b"\x93NUMPY\x09\x00", "it is a .npy file of version"),
+        (b"\x93NUMPY\x09\x00", "its .npy version"),
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}"), "ends too early"),
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10**9, 10**9)}"), "Cannot read"),
-        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 9)}"), "more than"),
+        (
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 9)}"),
+            "not fit the file",
+        ),
         (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3)}"), "Cannot read"),
         (npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1)}", bytes(8)), "be numbers"),
         (npy("{'descr': '<U4', 'fortran_order': False, 'shape': (1, 1)}", bytes(16)), "be numbers"),
@@ -140,7 +143,7 @@ def npy(header: str, content: bytes = b"") -> bytes:
         (npy("(" * 5000), "Cannot read"),
     ],
 )
-def test_arrays_that_lie_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_arrays_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "x.npy"
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=message) as raised:
@@ -163,11 +166,11 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     inner.write(bytes(200_000_000))
     with zipfile.ZipFile(tmp_path / "s0.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("sound.npy", inner.getvalue())
-    open_source(tmp_path)  # the header alone is read
+    open_source(tmp_path)  # reads only the header
     assert read_member(tmp_path / "s0.npz", "sound").shape == (3, 2)
 
 
-def test_links_do_not_lead_out(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     write(folder, "npy")
@@ -175,11 +178,11 @@ def test_links_do_not_lead_out(tmp_path: Path) -> None:
     np.save(secret, np.zeros((1, 2)))
     (folder / "sound" / "s0.npy").unlink()
     (folder / "sound" / "s0.npy").symlink_to(secret)
-    with pytest.raises(DatasetError, match="A file must lie in"):
+    with pytest.raises(DatasetError, match="A file must be in"):
         open_source(folder)
 
 
-def test_folders_of_another_form_are_refused(tmp_path: Path) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"labels.csv: No such file"):
         open_source(tmp_path)
     (tmp_path / "labels.csv").write_text("name,label\ns0,1\n")
@@ -187,16 +190,16 @@ def test_folders_of_another_form_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
     (tmp_path / "Big Name").mkdir()
     np.save(tmp_path / "Big Name" / "s0.npy", np.zeros((1, 2)))
-    with pytest.raises(DatasetError, match="a modality must be lower case, but is 'Big Name'"):
+    with pytest.raises(DatasetError, match="a modality name must be lower case, but is 'Big Name'"):
         open_source(tmp_path)
 
 
 def test_widths_must_agree(tmp_path: Path) -> None:
     write(tmp_path, "npy")
     np.save(tmp_path / "sound" / "s2.npy", np.zeros((2, 5)))
-    with pytest.raises(DatasetError, match=r"sound differs in features: \[2, 5\]"):
+    with pytest.raises(DatasetError, match=r"sound has different feature counts: \[2, 5\]"):
         open_source(tmp_path)
-    whole: Any = np.zeros((7, 2, 2))
-    np.save(tmp_path / "whole.npy", whole)
+    extra: Any = np.zeros((7, 2, 2))
+    np.save(tmp_path / "extra.npy", extra)
     with pytest.raises(DatasetError, match="it must have 8 samples in C order, but has 7"):
         open_source(tmp_path)

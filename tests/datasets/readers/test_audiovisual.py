@@ -1,4 +1,4 @@
-"""VGGSound and other audio-visual sets in the layouts of their annotations."""
+"""VGGSound and other audio-visual datasets in their published formats."""
 
 from __future__ import annotations
 
@@ -82,27 +82,27 @@ def test_vggsound_is_read(tmp_path: Path) -> None:
         assert CLASSES[test.labels[row]] == label
 
 
-def test_a_class_list_chooses(tmp_path: Path) -> None:
+def test_a_class_list_selects_clips(tmp_path: Path) -> None:
     vggsound(tmp_path)
     (tmp_path / "vggs2.txt").write_text("rain\nplaying violin\n\n")
     source = open_vggsound(tmp_path, classes="vggs2.txt", modalities="rgb")
     assert source.classes == ("playing violin", "rain")
     assert len(source.samples) == 17
     (tmp_path / "vggs2.txt").write_text("rain\nsnow\n")
-    with pytest.raises(DatasetError, match="no clip is of the class 'snow'"):
+    with pytest.raises(DatasetError, match="no clip has the class 'snow'"):
         open_vggsound(tmp_path, classes="vggs2.txt")
-    with pytest.raises(DatasetError, match=r"must lie in .*, but got '../vggs2.txt'"):
+    with pytest.raises(DatasetError, match=r"must be in .*, but got '../vggs2.txt'"):
         open_vggsound(tmp_path, classes="../vggs2.txt")
 
 
-def test_clips_without_files_are_left_out_and_counted(
+def test_clips_without_files_are_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = vggsound(tmp_path)
     (tmp_path / "audio" / f"{rows[3][0]}.wav").unlink()
     with caplog.at_level(logging.WARNING):
         source = open_vggsound(tmp_path)
-    assert "1 of 26 clips lack files" in caplog.text
+    assert "dropped 1 of 26 clips that lack files" in caplog.text
     assert rows[3][0] not in {s.name for s in source.samples}
     kept = {s.name: s for s in open_vggsound(tmp_path, missing=True).samples}
     values = kept[rows[3][0]].read()
@@ -110,7 +110,7 @@ def test_clips_without_files_are_left_out_and_counted(
     assert values["rgb"] is not None
 
 
-def test_clips_of_other_lengths_are_not_padded(tmp_path: Path) -> None:
+def test_clips_of_different_lengths_have_variable_length(tmp_path: Path) -> None:
     rows = vggsound(tmp_path)
     write_clip(tmp_path, rows[0][0], tokens=4)
     shape = open_vggsound(tmp_path).modalities["rgb"]
@@ -120,14 +120,14 @@ def test_clips_of_other_lengths_are_not_padded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("vid,1,rain", "row 1 has 3 cells, not 4"),
+        ("vid,1,rain", "row 1 must have 4 cells, but has 3"),
         ("vid,1,rain,dev", "a split must be train or test, not 'dev'"),
-        ("../../etc/passwd,1,rain,train", "A video must be letters, digits, - and _"),
+        ("../../etc/passwd,1,rain,train", "A video id must be letters, digits, - and _"),
         ("vid,-1,rain,train", "A time must be a number of seconds, but got '-1'"),
         ('vid,1,"rain', "unexpected end of data"),
     ],
 )
-def test_annotations_of_another_form_are_refused(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_annotations_are_refused(tmp_path: Path, line: str, message: str) -> None:
     vggsound(tmp_path)
     (tmp_path / "vggsound.csv").write_text(line + "\n")
     with pytest.raises(DatasetError, match=message) as raised:
@@ -138,8 +138,8 @@ def test_annotations_of_another_form_are_refused(tmp_path: Path, line: str, mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modalities": "rgb,smell"}, "`modalities` must be of rgb, spec, flow"),
-        ({"modalities": "rgb,rgb"}, "`modalities` must be of"),
+        ({"modalities": "rgb,smell"}, "`modalities` must be some of rgb, spec, flow"),
+        ({"modalities": "rgb,rgb"}, "`modalities` must be some of"),
         ({"spec_tokens": 0}, "`spec_tokens` must be positive"),
     ],
 )
@@ -149,11 +149,11 @@ def test_options_are_checked(tmp_path: Path, options: Any, message: str) -> None
         open_vggsound(tmp_path, **options)
 
 
-def test_features_of_another_form_are_refused(tmp_path: Path) -> None:
+def test_invalid_features_are_refused(tmp_path: Path) -> None:
     rows = vggsound(tmp_path)
     file = tmp_path / "features" / "rgb" / f"{rows[0][0]}.npy"
     np.save(file, np.zeros((6, 9)))
-    with pytest.raises(DatasetError, match=r"rgb of clips differ in features: \[8, 9\]"):
+    with pytest.raises(DatasetError, match=r"rgb has different feature counts: \[8, 9\]"):
         open_vggsound(tmp_path)
     np.save(file, np.zeros(6))
     with pytest.raises(DatasetError, match=r"must be numbers \(tokens, features\), but is float64"):
@@ -215,12 +215,12 @@ def test_moments_in_time_is_read(tmp_path: Path) -> None:
     counts = [sum(s.split == x for s in source.samples) for x in ("train", "validation", "test")]
     assert counts == [8, 2, 1]
     (tmp_path / "validationSet.csv").write_text("../../v.mp4,act1,2,1\n")
-    with pytest.raises(DatasetError, match="must lie in"):
+    with pytest.raises(DatasetError, match="must be in"):
         open_moments_in_time(tmp_path)
 
 
 @pytest.mark.parametrize("label", ["verb", "noun"])
-def test_epic_kitchens_tears_no_video(tmp_path: Path, label: str) -> None:
+def test_epic_kitchens_keeps_videos_in_one_split(tmp_path: Path, label: str) -> None:
     header = "narration_id,participant_id,video_id,verb,verb_class,noun,noun_class\n"
     train = [
         f"P01_{v}_{n},P01,P01_{v},open,{n % 2},door,{n % 3}" for v in range(5) for n in range(4)

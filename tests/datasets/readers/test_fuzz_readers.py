@@ -1,4 +1,4 @@
-"""Mutated files: some of every reader; `benchmarks/fuzz_readers.py` runs thousands."""
+"""Mutated files of every reader; `benchmarks/fuzz_readers.py` runs thousands."""
 
 from __future__ import annotations
 

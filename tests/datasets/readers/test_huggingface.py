@@ -1,4 +1,4 @@
-"""Data sets as `DatasetDict.save_to_disk` lays them down."""
+"""Datasets as `DatasetDict.save_to_disk` writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE = pa.list_(pa.list_(pa.float32()))
 
 
 class Array2DType(pa.ExtensionType):
-    """What `datasets` calls its type of two axes."""
+    """The two-dimensional type of the `datasets` library."""
 
     def __init__(self) -> None:
         super().__init__(pa.list_(pa.list_(pa.float32())), "datasets.features.features.Array2D")
@@ -57,17 +57,17 @@ def save(folder: Path, change: Any = None, extension: bool = False) -> None:
             storage = columns["picture"]
             columns["picture"] = pa.ExtensionArray.from_storage(Array2DType(), storage)
         table = pa.table(columns)
-        place = folder / split
-        place.mkdir(exist_ok=True)
+        target = folder / split
+        target.mkdir(exist_ok=True)
         for number, part in enumerate((table.slice(0, 1), table.slice(1))):
-            file = place / f"data-{number:05d}-of-00002.arrow"
+            file = target / f"data-{number:05d}-of-00002.arrow"
             with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
                 out.write_table(part)
         files = [{"filename": f"data-{n:05d}-of-00002.arrow"} for n in range(2)]
-        (place / "state.json").write_text(json.dumps({"_data_files": files, "_split": split}))
+        (target / "state.json").write_text(json.dumps({"_data_files": files, "_split": split}))
         features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
         information = {"features": features, "license": "cc-by-4.0", "citation": "Some\none"}
-        (place / "dataset_info.json").write_text(json.dumps(information))
+        (target / "dataset_info.json").write_text(json.dumps(information))
 
 
 @pytest.mark.parametrize("extension", [False, True], ids=["lists", "Array2D"])
@@ -92,15 +92,18 @@ def test_samples_are_read(tmp_path: Path, extension: bool) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "dataset_dict.json").write_text("{"), "dataset_dict.json: "),
-        (lambda f: (f / "dataset_dict.json").write_text('{"splits": ["../x"]}'), "its splits are"),
+        (
+            lambda f: (f / "dataset_dict.json").write_text('{"splits": ["../x"]}'),
+            "its splits are invalid",
+        ),
         (lambda f: (f / "train" / "state.json").unlink(), r"state.json: No such file"),
-        (lambda f: (f / "train" / "state.json").write_text("[]"), "it is no JSON object"),
+        (lambda f: (f / "train" / "state.json").write_text("[]"), "it must be a JSON object"),
         (lambda f: (f / "train" / "state.json").write_text('{"_data_files": []}'), "no data files"),
         (
             lambda f: (f / "train" / "state.json").write_text(
                 '{"_data_files": [{"filename": "../../x"}]}'
             ),
-            "A file must lie in",
+            "A file must be in",
         ),
         (
             lambda f: (f / "train" / "data-00000-of-00002.arrow").write_bytes(b"not Arrow"),
@@ -108,7 +111,7 @@ def test_samples_are_read(tmp_path: Path, extension: bool) -> None:
         ),
     ],
 )
-def test_folders_of_another_form_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
     save(tmp_path)
     damage(tmp_path)
     with pytest.raises(DatasetError, match=message) as raised:
@@ -118,9 +121,9 @@ def test_folders_of_another_form_are_refused(tmp_path: Path, damage: Any, messag
 
 def test_options_are_checked(tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(UserError, match="No column of this data set is called 'labl'"):
+    with pytest.raises(UserError, match="No column of this dataset is called 'labl'"):
         open_source(tmp_path, label="labl")
-    with pytest.raises(DatasetError, match="sound of sample 0 is not whole tokens of 2 features"):
+    with pytest.raises(DatasetError, match="sound of sample 0 is not a multiple of 2 features"):
         open_source(tmp_path, modalities="sound", dims="sound=2")
-    with pytest.raises(DatasetError, match="a modality is a column of lists, but text is not"):
+    with pytest.raises(DatasetError, match="a modality must be a column of lists, but text is not"):
         open_source(tmp_path, modalities="sound,text")

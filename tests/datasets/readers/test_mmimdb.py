@@ -1,4 +1,4 @@
-"""MM-IMDB in the layout it is published in."""
+"""MM-IMDB in its published format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_films_are_read(folder: Path) -> None:
     np.testing.assert_array_equal(validation.labels, genres[9:13])
 
 
-def test_the_published_sizes_are_those_of_the_paper() -> None:
+def test_split_sizes_equal_those_of_the_paper() -> None:
     assert SIZES == {"train": 15_552, "validation": 2_608, "test": 7_799}
     assert sum(SIZES.values()) == 25_959
 
@@ -58,9 +58,9 @@ def test_the_published_sizes_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"it has 18 films, not 15552,2608,7799: tell the splits"),
-        ({"splits": "9,9"}, "`splits` must be three positive numbers"),
-        ({"splits": "9,9,0"}, "`splits` must be three positive numbers"),
+        ({}, r"it has 18 films, not 15552,2608,7799: set `--option splits"),
+        ({"splits": "9,9"}, "`splits` must be three positive integers"),
+        ({"splits": "9,9,0"}, "`splits` must be three positive integers"),
         ({"splits": SPLITS, "image_tokens": 3}, "`image_tokens` must divide the 4096 numbers"),
         ({"splits": SPLITS, "text_tokens": 0}, "`text_tokens` must divide the 300 numbers"),
     ],
@@ -75,14 +75,12 @@ def test_options_are_checked(folder: Path, options: Any, message: str) -> None:
     ("name", "values", "message"),
     [
         ("genres", np.full((18, 23), 2), "genres must be 0 or 1, but film 0 has 2"),
-        ("genres", np.zeros((17, 23)), r"its arrays have \[17, 18\] films"),
+        ("genres", np.zeros((17, 23)), r"its arrays have different numbers of films: \[17, 18\]"),
         ("features", np.zeros(18), "it has no array features"),
         ("vgg_features", None, "it has no array vgg_features"),
     ],
 )
-def test_what_is_not_of_this_form_is_refused(
-    folder: Path, name: str, values: Any, message: str
-) -> None:
+def test_invalid_files_are_refused(folder: Path, name: str, values: Any, message: str) -> None:
     with h5py.File(folder / "multimodal_imdb.hdf5", "a") as file:
         del file[name]
         if values is not None:

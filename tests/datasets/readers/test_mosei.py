@@ -1,4 +1,4 @@
-"""CMU-MOSEI and CMU-MOSI in the layouts they are published in."""
+"""CMU-MOSEI and CMU-MOSI in their published formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTHS = {"vision": 35, "audio": 74, "text": 300}
 
 
 def mult(tokens: dict[str, int]) -> dict[str, Any]:
-    """Return what MulT's pickles hold: labels (N, 1, 1), ids [video, start, end]."""
+    """Return the content of a MulT pickle: labels (N, 1, 1), ids [video, start, end]."""
     random = np.random.default_rng(0)
     content = {}
     for split, count in COUNTS.items():
@@ -37,7 +37,7 @@ def mult(tokens: dict[str, int]) -> dict[str, Any]:
 
 
 def mmsa() -> dict[str, Any]:
-    """Return what MMSA's hold: lengths, texts beside, ids `video$_$clip`."""
+    """Return the content of an MMSA pickle: also lengths and texts, ids `video$_$clip`."""
     content = mult({"vision": 20, "audio": 30, "text": 10})
     for split, part in content.items():
         count = COUNTS[split]
@@ -64,7 +64,7 @@ UNALIGNED = {"vision": 500, "audio": 500, "text": 50}
 
 @pytest.mark.parametrize("tokens", [ALIGNED, UNALIGNED], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_mults_pickles(tmp_path: Path, tokens: dict[str, int], protocol: int) -> None:
+def test_mult_pickles_are_read(tmp_path: Path, tokens: dict[str, int], protocol: int) -> None:
     content = mult(tokens)
     source = open_source(saved(tmp_path, content, protocol))
     assert source.task == "classification"
@@ -74,18 +74,18 @@ def test_mults_pickles(tmp_path: Path, tokens: dict[str, int], protocol: int) ->
         assert (shape.num_tokens, shape.num_features) == (tokens[name], WIDTHS[name])
         assert not shape.variable_length
     store = open_store(prepare("mosei", source, tmp_path / "mosei").path)
-    for theirs, ours in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        split = store.split(ours, unseal_test=True)
+    for file_split, split_name in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        split = store.split(split_name, unseal_test=True)
         for name in WIDTHS:
-            np.testing.assert_array_equal(split.modalities[name], content[theirs][name])
-        values = content[theirs]["labels"].reshape(-1)
+            np.testing.assert_array_equal(split.modalities[name], content[file_split][name])
+        values = content[file_split]["labels"].reshape(-1)
         expected = [round(float(y)) + 3 for y in values]
         assert split.labels.tolist() == expected
-        videos = [store.spec.subjects[ours][code] for code in split.subjects]
-        assert videos == content[theirs]["id"][:, 0].tolist()
+        videos = [store.spec.subjects[split_name][code] for code in split.subjects]
+        assert videos == content[file_split]["id"][:, 0].tolist()
 
 
-def test_mmsas_pickles_have_lengths(tmp_path: Path) -> None:
+def test_mmsa_pickles_have_lengths(tmp_path: Path) -> None:
     content = mmsa()
     source = open_source(saved(tmp_path, content), labels="regression")
     assert source.task == "regression"
@@ -103,7 +103,7 @@ def test_mmsas_pickles_have_lengths(tmp_path: Path) -> None:
     assert store.spec.subjects["train"] == ("train0", "train1", "train2")
 
 
-def test_mosi_is_read_alike(tmp_path: Path) -> None:
+def test_mosi_is_read(tmp_path: Path) -> None:
     source = open_mosi(saved(tmp_path, mult(ALIGNED)))
     assert "MOSI" in source.description
     assert len(source.samples) == 15
@@ -117,7 +117,7 @@ def test_classes_are_rounded_as_numpy_rounds(value: float, label: int) -> None:
     assert to_class(value) == label == int(np.round(value)) + 3
 
 
-def test_infinite_audio_is_left_to_the_user(tmp_path: Path) -> None:
+def test_infinite_audio_is_left_to_prepare(tmp_path: Path) -> None:
     content = mult(ALIGNED)
     content["train"]["audio"][2, 7, 3] = -np.inf
     source = open_source(saved(tmp_path, content))
@@ -137,18 +137,18 @@ def changed(change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(lambda c: c.pop("valid")), "it has no train, valid and test"),
-        ([1, 2], "it has no train, valid and test"),
-        (changed(lambda c: c.update(test=3)), "test is no mapping"),
+        (changed(lambda c: c.pop("valid")), "it must have train, valid and test"),
+        ([1, 2], "it must have train, valid and test"),
+        (changed(lambda c: c.update(test=3)), "test is not a dict"),
         (changed(lambda c: c["train"].pop("audio")), "train has no audio of numbers"),
         (changed(lambda c: c["train"].update(audio=np.zeros((6, 50)))), "train has no audio of"),
         (
             changed(lambda c: c["train"].update(audio=c["train"]["audio"][:5])),
-            r"audio of train has the shape \(5, 50, 74\), of 6 labels",
+            r"audio of train has shape \(5, 50, 74\), but there are 6 labels",
         ),
         (
             changed(lambda c: c["test"].update(text=np.zeros((5, 50, 299)))),
-            "text has other tokens or features in other splits",
+            "text must have the same shape in all splits",
         ),
         (
             changed(lambda c: c["train"]["labels"].__setitem__((2, 0, 0), 3.5)),
@@ -160,28 +160,28 @@ def changed(change: Any) -> dict[str, Any]:
         ),
         (
             changed(lambda c: c["train"].update(labels=np.zeros((6, 2)))),
-            "labels of train must be one a clip",
+            "train must have one label per clip",
         ),
     ],
 )
-def test_what_is_not_of_this_form_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_invalid_pickles_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
         open_source(saved(tmp_path, content))
     assert "\n" not in str(raised.value)
 
 
-def test_lengths_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_invalid_lengths_are_refused(tmp_path: Path) -> None:
     content = mmsa()
     content["test"]["audio_lengths"][1] = 31
     source = open_source(saved(tmp_path, content))
-    with pytest.raises(DatasetError, match="audio of clip 1 has 31 of 30 tokens"):
+    with pytest.raises(DatasetError, match="audio of clip 1 has 30 tokens, not 31"):
         prepare("mosei", source, tmp_path / "mosei")
     content["test"]["audio_lengths"] = [1.5] * 5
-    with pytest.raises(DatasetError, match="audio_lengths of test must be 5 whole numbers"):
+    with pytest.raises(DatasetError, match="audio_lengths of test must be 5 non-negative integers"):
         open_source(saved(tmp_path, content))
 
 
-def test_a_video_in_two_splits_is_a_leak(tmp_path: Path) -> None:
+def test_a_video_in_two_splits_is_refused(tmp_path: Path) -> None:
     content = mult(ALIGNED)
     content["test"]["id"] = content["test"]["id"].astype("U9")
     content["test"]["id"][0, 0] = "train1"
@@ -206,7 +206,7 @@ RATES = {"visual_facet": (4, 35), "acoustic_covarep": (10, 74), "glove_words": (
 
 
 def write_csd(folder: Path) -> None:
-    """Write sequences whose features tell the time of their token."""
+    """Write sequences whose features are the start times of their tokens."""
     for name, (rate, width) in RATES.items():
         with h5py.File(folder / f"{name}.csd", "w") as file:
             for video in CLIPS:
@@ -224,7 +224,7 @@ def write_csd(folder: Path) -> None:
 
 
 @pytest.mark.medium
-def test_sequences_are_cut_to_their_clips(tmp_path: Path) -> None:
+def test_sequences_are_cut_to_clips(tmp_path: Path) -> None:
     write_csd(tmp_path)
     source = open_source(tmp_path, labels="regression", tokens="audio=25")
     assert {s.name: (s.split, s.label, s.subject) for s in source.samples} == {
@@ -247,16 +247,16 @@ def test_sequences_are_cut_to_their_clips(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "train.txt").unlink(), "train.txt: No such file.*standard folds"),
-        (lambda f: (f / "valid.txt").write_text("v1"), "video v1 is in train too"),
+        (lambda f: (f / "valid.txt").write_text("v1"), "video v1 is also in train"),
         (lambda f: (f / "glove_words.csd").unlink(), r"must have one .csd of text \(text or glove"),
         (lambda f: (f / "more_audio.csd").write_bytes(b"x"), "one .csd of audio"),
         (lambda f: (f / "CMU_MOSEI_Labels.csd").unlink(), r"must have one \*label\*.csd"),
         (lambda f: (f / "glove_words.csd").write_bytes(b"not HDF5"), "glove_words.csd: OSError"),
         (lambda f: [(f / f"{x}.txt").write_text("other") for x in ("train", "valid", "test")],
-         r"video other is in|no clip is of a video"),
+         r"video other is also in|no clip is from a video"),
     ],
 )  # fmt: skip
-def test_folders_that_lack_something_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
+def test_invalid_folders_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
     write_csd(tmp_path)
     damage(tmp_path)
     with pytest.raises(DatasetError, match=message) as raised:

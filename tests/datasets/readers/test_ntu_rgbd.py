@@ -1,4 +1,4 @@
-"""NTU RGB+D skeletons in their text form."""
+"""NTU RGB+D skeletons in their text format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def joints(body: int, frame: int) -> np.ndarray:
 
 
 def skeleton(frames: list[list[int]]) -> str:
-    """Return a file whose frames have these bodies."""
+    """Return the text of a file whose frames have these bodies."""
     lines = [str(len(frames))]
     for number, bodies in enumerate(frames):
         lines.append(str(len(bodies)))
@@ -54,7 +54,7 @@ def test_skeletons_are_read(folder: Path) -> None:
     np.testing.assert_allclose(frames[1]["9"], joints(9, 1))
 
 
-def test_samples_are_relative_to_the_first_spine(folder: Path) -> None:
+def test_coordinates_are_relative_to_the_first_spine_base(folder: Path) -> None:
     source = open_source(folder, tokens=4)
     store = open_store(prepare("ntu", source, folder / "store").path)
     train = store.split("train")
@@ -70,7 +70,7 @@ def test_samples_are_relative_to_the_first_spine(folder: Path) -> None:
         expected = (joints(7, frame) - origin).reshape(-1)
         np.testing.assert_allclose(first[frame], expected, atol=1e-6)
     np.testing.assert_allclose(second[1], (joints(9, 1) - origin).reshape(-1), atol=1e-6)
-    assert not second[2].any()  # away
+    assert not second[2].any()  # absent in this frame
 
 
 def test_frames_are_drawn_evenly(folder: Path) -> None:
@@ -104,18 +104,18 @@ def test_the_published_protocols(folder: Path) -> None:
     [
         ("", "it ends too early"),
         ("0\n", "it has no frames"),
-        ("1\n0\n", "nobody is in it"),
+        ("1\n0\n", "it has no bodies"),
         ("2\n1\n7 0 0\n25\n0 0 0\n", "it ends too early"),
-        ("99999999\n", "a count must be a number up to 10000"),
-        ("1\n99\n", "a count must be a number up to 10"),
-        ("-1\n", "a count must be a number"),
+        ("99999999\n", "a count must be an integer up to 10000"),
+        ("1\n99\n", "a count must be an integer up to 10"),
+        ("-1\n", "a count must be an integer"),
         ("1\n1\n7\n24\n", "a body must have 25 joints"),
         ("1\n1\n7\n25\n" + "a b c\n" * 25, "could not convert"),
         ("1\n1\n\n25\n" + "1 2 3\n" * 25, "list index out of range"),
         ("1\n1\n7\n25\n" + "1 2\n" * 25, "cannot reshape"),
     ],
 )
-def test_files_that_lie_are_refused(folder: Path, content: str, message: str) -> None:
+def test_invalid_files_are_refused(folder: Path, content: str, message: str) -> None:
     (folder / name(1, 8)).write_text(content)
     sample = next(s for s in open_source(folder).samples if s.label == 7)
     with pytest.raises(DatasetError, match=message) as raised:
@@ -136,12 +136,12 @@ def test_options_are_checked(folder: Path, options: Any, message: str) -> None:
         open_source(folder, **options)
 
 
-def test_what_is_not_of_this_form_is_refused(folder: Path) -> None:
+def test_invalid_file_names_are_refused(folder: Path) -> None:
     (folder / "x.skeleton").write_text("1")
-    with pytest.raises(DatasetError, match="it must be called SsssCcccPpppRrrrAaaa"):
+    with pytest.raises(DatasetError, match="it must be named SsssCcccPpppRrrrAaaa"):
         open_source(folder)
     (folder / "x.skeleton").rename(folder / name(1, 121))
-    with pytest.raises(DatasetError, match="there is no action 121"):
+    with pytest.raises(DatasetError, match="action 121 is unknown"):
         open_source(folder)
     (folder / name(1, 121)).rename(folder / name(1, 61))
-    assert len(open_source(folder).samples) == 10  # of the larger set
+    assert len(open_source(folder).samples) == 10  # of the 120-class dataset

@@ -1,4 +1,4 @@
-"""One's own Parquet files."""
+"""Custom Parquet files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from sftsearch.datasets.shipped_file import FOLDER
 from sftsearch.datasets.store import open_store
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
-AT_HAND = pytest.mark.skipif(not SHARED.is_dir(), reason="not beside this clone, and may not ship")
+SHARED_DATA = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs shared data, which may not ship"
+)
 LENGTHS = [3, 1, 0, 2, 3, 3]
 
 
@@ -26,7 +28,7 @@ def sound(row: int) -> list[float]:
 
 
 def table(**changes: Any) -> pa.Table:
-    """Return six rows: a sound of 0 to 3 tokens x 2, a picture of 4 x 1."""
+    """Return six rows: sound of 0 to 3 tokens x 2, picture of 4 tokens x 1."""
     columns: dict[str, Any] = {
         "id": [f"r{n}" for n in range(6)],
         "label": [n % 2 for n in range(6)],
@@ -66,7 +68,7 @@ def test_rows_are_read(tmp_path: Path) -> None:
     assert train.labels.tolist() == [0, 1, 0]
 
 
-def test_without_token_counts_lists_tell(tmp_path: Path) -> None:
+def test_token_counts_follow_from_the_lists(tmp_path: Path) -> None:
     source = open_source(saved(tmp_path, table(sound_tokens=None)))
     assert source.modalities["sound"].num_tokens == 3
     values = source.samples[2].read()
@@ -83,7 +85,7 @@ def test_lists_of_lists_need_no_dims(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["large", "fixed"])
-def test_other_lists(tmp_path: Path, kind: str) -> None:
+def test_large_and_fixed_size_lists_are_read(tmp_path: Path, kind: str) -> None:
     of = pa.large_list(pa.float32()) if kind == "large" else pa.list_(pa.float32(), 4)
     rows = table(picture=pa.array([[n, 1.0, 2.0, 3.0] for n in range(6)], of))
     values = open_source(saved(tmp_path, rows)).samples[5].read()["picture"]
@@ -118,7 +120,7 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
     saved(tmp_path, table())
     assert len(open_source(tmp_path).samples) == 6
     pq.write_table(table(), tmp_path / "other.parquet")
-    with pytest.raises(DatasetError, match="it has 2 Parquet files, and must have one"):
+    with pytest.raises(DatasetError, match="it must have one Parquet file, but has 2"):
         open_source(tmp_path)
 
 
@@ -129,14 +131,14 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
         ({}, {"modalities": "smell"}, "it has no column 'smell' for a modality"),
         ({}, {"subject": "who"}, "it has no column 'who' for a subject"),
         ({}, {"dims": "sund=2"}, "No modality of option `dims` is called 'sund'. Did you mean"),
-        ({}, {"dims": "picture=3"}, "picture of row 0 is not whole tokens of 3 features"),
+        ({}, {"dims": "picture=3"}, "picture of row 0 is not a multiple of 3 features"),
         ({"split": ["later"] * 6}, {}, "a split must be one of"),
         ({"sound": None, "picture": None}, {}, "it has no column of lists"),
         ({"picture": [[]] * 6}, {}, "picture is empty in every row|is null"),
         ({"label": [None, *[1] * 5]}, {}, "sample 0 has no label"),
     ],
 )
-def test_what_is_not_of_this_form_is_refused(
+def test_invalid_columns_and_options_are_refused(
     tmp_path: Path, changes: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as raised:
@@ -153,7 +155,7 @@ def test_what_is_not_of_this_form_is_refused(
         ({"picture": [[[1.0], [1.0, 2.0]]] * 6}, "picture of row 0 must have tokens of 1 feat"),
     ],
 )
-def test_rows_that_cannot_be_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
+def test_invalid_rows_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
     source = open_source(saved(tmp_path, table(**changes)))
     with pytest.raises(DatasetError, match=message) as raised:
         prepare("mine", source, tmp_path / "store")
@@ -161,14 +163,14 @@ def test_rows_that_cannot_be_are_refused(tmp_path: Path, changes: Any, message: 
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", b"x" * 1000])
-def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mine.parquet"
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=f"Cannot read {file}: "):
         open_source(file)
 
 
-def test_not_a_number_is_passed_on(tmp_path: Path) -> None:
+def test_nan_is_left_to_prepare(tmp_path: Path) -> None:
     source = open_source(saved(tmp_path, table(picture=[[0.0, float("nan"), 1.0, 2.0]] * 6)))
     with pytest.raises(DatasetError, match="picture of sample 'r0' must be finite, but token 1"):
         prepare("mine", source, tmp_path / "store")
@@ -193,14 +195,14 @@ SENSORS = {
             3285,
             dict.fromkeys(("phone_acc", "phone_gyro", "watch_acc", "watch_gyro"), (128, 3, False)),
         ),
-        # What may not ship, where it is at hand.
+        # Data that may not ship.
         pytest.param(
             SHARED / "avdigits" / "avdigits.parquet",
             3000,
             {"audio": (256, 32, True), "image": (196, 4, False)},
-            marks=AT_HAND,
+            marks=SHARED_DATA,
         ),
-        pytest.param(SHARED / "umafall" / "umafall.parquet", 725, SENSORS, marks=AT_HAND),
+        pytest.param(SHARED / "umafall" / "umafall.parquet", 725, SENSORS, marks=SHARED_DATA),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )

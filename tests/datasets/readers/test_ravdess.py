@@ -1,4 +1,4 @@
-"""RAVDESS: names, folds and coefficients."""
+"""RAVDESS: file names, folds and coefficients."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def test_recordings_are_read(folder: Path) -> None:
     assert test.modalities["audio"].shape == (8, 9, 13)
 
 
-def test_what_is_not_of_this_form_is_refused(folder: Path) -> None:
+def test_invalid_folders_and_options_are_refused(folder: Path) -> None:
     with pytest.raises(DatasetError, match="`fold` must be 0 to 5"):
         open_source(folder, fold=6)
     with pytest.raises(DatasetError, match="it has no Actor_01"):
         open_source(folder / "Actor_01")
     wrong = folder / "Actor_02" / "03-01-09-01-02-01-02.wav"
     wrong.write_bytes(b"")
-    with pytest.raises(DatasetError, match="it is of emotion 9 and actor 2"):
+    with pytest.raises(DatasetError, match="its emotion 9 or actor 2 is unknown"):
         open_source(folder)
     wrong.rename(folder / "Actor_02" / "03-01-01-01-02-01-03.wav")
-    with pytest.raises(DatasetError, match="it is of actor 3, and in another's folder"):
+    with pytest.raises(DatasetError, match="it is of actor 3, but in the folder of another actor"):
         open_source(folder)

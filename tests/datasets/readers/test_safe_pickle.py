@@ -1,4 +1,4 @@
-"""Pickles of arrays are read; nothing else is, and nothing of it is run."""
+"""Pickles of arrays are loaded; everything else is refused without running code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_arrays_are_made_of_is_read(file: Path, protocol: int) -> None:
+def test_nested_arrays_are_read(file: Path, protocol: int) -> None:
     file.write_bytes(pickle.dumps(features(), protocol))
     assert same(load(file), features())
 
@@ -89,7 +89,7 @@ def test_any_array_is_read(
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_large_arrays_are_left_in_the_file(file: Path, protocol: int) -> None:
-    """Protocol 2 writes bytes as a text, which must be read."""
+    """Protocol 2 writes bytes as a string, which must be read into memory."""
     large = np.asfortranarray(np.arange(3 << 16, dtype=np.float32).reshape(3, -1))
     file.write_bytes(pickle.dumps({"a": large, "b": large[1:2].copy()}, protocol))
     found = load(file)
@@ -99,7 +99,7 @@ def test_large_arrays_are_left_in_the_file(file: Path, protocol: int) -> None:
     assert not found["a"].flags.writeable
 
 
-def test_numpy_1_called_its_modules_otherwise(file: Path) -> None:
+def test_module_names_of_numpy_1_are_read(file: Path) -> None:
     content = pickle.dumps(features(), 2)
     assert b"numpy._core" in content
     file.write_bytes(content.replace(b"numpy._core", b"numpy.core"))
@@ -107,7 +107,7 @@ def test_numpy_1_called_its_modules_otherwise(file: Path) -> None:
 
 
 def test_texts_of_python_2_are_latin_1(file: Path) -> None:
-    """Protocol 2 of Python 2: an array's bytes are a text, SHORT_BINSTRING."""
+    """In protocol 2 of Python 2 the bytes of an array are a SHORT_BINSTRING."""
     content = struct.pack("<2f", 1.5, -2.0)
     file.write_bytes(
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -118,8 +118,8 @@ def test_texts_of_python_2_are_latin_1(file: Path) -> None:
     np.testing.assert_array_equal(load(file), np.array([1.5, -2.0], dtype=np.float32))
 
 
-class Runs:
-    """Pickles to a call."""
+class Call:
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = function, arguments
@@ -136,11 +136,11 @@ class Runs:
      bytearray, set, map],
     ids=lambda function: getattr(function, "__name__", str(function)),
 )  # fmt: skip
-def test_nothing_else_is_run(file: Path, protocol: int, function: Any) -> None:
+def test_other_globals_are_refused(file: Path, protocol: int, function: Any) -> None:
     marker = file.with_name("marker")
-    content = pickle.dumps([features(), Runs(function, f"touch {marker}")], protocol)
+    content = pickle.dumps([features(), Call(function, f"touch {marker}")], protocol)
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"it names .*; nothing of it was run") as raised:
+    with pytest.raises(DatasetError, match=r"it names .*; no code was run") as raised:
         load(file)
     assert str(file) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -162,14 +162,14 @@ def test_nothing_else_is_run(file: Path, protocol: int, function: Any) -> None:
         b"\x80\x02\x82\x01.",
     ],
 )
-def test_programs_by_hand_are_refused(file: Path, program: bytes) -> None:
+def test_handwritten_programs_are_refused(file: Path, program: bytes) -> None:
     file.write_bytes(program)
     with pytest.raises(DatasetError):
         load(file)
 
 
 def pickled_array(shape: bytes, dtype: bytes, content: bytes) -> bytes:
-    """Return the pickle of an array with a state of our own making."""
+    """Return the pickle of an array with a custom state."""
     return (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01" + shape + dtype + b"\x89" + content + b"tb."
@@ -188,37 +188,39 @@ FOUR = b"U\x04abcd"
     ("program", "message"),
     [
         (pickled_array(b"\x8a\x05\x00\x00\x00\x00\x01\x85", pickled_dtype(b"f4", PLAIN), FOUR),
-         "has other bytes than it needs"),
-        (pickled_array(b"J\xff\xff\xff\xff\x85", pickled_dtype(b"f4", PLAIN), FOUR), "shape is"),
-        (pickled_array(b"K\x01\x85", pickled_dtype(b"f4", PLAIN), b"K\x07"), "other bytes"),
+         "the size of an array does not fit its shape"),
+        (pickled_array(b"J\xff\xff\xff\xff\x85", pickled_dtype(b"f4", PLAIN), FOUR),
+         "the shape of an array is"),
+        (pickled_array(b"K\x01\x85", pickled_dtype(b"f4", PLAIN), b"K\x07"),
+         "the size of an array"),
         (pickled_array(b"K\x01\x85", pickled_dtype(b"O8", PLAIN), b"U\x08AAAAAAAA"),
-         "array of 1 objects has others"),
+         "array of 1 objects has a different content"),
         (pickled_array(b"K\x01\x85", pickled_dtype(b"O", PLAIN), b"U\x08AAAAAAAA"),
-         "array of 1 objects has others"),
+         "array of 1 objects has a different content"),
         (pickled_array(b"K\x01\x85", pickled_dtype(b"V8", PLAIN), b"U\x08AAAAAAAA"),
-         "must be numbers, texts or objects"),
+         "must be numbers, strings or objects"),
         (pickled_array(b"K\x01\x85", pickled_dtype(b"f4", b"(K\x03U\x01<]NNNNtb"), FOUR),
          "a dtype has fields"),
         (pickled_array(b"K\x01\x85", pickled_dtype(b"f4", b"(K\x03U\x01?NNNNNtb"), FOUR),
-         "a dtype's state is"),
-        (pickled_array(b"K\x01\x85", b"K\x05", FOUR), "an array's dtype is"),
+         "the state of a dtype is"),
+        (pickled_array(b"K\x01\x85", b"K\x05", FOUR), "the dtype of an array is"),
         (b"\x80\x02cnumpy\nndarray\n\x8a\x04\x00\x00\x00\x40\x85R.", "TypeError"),
         (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R.",
          "an array has no state"),
-        (b"\x80\x02cnumpy\ndtype\n.", "it holds a _StandIn"),
+        (b"\x80\x02cnumpy\ndtype\n.", "it has an object of type _StandIn"),
         (b"\x80\x02cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b.", "a function has no state"),
         (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00abc.", "EOFError"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00abc.", "EOFError"),
         (b"\x80\x04\x95\xff\xff\xff\xff\xff\x00\x00\x00abc.", "EOFError"),
     ],
 )  # fmt: skip
-def test_states_are_not_believed(file: Path, program: bytes, message: str) -> None:
+def test_invalid_states_are_refused(file: Path, program: bytes, message: str) -> None:
     file.write_bytes(program)
     with pytest.raises(DatasetError, match=message):
         load(file)
 
 
-def test_what_refers_to_itself_and_to_others_often_is_no_bomb(file: Path) -> None:
+def test_shared_and_cyclic_references_are_loaded_once(file: Path) -> None:
     bomb: list[Any] = [1]
     for _ in range(60):
         bomb = [bomb, bomb]
@@ -232,23 +234,23 @@ def test_what_refers_to_itself_and_to_others_often_is_no_bomb(file: Path) -> Non
     assert found[0] is found
 
 
-def test_texts_have_characters_that_are_some(file: Path) -> None:
-    """Numpy would make Python raise a SystemError of them."""
+def test_strings_with_invalid_characters_are_refused(file: Path) -> None:
+    """Numpy would make Python raise a SystemError."""
     content = pickle.dumps(np.array(["abc"]), 4)
     assert content.count(b"c\x00\x00\x00") == 1
     file.write_bytes(content.replace(b"c\x00\x00\x00", b"c\x00\x11\x00"))
-    with pytest.raises(DatasetError, match="a text has characters that are none"):
+    with pytest.raises(DatasetError, match="a string has invalid characters"):
         load(file)
 
 
-def test_a_memos_number_is_no_size(file: Path) -> None:
-    """LONG_BINPUT of two thousand millions, for which pickle's C code takes sixteen gigabytes."""
+def test_a_memo_index_allocates_no_memory(file: Path) -> None:
+    """LONG_BINPUT of two billion, for which the C code of pickle allocates sixteen gigabytes."""
     file.write_bytes(b"\x80\x02]r\xff\xff\xff\x7f.")
     assert load(file) == []
 
 
 @pytest.mark.medium
-def test_what_is_nested_too_deep_is_refused(file: Path) -> None:
+def test_deep_nesting_is_refused(file: Path) -> None:
     file.write_bytes(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".")
     with pytest.raises(DatasetError, match="RecursionError"):
         load(file)
@@ -257,7 +259,7 @@ def test_what_is_nested_too_deep_is_refused(file: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", b"\x80\x04.", b"\x80\xff."])
 def test_what_is_no_pickle_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match="it is no sound pickle"):
+    with pytest.raises(DatasetError, match="it is not a valid pickle"):
         load(file)
 
 
@@ -269,15 +271,15 @@ def test_every_truncation_and_many_flips_are_read_or_refused(file: Path) -> None
         changed = bytearray(content)
         if case < len(content):
             changed = changed[:case]
-        for place in random.integers(0, max(len(changed), 1), size=3) if case >= 300 else ():
+        for position in random.integers(0, max(len(changed), 1), size=3) if case >= 300 else ():
             if len(changed):
-                changed[place % len(changed)] = random.integers(0, 256)
+                changed[position % len(changed)] = random.integers(0, 256)
         file.write_bytes(bytes(changed))
         with contextlib.suppress(DatasetError):
             load(file)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"Cannot read .*none.pkl: No such file"):
         load(tmp_path / "none.pkl")
     with pytest.raises(DatasetError, match="Is a directory"):

@@ -1,4 +1,4 @@
-"""Sound as tokens, against slow references."""
+"""Sound as tokens, compared with slow references."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tone(frequency: float, seconds: float = 0.5, rate: int = 16_000) -> np.ndarr
 
 
 def slow_log_mel(x: np.ndarray, rate: int, num_bands: int) -> np.ndarray:
-    """Return log-mel tokens by the definition: sums over samples, frequencies and bands."""
+    """Return log-mel tokens by definition: sums over samples, frequencies and bands."""
     window, hop = rate // 40, rate // 100
     size = 2 ** math.ceil(math.log2(window))
     hamming = [0.54 - 0.46 * math.cos(2 * math.pi * n / (window - 1)) for n in range(window)]
@@ -40,16 +40,16 @@ def slow_log_mel(x: np.ndarray, rate: int, num_bands: int) -> np.ndarray:
             total = 0.0
             for k, value in enumerate(power):
                 m = 2595 * math.log10(1 + k * rate / size / 700)
-                low, centre, high = mel[band], mel[band + 1], mel[band + 2]
+                low, center, high = mel[band], mel[band + 1], mel[band + 2]
                 if low < m < high:
-                    total += value * min((m - low) / (centre - low), (high - m) / (high - centre))
+                    total += value * min((m - low) / (center - low), (high - m) / (high - center))
             row.append(math.log(total + FLOOR))
         tokens.append(row)
     return np.array(tokens)
 
 
 @pytest.mark.parametrize(("rate", "num_bands"), [(16_000, 128), (8000, 32)])
-def test_log_mel_is_that_of_its_definition(rate: int, num_bands: int) -> None:
+def test_log_mel_equals_its_definition(rate: int, num_bands: int) -> None:
     x = np.random.default_rng(0).standard_normal(rate // 25)
     expected = slow_log_mel(x, rate, num_bands)
     found = log_mel(x, rate=rate, num_bands=num_bands)
@@ -59,10 +59,10 @@ def test_log_mel_is_that_of_its_definition(rate: int, num_bands: int) -> None:
 
 
 def test_a_tone_is_loudest_in_its_band() -> None:
-    centres = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 130) / 2595) - 1)
+    centers = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 130) / 2595) - 1)
     for frequency in (440.0, 1000.0, 4000.0):
         loudest = log_mel(tone(frequency)).mean(axis=0).argmax()
-        assert centres[loudest] < frequency < centres[loudest + 2]
+        assert centers[loudest] < frequency < centers[loudest + 2]
 
 
 def test_ten_seconds_have_998_windows() -> None:
@@ -70,7 +70,7 @@ def test_ten_seconds_have_998_windows() -> None:
     assert log_mel(tone(440, 0.01)).shape == (1, 128)  # padded to a window
 
 
-def test_bands_overlap_to_one_between_the_first_and_the_last_centre() -> None:
+def test_bands_sum_to_one_between_the_first_and_last_center() -> None:
     sums = mel_bands(16_000, 4096, 20).sum(axis=1)
     np.testing.assert_allclose(sums[200:1500], 1.0, atol=1e-12)
 
@@ -99,14 +99,14 @@ def test_files_are_read_as_one_channel_at_one_rate(tmp_path: Path, ending: str) 
     assert len(read_sound(file, 48_000)) == 24_000
 
 
-def test_float_files_keep_what_is_no_number(tmp_path: Path) -> None:
+def test_float_files_keep_nan(tmp_path: Path) -> None:
     file = tmp_path / "x.wav"
     x = np.array([0.5, np.nan, 0.25])
     soundfile.write(file, x, 16_000, subtype="DOUBLE")
     np.testing.assert_array_equal(read_sound(file), x)
 
 
-def test_headers_are_not_believed(tmp_path: Path) -> None:
+def test_wrong_headers_are_ignored_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.wav"
     soundfile.write(file, tone(440), 16_000)
     content = bytearray(file.read_bytes())
@@ -115,12 +115,12 @@ def test_headers_are_not_believed(tmp_path: Path) -> None:
     assert len(read_sound(file)) <= 8000
     content[24:28] = (1).to_bytes(4, "little")  # the rate
     file.write_bytes(bytes(content))
-    with pytest.raises(DatasetError, match="it has 1 channels of 1 samples a second"):
+    with pytest.raises(DatasetError, match="it has 1 channels at 1 Hz"):
         read_sound(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"not a sound at all" * 10])
-def test_what_is_no_sound_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.wav"
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=f"Cannot read {file}: ") as raised:
@@ -128,8 +128,8 @@ def test_what_is_no_sound_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_silence_of_no_length_is_refused(tmp_path: Path) -> None:
+def test_an_empty_sound_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.wav"
     soundfile.write(file, np.zeros(0), 16_000)
-    with pytest.raises(DatasetError, match="there is no sound in it"):
+    with pytest.raises(DatasetError, match="it has no samples"):
         read_sound(file)

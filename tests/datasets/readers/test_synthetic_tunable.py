@@ -1,4 +1,4 @@
-"""The made-up set: its best accuracies against what the best guesses reach, and stride."""
+"""The tunable synthetic dataset: best accuracies and the effect of pooling."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ if TYPE_CHECKING:
     from sftsearch.datasets.source import Source
 
 
-def best_guesses(source: Source, kind: str, *, alternating: bool = False, stride: int = 1) -> float:
-    """Return how often the best guess is right; of tokens averaged over `stride`, if it is more.
+def bayes_accuracy(
+    source: Source, kind: str, *, alternating: bool = False, stride: int = 1
+) -> float:
+    """Return the accuracy of the best predictions from tokens averaged over `stride`.
 
-    Every number that tells adds its value times its amplitude to the log-odds of a bit; amplitudes
-    of a modality are equal, so signs of sums decide. Of c both modalities have the same ones.
+    Every informative number adds its value times its amplitude to the log-odds of a bit; amplitudes
+    within a modality are equal, so the signs of sums decide. For c both modalities have equal ones.
     """
-    right = 0
+    num_correct = 0
     for sample in source.samples:
         signs = {}
         common = 0.0
         for name, x in sample.read().items():
             assert x is not None
-            turned = x.astype(np.float64)
+            x_TF = x.astype(np.float64)
             if stride > 1:
-                turned = turned.reshape(-1, stride, 3).mean(axis=1)
-                weights = turned[:, 2] * stride
+                x_TF = x_TF.reshape(-1, stride, 3).mean(axis=1)
+                weights = x_TF[:, 2] * stride
             else:
-                weights = turned[:, 2] * ((-1.0) ** np.arange(len(x)) if alternating else 1.0)
-            signs[name] = int((weights * turned[:, 0]).sum() > 0)
-            common += (weights * turned[:, 1]).sum()
+                weights = x_TF[:, 2] * ((-1.0) ** np.arange(len(x)) if alternating else 1.0)
+            signs[name] = int((weights * x_TF[:, 0]).sum() > 0)
+            common += (weights * x_TF[:, 1]).sum()
         c = int(common > 0)
         left, other = signs["left"], signs["right"]
-        guess = {"synergy": 2 * (left ^ other) + c, "unique": 2 * left + other, "redundant": c}
-        right += guess[kind] == sample.label
-    return right / len(source.samples)
+        prediction = {"synergy": 2 * (left ^ other) + c, "unique": 2 * left + other, "redundant": c}
+        num_correct += prediction[kind] == sample.label
+    return num_correct / len(source.samples)
 
 
-DIALS = {"left": 120, "right": 80, "shared": 70, "samples": 6000}
+OPTIONS = {"left": 120, "right": 80, "shared": 70, "samples": 6000}
 
 
 @pytest.mark.medium
@@ -54,31 +56,31 @@ DIALS = {"left": 120, "right": 80, "shared": 70, "samples": 6000}
 @pytest.mark.parametrize(
     ("telling", "pattern"), [(8, "constant"), (1, "constant"), (8, "alternating")]
 )
-def test_the_best_accuracy_is_what_the_best_guesses_reach(
+def test_best_accuracy_equals_that_of_the_best_predictions(
     kind: str, telling: int, pattern: str
 ) -> None:
-    source = open_source(kind=kind, tokens=8, telling=telling, pattern=pattern, **DIALS)
+    source = open_source(kind=kind, tokens=8, telling=telling, pattern=pattern, **OPTIONS)
     best = source.best_accuracy
     assert best is not None
     assert best == best_accuracy(kind, {"left": 1.2, "right": 0.8, "shared": 0.7})
-    found = best_guesses(source, kind, alternating=pattern == "alternating")
+    found = bayes_accuracy(source, kind, alternating=pattern == "alternating")
     assert found == pytest.approx(best, abs=4 * math.sqrt(best * (1 - best) / 6000))
 
 
 @pytest.mark.medium
-def test_a_stride_hardly_loses_what_all_tokens_tell_and_loses_a_needle_and_an_order() -> None:
-    def reached(stride: int, **dials: Any) -> float:
-        source = open_source(kind="redundant", tokens=16, shared=175, samples=1500, **dials)
-        return best_guesses(source, "redundant", stride=stride)
+def test_pooling_loses_single_and_alternating_tokens_only() -> None:
+    def reached(stride: int, **options: Any) -> float:
+        source = open_source(kind="redundant", tokens=16, shared=175, samples=1500, **options)
+        return bayes_accuracy(source, "redundant", stride=stride)
 
     assert reached(8, telling=16) == pytest.approx(reached(1, telling=16), abs=0.01)
-    # Of 8 tokens one tells: the deviation of the sum is the root of 8 times as large.
-    needle = 0.5 * (1 + math.erf(1.75 / math.sqrt(8)))
-    assert reached(8, telling=1) == pytest.approx(needle, abs=0.03)
+    # One of 8 tokens is informative: the standard deviation of the sum grows by the root of 8.
+    single_token = 0.5 * (1 + math.erf(1.75 / math.sqrt(8)))
+    assert reached(8, telling=1) == pytest.approx(single_token, abs=0.03)
     assert reached(2, telling=16, pattern="alternating") == pytest.approx(0.5, abs=0.05)
 
 
-def test_it_is_prepared_without_files(tmp_path: Path) -> None:
+def test_the_dataset_is_prepared_without_files(tmp_path: Path) -> None:
     source = open_source(samples=150)
     store = open_store(prepare("mine", source, tmp_path / "mine").path)
     assert store.spec.num_samples == {"train": 80, "validation": 20, "test": 50}

@@ -1,4 +1,4 @@
-"""Labels, splits and subjects of a table of one's own."""
+"""Labels, splits and subjects from the table of a custom dataset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sftsearch.datasets.readers.tabular import parse_pairs, read_labels, read_sp
         ([[0, 1], [1, 1]], None, "multilabel", ("label_0", "label_1"), [(0, 1), (1, 1)]),
     ],
 )
-def test_labels_are_what_they_look_like(
+def test_the_task_is_inferred_from_the_labels(
     values: Any, names: Any, task: str, classes: tuple[str, ...], expected: Any
 ) -> None:
     found = read_labels("x", values, names, "auto")
@@ -36,26 +36,24 @@ def test_labels_are_what_they_look_like(
         ([1, None], None, "auto", "sample 1 has no label"),
         ([0, -1], None, "auto", r"classes must be in \[0, 10000\), but got -1 to 0"),
         ([0, 10**9], None, "auto", "classes must be in"),
-        ([0, "a"], None, "auto", "classes must be texts or whole numbers, but got int, str"),
-        ([0, 1.5], None, "classification", "classes must be texts or whole numbers"),
+        ([0, "a"], None, "auto", "classes must be strings or integers, but got int, str"),
+        ([0, 1.5], None, "classification", "classes must be strings or integers"),
         ([0.5, float("nan")], None, "auto", "the label of sample 1 must be finite, not nan"),
         (["a"], None, "regression", "must be finite, not 'a'"),
         ([[0, 1], [1]], None, "auto", "sample 1 must have 2 labels of 0 and 1"),
         ([[0, 2]], None, "auto", "sample 0 must have 2 labels of 0 and 1"),
         ([[]], None, "auto", "must have 0 labels"),
-        ([0, 0], ["a", "b"], "auto", "class 0 is called 'a' and 'b'"),
+        ([0, 0], ["a", "b"], "auto", "class 0 has two names: 'a' and 'b'"),
         ([0], None, "sorting", "`task` must be auto, classification, multilabel or regression"),
     ],
 )
-def test_labels_that_cannot_be_are_refused(
-    values: Any, names: Any, task: str, message: str
-) -> None:
+def test_invalid_labels_are_refused(values: Any, names: Any, task: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
         read_labels("x", values, names, task)
     assert "\n" not in str(raised.value)
 
 
-def test_splits_are_called_as_people_call_them() -> None:
+def test_common_split_names_are_accepted() -> None:
     given = ["Train", "val", "dev", "validation", "valid", "test", "training"]
     names = list("abcdefg")
     found = read_splits("x", given, [None] * 7, [0] * 7, names)
@@ -74,8 +72,8 @@ def test_splits_are_drawn_by_subject() -> None:
     assert Counter(next(iter(s)) for s in of_person.values()) == {
         "train": 6, "validation": 2, "test": 2
     }  # fmt: skip
-    turned = read_splits("x", None, people[::-1], [0] * 100, names[::-1])
-    assert turned == found[::-1]  # the order of rows does not matter
+    reordered = read_splits("x", None, people[::-1], [0] * 100, names[::-1])
+    assert reordered == found[::-1]  # the order of rows does not matter
 
 
 def test_splits_are_drawn_within_classes() -> None:
@@ -85,7 +83,7 @@ def test_splits_are_drawn_within_classes() -> None:
     assert Counter(found[80:]) == {"train": 6, "validation": 2, "test": 2}
 
 
-def test_pairs() -> None:
+def test_parse_pairs() -> None:
     assert parse_pairs("", "dims") == {}
     assert parse_pairs("audio=32,image=1", "dims") == {"audio": 32, "image": 1}
     for wrong in ("audio", "audio=", "audio=0", "audio=-1", "audio=x", "audio=1e3"):
