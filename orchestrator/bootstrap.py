@@ -1,4 +1,4 @@
-"""Resample subjects and replicates: how sure accuracies, differences and fronts are. Numpy only.
+"""Bootstrap accuracies, differences and fronts over subjects and seeds. Numpy only.
 
 Shapes: N configurations, R resamples, G groups (subjects), S seeds.
 """
@@ -23,22 +23,21 @@ def resample_accuracies(
 ) -> Floats:
     """Return bootstrap draws of every configuration's mean accuracy, (R, N).
 
-    Two ways at once: a draw takes G groups with replacement, the same ones for all
-    configurations, and for each configuration its number of seeds with replacement. The groups
-    are paired, so the difference of two columns is a draw of the difference between two
-    configurations, free of how hard the drawn subjects were. Seeds are not paired: equal seeds of
-    two models share no weight.
+    Groups and seeds are both resampled with replacement: a draw takes G groups, the same for all
+    configurations, and for each configuration as many seeds as it has. The groups are paired, so
+    the difference of two columns is a draw of the difference between two configurations, in which
+    the difficulty of the drawn subjects cancels. Seeds are not paired, because equal seeds of two
+    models share no weights.
 
-    With folds a seed saw only the groups of its fold. A draw then gives every group and every
-    seed a weight, and its accuracy is the weighted correct samples over the weighted samples of
-    all that was seen. Counts of how often a group was drawn would leave draws in which a
-    configuration has nothing; so the weights are gamma variables instead, which are never 0, with
-    the mean and variance of such counts: no draw is lost, and none is conditional on another.
-    Configurations that saw other groups are compared as they are, hard subjects and all.
+    With folds, a seed saw only the groups of its fold. A draw then weights every group and every
+    seed, and its accuracy is the weighted number of correct samples over that of all samples.
+    Multinomial counts would leave some configurations without samples in some draws, so the
+    weights are gamma variables with the same mean and variance, which are never 0. Accuracies of
+    configurations that saw different groups are not adjusted for the difficulty of the subjects.
 
     Args:
         configurations: for each, its seeds, each {group: (correct samples, samples)}; a group that
-            is absent, or has no sample, was not seen.
+            is absent or has no samples was not seen.
         num_resamples: R, the number of draws.
         seed: of the generator; equal arguments give equal draws.
 
@@ -46,7 +45,7 @@ def resample_accuracies(
         ValueError: a configuration has no seed, or a seed saw no group.
 
     Source: Owen 2007, "The pigeonhole bootstrap", resampling both factors of a crossed design;
-    Owen & Eckles 2012, "Bootstrapping data arrays of arbitrary order", weights where cells lack.
+    Owen & Eckles 2012, "Bootstrapping data arrays of arbitrary order", weights for missing cells.
     """
     generator = np.random.default_rng(seed)
     draws = np.empty((num_resamples, len(configurations)))
@@ -70,18 +69,18 @@ def resample_accuracies(
 
 
 def percentile_interval(draws: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval that holds the middle `level` of the draws."""
+    """Return the central interval that contains the share `level` of the draws."""
     tail = 50 * (1 - level)
     low, high = np.percentile(np.asarray(draws, dtype=float), [tail, 100 - tail])
     return float(low), float(high)
 
 
 def share_on_front(draws: Floats, costs: ArrayLike) -> Floats:
-    """Return in which share of the draws each configuration is on the front, (N,).
+    """Return the share of draws in which each configuration is on the front, (N,).
 
     Args:
         draws: accuracies to maximize, (R, N), from `resample_accuracies`.
-        costs: what each configuration costs, to minimize, (N,); known, so not resampled.
+        costs: of each configuration, to minimize, (N,); exact, so not resampled.
     """
     levels, level_of = np.unique(np.asarray(costs, dtype=float), return_inverse=True)
     best_RL = np.full((len(draws), len(levels)), -np.inf)
@@ -89,13 +88,13 @@ def share_on_front(draws: Floats, costs: ArrayLike) -> Floats:
         np.maximum(best_RL[:, level], draws[:, n], out=best_RL[:, level])
     cheaper_RL = np.maximum.accumulate(best_RL, axis=1)
     cheaper_RL = np.hstack([np.full((len(draws), 1), -np.inf), cheaper_RL[:, :-1]])
-    member = (draws >= best_RL[:, level_of]) & (draws > cheaper_RL[:, level_of])
-    share: Floats = member.mean(axis=0)
+    on_front = (draws >= best_RL[:, level_of]) & (draws > cheaper_RL[:, level_of])
+    share: Floats = on_front.mean(axis=0)
     return share
 
 
 def _to_arrays(seeds: Seeds, names: list[str]) -> tuple[Floats, Floats]:
-    """Return correct and counted samples, each (S, G), with the groups in the order of `names`.
+    """Return correct samples and all samples, each (S, G), with groups in the order of `names`.
 
     Both are 0 where a seed did not see a group.
     """
@@ -110,7 +109,7 @@ def _to_arrays(seeds: Seeds, names: list[str]) -> tuple[Floats, Floats]:
 
 
 def _draw_counts(generator: np.random.Generator, num_resamples: int, size: int) -> Floats:
-    """Return how often each of so many is drawn when as many are drawn, (R, size)."""
+    """Return how often each of `size` items occurs in `size` draws with replacement, (R, size)."""
     counts = generator.multinomial(size, np.full(size, 1 / size), num_resamples)
     return counts.astype(float)
 
@@ -118,27 +117,27 @@ def _draw_counts(generator: np.random.Generator, num_resamples: int, size: int) 
 def draw_weights(generator: np.random.Generator, num_resamples: int, damping: Floats) -> Floats:
     """Return positive weights of mean 1, (R, size), with the variance of `_draw_counts`.
 
-    Normalised to a sum, gamma variables of shape 1 - 1/size have the mean, the variance and the
-    covariance of multinomial shares. The one thing they cannot be is 0.
+    Normalized to a sum, gamma variables of shape 1 - 1/size have the mean, variance and covariance
+    of multinomial shares, but they are never 0.
 
     Args:
-        generator: draws them.
+        generator: draws the weights.
         num_resamples: R.
-        damping: by how much less each is to vary, from 0 (not at all) to 1 (no variance), (size,).
+        damping: reduction of each variance, from 0 (none) to 1 (to a variance of 0), (size,).
     """
     shapes = (1 + damping) / np.maximum(1 - damping, 1e-6) - 1 / len(damping)
-    # The weight of a single one cancels, whatever it is.
+    # For size 1 the weight cancels, so any value will do.
     shapes = np.maximum(shapes, 0.5)
     return generator.gamma(shapes, 1 / shapes, (num_resamples, len(shapes)))
 
 
 def _own_groups(count_SG: Floats) -> Floats:
-    """Return how far each seed's groups are its own, (S,): 0 shared by all, near 1 by no other.
+    """Return the damping a of each seed, (S,): 0 if all seeds share its groups, near 1 if none.
 
-    The groups' weights already vary the seeds that saw different groups; to vary them as much
-    again would make the intervals of leave-one-group-out folds half as wide again as they should
-    be. The share that a seed has in its groups' weights varies by this, relative to its mean; with
-    a variance of (1 - a) / (1 + a) for its own weight the product varies by 1, as a seed should.
+    The weights of the groups already vary seeds that saw different groups. Varying these seeds
+    fully again would make the intervals of leave-one-group-out folds 50 % too wide. The groups'
+    weights give a seed the relative variance a; with a variance of (1 - a) / (1 + a) for its own
+    weight, the product has variance 1, as a seed should.
     """
     share_SG = count_SG / count_SG.sum(axis=1, keepdims=True)
     spread_S: Floats = np.sum((share_SG - share_SG.mean(axis=0)) ** 2, axis=1)

@@ -1,7 +1,6 @@
-"""Find fronts of several objectives, what they enclose, their knee and the fewest points for them.
+"""Compute Pareto fronts, their hypervolume, knee and smallest approximation. Numpy only.
 
-Numpy only. Shapes: N points, D objectives.
-An objective's direction is `maximize` or `minimize`, Optuna's words.
+Shapes: N points, D objectives. An objective's direction is `maximize` or `minimize`, as in Optuna.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sftsearch.orchestrator.metrics import DIRECTIONS, sign_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,34 +20,32 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Ranks = NDArray[np.intp]
 
-_SIGNS = {"minimize": 1.0, "maximize": -1.0}
-
 
 def non_dominated(points: ArrayLike, directions: Sequence[str]) -> Mask:
-    """Return which points no other point beats, (N,) bool.
+    """Return which points are non-dominated, (N,) bool.
 
-    A point beats another when it is nowhere worse and somewhere better; so equal points do not
-    beat each other, and both are kept.
+    A point dominates another if it is nowhere worse and somewhere better. Equal points do not
+    dominate each other, so both are kept.
 
     Args:
         points: objective values, (N, D).
         directions: `maximize` or `minimize` for every objective.
 
     Raises:
-        ValueError: a value is NaN, which no order can place, or a direction is unknown.
+        ValueError: a value is NaN, or a direction is unknown.
     """
     losses = _to_losses(points, directions)
     return _sweep(losses) if losses.shape[1] == 2 else _eliminate(losses)
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[str]) -> float:
-    """Return the volume that the points beat, bounded by the reference; exact for every D.
+    """Return the exact volume that the points dominate, bounded by the reference point.
 
-    Points that are not better than the reference in every objective enclose nothing.
+    Points that are not better than the reference in every objective are ignored.
 
     Args:
         points: objective values, (N, D).
-        reference: the point that bounds the volume, (D,).
+        reference: the reference point, (D,).
         directions: `maximize` or `minimize` for every objective.
 
     Raises:
@@ -64,14 +63,14 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, directions: Sequence[st
 def knee(points: ArrayLike, directions: Sequence[str]) -> int | None:
     """Return the index of the point where a front bends most, or None.
 
-    All objectives are scaled to [0, 1] over the front; the knee lies farthest beyond the line (or
-    plane) through the front's ends, the points that are best in one objective each. A front that
-    is nowhere beyond it, or whose ends span none because an objective is constant or one point is
-    best in two, has no knee. Points off the front count for nothing.
+    All objectives are scaled to [0, 1] over the front. The knee is the point farthest beyond the
+    line (or plane) through the front's ends, which are the points best in one objective each. There
+    is no knee if no point is beyond it, or if the ends span no plane because an objective is
+    constant or one point is best in two. Dominated points are ignored.
 
     Args:
-        points: objective values, (N, D), D at least 2, in any order; give a cost's logarithm
-            where ratios count.
+        points: objective values, (N, D), D at least 2, in any order; pass the logarithm of a cost
+            if ratios matter.
         directions: `maximize` or `minimize` for every objective.
 
     Raises:
@@ -101,15 +100,15 @@ def knee(points: ArrayLike, directions: Sequence[str]) -> int | None:
 def thin(
     costs: ArrayLike, values: ArrayLike, *, epsilon: float = 0.02, delta: float = 0.005
 ) -> Mask:
-    """Return the fewest points that stand for a whole front, (N,) bool.
+    """Return the smallest subset that approximates a front, (N,) bool.
 
-    Every point has a kept one that costs at most (1 + epsilon) times as much and whose value is
-    at most delta lower; no smaller set has this property. Only points of the front are kept, of
-    equal ones the first. With epsilon and delta 0 that is the front without its duplicates.
+    Every point has a kept point that costs at most (1 + epsilon) times as much and whose value is
+    at most delta lower; no smaller set has this property. Only points of the front are kept, and
+    the first of equal ones. With epsilon and delta 0 this is the front without duplicates.
 
-    From the cheapest point on: the most expensive front point within (1 + epsilon) of its cost
-    stands for it, and for every point of a higher cost that is no more than delta better; then so
-    on from the first point that is.
+    The algorithm is greedy. It starts at the cheapest front point and keeps the most expensive one
+    within (1 + epsilon) of its cost. This covers all costlier points that are at most delta better;
+    the first one that is not covered is the next start.
 
     Args:
         costs: to minimize, (N,), not negative.
@@ -125,42 +124,42 @@ def thin(
     """
     points = np.column_stack([np.asarray(costs, dtype=float), np.asarray(values, dtype=float)])
     if min(epsilon, delta) < 0 or (points[:, 0] < 0).any():
-        raise ValueError("Thinning needs costs, `epsilon` and `delta` of at least 0.")
+        raise ValueError("Costs, `epsilon` and `delta` must be at least 0.")
     (members,) = np.nonzero(non_dominated(points, ("minimize", "maximize")))
-    # Along a front both rise, and points of equal cost are equal.
+    # Along a front both cost and value rise, and points of equal cost are equal.
     cost, first = np.unique(points[members, 0], return_index=True)
     members = members[first]
     value = points[members, 1]
     kept = np.zeros(len(points), dtype=bool)
     i = 0
     while i < len(members):
-        stand_in = np.searchsorted(cost, (1 + epsilon) * cost[i], side="right") - 1
-        kept[members[stand_in]] = True
-        # The same subtraction as a reader would do to check the promise: no rounding between.
-        i = int(np.searchsorted(value - delta, value[stand_in], side="right"))
+        last = np.searchsorted(cost, (1 + epsilon) * cost[i], side="right") - 1
+        kept[members[last]] = True
+        # The subtraction is that of the property above, so rounding cannot break it.
+        i = int(np.searchsorted(value - delta, value[last], side="right"))
     return kept
 
 
 def _to_losses(points: ArrayLike, directions: Sequence[str]) -> Floats:
-    """Return the points with every objective turned so that less is better, (N, D)."""
-    unknown = [direction for direction in directions if direction not in _SIGNS]
+    """Return the points with every objective to be minimized, (N, D)."""
+    unknown = [direction for direction in directions if direction not in DIRECTIONS]
     if unknown:
         raise ValueError(f"A direction is `maximize` or `minimize`, but got {unknown[0]!r}.")
     values = np.asarray(points, dtype=float).reshape(-1, len(directions))
     if np.isnan(values).any():
-        raise ValueError("Points cannot be ordered: a value is NaN.")
-    losses: Floats = values * np.array([_SIGNS[direction] for direction in directions])
+        raise ValueError("Points must not contain NaN.")
+    losses: Floats = values * np.array([-sign_of(direction) for direction in directions])
     return losses
 
 
 def _sweep(losses: Floats) -> Mask:
-    """Return `non_dominated` of two objectives, (N,) bool: sort, then one running minimum."""
+    """Return `non_dominated` for two objectives, (N,) bool, by sorting and a running minimum."""
     order = np.argsort(losses[:, 0])
     x, y = losses[order, 0], losses[order, 1]
     is_new = np.ones(len(x), dtype=bool)
     is_new[1:] = x[1:] != x[:-1]
     level_of = np.cumsum(is_new) - 1
-    # On the front are the lowest of each level of x, where that is below all levels before it.
+    # The front has the minimum of each level of x, if it is below those of all earlier levels.
     lowest = np.minimum.reduceat(y, np.flatnonzero(is_new))
     is_below = np.ones(len(lowest), dtype=bool)
     is_below[1:] = lowest[1:] < np.minimum.accumulate(lowest)[:-1]
@@ -170,12 +169,12 @@ def _sweep(losses: Floats) -> Mask:
 
 
 def _eliminate(losses: Floats) -> Mask:
-    """Return `non_dominated` of any number of objectives, (N,) bool.
+    """Return `non_dominated` for any number of objectives, (N,) bool.
 
-    What beats a point has a lesser sum of ranks. So of the points left, in that order, those of a
-    first block that no other of the block beats are on the front, and whatever they beat leaves.
-    The time is that of N times the front's size at worst, and much less where few points beat most
-    others; the first blocks are small, because there they are the few.
+    A point can only be dominated by points with a smaller sum of ranks. So the points are processed
+    in blocks by rising sum: those that are non-dominated within the block are on the front, and the
+    points that they dominate are removed. The time is at most proportional to N times the size of
+    the front. The first blocks are small, because few points usually dominate most others.
     """
     ranks = [np.unique(column, return_inverse=True)[1] for column in losses.T]
     ranks_DN = np.stack([*ranks, np.sum(ranks, axis=0)])
@@ -184,33 +183,33 @@ def _eliminate(losses: Floats) -> Mask:
     size = 1
     while len(left):
         block, left = left[:size], left[size:]
-        block = block[~_are_beaten(ranks_DN[:, block], ranks_DN[:, block])]
+        block = block[~_are_dominated(ranks_DN[:, block], ranks_DN[:, block])]
         kept[block] = True
-        left = left[~_are_beaten(ranks_DN[:, left], ranks_DN[:, block])]
+        left = left[~_are_dominated(ranks_DN[:, left], ranks_DN[:, block])]
         size = min(2 * size, 256)
     return kept
 
 
-def _are_beaten(points_DN: Ranks, rivals_DM: Ranks) -> Mask:
-    """Return which points some rival beats, (N,) bool.
+def _are_dominated(points_DN: Ranks, rivals_DM: Ranks) -> Mask:
+    """Return which points any rival dominates, (N,) bool.
 
     Args:
         points_DN: a row of ranks for every objective, and one of their sums.
-        rivals_DM: the same of M rivals.
+        rivals_DM: the same for M rivals.
     """
-    beaten = np.zeros(points_DN.shape[1], dtype=bool)
+    dominated = np.zeros(points_DN.shape[1], dtype=bool)
     for rival in rivals_DM.T:
-        beaten_now = points_DN[-1] > rival[-1]  # not equal, then, if nowhere better
+        by_rival = points_DN[-1] > rival[-1]  # excludes equal points
         for rank, other in zip(points_DN[:-1], rival[:-1], strict=True):
-            beaten_now &= rank >= other
-        beaten |= beaten_now
-    return beaten
+            by_rival &= rank >= other
+        dominated |= by_rival
+    return dominated
 
 
 def _plane_through_ends(scaled: Floats) -> Floats | None:
     """Return the normal n of the plane n x = 1 through a front's ends, (D,), or None.
 
-    An end is the point that is best in one objective; of several, the one best in the next.
+    An end is the point best in one objective; ties are broken by the next objective.
 
     Args:
         scaled: the front, every objective from 0 (best) to 1, (N, D).
@@ -226,7 +225,7 @@ def _plane_through_ends(scaled: Floats) -> Floats | None:
 
 
 def area(losses: Floats, worst: Floats) -> float:
-    """Return `volume` of two objectives, in one sweep."""
+    """Return `volume` for two objectives, in one sweep."""
     losses = losses[np.argsort(losses[:, 0], kind="stable")]
     widths = np.diff(np.append(losses[:, 0], worst[0]))
     heights = worst[1] - np.minimum.accumulate(losses[:, 1])
@@ -234,7 +233,7 @@ def area(losses: Floats, worst: Floats) -> float:
 
 
 def volume(losses: Floats, worst: Floats) -> float:
-    """Return the volume between points and the worst corner, slab by slab of the last objective."""
+    """Return the volume between points and the worst corner, by slices of the last objective."""
     if len(losses) == 0:
         return 0.0
     if losses.shape[1] == 1:

@@ -1,9 +1,9 @@
-"""What holds for every test: the same draws in every run, and nothing of the user's.
+"""Shared test setup: fixed random seeds, and isolation from the user's files and settings.
 
-A run of the tests has a home folder of its own, and so has every test: datasets are kept and
-studies are recorded there, by child processes too. The shipped datasets, which take seconds to
-write, are written once and linked into every test's cache. The current directory stays: Ray's
-workers import what a test module defines from there.
+The test run and every test have their own home folder, which child processes use too, for datasets
+and studies. The shipped datasets take seconds to write, so they are written once and linked into
+every test's cache. The current directory does not change, because Ray's workers import test modules
+from it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 USER_SETTINGS = ("AWS_", "MLFLOW_", "OPTUNA_", "RAY_", "SFTSEARCH_", "TUNE_", "XDG_")
-"""How environment variables begin by which a user could tell the tested programs something."""
+"""Prefixes of environment variables that configure the tested programs."""
 
 CACHE = Path(".cache", "sftsearch")
 STORES = "[!.]*-v[0-9]*"
-"""Shipped datasets in a cache, not those that are being written."""
+"""Pattern of complete shipped datasets in a cache."""
 
 _numbers = itertools.count(1)
 
 
-def leave_the_user() -> Path:
-    """Leave the user's folders and settings; return the folder of this run of the tests."""
+def isolate_from_user() -> Path:
+    """Replace the user's home and settings; return the folder of this test run."""
     folder = Path(tempfile.mkdtemp(prefix="sftsearch-tests-"))
     for name in [name for name in os.environ if name.startswith(USER_SETTINGS)]:
         del os.environ[name]
@@ -45,29 +45,29 @@ def leave_the_user() -> Path:
     (home / CACHE).mkdir(parents=True)
     (home / ".ray").mkdir()
     os.environ["HOME"] = str(home)
-    # Workers of Ray and other child processes take classes from what several tests use.
+    # Ray workers and other child processes import shared test helpers.
     paths = [str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one list of fonts for all tests
+    os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one font cache for all tests
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts.
+        # Background jobs of a shell ignore Ctrl-C, and child processes would inherit this.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return folder
 
 
-FOLDER = leave_the_user()  # before anything of the product is imported, which may add settings
+FOLDER = isolate_from_user()  # before the product is imported, which may add settings
 
-# Without a deadline: the machines are shared, and every test has a time limit of its own.
+# No deadline, because machines are shared and every test has its own time limit.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="one case of every fast test")
+    parser.addoption("--quick", action="store_true", help="first case of every fast test")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the first case of each test, of those that are not marked as longer."""
+    """With --quick, keep the first case of each test that is not marked as slower."""
     if not config.getoption("quick"):
         return
     first: dict[str, pytest.Item] = {}
@@ -85,19 +85,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def session_home() -> Path:
-    """Return the home folder of what outlives a test, such as a server of a module's tests."""
+    """Return the home folder for module and session fixtures, such as servers."""
     return Path.home()
 
 
 @pytest.fixture(autouse=True)
 def own_home(session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give a test a home folder, and within it a cache and a folder of studies."""
+    """Give a test its own home folder with a dataset cache and a folder for studies."""
     home, shared = session_home.parent / f"{next(_numbers):05d}", session_home / CACHE
     cache = home / CACHE
     cache.mkdir(parents=True)
     for store in shared.glob(STORES):
         (cache / store.name).symlink_to(store)
-    (home / ".ray").symlink_to(session_home / ".ray")  # one token for every Ray of a process
+    (home / ".ray").symlink_to(session_home / ".ray")  # one token for all Rays of a process
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SFTSEARCH_RUNS", str(home / "runs"))
     yield home
@@ -109,5 +109,5 @@ def own_home(session_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - the state that libraries draw from
+    np.random.seed(0)  # noqa: NPY002 - the global state that libraries use
     torch.manual_seed(0)

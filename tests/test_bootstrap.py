@@ -1,4 +1,4 @@
-"""Resampled accuracies against closed forms, enumeration and slow references."""
+"""Compare bootstrapped accuracies with closed forms, enumeration and slow references."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_resample_accuracies_of_three_groups_gives_the_27_resamples() -> None:
         expected = np.mean(np.isclose(exact, value))
         sd = np.sqrt(expected * (1 - expected) / 20_000)
         assert np.mean(np.isclose(draws, value)) == pytest.approx(expected, abs=5 * sd)
-    # One resample in 27 repeats one subject, more than 2.5 %: the interval is their range.
+    # Each extreme has probability 1/27, more than 2.5 %, so the interval is the full range.
     assert bootstrap.percentile_interval(draws) == pytest.approx((0.7, 0.925), abs=1e-12)
 
 
@@ -52,7 +52,7 @@ def test_resample_accuracies_of_two_seeds_agrees_with_enumeration() -> None:
 
 
 def test_resample_accuracies_pairs_differences_by_group() -> None:
-    """A constant lead over groups of very different difficulty is certain: its interval a point."""
+    """A constant lead over groups of different difficulty has an interval of length 0."""
     hard_and_easy = {f"s{i:02d}": (float(10 * i), 100.0) for i in range(1, 10)}
     better = {name: (correct + 2, count) for name, (correct, count) in hard_and_easy.items()}
     draws = bootstrap.resample_accuracies([[better], [hard_and_easy]])
@@ -62,7 +62,7 @@ def test_resample_accuracies_pairs_differences_by_group() -> None:
     assert high - low > 0.2
 
 
-def test_resample_accuracies_gives_differences_as_enumeration_does() -> None:
+def test_resample_accuracies_differences_agree_with_enumeration() -> None:
     other = {"s01": (44.0, 50.0), "s02": (15.0, 30.0), "s03": (57.0, 60.0)}
     draws = bootstrap.resample_accuracies([[THREE], [other]], num_resamples=20_000)
     exact = np.array(_exact_draws([THREE])) - np.array(_exact_draws([other]))
@@ -72,8 +72,8 @@ def test_resample_accuracies_gives_differences_as_enumeration_does() -> None:
 
 
 @pytest.mark.medium
-def test_percentile_interval_of_many_groups_agrees_with_the_normal_law() -> None:
-    """The mean of G equal groups has variance sd^2 / G: 1.96 standard errors each side."""
+def test_percentile_interval_of_many_groups_agrees_with_the_normal_distribution() -> None:
+    """The mean of G equal groups has variance sd^2 / G; the interval is +- 1.96 standard errors."""
     generator = np.random.default_rng(3)
     correct = generator.integers(50, 100, 400).astype(float)
     groups = {f"g{i:03d}": (c, 100.0) for i, c in enumerate(correct)}
@@ -86,7 +86,7 @@ def test_percentile_interval_of_many_groups_agrees_with_the_normal_law() -> None
 
 
 def test_resample_accuracies_adds_variance_of_seeds_and_groups() -> None:
-    """With no interaction the variances of a group's and of a seed's mean add up."""
+    """Without interaction the variances of the groups' and the seeds' means add up."""
     generator = np.random.default_rng(4)
     hardness, luck = generator.normal(0, 0.05, 60), generator.normal(0, 0.03, 8)
     seeds = [
@@ -105,7 +105,7 @@ def _folds(
 
     Args:
         generator: draws the effects.
-        shape: number of folds, groups a fold, seeds a fold.
+        shape: number of folds, groups per fold, seeds per fold.
         sds: of groups, of replicates, and of a replicate on a group.
     """
     num_folds, num_groups, num_seeds = shape
@@ -127,14 +127,14 @@ def _folds(
         ((20, 1, 1), (0.01, 0.05, 0.02), 0.9, 1.1),
         ((10, 1, 3), (0.05, 0.01, 0.02), 0.9, 1.1),
         ((10, 1, 3), (0.01, 0.05, 0.02), 0.9, 1.1),
-        ((5, 4, 3), (0.05, 0.01, 0.02), 1.0, 1.25),  # the groups' part is somewhat too wide
+        ((5, 4, 3), (0.05, 0.01, 0.02), 1.0, 1.25),  # the part of the groups is slightly too wide
         ((5, 4, 3), (0.01, 0.05, 0.02), 0.85, 1.1),
     ],
 )
-def test_resample_accuracies_of_folds_spreads_as_the_mean_does(
+def test_resample_accuracies_of_folds_has_the_variance_of_the_mean(
     shape: tuple[int, int, int], sds: tuple[float, float, float], low: float, high: float
 ) -> None:
-    """Against the variance of the mean of all cells, known since the effects are drawn here."""
+    """Compare with the variance of the mean of all cells, known from the drawn effects."""
     generator = np.random.default_rng(8)
     studies = [_folds(generator, shape, sds) for _ in range(150)]
     draws = [bootstrap.resample_accuracies([study], num_resamples=500)[:, 0] for study in studies]
@@ -146,8 +146,8 @@ def test_resample_accuracies_of_folds_spreads_as_the_mean_does(
     assert np.mean(draws) == pytest.approx(0.7, abs=5 * float(np.sqrt(expected / 150)))
 
 
-def test_resample_accuracies_of_folds_centres_on_correct_over_count() -> None:
-    """Folds of different sizes: no draw is lost, and the ratio is where it should be."""
+def test_resample_accuracies_of_folds_is_centered_at_correct_over_count() -> None:
+    """With folds of different sizes every draw is finite and the mean is unbiased."""
     replicates = [{f"s{k:02d}": (k * (0.5 + k / 100), float(k))} for k in range(10, 40)]
     correct, count = np.sum([next(iter(r.values())) for r in replicates], axis=0)
     draws = bootstrap.resample_accuracies([replicates], num_resamples=20_000)[:, 0]
@@ -156,19 +156,19 @@ def test_resample_accuracies_of_folds_centres_on_correct_over_count() -> None:
 
 
 def test_resample_accuracies_of_one_replicate_of_one_group_is_constant() -> None:
-    """Each configuration saw another fold; no draw of either is empty."""
+    """Each configuration saw another fold; no draw is empty."""
     draws = bootstrap.resample_accuracies([[{"s01": (40.0, 50.0)}], [{"s02": (21.0, 30.0)}]])
     assert draws[:, 0] == pytest.approx(0.8, abs=1e-12)
     assert draws[:, 1] == pytest.approx(0.7, abs=1e-12)
 
 
 def test_resample_accuracies_pairs_folds_by_group() -> None:
-    """As with equal groups: a constant lead over the same two folds is certain."""
+    """As with equal groups, a constant lead on the same fold has an interval of length 0."""
     hard = [{"s01": (10.0, 100.0), "s02": (50.0, 100.0)}, {"s03": (60.0, 100.0)}]
     better = [{name: (c + 2, n) for name, (c, n) in groups.items()} for groups in hard]
-    # With one seed a fold, of which the weights are not paired, only a single fold is exact.
-    whole = [{"s01": (1.0, 2.0), "s02": (1.0, 2.0), "s03": (1.0, 2.0)}]
-    draws = bootstrap.resample_accuracies([hard[:1], better[:1], whole])
+    # Weights of seeds are not paired, so with one seed per fold only a single fold is exact.
+    all_groups = [{"s01": (1.0, 2.0), "s02": (1.0, 2.0), "s03": (1.0, 2.0)}]
+    draws = bootstrap.resample_accuracies([hard[:1], better[:1], all_groups])
     assert draws[:, 1] - draws[:, 0] == pytest.approx(0.02, abs=1e-12)
     assert np.ptp(draws[:, 0]) > 0.2
     both = bootstrap.resample_accuracies([hard, better])
@@ -176,7 +176,7 @@ def test_resample_accuracies_pairs_folds_by_group() -> None:
     assert paired < 0.75 * np.sqrt(2) * np.std(both[:, 0])
 
 
-def test_resample_accuracies_takes_a_group_without_samples_as_not_seen() -> None:
+def test_resample_accuracies_treats_a_group_without_samples_as_unseen() -> None:
     absent = [{"s01": (3.0, 5.0)}, {"s02": (4.0, 5.0)}]
     empty = [{"s01": (3.0, 5.0), "s02": (0.0, 0.0)}, {"s02": (4.0, 5.0)}]
     draws = bootstrap.resample_accuracies([absent])
@@ -184,7 +184,7 @@ def test_resample_accuracies_takes_a_group_without_samples_as_not_seen() -> None
 
 
 @pytest.mark.parametrize("size", [2, 3, 10])
-def test_draw_weights_has_the_moments_of_counts(size: int) -> None:
+def test_draw_weights_has_multinomial_moments(size: int) -> None:
     """Multinomial shares of `size` draws: mean 1 / size, variance (1 - 1 / size) / size^2."""
     generator = np.random.default_rng(9)
     weights = bootstrap.draw_weights(generator, 200_000, np.zeros(size))
@@ -194,8 +194,8 @@ def test_draw_weights_has_the_moments_of_counts(size: int) -> None:
     assert shares.var(axis=0) == pytest.approx((1 - 1 / size) / size**2, rel=0.03)
 
 
-def test_resample_accuracies_of_equal_groups_keeps_its_numbers() -> None:
-    """Reports are compared with what they were: these draws are from before there were folds."""
+def test_resample_accuracies_of_equal_groups_has_pinned_draws() -> None:
+    """Reports of old studies must not change: these draws predate the support of folds."""
     other = {"s01": (44.0, 50.0), "s02": (25.0, 30.0), "s03": (50.0, 60.0)}
     draws = bootstrap.resample_accuracies([[THREE, other], [other]], num_resamples=3, seed=1)
     assert draws.tolist() == [
@@ -228,7 +228,7 @@ def test_resample_accuracies_is_deterministic_and_fast() -> None:
         ([[{"s01": (0.0, 0.0)}]], "count of 0"),
     ],
 )
-def test_resample_accuracies_refuses_groups_that_cannot_be_resampled(
+def test_resample_accuracies_refuses_missing_seeds_groups_and_samples(
     configurations: list[list[dict[str, tuple[float, float]]]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -251,9 +251,9 @@ def test_share_on_front_agrees_with_the_front_of_every_draw() -> None:
 
 @pytest.mark.parametrize(("num_groups", "expected"), [(3, 0.77), (5, 0.87), (20, 0.93)])
 def test_percentile_interval_of_few_groups_is_too_narrow(num_groups: int, expected: float) -> None:
-    """Reports warn of this with these figures: how often a 95 % interval holds the truth.
+    """Check the coverage of 95 % intervals that reports state in a warning.
 
-    Groups differ with sd 0.05, seeds with 0.01, a seed on a group with 0.02; 2 seeds.
+    The sd of groups is 0.05, of seeds 0.01, of a seed on a group 0.02; there are 2 seeds.
     """
     generator = np.random.default_rng(num_groups)
     hits = 0

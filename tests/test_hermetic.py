@@ -1,4 +1,4 @@
-"""The tests themselves: what a user has prepared or set is neither read nor changed."""
+"""Check that the tests neither read nor change a user's files and settings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sftsearch.datasets.catalog import cache_folder, open_dataset
 
 ROOT = Path(__file__).parents[1]
 AFFECTED = (
-    # They list a cache, write one, or send the signal that background jobs ignore.
-    "tests/cli/test_data.py::test_data_prepare_goes_on_after_ctrl_c",
-    "tests/cli/test_data.py::test_data_list_and_info_name_licence_and_splits",
+    # They list or write a cache, or send the signal that background jobs ignore.
+    "tests/cli/test_data.py::test_data_prepare_resumes_after_ctrl_c",
+    "tests/cli/test_data.py::test_data_list_and_info_show_license_and_splits",
     "tests/datasets/test_folds.py::test_as_many_folds_as_speakers_leave_one_out",
-    "tests/datasets/test_store.py::test_an_unknown_data_set_is_one_line",
+    "tests/datasets/test_store.py::test_an_unknown_dataset_gives_one_line",
 )
 SETTINGS = {
     "AWS_ENDPOINT_URL": "http://192.0.2.1",
@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-def test_home_of_a_test_has_its_cache_and_its_studies() -> None:
+def test_home_is_separate_for_every_test() -> None:
     home = Path.home()
     assert home != Path(pwd.getpwuid(os.getuid()).pw_dir)
     assert cache_folder() == home / ".cache" / "sftsearch"
@@ -48,8 +48,8 @@ def test_shipped_dataset_is_written_once_for_all_tests(time: str, session_home: 
 
 @pytest.mark.medium
 @pytest.mark.timeout(300)
-def test_run_of_the_tests_reads_and_leaves_nothing_of_the_user(tmp_path: Path) -> None:
-    """With a dataset the user prepared, settings of theirs, and Ctrl-C ignored, as `&` does it."""
+def test_run_of_the_tests_leaves_user_files_unchanged(tmp_path: Path) -> None:
+    """The user has a prepared dataset and settings, and ignores Ctrl-C, as a `&` job does."""
     cache = tmp_path / ".cache" / "sftsearch"
     prepared = cache / "prepared" / "of_the_user"
     prepared.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What is declared is what there is: packages, package data, pinned dependencies, the licence."""
+"""Check the declared packages, package data, pinned dependencies and the license."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pins() -> dict[str, Version]:
     found = {}
     for requirement in written:
         (specifier,) = requirement.specifier
-        assert specifier.operator == "==", f"{requirement} is no pin"
+        assert specifier.operator == "==", f"{requirement} is not pinned"
         found[canonicalize_name(requirement.name)] = Version(specifier.version)
     assert len(found) == len(written)
     return found
@@ -40,7 +40,7 @@ def requirements() -> list[Requirement]:
 
 
 def test_every_folder_with_python_files_is_a_declared_package() -> None:
-    """A folder that is not listed is missing from the wheel, and nobody notices before."""
+    """A folder that is not listed is missing from the wheel."""
     folders = {path.parent for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
     found = {f"sftsearch.{'.'.join(folder.relative_to(ROOT).parts)}" for folder in folders}
     assert found == set(SETUPTOOLS["packages"])
@@ -48,7 +48,7 @@ def test_every_folder_with_python_files_is_a_declared_package() -> None:
 
 
 def test_packages_have_an_init_and_datasets_has_none() -> None:
-    """With one, Ray's workers would import our folder as Hugging Face's `datasets`."""
+    """With an init, Ray's workers would import our folder as Hugging Face's `datasets`."""
     for package in SETUPTOOLS["packages"]:
         folder = ROOT.joinpath(*package.split(".")[1:])
         assert (folder / "__init__.py").is_file() == (package != "sftsearch.datasets"), package
@@ -56,7 +56,7 @@ def test_packages_have_an_init_and_datasets_has_none() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_every_pattern_of_package_data_finds_files_and_every_file_a_pattern() -> None:
+def test_package_data_patterns_match_all_files() -> None:
     matched = set()
     for package, patterns in SETUPTOOLS["package-data"].items():
         for pattern in patterns:
@@ -65,13 +65,13 @@ def test_every_pattern_of_package_data_finds_files_and_every_file_a_pattern() ->
             files = {file for name in folders for file in (ROOT / name).glob(pattern)}
             assert len(files) >= len(folders), f"{package} {pattern}"
             matched |= files
-    there = {
+    present = {
         path
         for name in FOLDERS
         for path in (ROOT / name).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert there == matched
+    assert present == matched
 
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
@@ -82,9 +82,9 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
         assert pinned[name] in requirement.specifier, f"{name} {pinned[name]}"
 
 
-def test_what_the_dependencies_need_is_pinned_too() -> None:
-    """Two fresh installs a year apart must be the same."""
-    pinned = pins() | {"setuptools": None}  # which builds, and changes nothing that runs
+def test_every_transitive_dependency_is_pinned() -> None:
+    """Two fresh installs a year apart must be equal."""
+    pinned = pins() | {"setuptools": None}  # only needed to build
     seen, todo = set(), requirements()
     while todo:
         requirement = todo.pop()
@@ -100,18 +100,18 @@ def test_what_the_dependencies_need_is_pinned_too() -> None:
                 todo.append(inner)
 
 
-def test_what_is_installed_here_is_what_is_pinned() -> None:
-    # In this folder alone: setuptools, once imported, shows its own copies of other packages.
-    here = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
-    installed = {canonicalize_name(one.metadata["Name"]): Version(one.version) for one in here}
+def test_installed_versions_are_the_pinned_ones() -> None:
+    # Only in this folder: setuptools, once imported, lists its own copies of other packages.
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {canonicalize_name(one.metadata["Name"]): Version(one.version) for one in found}
     assert "torch" in installed
     for name, version in pins().items():
-        if name in installed:  # what only another system needs is not
+        if name in installed:  # packages of other platforms are not
             assert installed[name].public == version.public, name
 
 
-def test_no_dependency_is_declared_in_vain() -> None:
-    """Each is imported somewhere, by the name it is imported by."""
+def test_every_declared_dependency_is_imported() -> None:
+    """The sources import each dependency by its import name."""
     imported_as = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
     sources = "\n".join(
         path.read_text() for name in FOLDERS for path in (ROOT / name).rglob("*.py")
@@ -122,10 +122,10 @@ def test_no_dependency_is_declared_in_vain() -> None:
         assert imported_as.get(name, name) in found, f"{name} is never imported"
 
 
-def test_the_licence_and_who_is_credited() -> None:
-    licence = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in licence
-    assert "END OF TERMS AND CONDITIONS" in licence
+def test_license_and_attribution_files_are_complete() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
     for name in PROJECT["project"]["license-files"]:
         assert (ROOT / name).stat().st_size > 500
@@ -135,5 +135,5 @@ def test_the_licence_and_who_is_credited() -> None:
 @pytest.mark.parametrize(
     "target", ["lint", "types", "layers", "wheel", "test-quick", "test", "run"]
 )
-def test_what_is_promised_to_contributors_is_a_target(target: str) -> None:
+def test_documented_make_targets_exist(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text()

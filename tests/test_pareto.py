@@ -1,4 +1,4 @@
-"""Fronts, hypervolumes and knees against closed forms, enumeration and slow references."""
+"""Compare fronts, hypervolumes and knees with closed forms, enumeration and slow references."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_MIN = ("maximize", "minimize")
 
 
-def test_non_dominated_keeps_what_nothing_beats() -> None:
+def test_non_dominated_keeps_the_front() -> None:
     points = [(0.9, 2.0), (0.8, 1.0), (0.8, 2.0), (0.95, 9.0), (0.7, 1.0)]
     assert pareto.non_dominated(points, MAX_MIN).tolist() == [True, True, False, True, False]
 
@@ -42,15 +42,15 @@ def test_non_dominated_agrees_with_its_definition(num_objectives: int) -> None:
     assert pareto.non_dominated(points, directions).tolist() == expected
 
 
-def test_non_dominated_of_two_objectives_takes_no_quadratic_time() -> None:
-    """All of 100,000 points are on the front, and each twice."""
+def test_non_dominated_of_two_objectives_is_not_quadratic() -> None:
+    """All 100,000 points are on the front; each occurs twice."""
     x = np.random.default_rng(7).permutation(np.repeat(np.arange(50_000.0), 2))
     assert pareto.non_dominated(np.column_stack([x, x]), MAX_MIN).all()
 
 
 @pytest.mark.parametrize("num_objectives", [3, 4])
 def test_non_dominated_finds_a_front_of_many_blocks(num_objectives: int) -> None:
-    """On the sphere no point beats another; moved outwards, a point is beaten by what it was."""
+    """Points on a sphere do not dominate each other, but they dominate copies moved outwards."""
     generator = np.random.default_rng(num_objectives)
     front = generator.random((700, num_objectives)) + 0.1
     front /= np.linalg.norm(front, axis=1, keepdims=True)
@@ -79,7 +79,7 @@ def test_pareto_refuses_an_unknown_direction() -> None:
 
 @st.composite
 def integer_points(draw: st.DrawFn, *, side: int = 5) -> Points:
-    """Return 1 to 8 points of 2 to 4 objectives on a coarse grid, so that many tie."""
+    """Return 1 to 8 points of 2 to 4 objectives on a coarse grid, with many ties."""
     num_objectives = draw(st.integers(2, 4))
     row = st.lists(st.integers(0, side), min_size=num_objectives, max_size=num_objectives)
     return np.array(draw(st.lists(row, min_size=1, max_size=8)), dtype=float)
@@ -94,7 +94,7 @@ def _minimize(points: Points) -> list[str]:
 def test_pareto_does_not_depend_on_order_and_duplicates(
     points: Points, data: st.DataObject
 ) -> None:
-    """Each drawn place keeps its mark, its part of the volume and its knee."""
+    """Permuted and duplicated points have the same front, hypervolume and knee."""
     indices = st.integers(0, len(points) - 1)
     order = data.draw(st.permutations(range(len(points)))) + data.draw(st.lists(indices))
     other, directions = points[order], _minimize(points)
@@ -106,16 +106,16 @@ def test_pareto_does_not_depend_on_order_and_duplicates(
     own, moved = pareto.knee(points, directions), pareto.knee(other, directions)
     assert (own is None) == (moved is None)
     if own is not None and moved is not None:
-        # Of points that bend equally far any may be named.
+        # Any of equally distant points may be the knee.
         beyond = _beyond(points)
         assert beyond[order[moved]] == pytest.approx(beyond[own], abs=1e-9)
         assert beyond[own] == pytest.approx(beyond.max(), abs=1e-9)
 
 
 def _beyond(points: Points) -> Points:
-    """Return how far each point of the front is beyond the plane, with a plane of least squares.
+    """Return how far each point is beyond the plane through the ends, -inf off the front.
 
-    Ends are found by sorting tuples; points off the front get -inf.
+    A slow reference: it sorts tuples to find the ends and fits the plane by least squares.
     """
     on = pareto.non_dominated(points, _minimize(points))
     scaled = (points - points[on].min(axis=0)) / np.ptp(points[on], axis=0)
@@ -130,9 +130,9 @@ def _beyond(points: Points) -> Points:
 @given(points=integer_points(), data=st.data())
 def test_pareto_does_not_depend_on_a_dominated_point(points: Points, data: st.DataObject) -> None:
     directions = _minimize(points)
-    beaten = points[data.draw(st.integers(0, len(points) - 1))].copy()
-    beaten[data.draw(st.integers(0, points.shape[1] - 1))] += data.draw(st.integers(1, 9))
-    more = np.vstack([points, beaten])
+    dominated = points[data.draw(st.integers(0, len(points) - 1))].copy()
+    dominated[data.draw(st.integers(0, points.shape[1] - 1))] += data.draw(st.integers(1, 9))
+    more = np.vstack([points, dominated])
     kept = pareto.non_dominated(more, directions)
     assert kept.tolist() == [*pareto.non_dominated(points, directions).tolist(), False]
     reference = np.full(points.shape[1], 5.0)
@@ -143,8 +143,8 @@ def test_pareto_does_not_depend_on_a_dominated_point(points: Points, data: st.Da
 
 @pytest.mark.medium
 @given(points=integer_points(), data=st.data())
-def test_hypervolume_only_grows(points: Points, data: st.DataObject) -> None:
-    """With a point more, and with a reference further out."""
+def test_hypervolume_is_monotone(points: Points, data: st.DataObject) -> None:
+    """It grows with another point and with a reference further out."""
     row = st.lists(st.integers(0, 5), min_size=points.shape[1], max_size=points.shape[1])
     more = np.vstack([points, data.draw(row)])
     near, far = np.full(points.shape[1], 4.0), np.full(points.shape[1], 6.0)
@@ -154,8 +154,8 @@ def test_hypervolume_only_grows(points: Points, data: st.DataObject) -> None:
 
 
 @given(points=integer_points())
-def test_hypervolume_is_inclusion_and_exclusion(points: Points) -> None:
-    """The union's volume is the boxes less their pairs, plus their triples, and so on."""
+def test_hypervolume_agrees_with_inclusion_and_exclusion(points: Points) -> None:
+    """The volume of a union is that of the boxes minus pairs plus triples, and so on."""
     reference = np.full(points.shape[1], 5.0)
     expected = 0.0
     for size in range(1, len(points) + 1):
@@ -168,14 +168,14 @@ def test_hypervolume_is_inclusion_and_exclusion(points: Points) -> None:
 @given(points=integer_points())
 def test_hypervolume_counts_the_cells_of_a_grid(points: Points) -> None:
     cells = np.indices((5,) * points.shape[1]).reshape(points.shape[1], -1).T
-    beaten = np.any(np.all(points[:, None] <= cells, axis=2), axis=0)
+    dominated = np.any(np.all(points[:, None] <= cells, axis=2), axis=0)
     reference = np.full(points.shape[1], 5.0)
-    assert pareto.hypervolume(points, reference, _minimize(points)) == beaten.sum()
+    assert pareto.hypervolume(points, reference, _minimize(points)) == dominated.sum()
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 100])
 def test_hypervolume_of_a_staircase(n: int) -> None:
-    """Points (i, n - 1 - i) leave n * n less the triangle of n (n - 1) / 2 unit squares."""
+    """Points (i, n - 1 - i) dominate n * n minus a triangle of n (n - 1) / 2 unit squares."""
     points = [(i, n - 1 - i) for i in range(n)]
     volume = pareto.hypervolume(points, (n, n), ("minimize", "minimize"))
     assert volume == n * n - n * (n - 1) // 2
@@ -190,19 +190,19 @@ def test_hypervolume_of_one_point_is_a_box(num_objectives: int) -> None:
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4])
 def test_hypervolume_agrees_with_a_grid(num_objectives: int) -> None:
-    """On integer points the volume is the number of unit cells that some point beats."""
+    """For integer points the volume is the number of dominated unit cells."""
     generator = np.random.default_rng(num_objectives)
     side = 6
     points = generator.integers(0, side + 1, (12, num_objectives))  # some on the boundary
     cells = itertools.product(range(side), repeat=num_objectives)
-    beaten = sum(any(np.all(point <= cell) for point in points) for cell in map(np.array, cells))
+    dominated = sum(any(np.all(point <= cell) for point in points) for cell in map(np.array, cells))
     directions = ["minimize"] * num_objectives
-    assert pareto.hypervolume(points, [side] * num_objectives, directions) == beaten
+    assert pareto.hypervolume(points, [side] * num_objectives, directions) == dominated
     mirrored = ["maximize"] * num_objectives
-    assert pareto.hypervolume(-points, [-side] * num_objectives, mirrored) == beaten
+    assert pareto.hypervolume(-points, [-side] * num_objectives, mirrored) == dominated
 
 
-def test_hypervolume_as_an_area_agrees_with_the_slow_volume() -> None:
+def test_area_agrees_with_volume() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         losses = generator.random((30, 2))
@@ -212,7 +212,7 @@ def test_hypervolume_as_an_area_agrees_with_the_slow_volume() -> None:
 
 
 def test_hypervolume_is_scaled_by_a_constant_objective() -> None:
-    """A third objective equal for all makes a prism: area times height."""
+    """With a constant third objective the volume is a prism: area times height."""
     losses = np.random.default_rng(1).random((25, 2))
     area = pareto.hypervolume(losses, (1, 1), ["minimize"] * 2)
     prism = np.column_stack([losses, np.full(25, 0.5)])
@@ -220,7 +220,7 @@ def test_hypervolume_is_scaled_by_a_constant_objective() -> None:
     assert volume == pytest.approx(1.5 * area, rel=1e-12)
 
 
-def test_hypervolume_gains_nothing_at_the_reference() -> None:
+def test_hypervolume_ignores_points_on_the_reference_boundary() -> None:
     with_it = pareto.hypervolume([(0.5, 0.5), (0.9, 1.0)], (0.0, 1.0), MAX_MIN)
     assert with_it == 0.25
 
@@ -235,27 +235,27 @@ def test_knee_is_where_the_front_bends() -> None:
     [
         [],
         [(0.5, 1.0), (0.6, 2.0)],
-        [(0.5, 1.0), (0.6, 2.0), (0.7, 3.0)],  # a straight line bends nowhere
+        [(0.5, 1.0), (0.6, 2.0), (0.7, 3.0)],  # a straight line has no knee
         [(0.5, 1.0), (0.5, 1.0), (0.5, 1.0)],
     ],
 )
-def test_knee_may_be_missing(front: list[tuple[float, float]]) -> None:
+def test_knee_may_be_none(front: list[tuple[float, float]]) -> None:
     assert pareto.knee(front, MAX_MIN) is None
 
 
 @pytest.mark.parametrize("num_objectives", [2, 3, 4])
 def test_knee_of_a_corner_is_the_corner(num_objectives: int) -> None:
-    """The ends are the unit vectors' complement; of two points on the diagonal the inner bends."""
+    """The ends are complements of unit vectors; the inner one of two points is the knee."""
     ends = 1.0 - np.eye(num_objectives)
     inner, outer = np.full(num_objectives, 0.2), np.full(num_objectives, 0.3)
-    inner[0] += 0.09  # so that neither beats the other
+    inner[0] += 0.09  # so that neither dominates the other
     outer[0] -= 0.09
     points = [*ends, outer, inner]
     assert pareto.knee(points, ["minimize"] * num_objectives) == num_objectives + 1
 
 
-def test_knee_is_missing_where_ends_span_no_plane() -> None:
-    """One point is best in two of them."""
+def test_knee_is_none_if_the_ends_span_no_plane() -> None:
+    """One point is best in two objectives."""
     points = [(0.0, 0.0, 1.0), (1.0, 0.5, 0.0), (0.5, 1.0, 0.5), (0.2, 0.2, 0.2)]
     assert pareto.knee(points, ["minimize"] * 3) is None
 
@@ -265,45 +265,47 @@ def test_knee_refuses_one_objective() -> None:
         pareto.knee([1.0, 2.0, 3.0], ["minimize"])
 
 
-def test_thin_keeps_a_stand_in_for_every_point() -> None:
+def test_thin_covers_every_point() -> None:
     costs = [1.00, 1.01, 1.02, 1.50, 2.00, 2.03]
     values = [0.70, 0.71, 0.72, 0.724, 0.80, 0.79]
-    # 1.02 stands for the first four: 1.50 is less than half a point better; 2.03 is dominated.
+    # 1.02 covers the first four, because 1.50 is better by less than delta; 2.03 is dominated.
     kept = pareto.thin(costs, values)
     assert kept.tolist() == [False, False, True, False, True, False]
 
 
 @st.composite
-def priced(draw: st.DrawFn) -> tuple[Points, Points]:
-    """Return the costs and values of up to 7 points, many of them near each other."""
+def costs_and_values(draw: st.DrawFn) -> tuple[Points, Points]:
+    """Return the costs and values of up to 7 points, many close together."""
     pair = st.tuples(st.integers(100, 130), st.integers(0, 20))
     costs, values = np.array(draw(st.lists(pair, min_size=1, max_size=7)), dtype=float).T
     return costs, values / 100
 
 
-def _stand_in(costs: Points, values: Points, epsilon: float, delta: float) -> NDArray[np.bool_]:
-    """Return whether point n stands for point m, (N, M)."""
-    near: NDArray[np.bool_] = (costs[:, None] <= (1 + epsilon) * costs) & (
+def _covers(costs: Points, values: Points, epsilon: float, delta: float) -> NDArray[np.bool_]:
+    """Return whether point n covers point m, (N, M)."""
+    covers: NDArray[np.bool_] = (costs[:, None] <= (1 + epsilon) * costs) & (
         values[:, None] >= values - delta
     )
-    return near
+    return covers
 
 
-@given(points=priced(), epsilon=st.floats(0, 0.3), delta=st.floats(0, 0.2))
-def test_thin_keeps_its_promise_with_the_fewest(
+@given(points=costs_and_values(), epsilon=st.floats(0, 0.3), delta=st.floats(0, 0.2))
+def test_thin_returns_the_smallest_covering_set(
     points: tuple[Points, Points], epsilon: float, delta: float
 ) -> None:
     costs, values = points
     kept = pareto.thin(costs, values, epsilon=epsilon, delta=delta)
     assert np.all(pareto.non_dominated(np.column_stack([values, costs]), MAX_MIN)[kept])
-    near = _stand_in(costs, values, epsilon, delta)
-    assert near[kept].any(axis=0).all()
+    covers = _covers(costs, values, epsilon, delta)
+    assert covers[kept].any(axis=0).all()
     fewer = itertools.combinations(range(len(costs)), int(kept.sum()) - 1)
-    assert not any(near[list(some)].any(axis=0).all() for some in fewer)
+    assert not any(covers[list(some)].any(axis=0).all() for some in fewer)
 
 
-@given(points=priced())
-def test_thin_by_nothing_leaves_the_front_once(points: tuple[Points, Points]) -> None:
+@given(points=costs_and_values())
+def test_thin_without_tolerances_only_drops_duplicates(
+    points: tuple[Points, Points],
+) -> None:
     rows = np.column_stack(points)
     kept = pareto.thin(*points, epsilon=0, delta=0)
     front = rows[pareto.non_dominated(rows, ("minimize", "maximize"))]

@@ -1,4 +1,4 @@
-"""Who can do what to whom: each line of the threat page has its test here, or is named there."""
+"""Test the threat model: docs/security.md names the test of each threat."""
 
 from __future__ import annotations
 
@@ -64,25 +64,25 @@ def copy_of(finished: StudyResult, folder: Path) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------ who reaches what
+# ------------------------------------------------------------------ network access
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
-def test_a_ui_for_other_machines_without_a_login_must_be_asked_for(host: str) -> None:
+def test_ui_on_another_host_requires_a_login_option(host: str) -> None:
     result = CliRunner().invoke(main, ["ui", "--host", host])
     assert result.exit_code == 2
-    said = " ".join(result.output.split())
-    assert f"With --host {host} everybody who reaches port 5000 of this machine could read" in said
-    assert "Add --login, or --without-login if that is meant." in said
+    text = " ".join(result.output.split())
+    assert f"With --host {host} everybody who reaches port 5000 of this machine could read" in text
+    assert "Add --login, or --without-login if that is meant." in text
 
 
 @pytest.mark.medium
-def test_a_login_needs_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_login_requires_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_AUTH_ADMIN_PASSWORD", raising=False)
     port = str(free_port())
     result = CliRunner().invoke(main, ["ui", "--login", "--runs", str(tmp_path), "--port", port])
     assert result.exit_code == 1
-    assert "needs the password of its first user in MLFLOW_AUTH_ADMIN_PASSWORD" in result.output
+    assert "needs the password of the first user in MLFLOW_AUTH_ADMIN_PASSWORD" in result.output
 
 
 def status_of(url: str, login: str = "") -> int:
@@ -99,7 +99,7 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def other_address() -> str:
-    """Return an address of this machine that is not the loopback's."""
+    """Return an address of this machine other than the loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # nothing is sent
         address: str = probe.getsockname()[0]
@@ -108,7 +108,7 @@ def other_address() -> str:
 
 @pytest.fixture
 def ui(finished: StudyResult, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    """Serve the UI with the options of the parameter; give its host and port."""
+    """Serve the UI with the options of the parameter; yield its host and port."""
     port = free_port()
     command = [
         sys.executable,
@@ -136,7 +136,7 @@ def ui(finished: StudyResult, request: pytest.FixtureRequest) -> Iterator[tuple[
 @pytest.mark.service
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("ui", [["--login"]], indirect=True)
-def test_with_a_login_nobody_reads_without_it(ui: tuple[str, int], finished: StudyResult) -> None:
+def test_ui_with_login_requires_the_password(ui: tuple[str, int], finished: StudyResult) -> None:
     url = f"http://127.0.0.1:{ui[1]}/api/2.0/mlflow/experiments/get-by-name?experiment_name=secure"
     assert status_of(url) == 401
     assert status_of(url, "admin:wrong") == 401
@@ -150,7 +150,7 @@ def test_with_a_login_nobody_reads_without_it(ui: tuple[str, int], finished: Stu
 @pytest.mark.service
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("ui", [[]], indirect=True)
-def test_the_ui_is_for_this_machine_alone(ui: tuple[str, int]) -> None:
+def test_ui_listens_on_localhost_only(ui: tuple[str, int]) -> None:
     assert status_of(f"http://127.0.0.1:{ui[1]}/health") == 200
     address = other_address()
     assert address != "127.0.0.1"
@@ -159,7 +159,7 @@ def test_the_ui_is_for_this_machine_alone(ui: tuple[str, int]) -> None:
 
 @pytest.mark.medium
 @pytest.mark.timeout(180)
-def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
+def test_local_ray_requires_a_token_and_has_no_dashboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -167,7 +167,7 @@ def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
     with monkeypatch.context() as without:
         without.setenv("RAY_AUTH_MODE", "disabled")
         with (
-            pytest.raises(ResourceError, match="whoever reaches a port"),
+            pytest.raises(ResourceError, match="anyone who can reach a port"),
             connected(None),
         ):
             pass
@@ -189,11 +189,11 @@ def test_a_local_ray_asks_for_its_token_and_has_no_dashboard(
             assert tried.returncode == code, (claim, tried.stderr[-500:])
 
 
-# ------------------------------------------------------------------ files that somebody made
+# ------------------------------------------------------------------ untrusted files
 
 
 class Poison:
-    """A pickle that leaves a mark where it is loaded."""
+    """An object that creates a file when its pickle is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -203,7 +203,7 @@ class Poison:
 
 
 @pytest.mark.medium
-def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(finished: StudyResult, tmp_path: Path) -> None:
     runs, mark = copy_of(finished, tmp_path / "runs"), tmp_path / "loaded"
     folder = runs / "secure"
     for trial in read_record(folder).trials:
@@ -214,7 +214,7 @@ def test_weights_that_are_a_pickle_are_refused(finished: StudyResult, tmp_path: 
 
 
 @pytest.mark.medium
-def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_pickled_checkpoint_is_not_loaded(tmp_path: Path) -> None:
     from sftsearch.orchestrator.execution.worker import TrainingWorker
 
     from trial_specs import run, trial_spec
@@ -224,12 +224,12 @@ def test_a_checkpoint_that_is_a_pickle_is_not_gone_on_from(tmp_path: Path) -> No
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path))
     assert "final" in run(worker)[-1]
-    assert "starting anew" in (tmp_path / "trial.log").read_text()
+    assert "starting from scratch" in (tmp_path / "trial.log").read_text()
     assert not mark.exists()
 
 
 @pytest.mark.medium
-def test_no_module_reads_pickles_but_the_one_that_calls_nothing() -> None:
+def test_only_safe_pickle_imports_pickle() -> None:
     readers = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
     found = set()
     for path in (p for f in ("orchestrator", "trainables", "search_spaces", "datasets")
@@ -255,13 +255,13 @@ HOSTILE = ["../outside", "/etc", "a/b", "..", ".", "", "a\0b", "a-1/../../x", "-
 
 
 @pytest.mark.parametrize("key", HOSTILE)
-def test_the_key_of_a_trial_names_no_other_folder(key: str, tmp_path: Path) -> None:
+def test_trial_key_cannot_name_another_folder(key: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="is not the key of a trial"):
         trial_folder(tmp_path, key)
 
 
 @given(st.text())
-def test_whatever_the_key_is_its_folder_is_in_the_study_s(key: str) -> None:
+def test_trial_folder_is_inside_the_study_for_every_key(key: str) -> None:
     study = Path("/runs/study")
     try:
         folder = Path(trial_folder(study, key))
@@ -272,7 +272,7 @@ def test_whatever_the_key_is_its_folder_is_in_the_study_s(key: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "A", "über", "x" * 65])
-def test_the_name_of_a_study_names_no_other_folder(name: str, tmp_path: Path) -> None:
+def test_study_name_cannot_name_another_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"is not the name of a study|There is no study"):
         find_study(name, tmp_path)
     text = STUDY.replace("name: secure", f"name: {name!r}")
@@ -294,12 +294,12 @@ def test_the_name_of_a_study_names_no_other_folder(name: str, tmp_path: Path) ->
         (f"at postgresql://me:{SECRET}@h/x: no", "at postgresql://me@h/x: no"),
     ],
 )
-def test_passwords_are_left_out_of_what_is_shown(uri: str, shown: str) -> None:
+def test_masked_removes_passwords(uri: str, shown: str) -> None:
     assert masked(uri) == shown
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
-def test_errors_of_a_store_do_not_hold_its_password(tmp_path: Path, scheme: str) -> None:
+def test_tracking_errors_do_not_contain_passwords(tmp_path: Path, scheme: str) -> None:
     uri = f"{scheme}://me:{SECRET}@127.0.0.1:{free_port()}/db"
     with pytest.raises(TrackingError) as caught:
         read_study(uri, "secure", tmp_path)
@@ -309,8 +309,8 @@ def test_errors_of_a_store_do_not_hold_its_password(tmp_path: Path, scheme: str)
 
 @pytest.mark.medium
 @pytest.mark.timeout(240)
-def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
-    """A study whose server is away: neither what it prints nor any file of it holds a secret."""
+def test_run_writes_secrets_to_no_file_or_output(tmp_path: Path) -> None:
+    """The tracking server is unreachable; neither output nor files contain a secret."""
     file, runs = tmp_path / "secure.yaml", tmp_path / "runs"
     file.write_text(STUDY)
     uri = f"http://me:{SECRET}@127.0.0.1:{free_port()}"
@@ -339,8 +339,8 @@ def test_secrets_stay_where_they_are(tmp_path: Path) -> None:
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_a_journal_of_somebody_else_cannot_name_files(tmp_path: Path) -> None:
-    """`show` reads the log of the trial that the journal names."""
+def test_journal_cannot_name_files_of_other_folders(tmp_path: Path) -> None:
+    """`show` reads the log of a trial in the journal."""
     from mirrored_study import CREATED
 
     with Journal(tmp_path / "evil") as journal:

@@ -1,1 +1,1 @@
-"""Searches measured on recorded tables: record, replay, regret."""
+"""Benchmark searches on recorded tables: record, simulate, compute the regret."""

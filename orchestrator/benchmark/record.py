@@ -1,8 +1,8 @@
-"""`sftsearch table`: train a space whole, through the normal path, into a recorded table.
+"""Record a table (`sftsearch table`): train every configuration of a space as a normal study.
 
-First every configuration with as many replicates as the study file says; then more replicates of
-the configurations nearest the front, for there a search must tell small differences. Both are one
-study: whatever interrupts it, it goes on.
+Every configuration first gets the replicates of the study file. The configurations nearest the
+front then get more, because a search must distinguish small differences there. Both belong to one
+study, which can be resumed after any interruption.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.benchmark.recording_worker import DECISIONS, RecordingWorker
 from sftsearch.orchestrator.benchmark.table import write_table
-from sftsearch.orchestrator.metrics import EXACT_COSTS
+from sftsearch.orchestrator.metrics import EXACT_COSTS, sign_of
 from sftsearch.orchestrator.search.state import StudyState
 from sftsearch.orchestrator.storage.events import Recorded, Replicated
 from sftsearch.orchestrator.storage.journal import FILE_NAME, Journal, read_entries
 from sftsearch.orchestrator.storage.trial_events import EpochEnded
 from sftsearch.orchestrator.storage.trial_files import open_trial_folder
-from sftsearch.orchestrator.studies import check_study, trial_folder
+from sftsearch.orchestrator.studies import trial_folder
 from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.study_file import check_study
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ SHOWN_VERSIONS = ("sftsearch", "torch", "numpy")
 
 
 class RecordingError(UserError):
-    """A study that cannot be recorded as a table."""
+    """The study cannot be recorded as a table."""
 
 
 def record_table(
@@ -53,22 +54,22 @@ def record_table(
     tracking_uri: str | None = None,
     callback: StudyCallback | None = None,
 ) -> bool:
-    """Train a study's space whole and write its table; go on where an earlier call stopped.
+    """Train every configuration of a study's space and write the table, or resume doing so.
 
     Args:
         file: a study file with the sampler `exhaustive` and a fixed number of replicates.
-        out: the Parquet file; written when everything is trained.
+        out: the Parquet file; written after all training.
         runs: the folder of all studies.
         near: how many configurations nearest the front get more replicates.
-        near_replicates: how many those have in the end.
-        tracking_uri: MLflow's.
-        callback: hears of progress.
+        near_replicates: how many replicates those get in total.
+        tracking_uri: of MLflow.
+        callback: receives progress.
 
     Returns:
-        False where it was interrupted: call it again.
+        False if it was interrupted; call it again to resume.
 
     Raises:
-        UserError: the study file has mistakes, or is not one to record.
+        UserError: the study file has errors or cannot be recorded.
     """
     source, _, admission = check_study(file)
     _check(source)
@@ -88,8 +89,8 @@ def record_table(
     begun = (folder / FILE_NAME).is_file()
     if begun and not StudyState.of(read_entries(folder)).facts.recorded:
         raise RecordingError(
-            f"The study '{folder.name}' exists in '{folder.parent}' and is not a recording: give "
-            "this one another `study.name`."
+            f"The study '{folder.name}' in '{folder.parent}' exists and is not a recording: choose "
+            "another `study.name`."
         )
     if not begun:
         with Journal(folder) as journal:
@@ -109,17 +110,17 @@ def _check(source: Source) -> None:
     fixed = plan.replicates.min == plan.replicates.max and not plan.replicates.fresh
     if plan.sampler.kind != "exhaustive" or plan.early_stopping.kind != "none" or not fixed:
         raise RecordingError(
-            f"{source.name}: a table is recorded with `sampler: exhaustive`, a fixed number of "
-            "replicates and no stopping."
+            f"{source.name}: recording a table requires `sampler: exhaustive`, a fixed number of "
+            "replicates and no early stopping."
         )
 
 
 def _grant(journal: Journal, source: Source, near: int, near_replicates: int) -> int:
-    """Journal more replicates for the configurations nearest the front; return how many trials."""
+    """Add replicates of the configurations nearest the front; return the number of trials."""
     state = StudyState.of(journal.entries())
     count = Counter(key.configuration_id for key in state.trials)
     if max(count.values(), default=0) > source.study.search.replicates.max:
-        return 0  # they were granted before
+        return 0  # already granted
     more = 0
     for identity in nearest_the_front(state, source, near):
         seeds = list(range(count[identity], near_replicates))
@@ -130,10 +131,10 @@ def _grant(journal: Journal, source: Source, near: int, near_replicates: int) ->
 
 
 def nearest_the_front(state: StudyState, source: Source, number: int) -> list[str]:
-    """Return the configurations whose mean lacks least of the best that their cost affords."""
+    """Return the configurations whose mean is closest to the best one that is as cheap."""
     valued = [one for one in state.configurations.values() if one.values]
     objective, num = source.study.objectives[0], source.study.search.replicates.max
-    sign = 1.0 if objective.direction == "maximize" else -1.0
+    sign = sign_of(objective.direction)
     table = np.full((len(valued), num), np.nan)
     for row, one in enumerate(valued):
         for replicate, values in one.values.items():
@@ -152,7 +153,7 @@ def nearest_the_front(state: StudyState, source: Source, number: int) -> list[st
 
 
 def _collect(folder: Path, source: Source, fingerprint: str) -> tuple[dict[str, pa.Array], JSON]:
-    """Return the columns of the table and the facts of how it was made."""
+    """Return the columns and the metadata of the table."""
     entries = list(read_entries(folder))
     state = StudyState.of(entries)
     epochs: dict[TrialKey, list[Numbers]] = {}
@@ -165,7 +166,7 @@ def _collect(folder: Path, source: Source, fingerprint: str) -> tuple[dict[str, 
         configuration = state.configurations[key.configuration_id]
         with open_trial_folder(trial_folder(folder, key)).load(DECISIONS) as path:
             if path is None:
-                raise UserError(f"Trial {key} has no '{DECISIONS}': record the table anew.")
+                raise UserError(f"Trial {key} has no '{DECISIONS}': record the table again.")
             with np.load(path, allow_pickle=False) as decisions:
                 validation, test = decisions["validation"], decisions["test"]
                 cpu_seconds = decisions["cpu_seconds"]
@@ -221,7 +222,7 @@ def _facts(source: Source, fingerprint: str) -> JSON:
 
 
 def _subjects(source: Source) -> dict[str, list[list[str]]]:
-    """Return whose each sample is: `validation` by fold, and `test`, in the order of the bits."""
+    """Return the subject of each sample, `validation` by fold and `test`, in the bits' order."""
     chosen = source.study.dataset
     store, folds = open_dataset(chosen.kind, root=chosen.root), chosen.folds
     numbers: list[int | None] = [None] if folds is None else list(range(folds))

@@ -1,7 +1,7 @@
-"""What a trial of a recorded table leaves: every decision on validation and test, each epoch.
+"""Train trials of a recorded table and save every validation and test decision of each epoch.
 
-A table is a benchmark of search methods, not a search: its trials look at the test split, so that
-what a search would have chosen can be judged on it. The journal marks such a study (`recorded`).
+A table benchmarks search methods. Its trials use the test split, so that the choices of a search
+can be evaluated on it. The journal marks such a study as `recorded`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from sftsearch.trainables.fit import Fit
 
 DECISIONS = "decisions.npz"
-"""`validation` and `test`: (E, N / 8) bits, right or not, by epoch and sample; `cpu_seconds`: (E,)
-of the process, which other work on the machine does not lengthen."""
+"""`validation` and `test`: (E, N / 8) packed bits, correct or not, by epoch and sample;
+`cpu_seconds`: (E,) of the process, which do not depend on other load of the machine."""
 
 
 class RecordingWorker(TrainingWorker):
-    """Trains without checkpoints: a trial that was interrupted begins anew and must repeat itself.
+    """Train without checkpoints: an interrupted trial restarts and must reproduce its epochs.
 
-    Neither weights nor latency are kept.
+    Neither weights nor latency are saved.
     """
 
     def prepare(self, spec: TrialSpec) -> Fit:
-        """Note the test split besides; see `TrainingWorker.prepare`."""
+        """Open the test split in addition; see `TrainingWorker.prepare`."""
         from sftsearch.trainables.evaluation import Batches
 
         fit = super().prepare(spec)
@@ -45,7 +45,7 @@ class RecordingWorker(TrainingWorker):
         return fit
 
     def run_epoch(self) -> None:
-        """Train an epoch and note every decision, without a checkpoint."""
+        """Train an epoch and store every decision, without a checkpoint."""
         from sftsearch.trainables.evaluation import EVALUATION_BATCH, is_right, predict
 
         start = time.process_time()
@@ -57,7 +57,7 @@ class RecordingWorker(TrainingWorker):
         self._bits["test"].append(np.packbits(right))
 
     def final_report(self) -> FinalReport:
-        """Keep the decisions, and return what the trial leaves."""
+        """Save the decisions and return the final report."""
         fit = self.fit
         self.save(DECISIONS, self._write_decisions)
         values = fit.result() | self.spec.cost

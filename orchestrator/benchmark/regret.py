@@ -1,4 +1,4 @@
-"""Budget regret: how far the fronts of simulated searches lie below the best of a table."""
+"""Compute budget regret: how far simulated fronts are below the best front of a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, final
 import numpy as np
 
 from sftsearch.orchestrator.benchmark.simulator import check_table, simulate, simulate_repeatedly
-from sftsearch.orchestrator.metrics import EXACT_COSTS, format_number, metric
+from sftsearch.orchestrator.metrics import format_number, metric, sign_of
+from sftsearch.orchestrator.objectives import Objectives
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 Number = Literal["finished", "stopped", "failed", "seconds", "reused", "regret"]
 ENDS: tuple[Number, ...] = ("finished", "stopped", "failed")
 NUMBERS: tuple[Number, ...] = (*ENDS, "seconds", "reused", "regret")
-"""What is counted and measured of a simulation."""
+"""The numbers of a simulation."""
 FrontRow = dict[str, Any]
-"""A configuration of a reported front; its cost has the name of the cost."""
+"""A configuration of a reported front; the cost's name is the key of the cost."""
 
 
 @final
 class Outcome(TypedDict):
-    """What a simulated search did and named."""
+    """Result of one simulated search."""
 
     ended: str
     seconds: float
@@ -44,7 +45,7 @@ class Outcome(TypedDict):
 
 @final
 class Summary(TypedDict):
-    """What several simulations did, on average."""
+    """Averages over several simulations."""
 
     repetitions: int
     mean: dict[Number, float]
@@ -71,21 +72,21 @@ def budget_regret(
     cost: str = "gflops",
     chance: float | None = None,
 ) -> float:
-    """Return the budget regret B of a reported front: how far below the best, on average.
+    """Return the budget regret B of a reported front: its mean distance below the best front.
 
-    B is the integral over u of f*(u) - f(u), where u is the logarithm of the cost, scaled to
-    [0, 1] over the table; f(u) is the best true mean among the reported configurations that cost
-    up to u, and f*(u) that among all of the table. A true mean is over all recorded replicates.
+    B is the integral over u of f*(u) - f(u). u is the log cost, scaled to [0, 1] over the table;
+    f(u) is the best true mean of the reported configurations that cost at most u, and f*(u) that
+    of all configurations. A true mean is over all recorded replicates.
 
     Args:
         table: the recorded table.
-        ids: the configurations that were reported; all of them in the table.
-        accuracy: the metric that is the accuracy; its unit is that of B.
-        cost: a cost that the table holds.
-        chance: what is reached where nothing is affordable; None: the worst true mean.
+        ids: the reported configurations; all must be in the table.
+        accuracy: the metric for accuracy; B has its unit.
+        cost: a cost in the table.
+        chance: the value where nothing is affordable; None for the worst true mean.
     """
     rows, u_N, means_N = _truth(table, accuracy, cost)
-    sign = 1.0 if metric(accuracy).direction == "maximize" else -1.0
+    sign = sign_of(metric(accuracy).direction)
     values_N = sign * means_N
     floor = float(values_N.min()) if chance is None else sign * chance
 
@@ -100,7 +101,7 @@ def area(
     chosen: NDArray[np.int64],
     floor: float,
 ) -> float:
-    """Return the integral over u in [0, 1] of the best value that the chosen rows afford."""
+    """Return the integral over u in [0, 1] of the best value of chosen rows that cost up to u."""
     order = chosen[np.argsort(u_N[chosen], kind="stable")]
     steps = np.diff(np.concatenate([[0.0], u_N[order], [1.0]]))
     best = np.maximum.accumulate(np.concatenate([[floor], values_N[order]]))
@@ -110,19 +111,20 @@ def area(
 def outcome_of(
     source: Source, simulation: Simulation, table: Table, chance: float | None
 ) -> Outcome:
-    """Return what a simulated search did and named, as plain values.
+    """Return the result of a simulated search as plain values.
 
     Args:
         source: the study.
-        simulation: of it.
-        table: what it was simulated on.
+        simulation: of the study.
+        table: the recorded table that it ran on.
         chance: see `budget_regret`.
     """
-    accuracy, cost = axes_of(source)
+    objectives = Objectives.of_study(source.study)
+    accuracy, cost = objectives.y, objectives.searched_cost
     search = simulation.search
     rows, _, means_N = _truth(table, accuracy, cost)
     posteriors = simulation.concluded.get("beliefs", {})
-    places = sorted((float(table.costs[cost][rows[i]]), rows[i]) for i in simulation.reported)
+    by_cost = sorted((float(table.costs[cost][rows[i]]), rows[i]) for i in simulation.reported)
     front: list[FrontRow] = [
         {
             "configuration": table.ids[row],
@@ -132,7 +134,7 @@ def outcome_of(
             "estimated": posteriors[table.ids[row]]["mean"],
             "true": float(means_N[row]),
         }
-        for price, row in places
+        for price, row in by_cost
     ]
     return {
         "ended": search.why_ended(),
@@ -156,22 +158,22 @@ def measure(
     workers: int = 4,
     repetitions: int | None = None,
 ) -> Outcome | Summary:
-    """Simulate a study, once or often, and judge the fronts that it names.
+    """Simulate a study once or repeatedly and evaluate the reported fronts.
 
     Args:
         source: the study file.
         admission: of its space.
-        table: what training would have given.
-        workers: trials at a time.
-        repetitions: how often, with other luck each time; None: once, with the study's own seeds
-            and the replicates as they were recorded.
+        table: the recorded table to run on.
+        workers: number of concurrent trials.
+        repetitions: number of simulations with different seeds; None for one simulation with the
+            study's own seeds and the replicates as recorded.
 
     Returns:
-        Of one simulation its `outcome_of`; of several, `mean` and `standard_error` of each number
-        and every regret.
+        The `outcome_of` a single simulation; of several, `mean` and `standard_error` of each
+        number and all regrets.
 
     Raises:
-        TableError: the table does not hold what the study would train.
+        TableError: the table does not match the study.
     """
     check_table(source, admission, table)
     is_accuracy = source.study.objectives[0].metric == "top1"
@@ -196,12 +198,12 @@ def measure(
 
 
 def _standard_error(values: list[float]) -> float | None:
-    """Return the standard error of the mean; None of a single value."""
+    """Return the standard error of the mean; None for a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def front_rows(measured: Outcome | Summary, accuracy: str, cost: str) -> list[dict[str, str]]:
-    """Return the front that `measure` found as rows of a table; none of several repetitions."""
+    """Return the front from `measure` as rows of a table; empty for several repetitions."""
     if "repetitions" in measured:
         return []
     return [
@@ -218,7 +220,7 @@ def front_rows(measured: Outcome | Summary, accuracy: str, cost: str) -> list[di
 
 
 def describe(measured: Outcome | Summary, accuracy: str) -> str:
-    """Return what `measure` found, without the front, as lines for a person."""
+    """Format the result of `measure` as text, without the front."""
     numbers: Mapping[Number, float]
     errors: Mapping[Number, float | None]
     if "repetitions" not in measured:
@@ -245,13 +247,6 @@ def describe(measured: Outcome | Summary, accuracy: str) -> str:
         else f"budget regret:  {show('regret', 1, 4)} of {metric(accuracy).label}",
     ]
     if numbers["reused"]:
-        what = "trials had a replicate that was not recorded: another one stood in."
+        what = "trials needed a replicate that was not recorded and used another one."
         lines.append(f"{show('reused', digits=digits)} {what}")
     return "\n".join(lines)
-
-
-def axes_of(source: Source) -> tuple[str, str]:
-    """Return the accuracy and the exact cost that a study is searched for."""
-    metrics = [objective.metric for objective in source.study.objectives]
-    cost = next((name for name in metrics if name in EXACT_COSTS), EXACT_COSTS[0])
-    return metrics[0], cost

@@ -1,7 +1,7 @@
-"""Run the very same `Search` on a recorded table, with a clock of its own.
+"""Simulate a study on a recorded table: the production `Search` with a simulated clock.
 
-Workers train nothing: the epochs of a trial are those of the table, and take as long as they took.
-A search of an hour is decided in seconds, and can be repeated a hundred times.
+Nothing is trained: each epoch has its recorded metrics and duration. A search of an hour takes
+seconds, so it can be repeated a hundred times.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulation:
-    """What a simulated search did."""
+    """Result of a simulated search."""
 
     search: Search
     journal: MemoryJournal
     seconds: float
     """On the simulated clock."""
     num_reused: int
-    """Trials whose replicate was not recorded: another one of the configuration stood in."""
+    """Trials whose replicate was not recorded and that reused another one."""
     replicates: dict[str, int]
-    """By trial, which recorded replicate stood for it."""
+    """The recorded replicate that each trial used."""
 
     @property
     def concluded(self) -> dict[str, Any]:
-        """What the search believed at the end (the journal's event); empty if nothing finished."""
+        """The body of the journal's last `concluded` event; empty if nothing finished."""
         events = (entry.event for entry in self.journal.entries())
         bodies = [event.to_json() for event in events if isinstance(event, Concluded)]
         return bodies[-1] if bodies else {}
 
     @property
     def reported(self) -> list[str]:
-        """The configurations that the search names as its front."""
+        """The configurations that the search reports as its front."""
         return list(self.concluded.get("reported", []))
 
 
 class Replay:
-    """The replicates of a table in the order that one repetition of a simulation sees them.
+    """Assigns recorded replicates to the trials of one simulation.
 
-    Which recorded replicate stands for which is drawn anew for every repetition: folds trade
-    places where every configuration was recorded on them, and replicates of one fold among each
-    other. So repetitions differ, and configurations keep being compared on equal folds.
+    Every repetition permutes the folds on which all configurations were recorded, and the
+    replicates within each fold. Repetitions therefore differ, while configurations are still
+    compared on equal folds.
     """
 
     def __init__(self, table: Table, repetition: int | None = None) -> None:
@@ -77,16 +77,16 @@ class Replay:
         self._order: dict[int, list[list[int]]] = {}
 
     def find(self, row: int, replicate: int) -> int:
-        """Return the recorded replicate that stands for one of a configuration."""
+        """Return the recorded replicate to use for a replicate of the configuration in a row."""
         if row not in self._order:
             self._order[row] = self._draw(row)
         known = self._order[row][int(self._fold_order[replicate % self._folds])]
-        turn = replicate // self._folds
-        if turn < len(known):
-            return known[turn]
+        round_ = replicate // self._folds
+        if round_ < len(known):
+            return known[round_]
         self.num_reused += 1
         every = known or sorted(itertools.chain(*self._order[row]))
-        return every[turn % len(every)]
+        return every[round_ % len(every)]
 
     def _draw(self, row: int) -> list[list[int]]:
         recorded: NDArray[np.int64] = np.flatnonzero(np.isfinite(self._table.seconds[row, :, 0]))
@@ -110,10 +110,10 @@ def simulate(
     Args:
         source: the study file.
         admission: of its space; every admitted configuration must be in the table.
-        table: what training would have given.
-        workers: trials at a time; they are asynchronous.
-        repetition: draws which recorded replicates are seen; None: those of the same numbers.
-        on_end: hears of every end of a trial, with the simulated seconds.
+        table: the recorded table.
+        workers: number of concurrent trials; they are asynchronous.
+        repetition: seeds the order of the recorded replicates; None keeps it.
+        on_end: is called at the end of every trial, with the simulated seconds.
 
     Raises:
         TableError: a configuration of the study is not in the table.
@@ -141,15 +141,15 @@ class _Simulator:
         self._search = Search(source.study, self._journal, admission, max_concurrent_trials=workers)
         self._events: list[tuple[float, int, TrialSuggestion, int, int, int]] = []
         self._order = itertools.count()
-        self._stood_in: dict[str, int] = {}
+        self._replicates: dict[str, int] = {}
 
     def _row(self, suggestion: TrialSuggestion) -> int:
         identity = suggestion.key.configuration_id
         if identity not in self._rows:
             raise TableError(
                 f"Configuration {identity} of the study ({suggestion.model} "
-                f"{json.dumps(suggestion.parameters)}) is not in the table: narrow the study's "
-                "space to what was recorded, on the same version of the data."
+                f"{json.dumps(suggestion.parameters)}) is not in the table: restrict the study's "
+                "space to recorded configurations and use the same version of the dataset."
             )
         return self._rows[identity]
 
@@ -166,7 +166,9 @@ class _Simulator:
                 self._schedule(suggestion, row, replicate, epoch + 1)
         search.conclude()
         search.close()
-        return Simulation(search, self._journal, self._now, self._replay.num_reused, self._stood_in)
+        return Simulation(
+            search, self._journal, self._now, self._replay.num_reused, self._replicates
+        )
 
     def _fill(self) -> None:
         while self._search.num_running < self._workers:
@@ -175,7 +177,7 @@ class _Simulator:
                 return
             row = self._row(suggestion)
             replicate = self._replay.find(row, suggestion.seed)
-            self._stood_in[str(suggestion.key)] = replicate
+            self._replicates[str(suggestion.key)] = replicate
             self._schedule(suggestion, row, replicate, 1)
 
     def _schedule(self, suggestion: TrialSuggestion, row: int, replicate: int, epoch: int) -> None:
@@ -205,10 +207,10 @@ class _Simulator:
 def simulate_repeatedly(
     source: Source, admission: Admission, table: Table, *, workers: int, repetitions: int
 ) -> Iterator[Simulation]:
-    """Yield simulations that differ in their luck: seeds of the study, replicates that are seen.
+    """Yield simulations with different seeds.
 
-    Repetition r has the study's seeds plus r, and sees the replicates in an order drawn from r.
-    Arguments are those of `simulate`.
+    Repetition r adds r to the study's seeds and draws the order of the replicates from r. See
+    `simulate` for the arguments.
     """
     for repetition in range(repetitions):
         admission.release()
@@ -217,7 +219,7 @@ def simulate_repeatedly(
 
 
 def _reseeded(source: Source, more: int) -> Source:
-    """Return a study whose sampler and stopping rule have other seeds."""
+    """Return the study with `more` added to the seeds of its sampler and stopping rule."""
     plan = source.study.search
     sections = {
         name: section.model_copy(update={"seed": (section.seed + more) % 2**31})
@@ -229,22 +231,22 @@ def _reseeded(source: Source, more: int) -> Source:
 
 
 def check_table(source: Source, admission: Admission, table: Table) -> None:
-    """Refuse a table that does not hold what a study would train.
+    """Check that a table matches a study.
 
     Raises:
-        TableError: it was recorded on other data or folds, lacks an objective, or lacks
-            configurations of a space that is enumerated.
+        TableError: it was recorded on another dataset or other folds, lacks an objective, or lacks
+            configurations of an enumerated space.
     """
     study, facts = source.study, table.facts
     for what, own, recorded in (
-        ("the data set", study.dataset.kind, facts.get("dataset")),
-        ("the version of the data set", admission.spec.fingerprint, facts.get("fingerprint")),
+        ("the dataset", study.dataset.kind, facts.get("dataset")),
+        ("the version of the dataset", admission.spec.fingerprint, facts.get("fingerprint")),
         ("`dataset.folds`", study.dataset.folds, facts.get("folds")),
     ):
         if own != recorded:
             raise TableError(
-                f"The table is not of this study: {what} was {recorded} when it was recorded, and "
-                f"is {own} in '{source.name}'."
+                f"The table does not match the study: {what} was {recorded} when the table was "
+                f"recorded, and is {own} in '{source.name}'."
             )
     known = {*table.metrics, *table.costs, "seconds"}
     lacking = [o.metric for o in study.objectives if o.metric not in known]
@@ -256,6 +258,6 @@ def check_table(source: Source, admission: Admission, table: Table) -> None:
     if missing:
         raise TableError(
             f"{len(missing)} of the study's {len(admission.table or {})} configurations are not in "
-            f"the table ({min(missing)}, ...): take the space and the training it was recorded "
-            "with, or a part of that space."
+            f"the table ({min(missing)}, ...): use the training options that it was recorded "
+            "with, and its space or a subset of it."
         )

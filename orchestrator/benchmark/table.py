@@ -1,8 +1,8 @@
-"""Recorded tables: a space trained whole, so that searches can be measured on it in seconds.
+"""Read and write recorded tables, on which searches are simulated in seconds.
 
-A table is Parquet, a row for every (configuration, replicate, epoch): costs, validation metrics,
-seconds, and every decision on validation and test as bits. Its metadata say how it was made. A
-search that is simulated on it (`simulate`) sees what it would have seen in training.
+A table is a Parquet file with a row for every (configuration, replicate, epoch): costs, validation
+metrics, seconds, and every validation and test decision as bits. Its metadata describe how it was
+recorded. A search that is simulated on it (`simulate`) sees the values of real training.
 
 Shapes: N configurations, R replicates, E epochs, S samples.
 """
@@ -36,13 +36,13 @@ FORMAT = 1
 MAX_BYTES = 1 << 30
 MAX_ROWS = 20_000_000
 MAX_HOLES = 1_000
-"""Places for values in memory by row of the file: configurations may differ in replicates."""
+"""Maximum number of array cells in memory per row of the file, against sparse tables."""
 LAST_EPOCHS = 3
-"""Epochs whose mean is the value of a replicate, as in training."""
+"""Number of last epochs whose mean is the value of a replicate, as in training."""
 
 
 class TableError(UserError):
-    """A recorded table that cannot be read, or is not of the study."""
+    """The recorded table cannot be read or does not match the study."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,22 +59,22 @@ class Table:
     seconds: Floats
     """Of each epoch, (N, R, E)."""
     facts: Facts
-    """How it was made: data set, folds, objectives, training, versions."""
+    """Metadata: dataset, folds, objectives, training, versions."""
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of every trial."""
+        """Number of epochs of every trial."""
         return int(self.seconds.shape[2])
 
     @property
     def num_folds(self) -> int | None:
-        """Grouped folds that the replicates take turns on."""
+        """Number of grouped folds, which the replicates use in turn."""
         folds: int | None = self.facts.get("folds")
         return folds
 
     @property
     def num_replicates(self) -> NDArray[np.int64]:
-        """Recorded replicates of each configuration, (N,)."""
+        """Number of recorded replicates of each configuration, (N,)."""
         counts: NDArray[np.int64] = np.isfinite(self.seconds[:, :, 0]).sum(axis=1)
         return counts
 
@@ -84,7 +84,7 @@ class Table:
         return found
 
     def true_means(self, metric: str) -> Floats:
-        """Return the mean over all recorded replicates, comparable between folds, (N,)."""
+        """Return the mean over all recorded replicates, adjusted for fold effects, (N,)."""
         values_NR = self.values(metric)
         folds_R = np.arange(values_NR.shape[1]) % (self.num_folds or 1)
         return additive_means(values_NR, folds_R).means
@@ -94,7 +94,7 @@ def read_table(path: Path) -> Table:
     """Read a recorded table, without the decisions.
 
     Raises:
-        TableError: it cannot be read, or is not a table of this format.
+        TableError: the file cannot be read or does not have this format.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -110,7 +110,8 @@ def read_table(path: Path) -> Table:
         raise TableError(f"Cannot read the table '{path}': {first}.") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise TableError(
-            f"'{path}' is not a recorded table of format {FORMAT}: `sftsearch table` makes one."
+            f"'{path}' is not a recorded table of format {FORMAT}: record one with "
+            "`sftsearch table`."
         )
     try:
         return _from_rows(rows, facts)
@@ -122,18 +123,18 @@ def read_table(path: Path) -> Table:
 def _from_rows(rows: pa.Table, facts: Facts) -> Table:
     ids = rows["configuration_id"].to_pylist()
     order = {identity: n for n, identity in enumerate(dict.fromkeys(ids))}
-    place = np.array([order[identity] for identity in ids], dtype=np.int64)
-    places = place, _numbers(rows, "replicate", 0), _numbers(rows, "epoch", 1) - 1
-    shape = (len(order), int(places[1].max()) + 1, int(places[2].max()) + 1)
+    row_of = np.array([order[identity] for identity in ids], dtype=np.int64)
+    cells = row_of, _numbers(rows, "replicate", 0), _numbers(rows, "epoch", 1) - 1
+    shape = (len(order), int(cells[1].max()) + 1, int(cells[2].max()) + 1)
     if math.prod(shape) > MAX_HOLES * len(ids):
-        raise ValueError("hardly any of its replicates and epochs are there")
+        raise ValueError("almost all of its replicates and epochs are missing")
 
     def spread(name: str) -> Floats:
         array = np.full(shape, np.nan)
-        array[places] = rows[name].to_numpy()
+        array[cells] = rows[name].to_numpy()
         return array
 
-    first = np.unique(place, return_index=True)[1]
+    first = np.unique(row_of, return_index=True)[1]
     table = Table(
         ids=list(order),
         models=rows["model"].take(first).to_pylist(),
@@ -143,12 +144,12 @@ def _from_rows(rows: pa.Table, facts: Facts) -> Table:
         seconds=spread("seconds"),
         facts=facts,
     )
-    _check_whole(table, len(ids))
+    _check_complete(table, len(ids))
     return table
 
 
 def _numbers(rows: pa.Table, name: str, least: int) -> NDArray[np.int64]:
-    """Return a column of small whole numbers."""
+    """Return a column of integers from `least` to 9,999."""
     column = rows[name].to_numpy()
     if column.dtype.kind not in "iu" or column.min() < least or column.max() >= 10_000:
         raise ValueError(f"a number of `{name}` is out of range")
@@ -156,27 +157,30 @@ def _numbers(rows: pa.Table, name: str, least: int) -> NDArray[np.int64]:
     return numbers
 
 
-def _check_whole(table: Table, num_rows: int) -> None:
-    """Raise ValueError where a replicate lacks an epoch, has one twice, or took no time."""
-    is_there = np.isfinite(table.seconds)
-    if is_there.sum() != num_rows or not (is_there.all(axis=2) | ~is_there.any(axis=2)).all():
-        raise ValueError("a replicate lacks an epoch or has one twice")
-    if (table.seconds[is_there] < 0).any():
+def _check_complete(table: Table, num_rows: int) -> None:
+    """Raise ValueError for missing or duplicate epochs, or values out of range."""
+    recorded = np.isfinite(table.seconds)
+    if recorded.sum() != num_rows or not (recorded.all(axis=2) | ~recorded.any(axis=2)).all():
+        raise ValueError("a replicate has a missing or duplicate epoch")
+    if (table.seconds[recorded] < 0).any():
         raise ValueError("a number of `seconds` is negative")
     if not all((cost > 0).all() and np.isfinite(cost).all() for cost in table.costs.values()):
         raise ValueError("a cost is not positive")
     for name, values in table.metrics.items():
-        if not np.isfinite(values[is_there]).all():
+        if not np.isfinite(values[recorded]).all():
             raise ValueError(f"a value of `{name}` is not finite")
 
 
 def write_table(path: Path, rows: Mapping[str, object], facts: Mapping[str, object]) -> None:
-    """Write a table, whole or not at all.
+    """Write a table atomically.
 
     Args:
         path: the file.
         rows: columns as in `record`.
-        facts: how it was made; `costs` and `metrics` name the columns that are.
+        facts: metadata; `costs` and `metrics` list the names of those columns.
+
+    Raises:
+        TableError: the file cannot be written.
     """
     table = pa.table(dict(rows))
     table = table.replace_schema_metadata({META: json.dumps({"format": FORMAT, **facts})})

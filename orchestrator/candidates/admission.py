@@ -1,8 +1,8 @@
-"""Admission: price a proposal before it runs; refuse what breaks a limit or repeats.
+"""Price proposals before they run, and refuse those that break a limit or repeat another.
 
-A space of up to `MAX_TABLE` points is enumerated when the study opens, so that draws come from
-the admitted points alone and the study knows when none is left. A larger or continuous space is
-priced point by point.
+A space of up to `MAX_TABLE` points is enumerated when the study opens. Draws then come from the
+admissible points only, and the study knows when it has used all of them. A larger or continuous
+space is priced point by point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from sftsearch.orchestrator.candidates.binding import Configuration, bind
 from sftsearch.orchestrator.candidates.neighbors import Nearest
 from sftsearch.orchestrator.candidates.value_checks import ValueChecker
 from sftsearch.search_spaces.mistakes import Mistake, StudyFileError
-from sftsearch.search_spaces.space import Point, Space, count, values
+from sftsearch.search_spaces.point import Point
+from sftsearch.search_spaces.space import Space, count, values
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError
 
@@ -30,16 +31,16 @@ if TYPE_CHECKING:
 
 MAX_TABLE = 50_000
 MAX_DRAWS = 2_000
-"""Tries of a uniform draw from a space too large to price whole, before it counts as used up."""
+"""Draws from a space too large to enumerate without a result, after which it counts as used up."""
 MAX_TRIES = 200
-"""Points with one value that are tried, in such a space, before the value counts as impossible."""
+"""Points tried with a value, in such a space, before the value counts as impossible."""
 MAX_CHECKED = 1_000
-"""Values of an axis beyond which, in such a space, it is not checked value by value."""
+"""Maximum number of values of an axis, in such a space, for checking them one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A configuration with its price."""
+    """A configuration with its cost."""
 
     point: Point
     configuration: Configuration
@@ -53,17 +54,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a proposal does not run."""
+    """The reason why a proposal does not run."""
 
     reason: str
     """`impossible`, `over limit` or `repeat`."""
     detail: str
     excess: float
-    """How far beyond the limit, relative to it; 1 for what has no measure."""
+    """Relative excess over the limit; 1 for other reasons."""
 
 
 class Admission:
-    """Prices and admits the points of one study's space; remembers what was admitted."""
+    """Prices and admits the points of a study's space, and tracks the admitted ones."""
 
     def __init__(
         self,
@@ -76,12 +77,12 @@ class Admission:
 
         Args:
             source: the checked study file.
-            spec: its data set.
-            price: what prices a point, or raises ConfigError; None: the model's closed form.
+            spec: the specification of its dataset.
+            price: prices a point or raises ConfigError; None for the model's closed form.
 
         Raises:
-            StudyFileError: no point of the space, or of one of its branches, can be built, or a
-                value of a parameter is possible in none.
+            StudyFileError: no point of the space, or of one of its branches, can be built, or no
+                point can be built with some value of a parameter.
         """
         self.space = Space(source.study.space)
         self.spec = spec
@@ -91,7 +92,7 @@ class Admission:
         self._taken: set[str] = set()
         self.num_points = self.space.size()
         self.table: dict[str, Candidate] | None = None
-        """Every admissible configuration by id; None where the space is too large."""
+        """Every admissible configuration by id; None if the space is too large."""
         self.num_refused: dict[str, int] = {}
         """Points of the table that were refused, by reason."""
         if self.num_points <= MAX_TABLE:
@@ -99,14 +100,14 @@ class Admission:
             free = ((identity, candidate.point) for identity, candidate in self.table.items())
             self._nearest = Nearest(self.space, free)
         else:
-            self._refuse_endless_listing()
+            self._check_enumerable()
             self._check_values()
 
     def price(self, point: Point) -> Candidate:
         """Price a point.
 
         Raises:
-            ConfigError: the point cannot be built on this data set.
+            ConfigError: the point cannot be built for this dataset.
         """
         return self._price(point)
 
@@ -117,7 +118,7 @@ class Admission:
         return Candidate(point, configuration, cost)
 
     def decide(self, point: Point) -> Candidate | Refusal:
-        """Admit a point or say why not. Admitting is `take`'s part."""
+        """Return the priced point or the reason to refuse it; `take` then admits it."""
         try:
             candidate = self.price(point)
         except ConfigError as error:
@@ -128,7 +129,7 @@ class Admission:
         return refusal or candidate
 
     def within_limits(self, point: Point) -> Candidate | None:
-        """Return the priced point where it can be built within the limits, in the study or not."""
+        """Return the priced point if it can be built within the limits, in the study or not."""
         try:
             candidate = self.price(point)
         except ConfigError:
@@ -136,30 +137,30 @@ class Admission:
         return None if self._over_limit(candidate) else candidate
 
     def take(self, candidate_id: str) -> None:
-        """Remember that a configuration is in the study."""
+        """Mark a configuration as part of the study."""
         self._taken.add(candidate_id)
         if self.table is not None:
             self._nearest.take(candidate_id)
 
     def release(self) -> None:
-        """Forget what was taken: the space is ready for another study."""
+        """Forget all taken configurations, so that another study can use the space."""
         self._taken.clear()
         if self.table is not None:
             self._nearest.release()
 
     @property
     def num_taken(self) -> int:
-        """How many configurations are in the study."""
+        """Number of configurations in the study."""
         return len(self._taken)
 
     def left(self) -> int | None:
-        """Return how many admissible configurations are not in the study; None if unknown."""
+        """Return the number of admissible configurations not in the study; None if unknown."""
         return None if self.table is None else len(self.table.keys() - self._taken)
 
     def draw(self, random_: random.Random, branch: int | None = None) -> Candidate | None:
-        """Draw uniformly from the admissible configurations, of a branch, not in the study.
+        """Draw uniformly from the admissible configurations (of a branch) not in the study.
 
-        None: there are none left (in a space too large to list: none was met in `MAX_DRAWS` tries).
+        None if nothing is left, or, in a space too large to enumerate, after `MAX_DRAWS` draws.
         """
         if self.table is not None:
             free = self._free(branch)
@@ -173,19 +174,19 @@ class Admission:
     def nearest(self, point: Point) -> Candidate | None:
         """Return the admissible configuration nearest to `point` that is not in the study.
 
-        It is of the same branch; None: that branch has none left. For a space that is enumerated.
+        It has the same branch; None if that branch has none left. Requires an enumerated space.
         """
-        assert self.table is not None, "only a space that is enumerated has neighbours"
+        assert self.table is not None, "only an enumerated space has neighbors"
         identity = self._nearest.find(point)
         return None if identity is None else self.table[identity]
 
     def cheapest(self, branch: int | None = None) -> Candidate | None:
-        """Return the cheapest admissible configuration, of a branch, that is not in the study."""
+        """Return the cheapest admissible configuration (of a branch) not in the study."""
         key = operator.attrgetter("cost.gflops", "id")
         return min(self._free(branch), key=key, default=None)
 
     def _free(self, branch: int | None) -> list[Candidate]:
-        """Return the configurations of the table, of a branch, that are not in the study."""
+        """Return the configurations of the table (of a branch) that are not in the study."""
         return [
             candidate
             for identity, candidate in (self.table or {}).items()
@@ -194,7 +195,7 @@ class Admission:
 
     def _over_limit(self, candidate: Candidate) -> Refusal | None:
         for metric, limit in self._limits.items():
-            value = candidate.cost.low(metric)  # what no sample stays below is refused, no more
+            value = candidate.cost.low(metric)  # refuse only what exceeds the limit for all samples
             if value > limit:
                 detail = f"{metric} {value:.6g} is over the limit of {limit:.6g}"
                 return Refusal("over limit", detail, value / limit - 1)
@@ -208,7 +209,7 @@ class Admission:
             try:
                 candidate = self.price(point)
             except ConfigError as error:
-                checker.impossible(point, self.space.axes[point.branch], str(error))
+                checker.impossible(point, self.space.axes[point.branch], error)
                 self._count("impossible")
                 continue
             checker.possible(point, self.space.axes[point.branch])
@@ -229,23 +230,24 @@ class Admission:
         costs = ", ".join(f"{metric} {cost:.3g}" for metric, cost in least.items())
         message = (
             f"All {self.num_points:.0f} configurations are refused by the constraints ({limits}); "
-            f"the least there is: {costs}. Raise a limit or add smaller values."
+            f"the lowest costs are: {costs}. Raise a limit or add smaller values."
         )
         return self._source.mistake(("constraints",), message)
 
-    def _refuse_endless_listing(self) -> None:
+    def _check_enumerable(self) -> None:
         sampler = self._source.study.search.sampler.kind
         if sampler == "exhaustive":
-            size = f"{self.num_points:,.0f} points" if math.isfinite(self.num_points) else "no end"
+            finite = math.isfinite(self.num_points)
+            size = f"{self.num_points:,.0f}" if finite else "infinitely many"
             message = (
-                f"`exhaustive` lists at most {MAX_TABLE:,} points, but the space has {size}: give "
-                "its ranges a `step` or fewer values, or take `random` or `tpe`."
+                f"`exhaustive` supports at most {MAX_TABLE:,} points, but the space has {size}: "
+                "give its ranges a `step` or fewer values, or use the sampler `random` or `tpe`."
             )
-            place = ("search", "sampler", "kind")
-            raise StudyFileError(self._source.name, [self._source.mistake(place, message)])
+            path = ("search", "sampler", "kind")
+            raise StudyFileError(self._source.name, [self._source.mistake(path, message)])
 
     def _check_values(self) -> None:
-        """Find a buildable point for each branch, and for each value of its short axes."""
+        """Check that each branch, and each value of its short axes, has a buildable point."""
         checker = ValueChecker(self._source, self.space)
         random_ = random.Random(0)
         for branch, axes in enumerate(self.space.axes):
@@ -265,7 +267,7 @@ class Admission:
             try:
                 self.price(point)
             except ConfigError as error:
-                checker.impossible(point, fixed, str(error))
+                checker.impossible(point, fixed, error)
             else:
                 checker.possible(point, fixed)
                 return True

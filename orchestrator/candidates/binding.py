@@ -73,8 +73,9 @@ def bind(
     train_config = train_config.canonical(spec)
     if train_config.mixup == "manifold" and not models.MODELS[model].mixes_latents:
         raise ConfigError(
-            f"`mixup` must not be manifold for `kind: {model}`, whose samples take routes of their "
-            "own: there is no layer after which all of them could be mixed. Take input or modality."
+            f"`mixup` must not be manifold for `kind: {model}`: its samples take different routes, "
+            "so no layer sees all of them. Use input or modality.",
+            "mixup",
         )
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
@@ -86,7 +87,7 @@ def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) 
     try:
         return check_value(fields[name], value)
     except ValueError as error:
-        raise ConfigError(f"`{name}`: {error}") from error
+        raise ConfigError(f"`{name}`: {error}", name) from error
 
 
 def _identity(
@@ -197,20 +198,3 @@ def definition_of(source: Source, spec: DatasetSpec) -> dict[str, object]:
         "replicates": study.search.replicates.model_dump(),
         "space": [branch.model_dump() for branch in study.space],
     }
-
-
-def describe_models(*, training: bool = False) -> list[dict[str, Any]]:
-    """Return the models with their parameters, types and defaults; or the training's alone."""
-    if training:
-        return [{"model": TRAINING, "paper": "", "parameters": _describe_fields(TrainConfig)}]
-    return [
-        {"model": name, "paper": system.paper, "parameters": _describe_fields(system.config)}
-        for name, system in sorted(models.MODELS.items())
-    ]
-
-
-def _describe_fields(config: type[TrainConfig | TransformerConfig]) -> list[dict[str, Any]]:
-    return [
-        {"name": field.name, "type": str(field.type), "default": field.default}
-        for field in dataclasses.fields(config)
-    ]

@@ -7,7 +7,6 @@ parameters and types) is checked here, also of a file with mistakes of form else
 from __future__ import annotations
 
 import itertools
-import re
 from typing import TYPE_CHECKING, TypeGuard
 
 from sftsearch.datasets import catalog as datasets
@@ -19,7 +18,7 @@ from sftsearch.orchestrator.candidates.binding import (
     fields_of,
     parameters_of,
 )
-from sftsearch.orchestrator.metrics import COSTS, metric
+from sftsearch.orchestrator.metrics import BOUNDED_COSTS, COSTS, EXACT_COSTS, metric
 from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError
 from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution, members
 from sftsearch.trainables import catalog as models
@@ -110,7 +109,7 @@ def _training_mistakes(source: Source) -> list[Mistake]:
     try:
         TrainConfig(**sound)
     except ConfigError as error:
-        named = [name for name in re.findall(r"`(\w+)", str(error)) if name in sound]
+        named = [name for name in error.parameters if name in sound]
         found.append(source.mistake((TRAINING, *named[:1]), str(error)))
     return found
 
@@ -174,6 +173,12 @@ def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistak
         message = (
             f"The first objective must be an accuracy ({', '.join(_measured(spec))}) and another "
             f"a cost ({', '.join(COSTS)}), but got ({', '.join(map(str, metrics))})."
+        )
+        found.append(source.mistake(("objectives",), message))
+    elif not found and not any(name in EXACT_COSTS or name in BOUNDED_COSTS for name in costs):
+        message = (
+            f"A search needs a cost that is known before training, but {costs[0]} is measured in "
+            f"trials: add one of {', '.join((*EXACT_COSTS, *BOUNDED_COSTS))}."
         )
         found.append(source.mistake(("objectives",), message))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from sftsearch.search_spaces.mistakes import StudyFileError
@@ -13,7 +12,9 @@ if TYPE_CHECKING:
 
     from sftsearch.search_spaces.load import Source
     from sftsearch.search_spaces.mistakes import Mistake, Place
-    from sftsearch.search_spaces.space import Point, Space
+    from sftsearch.search_spaces.point import Point
+    from sftsearch.search_spaces.space import Space
+    from sftsearch.trainables.config import ConfigError
 
 
 class ValueChecker:
@@ -23,35 +24,35 @@ class ValueChecker:
         self._source = source
         self._space = space
         self._possible: set[tuple[int, str, str]] = set()
-        self._seen: dict[tuple[int, str, str], str] = {}
+        self._seen: dict[tuple[int, str, str], ConfigError] = {}
 
     def possible(self, point: Point, names: Collection[str]) -> None:
         """Note that a point can be built, with its values of the parameters `names`."""
         self._possible.update(_marks(point, names))
 
-    def impossible(self, point: Point, names: Collection[str], message: str) -> None:
+    def impossible(self, point: Point, names: Collection[str], error: ConfigError) -> None:
         """Note that a point cannot be built, perhaps because of its values of `names`."""
         for mark in _marks(point, names):
-            name = f"`{mark[1]}`"  # a message that names the parameter is better than another
-            known = self._seen.get(mark, "")
-            if not known or (name in message and name not in known):
-                self._seen[mark] = message
+            known = self._seen.get(mark)
+            is_named = mark[1] in error.parameters  # such an error explains more than another
+            if known is None or (is_named and mark[1] not in known.parameters):
+                self._seen[mark] = error
 
     def raise_mistakes(self) -> None:
         """Raise StudyFileError with one line for each value (or whole branch) that never works."""
         found: dict[Place, Mistake] = {}
         whole = {branch for branch, name, _ in self._possible if name == ""}
-        for mark, message in self._seen.items():
+        for mark, error in self._seen.items():
             branch, name, value = mark
             if mark in self._possible:
                 continue
             if branch not in whole:  # nothing works here: blame the parameter the message names
-                named = [n for n in re.findall(r"`(\w+)", message) if n in self._known(branch)]
+                named = [name for name in error.parameters if name in self._known(branch)]
                 place: Place = ("space", branch, *named[:1])
-                found.setdefault(place, self._source.mistake(place, message))
+                found.setdefault(place, self._source.mistake(place, str(error)))
             elif name:
                 place = self._place(branch, name, value)
-                found.setdefault(place, self._source.mistake(place, message))
+                found.setdefault(place, self._source.mistake(place, str(error)))
         if found:
             raise StudyFileError(self._source.name, list(found.values()))
 

@@ -1,1 +1,1 @@
-"""Costs of a whole space, and the papers' tables beside ours."""
+"""Price a search space, and compare costs with the tables of papers."""

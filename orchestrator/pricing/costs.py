@@ -1,8 +1,7 @@
-"""What a space costs, before any training: exact costs, and an estimate of the time.
+"""Price a search space before training: exact costs and an estimate of the training time.
 
-The estimate fits seconds a training step = a + b x GMACs of its batch to steps of a few
-configurations, measured here and now with the threads a trial is given; nothing is assumed of the
-machine.
+The estimate fits seconds per training step = a + b x GMACs of its batch to measured steps of a few
+configurations, which run on this machine with the threads of a trial.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
 
 NUM_MEASURED = 5
 NUM_DRAWN = 5_000
-"""Points drawn from a space too large to enumerate."""
+"""Points drawn from a space that is too large to enumerate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How long the trials of a study would take on this machine."""
+    """Estimated duration of the trials of a study on this machine."""
 
-    seconds_a_trial: dict[str, float]
-    """Configuration id -> seconds, for the configurations that were listed."""
+    seconds_per_trial: dict[str, float]
+    """Seconds by configuration id, for the listed configurations."""
     max_concurrent_trials: int
     study_seconds: float
-    """All trials of the study, at the mean of the listed configurations, run concurrently."""
+    """All trials of the study, run concurrently, each with the mean of the listed seconds."""
 
 
 def list_prices(admission: Admission) -> list[Candidate]:
-    """Return the admissible configurations by rising cost; of a huge space, a sample."""
+    """Return the admissible configurations by rising cost; of a large space, a sample."""
     if admission.table is not None:
         found = list(admission.table.values())
     else:
@@ -54,7 +53,7 @@ def list_prices(admission: Admission) -> list[Candidate]:
 
 
 def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
-    """Measure training steps of cheap to expensive configurations, and extend them to the study."""
+    """Measure training steps of a few configurations and extrapolate to the study."""
     listing = list_prices(admission)
     max_concurrent_trials = _max_concurrent_trials(source.study.resources)
     if not listing:
@@ -82,7 +81,7 @@ def _batch_gmacs(candidate: Candidate) -> float:
 def _measure_steps(
     chosen: list[Candidate], dataset: DatasetChoice, spec: DatasetSpec, resources: Resources
 ) -> list[float]:
-    """Return the seconds of a training step of each configuration, with a trial's resources."""
+    """Measure the seconds per training step of each configuration with a trial's resources."""
     import torch
 
     from sftsearch.datasets.catalog import open_dataset
@@ -111,7 +110,7 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
     (a, b), *_ = np.linalg.lstsq(columns * weights[:, None], np.ones(len(x)), rcond=None)
     if a >= 0 and b >= 0:
         return float(a), float(b)
-    scale = columns[:, 1 if a < 0 else 0] * weights  # one of the two alone
+    scale = columns[:, 1 if a < 0 else 0] * weights  # fit one of the two terms alone
     alone = float(scale.sum() / (scale**2).sum())
     return (0.0, alone) if a < 0 else (alone, 0.0)
 
@@ -121,8 +120,8 @@ def _max_concurrent_trials(resources: Resources) -> int:
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     fits = max(1, int(cpus / resources.cpus))
-    wanted = resources.concurrent_trials
-    return fits if wanted == "auto" else min(wanted, fits)
+    limit = resources.concurrent_trials
+    return fits if limit == "auto" else min(limit, fits)
 
 
 def as_json(
@@ -131,7 +130,7 @@ def as_json(
     estimate: Estimate | None,
     source: Source,
 ) -> dict[str, object]:
-    """Return everything `price` knows, for scripts; the paper's table where the file names one."""
+    """Return the output of `price --json`, with the paper's table if the study names one."""
     paper = source.study.study.paper
     return {
         "paper": paper_tables.as_json(paper) if paper else None,
@@ -145,7 +144,7 @@ def as_json(
                 "model": candidate.configuration.model,
                 "configuration": candidate.configuration.parameters,
                 **candidate.cost.as_dict(),
-                "seconds": estimate.seconds_a_trial[candidate.id] if estimate else None,
+                "seconds": estimate.seconds_per_trial[candidate.id] if estimate else None,
             }
             for candidate in listing
         ],
@@ -155,9 +154,9 @@ def as_json(
 def rich_table(
     listing: list[Candidate], admission: Admission, estimate: Estimate | None, top: int
 ) -> Table:
-    """Return `top` configurations, evenly from the cheapest to the most expensive, for a terminal.
+    """Return `top` configurations as a table, evenly from cheapest to most expensive.
 
-    What all configurations share is said by `describe`, not in each row; ids are in the JSON.
+    `describe` lists the parameters that all configurations share; ids are in the JSON.
     """
     from rich.table import Table
 
@@ -166,15 +165,15 @@ def rich_table(
     for name in ("GFLOPs", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
     if estimate is not None:
-        table.add_column("s a trial", justify="right", no_wrap=True)
+        table.add_column("s per trial", justify="right", no_wrap=True)
     table.add_column("model", no_wrap=True)
-    table.add_column("what varies", overflow="fold")
+    table.add_column("varying parameters", overflow="fold")
     picks = np.linspace(0, len(listing) - 1, min(top, len(listing))).round().astype(int)
     for candidate in [listing[i] for i in picks]:
         bound, cost = candidate.configuration, candidate.cost
-        seconds = [f"{estimate.seconds_a_trial[candidate.id]:,.1f}"] if estimate else []
+        seconds = [f"{estimate.seconds_per_trial[candidate.id]:,.1f}"] if estimate else []
         shown = {name: bound.parameters[name] for name in varying if name in bound.parameters}
-        brief = _in_brief(shown, admission.spec)
+        brief = _format_parameters(shown, admission.spec)
         table.add_row(f"{cost.gflops:.3g}", f"{cost.parameters:,}", *seconds, bound.model, brief)
     return table
 
@@ -197,7 +196,7 @@ def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, 
     return varying, shared
 
 
-def _in_brief(parameters: dict[str, object], spec: DatasetSpec) -> str:
+def _format_parameters(parameters: dict[str, object], spec: DatasetSpec) -> str:
     from rich.markup import escape
 
     shown = []
@@ -214,16 +213,16 @@ def _in_brief(parameters: dict[str, object], spec: DatasetSpec) -> str:
 def describe(
     listing: list[Candidate], source: Source, admission: Admission, estimate: Estimate | None
 ) -> Group:
-    """Say the size of the space, its range of cost, and the time; show the paper's table."""
+    """Describe the space's size, its cost range, the time and the paper's table."""
     from rich.console import Group
 
     lines = [_describe_size(listing, admission)]
     if estimate is not None and listing:
         minutes = estimate.study_seconds / 60
         lines.append(
-            f"{source.study.search.trials} trials take about {minutes:,.1f} minutes here, "
-            f"{estimate.max_concurrent_trials} at a time (from training steps measured just now, "
-            "start-up and validation left out)."
+            f"{source.study.search.trials} trials take about {minutes:,.1f} minutes on this "
+            f"machine, {estimate.max_concurrent_trials} at a time (extrapolated from measured "
+            "training steps, without start-up and validation)."
         )
     paper = source.study.study.paper
     return Group(*lines, "", paper_tables.rich_table(paper)) if paper else Group(*lines)
@@ -238,7 +237,7 @@ def _describe_size(listing: list[Candidate], admission: Admission) -> str:
         of = f"among {NUM_DRAWN:,} points drawn from the space"
     refused = "".join(f", {n:,} {reason}" for reason, n in admission.num_refused.items())
     _, shared = _split_by_variation(listing)
-    text = f"In all: {_in_brief(shared, admission.spec)}.\n" if shared else ""
+    text = f"Shared by all: {_format_parameters(shared, admission.spec)}.\n" if shared else ""
     text += f"{len(listing):,} admissible configurations {of}{refused}; "
     times = f", {high / low:.3g} times" if low > 0 else ""
     return f"{text}{low:.3g} to {high:.3g} GFLOPs{times}."

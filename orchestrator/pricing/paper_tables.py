@@ -1,4 +1,4 @@
-"""A paper's table beside ours: what it prints, and what our models cost at its sizes."""
+"""Compare the costs printed in a paper's table with those of our models at the same sizes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Priced:
-    """A row of a paper's table with our cost of it."""
+    """A row of a paper's table with the cost of our model."""
 
     row: Row
     gflops: Mapping[str, float]
-    """By shape."""
+    """Our cost by shape."""
 
     def difference(self, shape: str) -> float | None:
         """Return ours / printed - 1, or None where the paper prints no cost."""
@@ -32,7 +32,7 @@ class Priced:
 
 
 def price_table(name: str) -> list[Priced]:
-    """Price every row of a paper's table at the paper's sizes, by closed form."""
+    """Compute our cost for every row of a paper's table, at the paper's sizes."""
     table = paper_tables()[name]
     specs = {shape: spec_of(table, shape) for shape in table.shapes}
     return [
@@ -42,7 +42,7 @@ def price_table(name: str) -> list[Priced]:
 
 
 def spec_of(table: PaperTable, shape: str) -> DatasetSpec:
-    """Return the paper's data as a data set without samples; no price depends on its classes."""
+    """Return a dataset specification of the paper's sizes; costs do not depend on its classes."""
     return DatasetSpec(
         name=shape.lower(),
         modalities={
@@ -61,17 +61,17 @@ def spec_of(table: PaperTable, shape: str) -> DatasetSpec:
 
 
 def _gflops(row: Row, shape: str, spec: DatasetSpec) -> float:
-    system = MODELS[row.model]
-    return system.cost(spec, system.config(**row.parameters[shape])).gflops
+    model = MODELS[row.model]
+    return model.cost(spec, model.config(**row.parameters[shape])).gflops
 
 
 def cost_column(shape: str) -> str:
-    """Return the name of the column in which a paper prints the cost of a shape."""
+    """Return the name of the paper's cost column for a shape."""
     return f"{shape} GFLOPs"
 
 
 def mean_of(printed: float | Mapping[str, float]) -> float:
-    """Return a printed number, or the mean of one with a deviation."""
+    """Return a printed number, or its mean if it has a deviation."""
     return float(printed) if isinstance(printed, int | float) else printed["mean"]
 
 
@@ -97,7 +97,7 @@ def as_json(name: str) -> dict[str, object]:
 
 
 def rich_table(name: str) -> Group:
-    """Return the table for a terminal: what the paper prints, then our cost at its sizes."""
+    """Return the table for a terminal: the paper's numbers, then our costs at its sizes."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

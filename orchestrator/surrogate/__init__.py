@@ -1,1 +1,1 @@
-"""A Gaussian process of accuracy, and what follows from it."""
+"""Gaussian-process surrogate of accuracy, acquisition function and front probabilities."""

@@ -1,7 +1,7 @@
-"""What a front is expected to gain from another trial: accuracy uncertain, costs known exactly.
+"""Expected hypervolume improvement (EHVI): accuracy is uncertain, costs are known exactly.
 
-A front is kept as a staircase: the best value (higher is better) that each cost vector affords.
-Costs are scaled to u in [0, 1], a logarithm of cost each, so that equal ratios count equally.
+The front is stored as a staircase: the best value (higher is better) affordable at each cost
+vector. Each cost is log-scaled to u in [0, 1], so that equal ratios count equally.
 
 Shapes: N points of a front, M candidates, C costs, J steps of a staircase along one cost.
 Numpy and scipy only.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Indices = NDArray[np.intp]
 
 
-_BLOCK = 4096  # candidates at once: their few arrays stay in a core's cache
+_BLOCK = 4096  # candidates per block, so that the arrays fit in a core's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,18 +35,18 @@ class Staircase:
     """The best value affordable at each cost vector of [0, 1]^C."""
 
     edges: tuple[Floats, ...]
-    """For each cost the bounds of its steps, ascending from 0 to 1, (J_c + 1,)."""
+    """Step bounds of each cost, ascending from 0 to 1, (J_c + 1,)."""
     levels: Floats
     """The best value on each cell of the grid, (J_1, ..., J_C)."""
 
 
 def staircase(u_NC: ArrayLike, values_N: ArrayLike, *, floor: float) -> Staircase:
-    """Return the best value affordable at each cost vector, `floor` where nothing is.
+    """Return the best value affordable at each cost vector, or `floor` where nothing is affordable.
 
     Args:
-        u_NC: scaled costs, (N, C), or (N,) for one; what costs 1 or more affords nothing.
-        values_N: higher is better, (N,); dominated and equal points change nothing.
-        floor: the value of doing nothing, such as chance.
+        u_NC: scaled costs, (N, C), or (N,) for one cost; points that cost 1 or more are ignored.
+        values_N: higher is better, (N,); dominated and duplicate points change nothing.
+        floor: the value without any model, such as chance.
 
     Raises:
         ValueError: a value is NaN.
@@ -70,24 +70,25 @@ def staircase(u_NC: ArrayLike, values_N: ArrayLike, *, floor: float) -> Staircas
 def expected_improvement(
     u_MC: ArrayLike, mu_M: ArrayLike, sd_M: ArrayLike, stairs: Staircase
 ) -> Floats:
-    """Return how much hypervolume each candidate is expected to add to the staircase, (M,).
+    """Return the hypervolume that each candidate is expected to add to the staircase, (M,).
 
-    The integral, over the costs of [0, 1]^C that afford the candidate, of the expected excess of
-    its value over the best affordable one. For one cost it is
+    This is the integral, over the cost vectors in [0, 1]^C that afford the candidate, of the
+    expected excess of its value over the best affordable one. For one cost it is
 
         sum_j max(0, u_{j+1} - max(u_j, u)) [(mu - v_j) Phi(z_j) + sd phi(z_j)],
         z_j = (mu - v_j) / sd,
 
-    over the steps of height v_j on [u_j, u_{j+1}). With sd 0 it is the plain hypervolume gained.
+    summed over the steps of height v_j on [u_j, u_{j+1}). With sd 0 it is the exact gain in
+    hypervolume.
 
     Args:
-        u_MC: scaled costs, (M, C), or (M,) for one; below 0 counts as 0.
-        mu_M: expected value, (M,) or one for all.
-        sd_M: its standard deviation, (M,) or one for all; may be 0.
+        u_MC: scaled costs, (M, C), or (M,) for one cost; values below 0 count as 0.
+        mu_M: expected value, (M,) or a scalar.
+        sd_M: its standard deviation, (M,) or a scalar; may be 0.
         stairs: from `staircase`.
 
     Source: Emmerich, Giannakoglou and Naujoks 2006, "Single- and multiobjective evolutionary
-    optimization assisted by Gaussian random field metamodels", here with all costs exact.
+    optimization assisted by Gaussian random field metamodels", with all costs exact.
     """
     u_MC = _to_columns(u_MC)
     mu_M, sd_M = (np.broadcast_to(np.asarray(v, dtype=float), len(u_MC)) for v in (mu_M, sd_M))
@@ -106,32 +107,33 @@ def expected_improvement(
 
 
 def _one_cost(u_M1: Floats, mu_M: Floats, sd_M: Floats, stairs: Staircase) -> Floats:
-    """Return `expected_improvement` for one cost and sd above 0: all steps at once."""
+    """Return `expected_improvement` for one cost and sd > 0, vectorized over all steps."""
     (edges,), gain_M = stairs.edges, np.empty(len(u_M1))
     for i in range(0, len(u_M1), _BLOCK):
         block = slice(i, i + _BLOCK)
         width_MJ = (edges[1:] - np.maximum(edges[:-1], u_M1[block])).clip(min=0.0)
         z_MJ = (mu_M[block, None] - stairs.levels) / sd_M[block, None]
         excess_MJ = np.exp(-0.5 * z_MJ**2) / math.sqrt(2 * math.pi) + z_MJ * ndtr(z_MJ)
-        # Far below 0 the two terms cancel to a rounding error of either sign.
+        # For z far below 0 the two terms cancel to a rounding error of either sign.
         gain_M[block] = sd_M[block] * np.sum(width_MJ * excess_MJ.clip(min=0.0), axis=1)
     return gain_M
 
 
 def _expected_excess(lead: Floats, sd: Floats) -> Floats:
-    """Return E max(0, Y) for Y normal with mean `lead`, element by element; exact for sd 0."""
-    certain = sd < 1e-100  # or so nearly that a square of the ratio would overflow
-    z = np.maximum(lead / np.where(certain, 1.0, sd), -1e8)  # finite, also where no rival is
+    """Return E max(0, Y) elementwise for Y normal with mean `lead`; exact for sd 0."""
+    certain = sd < 1e-100  # a smaller sd would overflow the squared ratio
+    z = np.maximum(lead / np.where(certain, 1.0, sd), -1e8)  # finite even if `lead` is -inf
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    # Far below 0 the terms cancel, but only by z^2, under 1500 before both are 0: never below 0.
+    # Far below 0 the terms cancel only by a factor of z^2, which is under 1500 until both are 0:
+    # the result is never negative.
     return np.where(certain, np.maximum(lead, 0.0), sd * (density + z * ndtr(z)))
 
 
 def _tails(stairs: Staircase) -> Iterator[tuple[float, Floats]]:
     """Yield each level and, for each corner of the grid, the volume of that level beyond it.
 
-    The volumes are flat, of (J_1 + 1, ..., J_C + 1) in C order with every axis reversed, and the
-    next level overwrites them.
+    The volumes are a flat array of shape (J_1 + 1, ..., J_C + 1) in C order with every axis
+    reversed. The next level overwrites them.
     """
     tails = np.zeros([len(each) for each in stairs.edges])
     inner = tails[(slice(1, None),) * tails.ndim]
@@ -149,8 +151,8 @@ def _tails(stairs: Staircase) -> Iterator[tuple[float, Floats]]:
 def _corners(u_MC: Floats, edges: tuple[Floats, ...]) -> tuple[Indices, Floats]:
     """Return index in `_tails` and weight of each corner of a candidate's cell, each (2^C, M).
 
-    The volume of a level beyond u is linear in each cost within a cell, so interpolating between
-    the 2^C corners of the cell is exact, and takes the same time for every number of steps.
+    Within a cell the volume of a level beyond u is linear in each cost. Interpolating between the
+    2^C corners is therefore exact, and its time does not depend on the number of steps.
     """
     indices, weights = np.zeros((1, len(u_MC)), dtype=np.intp), np.ones((1, len(u_MC)))
     for u_M, each in zip(u_MC.clip(0.0, 1.0).T, edges, strict=True):
@@ -164,6 +166,6 @@ def _corners(u_MC: Floats, edges: tuple[Floats, ...]) -> tuple[Indices, Floats]:
 
 
 def _to_columns(u_NC: ArrayLike) -> Floats:
-    """Return scaled costs as (N, C); a vector is one cost."""
+    """Return scaled costs as (N, C); a vector holds one cost."""
     u_NC = np.asarray(u_NC, dtype=float)
     return u_NC[:, None] if u_NC.ndim == 1 else u_NC

@@ -1,9 +1,9 @@
-"""Which of many measured configurations the surrogate holds, and what it says of the others.
+"""Limit the surrogate to a subset of the measured configurations, and predict the others.
 
-Beyond `MAX_OBSERVED` it holds those next to the front and some others. The others are predicted
-from what it held when its hyperparameters were fitted.
+Beyond `MAX_OBSERVED` configurations the process holds those nearest the front and a sample of the
+rest. The others are predicted from the process at the last fit of the hyperparameters.
 
-Shapes: C configurations that were measured, N of the study, M to be predicted, D features.
+Shapes: C measured configurations, N of the study, D features.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 MAX_OBSERVED = 300
-"""Measured configurations the surrogate holds; beyond, those near the front and some others."""
+"""Maximum number of measured configurations in the surrogate."""
 MAX_IMPORTED = 150
-"""Configurations of another study it holds besides."""
+"""Maximum number of additional configurations of a warm-start study."""
 
 
-def draw_far(measurements: Measurements, u: Floats, seed: int) -> Indices:
-    """Return the rows of some configurations that are not next to the front.
+def sample_far(measurements: Measurements, u: Floats, seed: int) -> Indices:
+    """Sample the rows of configurations that are not near the front.
 
     Args:
-        measurements: what was measured when the hyperparameters were fitted.
+        measurements: those that the hyperparameters were fitted to.
         u: scaled costs of the study's configurations, by row.
-        seed: of the study's sampler.
+        seed: the sampler's seed.
     """
     far = measurements.rows[_near(measurements, u)[MAX_OBSERVED // 2 :]]
     random_ = np.random.default_rng([seed, len(measurements.ids)])
     return random_.permutation(far)[: MAX_OBSERVED - MAX_OBSERVED // 2]
 
 
-def most_telling(measurements: Measurements, u: Floats, far: Indices) -> Indices:
-    """Return which of what was measured the surrogate holds: half of it next to the front.
+def select_held(measurements: Measurements, u: Floats, far: Indices) -> Indices:
+    """Return the indices of the measurements that the surrogate holds; half are near the front.
 
     Args:
-        measurements: what was measured.
+        measurements: the current ones.
         u: scaled costs of the study's configurations, by row.
-        far: from `draw_far`: the other half, the same until the next fit.
+        far: the other half, from `sample_far`; the same until the next fit.
     """
     if len(measurements.ids) <= MAX_OBSERVED:
         return np.arange(len(measurements.ids))
@@ -58,7 +58,7 @@ def most_telling(measurements: Measurements, u: Floats, far: Indices) -> Indices
 
 
 def _near(measurements: Measurements, u: Floats) -> Indices:
-    """Return the order by what each lacks of the best that its costs afford, (C,)."""
+    """Return the order by distance below the best mean that is as cheap, nearest first, (C,)."""
     order = np.argsort(u[measurements.rows].sum(axis=1), kind="stable")
     affordable = np.empty(len(order))
     affordable[order] = np.maximum.accumulate(measurements.means[order])
@@ -66,8 +66,8 @@ def _near(measurements: Measurements, u: Floats) -> Indices:
     return near
 
 
-def best_and_some(values: Floats, most: int) -> Indices:
-    """Return the places of at most so many values: half of them the best, the rest from all."""
+def best_and_spread(values: Floats, most: int) -> Indices:
+    """Return the indices of at most `most` values: half the best, half evenly from the rest."""
     order = np.argsort(-values, kind="stable")
     if len(order) <= most:
         return np.arange(len(order))
@@ -78,25 +78,26 @@ def best_and_some(values: Floats, most: int) -> Indices:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Anchor:
-    """What was known when the hyperparameters were fitted, and what it says of the study.
+    """The process at the last fit of the hyperparameters, with its predictions.
 
-    To predict all that was measured after every trial would take too long; what the surrogate does
-    not hold is far from the front, or was measured since. So predictions are handed on.
+    Predicting all measured configurations after every trial would take too long. Those that the
+    surrogate does not hold are far from the front or newer than the fit, so their predictions are
+    cached here.
     """
 
     fitted_on: Measurements
     far: Indices
-    """See `draw_far`."""
+    """See `sample_far`."""
     process: GaussianProcess
     means: Floats
-    """Of the true means of the study's configurations, by row; NaN where not predicted."""
+    """Predicted true means of the study's configurations, by row; NaN where not predicted."""
     deviations: Floats
 
     def covering(self, rows: Indices, x: Floats) -> Anchor:
-        """Return this one with the mean and sd of configurations by all values but their own.
+        """Return a copy that also predicts the given configurations, without their own values.
 
         Args:
-            rows: their places in the study, ascending.
+            rows: of the configurations in the study, ascending.
             x: features of the study's configurations, by row, (N, D).
         """
         means, deviations = (
@@ -112,16 +113,16 @@ class Anchor:
 def make_anchor(
     fitted_on: Measurements, far: Indices, x: Floats, u: Floats, hyperparameters: Hyperparameters
 ) -> Anchor:
-    """Return what was known when hyperparameters were fitted.
+    """Return the anchor of a fit of the hyperparameters.
 
     Args:
-        fitted_on: what was measured then.
-        far: see `draw_far`.
+        fitted_on: the measurements of the fit.
+        far: see `sample_far`.
         x: features of the study's configurations, by row, (N, D).
-        u: scaled costs of them, (N, costs).
-        hyperparameters: that were fitted on it.
+        u: their scaled costs, (N, costs).
+        hyperparameters: the result of the fit.
     """
-    kept = most_telling(fitted_on, u, far)
+    kept = select_held(fitted_on, u, far)
     rows, values, counts = fitted_on.rows[kept], fitted_on.means[kept], fitted_on.counts[kept]
     process = GaussianProcess(x[rows], values, counts, hyperparameters)
     means, deviations = np.full((2, 1 + int(fitted_on.rows.max())), np.nan)
@@ -133,13 +134,13 @@ def make_anchor(
 def _without_own(
     mean: Floats, sd: Floats, values: Floats, counts: Floats, hyperparameters: Hyperparameters
 ) -> tuple[Floats, Floats]:
-    """Return mean and sd of true means by what others say: the own value's factor taken out.
+    """Return leave-one-out mean and sd of the true means.
 
-    The posterior is the product of that and the normal density of the own value: precisions and
-    precision-weighted means subtract.
+    The posterior is the leave-one-out density times the normal density of the own value, so
+    precisions and precision-weighted means subtract.
     """
     own = counts / hyperparameters.sigma**2
     widest = hyperparameters.amplitude**2 + hyperparameters.tau**2
-    known = 1 / np.maximum(sd**2, 1e-12 / own)  # a variance that is lost to rounding
+    known = 1 / np.maximum(sd**2, 1e-12 / own)  # rounding may give a variance of 0
     precision = np.maximum(known - own, 1 / widest)
     return (known * mean - own * values) / precision, 1 / np.sqrt(precision)

@@ -1,4 +1,4 @@
-"""The configurations that may be proposed, with their features: those of the space, or drawn ones.
+"""Candidates for proposals, with their features: the enumerated space or points drawn from it.
 
 Shapes: N candidates, D features.
 """
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
     Floats = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
 NUM_DRAWN = 2_000
-"""Points drawn from a space too large to price whole, and drawn anew every so often."""
-DRAWN_FOR = 50
-"""Proposals that the same drawn points serve."""
-MAX_TURNS = 5
-"""How often points are drawn for them where none is left that is admissible and new."""
+"""Points in one draw from a space that is too large to enumerate."""
+PROPOSALS_PER_DRAW = 50
+"""Proposals that share the same drawn points."""
+MAX_ROUNDS = 5
+"""Maximum number of draws for the same proposals; each follows one without a free point left."""
 MIN_SCALED = 100
-"""Admissible points that the encoding needs to see; else it sees those beyond the limits too."""
+"""With fewer admissible points, the encoder is also built on points beyond the limits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +48,12 @@ class Candidates:
     """Scaled costs, (N, costs)."""
     branches: Indices
     row_of: dict[str, int]
-    """By configuration id."""
+    """Row by configuration id."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSpace:
-    """A space that is priced whole, as the surrogate sees it."""
+    """An enumerated space, encoded for the surrogate."""
 
     encoder: Encoder
     candidates: Candidates
@@ -61,40 +61,40 @@ class EncodedSpace:
 
 @functools.lru_cache(maxsize=2)
 def encode_space(admission: Admission, costs: tuple[str, ...]) -> EncodedSpace:
-    """Encode a space that is priced whole: once for all studies that share its admission.
+    """Encode an enumerated space; cached, because studies that share an admission share it.
 
     Args:
         admission: of the space; its table never changes.
-        costs: names of the costs that are features too.
+        costs: names of the costs that are also features.
     """
-    assert admission.table is not None, "only a space that is priced whole is encoded whole"
+    assert admission.table is not None, "only an enumerated space can be encoded"
     rows = list(admission.table.values())
     encoder = Encoder(rows, costs)
     return EncodedSpace(encoder, encode(rows, encoder))
 
 
 def encode(rows: list[Candidate], encoder: Encoder) -> Candidates:
-    """Return configurations as arrays."""
+    """Return candidates as arrays."""
     x, u = encoder.encode(rows)
     branches = np.array([c.point.branch for c in rows], dtype=np.int64)
     return Candidates(rows, x, u, branches, {c.id: i for i, c in enumerate(rows)})
 
 
 class _Offer:
-    """Some candidates, and which of them are not in the study."""
+    """Candidates, and which of them are not in the study."""
 
     def __init__(self, candidates: Candidates, taken: Collection[str]) -> None:
         self.candidates = candidates
         self._is_free = np.array([c.id not in taken for c in candidates.rows], dtype=bool)
 
     def take(self, configuration_id: str) -> None:
-        """Note that a configuration is in the study, if it is one of these."""
+        """Mark a configuration as part of the study, if it is among these."""
         row = self.candidates.row_of.get(configuration_id)
         if row is not None:
             self._is_free[row] = False
 
     def free(self, branch: int | None) -> Indices:
-        """Return the rows that are not in the study, of a branch if one is given."""
+        """Return the rows that are not in the study, of one branch if given."""
         is_free = self._is_free
         return np.flatnonzero(
             is_free if branch is None else is_free & (self.candidates.branches == branch)
@@ -102,70 +102,69 @@ class _Offer:
 
 
 class CandidatePool:
-    """The candidates of one study: the whole space, or what is drawn of it for a few proposals."""
+    """The candidates of one study: the whole space, or a draw that a few proposals share."""
 
     def __init__(self, admission: Admission, costs: tuple[str, ...], *, seed: int = 0) -> None:
-        """Begin with all of them free. They are priced and encoded when they are first needed.
+        """Start with all candidates free. They are priced and encoded on first use.
 
         Args:
             admission: prices the space.
-            costs: names of the costs that are features too.
-            seed: of the points that are drawn.
+            costs: names of the costs that are also features.
+            seed: of the draws.
         """
         self._admission, self._costs, self._seed = admission, costs, seed
         self._taken: set[str] = set()
         self._block = 0
         self._offers: list[_Offer] = []
-        """Of the block of proposals that was asked for last, by turn."""
+        """Of the last requested block of proposals, by round."""
 
     def take(self, configuration_id: str) -> None:
-        """Note that a configuration is in the study: it is not proposed again."""
+        """Mark a configuration as part of the study, so that it is not proposed again."""
         self._taken.add(configuration_id)
         for offer in self._offers:
             offer.take(configuration_id)
 
     def candidates(self, number: int, branch: int | None = None) -> tuple[Candidates, Indices]:
-        """Return candidates for a proposal, and the rows of those that are free (of a branch).
+        """Return candidates for a proposal, and the rows of the free ones (of one branch if given).
 
-        From a large space points are drawn again where none is left that is admissible and free.
-        Every call begins with the first ones, so that what is returned does not depend on calls
-        before.
+        In a large space, points are drawn again if no admissible free point is left. Every call
+        starts with the first draw, so the result does not depend on earlier calls.
         """
         is_listed = self._admission.table is not None
-        block = 0 if is_listed else number // DRAWN_FOR
+        block = 0 if is_listed else number // PROPOSALS_PER_DRAW
         if block != self._block:
             self._block, self._offers = block, []
-        turn = 0
-        free = self._offer(turn).free(branch)
-        while not is_listed and not len(free) and turn < MAX_TURNS - 1:
-            turn += 1
-            free = self._offer(turn).free(branch)
-        return self._offers[turn].candidates, free
+        round_ = 0
+        free = self._offer(round_).free(branch)
+        while not is_listed and not len(free) and round_ < MAX_ROUNDS - 1:
+            round_ += 1
+            free = self._offer(round_).free(branch)
+        return self._offers[round_].candidates, free
 
-    def _offer(self, turn: int) -> _Offer:
-        """Return the candidates of a turn; the one before must have been asked for."""
-        if turn == len(self._offers):
-            self._offers.append(_Offer(self._encoded(self._block, turn), self._taken))
-        return self._offers[turn]
+    def _offer(self, round_: int) -> _Offer:
+        """Return the candidates of a round; earlier rounds must have been requested before."""
+        if round_ == len(self._offers):
+            self._offers.append(_Offer(self._encoded(self._block, round_), self._taken))
+        return self._offers[round_]
 
-    def _encoded(self, block: int, turn: int) -> Candidates:
+    def _encoded(self, block: int, round_: int) -> Candidates:
         if self._admission.table is not None:
             return encode_space(self._admission, self._costs).candidates
-        return encode(self._drawn(block, turn), self._encoder)
+        return encode(self._drawn(block, round_), self._encoder)
 
     # ------------------------------------------------------------ encoding
 
-    def encode_taken(self, places: Sequence[tuple[str, Point]]) -> tuple[Floats, Floats]:
-        """Return features and scaled costs of configurations that were admitted."""
+    def encode_taken(self, points: Sequence[tuple[str, Point]]) -> tuple[Floats, Floats]:
+        """Return features and scaled costs of admitted configurations, given as (id, point)."""
         if self._admission.table is None:
-            return self.encode_points(places)
+            return self.encode_points(points)
         candidates = encode_space(self._admission, self._costs).candidates
-        rows = [candidates.row_of[identity] for identity, _ in places]
+        rows = [candidates.row_of[identity] for identity, _ in points]
         return candidates.x[rows], candidates.u[rows]
 
-    def encode_points(self, places: Sequence[tuple[str, Point]]) -> tuple[Floats, Floats]:
+    def encode_points(self, points: Sequence[tuple[str, Point]]) -> tuple[Floats, Floats]:
         """Return features and scaled costs of points, admissible or not."""
-        return self._encoder.encode([self._admission.price(point) for _, point in places])
+        return self._encoder.encode([self._admission.price(point) for _, point in points])
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
@@ -177,9 +176,9 @@ class CandidatePool:
 
     # ------------------------------------------------------------ drawing
 
-    def _drawn(self, block: int, turn: int, *, within_limits: bool = True) -> list[Candidate]:
-        """Return points drawn of a large space, each once, in the study or not."""
-        random_ = random.Random(derive_seed(self._seed, MAX_TURNS * block + turn))
+    def _drawn(self, block: int, round_: int, *, within_limits: bool = True) -> list[Candidate]:
+        """Draw distinct points from a large space, whether they are in the study or not."""
+        random_ = random.Random(derive_seed(self._seed, MAX_ROUNDS * block + round_))
         drawn: dict[str, Candidate] = {}
         for _ in range(NUM_DRAWN):
             point = self._admission.space.draw(random_)
@@ -189,7 +188,7 @@ class CandidatePool:
         return list(drawn.values())
 
     def _priced(self, point: Point, *, within_limits: bool) -> Candidate | None:
-        """Return the priced point; None where it cannot be built, or is refused by a limit."""
+        """Return the priced point; None if it cannot be built or breaks a limit."""
         if within_limits:
             return self._admission.within_limits(point)
         try:

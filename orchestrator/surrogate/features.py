@@ -1,11 +1,11 @@
-"""Configurations as vectors: what the surrogate of accuracy sees of them.
+"""Encode configurations as feature vectors for the surrogate.
 
-Every feature is in [0, 1]. A number is scaled over the values met, by its logarithm where all are
-positive and span a factor of four; a list (of modalities, say) has a feature for each entry; any
-other value is one of several, a feature each. Parameters of the same name in several branches are
-one feature: what is learned of a width in one model is believed of it in another, as far as the
-features of the branches allow. A parameter that a configuration lacks is in the middle. The scaled
-cost comes last: it is known, and accuracy grows with it.
+Every feature is in [0, 1]. A number is scaled over the observed range, logarithmically if all
+values are positive and span a factor of four. A list (such as modalities) has one feature per
+entry; any other value is one-hot encoded. Parameters of the same name in several branches share a
+feature, so that a width learned in one model informs another as far as the branch features allow.
+A parameter that a configuration lacks is 0.5. The scaled cost is the last feature: it is known,
+and accuracy grows with it.
 
 Shapes: N configurations, D features, C costs.
 """
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from sftsearch.orchestrator.candidates.admission import Candidate
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
     Floats = NDArray[np.float64]
     Row = dict[str, object]
-    Place = tuple[str, Point]  # a configuration's id, and where it lies in the space
+    KeyedPoint = tuple[str, Point]  # configuration id, point of the space
     Feature = Callable[[Row], float]
 
 MIDDLE = 0.5
 BRANCH = "branch"
 MAX_CATEGORIES = 64
-"""Values of one unordered parameter that have a feature of their own; others share none."""
+"""Maximum number of values of an unordered parameter with a feature; others have none."""
 
 
 class Encoder:
     """Turns configurations of one space into vectors."""
 
     def __init__(self, candidates: Sequence[Candidate], costs: tuple[str, ...]) -> None:
-        """Learn the features and their ranges.
+        """Determine the features and their ranges.
 
         Args:
             candidates: the whole space, or a large sample of it.
-            costs: names of the costs that are features too, and scaled by `scale`.
+            costs: names of the costs that are also features, scaled by `scale`.
         """
         self.costs = costs
         rows = [_flat(candidate) for candidate in candidates]
@@ -56,7 +56,7 @@ class Encoder:
         self._span = np.where(span > 0, span, 1.0)
 
     def encode(self, candidates: Iterable[Candidate]) -> tuple[Floats, Floats]:
-        """Return features (N, D) and scaled costs (N, C), both in [0, 1]."""
+        """Return features (N, D), in [0, 1], and scaled costs (N, C)."""
         chosen = list(candidates)
         rows = [_flat(candidate) for candidate in chosen]
         u_NC = self.scale([_costs(candidate, self.costs) for candidate in chosen])
@@ -64,7 +64,7 @@ class Encoder:
         return np.hstack([own.reshape(len(rows), len(self._features)), u_NC.clip(0, 1)]), u_NC
 
     def scale(self, costs_NC: ArrayLike) -> Floats:
-        """Return the logarithm of costs, 0 at the least and 1 at the greatest of the space."""
+        """Return log costs, scaled to 0 at the lowest and 1 at the highest cost of the space."""
         logs_NC = np.log(np.asarray(costs_NC, dtype=float).reshape(-1, len(self.costs)))
         scaled: Floats = (logs_NC - self._low) / self._span
         return scaled
@@ -75,7 +75,7 @@ def _costs(candidate: Candidate, names: tuple[str, ...]) -> list[float]:
 
 
 def _flat(candidate: Candidate) -> Row:
-    """Return a configuration's parameters, those of mappings by key, and its branch."""
+    """Return a configuration's branch and parameters, with mappings flattened by key."""
     flat: Row = {BRANCH: f"{candidate.point.branch}"}
     for name, value in candidate.configuration.parameters.items():
         if isinstance(value, dict):
@@ -86,7 +86,7 @@ def _flat(candidate: Candidate) -> Row:
 
 
 def _features(name: str, rows: Sequence[Row]) -> list[Feature]:
-    """Return the features of one parameter; none where it never varies."""
+    """Return the features of one parameter; none if it never varies."""
     values = {_text(row[name]): row[name] for row in rows if name in row}
     if len(values) < 2 and (name == BRANCH or all(name in row for row in rows)):
         return []
@@ -148,36 +148,36 @@ def _clip(value: float) -> float:
 
 
 class StudyFeatures:
-    """Features and scaled costs of configurations, by the order in which it was told of them.
+    """Features and scaled costs of configurations, in the order in which they were added.
 
-    They are encoded together when they are first asked for: many studies never ask.
+    They are encoded on first use, because many studies never need them.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Place]], tuple[Floats, Floats]]) -> None:
-        """Begin with none; `encode` turns configurations into features and scaled costs."""
+    def __init__(self, encode: Callable[[Sequence[KeyedPoint]], tuple[Floats, Floats]]) -> None:
+        """Start empty; `encode` turns configurations into features and scaled costs."""
         self._encode = encode
-        self._new: list[Place] = []
+        self._new: list[KeyedPoint] = []
         self._num = 0
-        # With room for more.
+        # By row, with spare capacity.
         self._x, self._u = np.zeros((0, 0)), np.zeros((0, 0))
 
     def add(self, configuration_id: str, point: Point) -> None:
-        """Take up a configuration: its row is the next one."""
+        """Add a configuration as the next row."""
         self._new.append((configuration_id, point))
 
     def arrays(self) -> tuple[Floats, Floats]:
-        """Return features (N, D) and scaled costs (N, C) of all; what is added is not in them."""
+        """Return features (N, D) and scaled costs (N, C) of all configurations added so far."""
         if self._new:
             x, u = self._encode(self._new)
             before, self._num, self._new = self._num, self._num + len(self._new), []
             if self._num > len(self._x):
-                self._x, self._u = _with_room(self._x, x, before), _with_room(self._u, u, before)
+                self._x, self._u = _grown(self._x, x, before), _grown(self._u, u, before)
             self._x[before : self._num], self._u[before : self._num] = x, u
         return self._x[: self._num], self._u[: self._num]
 
 
-def _with_room(kept: Floats, more: Floats, number: int) -> Floats:
-    """Return an array that begins with the first rows of one and has room for many like others."""
-    room = np.empty((2 * (number + len(more)), more.shape[1]))
-    room[:number] = kept[:number].reshape(number, more.shape[1])
-    return room
+def _grown(kept: Floats, more: Floats, number: int) -> Floats:
+    """Return a larger array with the first `number` rows of `kept` and capacity for `more`."""
+    grown = np.empty((2 * (number + len(more)), more.shape[1]))
+    grown[:number] = kept[:number].reshape(number, more.shape[1])
+    return grown

@@ -1,8 +1,8 @@
-"""`fit`: what the measurements of a study say of the true means of its configurations.
+"""Fit the surrogate: from the measurements of a study to the posterior of its true means.
 
-A pure function of what was measured and of the last fit; what it returns never changes.
+`fit` is a pure function of the measurements and the last fit. Its result is immutable.
 
-Shapes: C configurations that were measured, N of the study, I imported, D features, R draws.
+Shapes: C measured configurations, N of the study, I imported, D features.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sftsearch.orchestrator.surrogate.anchor import (
     MAX_IMPORTED,
     MAX_OBSERVED,
     Anchor,
-    best_and_some,
-    draw_far,
+    best_and_spread,
     make_anchor,
-    most_telling,
+    sample_far,
+    select_held,
 )
 from sftsearch.orchestrator.surrogate.gp import GaussianProcess
 from sftsearch.orchestrator.surrogate.hyperparameters import fit_hyperparameters
@@ -36,47 +36,48 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 REFIT = 1.15
-"""The hyperparameters are fitted anew when so many times as many configurations have a value."""
+"""Growth in the number of configurations with a value that makes a new fit due."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StudyData:
-    """What is known of a study at one moment."""
+    """A snapshot of a study's data."""
 
     measurements: Measurements
     x: Floats
-    """Features of all its configurations, by row, (N, D)."""
+    """Features of all configurations, by row, (N, D)."""
     u: Floats
-    """Scaled costs of them, (N, costs)."""
+    """Their scaled costs, (N, costs)."""
     x_imported: Floats
-    """Features of what another study measured, by place, (I, D)."""
+    """Features of the imported configurations, in the order of their import, (I, D)."""
     transform: OutcomeTransform
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """A fit of the hyperparameters: the next one begins there."""
+    """A fit of the hyperparameters, from which the next fit starts."""
 
     hyperparameters: Hyperparameters
     num: int
-    """How many configurations had a value, those that only another study measured included."""
+    """Number of configurations that had a value, including imported ones."""
     fitted_on: Measurements
-    """What was measured then."""
+    """The measurements at that time."""
 
 
 def is_fit_due(measurements: Measurements, last: Fit) -> bool:
-    """Tell whether so much was measured that the hyperparameters are to be fitted anew."""
+    """Return whether enough was measured since the last fit for a new one."""
     return measurements.num_known >= REFIT * last.num
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """What is known of the configurations that have a value, in the order of `Measurements`."""
+    """The posterior of the configurations with a value, in the order of `Measurements`."""
 
     means: Floats
-    """Of their true means, (C,)."""
+    """Posterior means of the true means, (C,)."""
     deviations: Floats
+    """Posterior standard deviations of the true means, (C,)."""
     u: Floats
     """Scaled costs, (C, costs)."""
     sigmas: Floats
@@ -84,65 +85,65 @@ class Posterior:
 
 
 class Held(NamedTuple):
-    """The configurations that the surrogate holds, those of another study last."""
+    """The configurations that the surrogate holds, imported ones last."""
 
     x: Floats
     means: Floats
     counts: Floats
     shared: Floats | None
-    """Covariance of the errors that the means share; None: they share none."""
+    """Covariance of errors that the means share; None if they share none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedModel:
-    """The surrogate, fitted to what was measured."""
+    """The surrogate, fitted to the measurements."""
 
     data: StudyData
     fit: Fit
-    """The last fit, or a new one where that was due."""
+    """The last fit, or a new one if that was due."""
     kept: Indices
-    """Which of what was measured the process holds."""
+    """Indices of the measurements that the process holds."""
     held: Held
     process: GaussianProcess
     posterior: Posterior
     anchor: Anchor | None
-    """Where the process does not hold everything."""
+    """None if the process holds all measurements."""
 
     @property
     def measurements(self) -> Measurements:
-        """What was measured."""
+        """The measurements that the model is fitted to."""
         return self.data.measurements
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """What the process goes by."""
+        """The hyperparameters of the process."""
         return self.fit.hyperparameters
 
     def affordable(self, cost: float) -> float | None:
-        """Return the best posterior mean at a cost or below; None where nothing is affordable.
+        """Return the best posterior mean at a cost or below; None if nothing is affordable.
 
-        `cost` is of the study's cost and in its unit.
+        `cost` has the unit of the study's cost.
         """
         within = self.measurements.costs <= cost
         return float(self.posterior.means[within].max()) if within.any() else None
 
     def front(self) -> list[str]:
-        """Return the configurations no cheaper one is likely to be as good as, by rising cost."""
+        """Return the ids on the front of the posterior means, by rising cost."""
         measurements, means = self.measurements, self.posterior.means
         order = np.lexsort((-means, measurements.costs))
         best_before = np.append(-np.inf, np.maximum.accumulate(means[order])[:-1])
         return [measurements.ids[i] for i in order[means[order] > best_before]]
 
     def draws(self, number: int, seed: int = 0) -> Floats:
-        """Return draws of the true means of all that was measured, (number, C).
+        """Draw the true means of all measured configurations, (number, C).
 
-        Joint for the configurations that the process holds; each of the others by itself.
+        The draws are joint for the configurations that the process holds, independent for others.
         """
         size = len(self.measurements.ids)
         random_ = np.random.default_rng([seed, size])
         drawn = random_.normal(self.posterior.means, self.posterior.deviations, (number, size))
         mean, covariance = self.process.observed_joint()
-        own = slice(len(self.kept))  # without what is imported
+        own = slice(len(self.kept))  # without imported ones
         mean, covariance = mean[own], covariance[own, own]
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(values.clip(min=0.0))
@@ -151,32 +152,32 @@ class FittedModel:
         return drawn
 
     def to_values(self, latent: Floats) -> Floats:
-        """Return means of the accuracy, of those on the scale of the process."""
+        """Transform means from the scale of the process to accuracies."""
         return self.data.transform.to_values(latent, _spread(self.data, self.fit))
 
     def as_values(self, latent: Floats, deviations: Floats) -> tuple[Floats, Floats]:
-        """Return means and deviations of the accuracy, of those on the scale of the process."""
+        """Transform means and deviations from the scale of the process to accuracies."""
         return _as_values(self.data, self.fit, latent, deviations)
 
 
 def fit(data: StudyData, last: Fit | None, previous: FittedModel | None = None) -> FittedModel:
-    """Fit the surrogate to what was measured.
+    """Fit the surrogate to the measurements.
 
-    The hyperparameters are those of the last fit, until a new one is due (`is_fit_due`).
+    The hyperparameters of the last fit are reused until a new fit is due (`is_fit_due`).
 
     Args:
-        data: what is known; at least one configuration has a value.
-        last: the last fit; None: there was none.
-        previous: an earlier model of the study. What it predicted is not computed again.
+        data: a snapshot in which at least one configuration has a value.
+        last: the last fit, if any.
+        previous: an earlier model of the study, whose predictions are reused.
     """
     measurements = data.measurements
     if last is None or is_fit_due(measurements, last):
-        last = _fit_anew(data, last)
+        last = _fit_hyperparameters(data, last)
     every = np.arange(len(measurements.ids))
     anchor, kept = None, every
     if len(every) > MAX_OBSERVED:
         anchor = _anchor(data, last, None if previous is None else previous.anchor)
-        kept = most_telling(measurements, data.u, anchor.far)
+        kept = select_held(measurements, data.u, anchor.far)
         anchor = anchor.covering(measurements.rows[np.delete(every, kept)], data.x)
     held = _hold(data, kept)
     process = GaussianProcess(
@@ -186,10 +187,10 @@ def fit(data: StudyData, last: Fit | None, previous: FittedModel | None = None) 
     return FittedModel(data, last, kept, held, process, posterior, anchor)
 
 
-def _fit_anew(data: StudyData, last: Fit | None) -> Fit:
+def _fit_hyperparameters(data: StudyData, last: Fit | None) -> Fit:
     measurements = data.measurements
-    far = draw_far(measurements, data.u, data.seed)
-    held = _hold(data, most_telling(measurements, data.u, far))
+    far = sample_far(measurements, data.u, data.seed)
+    held = _hold(data, select_held(measurements, data.u, far))
     hyperparameters = fit_hyperparameters(
         held.x,
         held.means,
@@ -203,15 +204,15 @@ def _fit_anew(data: StudyData, last: Fit | None) -> Fit:
 
 
 def _anchor(data: StudyData, last: Fit, known: Anchor | None) -> Anchor:
-    """Return what was known at the last fit, from an earlier model where that has it."""
+    """Return the anchor of the last fit, from an earlier model if it has it."""
     if known is not None and known.fitted_on is last.fitted_on:
         return known
-    far = draw_far(last.fitted_on, data.u, data.seed)
+    far = sample_far(last.fitted_on, data.u, data.seed)
     return make_anchor(last.fitted_on, far, data.x, data.u, last.hyperparameters)
 
 
 def _hold(data: StudyData, kept: Indices) -> Held:
-    """Return what the process is to hold: own configurations, then imported ones."""
+    """Return the observations for the process: own configurations, then imported ones."""
     measurements = data.measurements
     x, means, counts = (
         data.x[measurements.rows[kept]],
@@ -220,7 +221,7 @@ def _hold(data: StudyData, kept: Indices) -> Held:
     )
     if not len(measurements.imported):
         return Held(x, means, counts, _shared_errors(measurements, kept))
-    some = best_and_some(measurements.imported_means, MAX_IMPORTED)
+    some = best_and_spread(measurements.imported_means, MAX_IMPORTED)
     x_imported = data.x_imported[measurements.imported[some]]
     return Held(
         np.vstack([x.reshape(len(kept), x_imported.shape[1]), x_imported]),
@@ -231,9 +232,9 @@ def _hold(data: StudyData, kept: Indices) -> Held:
 
 
 def _shared_errors(measurements: Measurements, rows: Indices) -> Floats | None:
-    """Return the covariance of what the means share of the folds' unknown effects; None: nothing.
+    """Return the covariance that the means share through uncertain fold effects, or None.
 
-    Configurations that ran on the same folds are off by the same.
+    Configurations that ran on the same folds have the same error in common.
     """
     weights = measurements.fold_weights[rows]
     if not measurements.fold_covariance.any():
@@ -251,7 +252,7 @@ def _posterior(
     observed_means, observed_deviations = process.observed()
     means[kept] = observed_means[: len(kept)]
     deviations[kept] = observed_deviations[: len(kept)]
-    if anchor is not None:  # the others: their own values on top of what others say of them
+    if anchor is not None:  # combine leave-one-out predictions with the own values
         others = np.delete(np.arange(number), kept)
         rows = measurements.rows[others]
         mean, sd = anchor.means[rows], anchor.deviations[rows]
@@ -272,5 +273,5 @@ def _as_values(
 
 
 def _spread(data: StudyData, last: Fit) -> float:
-    """Return how far a replicate lies from its configuration's mean over all folds."""
+    """Return the standard deviation of a replicate around its mean over all folds."""
     return math.hypot(last.hyperparameters.sigma, data.measurements.fold_spread)

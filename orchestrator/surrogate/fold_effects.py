@@ -1,4 +1,4 @@
-"""Configurations' means, freed of how hard the folds are that each ran on.
+"""Estimate configuration means that are adjusted for the difficulty of the folds.
 
 Shapes: C configurations, R replicates, K folds. Numpy only.
 """
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
 
 
 class AdditiveFit(NamedTuple):
-    """Configurations' means, and the effects of the folds they ran on."""
+    """Adjusted configuration means and the effects of the folds."""
 
     means: Floats
     """(C,), NaN where nothing ran."""
     counts: Floats
-    """(C,)."""
+    """Number of replicates, (C,)."""
     variance: float
-    """Of replicates around what is fitted."""
+    """Residual variance of the replicates."""
     dof: int
-    """Its degrees of freedom; at 0 the variance is 0 and means nothing."""
+    """Degrees of freedom of the variance; at 0 the variance is 0 and has no meaning."""
     effects: Floats
-    """(K,), 0 where they cannot be told from noise."""
+    """(K,), 0 where they cannot be distinguished from noise."""
     covariance: Floats
-    """Of what is not known of the effects, (K, K), each less that of the fold that ran most."""
+    """Posterior covariance of the effects relative to the most used fold, (K, K)."""
     weights: Floats
     """Share of each configuration's replicates by fold, (C, K)."""
 
 
 def additive_means(values_CR: ArrayLike, fold_of_R: ArrayLike) -> AdditiveFit:
-    """Return the configurations' means, freed of how hard the folds they ran on are.
+    """Estimate configuration means that are adjusted for the difficulty of the folds.
 
-    Fits y_cr = a_c + b_k + e_cr, k the fold of replicate r: a as it is, b as a random effect, so
-    least squares with b shrunken by sigma^2 / sd(b)^2, which the data give. A fold's effect can
-    only be told from noise where several configurations share folds; else it is 0, and the
-    differences between folds count as noise. Folds that no configuration links are not compared:
-    effects sum to zero over each linked set. That effects are estimates is in `covariance` alone,
-    for which their spread is taken as at least half of the noise's: of folds alike one cannot be
-    sure.
+    Fits y_cr = a_c + b_k + e_cr, where k is the fold of replicate r, a is a fixed effect and b a
+    random effect: least squares with b shrunk by sigma^2 / sd(b)^2, estimated from the data. A
+    fold's effect can be distinguished from noise only if several configurations share folds;
+    otherwise it is 0 and differences between folds count as noise. Folds that no configuration
+    links are not compared: effects sum to zero over each linked set. Only `covariance` accounts
+    for the uncertainty of the effects. It assumes that their standard deviation is at least half
+    that of the noise, because the data cannot show that folds are equal.
 
     Args:
         values_CR: value of each replicate, NaN where it did not run, (C, R).
         fold_of_R: fold of each replicate, 0 to K - 1, (R,).
 
     Source: Searle, Casella and McCulloch 1992, Variance Components: Henderson's method III for
-    the two variances, best linear prediction for the shrunken effects.
+    the two variances, best linear unbiased prediction for the effects.
     """
     values_CR = np.atleast_2d(np.asarray(values_CR, dtype=float))
     fold_of_R = np.asarray(fold_of_R, dtype=int)
@@ -63,7 +63,7 @@ def additive_means(values_CR: ArrayLike, fold_of_R: ArrayLike) -> AdditiveFit:
 
     in_fold_RK = np.eye(int(fold_of_R.max(initial=-1)) + 1)[fold_of_R]
     shared_CK = ran_CR @ in_fold_RK
-    # Normal equations of the effects once each configuration's own mean is taken out.
+    # Normal equations of the effects after subtracting each configuration's own mean.
     normal_KK = np.diag(shared_CK.sum(axis=0)) - shared_CK.T @ (
         shared_CK / np.maximum(counts_C, 1)[:, None]
     )
@@ -92,13 +92,13 @@ def additive_means(values_CR: ArrayLike, fold_of_R: ArrayLike) -> AdditiveFit:
 
 
 def _relative_covariance(normal_KK: Floats, noise: float, spread: float, base: int) -> Floats:
-    """Return the posterior covariance of the effects, each less that of fold `base`, (K, K).
+    """Return the posterior covariance of the effects relative to fold `base`, (K, K).
 
     Args:
         normal_KK: normal equations of the effects.
         noise: variance of a replicate.
         spread: variance of the effects.
-        base: the fold whose effect is the common level, which no comparison needs.
+        base: the reference fold; a common level cancels in every comparison.
     """
     if not spread > 0:
         return np.zeros_like(normal_KK)
@@ -111,7 +111,7 @@ def _relative_covariance(normal_KK: Floats, noise: float, spread: float, base: i
 
 
 def _row_means(values_CR: Floats, counts_C: Floats) -> Floats:
-    """Return the mean of what is not NaN in each row, NaN where nothing is, (C,)."""
+    """Return the mean of each row without NaNs, NaN for rows without values, (C,)."""
     sums_C = np.nansum(values_CR, axis=1)
     means_C: Floats = np.where(counts_C > 0, sums_C / np.maximum(counts_C, 1), np.nan)
     return means_C

@@ -1,12 +1,12 @@
-"""Which configurations are on the front, how sure that is, and whose next replicate tells most.
+"""Front probabilities, and the replicate that is expected to change the front most.
 
 A configuration is on the (epsilon, delta)-front if its true mean exceeds the best true mean among
-the configurations at cost up to (1 + epsilon) times its own, less delta. So a front point is not
-lost to one that is hardly dearer, nor kept out by a difference nobody cares about. True means are
-known as draws of their joint posterior, or as its means and variances.
+the configurations at cost up to (1 + epsilon) times its own, minus delta. Negligible differences
+in cost or accuracy therefore do not remove a point. True means are given as joint posterior draws,
+or as posterior means and variances.
 
-Shapes: N configurations, R posterior draws, C configurations that may earn a replicate. u is the
-logarithm of the cost, scaled to [0, 1] over the admitted space. Numpy and scipy only.
+Shapes: N configurations, R posterior draws, C configurations that may get a replicate. u is the
+log cost, scaled to [0, 1] over the admitted space. Numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     Indices = NDArray[np.intp]
 
 EPSILON = 0.02
-"""Costs less than 2 % apart are equal."""
+"""Costs less than 2 % apart count as equal."""
 DELTA = 0.005
-"""Accuracies less than half a point apart are equal."""
-DEAREST_STEP = 0.01
-"""How far the front's last step reaches beyond u = 1: or the dearest configuration, whose step has
-no length, would never earn a replicate."""
+"""Accuracies less than half a percentage point apart count as equal."""
+LAST_STEP = 0.01
+"""Length of the front's last step beyond u = 1. Without it the step of the most expensive
+configuration would have no length, and it would never get a replicate."""
 NEGLIGIBLE = 5.0
-"""Standard deviations: where only a larger change matters, less than 6e-8 of one is expected."""
+"""Standard deviations beyond which a change is ignored: less than 6e-8 of one is expected there."""
 
 
 def front_probabilities(
@@ -39,12 +39,12 @@ def front_probabilities(
 ) -> Floats:
     """Return the probability that each configuration is on the (epsilon, delta)-front, (N,).
 
-    The best configuration at cost up to (1 + epsilon) times its own is on it whatever delta is.
+    The best configuration at cost up to (1 + epsilon) times its own is on it for every delta.
 
     Args:
         draws_RN: joint posterior draws of the true means, to maximize.
-        costs_N: what each costs, to minimize, not negative; known exactly.
-        epsilon: how much dearer a rival may be, as a share of the cost.
+        costs_N: exact costs, to minimize, not negative.
+        epsilon: how much more expensive a rival may be, as a share of the cost.
         delta: how much better a rival may be, in the units of the means.
 
     Raises:
@@ -69,29 +69,29 @@ def within_delta_everywhere(
     low: float = 0.0,
     high: float = math.inf,
 ) -> float:
-    """Return the probability that what was chosen is good enough at every budget.
+    """Return the probability that the chosen configurations are good enough at every budget.
 
-    Good enough: the best of the chosen configurations that a budget affords is at most delta worse
-    than the best of all that it affords. A budget that affords none is; one that affords some, but
-    none that was chosen, is not.
+    They are good enough at a budget if the best affordable chosen configuration is at most delta
+    worse than the best affordable one. A budget that affords nothing passes; a budget that affords
+    configurations, but none of the chosen ones, fails.
 
     Args:
         draws_RN: joint posterior draws of the true means, to maximize.
-        costs_N: what each costs, to minimize, not negative; known exactly.
-        chosen_N: whether each is reported, bool.
+        costs_N: exact costs, to minimize, not negative.
+        chosen_N: whether each is chosen, bool.
         delta: how much worse is good enough, in the units of the means.
-        low: the least budget, a cost.
-        high: the greatest.
+        low: the lowest budget, a cost.
+        high: the highest budget.
 
     Raises:
-        ValueError: as `front_probabilities`.
+        ValueError: see `front_probabilities`.
     """
     draws, costs = _check(draws_RN, costs_N, 0.0, delta)
     order = np.argsort(costs, kind="stable")
     chosen = np.asarray(chosen_N, dtype=bool)[order]
     best_RN = np.maximum.accumulate(draws[:, order], axis=1)
     own_RN = np.maximum.accumulate(np.where(chosen, draws[:, order], -np.inf), axis=1)
-    # Between two costs nothing changes: these are all the budgets there are.
+    # Between two costs nothing changes, so these budgets are enough.
     budgets = np.append(low, costs[(costs > low) & (costs <= high)])
     last = np.searchsorted(costs[order], np.unique(budgets), side="right") - 1
     last = last[last >= 0]
@@ -109,30 +109,29 @@ def knowledge_gradient(
     """Return how much another replicate of each is expected to change the front, (C,).
 
     A replicate moves its configuration's posterior mean by a normal variable of standard deviation
-    s. What it changes is the front's mean, where this makes the configuration the best or has it
-    lose that place, integrated over u: the sum over stretches of u of
+    s. This changes the front's mean where it makes the configuration the best affordable one, or
+    makes it lose that rank. Integrated over u, the change is the sum over intervals of u of
 
         w s [phi(z) + z Phi(z)],  z = -|mu - M| / s,
 
-    w the stretch's length, mu the configuration's mean and M the best mean of the others affordable
-    there. The span of a configuration begins at its own u. Where it is the best affordable, M is
-    the runner-up, which changes at each dearer rival below it; elsewhere M is the front. A stretch
-    ends where M changes, so nothing is approximated, and the far steps of the front, being higher,
-    count for less by themselves.
+    where w is the length of the interval, mu the configuration's mean and M the best mean of the
+    other configurations affordable there. The intervals start at the configuration's own u and end
+    where M changes, so nothing is approximated. Where the configuration is the best affordable
+    one, M is the runner-up, which changes at more expensive rivals; otherwise M is the front.
 
-    s^2 = V^2 / (V + noise) with V the posterior variance; where a mean is that of its n replicates
-    alone, V = noise / n and s^2 = noise / (n (n + 1)). A replicate that is running counts as
-    finished with the value expected: it lowers V and leaves the mean.
+    s^2 = V^2 / (V + noise), where V is the posterior variance. If a mean depends on its n
+    replicates alone, V = noise / n and s^2 = noise / (n (n + 1)). A running replicate counts as
+    finished with the expected value: it lowers V and keeps the mean.
 
     Args:
         means_C: posterior means of the true means, to maximize.
         variances_C: their posterior variances.
-        noise_variance: of one replicate about its configuration's true mean; one for all, or (C,).
+        noise_variance: of a replicate around its configuration's true mean; scalar or (C,).
         costs_u_C: u of each.
-        running_C: replicates of each that have been started and have not finished.
+        running_C: number of running replicates of each.
 
     Returns:
-        Units of the means, times u.
+        In the units of the means, times u.
 
     Source: Frazier, Powell & Dayanik 2009, "The knowledge-gradient policy for correlated normal
     beliefs", for one mean at a time and a front in place of a maximum.
@@ -141,13 +140,13 @@ def knowledge_gradient(
         return np.empty(0)
     sd_C = _sd_of_change(variances_C, noise_variance, np.asarray(running_C))
     order = np.lexsort((-means_C, costs_u_C))
-    ends = np.append(costs_u_C[order][1:], max(1.0, costs_u_C.max()) + DEAREST_STEP)
+    ends = np.append(costs_u_C[order][1:], max(1.0, costs_u_C.max()) + LAST_STEP)
     widths = ends - costs_u_C[order]
     best = np.maximum.accumulate(means_C[order])
     is_step = np.append(True, best[1:] > best[:-1])
     (steps,) = np.nonzero(is_step)
     owners = order[steps]
-    # The second best so far is the greatest of what was passed over or overtaken.
+    # The second best so far is the maximum over all that are not, or no longer, the best.
     second = np.append(-np.inf, np.minimum(means_C[order][1:], best[:-1]))
     second = np.maximum.accumulate(second)
     owner_of = owners[np.cumsum(is_step) - 1]
@@ -170,14 +169,14 @@ def _check(
             f"Draws must be (R, N) and costs (N,), but got {draws.shape} and {costs.shape}."
         )
     if np.isnan(draws).any() or not np.all(costs >= 0):
-        raise ValueError("Draws must be numbers and costs at least 0, but one is not.")
+        raise ValueError("Draws must not be NaN and costs must be at least 0, but one is not.")
     if min(epsilon, delta) < 0:
         raise ValueError(f"`epsilon, delta >= 0` must hold, but got ({epsilon=}, {delta=}).")
     return draws, costs
 
 
 def _sd_of_change(variances_C: Floats, noise_variance: ArrayLike, running_C: ArrayLike) -> Floats:
-    """Return the standard deviation of what another replicate adds to each mean, (C,)."""
+    """Return the standard deviation by which another replicate moves each mean, (C,)."""
     noise_variance = np.asarray(noise_variance, dtype=float)
     if not (noise_variance > 0).all():
         raise ValueError(f"`noise_variance > 0` must hold, but got {noise_variance}.")
@@ -196,15 +195,15 @@ def _reachable(
 ) -> tuple[Indices, Indices]:
     """Return the pairs of a configuration and a step of the front that it may rise above.
 
-    Steps that end before its own u are not affordable; its own step is another matter.
+    Steps that end before its own u are excluded, and so are its own step and those before it.
 
     Args:
         means_C: posterior means.
         sd_C: of the change by a replicate.
         costs_u_C: u of each configuration.
         heights: the front's mean on each step, rising.
-        step_ends: u where each ends.
-        owners: the configuration that each step belongs to.
+        step_ends: u where each step ends.
+        owners: the configuration of each step.
     """
     reach = np.searchsorted(heights, means_C + NEGLIGIBLE * sd_C)
     first = np.searchsorted(step_ends, costs_u_C, side="right")
@@ -218,7 +217,7 @@ def _reachable(
 
 
 def _expected_change(widths: Floats, gaps: Floats, sds: Floats) -> Floats:
-    """Return w s [phi(z) + z Phi(z)] with z = -gap / s, and 0 where that is negligible."""
+    """Return w s [phi(z) + z Phi(z)] with z = -gap / s, or 0 where it is negligible."""
     changes = np.zeros(len(widths))
     (near,) = np.nonzero((widths > 0) & (sds > 0) & (gaps < NEGLIGIBLE * sds))
     z = -gaps[near] / sds[near]

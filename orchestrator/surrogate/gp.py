@@ -1,13 +1,14 @@
-"""The posterior of a configuration's true mean, measured or not: a hierarchical Gaussian model.
+"""Gaussian-process posterior of the true means of measured and unmeasured configurations.
 
-The value of replicate r of configuration c (higher is better) is
+The model is hierarchical. The value of replicate r of configuration c (higher is better) is
 
     y_cr = mean + f(x_c) + g_c + e_cr
 
-with f a Gaussian process over the features (Matern 5/2, one lengthscale a feature), g_c what the
-features do not explain of a configuration, sd tau, and e_cr the noise of a replicate, sd sigma.
-The true mean of a configuration is mean + f + g. What is known of a configuration is the mean of
-its n_c replicates and n_c; what the replicates say of sigma is their pooled variance.
+where f is a Gaussian process over the features (Matern 5/2, one lengthscale per feature), g_c (sd
+tau) is the part of a configuration that the features do not explain, and e_cr (sd sigma) is the
+noise of a replicate. The true mean of a configuration is mean + f + g. A configuration is observed
+through its number of replicates n_c and their mean; sigma through the pooled variance of the
+replicates.
 
 Shapes: C observed configurations, M others, D features.
 Everything but the features is in the units of y. Numpy and scipy only.
@@ -26,35 +27,35 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-_BLOCK = 128  # candidates at once: a block against 400 observed stays in a core's cache
+_BLOCK = 128  # candidates per block, so that 128 x 400 observed ones fit in a core's cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Hyperparameters:
-    """What the model needs to know before it sees a value."""
+    """Hyperparameters of the hierarchical model."""
 
     lengthscales: Floats
-    """How far a feature must move for f to change much, in units of the feature, (D,)."""
+    """Lengthscale of each feature, in units of the feature, (D,)."""
     amplitude: float
     """Standard deviation of f."""
     tau: float
-    """Standard deviation of g, what the features do not explain."""
+    """Standard deviation of g, the part that the features do not explain."""
     sigma: float
     """Standard deviation of a replicate around its configuration's true mean."""
     mean: float
-    """What is expected of a configuration unlike all others."""
+    """Expected value of a configuration unlike all others."""
 
 
 class GaussianProcess:
-    """The posterior of true means, given what was measured and the hyperparameters.
+    """The posterior of true means, given observations and hyperparameters.
 
     Args:
         x_CD: features of the observed configurations, (C, D); equal rows may repeat.
         means_C: mean of each configuration's replicates, (C,).
-        counts_C: how many replicates that is, at least one, (C,).
+        counts_C: number of those replicates, at least one, (C,).
         hyperparameters: from `fit_hyperparameters`, in the units of `means_C`.
-        shared_CC: covariance of errors that the means share beside the replicates' noise, as of the
-            folds they ran on, (C, C); None: they share none.
+        shared_CC: covariance of errors that the means share, such as those of their folds, in
+            addition to the replicates' noise, (C, C); None if they share none.
 
     Raises:
         ValueError: a value is not finite, or there is no configuration.
@@ -86,9 +87,9 @@ class GaussianProcess:
         return mean_C, np.sqrt(np.diag(cov_CC).clip(min=0.0))
 
     def observed_joint(self) -> tuple[Floats, Floats]:
-        """Return mean (C,) and covariance (C, C) of the true means of the observed."""
-        # With signal S, noise N and A = S + N: S - S A^-1 S = N - N A^-1 N. So written, a
-        # configuration measured without noise has its value exactly, and sd 0.
+        """Return mean (C,) and covariance (C, C) of the true means of observed configurations."""
+        # With signal S, noise N and A = S + N: S - S A^-1 S = N - N A^-1 N. In the second form a
+        # configuration measured without noise has exactly its value, and sd 0.
         mean_C: Floats = self._means_C - self._noise_CC @ self._weights_C
         scaled_CC = solve_lower(self._factor_CC, self._noise_CC.copy(order="F"))
         cov_CC: Floats = self._noise_CC - scaled_CC.T @ scaled_CC
@@ -97,8 +98,8 @@ class GaussianProcess:
     def predict(self, x_MD: ArrayLike) -> tuple[Floats, Floats]:
         """Return mean and sd of the true means of unseen configurations, each (M,).
 
-        A row equal to an observed one is another configuration of equal features, with a g of its
-        own: the variance of an unseen one is never below tau^2.
+        A row equal to an observed one is another configuration with equal features and its own g,
+        so the variance of an unseen configuration is never below tau^2.
         """
         x_MD = self._to_features(x_MD)
         mean_M, explained_M = np.empty(len(x_MD)), np.empty(len(x_MD))
@@ -125,7 +126,7 @@ class GaussianProcess:
 def to_observations(
     x_CD: ArrayLike, means_C: ArrayLike, counts_C: ArrayLike
 ) -> tuple[Floats, Floats, Floats]:
-    """Return the three as float arrays, checked."""
+    """Check the observations and return them as float arrays."""
     x_CD = np.asarray(x_CD, dtype=float)
     means_C = np.asarray(means_C, dtype=float)
     counts_C = np.asarray(counts_C, dtype=float)
@@ -140,18 +141,18 @@ def to_observations(
 
 
 def matern(a_MD: Floats, b_CD: Floats) -> tuple[Floats, Floats]:
-    """Return Matern 5/2 between features in units of the lengthscales, and its slope, each (M, C).
+    """Return the Matern 5/2 kernel of features divided by lengthscales, and its slope, each (M, C).
 
-    With distance r it is (1 + sqrt(5) r + 5 r^2 / 3) exp(-sqrt(5) r); the slope is its derivative
-    by a log lengthscale, divided by that feature's squared difference.
+    At distance r the kernel is (1 + sqrt(5) r + 5 r^2 / 3) exp(-sqrt(5) r). The slope is its
+    derivative by a log lengthscale, divided by the squared difference of that feature.
 
     Source: Rasmussen and Williams 2006, eq. 4.17.
     """
-    # In place, for fresh memory costs as much as the arithmetic.
+    # In place, because allocating memory takes as long as the arithmetic.
     square_MC = a_MD @ (-10 * b_CD.T)
     square_MC += 5 * np.sum(a_MD**2, axis=1)[:, None]
     square_MC += 5 * np.sum(b_CD**2, axis=1)
-    np.maximum(square_MC, 0.0, out=square_MC)  # equal rows differ by a rounding error
+    np.maximum(square_MC, 0.0, out=square_MC)  # rounding may give less than 0 for equal rows
     slope_MC = np.sqrt(square_MC)
     decay_MC = np.negative(slope_MC)
     np.exp(decay_MC, out=decay_MC)
@@ -165,10 +166,10 @@ def matern(a_MD: Floats, b_CD: Floats) -> tuple[Floats, Floats]:
 
 
 def cholesky_factor(matrix_CC: Floats) -> Floats:
-    """Return the lower Cholesky factor of a covariance, with as little jitter as it needs.
+    """Return the lower Cholesky factor of a covariance, with the least jitter that is needed.
 
     Raises:
-        numpy.linalg.LinAlgError: jitter of a hundredth of its diagonal is not enough.
+        numpy.linalg.LinAlgError: jitter of a hundredth of the mean diagonal is not enough.
     """
     unit = float(np.trace(matrix_CC)) / len(matrix_CC)
     for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
@@ -177,24 +178,24 @@ def cholesky_factor(matrix_CC: Floats) -> Floats:
         except np.linalg.LinAlgError:
             continue
         return np.asarray(factor_CC, dtype=np.float64)
-    raise np.linalg.LinAlgError("A covariance is not positive, even with jitter.")
+    raise np.linalg.LinAlgError("A covariance matrix is not positive definite, even with jitter.")
 
 
 def add_to_diagonal(matrix_CC: Floats, amount: float | Floats) -> Floats:
-    """Return the matrix, with the amount added to its diagonal in place."""
+    """Add the amount to the matrix's diagonal in place, and return the matrix."""
     matrix_CC[np.diag_indices_from(matrix_CC)] += amount
     return matrix_CC
 
 
 def invert_factored(factor_CC: Floats) -> Floats:
-    """Return the inverse of the matrix whose lower Cholesky factor is given, (C, C)."""
-    # Transposed, the factor is in Fortran's order; its other triangle is 0 and stays so.
+    """Return the inverse of a matrix from its lower Cholesky factor, (C, C)."""
+    # The transposed factor is in Fortran order; its other triangle is 0 and stays 0.
     half_CC: Floats = lapack.dpotri(factor_CC.T, lower=0)[0]
     half_CC[np.diag_indices_from(half_CC)] *= 0.5
     return half_CC + half_CC.T
 
 
 def solve_lower(factor_CC: Floats, right_CM: Floats) -> Floats:
-    """Return what the lower factor maps to the right-hand sides, (C, M); may overwrite them."""
+    """Solve L x = b for a lower triangular L and M right-hand sides, which may be overwritten."""
     solved_CM: Floats = blas.dtrsm(1.0, factor_CC.T, right_CM, trans_a=1, overwrite_b=1)
     return solved_CM

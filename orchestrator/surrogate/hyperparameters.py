@@ -1,4 +1,4 @@
-"""The most probable hyperparameters of the Gaussian process, given what was measured.
+"""Fit the hyperparameters of the Gaussian process by maximum a posteriori (MAP).
 
 Shapes: C observed configurations, D features. Numpy and scipy only.
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-# Priors, for values of mean 0 and sd 1 and features in [0, 1]. A log-normal of a lengthscale with
-# location sqrt(2) + log(D) / 2 and scale sqrt(3) has its mode at exp(sqrt(2) - 3) sqrt(D).
+# Priors for values of mean 0 and sd 1 and features in [0, 1]. A lengthscale's log-normal prior,
+# location sqrt(2) + log(D) / 2 and scale sqrt(3), has its mode at exp(sqrt(2) - 3) sqrt(D).
 _LOG_LENGTHSCALE_MODE, _LOG_LENGTHSCALE_SD = math.sqrt(2) - 3, math.sqrt(3)
-# log(amplitude), log(tau), log(sigma): weak, a factor of e either way is one sd.
+# log(amplitude), log(tau), log(sigma): weak priors, one sd is a factor of e.
 _LOG_SCALE_MODES, _LOG_SCALE_SDS = np.log([1.0, 0.1, 0.3]), np.ones(3)
 _MEAN_SD = 1.0
 _LENGTHSCALE_BOUNDS = (1e-2, 1e4)
@@ -38,7 +38,7 @@ _SCALE_BOUNDS = ((1e-2, 1e2), (1e-3, 1e1), (1e-3, 1e1))
 
 @dataclass(frozen=True, slots=True)
 class Standardized:
-    """Standardised observations, and the mode of the prior of each log lengthscale."""
+    """Standardized observations, and the prior mode of each log lengthscale."""
 
     x: Floats
     y: Floats
@@ -48,7 +48,7 @@ class Standardized:
     log_lengthscale_mode: float
     shared: Floats | float = 0.0
     center: float = 0.0
-    """What was taken off the means, before they were divided by `scale`."""
+    """Subtracted from the means before they were divided by `scale`."""
     scale: float = 1.0
 
 
@@ -65,25 +65,25 @@ def fit_hyperparameters(
 ) -> Hyperparameters:
     """Return the most probable hyperparameters given the observations (MAP).
 
-    The likelihood is that of all replicates: the configurations' means are normal, and apart from
-    them the pooled variance times dof / sigma^2 is chi-squared. Together with a weak prior it
-    gives sigma; without any second replicate the prior alone parts it from tau.
+    The likelihood is that of all replicates: the configurations' means are normal, and the pooled
+    variance times dof / sigma^2 is chi-squared. With a weak prior the pooled variance determines
+    sigma; without any second replicate only the prior separates sigma from tau.
 
     Args:
         x_CD: features, scaled to [0, 1], (C, D).
         means_C: mean of each configuration's replicates, (C,).
-        counts_C: how many replicates that is, at least one, (C,).
+        counts_C: number of those replicates, at least one, (C,).
         pooled_variance: variance of replicates around their configuration's mean.
-        dof: its degrees of freedom; 0 where nothing ran twice.
+        dof: its degrees of freedom; 0 if no configuration has two replicates.
         shared_CC: see `GaussianProcess`.
-        start: hyperparameters of an earlier fit, to begin from where they are the better start.
-        max_iterations: of L-BFGS-B; each evaluates the likelihood once, seldom twice.
+        start: hyperparameters of an earlier fit, used as the start if more probable than the mode.
+        max_iterations: of L-BFGS-B; each evaluates the likelihood once, rarely twice.
 
     Raises:
         ValueError: a value is not finite, or there is no configuration.
 
     Source: Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions"
-    (lengthscales grow with the root of the number of features).
+    (lengthscales grow with the square root of the number of features).
     """
     x_CD, means_C, counts_C = to_observations(x_CD, means_C, counts_C)
     evidence = _standardize(x_CD, means_C, counts_C, pooled_variance, dof, shared_CC)
@@ -96,7 +96,7 @@ def fit_hyperparameters(
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        # The posterior of hyperparameters is far wider than what a finer optimum would change.
+        # A finer optimum would change little compared with the width of the posterior.
         options={"maxiter": max_iterations, "maxfun": 2 * max_iterations, "ftol": 1e-5},
     )
     amplitude, tau, sigma = (float(v) for v in evidence.scale * np.exp(found.x[-3:]))
@@ -133,15 +133,15 @@ def _standardize(
 
 
 def _location_and_scale(means_C: Floats, pooled_variance: float) -> tuple[float, float]:
-    """Return what standardises the means: theirs, or the noise's scale where that is larger."""
+    """Return the center and scale of the means; the scale is at least that of the noise."""
     center = float(means_C.mean())
     scale = math.sqrt(max(float(means_C.var()), pooled_variance))
-    # Equal values leave a rounding error, not a scale; then the unit of y is as good as any.
+    # For equal values the scale is only rounding error, so use 1.
     return center, scale if scale > 1e-10 * max(1.0, abs(center)) else 1.0
 
 
 def _first_theta(evidence: Standardized, start: Hyperparameters | None, bounds: Floats) -> Floats:
-    """Return the more probable of the prior's mode and the earlier hyperparameters, as logs."""
+    """Return the logs of the prior mode or the earlier hyperparameters, the more probable."""
     num_features = evidence.x.shape[1]
     mode = np.append(np.full(num_features, evidence.log_lengthscale_mode), _LOG_SCALE_MODES)
     if start is None:
@@ -158,8 +158,8 @@ def negative_log_posterior(theta: Floats, evidence: Standardized) -> tuple[float
     """Return the negative log posterior, up to a constant, and its gradient, (D + 3,).
 
     Args:
-        theta: logs of the lengthscales, amplitude, tau and sigma, standardised, (D + 3,).
-        evidence: the standardised observations.
+        theta: logs of the lengthscales, amplitude, tau and sigma, standardized, (D + 3,).
+        evidence: the standardized observations.
     """
     amplitude2, tau2, sigma2 = np.exp(2 * theta[-3:])
     z_CD = evidence.x / np.exp(theta[:-3])
@@ -172,19 +172,19 @@ def negative_log_posterior(theta: Floats, evidence: Standardized) -> tuple[float
 
     value = 0.5 * float(centered_C @ weights_C) + float(np.log(np.diag(factor_CC)).sum())
     value += 0.5 * (mean / _MEAN_SD) ** 2
-    # The mean is at its optimum, so its own change adds nothing to the gradient.
+    # The mean is at its optimum, so it does not contribute to the gradient.
     pull_CC = inverse_CC
     pull_CC -= np.outer(weights_C, weights_C)
     gradient = np.empty_like(theta)
     gradient[-3] = amplitude2 * np.vdot(pull_CC, kernel_CC)
     gradient[-2] = tau2 * np.trace(pull_CC)
     gradient[-1] = sigma2 * np.sum(np.diag(pull_CC) / evidence.counts)
-    # sum_ij P_ij (z_id - z_jd)^2, without a matrix for each feature.
+    # sum_ij P_ij (z_id - z_jd)^2, without one matrix per feature.
     pull_CC *= slope_CC
     squares_D = np.sum(pull_CC.sum(axis=1)[:, None] * z_CD**2, axis=0)
     gradient[:-3] = amplitude2 * (squares_D - np.sum(z_CD * (pull_CC @ z_CD), axis=0))
 
-    # Chi-squared of the pooled variance.
+    # Chi-squared likelihood of the pooled variance.
     ratio = evidence.pooled_variance / float(sigma2)
     value += evidence.dof * (float(theta[-1]) + 0.5 * ratio)
     gradient[-1] += evidence.dof * (1 - ratio)
@@ -194,7 +194,7 @@ def negative_log_posterior(theta: Floats, evidence: Standardized) -> tuple[float
 def _add_prior(
     value: float, gradient: Floats, theta: Floats, evidence: Standardized
 ) -> tuple[float, Floats]:
-    """Return both with the normal priors of the logs added."""
+    """Add the normal priors of the logs to the value and its gradient."""
     modes = np.full(len(theta), evidence.log_lengthscale_mode)
     modes[-3:] = _LOG_SCALE_MODES
     sds = np.full(len(theta), _LOG_LENGTHSCALE_SD)
@@ -204,7 +204,7 @@ def _add_prior(
 
 
 def _covariance(theta: Floats, evidence: Standardized) -> tuple[Floats, Floats, Floats]:
-    """Return covariance of the standardised means, kernel of f and its slope, each (C, C)."""
+    """Return covariance of the standardized means, kernel of f and its slope, each (C, C)."""
     z_CD = evidence.x / np.exp(theta[:-3])
     amplitude2, tau2, sigma2 = np.exp(2 * theta[-3:])
     kernel_CC, slope_CC = matern(z_CD, z_CD)
@@ -214,6 +214,6 @@ def _covariance(theta: Floats, evidence: Standardized) -> tuple[Floats, Floats, 
 
 
 def _mean(inverse_CC: Floats, y_C: Floats) -> float:
-    """Return the most probable mean of standardised values, by generalised least squares."""
+    """Return the most probable mean of standardized values, by generalized least squares."""
     sums_C = inverse_CC.sum(axis=0)
     return float(sums_C @ y_C / (sums_C.sum() + _MEAN_SD**-2))

@@ -1,13 +1,13 @@
-"""The surrogate of a running study: what Search and the sampler ask of its configurations.
+"""The surrogate of a running study, as Search and the samplers use it.
 
-A Gaussian process is fitted to accuracy alone; what a configuration costs is known. From it follow
-what another configuration is expected to gain, which the sampler `ehvi` proposes by; the best that
-a cost affords, which trials are stopped by; and how sure the front is, which replicates go by.
+A Gaussian process is fitted to accuracy alone, because costs are known. It provides the expected
+improvement of new configurations (sampler `ehvi`), the best accuracy at a cost (early stopping)
+and the uncertainty of the front (replicates).
 
-What was measured is in `Observations`. Every answer is that of a snapshot: a `FittedModel`, which
-is replaced when something is measured, and an `Outlook`, which is when something is admitted.
+The measurements are in `Observations`. Answers come from snapshots: a `FittedModel`, replaced after
+every measurement, and an `Outlook`, also replaced after every admission.
 
-Shapes: C configurations that were measured, R draws.
+Shapes: C measured configurations.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.surrogate.fitted_model import Fit, FittedModel, Posterior
     from sftsearch.orchestrator.surrogate.observations import Measurements, Observations
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
     Floats = NDArray[np.float64]
 
 NUM_AHEAD = 20
-"""Proposals whose expected gain tells whether a study has converged."""
+"""Number of proposals whose expected gain decides whether a study has converged."""
 MIN_JUDGED = 4
-"""Configurations with a value before replicates are weighed against new configurations."""
+"""Configurations with a value before replicates are compared with new configurations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Something to train next."""
+    """A configuration to train next."""
 
     configuration_id: str
     rate: float
-    """What it is expected to gain, accuracy times scaled cost, per second of training."""
+    """Expected gain, accuracy times scaled cost, per second of training."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Compared:
-    """The comparison that was asked for last, and what it was of."""
+    """The last comparison and its arguments."""
 
     number: int
     branch: int | None
@@ -66,12 +66,12 @@ class _Compared:
     comparison: Comparison
 
     def is_of(self, number: int, branch: int | None) -> bool:
-        """Tell whether it is of these candidates."""
+        """Return whether the comparison has these arguments."""
         return (self.number, self.branch) == (number, branch)
 
 
 class SurrogateModel:
-    """The surrogate of one study: told what is admitted, asked what to expect."""
+    """The surrogate of one study."""
 
     def __init__(
         self,
@@ -82,21 +82,21 @@ class SurrogateModel:
         last_fit: Fit | None = None,
         on_fit: Callable[[Fit], None] | None = None,
     ) -> None:
-        """Take up the study as it is; nothing is encoded or fitted before it is needed.
+        """Start from the state of the study; encoding and fitting wait until first use.
 
         Args:
             admission: of the study's space.
-            past: what the study knows of its configurations.
-            seed: of the study's sampler.
-            last_fit: of a resumed study, that of its journal.
-            on_fit: hears of every new fit, before anything follows from it.
+            past: the observations of the study.
+            seed: the sampler's seed.
+            last_fit: the last fit in the journal of a resumed study.
+            on_fit: is called with every new fit before it is used.
         """
         self.past = past
         self.pool = CandidatePool(admission, past.costs, seed=seed)
         self.features = StudyFeatures(self.pool.encode_taken)
-        """Of the study's configurations, by row."""
+        """Features of the study's configurations, by row."""
         self.last_fit = last_fit
-        """Its hyperparameters hold until the next one is due, which begins there."""
+        """Its hyperparameters are used until the next fit is due, which starts from them."""
         self._features_imported = StudyFeatures(self.pool.encode_points)
         self._seed, self._on_fit = seed, on_fit
         self._model: FittedModel | None = None
@@ -107,24 +107,24 @@ class SurrogateModel:
         for observed in past.all:
             self.take(observed.id, observed.point)
 
-    # ------------------------------------------------------------ told
+    # ------------------------------------------------------------ updates
 
     def take(self, configuration_id: str, point: Point) -> None:
-        """Note that a configuration was admitted, in the order of `Observations`."""
+        """Add an admitted configuration; call in the order of `Observations`."""
         self.pool.take(configuration_id)
         self.features.add(configuration_id, point)
         self._outlook = None
 
     def import_(self, configuration_id: str, point: Point) -> None:
-        """Note that another study has measured a configuration, in the order of `Observations`."""
+        """Add a configuration of another study; call in the order of `Observations`."""
         self._features_imported.add(configuration_id, point)
 
-    # ------------------------------------------------------------ what was measured
+    # ------------------------------------------------------------ measurements
 
     def fitted(self) -> FittedModel:
-        """Return the model of what was measured: the same one until something else is.
+        """Return the model of all measurements; it is cached until the next measurement.
 
-        This is the one place where a study's surrogate is fitted, and new fits are told of.
+        Only this method fits the study's surrogate and calls `on_fit`.
         """
         measurements = self.past.measured()
         if self._model is None or self._model.measurements is not measurements:
@@ -141,39 +141,40 @@ class SurrogateModel:
         x_imported = np.zeros((0, 0))
         if len(measurements.imported):
             x_imported, _ = self._features_imported.arrays()
-        u = u.reshape(-1, len(self.past.costs))  # also where nothing was admitted
+        u = u.reshape(-1, len(self.past.costs))  # also if nothing was admitted
         return StudyData(measurements, x, u, x_imported, self.past.transform, self._seed)
 
     def posterior(self) -> Posterior:
-        """Return what is known of every configuration that has a value."""
+        """Return the posterior of every configuration with a value."""
         return self.fitted().posterior
 
     def affordable(self, cost: float) -> float | None:
-        """Return the best posterior mean at a cost or below; None where nothing is affordable.
+        """Return the best posterior mean at a cost or below; None if nothing is affordable.
 
-        `cost` is of the study's cost and in its unit.
+        `cost` has the unit of the study's cost.
         """
-        is_any = bool((self.past.measured().costs <= cost).any())  # else there is nothing to fit
+        # Without an affordable configuration there may be nothing to fit.
+        is_any = bool((self.past.measured().costs <= cost).any())
         return self.fitted().affordable(cost) if is_any else None
 
     def front(self) -> list[str]:
-        """Return the configurations no cheaper one is likely to be as good as, by rising cost."""
+        """Return the ids on the front of the posterior means, by rising cost."""
         return self.fitted().front()
 
     def draws(self, number: int, seed: int = 0) -> Floats:
-        """Return draws of the true means of all that was measured, (number, C)."""
+        """Draw the true means of all measured configurations, (number, C)."""
         return self.fitted().draws(number, seed)
 
-    # ------------------------------------------------------------ what may be gained
+    # ------------------------------------------------------------ expected gains
 
     def can_judge(self) -> bool:
-        """Tell whether enough was measured to weigh a new configuration against a replicate."""
+        """Return whether enough was measured to compare new configurations with replicates."""
         return len(self.past.measured().ids) >= MIN_JUDGED
 
     def best_replicate(self, maximum: int) -> Option | None:
         """Return the configuration whose next replicate changes the front most per second.
 
-        None: no configuration may have another one, or none would change anything.
+        None if no configuration may get another replicate, or none would change anything.
         """
         if not self.past.has_values:
             return None
@@ -183,9 +184,9 @@ class SurrogateModel:
         return Option(measurements.ids[best], rates[best]) if rates[best] > 0 else None
 
     def best_new(self, number: int, replicates: int) -> Option | None:
-        """Return the new configuration that is expected to improve the front most, per second.
+        """Return the most promising new configuration and its expected gain per second.
 
-        What counts is how far its first replicates will move what is known of it.
+        The gain is that of its first `replicates` replicates.
         """
         comparison = self.compare(number)
         row, best = comparison.best_row, comparison.best
@@ -197,9 +198,9 @@ class SurrogateModel:
         return Option(best.id, gain / seconds)
 
     def gain_ahead(self, number: int, maximum: int) -> float:
-        """Return what the next `NUM_AHEAD` proposals and all replicates may gain together.
+        """Return an upper bound of the gain of the next `NUM_AHEAD` proposals and all replicates.
 
-        At most: gains that overlap are counted twice. Accuracy times scaled cost.
+        Overlapping gains are counted twice. The unit is accuracy times scaled cost.
         """
         gains = np.sort(self.compare(number).gains)[::-1]
         return float(gains[:NUM_AHEAD].sum() + self._changes(maximum).sum())
@@ -219,13 +220,13 @@ class SurrogateModel:
         return allowed
 
     def compare(self, number: int, branch: int | None = None) -> Comparison:
-        """Compare candidates that are not in the study by what each is expected to improve.
+        """Compare candidates that are not in the study by expected improvement.
 
-        Of many candidates only some are compared.
+        If there are many, only a subset is compared.
 
         Args:
-            number: of the proposal; where candidates are drawn, they follow from it.
-            branch: whose candidates; None: of all.
+            number: of the proposal; it seeds the drawn candidates.
+            branch: of the candidates; None for all branches.
         """
         among, free = self.pool.candidates(number, branch)
         if not len(free):

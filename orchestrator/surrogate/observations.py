@@ -1,6 +1,6 @@
-"""What a running study knows of its configurations: values by replicate, and what is on its way.
+"""Values by replicate and pending trials of all configurations of a running study.
 
-Shapes: C configurations that were measured, R replicates, K folds.
+Shapes: C measured configurations, I imported ones, R replicates, K folds.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurements:
-    """The configurations with a value, as arrays in the order of their admission."""
+    """The configurations with a value, as arrays in the order of admission."""
 
     ids: list[str]
     rows: Indices
-    """Their places among all that were admitted, ascending, (C,)."""
+    """Their rows among all admitted configurations, ascending, (C,)."""
     means: Floats
-    """Of the accuracy, higher is better, on the scale of `Observations.transform`, (C,); comparable
-    between different folds."""
+    """Mean accuracy, higher is better, on the scale of `Observations.transform`, (C,); adjusted for
+    fold effects."""
     counts: Floats
-    """Replicates behind each mean, (C,)."""
+    """Replicates of each mean, (C,)."""
     pooled_variance: float
-    """Of the replicates around their configuration's mean."""
+    """Variance of the replicates around their configuration's mean."""
     dof: float
+    """Degrees of freedom of the pooled variance."""
     costs: Floats
-    """Of the study's cost, (C,)."""
+    """The study's cost, (C,)."""
     seconds: Floats
     """Mean seconds of a replicate, (C,)."""
     imported: Indices
-    """What only another study has a value of, by its place in `Observations.imported`, (I,)."""
+    """Indices in `Observations.imported` of those without a value of this study, (I,)."""
     imported_means: Floats
     """(I,), as `means`."""
     imported_counts: Floats
     """(I,), as `counts`."""
     fold_weights: Floats
-    """Share of the replicates by fold, of own, then of imported ones, (C + I, K)."""
+    """Share of the replicates by fold: own configurations, then imported ones, (C + I, K)."""
     fold_covariance: Floats
-    """Of what is not known of the folds' effects, (K, K); see `AdditiveFit`."""
+    """Posterior covariance of the fold effects, (K, K); see `AdditiveFit`."""
     fold_spread: float
-    """Standard deviation of the folds' effects."""
+    """Standard deviation of the fold effects."""
 
     @property
     def num_known(self) -> int:
-        """Configurations with a value, of this study or only of another one."""
+        """Number of configurations with a value, own and imported."""
         return len(self.ids) + len(self.imported)
 
 
 class Observations:
-    """All configurations that a study admitted, in that order."""
+    """All configurations of a study, in the order of admission."""
 
     def __init__(
         self,
@@ -74,27 +75,27 @@ class Observations:
         num_folds: int | None = None,
         is_share: bool = False,
     ) -> None:
-        """Begin with none.
+        """Start empty.
 
         Args:
-            objective: the first one, the accuracy.
+            objective: the first objective, the accuracy.
             costs: the objectives that are known without training, the study's cost first.
-            sign: 1 where the first objective is maximised, -1 where it is minimised.
-            floor: what chance reaches of the first objective; None: not known.
-            num_folds: replicate r is of fold r modulo so many.
-            is_share: whether the first objective lies in [0, 1].
+            sign: 1 if the first objective is maximized, -1 if it is minimized.
+            floor: value of the first objective at chance level, if known.
+            num_folds: number of folds; replicate r uses fold r modulo it.
+            is_share: whether the first objective is in [0, 1].
         """
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
         self._objective = objective
         self._floor = floor
         self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
-        """The scale on which values are modelled."""
+        """Maps values to the scale of the surrogate."""
         self.imported: list[ImportedConfiguration] = []
-        """What another study measured: known, and no part of this study."""
-        self._places_of_imported: dict[str, int] = {}
+        """Measurements of another study, which are not part of this study."""
+        self._imported_index: dict[str, int] = {}
         self._by_id: dict[str, ConfigurationState] = {}
         self._in_flight: dict[str, ConfigurationState] = {}
-        # By row, with room for more.
+        # By row, with spare capacity.
         self._ids = np.empty(64, dtype=object)
         self._values = np.full((64, 2), np.nan)
         self._seconds = np.zeros(64)
@@ -117,16 +118,16 @@ class Observations:
 
     @property
     def floor(self) -> float:
-        """What counts as reached where nothing is affordable: chance, or the worst value seen."""
+        """The value assumed where nothing is affordable: chance level, or the worst value seen."""
         if self._floor is not None:
             return self._floor
         return float(np.nanmin(self._values)) if np.isfinite(self._values).any() else 0.0
 
     def admit(self, configuration: ConfigurationState) -> None:
-        """Take up a configuration."""
+        """Add an admitted configuration."""
         row = configuration.row
         if row == len(self._values):
-            self._make_room()
+            self._grow()
         self._by_id[configuration.id] = configuration
         self._ids[row] = configuration.id
         self._costs[row] = configuration.cost[self.costs[0]]
@@ -134,17 +135,17 @@ class Observations:
         self.begin(configuration)
 
     def import_(self, imported: ImportedConfiguration) -> None:
-        """Take a configuration that another study has measured, before any is admitted.
+        """Add a configuration of another study; call before any configuration is admitted.
 
-        This study's own replicates of it, if it gets any, take the place of the other's of the
-        same numbers; what others there are goes on to count for what is known of it.
+        If this study trains it too, its replicates replace the imported ones of the same number;
+        the other imported replicates still count.
         """
-        self._places_of_imported[imported.id] = len(self.imported)
+        self._imported_index[imported.id] = len(self.imported)
         self.imported.append(imported)
         self._measured = None
 
     def begin(self, configuration: ConfigurationState) -> None:
-        """Take note that replicates of a configuration were admitted."""
+        """Record that replicates of a configuration were admitted."""
         if configuration.pending:
             self._in_flight[configuration.id] = configuration
         else:
@@ -154,7 +155,7 @@ class Observations:
         self._num_replicates[configuration.row] = configuration.num_replicates
 
     def end(self, configuration: ConfigurationState) -> None:
-        """Take note that a replicate of a configuration ended, however it did."""
+        """Record that a replicate of a configuration ended, with any status."""
         self.begin(configuration)
         self._set_values(configuration)
         self._measured = None
@@ -162,8 +163,8 @@ class Observations:
     def _set_values(self, configuration: ConfigurationState) -> None:
         row, seconds = configuration.row, 0.0
         self._values[row] = np.nan
-        place = self._places_of_imported.get(configuration.id)
-        imported = None if place is None else self.imported[place]
+        index = self._imported_index.get(configuration.id)
+        imported = None if index is None else self.imported[index]
         if imported is not None:
             for replicate, objectives in imported.objectives.items():
                 self._set(row, replicate, objectives[0])
@@ -198,11 +199,11 @@ class Observations:
         return [o for o in waiting if not (o.values or o.failed or o.stopped)]
 
     def replicates(self) -> tuple[Indices, Indices]:
-        """Return replicates on their way, and all that were admitted, of what was measured."""
+        """Return pending and admitted replicates of the measured configurations, each (C,)."""
         rows = self.measured().rows
         return self._num_pending[rows], self._num_replicates[rows]
 
-    def _make_room(self) -> None:
+    def _grow(self) -> None:
         self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
         self._ids = np.append(self._ids, np.empty_like(self._ids))
         self._seconds = np.append(self._seconds, np.zeros_like(self._seconds))
@@ -212,24 +213,24 @@ class Observations:
         self._num_replicates = np.append(self._num_replicates, np.zeros_like(self._num_replicates))
 
     def _imported_values(self) -> tuple[Indices, Floats]:
-        """Return which imported configurations have no value of this study, and their values."""
-        places = [
-            place
-            for identity, place in self._places_of_imported.items()
+        """Return index and values of imported configurations that this study did not complete."""
+        indices = [
+            index
+            for identity, index in self._imported_index.items()
             if identity not in self._by_id or not self._by_id[identity].is_complete
         ]
         width = max([self._values.shape[1], *(1 + max(i.objectives) for i in self.imported)])
-        values_IR = np.full((len(places), width), np.nan)
-        for row, place in enumerate(places):
-            for replicate, objectives in self.imported[place].objectives.items():
+        values_IR = np.full((len(indices), width), np.nan)
+        for row, index in enumerate(indices):
+            for replicate, objectives in self.imported[index].objectives.items():
                 values_IR[row, replicate] = self.sign * objectives[0]
-        return np.array(places, dtype=np.int64), values_IR
+        return np.array(indices, dtype=np.int64), values_IR
 
     def _measure(self) -> Measurements:
         rows = np.flatnonzero(self._is_complete)
-        places, imported_IR = self._imported_values()
-        room = imported_IR.shape[1] - self._values.shape[1]
-        own_CR = np.pad(self._values[rows], ((0, 0), (0, room)), constant_values=np.nan)
+        imported, imported_IR = self._imported_values()
+        missing = imported_IR.shape[1] - self._values.shape[1]
+        own_CR = np.pad(self._values[rows], ((0, 0), (0, missing)), constant_values=np.nan)
         values_CR = self.transform.to_latent(np.vstack([own_CR, imported_IR]))
         used = np.isfinite(values_CR).any(axis=0)
         last = int(np.flatnonzero(used).max()) + 1 if used.any() else 1
@@ -245,7 +246,7 @@ class Observations:
             dof=fit.dof,
             costs=self._costs[rows],
             seconds=self._seconds[rows] / np.maximum(counts[:number], 1),
-            imported=places,
+            imported=imported,
             imported_means=means[number:],
             imported_counts=counts[number:],
             fold_weights=fit.weights,

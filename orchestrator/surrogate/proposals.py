@@ -1,6 +1,6 @@
-"""What candidates are expected to improve the front by, while other trials are on their way.
+"""Expected improvement of candidates while other trials are running.
 
-Shapes: N candidates, M of them that are compared, W configurations on their way, D features.
+Shapes: N candidates, M of them compared, W pending configurations, D features.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 MAX_CANDIDATES = 4_000
-"""Candidates that are compared; beyond, those near the most promising and some others."""
+"""Maximum number of compared candidates: a sample, and those near the most promising ones."""
 MAX_PAIRS = 250_000
-"""Candidates times configurations in the surrogate: the more of these, the fewer of those."""
+"""Maximum of compared candidates times configurations in the surrogate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """The improvement that each of some candidates is expected to be."""
+    """The expected improvement of some candidates."""
 
     among: Candidates
     rows: Indices
-    """Which of them were compared, (M,)."""
+    """The rows that were compared, (M,)."""
     gains: Floats
-    """Of the hypervolume: accuracy times scaled cost, (M,)."""
+    """Expected gain in hypervolume, accuracy times scaled cost, (M,)."""
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Those that were compared."""
+        """The compared candidates."""
         return [self.among.rows[i] for i in self.rows]
 
     @property
     def best_row(self) -> int | None:
-        """The row of the most promising one; None: there is none."""
+        """The row of the most promising candidate, if any."""
         return int(self.rows[int(self.gains.argmax())]) if len(self.rows) else None
 
     @property
     def best(self) -> Candidate | None:
-        """The most promising one; None: there is none."""
+        """The most promising candidate, if any."""
         return None if self.best_row is None else self.among.rows[self.best_row]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlook:
-    """A fitted model with the trials on their way at their expected value.
+    """A fitted model in which pending trials have their expected values.
 
-    So the next proposal does not go where others already are.
+    This keeps the next proposal away from pending ones.
     """
 
     model: FittedModel
@@ -69,12 +69,12 @@ class Outlook:
     stairs: Staircase
 
     def compare(self, number: int, among: Candidates, free: Indices) -> Comparison:
-        """Compare candidates; of many only some.
+        """Compare candidates by expected improvement; if there are many, only a subset.
 
         Args:
-            number: of the proposal, from which it follows which are compared.
+            number: of the proposal; it seeds the choice of the subset.
             among: the candidates.
-            free: the rows of those that may be proposed.
+            free: rows of the candidates that may be proposed.
         """
         most = _num_compared(self.model.measurements)
         if len(free) <= most:
@@ -90,9 +90,9 @@ class Outlook:
         return Comparison(among, np.append(some, more), gains)
 
     def gain_of_replicates(self, among: Candidates, row: int, replicates: int) -> float:
-        """Return what a candidate's first replicates are expected to improve the front by.
+        """Return the expected improvement by a candidate's first replicates.
 
-        What counts is how far they will move what is known of it.
+        It depends on how far the replicates will move the posterior mean.
         """
         mean, sd = self.process.predict(among.x[[row]])
         moved = sd**2 / np.sqrt(sd**2 + self.model.hyperparameters.sigma**2 / replicates)
@@ -105,13 +105,13 @@ class Outlook:
 
 
 def look_ahead(model: FittedModel, x_waiting: Floats, u_waiting: Floats, floor: float) -> Outlook:
-    """Return a fitted model with the trials on their way at their expected value.
+    """Return a fitted model in which pending trials have their expected values.
 
     Args:
-        model: fitted to what was measured.
-        x_waiting: features of the configurations that may still get a value, (W, D).
-        u_waiting: scaled costs of them, (W, costs).
-        floor: what counts as reached where nothing is affordable.
+        model: fitted to the measurements.
+        x_waiting: features of the pending configurations, (W, D).
+        u_waiting: their scaled costs, (W, costs).
+        floor: the value assumed where nothing is affordable.
     """
     held, process = model.held, model.process
     means, u = model.posterior.means, model.posterior.u
@@ -130,12 +130,12 @@ def look_ahead(model: FittedModel, x_waiting: Floats, u_waiting: Floats, floor: 
 
 
 def seconds_of(measurements: Measurements) -> Floats:
-    """Return the seconds of a replicate, positive also where they were not measured."""
+    """Return the seconds of a replicate, positive even if they were not measured."""
     return np.maximum(measurements.seconds, 1e-3)
 
 
 def expected_seconds(measurements: Measurements, cost: float) -> float:
-    """Return the seconds that a configuration of some cost takes, by those that were measured."""
+    """Estimate the seconds of a configuration from its cost, by a log-log line of the measured."""
     seconds = np.log(seconds_of(measurements))
     costs = np.log(measurements.costs)
     if np.ptp(costs) == 0:
@@ -158,15 +158,15 @@ def _close(
     count: int,
     random_: np.random.Generator,
 ) -> Indices:
-    """Return the free candidates closest to the best ones, of at most eight times as many.
+    """Return the `count` candidates closest to the best ones, from a sample of 8 times as many.
 
     Args:
         x: features of the candidates, (N, D).
         lengthscales: the unit of each feature, (D,).
-        best: the ones to be close to.
-        free: those to choose from.
+        best: rows of the best candidates.
+        free: rows to choose from.
         count: how many to choose.
-        random_: draws among the free ones, where there are many.
+        random_: draws the sample.
     """
     sample = random_.choice(free, min(len(free), 8 * count), replace=False)
     own, others = x[sample] / lengthscales, x[best] / lengthscales

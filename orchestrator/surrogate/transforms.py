@@ -1,7 +1,7 @@
-"""The scale on which replicates vary alike: shares by their log odds, other metrics as they are.
+"""Transform metrics to the surrogate's scale: log odds for shares, unchanged for other metrics.
 
-A share of right decisions varies less from seed to seed and from fold to fold the closer it is to 1
-(or 0); its log odds vary alike everywhere. The surrogate works on that scale and answers in shares.
+A share of correct decisions varies less between seeds and folds the closer it is to 0 or 1; its log
+odds have about the same variance everywhere. The surrogate models log odds and returns shares.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 LEAST = 0.002
-"""Shares are told apart from here to 1 less it: the log odds of 0 and 1 are infinite."""
+"""Shares are clipped to [LEAST, 1 - LEAST], because the log odds of 0 and 1 are infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeTransform:
-    """From values of a metric, higher is better, to the scale they are modelled on, and back."""
+    """Map values of a metric (higher is better) to the scale of the surrogate and back."""
 
     is_share: bool = False
     sign: float = 1.0
-    """-1 where the values are shares that are minimised: so they come with that sign."""
+    """-1 if the values are negated because the share is minimized."""
     floor: float = 0.0
-    """What chance reaches: shares below half of it count as that half."""
+    """Share at chance level; shares below half of it count as half of it."""
 
     def to_latent(self, values: ArrayLike) -> Floats:
-        """Return the values on the scale they are modelled on; NaN stays."""
+        """Return the values on the scale of the surrogate; NaNs stay."""
         values = np.asarray(values, dtype=float)
         if not self.is_share:
             return values
@@ -41,7 +41,7 @@ class OutcomeTransform:
         return latent
 
     def to_values(self, latent: ArrayLike, spread: float = 0.0) -> Floats:
-        """Return the mean values where the latent is as given, give or take a normal spread.
+        """Return mean values for latent means with a normal spread (a standard deviation).
 
         The mean of a logistic function of a normal variable is close to that function at
         latent / sqrt(1 + pi spread^2 / 8).
@@ -55,7 +55,7 @@ class OutcomeTransform:
         return values
 
     def slopes(self, latent: ArrayLike, spread: float = 0.0) -> Floats:
-        """Return the derivatives of `to_values`, which turn deviations into those of values."""
+        """Return the derivatives of `to_values`, which convert deviations to those of values."""
         latent = np.asarray(latent, dtype=float)
         if not self.is_share:
             return np.ones_like(latent)

@@ -1,4 +1,4 @@
-"""A tiny space recorded through the real path, interrupted and resumed, and simulated again."""
+"""Record a tiny space with real training, interrupt and resume it, and simulate it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sftsearch.orchestrator.benchmark.table import META, read_table
 from sftsearch.orchestrator.execution.cluster import connected
 from sftsearch.orchestrator.search.state import StudyState
 from sftsearch.orchestrator.storage.journal import Entry, Journal
-from sftsearch.orchestrator.studies import check_study
 from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.study_file import check_study
 
 from journals import raw, read_events
 
@@ -53,9 +53,9 @@ resources: {cpus: 1, concurrent_trials: 1}
 space:
   - {kind: sft, num_heads: 2, fused_layers: 1, stride: 2, dim: {kind: choice, values: [4, 8]}}
 """
-"""Without folds and subjects, and trained in no time."""
+"""Without folds and subjects; training takes almost no time."""
 NEAR, MORE = 1, 4
-"""One configuration gets four replicates in the end."""
+"""One configuration gets four replicates in total."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -90,14 +90,16 @@ def table(recorded: Path) -> Table:
     return read_table(recorded)
 
 
-def test_every_configuration_is_there_and_the_nearest_has_more(table: Table) -> None:
+def test_record_table_adds_replicates_near_the_front(
+    table: Table,
+) -> None:
     assert sorted(table.num_replicates) == [2, 2, 4]
     assert table.num_epochs == 2
     assert table.num_folds == 5
     assert table.costs.keys() == {"gflops", "gmacs", "parameters"}
     best = table.values("top1")[:, :2].mean(axis=1)
     nearest = int(np.argmax(table.num_replicates))
-    # The cheapest is on the front whatever it reaches, another only if it is better.
+    # The cheapest one is always on the front, another one only if it is better.
     cheapest = int(np.argmin(table.costs["gflops"]))
     assert nearest == cheapest or best[nearest] > best[cheapest]
     assert table.facts["fingerprint"] == describe("wearables").fingerprint
@@ -108,8 +110,8 @@ def bits(recorded: Path, name: str) -> list[np.ndarray]:
     return [np.unpackbits(np.frombuffer(row, np.uint8)) for row in column]
 
 
-def test_the_bits_agree_with_the_accuracy_of_their_row(recorded: Path) -> None:
-    """Of each fold's own validation samples, and of the test split."""
+def test_record_table_bits_agree_with_the_accuracy_of_their_row(recorded: Path) -> None:
+    """Check the validation samples of each fold, and the test split."""
     rows = pq.read_table(recorded)
     facts = json.loads(rows.schema.metadata[META])
     store = open_dataset("wearables")
@@ -133,8 +135,8 @@ def values_of(events: list[RawEvent], kind: str, name: str) -> dict[Any, Any]:
     return {e.body[name]: e.body for e in events if e.kind == kind}
 
 
-def test_the_simulated_study_is_the_real_one(recorded: Path, tmp_path: Path) -> None:
-    """Same proposals, and all that was reported and told, but for the rounding to 32 bits."""
+def test_simulate_agrees_with_the_real_study(recorded: Path, tmp_path: Path) -> None:
+    """Proposals and reported values are equal, up to the rounding to 32 bits."""
     real = [
         e
         for e in read_events(recorded.parent / "runs" / "tiny")
@@ -157,12 +159,12 @@ def test_the_simulated_study_is_the_real_one(recorded: Path, tmp_path: Path) -> 
     assert [e.body for e in ours if e.kind == "admitted"] == [
         e.body for e in before if e.kind == "admitted"
     ]
-    # Where Ray has one trial waiting while another runs, they begin earlier and end in this order.
+    # Ray may start a trial earlier, while another one still runs; the order of the ends is equal.
     assert sorted(map(str, decided(ours))) == sorted(map(str, decided(before)))
     for number, body in values_of(before, "told", "number").items():
-        told = values_of(ours, "told", "number")[number]
-        assert told["state"] == body["state"]
-        assert told["values"] == pytest.approx(body["values"], rel=1e-6)
+        simulated = values_of(ours, "told", "number")[number]
+        assert simulated["state"] == body["state"]
+        assert simulated["values"] == pytest.approx(body["values"], rel=1e-6)
     for key, body in values_of(before, "finished", "trial").items():
         values = values_of(ours, "finished", "trial")[key]["values"]
         assert {"top1", "gflops"} <= body["values"].keys() & values.keys()
@@ -179,7 +181,7 @@ class HaltedError(Exception):
 
 
 def halt_after(monkeypatch: pytest.MonkeyPatch, kind: str, number: int) -> None:
-    """Let the driver die after so many events of a kind, once."""
+    """Raise HaltedError once, after `number` events of a kind."""
     original, left = Journal.append, [number]
 
     def append(self: Journal, event: Event) -> Entry:
@@ -198,10 +200,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "number"), [("epoch", 3), ("replicated", 1)])
-def test_an_interrupted_recording_goes_on_and_repeats_itself(
+def test_record_table_resumes_an_interrupted_recording(
     quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
 ) -> None:
-    """Also between granting more replicates and training them."""
+    """The second case interrupts between granting and training more replicates."""
     halt_after(monkeypatch, kind, number)
     with pytest.raises(Exception, match=r"Halted|^$"):
         record(tmp_path, QUICK)
@@ -215,29 +217,29 @@ def test_an_interrupted_recording_goes_on_and_repeats_itself(
     assert again.drop(["seconds"]).equals(first.drop(["seconds"]))
 
 
-def test_a_table_that_is_complete_is_written_again_as_it_was(quick: Path) -> None:
+def test_record_table_writes_a_complete_table_again_unchanged(quick: Path) -> None:
     before = pq.read_table(quick)
     assert pq.read_table(record(quick.parent, QUICK)).equals(before)
 
 
-def test_only_whole_spaces_are_recorded(tmp_path: Path) -> None:
+def test_record_table_refuses_studies_that_do_not_enumerate_the_space(tmp_path: Path) -> None:
     for text in (
         STUDY.replace("kind: exhaustive", "kind: random"),
         STUDY.replace("replicates: 2", "replicates: {min: 2, max: 3}"),
         STUDY.replace("replicates: 2", "replicates: 2, early_stopping: median"),
         STUDY.replace("replicates: 2", "replicates: {min: 2, max: 2, fresh: 1}"),
     ):
-        with pytest.raises(RecordingError, match="a table is recorded with"):
+        with pytest.raises(RecordingError, match="recording a table requires"):
             record_table(write(tmp_path, text), tmp_path / "t.parquet", runs=tmp_path)
 
 
-def test_a_study_that_is_no_recording_is_left_alone(tmp_path: Path) -> None:
+def test_record_table_refuses_an_existing_study_that_is_not_a_recording(tmp_path: Path) -> None:
     run_study(write(tmp_path, QUICK), runs=tmp_path / "runs", formats=())
     with pytest.raises(RecordingError, match="is not a recording"):
         record(tmp_path, QUICK)
 
 
-def test_the_nearest_are_those_that_lack_least_of_the_best_at_their_cost() -> None:
+def test_nearest_the_front_ranks_by_distance_below_the_front() -> None:
     source, _, admission = check_study("wearables_table")
     assert admission.table is not None
     ids = list(admission.table)[:40]
@@ -251,7 +253,7 @@ def test_the_nearest_are_those_that_lack_least_of_the_best_at_their_cost() -> No
         state.configurations[i] = SimpleNamespace(id=i, cost=cost, values=measured)  # type: ignore[assignment]
     found = recording.nearest_the_front(state, source, 10)
     mean = {i: np.mean(list(values[i].values())) for i in ids}
-    lacks = {i: max(mean[j] for j in ids if costs[j] <= costs[i]) - mean[i] for i in ids}
+    distance = {i: max(mean[j] for j in ids if costs[j] <= costs[i]) - mean[i] for i in ids}
     assert len(found) == 10
-    # Means are freed of the folds here, so that the order is nearly that of plain means.
-    assert set(sorted(ids, key=lacks.__getitem__)[:6]) <= set(found)
+    # Means are adjusted for folds, so the order is only nearly that of plain means.
+    assert set(sorted(ids, key=distance.__getitem__)[:6]) <= set(found)

@@ -1,4 +1,4 @@
-"""Budget regret: how far a reported front lies below the best of a table, on average."""
+"""Compute budget regret directly and with `sftsearch simulate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftsearch.orchestrator.benchmark.regret import budget_regret
 from sftsearch.orchestrator.benchmark.simulator import check_table
 from sftsearch.orchestrator.benchmark.table import Table, TableError, read_table, write_table
 from sftsearch.orchestrator.cli.main import main
-from sftsearch.orchestrator.studies import check_study
+from sftsearch.orchestrator.study_file import check_study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ space:
 NUM_REPLICATES = 4
 
 
-def made_up(costs: list[float], values: list[float], metric: str = "top1") -> Table:
+def synthetic_table(costs: list[float], values: list[float], metric: str = "top1") -> Table:
     """Return a table of one replicate and one epoch."""
     values_N11 = np.array(values)[:, None, None]
     return Table(
@@ -51,7 +51,7 @@ def made_up(costs: list[float], values: list[float], metric: str = "top1") -> Ta
 
 
 def by_riemann_sum(table: Table, ids: list[str], chance: float) -> float:
-    """The integral as a sum over many budgets."""
+    """Return the regret as a Riemann sum over many budgets."""
     logs = np.log(table.costs["gflops"])
     u = (logs - logs.min()) / np.ptp(logs)
     truth, rows = table.true_means("top1"), [table.ids.index(identity) for identity in ids]
@@ -59,43 +59,43 @@ def by_riemann_sum(table: Table, ids: list[str], chance: float) -> float:
     budgets = (np.arange(20_000) + 0.5) / 20_000
     for budget in budgets:
         best = [chance, *truth[u <= budget]]
-        named = [chance, *(truth[row] for row in rows if u[row] <= budget)]
-        total += max(best) - max(named)
+        reported = [chance, *(truth[row] for row in rows if u[row] <= budget)]
+        total += max(best) - max(reported)
     return total / len(budgets)
 
 
-def test_budget_regret_of_a_missing_middle_is_its_step_times_the_span_it_rules() -> None:
-    """Costs 1, 10, 100: u = 0, 1/2, 1. Without the middle, 0.2 is lost on the second half."""
-    table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
+def test_budget_regret_of_a_missing_point_is_its_step_height_times_length() -> None:
+    """Costs 1, 10, 100 have u = 0, 1/2, 1; without the middle one, 0.2 is lost from u = 1/2."""
+    table = synthetic_table([1, 10, 100], [0.5, 0.7, 0.9])
     assert budget_regret(table, ["c0", "c2"], chance=0.25) == pytest.approx(0.5 * 0.2, abs=1e-12)
     assert budget_regret(table, ["c0", "c1", "c2"], chance=0.25) == 0.0
     assert budget_regret(table, ["c0", "c1"], chance=0.25) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_budget_regret_of_nothing_is_from_chance_everywhere() -> None:
-    table = made_up([1, 10, 100], [0.5, 0.7, 0.9])
-    whole = 0.5 * (0.5 - 0.25) + 0.5 * (0.7 - 0.25)
-    assert budget_regret(table, [], chance=0.25) == pytest.approx(whole, abs=1e-12)
-    only_dear = budget_regret(table, ["c2"], chance=0.25)
-    assert only_dear == pytest.approx(whole, abs=1e-12)  # it is affordable at u = 1 alone
+def test_budget_regret_of_an_empty_front_is_measured_from_chance() -> None:
+    table = synthetic_table([1, 10, 100], [0.5, 0.7, 0.9])
+    full = 0.5 * (0.5 - 0.25) + 0.5 * (0.7 - 0.25)
+    assert budget_regret(table, [], chance=0.25) == pytest.approx(full, abs=1e-12)
+    most_expensive = budget_regret(table, ["c2"], chance=0.25)
+    assert most_expensive == pytest.approx(full, abs=1e-12)  # affordable only at u = 1
 
 
-def test_budget_regret_of_an_error_begins_at_the_worst() -> None:
-    table = made_up([1, 10, 100], [0.9, 0.6, 0.4], metric="mae")
+def test_budget_regret_of_a_minimized_metric_starts_at_the_worst_value() -> None:
+    table = synthetic_table([1, 10, 100], [0.9, 0.6, 0.4], metric="mae")
     assert budget_regret(table, ["c0", "c2"], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
     assert budget_regret(table, [], accuracy="mae") == pytest.approx(0.15, abs=1e-12)
 
 
-def test_budget_regret_of_one_cost_for_all_is_over_the_whole_range() -> None:
-    table = made_up([5, 5], [0.5, 0.75])
+def test_budget_regret_of_equal_costs_covers_the_whole_range() -> None:
+    table = synthetic_table([5, 5], [0.5, 0.75])
     assert budget_regret(table, ["c0"], chance=0.25) == pytest.approx(0.25, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_budget_regret_is_the_integral_in_any_order(seed: int) -> None:
+def test_budget_regret_is_the_integral_for_any_order(seed: int) -> None:
     random_ = np.random.default_rng(seed)
     costs = np.exp(random_.uniform(0, 5, 12))
-    table = made_up(costs.tolist(), random_.uniform(0.2, 1, 12).tolist())
+    table = synthetic_table(costs.tolist(), random_.uniform(0.2, 1, 12).tolist())
     ids = random_.permutation(table.ids)[:4].tolist()
     exact = budget_regret(table, ids, chance=0.25)
     assert exact == pytest.approx(by_riemann_sum(table, ids, 0.25), abs=12 / 20_000)
@@ -103,7 +103,7 @@ def test_budget_regret_is_the_integral_in_any_order(seed: int) -> None:
     assert exact >= 0
 
 
-# --------------------------------------------------- the command that prints it
+# ------------------------------------------------------------------ the command
 
 
 @pytest.fixture
@@ -154,28 +154,28 @@ def call(*arguments: str | Path) -> Any:
 
 
 @pytest.mark.medium
-def test_simulate_command_names_the_front_and_its_regret(recorded: tuple[Path, Path]) -> None:
+def test_simulate_command_prints_the_front_and_its_regret(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     done = call("simulate", file, "--table", out, "--json", "--workers", 1)
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["finished"] == 8
-    assert told["seconds"] == 8 * 3 * 60  # one after another
-    assert told["ended"] == "all trials ran"
+    result = json.loads(done.stdout)
+    assert result["finished"] == 8
+    assert result["seconds"] == 8 * 3 * 60  # one after another
+    assert result["ended"] == "all trials ran"
     table = read_table(out)
-    ids = [row["configuration"] for row in told["front"]]
-    assert told["regret"] == pytest.approx(budget_regret(table, ids, chance=0.25), abs=1e-12)
-    costs = [row["gflops"] for row in told["front"]]
+    ids = [row["configuration"] for row in result["front"]]
+    assert result["regret"] == pytest.approx(budget_regret(table, ids, chance=0.25), abs=1e-12)
+    costs = [row["gflops"] for row in result["front"]]
     assert costs == sorted(costs)
     truth: NDArray[np.float64] = table.true_means("top1")
-    for row in told["front"]:
+    for row in result["front"]:
         assert row["true"] == truth[table.ids.index(row["configuration"])]
         assert row["estimated"] == pytest.approx(row["true"], abs=0.02)
     text = call("simulate", file, "--table", out, "--workers", 1).output
     assert "Ended: all trials ran.\n" in text
     assert "8 finished, 0 stopped, 0 failed" in text
     assert "simulated time: 24.0 minutes" in text
-    assert f"budget regret:  {100 * told['regret']:.2f} points of top-1 accuracy" in text
+    assert f"budget regret:  {100 * result['regret']:.2f} points of top-1 accuracy" in text
     assert ids[0] in text
 
 
@@ -183,54 +183,54 @@ def test_simulate_command_takes_a_quarter_of_the_time_with_four_workers(
     recorded: tuple[Path, Path],
 ) -> None:
     file, out = recorded
-    told = json.loads(call("simulate", file, "--table", out, "--json", "--workers", 4).stdout)
-    assert told["seconds"] == 8 * 3 * 60 / 4
+    result = json.loads(call("simulate", file, "--table", out, "--json", "--workers", 4).stdout)
+    assert result["seconds"] == 8 * 3 * 60 / 4
 
 
 @pytest.mark.medium
-def test_simulate_command_gives_mean_and_standard_error_of_repetitions(
+def test_simulate_command_prints_mean_and_standard_error_of_repetitions(
     recorded: tuple[Path, Path],
 ) -> None:
     file, out = recorded
     file.write_text(STUDY.replace("trials: 8", "trials: 4").replace("ehvi", "random"))
     arguments = ("simulate", file, "--table", out, "--repetitions", 6)
-    told = json.loads(call(*arguments, "--json").stdout)
-    regrets = told["regrets"]
+    result = json.loads(call(*arguments, "--json").stdout)
+    regrets = result["regrets"]
     assert len(regrets) == 6
     assert len(set(regrets)) > 1
-    assert told["mean"]["regret"] == pytest.approx(sum(regrets) / 6, rel=1e-12)
+    assert result["mean"]["regret"] == pytest.approx(sum(regrets) / 6, rel=1e-12)
     spread = sum((r - sum(regrets) / 6) ** 2 for r in regrets) / 5
-    assert told["standard_error"]["regret"] == pytest.approx(math.sqrt(spread / 6), rel=1e-9)
-    assert told["mean"]["finished"] == 4
+    assert result["standard_error"]["regret"] == pytest.approx(math.sqrt(spread / 6), rel=1e-9)
+    assert result["mean"]["finished"] == 4
     text = call(*arguments).output
     assert text.startswith("Means over 6 repetitions:\n")
-    assert f"{100 * told['mean']['regret']:.2f} \N{PLUS-MINUS SIGN} " in text
+    assert f"{100 * result['mean']['regret']:.2f} \N{PLUS-MINUS SIGN} " in text
     alone = json.loads(call(*arguments[:-1], 1, "--json").stdout)
     assert alone["standard_error"]["regret"] is None
     assert alone["regrets"] == regrets[:1]
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "message"),
     [
-        ({"dataset": "wearables"}, "the data set was wearables when it was recorded"),
-        ({"fingerprint": "0"}, "the version of the data set was 0"),
+        ({"dataset": "wearables"}, "the dataset was wearables when the table was recorded"),
+        ({"fingerprint": "0"}, "the version of the dataset was 0"),
         ({"folds": 3}, "`dataset.folds` was 3"),
     ],
 )
-def test_check_table_refuses_a_table_of_something_else_in_one_line(
-    tmp_path: Path, facts: dict[str, Any], said: str
+def test_check_table_refuses_a_table_of_another_study_in_one_line(
+    tmp_path: Path, facts: dict[str, Any], message: str
 ) -> None:
     file, out = tmp_path / "simulated.yaml", tmp_path / "t.parquet"
     file.write_text(STUDY)
     write(file, out, **facts)
     done = call("simulate", file, "--table", out)
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: The table is not of this study: ")
-    assert said in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: The table does not match the study: ")
+    assert message in done.stderr
 
 
-def test_check_table_counts_what_was_not_recorded(recorded: tuple[Path, Path]) -> None:
+def test_check_table_counts_missing_configurations(recorded: tuple[Path, Path]) -> None:
     file, out = recorded
     file.write_text(STUDY.replace("[2, 4, 8, 16]", "[2, 4, 8, 32]"))
     done = call("simulate", file, "--table", out)
@@ -239,6 +239,7 @@ def test_check_table_counts_what_was_not_recorded(recorded: tuple[Path, Path]) -
     lacking = STUDY.replace(
         "search:",
         "objectives:\n  - {metric: top1, direction: maximize}\n"
+        "  - {metric: gflops, direction: minimize}\n"
         "  - {metric: latency_ms, direction: minimize}\nsearch:",
     )
     file.write_text(lacking)

@@ -1,4 +1,4 @@
-"""Recorded tables and searches simulated on them: round trips, hostile files, the clock, folds."""
+"""Read and write recorded tables, and simulate searches on them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def admission_of(source: Source) -> Admission:
 
 
 def top1(width: int, replicate: int, epoch: int) -> float:
-    """A value that a 32-bit float holds: a whole number of 1/1024."""
+    """Return a multiple of 1/1024, which a 32-bit float stores exactly."""
     return (400 + 8 * width + 16 * (replicate % 3) + 32 * epoch) / 1024
 
 
 def rows_of(admission: Admission, replicates: int = REPLICATES) -> dict[str, list[Any]]:
-    """Return the rows of a table of the whole space: widths, replicates, epochs."""
+    """Return the rows of a table of the whole space, by width, replicate and epoch."""
     assert admission.table is not None
     rows: dict[str, list[Any]] = {}
     for candidate in admission.table.values():
@@ -76,7 +76,7 @@ FACTS = {"costs": ["gflops", "gmacs", "parameters"], "metrics": ["top1"], "folds
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Table:
+def table(tmp_path: Path) -> Table:
     path = tmp_path / "made.parquet"
     write_table(path, rows_of(admission_of(study())), FACTS)
     return read_table(path)
@@ -85,22 +85,22 @@ def made(tmp_path: Path) -> Table:
 # ---------------------------------------------------------------------- files
 
 
-def test_read_table_gives_back_what_was_written(made: Table) -> None:
-    assert made.metrics["top1"].shape == (5, REPLICATES, EPOCHS)
-    for row, parameters in enumerate(made.parameters):
+def test_read_table_returns_what_was_written(table: Table) -> None:
+    assert table.metrics["top1"].shape == (5, REPLICATES, EPOCHS)
+    for row, parameters in enumerate(table.parameters):
         for replicate, epoch in itertools.product(range(REPLICATES), range(EPOCHS)):
             expected = top1(parameters["dim"], replicate, epoch + 1)
-            assert made.metrics["top1"][row, replicate, epoch] == expected
-        assert made.models[row] == "sft"
+            assert table.metrics["top1"][row, replicate, epoch] == expected
+        assert table.models[row] == "sft"
         last = [top1(parameters["dim"], 2, epoch) for epoch in (2, 3, 4)]
-        assert made.values("top1")[row, 2] == pytest.approx(np.mean(last))
-    assert made.num_epochs == EPOCHS
-    assert made.num_replicates.tolist() == [REPLICATES] * 5
-    assert made.facts == {"format": 1, **FACTS}
-    assert made.true_means("top1") == pytest.approx(made.values("top1").mean(axis=1))
+        assert table.values("top1")[row, 2] == pytest.approx(np.mean(last))
+    assert table.num_epochs == EPOCHS
+    assert table.num_replicates.tolist() == [REPLICATES] * 5
+    assert table.facts == {"format": 1, **FACTS}
+    assert table.true_means("top1") == pytest.approx(table.values("top1").mean(axis=1))
 
 
-def test_read_table_takes_replicates_that_differ_between_configurations(tmp_path: Path) -> None:
+def test_read_table_accepts_different_numbers_of_replicates(tmp_path: Path) -> None:
     rows = rows_of(admission_of(study()))
     kept = [
         i for i, r in enumerate(rows["replicate"]) if r < 2 or i < 5 * EPOCHS  # the first has 5
@@ -113,7 +113,7 @@ def test_read_table_takes_replicates_that_differ_between_configurations(tmp_path
 
 
 def damaged(change: Callable[[dict[str, list[Any]]], object]) -> Callable[[Path], None]:
-    """Return who writes a table that is made and then changed."""
+    """Return a function that writes a table after a change of its rows."""
 
     def write(path: Path) -> None:
         rows = rows_of(admission_of(study()))
@@ -146,35 +146,35 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "not Parquet": (lambda path: path.write_text("top1,gflops\n1,2\n") and None, "Cannot read"),
     "empty": (lambda path: path.write_bytes(b"") and None, "Cannot read"),
     "a folder": (lambda path: path.mkdir(), "Cannot read"),
-    "not there": (lambda path: None, "Cannot read"),
+    "missing": (lambda path: None, "Cannot read"),
     "no metadata": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "format 1"),
     "other format": (with_facts({"format": 2, **FACTS}), "format 1"),
     "metadata are a list": (with_facts([1]), "format 1"),
-    "metadata are no JSON": (with_facts(b"{"), "Cannot read"),
-    "metadata are no text": (with_facts(b"\xff\xfe"), "Cannot read"),
+    "metadata are not JSON": (with_facts(b"{"), "Cannot read"),
+    "metadata are not text": (with_facts(b"\xff\xfe"), "Cannot read"),
     "no metrics": (with_facts({"format": 1, "costs": []}), "damaged: 'metrics'"),
     "unknown metric": (with_facts({"format": 1, "costs": [], "metrics": ["x"]}), "damaged"),
     "metrics are a number": (with_facts({"format": 1, "costs": [], "metrics": 3}), "damaged"),
     "no rows": (damaged(lambda rows: [column.clear() for column in rows.values()]), "damaged"),
     "negative replicate": (set_first("replicate", -1), "`replicate` is out of range"),
     "huge replicate": (set_first("replicate", 10**6), "`replicate` is out of range"),
-    "lone replicate": (set_first("replicate", 9_999), "hardly any"),
+    "lone replicate": (set_first("replicate", 9_999), "almost all of its"),
     "replicate is a fraction": (set_first("replicate", 0.5), "out of range"),
     "replicate is missing": (set_first("replicate", None), "out of range"),
     "epoch 0": (set_first("epoch", 0), "`epoch` is out of range"),
-    "epoch twice": (set_first("epoch", 2), "lacks an epoch or has one twice"),
-    "seconds are missing": (set_first("seconds", None), "lacks an epoch"),
+    "epoch twice": (set_first("epoch", 2), "a missing or duplicate epoch"),
+    "seconds are missing": (set_first("seconds", None), "a missing or duplicate epoch"),
     "seconds are negative": (set_first("seconds", -1.0), "negative"),
     "value is not a number": (set_first("top1", float("nan")), "not finite"),
     "cost is 0": (set_first("cost_gflops", 0.0), "not positive"),
-    "parameters are no JSON": (set_first("parameters", "{"), "damaged"),
+    "parameters are not JSON": (set_first("parameters", "{"), "damaged"),
     "parameters are a list": (set_first("parameters", "[1]"), "damaged"),
     "no model": (damaged(lambda rows: rows.pop("model")), "damaged"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_read_table_refuses_a_file_that_is_no_table_in_one_line(name: str, tmp_path: Path) -> None:
+def test_read_table_refuses_an_invalid_file_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.parquet"
     write, message = HOSTILE[name]
     write(path)
@@ -185,7 +185,7 @@ def test_read_table_refuses_a_file_that_is_no_table_in_one_line(name: str, tmp_p
     assert "hostile.parquet" in str(caught.value)
 
 
-def test_write_table_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
+def test_write_table_leaves_no_file_after_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TableError, match="Cannot write the table"):
         write_table(tmp_path / "file" / "made.parquet", {"a": [1]}, FACTS)
@@ -199,7 +199,7 @@ def test_write_table_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
 
 
 def table_of(counts: list[int], folds: int | None) -> Table:
-    """Return a table that only says which replicates there are."""
+    """Return a table that has only the given numbers of replicates."""
     from sftsearch.orchestrator.benchmark.table import Table
 
     seconds = np.full((len(counts), max(counts), 1), np.nan)
@@ -211,7 +211,7 @@ def table_of(counts: list[int], folds: int | None) -> Table:
 
 @pytest.mark.parametrize("folds", [None, 3])
 @pytest.mark.parametrize("repetition", [None, 0, 7])
-def test_replay_sees_every_recorded_replicate_once_and_keeps_folds_together(
+def test_replay_uses_every_recorded_replicate_once_and_aligns_folds(
     folds: int | None, repetition: int | None
 ) -> None:
     table = table_of([6, 9, 12], folds)
@@ -223,19 +223,19 @@ def test_replay_sees_every_recorded_replicate_once_and_keeps_folds_together(
             assert found[row] == list(range(n))
     assert replay.num_reused == 0
     if folds:
-        # Replicates r of all configurations are of one fold, so that they can be compared.
-        for turn in range(6):
-            assert len({found[row][turn] % folds for row in range(3)}) == 1
+        # Replicate r has the same fold for all configurations, so that they can be compared.
+        for replicate in range(6):
+            assert len({found[row][replicate] % folds for row in range(3)}) == 1
 
 
-def test_replay_sees_other_replicates_by_repetition() -> None:
+def test_replay_order_depends_on_the_repetition() -> None:
     table = table_of([6, 6], 3)
     orders = {tuple(Replay(table, n).find(0, r) for r in range(6)) for n in range(20)}
     assert len(orders) > 10
     assert {order[0] % 3 for order in orders} == {0, 1, 2}
 
 
-def test_replay_lets_one_of_its_fold_stand_in_for_a_replicate_not_recorded() -> None:
+def test_replay_reuses_a_replicate_of_the_same_fold_if_one_is_missing() -> None:
     replay = Replay(table_of([6, 9], 3), 5)
     seen = [replay.find(0, r) for r in range(9)]
     assert replay.num_reused == 3
@@ -254,18 +254,16 @@ def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent]
 
 @pytest.mark.medium
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_simulate_has_the_clock_of_workers_who_train_one_trial_after_another(
-    made: Table, workers: int
-) -> None:
-    """Against the busy times of each worker, from the journal's own times."""
-    events, done = simulated(made, study(), workers=workers)
+def test_simulate_clock_agrees_with_busy_workers(table: Table, workers: int) -> None:
+    """Compare with the start and end times in the journal."""
+    events, done = simulated(table, study(), workers=workers)
     begun = {e.body["trial"]: e.time for e in events if e.kind == "started"}
     ended = {e.body["trial"]: e.time for e in events if e.kind == "finished"}
     assert len(ended) == 10
-    row_of = {identity: row for row, identity in enumerate(made.ids)}
+    row_of = {identity: row for row, identity in enumerate(table.ids)}
     for key, start in begun.items():
         identity, _, seed = key.rpartition("-")
-        seconds = made.seconds[row_of[identity], int(seed)].sum()
+        seconds = table.seconds[row_of[identity], int(seed)].sum()
         assert ended[key] - start == pytest.approx(seconds)
     assert done.seconds == max(ended.values())
     for time in begun.values():
@@ -275,17 +273,17 @@ def test_simulate_has_the_clock_of_workers_who_train_one_trial_after_another(
         assert done.seconds == pytest.approx(sum(ended[k] - begun[k] for k in begun))
 
 
-def test_simulate_reports_the_epochs_and_values_of_the_table(made: Table) -> None:
-    events, done = simulated(made, study(), workers=3)
-    row_of = {identity: row for row, identity in enumerate(made.ids)}
+def test_simulate_reports_the_epochs_and_values_of_the_table(table: Table) -> None:
+    events, done = simulated(table, study(), workers=3)
+    row_of = {identity: row for row, identity in enumerate(table.ids)}
     for event in events:
         if event.kind == "epoch":
             identity, _, seed = event.body["trial"].rpartition("-")
             epoch, metrics = event.body["epoch"], event.body["metrics"]
-            assert metrics["top1"] == made.metrics["top1"][row_of[identity], int(seed), epoch - 1]
+            assert metrics["top1"] == table.metrics["top1"][row_of[identity], int(seed), epoch - 1]
         elif event.kind == "finished":
             identity, _, seed = event.body["trial"].rpartition("-")
-            value = made.values("top1")[row_of[identity], int(seed)]
+            value = table.values("top1")[row_of[identity], int(seed)]
             assert event.body["values"]["top1"] == pytest.approx(value)
     counts = Counter(e.body["trial"] for e in events if e.kind == "epoch")
     assert set(counts.values()) == {EPOCHS}
@@ -295,54 +293,54 @@ def test_simulate_reports_the_epochs_and_values_of_the_table(made: Table) -> Non
 
 
 @pytest.mark.medium
-def test_simulate_repeats_a_repetition(made: Table) -> None:
+def test_simulate_is_deterministic_for_a_repetition(table: Table) -> None:
     runs = [
-        [(e.kind, e.time, json.dumps(e.body)) for e in simulated(made, study(), repetition=n)[0]]
+        [(e.kind, e.time, json.dumps(e.body)) for e in simulated(table, study(), repetition=n)[0]]
         for n in (3, 3, 4)
     ]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
-def test_simulate_ends_though_the_space_is_used_up_while_replicates_are_due(made: Table) -> None:
-    """With one worker nothing runs when the sampler has nothing left."""
+def test_simulate_ends_if_the_space_is_used_up_while_replicates_are_due(table: Table) -> None:
+    """With one worker, no trial is running when the sampler has nothing left."""
     source = study("sampler: exhaustive, trials: 40, replicates: {min: 1, max: 6, fresh: 1}")
-    events, done = simulated(made, source, workers=1)
+    events, done = simulated(table, source, workers=1)
     assert events[-1].body == {"reason": "the space is used up", "complete": True}
     assert any(e.kind == "replicated" for e in events)
     assert any(e.kind == "frozen" for e in events)
     assert done.search.exhausted
 
 
-def test_simulate_saves_the_time_of_stopped_trials(made: Table) -> None:
+def test_simulate_saves_the_time_of_stopped_trials(table: Table) -> None:
     plan = "sampler: {kind: random, seed: 2}, trials: 30, replicates: 6"
-    whole = simulated(made, study(plan), workers=1)[1]
-    assert whole.seconds == pytest.approx(made.seconds.sum())
+    whole = simulated(table, study(plan), workers=1)[1]
+    assert whole.seconds == pytest.approx(table.seconds.sum())
     rule = "early_stopping: {kind: mo_asha, min_epochs: 1, audit_share: 0}"
-    events, done = simulated(made, study(f"{plan}, {rule}"), workers=1)
+    events, done = simulated(table, study(f"{plan}, {rule}"), workers=1)
     stopped = {e.body["trial"]: e.body["epoch"] for e in events if e.kind == "stopped"}
-    row_of = {identity: row for row, identity in enumerate(made.ids)}
+    row_of = {identity: row for row, identity in enumerate(table.ids)}
     trained = 0.0
     for event in events:
         if event.kind == "started":
             identity, _, seed = event.body["trial"].rpartition("-")
             epochs = stopped.get(event.body["trial"], EPOCHS)
-            trained += made.seconds[row_of[identity], int(seed), :epochs].sum()
+            trained += table.seconds[row_of[identity], int(seed), :epochs].sum()
     assert stopped
     assert done.seconds == pytest.approx(trained)
 
 
-def test_simulate_refuses_a_space_beyond_the_table(made: Table) -> None:
+def test_simulate_refuses_configurations_that_are_not_in_the_table(table: Table) -> None:
     wider = source_of("sampler: exhaustive, trials: 6", space=width(8, 16, 48), epochs=EPOCHS)
-    with pytest.raises(TableError, match="is not in the table: narrow"):
-        simulate(wider, admission_of(wider), made)
+    with pytest.raises(TableError, match="is not in the table: restrict"):
+        simulate(wider, admission_of(wider), table)
 
 
-def test_admission_takes_the_prices_of_a_table(tmp_path: Path) -> None:
+def test_admission_uses_the_costs_of_a_table(tmp_path: Path) -> None:
     own = admission_of(study())
     assert own.table is not None
     rows = rows_of(own)
-    # A public table has the parameters that a study file names, and no others.
+    # A public table has only the parameters of the study file.
     for i, identity in enumerate(rows["configuration_id"]):
         rows["parameters"][i] = json.dumps(own.table[identity].point.parameters)
     write_table(tmp_path / "public.parquet", rows, FACTS)

@@ -1,9 +1,8 @@
-"""How accurate the configuration is that the main job chooses, on people nobody trained on.
+"""Measure the test accuracy of the configuration that a search chooses, on unseen people.
 
-Runs `stride.yaml` with three seeds a configuration, takes the configuration of best mean validation
-top-1, and confirms it: mean test top-1 over its seeds, with a 95 % interval over people and seeds.
-Beside it what simple features and logistic regression reach on the same test split, C chosen on
-validation.
+Runs `stride.yaml` with three seeds per configuration, chooses the configuration with the best mean
+validation top-1, and confirms it: mean test top-1 over its seeds, with a 95 % interval over people
+and seeds. The baseline is logistic regression on simple features, with C chosen on validation.
 
 Run with `python -P tests/benchmarks/bench_accuracy.py`; the last line is JSON.
 """
@@ -23,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.orchestrator.analysis import front as fronts
+from sftsearch.orchestrator.analysis.analyse import analyse
 from sftsearch.orchestrator.confirm import confirm_study
 from sftsearch.orchestrator.study import run_study
 from sftsearch.search_spaces.load import find_study_file
@@ -31,13 +30,13 @@ from sftsearch.search_spaces.load import find_study_file
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sftsearch.datasets.store import Split
+    from sftsearch.datasets.samples import Split
 
 SEEDS = 3
 
 
 def simple_features(split: Split, *, deviation: bool) -> npt.NDArray[np.float64]:
-    """Return the mean of every feature over time, and its standard deviation if asked."""
+    """Return the mean of every feature over time, and optionally its standard deviation."""
     columns = []
     for x_NTF in split.modalities.values():
         columns.append(x_NTF.mean(axis=1))
@@ -65,22 +64,22 @@ def baseline(*, deviation: bool) -> float:
 
 
 def main() -> None:
-    """Search, choose on validation, confirm, print."""
+    """Search, choose on validation, confirm and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configurations", type=int, default=35)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     text = find_study_file("stride").read_text()
-    for key, value in {"replicates": SEEDS, "trials": SEEDS * asked.configurations}.items():
+    for key, value in {"replicates": SEEDS, "trials": SEEDS * options.configurations}.items():
         text, count = re.subn(rf"^  {key}: \d+", f"  {key}: {value}", text, flags=re.MULTILINE)
         assert count == 1, key
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "stride.yaml")
         file.write_text(text)
         result = run_study(file, runs=folder, formats=())
-        before = fronts.summarise(result.record)
+        before = analyse(result.record).front
         best = max(before.finished, key=lambda c: c.values["top1"])
         assert len(best.seeds) == SEEDS
-        after = fronts.summarise(confirm_study(result.folder))
+        after = analyse(confirm_study(result.folder)).front
     confirmed = next(c for c in after.points if c.configuration_id == best.configuration_id)
     row = {
         "model": best.model,

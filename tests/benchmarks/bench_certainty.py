@@ -1,23 +1,23 @@
-"""Whether a search is right about itself: its probabilities, and what it stops, on recorded tables.
+"""Measure the calibration of a search's probabilities and stops, on recorded tables.
 
-Each study is simulated with replicates from one to five; it sees no other ones. What is true of a
-configuration is the mean of the recorded replicates that this study did not see, of those that have
-at least ten of them; of the others, which the table knows to be far from the front, of all. So the
-truth has noise of its own: half a point for the best.
+Each study is simulated with one to five replicates. The true value of a configuration is the mean
+of the recorded replicates that the study did not use, if there are at least ten; otherwise the
+configuration is far from the front and the mean is over all. So the true values are noisy too, by
+half a point for the best configurations.
 
-- `front`: the probability of each configuration to be on the (epsilon, delta)-front of those that
-  were tried: Brier score, that of always saying the mean, and the recalibration slope (1 is
-  calibrated; below 1 the probabilities are too near 0 and 1).
-- `everywhere`: the probability that the reported front is within delta of the best at every budget,
-  of what was tried: its mean, how often it was true, and of the studies that said at least 0.9; and
-  the delta for which each study says 0.9, with how often it was enough (`coverage`).
-- `stops`: of the stops that the rule `dominated` decided, audited or carried out, how many trials
-  would have ended above their threshold, with the interval of Clopper and Pearson.
+- `front`: the probability of each tried configuration to be on the (epsilon, delta)-front: its
+  Brier score, the Brier score of the mean, and the recalibration slope (1 is calibrated; below 1
+  the probabilities are too extreme).
+- `everywhere`: the probability that the reported front is within delta of the best tried
+  configuration at every budget: its mean and how often it was true, for all studies and for those
+  with at least 0.9; and the delta with probability 0.9, with how often it was enough (`coverage`).
+- `stops`: how many trials that the rule `dominated` decided to stop, audited or not, would have
+  ended above their threshold, with a Clopper-Pearson interval.
 - `replicates`: how much worse the front is after `--share` of the training with one to five
-  replicates than after all of it with five each: paired differences of budget regret in points,
-  with the upper end of their 95 % bootstrap interval.
+  replicates than after all training with five each: paired differences of budget regret in points,
+  with a 95 % bootstrap interval.
 
-Run with `python -P tests/benchmarks/bench_certainty.py --tables FOLDER`, which holds our tables
+Run with `python -P tests/benchmarks/bench_certainty.py --tables FOLDER`, a folder of our tables
 (`*.parquet`); the last line is JSON.
 """
 
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` omits it
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from sftsearch.orchestrator.benchmark.simulator import simulate
 from sftsearch.orchestrator.early_stopping.audits import Audit, false_stop_rate
@@ -44,7 +44,7 @@ from sftsearch.orchestrator.surrogate.front_probability import (
     within_delta_everywhere,
 )
 
-from bench_search import WORKERS, believed_front
+from bench_search import WORKERS, posterior_front
 from calibration import brier, recalibration_slope
 from journals import raw
 from search_tables import Case, own_case
@@ -53,15 +53,16 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.benchmark.simulator import Simulation
     from sftsearch.orchestrator.search.engine import Search
 
-FEWEST = 10
-"""Unseen replicates whose mean counts as true."""
-ALIKE = 30
+MIN_UNSEEN = 10
+"""Unseen replicates that are enough for a true mean."""
+WINDOW = 30
+"""Configurations of similar mean that share an estimate of the noise."""
 LEVEL = 0.9
-"""What a study must say of itself to count as sure."""
+"""Probability from which a study counts as sure."""
 
 
 def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
-    """Return what a study said of its front, and what was true."""
+    """Return a study's probabilities of its front, and the true outcomes."""
     case.admission.release()
     source = case.source(
         sampler={"kind": "ehvi", "seed": repetition},
@@ -69,13 +70,13 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
         trials=trials,
     )
     done = simulate(source, case.admission, case.table, workers=WORKERS, repetition=repetition)
-    said = done.concluded
-    ids = list(said["beliefs"])
+    concluded = done.concluded
+    ids = list(concluded["beliefs"])
     costs = np.array([case.table.costs["gflops"][case.row_of[i]] for i in ids])
     truth, errors = unseen_means(case, done, ids)
     draws = done.search.known.surrogate.draws(2000, seed=1)
     unsure = draws + np.random.default_rng(repetition).normal(0, errors, draws.shape)
-    chosen = np.isin(ids, said["reported"])
+    chosen = np.isin(ids, concluded["reported"])
     low = float(costs[chosen].min())
     deltas = [sure_delta(d, costs, chosen, low) for d in (draws, unsure)]
     enough = [
@@ -87,17 +88,17 @@ def judge_certainty(case: Case, repetition: int, trials: int) -> dict[str, Any]:
         "within_is_enough": enough[0],
         "within_unseen_delta": deltas[1],
         "within_unseen_is_enough": enough[1],
-        "probabilities": [said["beliefs"][i]["on_front"] for i in ids],
+        "probabilities": [concluded["beliefs"][i]["on_front"] for i in ids],
         "of_unseen": front_probabilities(unsure, costs).tolist(),
         "truths": front_probabilities(truth[None], costs).tolist(),
-        "within": said["within_delta"],
+        "within": concluded["within_delta"],
         "within_unseen": within_delta_everywhere(unsure, costs, chosen, low=low),
         "is_within": within_delta_everywhere(truth[None], costs, chosen, low=low),
     }
 
 
 def sure_delta(draws: np.ndarray, costs: np.ndarray, chosen: np.ndarray, low: float) -> float:
-    """Return the least delta, to a tenth of a point, for which a study says `LEVEL`."""
+    """Return the smallest delta, to a tenth of a point, with a probability of `LEVEL`."""
     for delta in np.arange(1, 1000) / 1000:
         if within_delta_everywhere(draws, costs, chosen, low=low, delta=float(delta)) >= LEVEL:
             return float(delta)
@@ -105,12 +106,12 @@ def sure_delta(draws: np.ndarray, costs: np.ndarray, chosen: np.ndarray, low: fl
 
 
 def unseen_means(case: Case, done: Simulation, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means of the replicates that a study did not see, and their errors, (C,) each."""
+    """Return the means of the replicates that a study did not use, and their errors, each (C,)."""
     recorded_NR = case.table.values("top1")
     values_NR = recorded_NR.copy()
     for key, replicate in done.replicates.items():
         values_NR[case.row_of[key.rpartition("-")[0]], replicate] = np.nan
-    few = np.isfinite(values_NR).sum(axis=1) < FEWEST
+    few = np.isfinite(values_NR).sum(axis=1) < MIN_UNSEEN
     values_NR[few] = recorded_NR[few]
     folds_R = np.arange(values_NR.shape[1]) % (case.table.num_folds or 1)
     fit = additive_means(values_NR, folds_R)
@@ -120,12 +121,12 @@ def unseen_means(case: Case, done: Simulation, ids: list[str]) -> tuple[np.ndarr
 
 
 def replicate_deviations(case: Case, folds_R: np.ndarray) -> np.ndarray:
-    """Return the deviation of a replicate of each configuration: of the thirty alike in mean."""
+    """Return the sd of each configuration's replicates, pooled over those of similar mean, (N,)."""
     values_NR = case.table.values("top1")
     fit = additive_means(values_NR, folds_R)
     squares_N = np.nansum((values_NR - fit.means[:, None] - fit.effects[folds_R]) ** 2, axis=1)
     order = np.argsort(fit.means)
-    window = np.ones(ALIKE)
+    window = np.ones(WINDOW)
     squares = np.convolve(squares_N[order], window, mode="same")
     dof = np.convolve(fit.counts[order] - 1, window, mode="same")
     found = np.empty(len(order))
@@ -134,7 +135,7 @@ def replicate_deviations(case: Case, folds_R: np.ndarray) -> np.ndarray:
 
 
 def judge_stops(case: Case, repetition: int, trials: int) -> dict[str, Any]:
-    """Return how many stops a study decided, and how many of them were wrong."""
+    """Return the number of stops that a study decided, and of wrong ones."""
     case.admission.release()
     source = case.source(
         sampler={"kind": "ehvi", "seed": repetition},
@@ -163,7 +164,7 @@ def judge_stops(case: Case, repetition: int, trials: int) -> dict[str, Any]:
 
 
 def judge_replicates(case: Case, repetition: int, trials: int, share: float) -> dict[str, Any]:
-    """Return the regret with one to five replicates after a share of what five each took."""
+    """Return the regrets with five replicates, and with one to five after a share of the time."""
     fixed = regrets(case, repetition, trials - trials % 5, 5)
     seconds = share * fixed[-1][0]
     adaptive = regrets(case, repetition, trials, {"min": 1, "max": 5})
@@ -182,7 +183,7 @@ def regrets(
     found: list[tuple[float, float]] = []
 
     def note(search: Search, now: float) -> None:
-        front = believed_front(case, search) if search.known.past.has_values else []
+        front = posterior_front(case, search) if search.known.past.has_values else []
         found.append((WORKERS * now, 100 * case.regret(front)))
 
     simulate(
@@ -195,7 +196,7 @@ _CASES: dict[str, Case] = {}
 
 
 def run_one(task: tuple[str, str, int, int, float]) -> dict[str, Any]:
-    """Judge one study of one table; in a process of its own."""
+    """Evaluate one study on one table; runs in a worker process."""
     path, part, repetition, trials, share = task
     if path not in _CASES:
         _CASES[path] = own_case(Path(path))
@@ -207,7 +208,7 @@ def run_one(task: tuple[str, str, int, int, float]) -> dict[str, Any]:
 
 
 def sum_up(part: str, found: list[dict[str, Any]], share: float) -> dict[str, Any]:
-    """Return the figures of one part of one table."""
+    """Return the summary of one part for one table."""
     if part == "certainty":
         return {
             "front": _front(found, "probabilities"),
@@ -259,7 +260,7 @@ def _front(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _bins(probabilities: np.ndarray, truths: np.ndarray) -> list[list[float]]:
-    """Return [mean probability, share true, number] by tenths of the probability."""
+    """Return [mean probability, share of true cases, number] for ten bins of the probability."""
     tenth = np.minimum((10 * probabilities).astype(int), 9)
     return [
         [
@@ -273,12 +274,12 @@ def _bins(probabilities: np.ndarray, truths: np.ndarray) -> list[list[float]]:
 
 
 def _everywhere(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    said = np.array([f[name] for f in found])
+    probabilities = np.array([f[name] for f in found])
     true = np.array([f["is_within"] for f in found]) > 0.5
-    sure = said >= LEVEL
+    sure = probabilities >= LEVEL
     return {
         "delta": DELTA,
-        "mean_probability": float(said.mean()),
+        "mean_probability": float(probabilities.mean()),
         "share_true": float(true.mean()),
         "said_sure": int(sure.sum()),
         "true_of_sure": int(true[sure].sum()),
@@ -288,31 +289,31 @@ def _everywhere(found: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Judge studies of every table; print what they said and what was true."""
+    """Evaluate studies on every table and print the summaries."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--tables", type=Path, required=True, help="folder of tables")
     parser.add_argument("--parts", nargs="*", default=["certainty", "stops", "replicates"])
     parser.add_argument("--studies", type=int, default=50)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--share", type=float, default=0.6)
     parser.add_argument("--processes", type=int, default=1)
-    asked = parser.parse_args()
-    begun, result = time.perf_counter(), {}
-    for file in sorted(asked.tables.glob("*.parquet")):
+    options = parser.parse_args()
+    start, result = time.perf_counter(), {}
+    for file in sorted(options.tables.glob("*.parquet")):
         result[file.stem] = {}
-        for part in asked.parts:
+        for part in options.parts:
             tasks = [
-                (str(file), part, repetition, asked.trials, asked.share)
-                for repetition in range(asked.studies)
+                (str(file), part, repetition, options.trials, options.share)
+                for repetition in range(options.studies)
             ]
-            with multiprocessing.get_context("fork").Pool(asked.processes) as pool:
-                found = sum_up(part, pool.map(run_one, tasks), asked.share)
+            with multiprocessing.get_context("fork").Pool(options.processes) as pool:
+                found = sum_up(part, pool.map(run_one, tasks), options.share)
             result[file.stem] |= found
             print(file.stem, json.dumps(found, indent=1), flush=True)
     print(
         json.dumps(
-            {"studies": asked.studies, "trials": asked.trials, **result}
-            | {"wall_seconds": round(time.perf_counter() - begun)}
+            {"studies": options.studies, "trials": options.trials, **result}
+            | {"wall_seconds": round(time.perf_counter() - start)}
         )
     )
 

@@ -1,14 +1,14 @@
-"""Milliseconds that each decision of a search takes when 10,000 trials are recorded.
+"""Measure the milliseconds of each decision of a search after 10,000 recorded trials.
 
-The study is made up: 20,000 configurations in two branches of eight parameters. Its journal holds
-the trials; a search replays it and goes on. Each decision is taken right after a trial ended, so
-that nothing it needs was computed before, and timed alone:
+The study is synthetic: 20,000 configurations in two branches of eight parameters. A search replays
+a journal of the trials and continues. Each decision follows the end of a trial, so that nothing is
+cached, and is timed separately:
 
-- `propose`: the sampler `ehvi` names the next configuration;
-- `stop`: the rule `dominated` judges a trial at a rung, by the best that its cost affords;
-- `replicate`: which configuration's next replicate changes the front most;
-- `front`: which configurations are on the front, by posterior means;
-- `end`: a trial's end is taken in.
+- `propose`: the sampler `ehvi` proposes a configuration;
+- `stop`: the rule `dominated` evaluates a trial at a rung;
+- `replicate`: find the configuration whose next replicate changes the front most;
+- `front`: compute the front of the posterior means;
+- `end`: record the end of a trial.
 
 Run with `python -P tests/benchmarks/bench_decisions.py`; the last line is JSON, medians of
 `--rounds` in milliseconds of the process.
@@ -36,7 +36,7 @@ from sftsearch.orchestrator.storage.trial_events import Finished
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.space import Space
 
-sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` omits it
 from recorded_prices import recorded_prices
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ BRANCH = """
     modalities: {{kind: choice, values: [[a], [a, b]]}}
 """
 STUDY = """
-study: {name: made_up}
+study: {name: synthetic}
 dataset: {kind: wearables}
 search: {sampler: ehvi, trials: 1000000, replicates: {min: 1, max: 5}, early_stopping: dominated}
 training: {epochs: 8}
@@ -73,7 +73,7 @@ def make_source() -> Source:
 
 
 def make_table(source: Source) -> Table:
-    """Return a table of all configurations without epochs: only what they cost."""
+    """Return a table of all configurations with their costs, without metrics."""
     space = Space(source.study.space)
     points = list(space.points())
     costs = [
@@ -94,13 +94,13 @@ def make_table(source: Source) -> Table:
 
 
 def truth(parameters: dict[str, Any], cost: float, noise: float) -> float:
-    """Return an accuracy that grows with cost and has a best learning rate."""
+    """Return an accuracy that grows with cost and depends on the learning rate."""
     rate = np.log(parameters["learning_rate"] / 0.003)
     return float(0.9 - 0.3 / (1 + 300 * cost) - 0.01 * rate**2 + 0.01 * noise)
 
 
 def record(journal: MemoryJournal, admission: Admission, table: Table, number: int) -> None:
-    """Journal configurations drawn at random, each trained once."""
+    """Append `number` random configurations to the journal, each trained once."""
     random_ = np.random.default_rng(0)
     candidates = list((admission.table or {}).values())
     for n, i in enumerate(random_.choice(len(candidates), number, replace=False)):
@@ -127,7 +127,7 @@ def record(journal: MemoryJournal, admission: Admission, table: Table, number: i
 
 
 class Bench:
-    """A study that goes on, a trial at a time."""
+    """A study that continues trial by trial."""
 
     def __init__(self, number: int) -> None:
         source = make_source()
@@ -143,32 +143,32 @@ class Bench:
 
     def next(self) -> TrialSuggestion:
         """Return the next trial."""
-        assignment = self.search.propose()
-        assert assignment is not None
-        return assignment
+        suggestion = self.search.propose()
+        assert suggestion is not None
+        return suggestion
 
     def timed(self, name: str, act: Callable[[], Any]) -> Any:
-        """Do something, and note the CPU time it takes."""
+        """Run a function and record its CPU time."""
         start = time.process_time()
         result = act()
         self.milliseconds.setdefault(name, []).append(1e3 * (time.process_time() - start))
         return result
 
-    def end(self, assignment: TrialSuggestion) -> None:
-        """Let a trial finish: from now on, whatever follows from the past has to be computed."""
-        cost = assignment.cost
-        value = truth(assignment.parameters, cost["gflops"], self.random_.normal())
+    def end(self, suggestion: TrialSuggestion) -> None:
+        """Finish a trial, which invalidates cached results."""
+        cost = suggestion.cost
+        value = truth(suggestion.parameters, cost["gflops"], self.random_.normal())
         values = {"top1": value, "seconds": 10.0, **cost}
-        self.timed("end", lambda: self.search.finish(assignment.key, values, {}))
+        self.timed("end", lambda: self.search.finish(suggestion.key, values, {}))
 
-    def report(self, assignment: TrialSuggestion) -> bool:
-        """Report the epoch of a rung."""
+    def report(self, suggestion: TrialSuggestion) -> bool:
+        """Report the epochs up to a rung."""
         for epoch in range(1, RUNG):
-            self.search.report(assignment.key, {"epoch": epoch, "top1": 0.5})
-        return self.search.report(assignment.key, {"epoch": RUNG, "top1": 0.9})
+            self.search.report(suggestion.key, {"epoch": epoch, "top1": 0.5})
+        return self.search.report(suggestion.key, {"epoch": RUNG, "top1": 0.9})
 
     def round(self) -> None:
-        """Take every decision once, each after an end."""
+        """Take every decision once, each after the end of a trial."""
         surrogate = self.search.known.surrogate
         self.end(self.other)
         first = self.timed("propose", self.next)
@@ -188,14 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=40)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     start = time.process_time()
-    bench = Bench(asked.trials)
+    bench = Bench(options.trials)
     first = time.process_time() - start
-    for _ in range(asked.rounds):
+    for _ in range(options.rounds):
         bench.round()
     medians = {name: round(float(np.median(ms)), 1) for name, ms in bench.milliseconds.items()}
-    print(json.dumps({"num_trials": asked.trials, "opened_seconds": round(first, 1), **medians}))
+    print(json.dumps({"num_trials": options.trials, "opened_seconds": round(first, 1), **medians}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Every fusion system on `wearables`: equal tuning, then five seeds, judged on the test people.
+"""Compare all fusion models on `wearables`: equal tuning, five seeds, evaluation on test people.
 
-Each system has the same width and about the same depth. It is tuned on validation over the same
-six pairs of learning rate and weight decay; the best pair is trained with five seeds. Every system
-runs in a process of its own, so that its peak of resident memory is its own.
+All models have the same width and about the same depth. Each is tuned on validation over the same
+six pairs of learning rate and weight decay; the best pair is trained with five seeds. Every model
+runs in its own process, which gives its peak resident memory.
 
 Run with `python -P tests/benchmarks/bench_models.py`; the last line is JSON.
 """
@@ -25,8 +25,8 @@ WEIGHT_DECAYS = (0.0, 0.1)
 SEEDS = 5
 EPOCHS = 12
 SHARED: dict[str, Any] = {"patch": 8, "dim": 16, "num_heads": 2, "dropout": 0.3}
-"""128 samples of a sensor make 16 tokens."""
-SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+"""A sensor has 128 samples, so 16 tokens."""
+MODEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "unimodal": (
         "unimodal",
         {"modalities": ("watch_acc",), "tokens": 4, "unimodal_layers": 1, "fused_layers": 3},
@@ -69,11 +69,11 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "SFT": ("sft", {"tokens": 4, "unimodal_layers": 1, "fused_layers": 3}),
     "SFT+MM": ("sft", {"tokens": 4, "unimodal_layers": 1, "fused_layers": 3}),
 }
-"""Every system of the catalogue; MM: with multimodal manifold mixup."""
+"""All models of the catalog; MM is with multimodal manifold mixup."""
 
 
 def train(label: str) -> dict[str, Any]:
-    """Tune one system, train it with five seeds, judge it on the test split."""
+    """Tune one model, train it with five seeds, and evaluate it on the test split."""
     import numpy as np
     import torch
 
@@ -86,7 +86,7 @@ def train(label: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     store = open_dataset(DATA)
-    name, options = SYSTEMS[label]
+    name, options = MODEL_OPTIONS[label]
     config = MODELS[name].config(**SHARED, **options)
     mixes = label.endswith("+MM")
     mixup: dict[str, Any] = {"mixup": "manifold", "mixup_warmup": 3} if mixes else {}
@@ -104,12 +104,12 @@ def train(label: str) -> dict[str, Any]:
     best = max(tuned, key=lambda pair: tuned[pair])
     runs = [fit(best, seed) for seed in range(SEEDS)]
     test = store.split("test", unseal_test=True)
-    judged = [evaluate(run.model, store, test) for run in runs]
-    people = [{who: (n[0], n[1]) for who, n in one.groups.items()} for one in judged]
+    evaluations = [evaluate(run.model, store, test) for run in runs]
+    people = [{who: (n[0], n[1]) for who, n in one.groups.items()} for one in evaluations]
     cost = MODELS[name].cost(store.spec, config)
 
-    def told(key: str) -> dict[str, float]:
-        values = [evaluation.metrics[key] for evaluation in judged]
+    def summarize(key: str) -> dict[str, float]:
+        values = [evaluation.metrics[key] for evaluation in evaluations]
         return {"mean": float(np.mean(values)), "std": statistics.stdev(values)}
 
     return {
@@ -117,10 +117,10 @@ def train(label: str) -> dict[str, Any]:
         "learning_rate": best[0],
         "weight_decay": best[1],
         "validation_top1": float(np.mean([run.result()["top1"] for run in runs])),
-        "test_top1": told("top1"),
+        "test_top1": summarize("top1"),
         "test_interval": percentile_interval(resample_accuracies([people])[:, 0]),
-        "balanced_accuracy": told("balanced_accuracy"),
-        "macro_f1": told("macro_f1"),
+        "balanced_accuracy": summarize("balanced_accuracy"),
+        "macro_f1": summarize("macro_f1"),
         "gflops": cost.gflops,
         "gmacs": cost.gmacs,
         "parameters": cost.parameters,
@@ -139,7 +139,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print a Markdown table, cheapest first."""
     print(
         "| model | GFLOPs | parameters | test top-1 | std | 95 % interval | balanced accuracy "
-        "| macro F1 | MiB | ms a step | tuned to |"
+        "| macro F1 | MiB | ms per step | tuned to |"
     )
     print("| --- |" + " ---: |" * 9 + " --- |")
     for row in sorted(rows, key=lambda row: row["gflops"]):
@@ -161,24 +161,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Train all systems, or with --model one of them in this process."""
+    """Train all models, or with --model one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=list(SYSTEMS), help="this one alone, here")
-    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="these alone")
-    asked = parser.parse_args()
-    if asked.model:
-        print(json.dumps(train(asked.model)))
+    labels = list(MODEL_OPTIONS)
+    parser.add_argument("--model", choices=labels, help="run one model in this process")
+    parser.add_argument("--only", nargs="+", choices=labels, help="run only these models")
+    options = parser.parse_args()
+    if options.model:
+        print(json.dumps(train(options.model)))
         return
     from sftsearch.trainables.catalog import MODELS
 
-    assert {name for name, _ in SYSTEMS.values()} == set(MODELS), "a system is missing here"
+    assert {name for name, _ in MODEL_OPTIONS.values()} == set(MODELS), "a model is missing here"
     rows = []
-    for label in asked.only or SYSTEMS:
+    for label in options.only or MODEL_OPTIONS:
         print(f"{label} ...", file=sys.stderr, flush=True)
         command = [sys.executable, "-P", __file__, "--model", label]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # all there is, if it is stopped
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # in case it is stopped
     print_table(rows)
     print(json.dumps({"data": DATA, "epochs": EPOCHS, "cpus": os.cpu_count(), "rows": rows}))
 

@@ -1,14 +1,13 @@
-"""What the search itself costs: trials whose training does nothing, against the plain stack.
+"""Compare the overhead of a search with plain Ray Tune, Optuna and MLflow, without training.
 
-Ours is the whole path: journal, admission, TPE with one told value a configuration, Ray Tune with
-warm actors, MLflow, in one driver. Plain is Ray Tune with `OptunaSearch`, `MLflowLoggerCallback`
-and warm actors too, on the same space, objectives, number of epochs and SQLite store. Each arm runs
-in a process of its own, in turns, in this one run; time is from the first proposal to the end,
-Ray's own start left out on both sides. Memory is the growth of the driver's resident size a trial
-between a small and a large study of the same arm.
+`ours` is the complete driver: journal, admission, TPE, Ray Tune with warm actors, MLflow. `plain`
+is Ray Tune with `OptunaSearch`, `MLflowLoggerCallback` and warm actors, on the same space,
+objectives, number of epochs and SQLite store. The arms run in turns, each in its own process. Time
+is from the first proposal to the end, without the start of Ray. Memory is the growth of the
+driver's resident size per trial, between a small and a large study of the same arm.
 
-Run with `python -P tests/benchmarks/bench_overhead.py`; the last line is JSON. With many trials
-at a time, on logical CPUs: `--trials 500 2000 --concurrent 64`.
+Run with `python -P tests/benchmarks/bench_overhead.py`; the last line is JSON. For many concurrent
+trials on logical CPUs: `--trials 500 2000 --concurrent 64`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ space:
 
 
 def resident_mb() -> float:
-    """Return the resident size of this process in MiB, garbage and free lists given back."""
+    """Return the resident size of this process in MiB, after freeing unused memory."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     status = Path("/proc/self/status").read_text()
@@ -51,26 +50,26 @@ def resident_mb() -> float:
 
 
 class NoTraining:
-    """A worker that trains nothing and reports as a real one does."""
+    """A worker that reports like a real one but does not train."""
 
-    def start(self, job: Any) -> None:
-        """Take up a trial."""
-        self._job, self._epoch = job, 0
+    def start(self, spec: Any) -> None:
+        """Start a trial."""
+        self._spec, self._epoch = spec, 0
 
     def step(self) -> dict[str, Any]:
         """Report an epoch."""
         self._epoch += 1
-        value = 0.5 + self._job.cost["gflops"]
+        value = 0.5 + self._spec.cost["gflops"]
         epoch = {"epoch": self._epoch, "loss": 1.0, "top1": value, "seconds": 0.0}
         report: dict[str, Any] = {"epochs": [epoch]}
         if self._epoch == EPOCHS:
-            values = {"top1": value, "loss": 1.0, **self._job.cost}
+            values = {"top1": value, "loss": 1.0, **self._spec.cost}
             report["final"] = {"values": values, "groups": {"a": [1.0, 2.0]}, "facts": {}}
         return report
 
 
 def start_ray(num_cpus: int | None) -> None:
-    """Start Ray with so many logical CPUs; None: those of the machine."""
+    """Start Ray with `num_cpus` logical CPUs; None for those of the machine."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -78,9 +77,9 @@ def start_ray(num_cpus: int | None) -> None:
 
 
 def run_ours(num_trials: int, folder: Path, concurrent: int | None) -> dict[str, float]:
-    """Run the whole path; return seconds and resident memory."""
+    """Run the complete driver; return seconds and growth of resident memory."""
     from sftsearch.orchestrator.callback import StudyCallback
-    from sftsearch.orchestrator.execution.cluster import disconnect  # sets what Ray reads
+    from sftsearch.orchestrator.execution.cluster import disconnect  # sets variables that Ray reads
     from sftsearch.orchestrator.study import run_study
 
     class Clock(StudyCallback):
@@ -158,7 +157,7 @@ def run_plain(num_trials: int, folder: Path, concurrent: int | None) -> dict[str
 def measure(arm: str, num_trials: int, concurrent: int | None) -> dict[str, float]:
     """Run one arm in a fresh process."""
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    if arm == "plain":  # without the csv, json and tensorboard files, as ours
+    if arm == "plain":  # no csv, json and tensorboard files, as in ours
         environment["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", __file__, "--arm", arm, "--folder", folder]
@@ -182,15 +181,15 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=0)
     parser.add_argument("--arm", choices=["ours", "plain"])
     parser.add_argument("--folder", type=Path)
-    asked = parser.parse_args()
-    if asked.arm:
-        run = run_ours if asked.arm == "ours" else run_plain
-        print(json.dumps(run(asked.trials[0], asked.folder, asked.concurrent or None)))
+    options = parser.parse_args()
+    if options.arm:
+        run = run_ours if options.arm == "ours" else run_plain
+        print(json.dumps(run(options.trials[0], options.folder, options.concurrent or None)))
         return
     rows: list[dict[str, Any]] = []
-    for num_trials in asked.trials:
+    for num_trials in options.trials:
         for arm in ("ours", "plain"):
-            figures = measure(arm, num_trials, asked.concurrent)
+            figures = measure(arm, num_trials, options.concurrent)
             rows.append({"arm": arm, "trials": num_trials, **figures})
             each = 1e3 * figures["seconds"] / num_trials
             print(
@@ -198,11 +197,11 @@ def main() -> None:
                 f"driver grew {figures['grown_mb']:7.1f} MiB",
                 flush=True,
             )
-    print(json.dumps({"concurrent": asked.concurrent or 2, "rows": rows, **ratios(rows)}))
+    print(json.dumps({"concurrent": options.concurrent or 2, "rows": rows, **ratios(rows)}))
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return ours to plain: seconds by size, memory a trial between smallest and largest."""
+    """Return the ratios of ours to plain: seconds by size, and memory per trial."""
     of = {(row["arm"], row["trials"]): row for row in rows}
     sizes = sorted({row["trials"] for row in rows})
     found = {

@@ -1,7 +1,7 @@
-"""CPU seconds to the front of many points, by number of objectives and by how much of it is front.
+"""Measure the CPU seconds of computing a front, by number of objectives and size of the front.
 
-`uniform` points beat one another, so that few are on the front. `sphere` points have a constant
-norm, so that every one of them is: the worst case. Best of three.
+Few `uniform` points are on the front. `sphere` points have a constant norm, so all of them are: the
+worst case. Times are the best of three.
 
 Run with `python -P tests/benchmarks/bench_pareto.py`; the last line is JSON.
 """
@@ -17,9 +17,9 @@ import numpy as np
 from sftsearch.orchestrator.pareto import non_dominated, thin
 
 CASES = (("uniform", 2), ("sphere", 2), ("uniform", 3), ("uniform", 4))
-"""Kind of points and number of objectives, at full size."""
+"""Kind of points and number of objectives, with all points."""
 WORST = (("sphere", 3), ("sphere", 4))
-"""At a hundredth: the time grows with the square."""
+"""With a hundredth of the points, because the time is quadratic."""
 
 
 def draw(kind: str, num_points: int, num_objectives: int) -> np.ndarray:
@@ -45,16 +45,16 @@ def main() -> None:
     """Measure every case, and thinning a front of all points."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=1_000_000)
-    asked = parser.parse_args()
-    rows = [measure(kind, asked.points, d) for kind, d in CASES]
-    rows += [measure(kind, asked.points // 100, d) for kind, d in WORST]
+    options = parser.parse_args()
+    rows = [measure(kind, options.points, d) for kind, d in CASES]
+    rows += [measure(kind, options.points // 100, d) for kind, d in WORST]
     for row in rows:
         print(row)
-    x, y = draw("sphere", asked.points, 2).T
+    x, y = draw("sphere", options.points, 2).T
     started = time.process_time()
     kept = thin(x, -y)
     seconds = time.process_time() - started
-    thinned = {"num_points": asked.points, "num_kept": int(kept.sum()), "seconds": seconds}
+    thinned = {"num_points": options.points, "num_kept": int(kept.sum()), "seconds": seconds}
     print(json.dumps({"numpy": np.__version__, "non_dominated": rows, "thin": thinned}))
 
 

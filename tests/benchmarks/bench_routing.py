@@ -1,9 +1,9 @@
-"""Does hard routing save the time that its price says? DynMM at the paper's CMU-MOSEI sizes.
+"""Compare the time saved by DynMM's hard routing with the saved operations, at CMU-MOSEI sizes.
 
-One batch of 256 samples, of which the gate sends 16.4 % to the dear expert E2, the rate behind the
-paper's DynMM-a. Time of the gate and the routed experts against the time of E2 on all samples,
-beside the same ratio of multiply-adds, attention included; both by turns, in one process, on one
-thread. Ratios of the gate alone and of each expert tell where time and price part.
+The gate sends 16.4 % of a batch of 256 samples to the expensive expert E2, the rate of the paper's
+DynMM-a. The time of the gate and the routed experts is divided by that of E2 on all samples, and
+compared with the same ratio of multiply-adds, attention included. Runs alternate in one process on
+one thread. Ratios of the gate and of each expert show where time and operations differ.
 
 Run with `python -P tests/benchmarks/bench_routing.py`; the last line is JSON.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RATE = 0.164
-"""Of samples that E2 gets."""
+"""Share of the samples that E2 gets."""
 LIMIT = 0.20
-"""How far the ratio of times may lie from that of prices."""
+"""Largest relative difference of the time ratio from the cost ratio."""
 
 
 def batch_of(size: int, device: str) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def batch_of(size: int, device: str) -> dict[str, Tensor]:
 
 
 def set_rate(model: paper.Routed, inputs: dict[str, Tensor], rate: float) -> int:
-    """Shift the gate so that it sends so many of these samples to the dear expert; return them."""
+    """Shift the gate to send a share of samples to the expensive expert; return their number."""
     with torch.no_grad():
         scores = model.gate(inputs)
         lead = (scores[:, 1] - scores[:, 0]).sort(descending=True).values
@@ -63,7 +63,7 @@ def macs_of(model: nn.Module) -> int:
 
 
 def median_seconds(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Time all runs by turns, after one round to warm up."""
+    """Time all runs in turns, after a warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + repeats):
         for name, run in runs.items():
@@ -84,11 +84,11 @@ def main() -> None:
     torch.manual_seed(0)
     model = paper.mosei_dynmm().eval().to(options.device)
     inputs = batch_of(options.batch, options.device)
-    cheap, dear = model.experts
+    cheap, expensive = model.experts
     share = set_rate(model, inputs, RATE) / options.batch
     runs: dict[str, Callable[[], Tensor]] = {
         "routed": lambda: model(inputs),
-        "dear": lambda: dear(inputs),
+        "dear": lambda: expensive(inputs),
         "cheap": lambda: cheap(inputs),
         "gate": lambda: model.gate(inputs),
     }
@@ -103,7 +103,7 @@ def main() -> None:
     took = {name: seconds[name] / seconds["dear"] for name in ("gate", "cheap", "routed")}
     took["experts"] = took["routed"] - took["gate"]
     where = "one thread" if options.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{options.batch} samples, {share:.1%} to the dear expert, {where}; E2 on all = 1")
+    print(f"{options.batch} samples, {share:.1%} to the expensive expert, {where}; E2 on all = 1")
     for name in ("cheap", "gate", "experts", "routed"):
         print(f"  {name:8} price {price[name]:.3f}   time {took[name]:.3f}   "
               f"{took[name] / price[name] - 1:+.1%}")  # fmt: skip

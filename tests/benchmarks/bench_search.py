@@ -1,20 +1,21 @@
-"""How much training a search needs until its front is good: ours and others, on recorded tables.
+"""Measure how much training our search and others need for a good front, on recorded tables.
 
-Every search runs on a table with a simulated clock and four asynchronous workers, the same
-repetition of every search on the same draw of recorded replicates. After each trial that ends, the
-search reports the front it believes in, and its budget regret B is taken: how far the best reported
-configuration that a budget affords is below the best of the table, on average over the logarithm of
-the budget, in points of accuracy, by the true means (all recorded replicates).
+Every search runs with a simulated clock and four asynchronous workers. The same repetition of all
+searches uses the same order of recorded replicates. After each trial the search reports its front,
+and the budget regret B is computed: the distance of the best affordable reported configuration
+below the best affordable one of the table, by true means (over all recorded replicates), averaged
+over the logarithm of the budget, in percentage points of accuracy.
 
-The expected running time to a B is the training time of all repetitions over the number that
-reached it, censored ones counted. It is never asked for a B below two standard errors of B (what
-recorded replicates leave unknown of the truth). A speed-up is another search's expected running
-time over ours; its interval is a paired bootstrap over repetitions, the geometric mean over tables.
+The expected running time to a B is the training time of all repetitions, censored ones included,
+divided by the number that reached it. Levels of B below its two standard errors, which come from
+the finite number of recorded replicates, are raised to them. A speed-up is another search's
+expected running time divided by ours, as a geometric mean over tables; its interval is a paired
+bootstrap over repetitions.
 
-Defaults were chosen on the tables of `TUNED_ON`; the others are reported.
+Defaults were tuned on the tables of `TUNED_ON`; results are reported for the others.
 
-Run with `python -P tests/benchmarks/bench_search.py --tables FOLDER`, which holds our tables
-(`*.parquet`) and those of `rivals/convert_hpo_bench.py` (`*.npz`). The last line is JSON.
+Run with `python -P tests/benchmarks/bench_search.py --tables FOLDER`. The folder contains our
+tables (`*.parquet`) and those of `rivals/convert_hpo_bench.py` (`*.npz`). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` omits it
 from sftsearch.orchestrator.benchmark.simulator import Replay, simulate
 
 from rivals.optuna_samplers import optuna_rival
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 WORKERS = 4
 LEVELS = (2.0, 1.0, 0.5)
-"""Points of budget regret that times are taken to."""
+"""Levels of budget regret, in points, for which running times are measured."""
 TUNED_ON = (
     "digits",
     "hpobench-australian",
@@ -69,16 +70,16 @@ PLANS: dict[str, dict[str, Any]] = {
     "random+stop": {"sampler": {"kind": "random"}, "early_stopping": {"kind": "dominated"}},
     "our tpe": {"sampler": {"kind": "tpe"}},
 }
-"""Searches of ours, by their section of a study file."""
+"""Our searches: the `search` sections of their study files."""
 RIVALS = ("optuna random", "optuna tpe", "optuna nsga2", "optuna gp")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One search: the regret after every trial that ended."""
+    """One search: the regret after every trial."""
 
     seconds: list[float]
-    """Training seconds of all workers so far: four times the clock."""
+    """Total training seconds of the workers: four times the clock."""
     regrets: list[float]
     """In points."""
     trials: int
@@ -90,13 +91,13 @@ class Trace:
         )
 
 
-def believed_front(case: Case, search: Search) -> list[int]:
-    """Return the rows that a search of ours reports."""
+def posterior_front(case: Case, search: Search) -> list[int]:
+    """Return the rows on the front of the posterior means, which our search reports."""
     return [case.row_of[identity] for identity in search.known.surrogate.front()]
 
 
 def plain_front(costs: dict[int, float], means: dict[int, float]) -> list[int]:
-    """Return the rows whose mean exceeds that of all cheaper ones: what a user would report."""
+    """Return the rows whose mean exceeds that of all cheaper ones."""
     chosen, best = [], -math.inf
     for row in sorted(means, key=lambda r: (costs[r], -means[r])):
         if means[row] > best:
@@ -106,21 +107,21 @@ def plain_front(costs: dict[int, float], means: dict[int, float]) -> list[int]:
 
 
 def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> Trace:
-    """Run a search of ours; where its sampler is no model, its front is of plain means."""
+    """Run one of our searches; without a surrogate its front is that of plain means."""
     case.admission.release()
     sampler = {**plan["sampler"], "seed": repetition}
     each = plan.get("replicates", 1)
-    whole = trials - trials % each if isinstance(each, int) else trials
-    source = case.source(**{**plan, "sampler": sampler, "trials": whole})
-    believes = sampler["kind"] == "ehvi"
+    rounded = trials - trials % each if isinstance(each, int) else trials
+    source = case.source(**{**plan, "sampler": sampler, "trials": rounded})
+    has_surrogate = sampler["kind"] == "ehvi"
     seconds: list[float] = []
     regrets: list[float] = []
 
     def note(search: Search, now: float) -> None:
         reported = []
         if search.known.past.has_values:
-            if believes:
-                reported = believed_front(case, search)
+            if has_surrogate:
+                reported = posterior_front(case, search)
             else:
                 found = [one for one in search.known.past.all if one.is_complete]
                 means = {
@@ -137,7 +138,7 @@ def run_ours(case: Case, plan: dict[str, Any], repetition: int, trials: int) -> 
 
 
 def run_rival(case: Case, kind: str, repetition: int, trials: int) -> Trace:
-    """Run Optuna's sampler as its users do: ask, train, tell; a repeat trains a replicate."""
+    """Run Optuna's sampler as its users do: ask, train, tell; a repeat trains another replicate."""
     rival = optuna_rival(kind, case.grid, repetition, missing="nearest")
     return _drive(case, repetition, trials, rival.ask, rival.tell, None, rival.drop)
 
@@ -152,12 +153,12 @@ def run_moasha(case: Case, corrected: bool, repetition: int, trials: int, python
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        sent, heard = process.stdin, process.stdout
+        requests, replies = process.stdin, process.stdout
 
         def ask(message: dict[str, Any]) -> dict[str, Any]:
-            sent.write(json.dumps(message) + "\n")
-            sent.flush()
-            answer: dict[str, Any] = json.loads(heard.readline())
+            requests.write(json.dumps(message) + "\n")
+            requests.flush()
+            answer: dict[str, Any] = json.loads(replies.readline())
             return answer
 
         options = {"num_epochs": case.table.num_epochs, "reduction_factor": 3, "seed": repetition}
@@ -183,11 +184,11 @@ def _drive(
     stops: Callable[[int, int, int, float], bool] | None,
     drop: Callable[[int], None],
 ) -> Trace:
-    """Run somebody else's search with four workers on the clock of the table."""
+    """Simulate an external search with four workers on a table."""
     table, replay = case.table, Replay(case.table, repetition)
     values, curves = table.values("top1"), table.metrics["top1"]
-    told: dict[int, list[float]] = {}
-    begun: dict[int, int] = {}
+    results: dict[int, list[float]] = {}
+    started: dict[int, int] = {}
     events: list[tuple[float, int, int, int, int]] = []
     now, number = 0.0, itertools.count()
     seconds: list[float] = []
@@ -195,8 +196,8 @@ def _drive(
 
     def start(trial: int) -> None:
         row = ask()
-        replicate = replay.find(row, begun.get(row, 0))
-        begun[row] = begun.get(row, 0) + 1
+        replicate = replay.find(row, started.get(row, 0))
+        started[row] = started.get(row, 0) + 1
         heapq.heappush(events, (now + table.seconds[row, replicate, 0], trial, row, replicate, 1))
 
     for _ in range(min(WORKERS, trials)):
@@ -214,27 +215,27 @@ def _drive(
         elif ended:
             value = float(values[row, replicate])
             tell(row, value, float(table.costs["gflops"][row]))
-            told.setdefault(row, []).append(value)
+            results.setdefault(row, []).append(value)
         if not ended:
             then = now + table.seconds[row, replicate, epoch]
             heapq.heappush(events, (then, trial, row, replicate, epoch + 1))
             continue
-        means = {r: float(np.mean(found)) for r, found in told.items()}
+        means = {r: float(np.mean(found)) for r, found in results.items()}
         reported = plain_front({r: float(case.u[r]) for r in means}, means)
         seconds.append(WORKERS * now)
         regrets.append(100 * case.regret(reported))
         if (following := next(number)) < trials:
             start(following)
-    return Trace(seconds, regrets, sum(map(len, told.values())))
+    return Trace(seconds, regrets, sum(map(len, results.values())))
 
 
-# ------------------------------------------------------------------ what they took
+# ------------------------------------------------------------------ running times
 
 
 def expected_time(traces: list[Trace], level: float, picks: np.ndarray | None = None) -> float:
-    """Return the training time of all repetitions over the number that reached the level.
+    """Return the training time of all repetitions divided by the number that reached the level.
 
-    Where none did, half a repetition is said to have: a lower bound of what it takes.
+    If none did, it divides by half a repetition, which gives a lower bound.
     """
     chosen = traces if picks is None else [traces[i] for i in picks]
     times = [trace.until(level) for trace in chosen]
@@ -266,7 +267,7 @@ def speed_up(
 
 
 def run_one(task: tuple[str, str, str, int, int, str]) -> tuple[str, str, Trace]:
-    """Run one search of one table; in a process of its own."""
+    """Run one search on one table; runs in a worker process."""
     path, name, method, repetition, trials, python = task
     case = _case_of(path)
     if method in PLANS:
@@ -292,26 +293,26 @@ def _case_of(path: str) -> Case:
 def main() -> None:
     """Run every search on every table; print times and speed-ups."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", help="names of tables")
+    parser.add_argument("--tables", type=Path, required=True, help="folder of tables")
+    parser.add_argument("--only", nargs="*", help="names of the tables to use")
     parser.add_argument("--methods", nargs="*", default=["ehvi", "random", "optuna tpe"])
     parser.add_argument("--repetitions", type=int, default=50)
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--syne-tune", default="", help="a Python that has syne-tune 0.15.0")
-    parser.add_argument("--traces", type=Path, help="a file that gets every trace as JSON")
+    parser.add_argument("--syne-tune", default="", help="Python interpreter with syne-tune 0.15.0")
+    parser.add_argument("--traces", type=Path, help="file to write all traces to, as JSON")
     parser.add_argument(
         "--with",
         dest="more",
         type=Path,
         nargs="*",
         default=[],
-        help="traces of earlier runs that are told, too",
+        help="trace files of earlier runs to include",
     )
-    asked = parser.parse_args()
-    files = sorted([*asked.tables.glob("*.parquet"), *asked.tables.glob("*.npz")])
-    files = [f for f in files if not asked.only or f.stem in asked.only]
-    begun = time.perf_counter()
+    options = parser.parse_args()
+    files = sorted([*options.tables.glob("*.parquet"), *options.tables.glob("*.npz")])
+    files = [f for f in files if not options.only or f.stem in options.only]
+    start = time.perf_counter()
     traces: dict[str, dict[str, list[Trace]]] = {}
     levels: dict[float, dict[str, float]] = {level: {} for level in LEVELS}
     for file in files:
@@ -320,22 +321,22 @@ def main() -> None:
         for level in LEVELS:
             levels[level][file.stem] = max(level, error)
         tasks = [
-            (str(file), file.stem, method, repetition, asked.trials, asked.syne_tune)
-            for method in asked.methods
-            for repetition in range(asked.repetitions)
+            (str(file), file.stem, method, repetition, options.trials, options.syne_tune)
+            for method in options.methods
+            for repetition in range(options.repetitions)
             if case.table.num_epochs > 1 or not method.startswith("moasha")
         ]
-        for method, tables in itertools.chain(*(_read(path).items() for path in asked.more)):
+        for method, tables in itertools.chain(*(_read(path).items() for path in options.more)):
             if file.stem in tables:
                 traces.setdefault(method, {})[file.stem] = tables[file.stem]
         context = multiprocessing.get_context("fork")
-        with context.Pool(asked.processes) as pool:
+        with context.Pool(options.processes) as pool:
             for name, method, trace in pool.imap(run_one, tasks):
                 traces.setdefault(method, {}).setdefault(name, []).append(trace)
         _print_table(file.stem, error, traces)
-    if asked.traces:
-        asked.traces.write_text(json.dumps(_as_json(traces)))
-    _print_result(traces, levels, time.perf_counter() - begun)
+    if options.traces:
+        options.traces.write_text(json.dumps(_as_json(traces)))
+    _print_result(traces, levels, time.perf_counter() - start)
 
 
 def _print_table(name: str, error: float, traces: dict[str, dict[str, list[Trace]]]) -> None:
@@ -354,7 +355,7 @@ def _print_table(name: str, error: float, traces: dict[str, dict[str, list[Trace
 
 
 def _read(path: Path) -> dict[str, dict[str, list[Trace]]]:
-    """Return what `_as_json` wrote."""
+    """Read traces that `_as_json` wrote."""
     return {
         method: {
             name: [Trace(*one, len(one[0])) for one in found] for name, found in tables.items()

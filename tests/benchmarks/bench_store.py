@@ -1,10 +1,10 @@
-"""Random batches from a store against a DataLoader over a pickle, and what eight readers share.
+"""Compare random batches from a store with a DataLoader over a pickle; measure shared memory.
 
-A data set of one gigabyte is made: sound-like tokens of variable length and pictures of fixed size.
-Both sides give equal random batches, z-scored and padded; the store's come from its memory map, the
-other's from samples that were unpickled into memory (`torch.utils.data.DataLoader`, default
-collation, no workers; with `--loader-workers` some). Then processes read all of the
-store, and their proportional set size (PSS: shared pages counted in parts) is summed.
+The dataset has one gigabyte: sound-like tokens of variable length and images of fixed size. Both
+sides give equal random batches, z-scored and padded. The store reads them from its memory map; the
+DataLoader (default collation, `--loader-workers` workers) from samples unpickled into memory. Then
+one and eight processes read the whole store, and their proportional set sizes (PSS, which divides
+shared pages among processes) are summed.
 
 Run with `python -P tests/benchmarks/bench_store.py`; the last line is JSON.
 """
@@ -52,7 +52,7 @@ def values_of(number: int, shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def make_store(folder: Path, num_samples: int, shapes: Shapes) -> Store:
-    """Prepare the data set."""
+    """Prepare the dataset."""
     from sftsearch.datasets.prepare import prepare
     from sftsearch.datasets.source import Sample, Source
     from sftsearch.datasets.spec import SPLITS, ModalitySpec
@@ -71,13 +71,13 @@ def make_store(folder: Path, num_samples: int, shapes: Shapes) -> Store:
     }
     source = Source(
         task="classification", modalities=modalities, classes=("no", "yes"), samples=samples,
-        licence="none", attribution="nobody", source="made up", description="Random numbers.",
+        licence="none", attribution="nobody", source="synthetic", description="Random numbers.",
     )  # fmt: skip
     return open_store(prepare("random", source, folder / "random").path)
 
 
 def batches_of(store: Store) -> Callable[[np.ndarray], object]:
-    """Map the training split, as a trial does once for all its epochs."""
+    """Map the training split, as a trial does once."""
     import torch
 
     from sftsearch.trainables.evaluation import Batches
@@ -95,7 +95,7 @@ def time_store(batches: Callable[[np.ndarray], object], order: np.ndarray) -> fl
 
 
 def loader_of(store: Store, file: Path, shapes: Shapes, order: np.ndarray, workers: int) -> Any:
-    """Return a DataLoader over an unpickled list that gives the batches that the store gives."""
+    """Return a DataLoader over an unpickled list that gives the same batches as the store."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
@@ -127,7 +127,7 @@ def time_loader(loader: Any) -> float:
 
 
 def assert_equal(batches: Callable[[np.ndarray], Any], loader: Any, order: np.ndarray) -> None:
-    """Check that both sides give the same."""
+    """Check that both sides give the same batch."""
     import torch
 
     inputs, lengths, labels = batches(order[:BATCH])
@@ -139,7 +139,7 @@ def assert_equal(batches: Callable[[np.ndarray], Any], loader: Any, order: np.nd
 
 
 def read_all(path: Path) -> None:
-    """Read every sample of the store, say so, and wait; what a trial's worker does."""
+    """Read every sample of the store as a worker does, print `read` and wait."""
     from sftsearch.datasets.store import open_store
 
     split = open_store(path).split("train")
@@ -151,13 +151,13 @@ def read_all(path: Path) -> None:
 
 
 def pss_mib(process: int) -> float:
-    """Return a process's proportional set size."""
+    """Return a process's proportional set size in MiB."""
     text = Path(f"/proc/{process}/smaps_rollup").read_text()
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line[:4] == "Pss:")
 
 
 def memory(path: Path, number: int) -> float:
-    """Return the sum of the PSS of so many processes that have read the store, in MiB."""
+    """Return the summed PSS of `number` processes that have read the store, in MiB."""
     command = [sys.executable, "-P", __file__, "--read", str(path)]
     pipe = subprocess.PIPE
     readers = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(number)]
@@ -188,19 +188,19 @@ def main() -> None:
             results[name] = measure(folder, shapes, options)
         finally:
             shutil.rmtree(folder)
-        told = results[name]
-        print(f"{name}: {told['samples']} samples, {told['bytes'] / 2**30:.2f} GiB, batches of "
+        result = results[name]
+        print(f"{name}: {result['samples']} samples, {result['bytes'] / 2**30:.2f} GiB, batches of "
               f"{BATCH}, one thread")  # fmt: skip
-        for side, rate in told["samples_a_second"].items():
-            print(f"  {side:7}{rate:9.0f} samples a second")
-        print(f"  store over loader {told['ratio']:.2f}")
-        one, eight = told["pss_mib"]["one"], told["pss_mib"]["eight"]
+        for side, rate in result["samples_a_second"].items():
+            print(f"  {side:7}{rate:9.0f} samples per second")
+        print(f"  store / loader: {result['ratio']:.2f}")
+        one, eight = result["pss_mib"]["one"], result["pss_mib"]["eight"]
         print(f"  PSS of one reader {one:.0f} MiB, of eight {eight:.0f} MiB: {eight / one:.2f}")
     print(json.dumps(results))
 
 
 def measure(folder: Path, shapes: Shapes, options: argparse.Namespace) -> dict[str, Any]:
-    """Return all ratios."""
+    """Return the rates, sizes and ratios for one set of shapes."""
     a_sample = 4 * (shapes["sound"][0] / 2 * shapes["sound"][1] + np.prod(shapes["image"]))
     count = int(options.gigabytes * 2**30 / a_sample)
     store = make_store(folder, count, shapes)

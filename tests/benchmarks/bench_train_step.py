@@ -1,12 +1,11 @@
-"""Time and memory of a training step of every model, beside Table 2 of the SFT paper.
+"""Measure time and memory of a training step of every model; compare with the SFT paper's Table 2.
 
-A step is forward, backward and AdamW on random samples of the shapes of VGGSound and MOSEI, on one
-thread. Each model runs in a process of its own, so that its peak of resident memory is its own;
-memory is that peak above what the process had before its first step. The paper measured on an RTX
-3090, so ratios to SFT are what compares. Beside MOSEI stand the milliseconds of the authors' own
-code, run at the same setting (batch 8, one thread) on a machine of this kind.
+A step is forward, backward and AdamW on random samples with the shapes of VGGSound and MOSEI, on
+one thread. Each model runs in its own process; memory is the peak resident size minus that before
+the first step. The paper used an RTX 3090, so only ratios to SFT are comparable. For MOSEI, times
+of the authors' code are included (batch 8, one thread, on a similar machine).
 
-Also: strided sparse attention against dense attention at 1,216 tokens, forward and backward.
+Strided sparse attention is also compared with dense attention at 1,216 tokens.
 
 Run with `python -P tests/benchmarks/bench_train_step.py`; the last line is JSON.
 """
@@ -40,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "longest": "audio",
     },
 }
-# Ding et al. 2021, Table 2: training milliseconds and gigabytes a sample, GFLOPs.
+# Ding et al. 2021, Table 2: training milliseconds and gigabytes per sample, GFLOPs.
 PAPER = {
     "vggs": {
         "sft": (4.27, 0.48, 0.25),
@@ -57,7 +56,7 @@ PAPER = {
         "mbt": (7.42, 0.50, 0.59),
     },
 }
-# The authors' code on MOSEI shapes, batch 8, one thread: milliseconds a step, peak MiB.
+# The authors' code on MOSEI shapes, batch 8, one thread: milliseconds per step, peak MiB.
 AUTHORS = {
     "sft": (546, 545),
     "late_fusion": (2994, 1585),
@@ -87,15 +86,15 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         },
         classes=tuple(f"class_{index}" for index in range(shape["classes"])),
     )
-    system = MODELS[name]
-    config = system.config(**options_of(name, shape))
+    definition = MODELS[name]
+    config = definition.config(**options_of(name, shape))
     model = build_model(name, spec, config, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     inputs = {key: torch.randn(batch, *sizes) for key, sizes in shape["modalities"].items()}
     labels = torch.randint(shape["classes"], (batch,))
 
     baseline = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     times = []
     for _ in range(1 + steps):
         start = time.perf_counter()
@@ -105,7 +104,7 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         optimizer.step()
         times.append(1e3 * (time.perf_counter() - start))
     quartiles = statistics.quantiles(times[1:], n=4)  # the first step warms up
-    cost = system.cost(spec, config)
+    cost = definition.cost(spec, config)
     return {
         "data": data,
         "model": name,
@@ -114,13 +113,13 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         "memory_mib": resident_mib("VmHWM") - baseline,
         "gflops": cost.gflops,
         "parameters": cost.parameters,
-        "cost_us": 1e3 * timeit.timeit(lambda: system.cost(spec, config), number=1000),
+        "cost_us": 1e3 * timeit.timeit(lambda: definition.cost(spec, config), number=1000),
         "torch": torch.__version__,
     }
 
 
 def options_of(name: str, shape: dict[str, Any]) -> dict[str, Any]:
-    """Return what the SFT paper sets; the rest are defaults."""
+    """Return the options that the SFT paper sets; the others have defaults."""
     if name in ("sft", "sft_po"):
         return {"stride": shape["stride"]}
     if name == "unimodal":
@@ -129,9 +128,9 @@ def options_of(name: str, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_sparse(repeats: int) -> dict[str, float]:
-    """Time strided and dense attention by turns: 1,216 tokens, batch 8, 5 heads of 8, one thread.
+    """Time strided and dense attention in turns: 1,216 tokens, batch 8, 5 heads of 8, one thread.
 
-    Queries, keys and values are cut from one tensor, as in a layer; the projections are left out.
+    Queries, keys and values are slices of one tensor, as in a layer; there are no projections.
     """
     import torch
 
@@ -170,7 +169,7 @@ def resident_mib(field: str) -> float:
 
 
 def measure_apart(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
-    """Run `measure` in a process of its own."""
+    """Run `measure` in its own process."""
     arguments = ["--model", name, "--data", data, "--batch", str(batch), "--steps", str(steps)]
     done = subprocess.run(
         [sys.executable, "-P", __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
@@ -180,7 +179,7 @@ def measure_apart(name: str, data: str, batch: int, steps: int) -> dict[str, Any
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Divide each row by SFT's on the same shapes; so the paper's, where it prints the model."""
+    """Add the ratios to SFT on the same shapes, measured and as printed in the paper."""
     for row in rows:
         sft = next(r for r in rows if r["model"] == "sft" and r["data"] == row["data"])
         row["to_sft"] = {key: row[key] / sft[key] for key in MEASURES}
@@ -195,9 +194,9 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print a Markdown table: measured, as ratio to SFT, and the paper's ratio in brackets."""
+    """Print a Markdown table: measurements, ratios to SFT, and the paper's ratios in brackets."""
     print(
-        "| data | model | ms a step | IQR | authors' ms | MiB | authors' MiB | us to price "
+        "| data | model | ms per step | IQR | authors' ms | MiB | authors' MiB | us per cost "
         "| x time | x memory | x GFLOPs |"
     )
     print("| --- | --- |" + " ---: |" * 9)
@@ -222,8 +221,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure all models, or with --model and --data one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8, help="samples a step")
-    parser.add_argument("--steps", type=int, default=5, help="steps timed, after one to warm up")
+    parser.add_argument("--batch", type=int, default=8, help="samples per step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one warm-up step")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--data", choices=list(SHAPES), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How well probabilities agree with what came true.
+"""Measure the calibration of predicted probabilities.
 
 Shapes: P predictions.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def brier(probabilities: ArrayLike, truths: ArrayLike) -> float:
-    """Return the mean squared difference of probabilities and truths: 0 is perfect.
+    """Return the mean squared difference of probabilities and outcomes; 0 is perfect.
 
-    Always saying the share of the true gives that share's p (1 - p).
+    Predicting the share p of true cases every time scores p (1 - p).
 
     Args:
         probabilities: (P,).
@@ -37,26 +37,26 @@ def brier(probabilities: ArrayLike, truths: ArrayLike) -> float:
 def recalibration_slope(
     probabilities: ArrayLike, truths: ArrayLike, *, clip: float = 0.001
 ) -> float:
-    """Return the slope of a logistic regression of the truths on the probabilities' logits.
+    """Return the slope of a logistic regression of the outcomes on the probabilities' logits.
 
-    1 is calibrated; below 1 the probabilities are too near 0 and 1, above 1 too near their mean.
-    The intercept is free. Where the logits separate the true from the false without overlap the
-    slope is infinite, of either sign.
+    A slope of 1 is calibrated; below 1 the probabilities are too extreme, above 1 too close to
+    their mean. The intercept is free. If the logits separate true and false cases without overlap,
+    the slope is infinite, with either sign.
 
     Args:
-        probabilities: (P,); shares of draws may be 0 or 1, whose logits are infinite.
+        probabilities: (P,); may be 0 or 1, whose logits are infinite before clipping.
         truths: whether each came true, (P,) bool.
-        clip: probabilities below it, or above 1 less it, are taken as that.
+        clip: probabilities are clipped to [clip, 1 - clip].
 
     Raises:
-        ValueError: all truths, or all clipped probabilities, are equal: there is no slope.
+        ValueError: all outcomes, or all clipped probabilities, are equal.
 
     Source: Cox 1958, "Two further applications of a model for binary regression".
     """
     logits = special.logit(np.clip(np.asarray(probabilities, dtype=float), clip, 1 - clip))
     is_true = np.asarray(truths, dtype=bool)
     if is_true.all() or not is_true.any() or np.ptp(logits) == 0:
-        raise ValueError("A slope needs true and false cases, and probabilities that differ.")
+        raise ValueError("A slope needs true and false cases and different probabilities.")
     if logits[is_true].min() >= logits[~is_true].max():
         return math.inf
     if logits[is_true].max() <= logits[~is_true].min():
@@ -65,10 +65,10 @@ def recalibration_slope(
 
 
 def _fit_logistic(x: Floats, y: Floats) -> float:
-    """Return the slope of greatest likelihood, by Newton's method with halved steps.
+    """Return the maximum-likelihood slope, by Newton's method with step halving.
 
     Args:
-        x: one predictor, (P,), standardised here, so that the system is well conditioned.
+        x: one predictor, (P,); standardized here for good conditioning.
         y: 0 or 1, (P,).
     """
     scale = float(np.std(x))

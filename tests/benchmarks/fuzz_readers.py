@@ -1,13 +1,12 @@
-"""Mutates published files, thousands of times: every reader must refuse in one line, or be right.
+"""Fuzz the readers: each must refuse a mutated file with one line, or prepare a correct store.
 
-A case takes the small files that a reader's test writes, changes one of them (cut, flipped bytes,
-spliced, zeroed, grown), and prepares a store. Allowed are a `UserError` of one line, and a store
-whose files are those of its manifest. Anything else is printed with its seed: another exception, a
-case of more than so many seconds, a file that something wrote beside. The parent runs the cases in
-processes of their own, so that a crash is one too.
+A case takes the small files that a reader's test writes, mutates one of them (cuts, flips, splices
+or zeroes bytes) and prepares a store. A one-line `UserError` or a store that matches its manifest
+passes. Anything else is a fault and printed with its seed: another exception, a timeout, a file
+written outside the store. Cases run in child processes, so that crashes are found too.
 
-`python -P tests/benchmarks/fuzz_readers.py --cases 10000`; the last line is JSON, and the exit code
-1 on a fault.
+Run with `python -P tests/benchmarks/fuzz_readers.py --cases 10000`; the last line is JSON. The exit
+code is 1 after a fault.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1] / "datasets" / "readers"
 SECONDS = 30
-"""That a case may take, on a loaded machine."""
+"""Time limit of a case, generous for a loaded machine."""
 CHUNK = 250
-"""Cases of a process."""
+"""Cases per process."""
 
 
 def writers() -> dict[str, tuple[Callable[[Path], object], dict[str, str]]]:
-    """Return by reader what writes its files, and the options to read them with."""
+    """Return, by reader, the function that writes its files and the options to read them."""
     sys.path.insert(0, str(TESTS))
     import test_arrays
     import test_audiovisual
@@ -74,10 +73,10 @@ def writers() -> dict[str, tuple[Callable[[Path], object], dict[str, str]]]:
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
-    """Return a file changed in one of many ways."""
+    """Return a file with a random mutation."""
     if not content:
         return bytes(dice.randrange(256) for _ in range(dice.randrange(9)))
-    return dice.choice(WAYS)(bytearray(content), dice)
+    return dice.choice(MUTATIONS)(bytearray(content), dice)
 
 
 def _cut(data: bytearray, dice: random.Random) -> bytes:
@@ -96,11 +95,11 @@ def _flip(data: bytearray, dice: random.Random) -> bytes:
     return bytes(data)
 
 
-def _claim(data: bytearray, dice: random.Random) -> bytes:
-    """Write a number that sizes are compared with."""
+def _boundary(data: bytearray, dice: random.Random) -> bytes:
+    """Write an integer that is an edge case for sizes."""
     value = dice.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1])
-    place = dice.randrange(len(data))
-    data[place : place + 8] = value.to_bytes(8, dice.choice(["little", "big"]))
+    start = dice.randrange(len(data))
+    data[start : start + 8] = value.to_bytes(8, dice.choice(["little", "big"]))
     return bytes(data)
 
 
@@ -123,14 +122,14 @@ def _zero(data: bytearray, dice: random.Random) -> bytes:
     return bytes(data)
 
 
-WAYS = (_cut, _scatter, _flip, _claim, _drop, _repeat, _zero)
+MUTATIONS = (_cut, _scatter, _flip, _boundary, _drop, _repeat, _zero)
 
 
 def run_case(name: str, clean: Path, work: Path, seed: int, options: dict[str, str]) -> str:
-    """Return what came of a case: refused or prepared.
+    """Return the result of a case, `refused` or `prepared`.
 
     Raises:
-        Exception: whatever no reader may raise.
+        Exception: the case is a fault.
     """
     from sftsearch.datasets.catalog import read_source
     from sftsearch.datasets.errors import UserError
@@ -164,7 +163,7 @@ def run_case(name: str, clean: Path, work: Path, seed: int, options: dict[str, s
 
 
 def run_chunk(first: int, count: int, folder: Path) -> None:
-    """Run some cases here, and print a line a fault and the counts."""
+    """Run cases in this process; print a line per fault and the counts."""
     faulthandler.enable()
     logging.disable()
     signal.signal(signal.SIGALRM, _late)
@@ -197,7 +196,7 @@ def _late(number: int, frame: object) -> None:
 
 
 def main() -> int:
-    """Run the cases in processes of their own."""
+    """Run the cases in child processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first case")

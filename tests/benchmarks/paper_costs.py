@@ -1,6 +1,6 @@
-"""The tables of docs/cost.md: the SFT paper's Table 2, its printed formulas, and what runs.
+"""Print the tables of docs/cost.md: the SFT paper's Table 2, its formulas, and executed operations.
 
-Run with `python -P tests/benchmarks/paper_costs.py`; it takes a second and prints Markdown.
+Run with `python -P tests/benchmarks/paper_costs.py`; it prints Markdown within a second.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def projected_tokens(priced: Priced, shape: str) -> int:
 
 
 def cost_of(priced: Priced, shape: str, **changes: str) -> Cost:
-    """Return our cost of a row, with changes of its configuration."""
-    system = MODELS[priced.row.model]
-    config = system.config(**priced.row.parameters[shape])
-    return system.cost(spec_of(TABLE, shape), dataclasses.replace(config, **changes))
+    """Return our cost of a row, with changes to its configuration."""
+    model = MODELS[priced.row.model]
+    config = model.config(**priced.row.parameters[shape])
+    return model.cost(spec_of(TABLE, shape), dataclasses.replace(config, **changes))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Prices of configurations that a table holds, of models that nobody here can build."""
+"""Look up the costs of configurations in a table, for models that cannot be built here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.search_spaces.load import Source
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 
 def recorded_prices(source: Source, table: Table) -> Callable[[Point], Candidate]:
-    """Return what prices the points of a study's space, for `Admission`, by looking them up."""
+    """Return a `price` function for `Admission` that looks costs up in a table."""
     named = zip(table.models, table.parameters, strict=True)
     rows = {_canonical(model, parameters): row for row, (model, parameters) in enumerate(named)}
     models = [branch.kind for branch in source.study.space]
@@ -28,7 +28,7 @@ def recorded_prices(source: Source, table: Table) -> Callable[[Point], Candidate
         model, parameters = models[point.branch], point.parameters
         row = rows.get(_canonical(model, parameters))
         if row is None:
-            raise ConfigError("The table does not hold this configuration.")
+            raise ConfigError("The table does not contain this configuration.")
         costs = {name: float(values[row]) for name, values in table.costs.items()}
         configuration = Configuration(
             id=table.ids[row],

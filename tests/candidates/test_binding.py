@@ -1,4 +1,4 @@
-"""Names of a study file against the catalogues, and the identity of a configuration."""
+"""Bind study files to the catalogs, and check the ids of configurations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEARABLES = describe("wearables")
     ("task", "metric", "direction"),
     [("multilabel", "map", "maximize"), ("regression", "mae", "minimize")],
 )
-def test_with_objectives_adds_the_tasks_own(task: str, metric: str, direction: str) -> None:
+def test_with_objectives_adds_defaults_of_the_task(task: str, metric: str, direction: str) -> None:
     source = of_task(task, "")
     check_names(source)
     study = with_objectives(source, describe(TASKS[task])).study
@@ -39,36 +39,36 @@ def test_with_objectives_adds_the_tasks_own(task: str, metric: str, direction: s
     assert pairs == [(metric, direction), ("gflops", "minimize")]
 
 
-def test_with_objectives_keeps_what_is_named() -> None:
+def test_with_objectives_keeps_given_objectives() -> None:
     for source in (parse("metric: top1", "metric: map"), parse(OBJECTIVES, "")):
         assert with_objectives(source, WEARABLES).study == source.study
     assert parse(OBJECTIVES, "").study == parse().study
 
 
-# ------------------------------------------------------------------ identity
+# ------------------------------------------------------------------ ids
 
 
 def identity(model: str = "sft", /, **values: Any) -> str:
     return bind(model, {"patch": 8, **values}, {"epochs": 2}, WEARABLES).id
 
 
-def test_bind_gives_ids_that_do_not_change_from_version_to_version() -> None:
-    """Pinned: another id here means that resumed studies would run everything anew."""
+def test_bind_ids_are_stable_across_versions() -> None:
+    """The ids are pinned: with other ids, resumed studies would train everything again."""
     assert identity() == "437bd13ed2b7"
     per_modality = {"watch_acc": 2, "phone_acc": 4}
     values = {"stride": per_modality, "modalities": ["watch_acc", "phone_acc"], "dropout": 0.1}
     assert identity("sft_po", **values) == "3034ea7025ba"
 
 
-def test_bind_takes_modalities_as_a_set() -> None:
+def test_bind_ignores_the_order_of_modalities() -> None:
     names = list(WEARABLES.modalities)
     ids = {identity(modalities=list(order)) for order in itertools.permutations(names)}
-    assert ids == {identity()}  # all of them is what is used where none is named
+    assert ids == {identity()}  # the default is all of them
     assert identity(modalities=names[:2]) != identity()
     assert identity(modalities=names[:2]) == identity(modalities=names[1::-1])
 
 
-def test_bind_takes_strides_by_modality_as_a_mapping() -> None:
+def test_bind_ignores_the_order_of_strides_by_modality() -> None:
     one = {"watch_acc": 2, "phone_acc": 4}
     other = {"phone_acc": 4, "watch_acc": 2}
     chosen = ["watch_acc", "phone_acc"]
@@ -76,14 +76,14 @@ def test_bind_takes_strides_by_modality_as_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_bind_gives_a_default_spelled_out_the_same_id(model: str) -> None:
+def test_bind_gives_explicit_defaults_the_same_id(model: str) -> None:
     defaults = {
         field.name: field.default
         for config in (MODELS[model].config, TrainConfig)
         for field in dataclasses.fields(config)
         if field.name != "epochs"
     }
-    chosen = {"modalities": ["watch_acc", "watch_gyro"]}  # some models take just two
+    chosen = {"modalities": ["watch_acc", "watch_gyro"]}  # some models take only two
     if model == "unimodal":
         chosen["modalities"].pop()
     bare = bind(model, chosen, {"epochs": 2}, WEARABLES)
@@ -92,15 +92,15 @@ def test_bind_gives_a_default_spelled_out_the_same_id(model: str) -> None:
     assert bind(model, {**chosen, "epochs": 2}, {"epochs": 9}, WEARABLES).id == bare.id
 
 
-def test_bind_takes_a_whole_number_as_the_float_it_stands_for() -> None:
+def test_bind_converts_integers_of_float_parameters() -> None:
     assert identity(dropout=0) == identity(dropout=0.0) == identity()
     assert identity(learning_rate=1) == identity(learning_rate=1.0)
     bound = bind("sft", {"dropout": 0}, {"weight_decay": 0}, WEARABLES)
     assert type(bound.model_config.dropout) is type(bound.train_config.weight_decay) is float
 
 
-def test_bind_gives_every_other_value_another_id() -> None:
-    """Where it matters: stride 3 leaves a token out, 17 of them attend sparsely, inputs mix."""
+def test_bind_gives_different_values_different_ids() -> None:
+    """In the base configuration every parameter has an effect on training."""
     base = {"stride": 3, "mixup": "input", "epochs": 9, "sparse_attention": "fixed", "window": 12}
     others: dict[str, Any] = {
         "patch": 4, "dim": 20, "num_heads": 4, "dropout": 0.1, "unimodal_layers": 2,
@@ -116,7 +116,7 @@ def test_bind_gives_every_other_value_another_id() -> None:
     for name, value in others.items():
         changed = base | {name: value} | ({"stride": None} if name == "tokens" else {})
         ids.append(identity(**changed))
-    # What a regression is trained on makes no difference to classes.
+    # The loss of a regression has no effect on classification.
     assert identity(**base, regression_loss="l2") == ids[0]
     assert len(set(ids)) == len(ids) - 1
     ratings = describe("synthetic_rating")
@@ -127,7 +127,7 @@ def test_bind_gives_every_other_value_another_id() -> None:
 ALONE = {"modalities": ["watch_acc"]}
 WATCH = {"modalities": ["watch_acc", "watch_gyro"]}
 SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    # Eight samples make a token: there are 16 of a sensor.
+    # A token has eight samples, so a sensor has 16 tokens.
     ("sft", {"stride": 4}, {"tokens": 4}),
     ("sft_po", {"stride": 16}, {"tokens": dict.fromkeys(WEARABLES.modalities, 1)}),
     ("late_fusion", {"stride": 2}, {"tokens": 8}),
@@ -144,10 +144,10 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.medium
 @pytest.mark.parametrize(("model", "one", "other"), SPELLINGS)
-def test_bind_gives_what_trains_alike_one_id(
+def test_bind_gives_equivalent_configurations_one_id(
     model: str, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    """And the model that is built is the one that was written: the same logits, bit for bit."""
+    """The built models also have the same logits, bit for bit."""
     common = {"patch": 8, "dim": 8, "num_heads": 2}
     x = {m: torch.randn(3, 128, 3) for m in WEARABLES.modalities}
     bounds = [bind(model, common | values, {}, WEARABLES) for values in (one, other)]
@@ -166,25 +166,25 @@ def test_bind_gives_what_trains_alike_one_id(
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({"stride": 3}, {"tokens": 5}),  # the stride leaves out the last of 16 tokens
+        ({"stride": 3}, {"tokens": 5}),  # the stride drops the last of 16 tokens
         ({"stride": 2, "pooling": "max"}, {"stride": 2}),
         ({"tokens": {"watch_acc": 2, "watch_gyro": 4}}, {"tokens": 2}),
     ],
 )  # fmt: skip
-def test_bind_gives_what_trains_otherwise_another_id(
+def test_bind_gives_different_training_different_ids(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     assert identity(**WATCH, **one) != identity(**WATCH, **other)
 
 
-def test_bind_gives_other_data_another_id_and_a_mere_rewording_not() -> None:
+def test_bind_ids_depend_on_the_fingerprint_but_not_on_the_description() -> None:
     spec = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     assert bind("sft", {}, {}, spec).id != bind("sft", {}, {}, WEARABLES).id
     spec = dataclasses.replace(WEARABLES, description="Better said.")
     assert bind("sft", {}, {}, spec).id == bind("sft", {}, {}, WEARABLES).id
 
 
-def test_bind_shows_the_study_files_names_with_the_modalities_in_order() -> None:
+def test_bind_keeps_the_study_files_names_and_sorts_modalities() -> None:
     bound = bind("sft", {"modalities": ["watch_gyro", "phone_acc"], "stride": 2}, {}, WEARABLES)
     assert bound.parameters == {"modalities": ["phone_acc", "watch_gyro"], "stride": 2}
     assert bound.model_config.modalities == ("phone_acc", "watch_gyro")
@@ -240,18 +240,6 @@ def test_definition_of_has_everything_else(old: str, new: str, part: str) -> Non
     ours = definition_of(parse(), WEARABLES)
     theirs = definition_of(parse(old, new), WEARABLES)
     assert [name for name in ours if ours[name] != theirs[name]] == [part]
-
-
-def test_describe_models_has_every_parameter_and_its_default() -> None:
-    rows = binding.describe_models()
-    assert [row["model"] for row in rows] == sorted(MODELS)
-    for row in rows:
-        names = {parameter["name"] for parameter in row["parameters"]}
-        assert names == binding.fields_of(row["model"]).keys()
-    (training,) = binding.describe_models(training=True)
-    assert {p["name"]: p["default"] for p in training["parameters"]} == dataclasses.asdict(
-        TrainConfig()
-    )
 
 
 def test_fields_of_a_model_are_none_of_training() -> None:

@@ -9,6 +9,7 @@ import pytest
 from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.candidates.binding import definition_of, parameter_names
 from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.orchestrator.objectives import Objectives
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.schema import FloatRange
@@ -149,3 +150,37 @@ def test_check_names_reports_a_wrong_type_and_an_unknown_name_together(
     keys = [line.split(": ")[1] for line in found]
     assert wrong in keys
     assert unknown in keys
+
+
+@pytest.mark.parametrize("cost", ["latency_ms", "peak_memory_mb", "seconds"])
+def test_check_names_refuses_a_measured_cost_as_the_only_one(cost: str) -> None:
+    only = ("metric: gflops", f"metric: {cost}")
+    assert mistakes_of_shared(only) == [
+        f"line 3: objectives: A search needs a cost that is known before training, but {cost} is "
+        "measured in trials: add one of gflops, gmacs, parameters, gflops_expected."
+    ]
+    beside = (
+        f"  - {{metric: gflops, direction: minimize}}\n  - {{metric: {cost}, direction: minimize}}"
+    )
+    read_shared(SHARED.replace("  - {metric: gflops, direction: minimize}", beside))
+
+
+def test_a_study_is_reported_on_the_cost_that_it_is_searched_on() -> None:
+    text = SHARED.replace(
+        "  - {metric: gflops, direction: minimize}",
+        "  - {metric: latency_ms, direction: minimize}\n"
+        "  - {metric: parameters, direction: minimize}",
+    )
+    objectives = Objectives.of_study(read_shared(text).study)
+    assert objectives.names == ("top1", "parameters", "latency_ms")
+    assert objectives.searched_cost == objectives.x == "parameters"
+    assert Objectives.of([("top1", "maximize"), ("gflops_expected", "minimize")]) == Objectives(
+        ("top1", "gflops_expected"), ("maximize", "minimize")
+    )
+
+
+def test_signs_of_objectives_follow_their_directions() -> None:
+    objectives = Objectives.of([("mae", "minimize"), ("gflops", "minimize")])
+    assert objectives.quality({"mae": 0.5, "gflops": 2.0}) == -0.5
+    assert objectives.costs({"mae": 0.5, "gflops": 2.0}) == (2.0,)
+    assert objectives.with_axes("pearson", "top1").costs({"pearson": 0.25}) == (-0.25,)

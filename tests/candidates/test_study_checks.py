@@ -1,4 +1,4 @@
-"""Mistakes of a study file that only the catalogues know, each with its line."""
+"""Check the names in a study file against the catalogs; errors have their line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_check_names_passes_a_valid_file() -> None:
     ("old", "new", "message"),
     [
         ("kind: wearables", "kind: wearble",
-         "line 2: dataset.kind: No data set is called 'wearble'. Did you mean 'wearables'? Known"),
+         "line 2: dataset.kind: No dataset is called 'wearble'. Did you mean 'wearables'? Known"),
         ("kind: concat", "kind: conkat",
          "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "),
         ("patch: 8", "ptach: 8",
@@ -102,7 +102,7 @@ def test_check_names_passes_a_valid_file() -> None:
          "five classes or fewer."),
     ],
 )  # fmt: skip
-def test_check_names_gives_the_line_and_the_nearest_name_of_what_is_unknown(
+def test_check_names_reports_the_line_and_the_nearest_known_name(
     old: str, new: str, message: str
 ) -> None:
     found = mistakes_of(old, new)
@@ -110,8 +110,8 @@ def test_check_names_gives_the_line_and_the_nearest_name_of_what_is_unknown(
     assert found[0].startswith(message)
 
 
-def test_check_names_takes_no_range_of_fractions_for_whole_numbers() -> None:
-    """Also where its ends are written without a point."""
+def test_check_names_refuses_a_float_range_for_integers() -> None:
+    """Bounds without a decimal point are refused too."""
     assert mistakes_of(
         "{kind: int, low: 20, high: 40, step: 20}", "{kind: float, low: 20, high: 40}"
     ) == [
@@ -129,7 +129,7 @@ def test_check_names_takes_no_range_of_fractions_for_whole_numbers() -> None:
         ("regression", "pearson", "maximize"),
     ],
 )
-def test_check_names_takes_any_metric_of_the_task_in_its_own_direction(
+def test_check_names_accepts_any_metric_of_the_task_in_its_direction(
     task: str, metric: str, direction: str
 ) -> None:
     objectives = OBJECTIVES.replace(
@@ -155,7 +155,7 @@ def test_check_names_lists_the_metrics_of_the_task(task: str) -> None:
     assert set(known.rstrip(".").split(", ")) == {*METRICS[task], "loss", *COSTS}
 
 
-def test_check_names_checks_objectives_beside_mistakes_of_form() -> None:
+def test_check_names_checks_objectives_despite_schema_errors() -> None:
     text = VALID.replace("metric: top1", "metric: topl").replace("trials: 4", "trials: no")
     with pytest.raises(StudyFileError) as caught:
         check_names(parse_study(text.encode(), name="s.yaml"))

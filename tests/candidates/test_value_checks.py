@@ -1,4 +1,4 @@
-"""Values that are possible nowhere, as mistakes at their line."""
+"""Report values that are impossible in every configuration, with their line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mistakes_of(space: str) -> list[str]:
 
 
 @pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_value_checker_blames_a_modalitys_value_that_is_possible_nowhere(more: str) -> None:
+def test_value_checker_reports_an_impossible_value_of_a_modality(more: str) -> None:
     space = BY_MODALITY.replace("tokens", "stride") + more
     (line,) = mistakes_of(space)
     assert line.startswith(
@@ -47,7 +47,7 @@ def test_value_checker_blames_a_modalitys_value_that_is_possible_nowhere(more: s
 
 
 @pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_value_checker_blames_a_value_that_is_possible_nowhere(more: str) -> None:
+def test_value_checker_reports_an_impossible_value(more: str) -> None:
     space = """\
 space:
   - kind: sft
@@ -71,11 +71,11 @@ space:
 
 
 @pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
-def test_value_checker_blames_the_value_by_which_nothing_of_a_branch_works(more: str) -> None:
+def test_value_checker_reports_the_value_that_breaks_a_whole_branch(more: str) -> None:
     space = SPACE + (
         "  - kind: concat\n    patch: 200\n    num_layers: {kind: int, low: 1, high: 2}\n" + more
     )
     assert mistakes_of(space) == [
         "line 19: space[2].patch: `patch` must not be longer than a modality, but got (patch=200, "
-        "phone_acc has 128 samples). Take a smaller patch."
+        "phone_acc has 128 samples). Choose a smaller patch."
     ]

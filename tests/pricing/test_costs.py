@@ -1,4 +1,4 @@
-"""What a space costs: the listing, the line through measured steps, the table a terminal shows."""
+"""Price spaces: the listing, the line through measured steps, the printed table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_list_prices_has_every_admissible_configuration_by_rising_cost() -> None
     assert costs == sorted(costs)
 
 
-def test_list_prices_samples_a_huge_space_within_its_limits(
+def test_list_prices_samples_a_large_space_within_its_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prices, "NUM_DRAWN", 200)
@@ -78,7 +78,7 @@ def test_list_prices_samples_a_huge_space_within_its_limits(
 
 
 @pytest.mark.medium
-def test_list_prices_of_a_huge_space_with_nothing_admissible_is_empty() -> None:
+def test_list_prices_of_a_large_space_without_admissible_points_is_empty() -> None:
     source, admission = study_of(CONTINUOUS, "[{metric: parameters, max: 1}]")
     assert prices.list_prices(admission) == []
     estimate = prices.estimate_time(source, WEARABLES, admission)
@@ -89,7 +89,7 @@ def test_list_prices_of_a_huge_space_with_nothing_admissible_is_empty() -> None:
 
 
 def test_fit_line_is_nonnegative_least_squares() -> None:
-    """Against scipy's NNLS of the same relative errors, over lines, noise and wrong slopes."""
+    """Compare with scipy's NNLS on the same relative errors, for random lines with noise."""
     generator = np.random.default_rng(0)
     for _ in range(200):
         x = np.sort(generator.uniform(0.01, 10, size=5))
@@ -102,7 +102,7 @@ def test_fit_line_is_nonnegative_least_squares() -> None:
     assert prices.fit_line([2.0], [0.5]) == (0.5, 0.0)
 
 
-def test_estimate_time_is_one_line_over_the_operations_of_a_batch() -> None:
+def test_estimate_time_is_linear_in_the_operations_of_a_batch() -> None:
     source, admission = study_of()
     threads = torch.get_num_threads()
     estimate = prices.estimate_time(source, WEARABLES, admission)
@@ -112,14 +112,14 @@ def test_estimate_time_is_one_line_over_the_operations_of_a_batch() -> None:
     for candidate in prices.list_prices(admission):
         batch = candidate.configuration.train_config.batch_size
         num_steps = 2 * math.ceil(WEARABLES.num_samples["train"] / batch)
-        seconds = estimate.seconds_a_trial[candidate.id] / num_steps
+        seconds = estimate.seconds_per_trial[candidate.id] / num_steps
         rows.append((candidate.cost.gmacs * batch, seconds))
-        assert 0.01 < estimate.seconds_a_trial[candidate.id] < 600
+        assert 0.01 < estimate.seconds_per_trial[candidate.id] < 600
     x, y = np.array(sorted(rows)).T
     slope, intercept = np.polyfit(x, y, 1)
     assert y == pytest.approx(intercept + slope * x, rel=1e-6)
     assert min(slope, intercept) > -1e-12
-    mean = sum(estimate.seconds_a_trial.values()) / 16
+    mean = sum(estimate.seconds_per_trial.values()) / 16
     assert estimate.study_seconds == pytest.approx(12 * mean)
 
 
@@ -127,15 +127,15 @@ def test_rich_table_is_readable_at_80_columns() -> None:
     source, admission = study_of()
     listing = prices.list_prices(admission)
     lines = shown(prices.rich_table(listing, admission, None, 4))
-    assert lines[0].split() == ["GFLOPs", "parameters", "model", "what", "varies"]
+    assert lines[0].split() == ["GFLOPs", "parameters", "model", "varying", "parameters"]
     assert not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
-    batch = r"batch_size=(8|24)"  # of equal cost: their order is that of their ids
+    batch = r"batch_size=(8|24)"  # equal costs are sorted by id
     assert re.search(rf"dim=8 stride=16 {batch} modalities=\[phone_acc, watch_acc\]", text)
     assert re.search(rf"dim=16 stride=1 {batch} modalities=all", text)
     assert "patch" not in text
     words = shown(prices.describe(listing, source, admission, None), width=200)
-    assert words[0] == "In all: patch=8 num_heads=4 fused_layers=1."
+    assert words[0] == "Shared by all: patch=8 num_heads=4 fused_layers=1."
     low, high = listing[0].cost.gflops, listing[-1].cost.gflops
     assert words[1] == (
         f"16 admissible configurations of 16 points; {low:.3g} to {high:.3g} GFLOPs, "
@@ -143,7 +143,7 @@ def test_rich_table_is_readable_at_80_columns() -> None:
     )
 
 
-def test_rich_table_shows_what_only_some_configurations_of_a_model_have() -> None:
+def test_rich_table_shows_parameters_that_only_some_configurations_have() -> None:
     space = """\
 space:
   - {kind: sft, patch: 8, dim: 10}
@@ -155,7 +155,7 @@ space:
     lines = shown(prices.rich_table(listing, admission, None, 3))
     assert [line.split()[2:] for line in lines[1:]] == [["sft", "tokens=1"], ["concat"], ["sft"]]
     words = shown(prices.describe(listing, source, admission, None))
-    assert words[0] == "In all: patch=8 dim=10 modalities=all."
+    assert words[0] == "Shared by all: patch=8 dim=10 modalities=all."
 
 
 def test_rich_table_goes_from_the_cheapest_to_the_most_expensive() -> None:
@@ -169,13 +169,13 @@ def test_rich_table_goes_from_the_cheapest_to_the_most_expensive() -> None:
             assert lines[-1].split()[0] == f"{listing[-1].cost.gflops:.3g}"
     estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 1234.56), 3, 3600.0)
     lines = shown(prices.rich_table(listing, admission, estimate, 2), width=200)
-    assert "s a trial" in lines[0]
+    assert "s per trial" in lines[0]
     assert lines[1].split()[2] == "1,234.6"
     words = shown(prices.describe(listing, source, admission, estimate), width=200)
-    assert words[-1].startswith("12 trials take about 60.0 minutes here, 3 at a time")
+    assert words[-1].startswith("12 trials take about 60.0 minutes on this machine, 3 at a time")
 
 
-def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
+def test_describe_shows_the_paper_table_of_the_study() -> None:
     file = SPACE.replace("space:", "study: {name: small, paper: SFT table 2}\nspace:")
     text = f"dataset: {{kind: wearables}}\nsearch: {{trials: 12}}\n{file}"
     source = parse_study(text.encode())
@@ -183,30 +183,30 @@ def test_a_study_of_a_paper_s_table_shows_it_below() -> None:
     listing = prices.list_prices(admission)
     lines = shown(prices.describe(listing, source, admission, None))
     assert lines[-1].split()[:4] == ["SFT", "0.25", "0.2581", "+3.2%"]
-    told = prices.as_json(listing, admission, None, source)
-    assert told["paper"]["rows"][-1]["gflops"]["VGGS"] == pytest.approx(0.2581, abs=5e-5)
+    result = prices.as_json(listing, admission, None, source)
+    assert result["paper"]["rows"][-1]["gflops"]["VGGS"] == pytest.approx(0.2581, abs=5e-5)
     plain, _ = study_of()
     assert prices.as_json(listing, admission, None, plain)["paper"] is None
 
 
-def test_an_unknown_table_is_a_mistake_with_its_line() -> None:
+def test_parse_study_reports_an_unknown_paper_table_with_its_line() -> None:
     text = "study:\n  name: small\n  paper: SFT tablet 2\n"
     (mistake,) = [m for m in parse_study(text.encode()).mistakes if m.key == "study.paper"]
     assert mistake.line == 3
     assert "No paper's table is called 'SFT tablet 2'. Did you mean 'SFT table 2'?" in str(mistake)
 
 
-def test_as_json_has_everything() -> None:
+def test_as_json_has_costs_and_estimates() -> None:
     source, admission = study_of(constraints="[{metric: gflops, max: 3e-4}]")
     listing = prices.list_prices(admission)
     estimate = prices.Estimate(dict.fromkeys([c.id for c in listing], 2.0), 2, 9.0)
-    told = json.loads(json.dumps(prices.as_json(listing, admission, estimate, source)))
-    assert told["points"] == 16
-    assert told["refused"] == {"over limit": 16 - len(listing)}
-    assert (told["max_concurrent_trials"], told["study_seconds"]) == (2, 9.0)
+    result = json.loads(json.dumps(prices.as_json(listing, admission, estimate, source)))
+    assert result["points"] == 16
+    assert result["refused"] == {"over limit": 16 - len(listing)}
+    assert (result["max_concurrent_trials"], result["study_seconds"]) == (2, 9.0)
     chosen = random.Random(0).choice(range(len(listing)))
     cost, bound = listing[chosen].cost, listing[chosen].configuration
-    assert told["configurations"][chosen] == {
+    assert result["configurations"][chosen] == {
         "configuration_id": bound.id,
         "model": "sft",
         "configuration": bound.parameters,

@@ -1,4 +1,4 @@
-"""The papers' tables: what is printed, and what our models cost at the papers' sizes."""
+"""Compare the printed costs of papers with the costs of our models at the same sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOLED = {"VGGS": 45, "MOSEI": 46}
 
 
 def block(n: int, d: int = 40) -> int:
-    """SFT paper, appendix A.2: attention, the two layers of the MLP, and what is element-wise."""
+    """Return a block's operations (SFT paper, A.2): attention, MLP and element-wise operations."""
     return 4 * n * d * d + 2 * n * n * d + 2 * n * d * d + 4 * n * d
 
 
@@ -29,8 +29,8 @@ def attention(n: int, d: int = 40) -> int:
     return 4 * n * d * d + 2 * n * n * d
 
 
-def by_hand(system: str, shape: str) -> float:
-    """Return the printed formulas' operations of 12 layers of width 40."""
+def by_hand(model: str, shape: str) -> float:
+    """Return the printed formulas' operations for 12 layers of width 40."""
     sizes = SIZES[shape]
     layer = sum(map(block, sizes))
     flops = {
@@ -40,21 +40,21 @@ def by_hand(system: str, shape: str) -> float:
         "MBT": layer + 11 * sum(block(n + 4) for n in sizes),
         "SFT": layer + sum(map(attention, sizes)) + 11 * block(POOLED[shape]),
     }
-    return flops[system] / GIGA
+    return flops[model] / GIGA
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_every_cell_of_table_2_is_the_printed_formula_and_within_5_percent(shape: str) -> None:
+def test_price_table_2_agrees_with_the_printed_formulas_and_within_5_percent(shape: str) -> None:
     rows = priced_tables.price_table("SFT table 2")
     assert [priced.row.name for priced in rows] == ["Concat", "LF", "MulT", "MBT", "SFT"]
     for priced in rows:
         assert priced.gflops[shape] == pytest.approx(by_hand(priced.row.name, shape), rel=1e-12)
         difference = priced.difference(shape)
         assert difference is not None
-        assert 0 < difference < 0.05  # the printed formulas are above the printed table everywhere
+        assert 0 < difference < 0.05  # all printed formulas exceed the printed table
 
 
-def test_a_row_s_system_and_changes_are_put_together() -> None:
+def test_paper_tables_merge_the_model_and_the_changes_of_a_row() -> None:
     rows = {row.name: row for row in paper_tables()["SFT table 3"].rows}
     assert rows["SFT, 64x"].parameters["VGGS"] == {
         "sparse_attention": "dense", "stride": 64, "pooling": "max",
@@ -64,7 +64,7 @@ def test_a_row_s_system_and_changes_are_put_together() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(paper_tables()))
-def test_a_table_has_the_same_columns_in_each_row_and_a_price_for_it(name: str) -> None:
+def test_price_table_has_equal_columns_and_a_cost_in_each_row(name: str) -> None:
     rows = priced_tables.price_table(name)
     assert len({tuple(priced.row.printed) for priced in rows}) == 1
     assert len({priced.row.name for priced in rows}) == len(rows)
@@ -74,7 +74,7 @@ def test_a_table_has_the_same_columns_in_each_row_and_a_price_for_it(name: str) 
 
 
 @pytest.mark.parametrize("name", sorted(paper_tables()))
-def test_a_table_fits_into_80_columns(name: str) -> None:
+def test_rich_table_fits_into_80_columns(name: str) -> None:
     stream = io.StringIO()
     Console(file=stream, width=80).print(priced_tables.rich_table(name))
     text = stream.getvalue()
@@ -88,16 +88,16 @@ def test_a_table_fits_into_80_columns(name: str) -> None:
             assert f"{priced_tables.mean_of(printed):.2f}" in line
 
 
-def test_json_has_the_deviations_too() -> None:
-    told = json.loads(json.dumps(priced_tables.as_json("SFT table 1")))
-    assert told["source"].startswith("Ding et al. 2021")
-    row = next(row for row in told["rows"] if row["name"] == "SFT")
+def test_as_json_includes_deviations() -> None:
+    result = json.loads(json.dumps(priced_tables.as_json("SFT table 1")))
+    assert result["source"].startswith("Ding et al. 2021")
+    row = next(row for row in result["rows"] if row["name"] == "SFT")
     assert row["printed"]["VGGS100 mAP"] == {"mean": 57.18, "std": 0.39}
     assert row["gflops"]["VGGS"] == pytest.approx(by_hand("SFT", "VGGS"))
     assert row["difference"] == {"VGGS": None, "MOSEI": None}
 
 
-def test_the_page_on_costs_shows_what_its_command_prints(
+def test_cost_page_shows_the_output_of_its_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     runpy.run_path(str(ROOT / "tests" / "benchmarks" / "paper_costs.py"), run_name="__main__")
@@ -108,10 +108,10 @@ def test_the_page_on_costs_shows_what_its_command_prints(
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_without_output_projections_table_2_is_within_2_percent(
+def test_price_table_2_without_output_projections_is_within_2_percent(
     shape: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The reading of the page on costs: attention has 3 n d^2 + 2 n^2 d. Against a sum by hand."""
+    """Attention then costs 3 n d^2 + 2 n^2 d, as docs/cost.md explains. Compare with a sum."""
     projected = dict.fromkeys(("Concat", "LF"), 12 * sum(SIZES[shape]))
     projected["MulT"] = 21 * sum(SIZES[shape])
     projected["MBT"] = 12 * sum(SIZES[shape]) + 11 * 3 * 4

@@ -1,4 +1,4 @@
-"""Expected improvements against the hypervolume of drawn values, closed forms and limits."""
+"""Compare expected improvement with sampled hypervolume gains, closed forms and limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLOOR = 0.1
 
 
 def _gained(u_NC: Floats, values_N: Floats, u_C: Floats, value: float) -> float:
-    """Return by how much one more point raises the hypervolume over costs 1 and the floor."""
+    """Return the hypervolume gained by one more point, bounded by cost 1 and the floor."""
     directions = ["minimize"] * u_NC.shape[1] + ["maximize"]
     corner = [1.0] * u_NC.shape[1] + [FLOOR]
     before = np.column_stack([u_NC, values_N])
@@ -36,7 +36,7 @@ def _gained(u_NC: Floats, values_N: Floats, u_C: Floats, value: float) -> float:
 
 
 def _draw_front(generator: np.random.Generator, num: int, num_costs: int) -> tuple[Floats, Floats]:
-    """Return points with ties, some dominated, some on the border or under the floor."""
+    """Return points with ties; some are dominated, on the border or below the floor."""
     u_NC = generator.integers(0, 9, (num, num_costs)) / 8
     return u_NC, generator.integers(0, 17, num) / 16
 
@@ -44,12 +44,12 @@ def _draw_front(generator: np.random.Generator, num: int, num_costs: int) -> tup
 @pytest.mark.parametrize("num_costs", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(2))
 def test_expected_improvement_is_the_mean_gain_of_drawn_values(num_costs: int, seed: int) -> None:
-    """One draw in each of 100 equally likely strata of the value, so that few draws suffice."""
+    """Draw from 100 equally likely strata of the value, so that few draws suffice."""
     generator = np.random.default_rng((num_costs, seed))
     u_NC, values_N = _draw_front(generator, 6, num_costs)
     stairs = acquisition.staircase(u_NC, values_N, floor=FLOOR)
     u_MC = generator.random((3, num_costs))
-    u_MC[0] = u_NC[0]  # as dear as a point of the front
+    u_MC[0] = u_NC[0]  # costs as much as a point of the front
     mu_M, sd_M = generator.uniform(0.0, 1.0, 3), np.array([0.02, 0.1, 0.3])
     got_M = acquisition.expected_improvement(u_MC, mu_M, sd_M, stairs)
     strata = (np.arange(100) + generator.random(100)) / 100
@@ -60,7 +60,7 @@ def test_expected_improvement_is_the_mean_gain_of_drawn_values(num_costs: int, s
 
 
 @pytest.mark.parametrize("num_costs", [1, 2, 3])
-def test_expected_improvement_of_a_certain_value_is_its_plain_hypervolume(num_costs: int) -> None:
+def test_expected_improvement_with_sd_0_is_the_exact_hypervolume_gain(num_costs: int) -> None:
     generator = np.random.default_rng(num_costs)
     for num in (0, 1, 5, 12):
         u_NC, values_N = _draw_front(generator, num, num_costs)
@@ -73,7 +73,7 @@ def test_expected_improvement_of_a_certain_value_is_its_plain_hypervolume(num_co
 
 
 def test_expected_improvement_of_one_cost_is_the_sum_over_its_steps() -> None:
-    """The formula as it is written, step by step, for as many candidates as take several blocks."""
+    """Evaluate the formula step by step, for more candidates than fit in a block."""
     generator = np.random.default_rng(4)
     u_N = generator.random(30)
     values_N = 0.3 + 0.5 * np.sqrt(u_N) + 0.02 * generator.normal(size=30)
@@ -108,20 +108,20 @@ def test_staircase_of_two_costs_is_a_grid_of_the_best_affordable() -> None:
     assert stairs.levels.tolist() == [[0.1, 0.6], [0.8, 0.8]]
 
 
-def test_staircase_of_no_front_is_the_floor_everywhere() -> None:
+def test_staircase_of_no_points_is_the_floor_everywhere() -> None:
     stairs = acquisition.staircase(np.empty((0, 2)), [], floor=FLOOR)
     got = acquisition.expected_improvement([[0.5, 0.5], [-3.0, 0.0], [1.0, 0.0]], 0.6, 0.0, stairs)
     np.testing.assert_allclose(got, [0.125, 0.5, 0.0], rtol=1e-12)
 
 
-def test_expected_improvement_of_what_is_certainly_worse_is_zero() -> None:
+def test_expected_improvement_of_a_certainly_worse_candidate_is_zero() -> None:
     stairs = acquisition.staircase([0.2, 0.6], [0.5, 0.7], floor=FLOOR)
     got = acquisition.expected_improvement([0.2, 0.3, 0.9, 1.0, 1.2], 0.5, 0.0, stairs)
     assert got.tolist() == [0.0] * 5
 
 
-def test_expected_improvement_never_falls_below_zero() -> None:
-    """Far below the front the two terms cancel; what rounding leaves must not be negative."""
+def test_expected_improvement_is_never_negative() -> None:
+    """Far below the front the two terms cancel; rounding must not make the sum negative."""
     stairs = acquisition.staircase([0.0], [0.9], floor=FLOOR)
     got = acquisition.expected_improvement(np.zeros(2000), np.linspace(-1, 1, 2000), 0.02, stairs)
     assert np.all(got >= 0)
@@ -137,14 +137,14 @@ candidate = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floa
 @pytest.mark.medium
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(front, candidate, st.floats(0, 1), st.floats(0, 1), st.randoms(use_true_random=False))
-def test_expected_improvement_has_its_properties(
+def test_expected_improvement_is_monotone_and_ignores_order(
     points: list[tuple[float, float, float]],
     own: tuple[float, float, float, float],
     more: float,
-    dearer: float,
+    costlier: float,
     order: random.Random,
 ) -> None:
-    """Rises with mean and sd, falls with cost; order and duplicates of the front do not count."""
+    """It rises with mean and sd and falls with cost; order and duplicates have no effect."""
 
     def gain(
         points: list[tuple[float, float, float]], u: list[float], mu: float, sd: float
@@ -159,7 +159,7 @@ def test_expected_improvement_has_its_properties(
     assert plain >= 0
     assert gain(points, u, mu + more, sd) >= plain - 1e-12
     assert gain(points, u, mu, sd + more) >= plain - 1e-12
-    assert gain(points, [first, second + dearer * (1 - second)], mu, sd) <= plain + 1e-12
+    assert gain(points, [first, second + costlier * (1 - second)], mu, sd) <= plain + 1e-12
     shuffled = points * 2
     order.shuffle(shuffled)
     assert gain(shuffled, u, mu, sd) == pytest.approx(plain, abs=1e-12)
@@ -171,8 +171,8 @@ def test_staircase_refuses_nan() -> None:
         acquisition.staircase([0.5], [math.nan], floor=FLOOR)
 
 
-def test_expected_improvement_of_all_steps_at_once_is_that_of_one_after_another() -> None:
-    """A candidate without uncertainty sends all of them the general way."""
+def test_expected_improvement_vectorized_agrees_with_the_general_algorithm() -> None:
+    """A candidate with sd 0 selects the general algorithm for all."""
     random_ = np.random.default_rng(0)
     for number in (0, 1, 7, 60):
         stairs = acquisition.staircase(random_.random(number), random_.random(number), floor=0.1)

@@ -1,4 +1,4 @@
-"""Means freed of the folds' effects, against dense least squares."""
+"""Compare means adjusted for fold effects with dense least squares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _dense_additive(values: Floats, folds: NDArray[np.int_]) -> tuple[Floats, Floats, float, int]:
-    """Return effects, means, noise and its degrees of freedom by dense projections."""
+    """Return effects, means, noise variance and degrees of freedom by dense projections."""
     rows, columns = np.nonzero(~np.isnan(values))
     y = values[rows, columns]
     own = np.eye(len(values))[rows]
@@ -56,7 +56,7 @@ def test_additive_means_agree_with_dense_least_squares(seed: int) -> None:
 
 
 def test_additive_means_without_noise_are_exact() -> None:
-    """A configuration seen on the easy fold only is compared as if it had run on all."""
+    """A configuration that ran only on the easy fold is compared as if it had run on all."""
     effects, own = np.array([0.1, 0.0, -0.1]), np.array([0.5, 0.6, 0.7])
     values = own[:, None] + effects
     values[2, 1:] = np.nan
@@ -71,11 +71,11 @@ def test_additive_means_without_noise_are_exact() -> None:
     ("values", "folds"),
     [
         ([[0.5, 0.6], [0.7, np.nan]], [0, 0]),  # one fold
-        ([[0.5, 0.6], [0.7, np.nan]], [0, 1]),  # nothing to tell an effect from noise
+        ([[0.5, 0.6], [0.7, np.nan]], [0, 1]),  # an effect and noise cannot be distinguished
         ([[0.5, 0.6, 0.4]], [0, 1, 2]),  # one configuration
     ],
 )
-def test_additive_means_take_effects_that_cannot_be_told_as_zero(
+def test_additive_means_set_unidentifiable_effects_to_zero(
     values: list[list[float]], folds: list[int]
 ) -> None:
     means, _, pooled, dof, effects, *_ = additive_means(values, folds)
@@ -85,7 +85,7 @@ def test_additive_means_take_effects_that_cannot_be_told_as_zero(
     assert (pooled, dof) == (pytest.approx(expected), len(values[0]) - 1)
 
 
-def test_additive_means_of_nothing_run_twice_have_no_pooled_variance() -> None:
+def test_additive_means_without_second_replicates_have_no_pooled_variance() -> None:
     values = [[0.5, np.nan], [np.nan, 0.7], [np.nan, np.nan]]
     means, counts, pooled, dof, effects, *_ = additive_means(values, [0, 1])
     np.testing.assert_equal(means, [0.5, 0.7, np.nan])
@@ -93,8 +93,8 @@ def test_additive_means_of_nothing_run_twice_have_no_pooled_variance() -> None:
     assert (pooled, dof, effects.tolist()) == (0.0, 0, [0.0, 0.0])
 
 
-def test_additive_means_do_not_compare_folds_that_nothing_links() -> None:
-    """Of two pairs of folds each keeps its own zero; levels of the pairs are configurations'."""
+def test_additive_means_do_not_compare_unlinked_folds() -> None:
+    """Effects sum to zero within each pair of folds; the levels go to the configurations."""
     generator = np.random.default_rng(7)
     values = np.full((8, 4), np.nan)
     values[:4, :2] = 0.5 + np.array([0.05, -0.05]) + generator.normal(0, 0.001, (4, 2))
@@ -105,8 +105,8 @@ def test_additive_means_do_not_compare_folds_that_nothing_links() -> None:
     np.testing.assert_allclose(effects, [0.05, -0.05, 0.02, -0.02], atol=0.002)
 
 
-def test_additive_means_have_the_posterior_covariance_of_effects() -> None:
-    """Against the normal equations of all replicates: means are free, effects normal."""
+def test_additive_means_return_the_posterior_covariance_of_effects() -> None:
+    """Compare with the normal equations of all replicates: means are free, effects normal."""
     generator = np.random.default_rng(3)
     folds = np.arange(6) % 3
     effects = np.array([0.2, -0.3, 0.1])
@@ -133,7 +133,7 @@ def test_additive_means_have_the_posterior_covariance_of_effects() -> None:
 
 
 def _spread_of(values: Floats, folds: Floats, fit: AdditiveFit) -> float:
-    """Return the effects' variance that shrank them: b = V (P / (size + noise / spread))."""
+    """Recover the variance of the effects from how much the fit shrank them."""
     counts = np.stack([(~np.isnan(values))[:, folds == k].sum(axis=1) for k in range(3)], axis=1)
     normal = np.diag(counts.sum(axis=0)) - counts.T @ (counts / fit.counts[:, None])
     centered = np.where(np.isnan(values), 0, values - np.nanmean(values, axis=1)[:, None])
@@ -144,6 +144,6 @@ def _spread_of(values: Floats, folds: Floats, fit: AdditiveFit) -> float:
     return max(fit.variance / ratio, fit.variance / 4)
 
 
-def test_additive_means_share_nothing_where_folds_are_not_told_apart() -> None:
+def test_additive_means_have_zero_covariance_without_identifiable_folds() -> None:
     assert not additive_means([[0.5], [0.6]], [0]).covariance.any()
     assert not additive_means([[0.5, 0.6]], [0, 0]).covariance.any()

@@ -1,4 +1,4 @@
-"""Who is on the front and whose replicate tells most: enumeration, Monte Carlo, slow references."""
+"""Compare front probabilities and knowledge gradients with enumeration and Monte Carlo."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> tuple[Floats, Floats]:
-    """Return a few draws of up to 6 configurations, and their costs, all with many ties."""
+def draws_and_costs(draw: st.DrawFn) -> tuple[Floats, Floats]:
+    """Return a few draws of up to 6 configurations and their costs, with many ties."""
     size = draw(st.integers(1, 6))
     row = st.lists(st.integers(0, 5), min_size=size, max_size=size)
     draws = draw(st.lists(row, min_size=1, max_size=4))
@@ -32,7 +32,11 @@ def drawn(draw: st.DrawFn) -> tuple[Floats, Floats]:
     return np.array(draws, dtype=float), np.array(costs, dtype=float)
 
 
-@given(case=drawn(), epsilon=st.sampled_from([0.0, 0.3, 1.0]), delta=st.sampled_from([0.5, 1.5]))
+@given(
+    case=draws_and_costs(),
+    epsilon=st.sampled_from([0.0, 0.3, 1.0]),
+    delta=st.sampled_from([0.5, 1.5]),
+)
 def test_front_probabilities_follow_the_definition(
     case: tuple[Floats, Floats], epsilon: float, delta: float
 ) -> None:
@@ -45,15 +49,15 @@ def test_front_probabilities_follow_the_definition(
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_front_probabilities_without_tolerances_are_shares_of_plain_fronts() -> None:
-    """Continuous draws have no ties, in which the two definitions differ."""
+def test_front_probabilities_without_tolerances_agree_with_share_on_front() -> None:
+    """The definitions differ only for ties, which continuous draws do not have."""
     generator = np.random.default_rng(0)
     draws, costs = generator.normal(size=(500, 12)), generator.permutation(12) + 1.0
     found = front_probability.front_probabilities(draws, costs, epsilon=0, delta=0)
     assert found.tolist() == bootstrap.share_on_front(draws, costs).tolist()
 
 
-def test_front_probabilities_count_rivals_at_equal_cost_and_not_equally_good_ones() -> None:
+def test_front_probabilities_use_both_tolerances() -> None:
     costs = [1.0, 1.01, 1.01 * 1.03]
     found = front_probability.front_probabilities([[0.70, 0.71, 0.713]], costs)
     assert found.tolist() == [0.0, 1.0, 1.0]
@@ -62,7 +66,7 @@ def test_front_probabilities_count_rivals_at_equal_cost_and_not_equally_good_one
 
 
 def test_front_probabilities_of_two_independent_normals() -> None:
-    """The dearer is on the front with P(Y - X > -delta), Y - X normal of variance 2."""
+    """The costlier one has probability P(Y - X > -delta), Y - X normal with variance 2."""
     generator = np.random.default_rng(1)
     draws = generator.normal([0.0, 0.5], 1.0, (100_000, 2))
     found = front_probability.front_probabilities(draws, [1.0, 2.0], delta=0.3)
@@ -71,11 +75,11 @@ def test_front_probabilities_of_two_independent_normals() -> None:
 
 
 @pytest.mark.medium
-@given(case=drawn(), delta=st.sampled_from([0.0, 1.0]), data=st.data())
+@given(case=draws_and_costs(), delta=st.sampled_from([0.0, 1.0]), data=st.data())
 def test_within_delta_everywhere_follows_the_definition(
     case: tuple[Floats, Floats], delta: float, data: st.DataObject
 ) -> None:
-    """At every budget of a fine grid that holds all costs."""
+    """Check every budget of a fine grid that contains all costs."""
     draws, costs = case
     size = len(costs)
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
@@ -92,11 +96,11 @@ def test_within_delta_everywhere_follows_the_definition(
     assert found == np.mean(good)
 
 
-def test_within_delta_everywhere_is_certain_of_all_and_impossible_of_none() -> None:
+def test_within_delta_everywhere_is_1_for_all_and_0_for_none() -> None:
     draws, costs = np.random.default_rng(2).normal(size=(50, 4)), np.arange(1.0, 5.0)
     assert front_probability.within_delta_everywhere(draws, costs, np.ones(4, bool)) == 1.0
     assert front_probability.within_delta_everywhere(draws, costs, np.zeros(4, bool)) == 0.0
-    # Nothing is affordable below the cheapest, so nothing is missed there.
+    # Below the cheapest configuration nothing is affordable, so nothing is missed.
     assert (
         front_probability.within_delta_everywhere(draws, costs, np.zeros(4, bool), high=0.5) == 1.0
     )
@@ -107,13 +111,13 @@ def test_within_delta_everywhere_is_certain_of_all_and_impossible_of_none() -> N
     [
         ([[0.1, 0.2]], [1.0], {}, r"\(1, 2\) and \(1,\)"),
         (np.empty((0, 1)), [1.0], {}, r"\(0, 1\)"),
-        ([[math.nan]], [1.0], {}, "must be numbers"),
+        ([[math.nan]], [1.0], {}, "must not be NaN"),
         ([[0.1]], [-1.0], {}, "at least 0"),
         ([[0.1]], [math.nan], {}, "at least 0"),
         ([[0.1]], [1.0], {"delta": -0.1}, r"delta=-0.1"),
     ],
 )
-def test_front_probabilities_refuse_what_cannot_be_judged(
+def test_front_probabilities_refuse_invalid_arguments(
     draws: Any, costs: Any, options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -121,8 +125,8 @@ def test_front_probabilities_refuse_what_cannot_be_judged(
 
 
 def _slow_gradient(means: Floats, sds: Floats, u: Floats) -> list[float]:
-    """Return E[integral of the front with a moved mean] less that of the front, by quadrature."""
-    end = max(1.0, u.max()) + front_probability.DEAREST_STEP
+    """Return the expected change of the front's integral when each mean moves, by quadrature."""
+    end = max(1.0, u.max()) + front_probability.LAST_STEP
     edges = np.unique(np.append(u, end))
     changes = []
     for i, sd in enumerate(sds):
@@ -160,7 +164,7 @@ def test_knowledge_gradient_agrees_with_quadrature(seed: int) -> None:
 
 
 def test_knowledge_gradient_agrees_with_monte_carlo() -> None:
-    """Draw a replicate, update the posterior by Bayes, look how far the front rose."""
+    """Draw a replicate, update the posterior, and measure how far the front rises."""
     generator = np.random.default_rng(5)
     means, u = np.array([0.60, 0.66, 0.655, 0.70]), np.array([0.0, 0.3, 0.5, 0.8])
     variances, noise = np.array([4e-4, 9e-4, 4e-4, 2e-4]), 1e-3
@@ -173,7 +177,7 @@ def test_knowledge_gradient_agrees_with_monte_carlo() -> None:
         moved[:, i] += variances[i] / (variances[i] + noise) * (replicate - means[i])
         rise = np.maximum.accumulate(moved, axis=1) - np.maximum.accumulate(means)
         drawn_rise = rise @ widths
-        # Where it has no rival it only shifts the front, up as far as down.
+        # Without a rival a move changes the front by zero on average.
         assert found[i] == pytest.approx(
             drawn_rise.mean(), abs=5 * drawn_rise.std() / np.sqrt(200_000)
         )
@@ -181,7 +185,7 @@ def test_knowledge_gradient_agrees_with_monte_carlo() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20])
 def test_knowledge_gradient_of_a_mean_of_n_replicates_is_the_closed_form(n: int) -> None:
-    """Two of equal mean and cost: w s phi(0), s^2 = noise / (n (n + 1)), w up to 1.01."""
+    """For equal means and costs: w s phi(0), s^2 = noise / (n (n + 1)), u up to 1.01."""
     noise = 0.03
     s = math.sqrt(noise / (n * (n + 1)))
     found = front_probability.knowledge_gradient(
@@ -207,15 +211,15 @@ def _gradient(**changes: Any) -> Floats:
     return front_probability.knowledge_gradient(**arguments | changes)
 
 
-def test_knowledge_gradient_is_greatest_where_two_are_close() -> None:
-    """1 and 2 contest u from 0.45 on."""
+def test_knowledge_gradient_is_greatest_for_close_rivals() -> None:
+    """Configurations 1 and 2 are rivals from u = 0.45 on."""
     found = _gradient()
     assert min(found[1:3]) > 100 * max(found[0], found[3])
     unsure = _gradient(variances_C=np.array([1e-4, 1e-4, 3e-4, 1e-4]))
     assert unsure.argmax() == 2
 
 
-def test_knowledge_gradient_of_what_is_certain_is_zero() -> None:
+def test_knowledge_gradient_of_certain_means_is_zero() -> None:
     assert not _gradient(variances_C=np.zeros(4)).any()
     assert not _gradient(means_C=np.array([0.1, 0.5, 0.3, 0.2])).any()
 
@@ -226,7 +230,7 @@ def test_knowledge_gradient_of_nothing_is_empty() -> None:
 
 
 def test_knowledge_gradient_of_the_most_expensive_is_above_zero() -> None:
-    """At u = 1 the front has no length left but what its last step reaches beyond."""
+    """At u = 1 only the extension `LAST_STEP` gives its step a length."""
     means, u = np.array([0.1, 0.5, 0.3, 0.501]), np.array([0.0, 0.4, 0.45, 1.0])
     assert _gradient(means_C=means, costs_u_C=u)[3] > 0
 
@@ -250,7 +254,7 @@ def test_knowledge_gradient_without_noise_is_refused() -> None:
 
 
 def test_knowledge_gradient_of_ten_thousand_takes_milliseconds() -> None:
-    """Accuracy rises with cost, so the front has many steps; the loose limit is for a busy CPU."""
+    """Accuracy rises with cost, so the front has many steps; the limit allows for a busy CPU."""
     generator = np.random.default_rng(7)
     u = generator.random(10_000)
     arguments: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The posterior against dense conditioning on all replicates."""
+"""Compare the posterior with dense conditioning on all replicates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaussian_model import TRUTH, example, matern, pool_replicates
 
 
 def test_gaussian_process_agrees_with_conditioning_on_every_replicate() -> None:
-    """Means and counts say all that single replicates say of the true means."""
+    """Means and counts are sufficient statistics of the replicates."""
     x, counts, replicates = example()
     unseen = np.vstack([np.random.default_rng(1).random((5, 2)), x[:1]])
     everyone = np.vstack([x, unseen])
@@ -35,7 +35,7 @@ def test_gaussian_process_agrees_with_conditioning_on_every_replicate() -> None:
     assert model.predict(unseen)[1].min() > TRUTH.tau
 
 
-def test_gaussian_process_predicts_many_as_one_at_a_time() -> None:
+def test_gaussian_process_predicts_blocks_like_single_rows() -> None:
     x, counts, replicates = example()
     model = GaussianProcess(x, pool_replicates(replicates)[0], counts, TRUTH)
     unseen = np.random.default_rng(2).random((300, 2))  # more than a block
@@ -56,7 +56,7 @@ def test_gaussian_process_without_features_shrinks_by_the_textbook_ratio() -> No
     np.testing.assert_allclose(sd, 0.02 * np.sqrt(1 - kept), rtol=1e-12)
 
 
-def test_gaussian_process_knows_exactly_what_was_measured_without_noise() -> None:
+def test_gaussian_process_without_noise_interpolates_exactly() -> None:
     x = np.array([[0.1, 0.2], [0.5, 0.5], [0.9, 0.1]])
     exact = Hyperparameters(lengthscales=np.ones(2), amplitude=0.1, tau=0.0, sigma=0.0, mean=0.0)
     model = GaussianProcess(x, [0.3, 0.5, 0.4], [1, 1, 1], exact)
@@ -70,24 +70,24 @@ def test_gaussian_process_knows_exactly_what_was_measured_without_noise() -> Non
     np.testing.assert_allclose(repeated.predict(x[:2])[0], [0.3, 0.5], rtol=1e-4)
 
 
-def test_cholesky_factor_refuses_what_is_no_covariance() -> None:
+def test_cholesky_factor_refuses_an_indefinite_matrix() -> None:
     with pytest.raises(np.linalg.LinAlgError, match="not positive"):
         gp.cholesky_factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
 
 
-def test_gaussian_process_conditions_on_errors_that_means_share() -> None:
+def test_gaussian_process_conditions_on_shared_errors() -> None:
     x, counts, replicates = example()
     means = np.array([r.mean() for r in replicates])
     weights = np.random.default_rng(0).dirichlet(np.ones(3), len(x))
     shared = weights @ np.diag([0.0, 0.02, 0.03]) ** 2 @ weights.T
-    made = GaussianProcess(x, means, counts, TRUTH, shared)
+    process = GaussianProcess(x, means, counts, TRUTH, shared)
     signal = matern(x, x, TRUTH) + TRUTH.tau**2 * np.eye(len(x))
     noise = np.diag(TRUTH.sigma**2 / counts) + shared
     gain = signal @ np.linalg.inv(signal + noise)
-    mean, covariance = made.observed_joint()
+    mean, covariance = process.observed_joint()
     np.testing.assert_allclose(mean, TRUTH.mean + gain @ (means - TRUTH.mean), atol=1e-10)
     np.testing.assert_allclose(covariance, signal - gain @ signal, atol=1e-10)
     new = np.random.default_rng(1).random((5, 2))
     between = matern(new, x, TRUTH) @ np.linalg.inv(signal + noise)
     expected = TRUTH.mean + between @ (means - TRUTH.mean)
-    np.testing.assert_allclose(made.predict(new)[0], expected, atol=1e-10)
+    np.testing.assert_allclose(process.predict(new)[0], expected, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The most probable hyperparameters, against dense densities, and of awkward data."""
+"""Compare MAP hyperparameters with dense densities, and fit degenerate data."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def _evidence(x: Floats, counts: Floats, replicates: list[Floats]) -> Standardiz
 
 
 def test_negative_log_posterior_is_that_of_every_replicate() -> None:
-    """Between any two hyperparameters; what does not depend on them is left out."""
+    """Compare differences, because constants are left out of the posterior."""
     x, counts, replicates = example()
     y = np.concatenate(replicates)
     pick = np.repeat(np.eye(len(x)), counts.astype(int), axis=0)
 
     def dense(theta: Floats) -> float:
         *_, amplitude, tau, sigma = np.exp(theta)
-        given = Hyperparameters(
+        parameters = Hyperparameters(
             lengthscales=np.exp(theta[:2]), amplitude=amplitude, tau=tau, sigma=sigma, mean=0.0
         )
-        signal = matern(x, x, given) + tau**2 * np.eye(len(x))
+        signal = matern(x, x, parameters) + tau**2 * np.eye(len(x))
         cov = pick @ signal @ pick.T + sigma**2 * np.eye(len(y))
         sums = np.linalg.solve(cov, np.ones(len(y)))
         mean = sums @ y / (sums.sum() + 1)  # a standard normal prior of the mean
         likelihood = stats.multivariate_normal(np.full(len(y), mean), cov).logpdf(y)
-        # The density of a lengthscale, with the location that puts its mode at exp(-1.2).
+        # The density of a lengthscale, with its mode at exp(-1.2).
         prior = stats.lognorm(math.sqrt(3), scale=math.exp(-1.2 + 3)).logpdf(np.exp(theta[:2]))
         scales = stats.norm(np.log([1.0, 0.1, 0.3]), 1).logpdf(theta[2:])
         return float(-likelihood + 0.5 * mean**2 - prior.sum() - scales.sum())
@@ -58,7 +58,7 @@ def test_negative_log_posterior_is_that_of_every_replicate() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_negative_log_posterior_has_the_gradient_of_differences(seed: int) -> None:
+def test_negative_log_posterior_gradient_agrees_with_finite_differences(seed: int) -> None:
     evidence = _evidence(*example(12))
     theta = np.random.default_rng(seed).normal([0, 0, -2, -3, -3], 0.7)
     _, gradient = negative_log_posterior(theta, evidence)
@@ -69,7 +69,7 @@ def test_negative_log_posterior_has_the_gradient_of_differences(seed: int) -> No
 
 
 @pytest.mark.medium
-def test_fit_hyperparameters_learns_the_model_that_made_the_data() -> None:
+def test_fit_hyperparameters_recovers_the_true_model() -> None:
     generator = np.random.default_rng(5)
     x = generator.random((320, 2))
     counts = generator.integers(1, 4, 320).astype(float)
@@ -87,11 +87,11 @@ def test_fit_hyperparameters_learns_the_model_that_made_the_data() -> None:
         covered = np.mean(np.abs(true - mean) < 1.645 * sd)
         assert covered == pytest.approx(0.9, abs=0.07)  # 2.5 sd of 120 draws
     error = np.mean((model.observed()[0] - means[:120]) ** 2)
-    assert error < 0.6 * np.mean((measured - means[:120]) ** 2)  # shrinking pays
+    assert error < 0.6 * np.mean((measured - means[:120]) ** 2)  # shrinkage helps
 
 
 @pytest.mark.medium
-def test_fit_hyperparameters_is_free_of_units() -> None:
+def test_fit_hyperparameters_does_not_depend_on_units() -> None:
     x, counts, replicates = example(20)
     means, pooled, dof = pool_replicates(replicates)
     plain = fit_hyperparameters(x, means, counts, pooled_variance=pooled, dof=dof)
@@ -103,12 +103,12 @@ def test_fit_hyperparameters_is_free_of_units() -> None:
 
 
 @pytest.mark.medium
-def test_fit_hyperparameters_from_a_warm_start_ends_where_a_cold_one_does() -> None:
+def test_fit_hyperparameters_from_a_warm_start_reaches_the_same_optimum() -> None:
     x, counts, replicates = example(40)
     means, pooled, dof = pool_replicates(replicates)
     evidence = _evidence(x, counts, replicates)
 
-    def badness(start: Hyperparameters | None, max_iterations: int) -> float:
+    def loss(start: Hyperparameters | None, max_iterations: int) -> float:
         fitted = fit_hyperparameters(
             x,
             means,
@@ -122,13 +122,13 @@ def test_fit_hyperparameters_from_a_warm_start_ends_where_a_cold_one_does() -> N
         theta = np.log([*fitted.lengthscales, *scales])
         return negative_log_posterior(theta, evidence)[0]
 
-    few = fit_hyperparameters(x[:-1], means[:-1], counts[:-1])
-    assert badness(few, 10) == pytest.approx(badness(None, 200), abs=0.3)
-    lost = Hyperparameters(
+    earlier = fit_hyperparameters(x[:-1], means[:-1], counts[:-1])
+    assert loss(earlier, 10) == pytest.approx(loss(None, 200), abs=0.3)
+    extreme = Hyperparameters(
         lengthscales=np.full(2, 1e-9), amplitude=1e9, tau=0.0, sigma=1e-9, mean=0.0
     )
-    assert badness(lost, 200) == pytest.approx(badness(None, 200), abs=0.3)
-    assert badness(lost, 1) == badness(None, 1)  # the prior's mode is the better start
+    assert loss(extreme, 200) == pytest.approx(loss(None, 200), abs=0.3)
+    assert loss(extreme, 1) == loss(None, 1)  # the prior mode is the better start
 
 
 @pytest.mark.parametrize("dof", [0, 10])
@@ -137,14 +137,14 @@ def test_fit_hyperparameters_from_a_warm_start_ends_where_a_cold_one_does() -> N
     [
         ([[0.3, 0.6]], [0.5]),
         ([[0.3, 0.6], [0.4, 0.6]], [0.5, 0.7]),
-        ([[0.1, 0.2], [0.5, 0.5], [0.9, 0.1]], [0.1, 0.1, 0.1]),  # not one binary fraction
+        ([[0.1, 0.2], [0.5, 0.5], [0.9, 0.1]], [0.1, 0.1, 0.1]),  # not exact in binary
         ([[0.3, 0.6]] * 6, [0.5, 0.7, 0.5, 0.6, 0.4, 0.6]),
         ([[0.3, 0.6]] * 3, [0.5] * 3),
         ([[0.0, 0.6], [0.0, 0.6 + 1e-12], [1.0, 0.6]], [0.5, 0.7, 0.2]),
         ([[0.2, 0.1], [0.8, 0.3]], [1e6, 1e6 + 1e-7]),
     ],
 )
-def test_fit_hyperparameters_of_awkward_data_gives_a_finite_posterior(
+def test_fit_hyperparameters_of_degenerate_data_gives_a_finite_posterior(
     x: list[list[float]], means: list[float], dof: int
 ) -> None:
     counts = np.ones(len(means))
@@ -157,7 +157,7 @@ def test_fit_hyperparameters_of_awkward_data_gives_a_finite_posterior(
         assert np.all(np.abs(mean - np.mean(means)) < np.ptp(means) + 1e-6)
 
 
-def test_fit_hyperparameters_without_features_gives_a_model_too() -> None:
+def test_fit_hyperparameters_works_without_features() -> None:
     fitted = fit_hyperparameters(np.empty((3, 0)), [0.4, 0.5, 0.6], [2, 2, 2])
     mean, _ = GaussianProcess(np.empty((3, 0)), [0.4, 0.5, 0.6], [2, 2, 2], fitted).observed()
     assert 0.4 < mean[0] < mean[1] < mean[2] < 0.6
@@ -165,7 +165,7 @@ def test_fit_hyperparameters_without_features_gives_a_model_too() -> None:
 
 @pytest.mark.medium
 def test_fit_hyperparameters_keeps_the_prior_of_a_feature_that_never_varies() -> None:
-    """Its lengthscale stays at the mode of the log-normal, exp(sqrt(2) - 3) sqrt(D)."""
+    """The lengthscale stays at the prior mode, exp(sqrt(2) - 3) sqrt(D)."""
     x, counts, replicates = example(20)
     means = pool_replicates(replicates)[0]
     x = np.column_stack([x, np.full(20, 0.5)])
@@ -175,7 +175,7 @@ def test_fit_hyperparameters_keeps_the_prior_of_a_feature_that_never_varies() ->
 
 @pytest.mark.medium
 def test_fit_hyperparameters_takes_sigma_from_many_replicates() -> None:
-    """The prior is weak: 200 degrees of freedom outweigh it, whatever the spread of the means."""
+    """200 degrees of freedom outweigh the weak prior for any spread of the means."""
     x = np.linspace(0, 1, 10)[:, None]
     for sigma in (0.003, 0.3):
         fitted = fit_hyperparameters(
@@ -184,8 +184,8 @@ def test_fit_hyperparameters_takes_sigma_from_many_replicates() -> None:
         assert fitted.sigma == pytest.approx(sigma, rel=0.05)
 
 
-def test_fit_hyperparameters_takes_the_scale_of_the_noise_where_means_are_equal() -> None:
-    """Equal means of replicates with sd 0.01 say that configurations hardly differ."""
+def test_fit_hyperparameters_uses_the_noise_scale_for_equal_means() -> None:
+    """Equal means of replicates with sd 0.01 show that configurations hardly differ."""
     x = np.array([[0.2, 0.1], [0.8, 0.3]])
     fitted = fit_hyperparameters(x, [0.5, 0.5], [6, 6], pooled_variance=1e-4, dof=10)
     assert fitted.sigma == pytest.approx(0.01, rel=0.2)
@@ -195,7 +195,7 @@ def test_fit_hyperparameters_takes_the_scale_of_the_noise_where_means_are_equal(
 @pytest.mark.parametrize(
     ("x", "means"), [([[0.1]], [math.nan]), ([[math.inf]], [0.5]), (np.empty((0, 1)), [])]
 )
-def test_fit_hyperparameters_refuses_what_is_not_finite(
+def test_fit_hyperparameters_refuses_non_finite_and_empty_data(
     x: list[list[float]], means: list[float]
 ) -> None:
     with pytest.raises(ValueError, match="but got"):

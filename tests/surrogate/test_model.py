@@ -1,4 +1,4 @@
-"""The surrogate against dense conditioning and brute force, on small made-up studies."""
+"""Compare the surrogate with dense conditioning and brute force on small synthetic studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from sftsearch.orchestrator.candidates import admission as admissions
 from sftsearch.orchestrator.surrogate import anchor, candidate_pool, fitted_model, proposals
-from sftsearch.orchestrator.surrogate.anchor import draw_far, make_anchor
+from sftsearch.orchestrator.surrogate.anchor import make_anchor, sample_far
 from sftsearch.orchestrator.surrogate.fitted_model import Fit, is_fit_due
 from sftsearch.orchestrator.surrogate.model import SurrogateModel
 
@@ -45,13 +45,13 @@ def admission_of(space: str) -> Admission:
 
 
 def value_of(candidate: Candidate, replicate: int) -> float:
-    """An accuracy that grows with cost, with much that cost does not explain."""
+    """Return an accuracy that grows with cost, plus variation that cost does not explain."""
     own = noise(candidate.id) * 0.02 + noise(f"{candidate.id}-{replicate}") * 0.01
     return 1 - 1 / (1 + 2000 * candidate.cost.gflops) ** 0.2 + own
 
 
-class Made:
-    """A study that was made up: some configurations with one to three replicates each."""
+class SyntheticStudy:
+    """A synthetic study: some configurations with one to three replicates each."""
 
     def __init__(self, number: int, *, space: str = LISTED, seed: int = 0) -> None:
         self.admission = admission_of(space)
@@ -88,7 +88,7 @@ class Made:
             self.past.finish(observed, replicate, [value_of(candidate, replicate), 0.0], 5.0)
 
     def dense(self) -> tuple[Floats, Floats]:
-        """Return mean and covariance of all true means: the normal density, conditioned densely."""
+        """Return mean and covariance of all true means by dense conditioning."""
         measured, h = self.past.measured(), self.surrogate.fitted().hyperparameters
         x = self.surrogate.features.arrays()[0][measured.rows]
         prior = h.amplitude**2 * matern(x / h.lengthscales) + h.tau**2 * np.eye(len(x))
@@ -112,34 +112,34 @@ def matern(z: Floats) -> Floats:
 
 @pytest.mark.parametrize("number", [1, 2, 5, 26])
 def test_posterior_is_that_of_dense_conditioning(number: int) -> None:
-    made = Made(number)
-    posterior = made.surrogate.posterior()
-    mean, covariance = made.dense()
+    study = SyntheticStudy(number)
+    posterior = study.surrogate.posterior()
+    mean, covariance = study.dense()
     assert posterior.means == pytest.approx(mean, abs=1e-8)
     assert posterior.deviations == pytest.approx(np.sqrt(np.diag(covariance)), abs=1e-6)
 
 
 @pytest.mark.medium
 def test_draws_have_the_mean_and_covariance_of_the_posterior() -> None:
-    made = Made(12)
-    made.surrogate.posterior()
-    mean, covariance = made.dense()
-    draws = made.surrogate.draws(200_000)
+    study = SyntheticStudy(12)
+    study.surrogate.posterior()
+    mean, covariance = study.dense()
+    draws = study.surrogate.draws(200_000)
     scale = np.sqrt(np.diag(covariance))
     assert np.abs(draws.mean(axis=0) - mean).max() < 5 * scale.max() / math.sqrt(200_000)
     correlation = covariance / np.outer(scale, scale)
     assert np.corrcoef(draws.T) == pytest.approx(correlation, abs=0.015)
     assert draws.std(axis=0) == pytest.approx(scale, rel=0.01)
-    assert np.array_equal(made.surrogate.draws(10), made.surrogate.draws(10))
+    assert np.array_equal(study.surrogate.draws(10), study.surrogate.draws(10))
 
 
 @pytest.mark.medium
 def test_affordable_and_front_are_those_of_brute_force() -> None:
-    made = Made(20)
-    measured, means = made.past.measured(), made.surrogate.posterior().means
+    study = SyntheticStudy(20)
+    measured, means = study.past.measured(), study.surrogate.posterior().means
     for cost in [0.0, *measured.costs, *(measured.costs * 1.001), 1e9]:
         known = [m for m, c in zip(means, measured.costs, strict=True) if c <= cost]
-        assert made.surrogate.affordable(cost) == (max(known) if known else None)
+        assert study.surrogate.affordable(cost) == (max(known) if known else None)
     front = [
         (c, i)
         for i, c, m in zip(measured.ids, measured.costs, means, strict=True)
@@ -148,24 +148,24 @@ def test_affordable_and_front_are_those_of_brute_force() -> None:
             for d, n in zip(measured.costs, means, strict=True)
         )
     ]
-    assert made.surrogate.front() == [i for _, i in sorted(front)]
+    assert study.surrogate.front() == [i for _, i in sorted(front)]
 
 
 @pytest.mark.medium
-def test_surrogate_of_equal_histories_gives_equal_answers() -> None:
-    one, two = Made(20), Made(20)
+def test_surrogate_is_deterministic() -> None:
+    one, two = SyntheticStudy(20), SyntheticStudy(20)
     one.surrogate.fitted()
-    for made in (one, two):
-        made.measure()
+    for study in (one, two):
+        study.measure()
     two.surrogate.last_fit = one.surrogate.last_fit
     assert np.array_equal(one.surrogate.posterior().means, two.surrogate.posterior().means)
     assert np.array_equal(one.surrogate.compare(30).gains, two.surrogate.compare(30).gains)
     assert one.surrogate.best_replicate(4) == two.surrogate.best_replicate(4)
 
 
-# ------------------------------------------------------------------ asking
+# ------------------------------------------------------------------ queries
 
-QUESTIONS: dict[str, Callable[[SurrogateModel], object]] = {
+QUERIES: dict[str, Callable[[SurrogateModel], object]] = {
     "posterior": lambda s: (s.posterior().means.tobytes(), s.posterior().deviations.tobytes()),
     "affordable": lambda s: s.affordable(float(np.median(s.past.measured().costs))),
     "front": lambda s: s.front(),
@@ -176,59 +176,59 @@ QUESTIONS: dict[str, Callable[[SurrogateModel], object]] = {
     "every": lambda s: s.compare(20).gains.tobytes(),
     "branch": lambda s: s.compare(20, 1).gains.tobytes(),
     "another": lambda s: s.compare(21).gains.tobytes(),
-    "places": lambda s: s.features.arrays()[0].tobytes(),
+    "features": lambda s: s.features.arrays()[0].tobytes(),
     "free": lambda s: s.pool.candidates(20)[1].tobytes(),
 }
 
 
-def asked(seed: int) -> dict[str, object]:
-    """Return the answers of one study, asked everything twice, in an order of its own."""
-    made = Made(20, space=WIDE)
-    made.surrogate.fitted()
-    made.measure()
-    _, waiting = made.admit()
-    made.past.await_(waiting, 0)
-    order = np.random.default_rng(seed).permutation([*QUESTIONS, *QUESTIONS])
+def query_in_random_order(seed: int) -> dict[str, object]:
+    """Run every query twice in a random order, and return the answers."""
+    study = SyntheticStudy(20, space=WIDE)
+    study.surrogate.fitted()
+    study.measure()
+    _, waiting = study.admit()
+    study.past.await_(waiting, 0)
+    order = np.random.default_rng(seed).permutation([*QUERIES, *QUERIES])
     answers: dict[str, object] = {}
     for name in order:
-        answer = QUESTIONS[name](made.surrogate)
+        answer = QUERIES[name](study.surrogate)
         assert answers.setdefault(name, answer) == answer
-    assert len(made.fits) == 1
+    assert len(study.fits) == 1
     return answers
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("limit", [300, 12])
-def test_surrogate_is_not_changed_by_questions(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal answers in any order: also where it holds all that was measured, or a part of it."""
+def test_surrogate_is_not_changed_by_queries(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers do not depend on the order, with all measurements held or only some."""
     limit_to(monkeypatch, MAX_OBSERVED=limit, MAX_CANDIDATES=60)
-    first = asked(0)
-    assert first.keys() == QUESTIONS.keys()
+    first = query_in_random_order(0)
+    assert first.keys() == QUERIES.keys()
     for seed in range(1, 4):
-        assert asked(seed) == first
+        assert query_in_random_order(seed) == first
 
 
 @pytest.mark.medium
-def test_surrogate_that_was_asked_before_answers_like_a_fresh_one() -> None:
-    made = Made(20, space=WIDE)
+def test_surrogate_answers_like_a_new_one_after_earlier_queries() -> None:
+    study = SyntheticStudy(20, space=WIDE)
     for _ in range(6):
-        made.measure()
-        for ask in QUESTIONS.values():
-            ask(made.surrogate)
-    fresh = SurrogateModel(made.admission, made.past, last_fit=made.surrogate.last_fit)
-    for name, ask in QUESTIONS.items():
-        assert ask(fresh) == ask(made.surrogate), name
+        study.measure()
+        for query in QUERIES.values():
+            query(study.surrogate)
+    fresh = SurrogateModel(study.admission, study.past, last_fit=study.surrogate.last_fit)
+    for name, query in QUERIES.items():
+        assert query(fresh) == query(study.surrogate), name
 
 
 @pytest.mark.medium
-def test_snapshots_stay_as_they_are_when_more_is_measured() -> None:
-    made = Made(12)
-    model, comparison = made.surrogate.fitted(), made.surrogate.compare(12)
+def test_snapshots_do_not_change_after_new_measurements() -> None:
+    study = SyntheticStudy(12)
+    model, comparison = study.surrogate.fitted(), study.surrogate.compare(12)
     means, gains = model.posterior.means.copy(), comparison.gains.copy()
     front, ids = model.front(), [candidate.id for candidate in comparison.candidates]
-    made.measure()
-    assert made.surrogate.fitted() is not model
-    assert made.surrogate.compare(12) is not comparison
+    study.measure()
+    assert study.surrogate.fitted() is not model
+    assert study.surrogate.compare(12) is not comparison
     assert np.array_equal(model.posterior.means, means)
     assert np.array_equal(comparison.gains, gains)
     assert model.front() == front
@@ -239,36 +239,36 @@ def test_snapshots_stay_as_they_are_when_more_is_measured() -> None:
 
 
 @pytest.mark.medium
-def test_fit_is_due_when_a_share_more_was_measured() -> None:
-    made = Made(13)
-    last = made.surrogate.fitted().fit
+def test_fit_is_due_after_15_percent_more_measurements() -> None:
+    study = SyntheticStudy(13)
+    last = study.surrogate.fitted().fit
     assert last.num == 13
-    assert last.fitted_on is made.past.measured()
+    assert last.fitted_on is study.past.measured()
     due = []
     for _ in range(3):
-        made.measure()
-        due.append(is_fit_due(made.past.measured(), last))
-    assert due == [False, True, True]  # 14, 15 and 16 of 13
+        study.measure()
+        due.append(is_fit_due(study.past.measured(), last))
+    assert due == [False, True, True]  # 14, 15 and 16, compared with 13
 
 
 @pytest.mark.medium
 def test_fit_keeps_the_last_hyperparameters_until_a_new_one_is_due() -> None:
-    made = Made(13)
-    first = made.surrogate.fitted().fit
-    made.measure()
-    assert made.surrogate.fitted().fit is first
-    made.measure()
-    second = made.surrogate.fitted().fit
+    study = SyntheticStudy(13)
+    first = study.surrogate.fitted().fit
+    study.measure()
+    assert study.surrogate.fitted().fit is first
+    study.measure()
+    second = study.surrogate.fitted().fit
     assert second is not first
     assert second.num == 15
-    assert made.surrogate.last_fit is second
-    assert made.fits == [first, second]
+    assert study.surrogate.last_fit is second
+    assert study.fits == [first, second]
 
 
 @pytest.mark.medium
 def test_fit_is_a_function_of_data_and_last_fit() -> None:
-    made = Made(20)
-    model = made.surrogate.fitted()
+    study = SyntheticStudy(20)
+    model = study.surrogate.fitted()
     for last in (None, model.fit):
         again = fitted_model.fit(model.data, last)
         assert np.array_equal(again.posterior.means, model.posterior.means)
@@ -276,33 +276,33 @@ def test_fit_is_a_function_of_data_and_last_fit() -> None:
     assert fitted_model.fit(model.data, model.fit).fit is model.fit
 
 
-def test_surrogate_without_a_need_for_a_model_is_not_fitted() -> None:
-    made = Made(5)
-    made.surrogate.can_judge()
-    made.surrogate.pool.candidates(5)
-    made.surrogate.features.arrays()
-    assert made.surrogate.affordable(0.0) is None
-    assert made.fits == []
+def test_surrogate_is_not_fitted_before_a_model_is_needed() -> None:
+    study = SyntheticStudy(5)
+    study.surrogate.can_judge()
+    study.surrogate.pool.candidates(5)
+    study.surrogate.features.arrays()
+    assert study.surrogate.affordable(0.0) is None
+    assert study.fits == []
 
 
-# ----------------------------------------------------------- improvement ahead
+# ----------------------------------------------------------- expected improvement
 
 
 @pytest.mark.medium
-def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study() -> None:
-    """With those on their way at their expected value, as if they had one replicate there."""
-    made = Made(12)
-    made.surrogate.fitted()
-    _, waiting = made.admit()
-    made.past.await_(waiting, 0)
-    found = made.surrogate.compare(13)
-    assert len(found.candidates) == len(made.free) == 27 - 13
-    assert not {c.id for c in found.candidates} & {o.id for o in made.past.all}
+def test_compare_gives_the_expected_improvement_of_all_free_candidates() -> None:
+    """Pending trials count as one replicate with their expected value."""
+    study = SyntheticStudy(12)
+    study.surrogate.fitted()
+    _, waiting = study.admit()
+    study.past.await_(waiting, 0)
+    found = study.surrogate.compare(13)
+    assert len(found.candidates) == len(study.free) == 27 - 13
+    assert not {c.id for c in found.candidates} & {o.id for o in study.past.all}
 
-    other = Made(12)
-    other.surrogate.last_fit = made.surrogate.last_fit
-    x = made.surrogate.features.arrays()[0][[waiting.row]]
-    expected = float(made.surrogate.fitted().process.predict(x)[0][0])
+    other = SyntheticStudy(12)
+    other.surrogate.last_fit = study.surrogate.last_fit
+    x = study.surrogate.features.arrays()[0][[waiting.row]]
+    expected = float(study.surrogate.fitted().process.predict(x)[0][0])
     _, same = other.admit()
     other.past.await_(same, 0)
     other.past.finish(same, 0, [expected, 0.0], 5.0)
@@ -312,106 +312,106 @@ def test_compare_gives_the_expected_improvement_of_all_that_is_not_in_the_study(
 
 
 @pytest.mark.medium
-def test_compare_of_a_branch_is_of_its_candidates_alone() -> None:
-    made = Made(12)
-    every = made.surrogate.compare(12)
+def test_compare_of_a_branch_uses_its_candidates_only() -> None:
+    study = SyntheticStudy(12)
+    every = study.surrogate.compare(12)
     for branch in (0, 1):
-        own = made.surrogate.compare(12, branch)
-        places = [i for i, c in enumerate(every.candidates) if c.point.branch == branch]
-        assert every.rows[places].tolist() == own.rows.tolist()
-        assert own.gains == pytest.approx(every.gains[places], rel=1e-9, abs=1e-15)
+        own = study.surrogate.compare(12, branch)
+        rows = [i for i, c in enumerate(every.candidates) if c.point.branch == branch]
+        assert every.rows[rows].tolist() == own.rows.tolist()
+        assert own.gains == pytest.approx(every.gains[rows], rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.medium
-def test_best_new_is_the_one_that_gains_most_and_its_rate_is_by_the_second() -> None:
-    made = Made(12)
-    found = made.surrogate.compare(12)
-    option = made.surrogate.best_new(12, 1)
+def test_best_new_has_the_highest_gain_and_a_rate_per_second() -> None:
+    study = SyntheticStudy(12)
+    found = study.surrogate.compare(12)
+    option = study.surrogate.best_new(12, 1)
     assert option is not None
     assert found.best is not None
     assert option.configuration_id == found.best.id
     assert found.best.id == found.candidates[int(found.gains.argmax())].id
-    # It moves the mean by less than all of its uncertainty, and by the more the more replicates.
+    # Replicates move the mean by less than its sd, and more replicates move it further.
     assert 0 < option.rate * 5 <= found.gains.max()
-    twice = made.surrogate.best_new(12, 2)
+    twice = study.surrogate.best_new(12, 2)
     assert twice is not None
     assert option.rate < 2 * twice.rate
 
 
-def test_gain_ahead_is_that_of_the_best_proposals_and_of_all_replicates() -> None:
-    made = Made(5)
-    gain = made.surrogate.compare(5).gains
-    alone = made.surrogate.gain_ahead(5, 1)
+def test_gain_ahead_sums_the_best_proposals_and_all_replicates() -> None:
+    study = SyntheticStudy(5)
+    gain = study.surrogate.compare(5).gains
+    alone = study.surrogate.gain_ahead(5, 1)
     assert alone == pytest.approx(np.sort(gain)[-20:].sum())
-    assert made.surrogate.gain_ahead(5, 4) > alone
+    assert study.surrogate.gain_ahead(5, 4) > alone
 
 
-def test_compare_has_nothing_where_every_configuration_is_in_the_study() -> None:
-    made = Made(27)
-    assert made.surrogate.compare(27).candidates == []
-    assert made.surrogate.compare(27).best is None
-    assert made.surrogate.best_new(27, 1) is None
+def test_compare_is_empty_if_every_configuration_is_in_the_study() -> None:
+    study = SyntheticStudy(27)
+    assert study.surrogate.compare(27).candidates == []
+    assert study.surrogate.compare(27).best is None
+    assert study.surrogate.best_new(27, 1) is None
 
 
-def test_surrogate_without_a_value_judges_nothing() -> None:
-    made = Made(0)
-    assert not made.surrogate.can_judge()
-    assert made.surrogate.best_replicate(3) is None
-    assert made.surrogate.affordable(1.0) is None
+def test_surrogate_without_values_returns_none() -> None:
+    study = SyntheticStudy(0)
+    assert not study.surrogate.can_judge()
+    assert study.surrogate.best_replicate(3) is None
+    assert study.surrogate.affordable(1.0) is None
 
 
-# ------------------------------------------------------- more than is compared
+# ------------------------------------------------------------------ limits
 
 
 def limit_to(monkeypatch: pytest.MonkeyPatch, **limits: int) -> None:
-    """Hold the surrogate to limits."""
+    """Lower the limits of the surrogate."""
     for name, limit in limits.items():
         for module in (anchor, candidate_pool, fitted_model, proposals):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, limit)
 
 
-def pair(number: int, monkeypatch: pytest.MonkeyPatch, **limits: int) -> tuple[Made, Made]:
-    """Return a study, and the same one whose surrogate is held to limits."""
-    whole = Made(number, space=WIDE)
-    whole.surrogate.compare(number)  # kept, and so not held to the limits
+def full_and_limited(
+    number: int, monkeypatch: pytest.MonkeyPatch, **limits: int
+) -> tuple[SyntheticStudy, SyntheticStudy]:
+    """Return two equal studies, with a full and a limited surrogate."""
+    full = SyntheticStudy(number, space=WIDE)
+    full.surrogate.compare(number)  # cached before the limits are lowered
     limit_to(monkeypatch, **limits)
-    some = Made(number - 5, space=WIDE)
-    fitted_on = some.past.measured()
+    limited = SyntheticStudy(number - 5, space=WIDE)
+    fitted_on = limited.past.measured()
     for _ in range(5):  # measured since the hyperparameters were fitted
-        some.measure()
-    fitted = whole.surrogate.fitted().hyperparameters
-    some.surrogate.last_fit = Fit(fitted, number - 5, fitted_on)
-    return whole, some
+        limited.measure()
+    fitted = full.surrogate.fitted().hyperparameters
+    limited.surrogate.last_fit = Fit(fitted, number - 5, fitted_on)
+    return full, limited
 
 
 @pytest.mark.medium
-def test_posterior_by_a_part_is_close_to_that_by_the_whole(
+def test_posterior_of_a_limited_surrogate_is_close_to_the_full_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, some = pair(200, monkeypatch, MAX_OBSERVED=80)
-    exact, found = whole.surrogate.posterior(), some.surrogate.posterior()
+    full, limited = full_and_limited(200, monkeypatch, MAX_OBSERVED=80)
+    exact, found = full.surrogate.posterior(), limited.surrogate.posterior()
     off = (found.means - exact.means) / exact.deviations
     assert np.abs(off).mean() < 0.5
     assert np.abs(off).max() < 3
     assert found.deviations == pytest.approx(exact.deviations, rel=0.5)
-    assert len(some.surrogate.fitted().kept) <= 80
-    # Those next to the front are among them, so the front is nearly the same.
-    assert len(set(some.surrogate.front()) & set(whole.surrogate.front())) >= 0.7 * len(
-        whole.surrogate.front()
+    assert len(limited.surrogate.fitted().kept) <= 80
+    # It holds those nearest the front, so the front is nearly the same.
+    assert len(set(limited.surrogate.front()) & set(full.surrogate.front())) >= 0.7 * len(
+        full.surrogate.front()
     )
 
 
 @pytest.mark.medium
-def test_anchor_predicts_by_all_values_but_the_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of what the anchor holds that is dense conditioning with one row left out."""
+def test_anchor_predicts_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with dense conditioning with one row left out."""
     limit_to(monkeypatch, MAX_OBSERVED=20)
-    made = Made(20)
-    model = made.surrogate.fitted()
+    study = SyntheticStudy(20)
+    model = study.surrogate.fitted()
     measured, h, data = model.measurements, model.hyperparameters, model.data
-    x, far = data.x[measured.rows], draw_far(measured, data.u, data.seed)
+    x, far = data.x[measured.rows], sample_far(measured, data.u, data.seed)
     known = make_anchor(measured, far, data.x, data.u, h).covering(measured.rows, data.x)
     mean, sd = known.means[measured.rows], known.deviations[measured.rows]
     prior = h.amplitude**2 * matern(x / h.lengthscales) + h.tau**2 * np.eye(20)
@@ -425,8 +425,8 @@ def test_anchor_predicts_by_all_values_but_the_own(
 
 @pytest.mark.medium
 def test_compare_of_many_candidates_finds_nearly_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, some = pair(30, monkeypatch, MAX_CANDIDATES=60)
-    exact, found = whole.surrogate.compare(30), some.surrogate.compare(30)
+    full, limited = full_and_limited(30, monkeypatch, MAX_CANDIDATES=60)
+    exact, found = full.surrogate.compare(30), limited.surrogate.compare(30)
     assert len(found.rows) <= 60 < len(exact.rows)
     assert len(set(found.rows.tolist())) == len(found.rows)
     share = stats.percentileofscore(exact.gains, found.gains.max())
@@ -434,11 +434,11 @@ def test_compare_of_many_candidates_finds_nearly_the_best(monkeypatch: pytest.Mo
 
 
 @pytest.mark.medium
-def test_compare_takes_fewer_candidates_the_more_is_measured(
+def test_compare_uses_fewer_candidates_after_more_measurements(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit_to(monkeypatch, MAX_PAIRS=3000)
-    counts = [len(Made(n, space=WIDE).surrogate.compare(n).rows) for n in (5, 30, 60)]
+    counts = [len(SyntheticStudy(n, space=WIDE).surrogate.compare(n).rows) for n in (5, 30, 60)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 307
     assert counts[2] <= 50
@@ -449,14 +449,14 @@ def test_compare_takes_fewer_candidates_the_more_is_measured(
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> Admission:
-    """A space that is not priced whole."""
+    """A space that is not enumerated."""
     monkeypatch.setattr(admissions, "MAX_TABLE", 0)
-    limit_to(monkeypatch, NUM_DRAWN=60, DRAWN_FOR=5)
+    limit_to(monkeypatch, NUM_DRAWN=60, PROPOSALS_PER_DRAW=5)
     return Memory(source_of("trials: 100", space=WIDE)).admission
 
 
-class Drawn(Made):
-    """A study in a space that is not priced whole."""
+class LargeSpaceStudy(SyntheticStudy):
+    """A study in a space that is not enumerated."""
 
     def __init__(self, admission: Admission, number: int) -> None:
         self.admission = admission
@@ -471,43 +471,43 @@ class Drawn(Made):
         return super().admit(candidates.rows[int(free[0])])
 
 
-def drawn_for(made: Made, number: int) -> list[str]:
-    return [candidate.id for candidate in made.surrogate.pool.candidates(number)[0].rows]
+def drawn_ids(study: SyntheticStudy, number: int) -> list[str]:
+    return [candidate.id for candidate in study.surrogate.pool.candidates(number)[0].rows]
 
 
 @pytest.mark.medium
-def test_candidate_pool_draws_a_large_space_anew_every_so_often(large: Admission) -> None:
-    made = Drawn(large, 12)
+def test_candidate_pool_redraws_a_large_space_periodically(large: Admission) -> None:
+    study = LargeSpaceStudy(large, 12)
     assert large.table is None
-    first = drawn_for(made, 10)
-    assert drawn_for(made, 14) == first
-    assert drawn_for(made, 15) != first
-    assert drawn_for(made, 10) == first
-    found = made.surrogate.compare(12)
+    first = drawn_ids(study, 10)
+    assert drawn_ids(study, 14) == first
+    assert drawn_ids(study, 15) != first
+    assert drawn_ids(study, 10) == first
+    found = study.surrogate.compare(12)
     assert len(found.gains) == len(found.candidates) > 20
-    assert not {c.id for c in found.candidates} & {o.id for o in made.past.all}
-    mean, _ = made.dense()
-    assert made.surrogate.posterior().means == pytest.approx(mean, abs=1e-8)
-    again = Drawn(large, 12)
+    assert not {c.id for c in found.candidates} & {o.id for o in study.past.all}
+    mean, _ = study.dense()
+    assert study.surrogate.posterior().means == pytest.approx(mean, abs=1e-8)
+    again = LargeSpaceStudy(large, 12)
     assert np.array_equal(again.surrogate.compare(12).gains, found.gains)
 
 
-def test_candidate_pool_draws_more_where_what_was_drawn_is_used_up(
+def test_candidate_pool_draws_again_when_all_drawn_points_are_used(
     large: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit_to(monkeypatch, NUM_DRAWN=3, DRAWN_FOR=100)
-    made = Drawn(large, 8)
-    assert len(made.past) == 8
-    # The same, whatever was asked before: the second time no draw is left from the first call.
-    here = drawn_for(made, 8)
-    fresh = SurrogateModel(large, made.past)
-    assert [c.id for c in fresh.pool.candidates(8)[0].rows] == here
+    limit_to(monkeypatch, NUM_DRAWN=3, PROPOSALS_PER_DRAW=100)
+    study = LargeSpaceStudy(large, 8)
+    assert len(study.past) == 8
+    # A new pool, without draws from earlier calls, gives the same candidates.
+    expected = drawn_ids(study, 8)
+    fresh = SurrogateModel(large, study.past)
+    assert [c.id for c in fresh.pool.candidates(8)[0].rows] == expected
     with pytest.raises(IndexError):
-        Drawn(large, 3 * candidate_pool.MAX_TURNS + 1)
+        LargeSpaceStudy(large, 3 * candidate_pool.MAX_ROUNDS + 1)
 
 
-def test_candidate_pool_shares_the_encoded_space_and_not_what_is_free() -> None:
-    one, other = Made(3), Made(5)
+def test_candidate_pool_shares_the_encoded_space_but_not_the_free_rows() -> None:
+    one, other = SyntheticStudy(3), SyntheticStudy(5)
     (shared, free), (same, fewer) = (m.surrogate.pool.candidates(5) for m in (one, other))
     assert shared is same
     assert (len(free), len(fewer)) == (24, 22)

@@ -1,4 +1,4 @@
-"""What a running study knows, against a plain account of the same events."""
+"""Compare observations with a simple record of the same events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
-from sftsearch.search_spaces.space import Point
+from sftsearch.search_spaces.point import Point
 
 from observed import Observations
 
@@ -49,7 +49,7 @@ def test_observations_average_values_over_replicates_and_cost_by_the_first_objec
     assert past.measured() is measured  # nothing happened since
 
 
-def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
+def test_observations_negate_values_to_minimize() -> None:
     past = Observations(("gflops",), sign=-1.0)
     observed = admit(past, "c")
     past.await_(observed, 0)
@@ -58,7 +58,7 @@ def test_observations_turn_the_sign_of_values_where_less_is_better() -> None:
     assert observed.values == {0: {"value": 2.5, "seconds": 1.0}}
 
 
-def test_observations_hold_shares_as_log_odds() -> None:
+def test_observations_store_shares_as_log_odds() -> None:
     past = Observations(("gflops",), is_share=True, floor=0.1)
     observed = admit(past, "c")
     for replicate, value in enumerate((0.8, 0.6)):
@@ -71,13 +71,13 @@ def test_observations_hold_shares_as_log_odds() -> None:
     assert past.floor == 0.1
 
 
-def test_observations_free_means_of_how_hard_the_folds_are() -> None:
+def test_observations_adjust_means_for_fold_effects() -> None:
     past = Observations(("gflops",), num_folds=3)
     effects = (0.0, 0.2, -0.1)
     table = np.full((6, 3), np.nan)
     for c in range(6):
         observed = admit(past, f"c{c}")
-        for replicate in range(3 if c else 1):  # the first ran on the easiest fold alone
+        for replicate in range(3 if c else 1):  # the first ran on one fold only
             value = 0.5 + 0.05 * c + effects[replicate] + 0.01 * ((c * 7 + replicate * 3) % 5)
             table[c, replicate] = value
             past.await_(observed, replicate)
@@ -89,7 +89,7 @@ def test_observations_free_means_of_how_hard_the_folds_are() -> None:
     assert (measured.pooled_variance, measured.dof) == (pytest.approx(variance), dof)
 
 
-def test_observations_have_chance_or_the_worst_value_seen_as_floor() -> None:
+def test_observations_use_chance_or_the_worst_value_as_floor() -> None:
     assert Observations(("gflops",), floor=0.25).floor == 0.25
     past = Observations(("gflops",))
     assert past.floor == 0
@@ -101,16 +101,14 @@ def test_observations_have_chance_or_the_worst_value_seen_as_floor() -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_observations_lose_a_configuration_that_was_stopped_or_failed(
-    stopped: bool,
-) -> None:
+def test_observations_drop_a_stopped_or_failed_configuration(stopped: bool) -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
     for replicate in (0, 1):
         past.await_(observed, replicate)
     assert past.pending() == [observed]
     past.finish(observed, 0, [0.5, 1.0], 1.0)
-    assert past.pending() == []  # it has a value; what runs only makes it surer
+    assert past.pending() == []  # it has a value already
     assert past.has_values
     past.drop(observed, 1, stopped=stopped)
     assert (observed.stopped, observed.failed) == (stopped, not stopped)
@@ -119,7 +117,7 @@ def test_observations_lose_a_configuration_that_was_stopped_or_failed(
     assert observed.num_replicates == 2
 
 
-def test_observations_keep_no_trace_of_what_is_withdrawn() -> None:
+def test_observations_forget_withdrawn_replicates() -> None:
     past = Observations(("gflops",))
     observed = admit(past, "c")
     past.await_(observed, 0)
@@ -136,20 +134,20 @@ ACTS = st.lists(
 
 @settings(max_examples=50)
 @given(ACTS)
-def test_observations_follow_the_account_of_each_configuration(
+def test_observations_agree_with_the_events_of_each_configuration(
     acts: list[tuple[int, str]],
 ) -> None:
-    """More configurations than there is room for at first, in any order of events."""
+    """Random events, with more configurations than the initial capacity."""
     past = Observations(("gflops",))
     every = [admit(past, f"c{n}", float(n + 1)) for n in range(91)]
-    for place, act in acts:
-        observed = every[place]
+    for row, act in acts:
+        observed = every[row]
         if act == "begin":
             past.await_(observed, observed.num_replicates)
         elif observed.pending:
             replicate = max(observed.pending)
             if act == "finish":
-                past.finish(observed, replicate, [place + replicate / 8, 1.0], 2.0)
+                past.finish(observed, replicate, [row + replicate / 8, 1.0], 2.0)
             elif act == "withdraw":
                 past.withdraw(observed, replicate)
             else:

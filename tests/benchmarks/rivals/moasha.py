@@ -1,22 +1,22 @@
-"""Syne Tune's MO-ASHA as a rule that stops trials, behind JSON lines on stdin and stdout.
+"""Serve Syne Tune's MO-ASHA as a stopping rule, with JSON lines on stdin and stdout.
 
-Run it in an environment of its own, with syne-tune 0.15.0 and nothing of ours. Who calls it
-proposes the configurations; it says which running trials to stop. Every line gets one line back:
+Run it in a separate environment with syne-tune 0.15.0 (sftsearch is not needed). The caller
+proposes configurations; the script decides which running trials to stop. Every line gets one reply:
 
     {"init": {"num_epochs": 27, "reduction_factor": 3, "seed": 0, "corrected": false}}
-        -> {"ready": "syne-tune 0.15.0"}; also "grace_period", 1 where left out
+        -> {"ready": "syne-tune 0.15.0"}; optional "grace_period", default 1
     {"report": {"trial": 7, "epoch": 1, "accuracy": 0.6, "cost": 0.2}} -> {"stop": false}
     {"complete": 7} -> {"done": 7}
 
-Another `init` starts another search. A trial is known from its first report, and forgotten once it
-is stopped or complete. The last epoch never stops a trial: it is over then. Both objectives enter
-as they are given, 1 - accuracy first; the epsilon-net measures Euclidean distances between them, so
-give a cost on a like scale, such as its logarithm in [0, 1].
+Another `init` starts a new search. A trial is registered by its first report and removed when it is
+stopped or complete. The last epoch never stops a trial. The objectives are 1 - accuracy and the
+cost, unscaled; the epsilon-net uses Euclidean distances, so the cost should have a similar scale,
+such as its logarithm in [0, 1].
 
-What `corrected` mends: the scheduler compares *ranks*, 0 for the best trial of a rung, but 0.15.0
-hands it the *sorted order*, the indices of the trials from best to worst; the last entry, read as
-the rank of the trial that just reported, is the index of the worst one. And within a front it takes
-the ranks of the epsilon-net for its order; with a single front the two mistakes cancel.
+`corrected` fixes two bugs of 0.15.0. The scheduler compares *ranks*, 0 for the best trial of a
+rung, but gets the *sorted order*, the indices of the trials from best to worst; so the last entry,
+which it reads as the rank of the reporting trial, is the index of the worst one. And within a front
+it uses ranks of the epsilon-net as an order; with a single front the two bugs cancel.
 
 Source: Schmucker et al. 2021, "Multi-objective asynchronous successive halving" (the rule); Salinas
 et al. 2021, "A multi-objective perspective on jointly tuning hardware and hyperparameters" (the
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 
 def epsilon_net_order(points: Floats) -> list[int]:
-    """Return the indices of points, (N, D), each as far as can be from those before it.
+    """Order points, (N, D), each as far as possible from the earlier ones; return indices.
 
-    The first is the one that is lowest in the first objective.
+    The first point is the lowest in the first objective.
 
     Source: Clarkson 2005, "Nearest-neighbor searching and metric space dimensions", p. 17.
     """
     order = [int(np.argmin(points[:, 0]))]
     nearest = np.linalg.norm(points - points[order[0]], axis=1)
-    nearest[order[0]] = -1.0  # below every distance: taken
+    nearest[order[0]] = -1.0  # below every distance, so never chosen again
     while len(order) < len(points):
         farthest = int(np.argmax(nearest))
         order.append(farthest)
@@ -60,9 +60,9 @@ def epsilon_net_order(points: Floats) -> list[int]:
 
 
 def non_dominated_ranks(points: Floats) -> NDArray[np.int64]:
-    """Return the rank of every point, (N,), 0 for the best, of objectives to minimise, (N, D).
+    """Return the rank of every point, (N,), 0 for the best; objectives (N, D) are minimized.
 
-    Fronts come one after another, and within a front the order of the epsilon-net.
+    Points are ranked by front, and within a front by the order of the epsilon-net.
     """
     ranks = np.empty(len(points), dtype=np.int64)
     left = np.arange(len(points))
@@ -70,17 +70,17 @@ def non_dominated_ranks(points: Floats) -> NDArray[np.int64]:
     while len(left):
         no_worse = np.all(points[left, None] <= points[None, left], axis=2)
         better = np.any(points[left, None] < points[None, left], axis=2)
-        beaten = np.any(no_worse & better, axis=0)
-        front = left[~beaten]
+        dominated = np.any(no_worse & better, axis=0)
+        front = left[~dominated]
         order = front[epsilon_net_order(points[front])]
         ranks[order] = np.arange(num_ranked, num_ranked + len(order))
         num_ranked += len(order)
-        left = left[beaten]
+        left = left[dominated]
     return ranks
 
 
 class Rule:
-    """The scheduler and the trials it watches."""
+    """The scheduler and its running trials."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Rule:
         from syne_tune.optimizer.schedulers.multiobjective.multiobjective_priority import MOPriority
 
         class RankPriority(MOPriority):
-            """Ranks where the scheduler expects them."""
+            """Return ranks, as the scheduler expects."""
 
             def priority_unsafe(self, objectives: Floats) -> NDArray[np.int64]:
                 return non_dominated_ranks(objectives)
@@ -115,7 +115,7 @@ class Rule:
         )
 
     def report(self, trial: Hashable, epoch: int, accuracy: float, cost: float) -> bool:
-        """Take one epoch of a trial; return whether to stop it."""
+        """Report one epoch of a trial; return whether to stop it."""
         result = {"epoch": epoch, "error": 1 - accuracy, "cost": cost}
         if trial not in self._running:
             self._running[trial] = self._start(trial)
@@ -130,7 +130,7 @@ class Rule:
         return True
 
     def complete(self, trial: Hashable) -> None:
-        """Take the end of a trial that was not stopped."""
+        """Report the end of a trial that was not stopped."""
         self._scheduler.on_trial_complete(self._running.pop(trial), self._last.pop(trial))
 
     def _start(self, trial: Hashable) -> Any:
@@ -152,7 +152,7 @@ def answer(rule: Rule, message: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve searches, one after another, until stdin ends."""
-    with contextlib.redirect_stdout(sys.stderr):  # keep stdout for replies, whatever it prints
+    with contextlib.redirect_stdout(sys.stderr):  # keep stdout for replies
         import syne_tune
 
     rule = None

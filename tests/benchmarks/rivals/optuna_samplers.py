@@ -1,15 +1,15 @@
-"""Optuna's samplers as rivals on a finite table: they propose its rows, and are told two values.
+"""Run Optuna's samplers on a finite table, as baselines.
 
-A table is given as its configurations, one mapping of names to values a row. Where it has branches,
-every row has a `branch`, and the names of a branch are its own: `<branch>.<name>`. Numbers become
-integers, the index among the sorted values of their name; words become categories. Objectives:
-maximise accuracy, minimise the logarithm of the cost. The samplers are as Optuna ships them.
+A table is given as its configurations, one mapping of names to values per row. If it has branches,
+every row has a `branch`, and its names are `<branch>.<name>`. A number becomes its index among the
+sorted values of its name; a string becomes a category. The objectives are to maximize accuracy and
+to minimize the logarithm of the cost. The samplers have Optuna's defaults.
 
-A proposal that repeats a row costs a trial, as it does to a user: the caller trains its next
-replicate. A proposal that is not in the table, a partial grid, is told to be infeasible and drawn
-again; after `MAX_DRAWS` of them in a row the trial is a random row that was not asked yet. With
-`missing="nearest"` the nearest row of its branch is trained instead, and told under what was
-proposed: fairer where a table holds a small part of its grid.
+A proposal that repeats a row costs a trial: the caller trains another replicate. A proposal that is
+not in the table (a partial grid) is reported as infeasible and drawn again; after `MAX_DRAWS` in
+sequence, the trial is a random row that was not proposed yet. With `missing="nearest"` the nearest
+row of the branch is trained instead and its values are reported for the proposal, which is fairer
+for a table with a small part of its grid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Axis:
-    """The values of one name, in order, and how Optuna draws one."""
+    """The values of one parameter, and how Optuna draws one."""
 
     def __init__(self, name: str, values: Sequence[Any]) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Axis:
         self.levels = {key: level for level, key in enumerate(order)}
 
     def suggest(self, trial: optuna.Trial) -> int:
-        """Return the level that the trial draws; a single value is not a parameter."""
+        """Draw a level; a single value is not an Optuna parameter."""
         last = len(self.levels) - 1
         if last == 0:
             return 0
@@ -60,7 +60,7 @@ class Axis:
         return self.levels[trial.suggest_categorical(self.name, list(self.levels))]
 
     def to_optuna(self, level: int) -> int | str:
-        """Return what Optuna holds for a level."""
+        """Return Optuna's value of a level."""
         return level if self.is_ordinal else list(self.levels)[level]
 
 
@@ -82,7 +82,7 @@ class Table:
             branch = self.branch.levels[_key(row.get(BRANCH, ""))]
             own = self.axes.setdefault(branch, [axes[name] for name in row if name != BRANCH])
             if {axis.name for axis in own} != row.keys() - {BRANCH}:
-                raise ValueError(f"Row {index} has other names than the rows of its branch: {row}.")
+                raise ValueError(f"Row {index} has other parameters than its branch: {row}.")
             levels = tuple(axis.levels[_key(row[axis.name])] for axis in own)
             if self.rows[branch].setdefault(levels, index) != index:
                 raise ValueError(f"Row {index} repeats a configuration: {row}.")
@@ -90,12 +90,12 @@ class Table:
         self._grids = {b: np.array(list(rows)) for b, rows in self.rows.items()}
 
     def suggest(self, trial: optuna.Trial) -> tuple[int, Levels]:
-        """Let a trial draw a branch and a level for each of its names."""
+        """Draw a branch and a level for each of its parameters."""
         branch = self.branch.suggest(trial)
         return branch, tuple(axis.suggest(trial) for axis in self.axes[branch])
 
     def nearest(self, branch: int, levels: Levels) -> int:
-        """Return the row of the branch that differs least, each name scaled to [0, 1]."""
+        """Return the nearest row of the branch, with each parameter scaled to [0, 1]."""
         grid, axes = self._grids[branch], self.axes[branch]
         steps = np.abs(grid - np.array(levels, dtype=int))
         spans = np.array([max(1, len(axis.levels) - 1) for axis in axes])
@@ -104,30 +104,31 @@ class Table:
         return self.rows[branch][tuple(map(int, grid[int(np.argmin(distance))]))]
 
     def to_optuna(self, index: int) -> dict[str, Any]:
-        """Return the parameters of a row as Optuna holds them."""
+        """Return the parameters of a row as Optuna stores them."""
         branch, levels = self.levels[index]
         pairs = [(self.branch, branch), *zip(self.axes[branch], levels, strict=True)]
         return {axis.name: axis.to_optuna(level) for axis, level in pairs if len(axis.levels) > 1}
 
 
 class Rival:
-    """One search by one of Optuna's samplers: `ask` for a row, `tell` its values."""
+    """A search by one of Optuna's samplers, with an ask-and-tell interface."""
 
     def __init__(self, kind: Kind, table: Table, seed: int, missing: Missing) -> None:
         self._table = table
         self._random = np.random.default_rng(seed)
         self._missing = missing
-        self._tells_refusals = kind in ("tpe", "gp")  # NSGA-II and random see only what completed
+        # NSGA-II and random use completed trials only.
+        self._uses_infeasible = kind in ("tpe", "gp")
         self._study = optuna.create_study(
             directions=["maximize", "minimize"], sampler=_build_sampler(kind, seed)
         )
         self._asked: set[int] = set()
         self._running: dict[int, list[optuna.Trial]] = defaultdict(list)
         self.num_refused = 0
-        """Proposals so far that were not in the table."""
+        """Number of proposals that were not in the table."""
 
     def ask(self) -> int:
-        """Return the row to train next; it may be one that was trained before."""
+        """Return the row to train next; it may have been trained before."""
         for _ in range(MAX_DRAWS):
             trial = self._study.ask()
             branch, levels = self._table.suggest(trial)
@@ -140,11 +141,11 @@ class Rival:
         return self._ask_unseen()
 
     def tell(self, index: int, accuracy: float, cost: float) -> None:
-        """Tell the values of the earliest running trial of a row; the cost is above zero."""
+        """Report the values of the earliest running trial of a row; the cost is positive."""
         self._study.tell(self._running[index].pop(0), [accuracy, math.log(cost)])
 
     def drop(self, index: int) -> None:
-        """Tell that the earliest running trial of a row was stopped, without a value."""
+        """Report that the earliest running trial of a row was stopped, without a value."""
         self._study.tell(self._running[index].pop(0), state=TrialState.PRUNED)
 
     def _enter(self, index: int, trial: optuna.Trial) -> int:
@@ -154,7 +155,7 @@ class Rival:
 
     def _refuse(self, trial: optuna.Trial) -> None:
         self.num_refused += 1
-        if not self._tells_refusals:
+        if not self._uses_infeasible:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         with warnings.catch_warnings():
@@ -182,13 +183,13 @@ def optuna_rival(
 
     Args:
         kind: `random`, `tpe`, `nsga2` or `gp`, with Optuna's defaults.
-        parameters: the table's configurations, a mapping of names to values for each row; or a
-            `Table` of them, which many searches can share.
-        seed: of the sampler; equal arguments and tells give equal rows.
+        parameters: the table's configurations, a mapping of names to values per row; or a `Table`
+            of them, which many searches can share.
+        seed: of the sampler; equal arguments and values give equal rows.
         missing: what to do with a proposal that is not in the table, `redraw` or `nearest`.
 
     Raises:
-        ValueError: a row repeats another, or names other parameters than its branch does.
+        ValueError: a row repeats another, or has other parameters than its branch.
     """
     table = parameters if isinstance(parameters, Table) else Table(parameters)
     return Rival(kind, table, seed, missing)
@@ -201,13 +202,13 @@ def _build_sampler(kind: Kind, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed)
     if kind == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
-    # In a space with branches it draws all but the branch at random, and would say so every time.
+    # In a space with branches it draws all but the branch at random, with a warning each time.
     return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
 
 
 def _key(value: Any) -> str:
-    """Return a category of Optuna: lists are none, and 1 equals True."""
-    plain = isinstance(value, (str, int, float))  # hashable, and by far the most
+    """Return a string key for a value: Optuna's categories cannot be lists, and 1 == True."""
+    plain = isinstance(value, (str, int, float))  # hashable, and most common
     return _plain_key(value) if plain else json.dumps(value, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""The rivals against closed forms, slow references, and what a user of Optuna would have."""
+"""Compare the baselines with closed forms and slow references."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIAGONAL = [{"x": x, "y": (x + 3) % 8} for x in range(8)]  # 8 of the 64 points 
 
 
 def search(rival: optuna_samplers.Rival, num_trials: int) -> list[int]:
-    """Ask for rows with two of them pending; a row's values come from its index."""
+    """Ask for rows with two pending trials; a row's values depend on its index."""
     asked = [rival.ask(), rival.ask()]
     while len(asked) < num_trials:
         index = asked[-2]
@@ -32,8 +32,8 @@ def search(rival: optuna_samplers.Rival, num_trials: int) -> list[int]:
     return asked
 
 
-def askings() -> list[Any]:
-    """Return every kind with every way; of Gaussian processes, which take seconds, those in use."""
+def cases() -> list[Any]:
+    """Return all combinations; of the slow Gaussian processes only those in use."""
     return [
         pytest.param(kind, missing, rows, id=f"{name}-{missing}-{kind}")
         for name, rows in (("branches", BRANCHES), ("grid", GRID), ("diagonal", DIAGONAL))
@@ -43,8 +43,8 @@ def askings() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "missing", "rows"), askings())
-def test_a_rival_asks_for_rows(
+@pytest.mark.parametrize(("kind", "missing", "rows"), cases())
+def test_rival_ask_returns_rows(
     kind: optuna_samplers.Kind, missing: optuna_samplers.Missing, rows: list[dict[str, Any]]
 ) -> None:
     full_grid = rows is not DIAGONAL
@@ -55,7 +55,7 @@ def test_a_rival_asks_for_rows(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_seeds_give_equal_rows(kind: optuna_samplers.Kind) -> None:
+def test_rival_is_deterministic_for_a_seed(kind: optuna_samplers.Kind) -> None:
     table = optuna_samplers.Table(BRANCHES)
     one, same, other = (
         search(optuna_samplers.optuna_rival(kind, table, seed), 13) for seed in (1, 1, 2)
@@ -65,14 +65,14 @@ def test_equal_seeds_give_equal_rows(kind: optuna_samplers.Kind) -> None:
 
 
 @pytest.mark.medium
-def test_random_draws_a_full_grid_uniformly() -> None:
-    """Chi squared of 63 degrees of freedom is below 114 in 9,999 of 10,000."""
+def test_rival_random_draws_a_full_grid_uniformly() -> None:
+    """Chi-squared with 63 degrees of freedom is below 114 in 9,999 of 10,000 cases."""
     rival = optuna_samplers.optuna_rival("random", GRID, seed=0)
     counts = np.bincount([rival.ask() for _ in range(4096)], minlength=64)
     assert np.sum((counts - 64) ** 2 / 64) < 114
 
 
-def test_tpe_learns_the_better_branch() -> None:
+def test_rival_tpe_learns_the_better_branch() -> None:
     rival = optuna_samplers.optuna_rival("tpe", BRANCHES, seed=0)
     asked = []
     for _ in range(60):
@@ -83,8 +83,8 @@ def test_tpe_learns_the_better_branch() -> None:
 
 
 @pytest.mark.medium
-def test_a_table_without_the_proposals_falls_back_to_unseen_rows() -> None:
-    """997 rows of a grid of a million points: a draw meets one with probability 0.001."""
+def test_rival_falls_back_to_unseen_rows() -> None:
+    """The table has 997 rows of a million grid points: a draw hits one with probability 0.001."""
     rows = [{"x": i, "y": i * 7 % 997} for i in range(997)]
     rival = optuna_samplers.optuna_rival("tpe", rows, seed=0)
     asked = [rival.ask() for _ in range(3)]
@@ -92,7 +92,7 @@ def test_a_table_without_the_proposals_falls_back_to_unseen_rows() -> None:
     assert rival.num_refused >= 3 * optuna_samplers.MAX_DRAWS - 1
 
 
-def test_a_dropped_trial_and_a_repeated_row_are_told_apart() -> None:
+def test_rival_distinguishes_dropped_trials_from_repeated_rows() -> None:
     rival = optuna_samplers.optuna_rival("random", [{"x": 0}], seed=0)
     assert [rival.ask() for _ in range(3)] == [0, 0, 0]
     rival.tell(0, accuracy=0.5, cost=math.e)
@@ -105,34 +105,34 @@ def test_a_dropped_trial_and_a_repeated_row_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "rows", [[{"x": 1}, {"x": 1}], [{"x": 1}, {"y": 1}], [{"branch": "a", "x": 1}, {"branch": "a"}]]
 )
-def test_a_table_that_is_no_grid_is_refused(rows: list[dict[str, Any]]) -> None:
+def test_table_refuses_rows_that_are_not_a_grid(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="Row 1"):
         optuna_samplers.Table(rows)
 
 
-def test_nearest_is_the_nearest() -> None:
+def test_table_nearest_minimizes_the_distance() -> None:
     table = optuna_samplers.Table(DIAGONAL)
     for x, y in itertools.product(range(8), repeat=2):
         distances = [abs(row["x"] - x) + abs(row["y"] - y) for row in DIAGONAL]
         assert distances[table.nearest(0, (x, y))] == min(distances)
 
 
-# ------------------------------------------------------------------ MO-ASHA's ranks
+# ------------------------------------------------------------------ MO-ASHA
 
 
-def test_a_chain_is_ranked_by_dominance() -> None:
+def test_non_dominated_ranks_orders_a_chain_by_dominance() -> None:
     points = np.array([[2.0, 2.0], [0.0, 0.0], [3.0, 3.0], [1.0, 1.0]])
     assert moasha.non_dominated_ranks(points).tolist() == [2, 0, 3, 1]
 
 
-def test_a_front_is_ranked_from_its_end_outward() -> None:
-    """On a line the first is the left end, then the right end, then the middle."""
+def test_non_dominated_ranks_orders_a_front_by_epsilon_net() -> None:
+    """On a line the order is left end, right end, middle."""
     points = np.array([[2.0, 2.0], [4.0, 0.0], [0.0, 4.0], [1.0, 3.0]])
     assert moasha.non_dominated_ranks(points).tolist() == [2, 1, 0, 3]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ranks_never_contradict_dominance(seed: int) -> None:
+def test_non_dominated_ranks_agree_with_dominance(seed: int) -> None:
     points = np.random.default_rng(seed).integers(0, 6, (40, 2)).astype(float)  # with ties
     ranks = moasha.non_dominated_ranks(points)
     assert sorted(ranks) == list(range(40))
@@ -141,9 +141,9 @@ def test_ranks_never_contradict_dominance(seed: int) -> None:
             assert ranks[i] < ranks[j]
 
 
-def test_the_best_trial_is_stopped_as_shipped_and_runs_on_as_corrected() -> None:
-    """Trials that improve one on the other: each dominates all before it."""
-    pytest.importorskip("syne_tune", reason="syne-tune needs an environment of its own")
+def test_moasha_stops_the_best_trial_only_as_shipped() -> None:
+    """The last trial dominates all earlier ones; only the corrected rule never stops it."""
+    pytest.importorskip("syne_tune", reason="syne-tune needs a separate environment")
     stops = {True: 0, False: 0}
     for corrected, seed in itertools.product(stops, range(50)):
         rule = moasha.Rule(num_epochs=9, reduction_factor=3, seed=seed, corrected=corrected)
@@ -155,12 +155,12 @@ def test_the_best_trial_is_stopped_as_shipped_and_runs_on_as_corrected() -> None
     assert stops[False] >= 25
 
 
-# ------------------------------------------------------------------ tables of others
+# ------------------------------------------------------------------ public tables
 
 
 @pytest.mark.parametrize(("inputs", "width", "depth"), [(4, 16, 1), (21, 40, 2), (5, 25, 3)])
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_the_closed_form_counts_a_perceptron(
+def test_num_perceptron_parameters_agrees_with_scikit_learn(
     inputs: int, width: int, depth: int, num_classes: int
 ) -> None:
     model = MLPClassifier([width] * depth, max_iter=1)
@@ -171,18 +171,18 @@ def test_the_closed_form_counts_a_perceptron(
     assert formula == counted
 
 
-def test_the_log_scale_ends_at_guessing_and_at_the_best() -> None:
+def test_scaled_log_loss_is_0_for_the_mean_and_1_for_the_best() -> None:
     scaled = convert_hpo_bench.scaled_log_loss(np.array([[0.01, 0.01], [0.1, 1.0], [5.0, 0.001]]))
     np.testing.assert_allclose(scaled, [[1, 1], [0.5, 0], [0, 1]])
 
 
-def test_missing_replicates_are_nan() -> None:
+def test_values_of_missing_replicates_are_nan() -> None:
     rows = [{"val_acc": [90.0, 91.0]}, {"val_acc": [50.0]}]
     value = convert_hpo_bench.values_of("nasbench201", rows)["value"]
     np.testing.assert_allclose(value, [[0.9, 0.91], [0.5, np.nan]])
 
 
-def test_ids_are_the_digits_of_the_grid() -> None:
+def test_order_of_ids_concatenates_index_digits() -> None:
     ids, configurations = convert_hpo_bench.order_of_ids({"x": [3, 5], "op": ["a", "b", "c"]})
     assert ids == ["00", "01", "02", "10", "11", "12"]
     assert configurations[5] == {"x": 5, "op": "c"}
