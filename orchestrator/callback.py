@@ -1,4 +1,4 @@
-"""What a study tells those who watch it."""
+"""Progress callbacks of a study."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class StudyCallback:
     """Progress callbacks of a study; the base class does nothing."""
 
     def on_stage(self, text: str) -> None:
-        """Hear that something begins that may take seconds."""
+        """Called when a stage begins that may take seconds."""
 
     def on_open(
         self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
     ) -> None:
-        """Hear that trials begin."""
+        """Called before the first trial of this run starts."""
 
     def on_event(self, entry: Entry) -> None:
-        """Hear of an event, after the study's state has changed."""
+        """Called with each new event, after it was applied to the study's state."""
 
     def on_notice(self, text: str) -> None:
-        """Hear what a person should read at once."""
+        """Called with a message that the user should see immediately."""

@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(seed: int, number: int) -> int:
-    """Return the random seed of one proposal of a sampler with a seed."""
+    """Derive the seed of proposal `number` from the sampler's seed."""
     digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

@@ -1,1 +1,1 @@
-"""Rules that end trials before their last epoch."""
+"""Stop trials before their last epoch."""

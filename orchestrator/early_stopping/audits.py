@@ -1,4 +1,4 @@
-"""Estimate how often early stopping is wrong, from trials that were to stop and ran on."""
+"""Estimate how often early stopping is wrong, from stops that were not carried out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Audit:
     def is_false(self) -> bool:
         """Whether the stop would have been wrong: the final value exceeds the threshold.
 
-        Where nothing was finished at the trial's cost, whatever it reaches is the best.
+        Without a finished trial at this cost there is no threshold, and any value is the best.
         """
         return self.final is not None and (self.threshold is None or self.final > self.threshold)
 
@@ -44,8 +44,8 @@ class FalseStopRate(NamedTuple):
 def false_stop_rate(audits: Iterable[Audit], *, level: float = 0.95) -> FalseStopRate:
     """Estimate the share of decided stops that are wrong, from the audits that have finished.
 
-    The interval is that of Clopper and Pearson, which holds the true share at least `level` of the
-    time for every share and number. Without a finished audit the rate is NaN, the interval [0, 1].
+    The Clopper-Pearson interval covers the true share with probability at least `level`. Without a
+    finished audit the rate is NaN and the interval [0, 1].
 
     Source: Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the
     case of the binomial".

@@ -1,17 +1,17 @@
-"""EarlyStoppingRule: what a rule is told, what it decides, and what all rules have in common.
+"""Define the interface of early-stopping rules and what they share: rungs, audits, options.
 
-A rule is asked about an epoch (`decide`, which changes nothing) and told what was decided
-(`record`) and how trials ended (`on_finished`, `on_stopped`). Its state follows from what it is
-told and the order of it alone: it knows no clock, and its random draws derive from a seed and the
-trial's key. So a rule that is told the same again, as when a study resumes, is in the same state.
+A rule is asked about an epoch (`decide`, which has no side effects), then receives the decision
+(`record`) and how trials end (`on_finished`, `on_stopped`). Its state depends only on these calls
+and their order, not on a clock, and its random draws only on a seed and the trial's key. So
+replaying the calls when a study resumes restores the same state.
 
-Values are to be maximized: who minimizes a metric turns its sign. Costs are to be minimized and are
-known before training, as a lower and an upper bound that are equal where the cost is exact; a trial
-is judged by its own lower and its rivals' upper bound. A rung is an epoch at which trials are
-judged, by their value of that very epoch and not the best so far.
+Values are maximized; negate a metric that is to be minimized. Costs are minimized and known before
+training, as a lower and an upper bound that are equal if the cost is exact. A trial is compared by
+its own lower and its competitors' upper bound. A rung is an epoch at which trials are judged, by
+the value of that epoch and not the best so far.
 
-Judge the first replicate of a configuration only. Stopping a further one because it goes badly
-would leave the configuration with its lucky replicates.
+Judge only the first replicate of a configuration: stopping bad later ones would leave only the
+lucky ones, and bias the mean.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """An epoch of a running trial, and what else a rule needs to judge it."""
+    """An epoch of a running trial, with what a rule needs to judge it."""
 
     key: str
-    """The trial's name, which it keeps when the study is resumed."""
+    """The trial's key, which stays the same when the study is resumed."""
     epoch: int
     """From 1."""
     value: float
-    """On validation, of this epoch, to be maximized."""
+    """Validation value of this epoch, to be maximized."""
     cost_low: float
     cost_high: float
     group: Hashable = None
-    """Trials of a group have learning curves of one kind: same branch, same mixup setting."""
+    """Trials of a group have comparable learning curves: same branch, same mixup setting."""
     warmup: int = 0
-    """Epochs before mixup sets in; 0 without mixup."""
+    """Epochs before mixup starts; 0 without mixup."""
     epochs: int
-    """Epochs of the whole trial."""
+    """Number of epochs of the trial."""
     best_affordable: float | None = None
     """A(c): the best posterior mean of the finished configurations whose upper cost is at most
     this trial's lower one; None if there is no such configuration."""
@@ -59,15 +59,15 @@ class Report:
 
 
 class Decision(NamedTuple):
-    """What becomes of a trial after an epoch."""
+    """A rule's decision about a trial after an epoch."""
 
     stop: bool
     audit: bool = False
-    """The rule would stop the trial, but lets it run on to learn whether that would be right."""
+    """The rule would stop the trial, but lets it run on to check whether that is right."""
     probability: float | None = None
-    """That the final value exceeds `threshold`; None where the rule does not estimate it."""
+    """Probability that the final value exceeds `threshold`; None if the rule has no estimate."""
     threshold: float | None = None
-    """A(c) - delta; None where nothing is finished at this cost or no rule was asked."""
+    """A(c) - delta; None if no trial of this cost has finished or no rule was asked."""
 
 
 @functools.cache
@@ -75,8 +75,8 @@ def rungs(epochs: int, warmup: int, min_epochs: int, reduction_factor: float) ->
     """Return the epochs at which a trial is judged, ascending, before its last.
 
     They are `min_epochs` times the powers of the reduction factor, so that trials with and without
-    mixup meet at the same rungs, less those sooner than two epochs after mixup's warm-up: only
-    then can be seen what mixup does.
+    mixup have the same rungs. Rungs less than two epochs after the warm-up of mixup are left out,
+    because its effect is not visible before.
     """
     first = max(min_epochs, warmup + 2 if warmup else 1)
     series = (min_epochs * reduction_factor**k for k in itertools.count())
@@ -86,35 +86,35 @@ def rungs(epochs: int, warmup: int, min_epochs: int, reduction_factor: float) ->
 
 @dataclass(slots=True)
 class RunningTrial:
-    """A running trial: what becomes an observation of its group when it finishes."""
+    """A running trial, which becomes an observation of its group when it finishes."""
 
     group: Hashable
     epochs: int
     values: dict[int, float] = field(default_factory=dict)
-    """By rung."""
+    """Values by rung."""
 
 
 @dataclass(kw_only=True)
 class EarlyStoppingRule:
-    """Stops no trial: the rule `none`, and what the others have in common.
+    """Stops no trial: the rule `none`, and the base class of the others.
 
-    A rule overrides `_judge`, and `_add` or `_learn` for what it judges by.
+    A rule overrides `_judge`, and `_add` or `_learn` to collect the data for it.
 
     Raises:
         UserError: an option is out of its range.
     """
 
     delta: float = 0.005
-    """How far below the best at its cost a final value may be without being a loss; in the
-    metric's unit, here half a point of accuracy."""
+    """How far a final value may be below the best at its cost and still be worth training, in the
+    metric's unit; the default is half a point of accuracy."""
     audit_share: float = 0.1
-    """Of the decided stops, those that are not carried out. 0 for a rule as its paper has it."""
+    """Share of the decided stops that are not carried out; 0: the rule as in its paper."""
     seed: int = 0
-    """Of the draw of audits."""
+    """Seed of the draw of audits."""
     min_epochs: int = 2
     """The first rung."""
     reduction_factor: float = 2.0
-    """From one rung to the next; MO-ASHA keeps one trial in so many."""
+    """Ratio between two rungs; MO-ASHA keeps one trial in `reduction_factor`."""
     _trials: dict[str, RunningTrial] = field(init=False, repr=False, default_factory=dict)
     _audits: dict[str, Audit] = field(init=False, repr=False, default_factory=dict)
 
@@ -131,14 +131,14 @@ class EarlyStoppingRule:
         return tuple(self._audits.values())
 
     def judges(self, epochs: int, warmup: int, epoch: int) -> bool:
-        """Tell whether a trial is judged after an epoch: `decide` says nothing at others."""
+        """Return whether trials are judged after an epoch; `decide` stops none at others."""
         return epoch in rungs(epochs, warmup, self.min_epochs, self.reduction_factor)
 
     def decide(self, report: Report) -> Decision:
-        """Say whether a trial stops after an epoch; the rule stays as it is.
+        """Decide whether a trial stops after an epoch, without changing the rule.
 
-        Only the first finite report of a trial at a rung counts. A trial that is audited is not
-        judged again.
+        Only the first finite report of a trial at a rung counts. An audited trial is not judged
+        again.
         """
         if not self._counts(report):
             return Decision(stop=False)
@@ -150,7 +150,7 @@ class EarlyStoppingRule:
         return Decision(stop and not audit, audit, probability, self._threshold(report))
 
     def record(self, report: Report, decision: Decision) -> None:
-        """Take in an epoch and what was decided about it, now or by an earlier driver."""
+        """Record an epoch and the decision about it, made now or by an earlier driver."""
         if not self._counts(report):
             return
         trial = self._trials.setdefault(report.key, RunningTrial(report.group, report.epochs))
@@ -161,7 +161,7 @@ class EarlyStoppingRule:
             self._audits[report.key] = audit
 
     def on_finished(self, key: str, final_value: float) -> None:
-        """Take in that a trial ran to its end, with the value that counts for it."""
+        """Record that a trial finished, with its final value."""
         if key in self._audits:
             self._audits[key] = dataclasses.replace(self._audits[key], final=final_value)
         trial = self._trials.pop(key, None)
@@ -169,38 +169,38 @@ class EarlyStoppingRule:
             self._learn(trial, final_value)
 
     def on_stopped(self, key: str) -> None:
-        """Take in that a trial ended without a final value, stopped or failed."""
+        """Record that a trial ended without a final value, stopped or failed."""
         self._trials.pop(key, None)
 
     def _counts(self, report: Report) -> bool:
-        """Tell whether a report is the first finite one of a trial at a rung."""
+        """Return whether a report is the first finite one of a trial at a rung."""
         known = self._trials.get(report.key)
         is_known = known is not None and report.epoch in known.values
         is_rung = self.judges(report.epochs, report.warmup, report.epoch)
         return is_rung and not is_known and math.isfinite(report.value)
 
     def _judge(self, report: Report) -> tuple[bool, float | None]:
-        """Return whether to stop, and the probability behind it; change nothing."""
+        """Return whether to stop and the estimated probability, without changing the rule."""
         return False, None
 
     def _add(self, report: Report) -> None:
-        """Keep a value at a rung, of whatever trial."""
+        """Add the value of a trial at a rung."""
 
     def _learn(self, trial: RunningTrial, final_value: float) -> None:
-        """Keep what a finished trial shows."""
+        """Learn from a finished trial."""
 
     def _threshold(self, report: Report) -> float | None:
         best = report.best_affordable
         return None if best is None else best - self.delta
 
     def _is_audited(self, key: str) -> bool:
-        """Draw by the key alone: neither the order of decisions nor their number matters."""
+        """Draw an audit, depending only on the seed and the key, not on other decisions."""
         digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
         return int.from_bytes(digest[:8], "little") < self.audit_share * 2**64
 
 
 def check_option(name: str, value: float, range_: str, is_inside: bool) -> None:
-    """Refuse an option that is out of its range.
+    """Check that an option is inside its range.
 
     Raises:
         UserError: it is not inside.

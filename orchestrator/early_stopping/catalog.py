@@ -1,4 +1,4 @@
-"""RULES: which trials to stop before their last epoch. The one place to add a rule."""
+"""RULES: the catalog of early-stopping rules; add new ones here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RULES: dict[str, type[EarlyStoppingRule]] = {
     "median": MedianRule,
     "none": EarlyStoppingRule,
 }
-"""The `kind` of `search.stopping` in a study file -> the rule, built from its other options."""
+"""The `kind` of `search.early_stopping` in a study file -> the rule, built from its options."""
 
 
 def build_rule(section: EarlyStopping) -> EarlyStoppingRule:
-    """Build the rule of a study file's stopping section."""
+    """Build the rule of a study file's `early_stopping` section."""
     return RULES[section.kind](**section.model_dump(exclude={"kind"}))

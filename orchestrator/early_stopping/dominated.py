@@ -1,4 +1,4 @@
-"""Stop trials that will hardly come near the best finished one of at most their cost."""
+"""Stop trials that are unlikely to come near the best finished one of at most their cost."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DominatedRule(EarlyStoppingRule):
-    """Stops a trial that will hardly come near the best finished one of at most its cost.
+    """Stops a trial that is unlikely to come near the best finished one of at most its cost.
 
     It stops when P(final value > A(c) - delta) < `min_probability`. A(c) is the best posterior mean
-    at cost up to the trial's, so a cheap trial is never stopped because a more expensive one is
-    better, nor any while nothing is finished at its cost. The final value is predicted from that
+    at the trial's cost or below, so a cheap trial is never stopped because a more expensive one is
+    better, nor before a trial of its cost has finished. The final value is predicted from the value
     at the rung, by least squares over the finished trials of the same group and number of epochs.
 
-    Those are the trials that no rung stopped: of equals at this rung, the ones that a later rung
-    stopped are missing from the fit. Its mean may be too high and its variance too low; how often
-    stops are wrong is therefore measured by the audits, which run to the end.
+    The fit lacks the trials that later rungs stopped, so its mean may be too high and its variance
+    too low. The rate of wrong stops is therefore estimated from audits, which run to the end.
     """
 
     min_probability: float = 0.05
-    """Of being worth its training; a trial below it is stopped."""
+    """A trial whose probability of being worth its training is below this is stopped."""
     min_finished: int = 8
-    """Finished trials of its group before a trial is judged."""
-    _lines: dict[Hashable, OnlineLinearRegression] = field(
+    """Finished trials of a group before its trials are judged."""
+    _fits: dict[Hashable, OnlineLinearRegression] = field(
         init=False, repr=False, default_factory=dict
     )
-    """By group, number of epochs and rung: final value against the value at the rung."""
+    """Regression of the final value on the value at a rung, by group, epochs and rung."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,10 +45,10 @@ class DominatedRule(EarlyStoppingRule):
 
     def _judge(self, report: Report) -> tuple[bool, float | None]:
         threshold = self._threshold(report)
-        line = self._lines.get((report.group, report.epochs, report.epoch))
-        if threshold is None or line is None or line.num < self.min_finished:
+        fit = self._fits.get((report.group, report.epochs, report.epoch))
+        if threshold is None or fit is None or fit.num < self.min_finished:
             return False, None
-        prediction = line.predict(report.value)
+        prediction = fit.predict(report.value)
         if prediction is None:
             return False, None
         probability = prediction.above(threshold)
@@ -58,7 +57,7 @@ class DominatedRule(EarlyStoppingRule):
     def _learn(self, trial: RunningTrial, final_value: float) -> None:
         if math.isfinite(final_value):
             for epoch, value in trial.values.items():
-                line = self._lines.setdefault(
+                fit = self._fits.setdefault(
                     (trial.group, trial.epochs, epoch), OnlineLinearRegression()
                 )
-                line.add(value, final_value)
+                fit.add(value, final_value)

@@ -1,4 +1,4 @@
-"""Stop trials below the median of the values that others had at the same rung."""
+"""Stop trials below the median of other trials' values at the same rung."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MedianRule(EarlyStoppingRule):
-    """Stops a trial below the median of the values that others had at the same rung.
+    """Stops a trial below the median of other trials' values at the same rung.
 
-    It is blind to cost: a cheap trial is stopped because more expensive ones are better. Unlike
-    its source it compares the values of one epoch, not running means, and all trials, not finished
-    ones.
+    It ignores cost: a cheap trial is stopped because more expensive ones are better. Unlike its
+    source, it compares values of one epoch, not running means, and includes unfinished trials.
 
     Source: Golovin et al. 2017, "Google Vizier: a service for black-box optimization", sec. 3.2.2.
     """
 
     min_values: int = 5
-    """Other trials at the rung before one is judged."""
+    """Number of other values at a rung before a trial is judged."""
     _values: dict[int, list[float]] = field(init=False, repr=False, default_factory=dict)
-    """By rung, ascending."""
+    """Sorted values by rung."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

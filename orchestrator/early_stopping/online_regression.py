@@ -1,4 +1,4 @@
-"""Fit a line to points that come one at a time, and predict further ones."""
+"""Fit a linear regression one point at a time, and predict new values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import special  # type: ignore[import-untyped, unused-ignore]
 
 
 class Prediction(NamedTuple):
-    """Student's distribution of a value to come."""
+    """Student's t distribution of a new value."""
 
     mean: float
     scale: float
@@ -18,16 +18,16 @@ class Prediction(NamedTuple):
 
     def above(self, threshold: float) -> float:
         """Return the probability that the value exceeds the threshold."""
-        if self.scale == 0:  # the trials so far lie on a line; at the threshold, no stop
+        if self.scale == 0:  # an exact fit; a value at the threshold counts as above
             return float(self.mean >= threshold)
         return float(special.stdtr(self.degrees, (self.mean - threshold) / self.scale))
 
 
 @dataclass(slots=True)
 class OnlineLinearRegression:
-    """Least squares of y = a + b x with normal errors, a point at a time.
+    """Least squares of y = a + b x with normal errors, updated one point at a time.
 
-    The sums are of deviations from the running means: sums of squares would cancel.
+    Sums are of deviations from the running means, because sums of squares suffer cancellation.
 
     Source: Welford 1962, "Note on a method for calculating corrected sums of squares and products".
     """
@@ -40,7 +40,7 @@ class OnlineLinearRegression:
     _yy: float = 0.0
 
     def add(self, x: float, y: float) -> None:
-        """Take in a point."""
+        """Add a point."""
         self.num += 1
         dx, dy = x - self._x, y - self._y
         self._x += dx / self.num
@@ -50,12 +50,12 @@ class OnlineLinearRegression:
         self._yy += dy * (y - self._y)
 
     def predict(self, x: float) -> Prediction | None:
-        """Return the distribution of a new y at x; None from under 3 points or of a single x.
+        """Return the distribution of a new y at x; None for fewer than 3 points or a single x.
 
         With s^2 the residual variance on n - 2 degrees of freedom, the variance of a new
-        observation is s^2 (1 + 1 / n + (x - mean x)^2 / S_xx): the fitted line is uncertain too,
-        above all far from the points. As s is estimated, y has Student's distribution; with 8
-        points a normal one would promise 5 % and give 8 %.
+        observation is s^2 (1 + 1 / n + (x - mean x)^2 / S_xx), which includes the uncertainty of
+        the fitted line. As s is estimated, y has Student's t distribution: with 8 points, a normal
+        distribution would have 8 % below its 5 % quantile.
 
         Source: Draper and Smith 1998, Applied Regression Analysis, sec. 3.1.
         """

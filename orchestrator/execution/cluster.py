@@ -1,4 +1,4 @@
-"""The Ray that trials run on: of this machine or a cluster, with our code on its nodes."""
+"""Start Ray on this machine or connect to a cluster, and ship our code to its nodes."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
 
 @contextlib.contextmanager
 def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]:
-    """Start Ray on this machine, or connect to a cluster, for the time of the block.
+    """Start Ray on this machine, or connect to a cluster, for the duration of the block.
 
-    A Ray that the caller already started is used as it is.
+    If Ray is already initialized, use it as it is and leave it running.
 
     Args:
-        address: the cluster's; None: this machine.
-        ship_code: send this sftsearch to the nodes, which then need only what it depends on.
+        address: of the cluster; None starts Ray on this machine.
+        ship_code: send this sftsearch to the nodes, which then need only its dependencies.
 
     Raises:
-        ResourceError: there is no cluster at `address`.
+        ResourceError: Ray cannot be started, or there is no cluster at `address`.
     """
     if ray.is_initialized():
         yield
         return
     if address is None and os.environ.get("RAY_AUTH_MODE") == "disabled":
         raise ResourceError(
-            "RAY_AUTH_MODE is `disabled`: whoever reaches a port of this machine could run code "
-            "in Ray. Unset it; or start Ray yourself and name it with --address."
+            "RAY_AUTH_MODE is `disabled`: anyone who can reach a port of this machine could run "
+            "code in Ray. Unset it, or start Ray yourself and pass its address with --address."
         )
     if address not in (None, "auto"):
         _check_reachable(address)
     try:
         if address is None:
-            _start_here()
+            _start_local()
         else:
             _join(address, ship_code=ship_code)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -62,23 +62,23 @@ def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]
 
 
 def disconnect() -> None:
-    """Leave Ray, or end the one that was started here.
+    """Disconnect from Ray, and shut it down if it was started by this process.
 
-    When a reference to one of its objects is dropped while Ray shuts down, it ends the whole
-    process at once. Tune leaves such references in cycles, and any thread may be the one to collect
-    them, that which writes to MLflow above all: so they are collected before, and none meanwhile.
+    Ray kills the whole process if a reference to one of its objects is dropped during shutdown.
+    Tune leaves such references in cycles, which any thread may collect. They are therefore
+    collected before the shutdown, and the collector is off during it.
     """
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         gc.collect()
         ray.shutdown()
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
 
 
-def _start_here() -> None:
+def _start_local() -> None:
     ray.init(
         address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
@@ -97,7 +97,7 @@ def _join(address: str, *, ship_code: bool) -> None:
 
 
 def _copy_code(scratch: Path) -> str:
-    """Copy the packages of this sftsearch to one folder, wherever they are installed; return it."""
+    """Copy the packages of this sftsearch into one folder and return it."""
     folder = scratch / "sftsearch"
     for name in PACKAGES:
         package = importlib.import_module(f"sftsearch.{name}")
@@ -107,12 +107,12 @@ def _copy_code(scratch: Path) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse an address nobody answers at; Ray itself would try for minutes."""
+    """Raise if nothing answers at an address; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if address.startswith("ray://") or not host or not port.isdigit():
         raise ResourceError(
             f"`--address` must be `auto` or HOST:PORT of a Ray cluster, but got '{address}'. Run "
-            "the driver on a machine of the cluster; `ray start` names the address."
+            "sftsearch on a machine of the cluster; `ray start` prints the address."
         )
     try:
         head_watch.reach(address, timeout=5)
@@ -121,7 +121,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _tighten_token() -> None:
-    """Ray writes its authentication token readable for everybody; only the owner needs it."""
+    """Make Ray's authentication token readable by its owner only; Ray writes it for all users."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file() and token.owner() == Path.home().owner():
         token.chmod(0o600)

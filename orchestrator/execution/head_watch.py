@@ -1,7 +1,7 @@
-"""Whether Ray's head node is there, and a line when it is gone.
+"""Watch the Ray head node and warn when it stops responding.
 
-Ray waits for it within whatever call the driver makes next, a minute long, and then ends the
-process: no exception is raised, and only another thread can still say something.
+When the head node is gone, the driver's next Ray call blocks for a minute and then kills the
+process without an exception, so only another thread can warn the user.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SECONDS = 2.0
-"""Between two looks."""
+"""Time between two checks, and timeout of one."""
 
 
 def watch_head_node(notice: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
-    """Watch the head node of the connected Ray for the time of a block; see `watch_address`."""
+    """Watch the head node of the connected Ray for the duration of a block.
+
+    See `watch_address`.
+    """
     return watch_address(ray.get_runtime_context().gcs_address, notice)
 
 
 @contextlib.contextmanager
 def watch_address(address: str, notice: Callable[[str], None]) -> Iterator[None]:
-    """Tell `notice`, for the time of the block, when a head node goes and comes.
+    """Warn, for the duration of the block, when a head node stops or starts responding.
 
     Args:
         address: of the head node, HOST:PORT.
-        notice: called with a line, in another thread.
+        notice: called with a message, in another thread.
     """
     ended = threading.Event()
     thread = threading.Thread(
@@ -46,17 +49,17 @@ def watch_address(address: str, notice: Callable[[str], None]) -> Iterator[None]
 
 
 def _watch(address: str, notice: Callable[[str], None], ended: threading.Event) -> None:
-    was_there = True
+    was_up = True
     while not ended.wait(SECONDS):
-        is_there = _answers(address)
-        if was_there and not is_there:
+        is_up = _answers(address)
+        if was_up and not is_up:
             notice(
-                f"Ray's head, {address}, does not answer. Unless it is back within a minute, Ray "
-                "ends this process; what ran is kept, and --resume goes on."
+                f"The Ray head node at {address} does not answer. Unless it is back within a "
+                "minute, Ray ends this process. Finished work is kept; continue with --resume."
             )
-        elif is_there and not was_there:
-            notice("Ray's head answers again.")
-        was_there = is_there
+        elif is_up and not was_up:
+            notice("The Ray head node answers again.")
+        was_up = is_up
 
 
 def _answers(address: str) -> bool:
@@ -68,15 +71,15 @@ def _answers(address: str) -> bool:
 
 
 def reach(address: str, *, timeout: float) -> None:
-    """Connect to HOST:PORT, and leave.
+    """Connect to HOST:PORT and close the connection.
 
     Args:
-        address: an IPv6 host stands in brackets.
+        address: HOST:PORT; an IPv6 host is in brackets.
         timeout: in seconds.
 
     Raises:
-        OSError: nobody answers there.
-        OverflowError: that is no port.
+        OSError: nothing answers.
+        OverflowError: the port is out of range.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout).close()

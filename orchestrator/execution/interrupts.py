@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while trials run."""
+"""Count Ctrl-C and SIGTERM while trials run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Interruption:
-    """Ctrl-C while trials run: once, no new ones; twice, or SIGTERM, stop now.
+    """Counts interrupts: the first Ctrl-C starts no new trials, the second or SIGTERM stops now.
 
-    A signal is only counted: what follows from it is done between two steps of Tune. After the
-    second, signals act as they did before. Python hears signals in its main thread alone; a study
-    that runs in another one leaves them as they are.
+    The handler only counts; the scheduler acts on the count between two steps of Tune. After a
+    count of two, the previous handlers are restored. Python delivers signals to the main thread
+    only, so a study that runs in another thread leaves the handlers unchanged.
     """
 
     def __init__(self) -> None:

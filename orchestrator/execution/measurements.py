@@ -1,4 +1,4 @@
-"""What a trial takes where it runs: the latency of a sample, the peak of its memory."""
+"""Measure a trial on its device: latency of one sample, peak memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WARM_UPS = 5
 
 
 def latency_ms(fit: Fit, *, repeats: int = 30) -> float:
-    """Return the median time of the forward pass of one validation sample, after warm-ups.
+    """Measure the median forward time of one validation sample in milliseconds, after warm-ups.
 
-    In the trial's precision, never compiled.
+    Runs in the trial's precision, without compilation.
     """
     import torch
 
@@ -34,7 +34,7 @@ def latency_ms(fit: Fit, *, repeats: int = 30) -> float:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Let the peak be that of what comes, where the system allows it."""
+    """Reset the peak memory counter, where the operating system allows it."""
     import torch
 
     if device == "cuda":
@@ -42,12 +42,12 @@ def reset_peak_memory(device: str) -> None:
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is then that of the process so far
+    except OSError:  # not Linux, or not allowed: the peak then includes earlier trials
         return
 
 
 def peak_memory_mb(device: str) -> float:
-    """Return the trial's peak: allocated CUDA memory, or resident memory of the process (MiB)."""
+    """Return the trial's peak memory in MiB: CUDA allocations, or the process's resident memory."""
     import torch
 
     if device == "cuda":

@@ -1,6 +1,6 @@
-"""What trials are given, how many fit at a time, and on which nodes: CPUs, GPUs, workers, memory.
+"""Compute how many trials fit on the nodes of a Ray cluster, and what each requests from Ray.
 
-Ray is asked what there is, and told what a trial needs; where it goes is Ray's decision.
+Ray itself decides on which node a trial runs.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.schema import Resources
 
 NO_NODE_SECONDS = 10.0
-"""How long to wait where Ray runs on this machine alone: no other one will come."""
+"""How long to wait for a node if Ray runs on this machine only: no other node will join."""
 NO_NODES_SECONDS = 900.0
-"""How long to wait for a node of a cluster: a machine takes minutes to start."""
+"""How long to wait for a node of a cluster: starting a machine takes minutes."""
 
 
 class ResourceError(UserError):
-    """What a trial asks for is not there."""
+    """The resources that a trial requests are not available."""
 
 
 def count_concurrent_trials(resources: Resources) -> int:
     """Return how many trials run at a time on the connected cluster.
 
     Raises:
-        ResourceError: a trial does not fit, for which Ray would wait without an end.
+        ResourceError: a trial does not fit on the nodes; Ray would wait forever.
     """
     for given in resources.variants():
         if _count_fitting(given) < 1:
             raise ResourceError(
-                f"A trial asks for {_describe(bundle_of(given), given.workers)}, but Ray has "
-                f"{_describe(_most(_nodes()))} on its largest node, {len(_nodes())} in all. Lower "
-                "`resources`, or name a cluster with --address."
+                f"A trial requests {_describe(bundle_of(given), given.workers)}, but the largest "
+                f"Ray node has {_describe(_largest(_nodes()))} (number of nodes: "
+                f"{len(_nodes())}). Lower `resources`, or connect to a cluster with --address."
             )
-    wanted, fits = resources.concurrent_trials, _count_fitting(resources)
-    return fits if wanted == "auto" else min(wanted, fits)
+    requested, fits = resources.concurrent_trials, _count_fitting(resources)
+    return fits if requested == "auto" else min(requested, fits)
 
 
 def bundle_of(resources: Resources) -> dict[str, float]:
-    """Return what one worker of a trial asks of Ray."""
-    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
-    asked["memory"] = 1e9 * (resources.memory_gb or 0)
-    return {kind: amount for kind, amount in (asked | resources.custom).items() if amount}
+    """Return what one worker of a trial requests from Ray."""
+    request = {"CPU": resources.cpus, "GPU": resources.gpus}
+    request["memory"] = 1e9 * (resources.memory_gb or 0)
+    return {kind: amount for kind, amount in (request | resources.custom).items() if amount}
 
 
 def _count_fitting(resources: Resources) -> int:
-    """Count the trials that fit on the nodes there are, each of whose workers is on one node."""
-    asked = bundle_of(resources)
-    fits = sum(_times(node, asked) for node in _nodes())
+    """Count the trials that fit on the current nodes; a worker does not span nodes."""
+    request = bundle_of(resources)
+    fits = sum(_times(node, request) for node in _nodes())
     return fits // resources.workers
 
 
-def _times(node: dict[str, float], asked: dict[str, float]) -> int:
-    return int(min(node.get(kind, 0.0) / amount for kind, amount in asked.items()) + 1e-9)
+def _times(node: dict[str, float], request: dict[str, float]) -> int:
+    return int(min(node.get(kind, 0.0) / amount for kind, amount in request.items()) + 1e-9)
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is there."""
+    """Return the resources of each live node."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
-def _most(nodes: list[dict[str, float]]) -> dict[str, float]:
+def _largest(nodes: list[dict[str, float]]) -> dict[str, float]:
     largest: dict[str, float] = {}
     for node in nodes:
         own = {k: v for k, v in node.items() if not k.startswith(("node:", "object_store"))}
@@ -78,7 +78,7 @@ def _most(nodes: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _describe(bundle: dict[str, float], workers: int = 1) -> str:
-    """Say it as `2 workers with 1 CPUs and 0.5 GPUs each`."""
+    """Format a request, as in `2 workers with 1 CPUs and 0.5 GPUs each`."""
     amounts = {"CPU": 0.0, "GPU": 0.0} | bundle
     memory = amounts.pop("memory", 0.0)
     parts = [f"{amount:g} {kind}{'s' * kind.isupper()}" for kind, amount in amounts.items()]
@@ -88,38 +88,41 @@ def _describe(bundle: dict[str, float], workers: int = 1) -> str:
 
 
 class ClusterCapacity:
-    """How many trials the cluster holds, as nodes come and go."""
+    """Tracks how many trials fit on the cluster as nodes join and leave."""
 
     def __init__(self, resources: Resources, max_concurrent_trials: int, patience: float) -> None:
-        """Take what there was at the beginning; `patience` seconds without a node are too many."""
+        """Start from the initial limit; raise after `patience` seconds without a fitting node."""
         self._resources, self._patience = resources, patience
         self._max_concurrent_trials = max_concurrent_trials
         self._asked_at, self._seen_at = -math.inf, time.monotonic()
 
     def max_concurrent_trials(self) -> int:
-        """Return how many trials may be handed out now.
+        """Return how many trials may run or wait in Ray now.
 
         Raises:
-            ResourceError: there has been no node for a trial for too long.
+            ResourceError: no node could fit a trial for too long.
         """
         now = time.monotonic()
         if now - self._asked_at > 2:
             self._asked_at = now
-            fits, wanted = _count_fitting(self._resources), self._resources.concurrent_trials
-            # Where Ray itself keeps the number, one trial more is handed out and waits: Tune stops
-            # a warm process that has no next trial.
-            limit = fits + 1 if wanted == "auto" or wanted >= fits else wanted
+            fits, requested = _count_fitting(self._resources), self._resources.concurrent_trials
+            # If Ray's resources are the limit, one more trial waits in Tune: Tune stops a warm
+            # process for which no trial is waiting.
+            limit = fits + 1 if requested == "auto" or requested >= fits else requested
             self._max_concurrent_trials = limit
             self._seen_at = now if fits else self._seen_at
         if now - self._seen_at > self._patience:
             raise ResourceError(
-                f"Ray has had no node for a trial for {self._patience:g} seconds. What ran is "
-                "kept: mend it, and go on with --resume."
+                f"No Ray node could fit a trial for {self._patience:g} seconds. Finished work is "
+                "kept: add nodes or lower `resources`, then continue with --resume."
             )
         return self._max_concurrent_trials
 
 
 def placement_of(spec: TrialSpec) -> tune.PlacementGroupFactory:
-    """Return what a trial asks of Ray; several workers have the bundles behind the empty first."""
+    """Return what a trial requests from Ray.
+
+    With several workers the first bundle is empty: the trial's own actor trains nothing.
+    """
     workers = [spec.resources] * spec.workers
     return tune.PlacementGroupFactory(workers if spec.workers == 1 else [{}, *workers])

@@ -1,4 +1,4 @@
-"""What a worker says after each step: plain values that travel between processes as JSON."""
+"""Define the report that a worker returns after each step, sent between processes as JSON."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from typing import NotRequired, TypedDict
 
 
 class FailureCause(enum.StrEnum):
-    """Whose fault it is that a trial cannot go on."""
+    """Why a trial cannot continue."""
 
     TRIAL = ""
-    """Its own: it fails."""
+    """An error of the trial itself: it fails."""
     WORKER_LOST = "lost"
-    """Its process died, or its folder belongs to another one."""
+    """Its process died, or its folder belongs to another process."""
     OUT_OF_MEMORY = "memory"
-    """Others may have had the memory."""
+    """Memory ran out; other trials may have used it."""
     NO_SPACE = "space"
-    """The disk is full, or what is remote is not available."""
+    """The disk is full, or remote storage is not available."""
 
 
 class FinalReport(TypedDict):
-    """What a trial that reached its last epoch leaves."""
+    """Results of a trial that reached its last epoch."""
 
     values: dict[str, float]
     """Final metrics and costs."""
     groups: dict[str, list[float]]
-    """Validation by subject: right decisions, samples."""
+    """Validation by subject: (correct, count)."""
     facts: dict[str, object]
-    """Where it ran: torch, device, threads."""
+    """Environment of the run: torch, device, threads."""
 
 
 class WorkerReport(TypedDict):
-    """What a step gave; after one with `final` or `failed` there are no more."""
+    """Result of one step; a report with `final` or `failed` is the last."""
 
     epochs: list[dict[str, float]]
     """Metrics of the epochs that the journal lacks, in order."""
     final: NotRequired[FinalReport]
     failed: NotRequired[str]
-    """Why the trial cannot go on, in a line."""
+    """Why the trial cannot continue, in one line."""
     cause: NotRequired[str]
-    """A `FailureCause`; there with `failed`."""
+    """A `FailureCause`; present if `failed` is."""
 
 
 class SentReport(WorkerReport):
-    """A worker's report as it travels to the driver."""
+    """A worker's report as the driver receives it."""
 
     fencing_token: int
-    """Of the handing-out that it belongs to."""
+    """Token of the assignment that the report belongs to."""
 
 
 def failure(reason: str, cause: FailureCause = FailureCause.TRIAL) -> WorkerReport:
-    """Return the report of a trial that cannot go on."""
+    """Return the report of a trial that cannot continue."""
     return {"epochs": [], "failed": reason, "cause": cause}
 
 
 def is_last(report: WorkerReport) -> bool:
-    """Tell whether the trial has ended with it."""
+    """Return whether this is the trial's last report."""
     return "final" in report or "failed" in report
 
 

@@ -1,4 +1,4 @@
-"""How a run of a search stands, in one place for all who act on it."""
+"""State of a run, shared by the searcher, the scheduler and `tune.run`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ if TYPE_CHECKING:
 
 
 class RunState(enum.Enum):
-    """From `RUNNING` it goes to `CLOSING`, from both to `FAILED`, and never back."""
+    """Transitions: `RUNNING` to `CLOSING`, and both to `FAILED`; never back."""
 
     RUNNING = "trials are added"
-    CLOSING = "no trial is added any more"
-    FAILED = "the search itself cannot go on (a full disk under the journal, say)"
+    CLOSING = "no further trials are added"
+    FAILED = "the search itself cannot continue (the journal's disk is full, for example)"
 
 
 class RunOutcome:
-    """What searcher, scheduler and `run` share: the state, its error, the processes we ended."""
+    """State of a run: its error, and the processes that we ended."""
 
     def __init__(self) -> None:
         self.state = RunState.RUNNING
         self.error: UserError | None = None
-        """Why the search cannot go on; there from `FAILED` on."""
+        """Why the search cannot continue; set in `FAILED`."""
         self._reasons: dict[str, str] = {}
 
     @property
     def adds_trials(self) -> bool:
-        """Whether trials are added."""
+        """Whether trials may still be added."""
         return self.state is RunState.RUNNING
 
     @property
     def has_failed(self) -> bool:
-        """Whether the search itself cannot go on: what its trials did is left to a resumed run."""
+        """Whether the search cannot continue; a resumed run takes over its running trials."""
         return self.state is RunState.FAILED
 
     def close(self) -> None:
-        """Let no trial be added any more."""
+        """Stop adding trials."""
         if self.state is RunState.RUNNING:
             self.state = RunState.CLOSING
 
     def fail(self, error: UserError) -> None:
-        """Note why the search cannot go on; the first reason counts."""
+        """Record why the search cannot continue; only the first error is kept."""
         if self.state is not RunState.FAILED:
             self.state, self.error = RunState.FAILED, error
 
     @contextlib.contextmanager
     def failing_on_errors(self) -> Iterator[None]:
-        """Fail with an error of our own that the block raises: Tune wraps it in a traceback.
+        """Record a `UserError` that the block raises as the reason why the search cannot continue.
 
-        What is raised as Tune passes a result on, it even takes for a fault of the trial.
+        Tune wraps such an error in a traceback, or treats it as an error of a trial if it is raised
+        while a result is processed.
         """
         try:
             yield
@@ -62,27 +63,27 @@ class RunOutcome:
             raise
 
     def raise_error(self) -> None:
-        """Raise why the search cannot go on, if it cannot.
+        """Raise the recorded error, if there is one.
 
         Raises:
-            UserError: it cannot.
+            UserError: the search cannot continue.
         """
         if self.error is not None:
             raise self.error
 
     def note_process_ended(self, trial_id: str, reason: str) -> None:
-        """Note why we end a trial's process; Tune then says only that it died.
+        """Record why we end a trial's process; Tune reports only that it died.
 
         Args:
             trial_id: Tune's id of the trial.
-            reason: in a phrase.
+            reason: a phrase for the user.
         """
         self._reasons[trial_id] = reason
 
     def was_process_ended(self, trial_id: str) -> bool:
-        """Tell whether it was us who ended the process of a trial."""
+        """Return whether we ended the trial's process."""
         return trial_id in self._reasons
 
     def take_reason(self, trial_id: str) -> str | None:
-        """Return, once, why we ended a trial's process; None where it died by itself."""
+        """Return and forget why we ended a trial's process; None if it died by itself."""
         return self._reasons.pop(trial_id, None)

@@ -1,7 +1,7 @@
-"""Tune asks here whether a trial goes on, and several times a second what to start next.
+"""Tune scheduler: decide whether a trial continues, and which to start next.
 
-Then it is seen to what no report of a trial tells of: interrupts, trials that take too long, nodes
-that are all gone.
+Tune asks for the next trial several times a second. At these calls the scheduler also handles
+interrupts, trials that exceed their time limit, and the loss of all nodes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.execution.searcher import StudySearcher
 
 NO_START = "error raised in its creation task"
-"""How Ray says that an actor raised before it was there."""
+"""Text of Ray's error when an actor raises during its creation."""
 
 
 class StudyScheduler(FIFOScheduler):
-    """Starts trials in order; whether one goes on says the search."""
+    """Starts trials in order; the search decides whether one continues."""
 
     def __init__(
         self,
@@ -44,41 +44,41 @@ class StudyScheduler(FIFOScheduler):
         notice: Callable[[str], None],
         max_trial_hours: float | None,
     ) -> None:
-        """Take what decides, and what limits trials.
+        """Create the scheduler of one run.
 
         Args:
-            searcher: passes reports on.
-            capacity: of the cluster; no node for too long ends the run.
-            outcome: of the run.
-            interruption: counts what a person asks for.
-            notice: called with a line when that is acted on.
-            max_trial_hours: how long a trial may run; None: without an end.
+            searcher: receives the trials' reports.
+            capacity: of the cluster; the run ends if no node fits a trial for too long.
+            outcome: state of the run.
+            interruption: counts interrupts.
+            notice: called with a message when an interrupt is handled.
+            max_trial_hours: time limit of a trial; None: no limit.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher, self._capacity, self._outcome = searcher, capacity, outcome
         self._interruption, self._notice = interruption, notice
         self._max_trial_hours = max_trial_hours
-        self._began: dict[str, float] = {}
-        """When each trial was first seen running, by Tune's id of it."""
+        self._started_at: dict[str, float] = {}
+        """Monotonic time at which each trial was first seen running, by Tune's trial id."""
         self._count = 0
-        """Interrupts that were acted on."""
+        """Interrupts that were handled."""
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing; see `StudySearcher`."""
+        """Return no state; see `StudySearcher`."""
         return {}
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, object]
     ) -> str:
-        """Pass an epoch's report on."""
-        goes_on = self._searcher.on_report(trial.trial_id, result)
-        return FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP
+        """Pass an epoch's report to the search, which decides whether the trial continues."""
+        continues = self._searcher.on_report(trial.trial_id, result)
+        return FIFOScheduler.CONTINUE if continues else FIFOScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Act on interrupts and on trials that take too long; then start trials in order.
+        """Handle interrupts and overdue trials, then start trials in order.
 
-        What ends the run is raised here. As Tune passes a result on, it would take that for a fault
-        of the trial, and go on.
+        Errors that end the run are raised here: raised while Tune processes a result, they would
+        count as errors of the trial.
         """
         self._outcome.raise_error()
         with self._outcome.failing_on_errors():
@@ -92,9 +92,9 @@ class StudyScheduler(FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Fail where the process could not even start: so would all others.
+        """End the run if a trial's process could not start, as no other would either.
 
-        Of one that died later the searcher is told.
+        The searcher handles processes that die later.
         """
         text = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
         if NO_START in text:
@@ -102,21 +102,21 @@ class StudyScheduler(FIFOScheduler):
             self._outcome.fail(
                 ResourceError(
                     f"Ray cannot start the trials' processes: {reason}. Every node needs the same "
-                    "sftsearch (or --ship-code) and what the study uses. What ran is kept: mend "
-                    "it, and go on with --resume."
+                    "sftsearch (or --ship-code) and the study's dependencies. Finished work is "
+                    "kept: install what is missing, then continue with --resume."
                 )
             )
 
     def _interrupt(self, tune_controller: TuneController, live: list[Trial], *, now: bool) -> None:
-        """Take back the trials that wait; `now`, end those that run as well."""
+        """Cancel the waiting trials and, if `now`, also end the running ones."""
         self._outcome.close()
         running = [trial for trial in live if trial.status == Trial.RUNNING]
         if now:
             self._notice("Stopping now.")
         else:
             self._notice(
-                f"No new trials: the {len(running)} running are finished, then the report is "
-                "written. Ctrl-C again stops now; --resume goes on either way."
+                f"No new trials: the {len(running)} running ones finish, then the report is "
+                "written. Press Ctrl-C again to stop now; --resume continues either way."
             )
         actors = [_actor_of(trial) for trial in running] if now else []
         for trial in live:
@@ -126,13 +126,13 @@ class StudyScheduler(FIFOScheduler):
             ray.kill(actor)  # Tune itself would wait for the epoch to end
 
     def _end_overdue(self, running: list[Trial]) -> None:
-        """End the process of a trial that takes too long: Tune then tells that it died."""
+        """End the processes of trials that exceed the time limit; Tune then reports them dead."""
         if self._max_trial_hours is None:
             return
         moment = time.monotonic()
         for trial in running:
-            began = self._began.setdefault(trial.trial_id, moment)
-            is_overdue = moment - began > 3600 * self._max_trial_hours
+            started_at = self._started_at.setdefault(trial.trial_id, moment)
+            is_overdue = moment - started_at > 3600 * self._max_trial_hours
             if is_overdue and not self._outcome.was_process_ended(trial.trial_id):
                 self._outcome.note_process_ended(
                     trial.trial_id,
@@ -144,5 +144,5 @@ class StudyScheduler(FIFOScheduler):
 
 def _actor_of(running: Trial) -> ActorHandle[object]:
     actor = running.temporary_state.ray_actor
-    assert actor is not None, "a trial that runs has a process"
+    assert actor is not None, "a running trial has an actor"
     return actor

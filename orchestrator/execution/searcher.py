@@ -1,4 +1,4 @@
-"""Tune asks for trials here, and passes on how they ended; `Search` answers and hears."""
+"""Tune searcher: pass Tune's requests and results to `Search`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIED = "the worker process died (out of memory, killed, or lost with its node)"
 
 
 class StudySearcher(Searcher):
-    """Tune's view of a search: it decides nothing and records nothing."""
+    """Adapts `Search` to Tune; decides nothing and records nothing."""
 
     def __init__(
         self,
@@ -39,19 +39,19 @@ class StudySearcher(Searcher):
         self._capacity = capacity
         self._outcome = outcome
         self._specs: dict[str, TrialSpec] = {}
-        """What runs, by Tune's id of the trial."""
+        """Specs of the running trials, by Tune's trial id."""
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its parts to restore them, and nothing is ever restored from it."""
+        """Return no state: Tune pickles its searcher, but we never restore Tune."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, str] | None:
-        """Return the next trial as Tune's configuration, None for none now, FINISHED at the end."""
+        """Return the next trial as a Tune configuration; None if none now, FINISHED at the end."""
         with self._outcome.failing_on_errors():
             return self._suggest(trial_id)
 
     def _suggest(self, trial_id: str) -> dict[str, str] | None:
-        finished = cast("dict[str, str]", Searcher.FINISHED)  # a word of Tune's
+        finished = cast("dict[str, str]", Searcher.FINISHED)  # a string constant of Tune
         if not self._outcome.adds_trials:
             return finished
         if self._search.num_running >= self._capacity.max_concurrent_trials():
@@ -63,13 +63,13 @@ class StudySearcher(Searcher):
         return {SPEC: spec.to_json()}
 
     def on_report(self, trial_id: str, result: Mapping[str, object]) -> bool:
-        """Pass a worker's report on; return whether the trial goes on."""
+        """Pass a worker's report to the search; return whether the trial continues."""
         with self._outcome.failing_on_errors():
             return self._on_report(self._specs[trial_id], reports.from_json(str(result[REPORT])))
 
     def _on_report(self, spec: TrialSpec, report: reports.SentReport) -> bool:
         if report["fencing_token"] != spec.fencing_token:
-            return False  # of an actor that this trial was taken from
+            return False  # from a worker that lost this trial to another one
         for metrics in report["epochs"]:
             if not self._search.report(_key(spec), metrics):
                 return False
@@ -83,8 +83,8 @@ class StudySearcher(Searcher):
     def _on_failure(self, spec: TrialSpec, reason: str, cause: FailureCause) -> None:
         if cause is FailureCause.NO_SPACE:
             raise ResourceError(
-                f"Trial {spec.key} cannot write '{spec.folder}': {reason}. The study stops here "
-                "and loses nothing: mend the disk and resume."
+                f"Trial {spec.key} cannot write '{spec.folder}': {reason}. The study stops; "
+                "nothing is lost. Free disk space, then continue with --resume."
             )
         if cause is FailureCause.WORKER_LOST:
             self._search.on_worker_lost(_key(spec), reason)
@@ -94,14 +94,14 @@ class StudySearcher(Searcher):
             self._search.on_failure(_key(spec), reason)
 
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
-        """Do nothing: the scheduler passed it on."""
+        """Do nothing: the scheduler has already passed it to the search."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, object] | None = None, error: bool = False
     ) -> None:
-        """Pass the last report on; a trial whose process died has none."""
+        """Pass the last report to the search; a trial whose process died has none."""
         if self._outcome.has_failed:
-            pass  # what ran goes on with --resume
+            pass  # a resumed run continues the trial
         elif error:
             with self._outcome.failing_on_errors():
                 self._on_process_ended(self._specs[trial_id], self._outcome.take_reason(trial_id))
@@ -110,7 +110,7 @@ class StudySearcher(Searcher):
         self._specs.pop(trial_id, None)
 
     def _on_process_ended(self, spec: TrialSpec, reason: str | None) -> None:
-        """Fail a trial whose process we ended for a reason, try one again whose process died."""
+        """Fail the trial if we ended its process; retry it if the process died by itself."""
         if reason is None:
             self._search.on_worker_lost(_key(spec), DIED)
         else:

@@ -1,4 +1,4 @@
-"""What Tune runs: a warm actor that trains one trial after another, by a worker or a group."""
+"""Tune trainable: a warm actor that trains trials one after another, alone or with a group."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.execution.worker import Worker
 
 SPEC = "spec"
-"""The one key of a Tune configuration: a `TrialSpec` as JSON text."""
+"""The only key of a Tune configuration: a `TrialSpec` as JSON text."""
 REPORT = "sftsearch"
-"""The one key of a Tune result that is ours: the worker's report as JSON text."""
+"""Our key in a Tune result: the worker's report as JSON text."""
 
 
 class TrialActor(tune.Trainable):
-    """A worker in a warm actor: one trial after another in the same process."""
+    """Runs one trial after another in the same process."""
 
     worker_type: type[Worker] = TrainingWorker
 
     def setup(self, config: dict[str, str]) -> None:
-        """Note the first trial; the worker is made with it."""
+        """Store the first trial; the first step creates the worker."""
         self._single: Worker | None = None
         self._group: WorkerGroup | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, str]) -> bool:
-        """Note the next trial of the same process; the first step begins it.
+        """Store the next trial of this process; its first step starts it.
 
-        To Tune a trial runs from its first step on, and only then can its time be measured.
+        Tune counts a trial as running from its first step, so its time limit starts there too.
         """
         self._spec, self._begun = TrialSpec.from_json(new_config[SPEC]), False
         return True
 
     def step(self) -> dict[str, str | bool]:
-        """Train one epoch; an error of the worker itself fails the trial and keeps the process."""
+        """Train one epoch; an error of the worker fails the trial but keeps the process."""
         try:
             worker = self._worker()
             if not self._begun:
@@ -60,7 +60,7 @@ class TrialActor(tune.Trainable):
         return self._single
 
     def cleanup(self) -> None:
-        """End what this process started."""
+        """End the worker group, if there is one."""
         if self._group is not None:
             self._group.close()
 
@@ -72,5 +72,5 @@ class TrialActor(tune.Trainable):
 
 
 def actor_of(worker: type[Worker]) -> type[TrialActor]:
-    """Return the actor whose trials a type of worker trains."""
+    """Return an actor class whose trials are trained by the given worker type."""
     return type("TrialActor", (TrialActor,), {"worker_type": worker})

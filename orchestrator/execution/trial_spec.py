@@ -1,4 +1,4 @@
-"""A trial as a worker gets it: plain values that travel between processes as JSON."""
+"""Define the specification of a trial that a worker receives, sent between processes as JSON."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import json
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrialSpec:
-    """What to train, where to keep it, and on what."""
+    """What to train, on which resources, and where to store it."""
 
     key: str
     folder: str
     """The trial's folder, a path or a URI: log, checkpoint, final weights."""
     dataset: str
     num_folds: int | None
-    """Grouped folds of the data set; the trial's is that of its seed. None: its own split."""
+    """Number of grouped folds; the seed selects the trial's fold. None: the dataset's own split."""
     model: str
     parameters: dict[str, object]
     training: dict[str, object]
     seed: int
     cost: dict[str, float]
-    """Its price by closed form; the model that runs must count the same."""
+    """Cost by closed form; the count on the built model must be equal."""
     num_journalled: int
-    """Epochs that the journal has: those after them are reported."""
+    """Epochs that are already in the journal; only later ones are reported."""
     threads: int
     device: str
     root: str | None = None
-    """Where the data set's store is; None: built in, or prepared on this machine."""
+    """Folder of the dataset's store; None: built in, or prepared on this machine."""
     fencing_token: int = 0
-    """Grows with every handing-out of a trial of the study."""
+    """Increases each time a trial of the study is assigned to a worker."""
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What Ray gives each of its workers: CPU, GPU, memory, custom."""
+    """What Ray reserves for each worker: CPU, GPU, memory, custom."""
     rank: int = 0
     workers: int = 1
-    """Processes that train it together; this one's number is `rank`."""
+    """Processes that train the trial together; `rank` is the index of this one."""
 
     def to_json(self) -> str:
-        """Write it as JSON."""
+        """Serialize the spec as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod

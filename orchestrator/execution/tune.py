@@ -1,7 +1,7 @@
-"""A search on Ray Tune, from its first trial to its last.
+"""Run a search on Ray Tune.
 
-Tune places trials on CPUs and GPUs and keeps warm actors; it decides nothing and records nothing
-that counts. Its own experiment state is never restored: a study resumes from the journal.
+Tune places trials on CPUs and GPUs and keeps actors warm. `Search` makes all decisions. Tune's
+experiment state is never restored: a study resumes from the journal.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def run(
     """Run a search on the connected Ray, to its end or until it is interrupted.
 
     Args:
-        search: what to train.
-        resources: of a trial, and how long it may take.
-        make_spec: makes of a trial what its worker needs.
-        max_concurrent_trials: what fits on the nodes that are there now.
-        patience: seconds for which there may be no node for a trial.
-        worker: what trains a trial.
-        notice: called with what an interrupt does, and when Ray's head is gone.
+        search: decides which trials run.
+        resources: of a trial, and its time limit.
+        make_spec: converts a suggestion into the spec for a worker.
+        max_concurrent_trials: how many trials fit on the current nodes.
+        patience: seconds to wait while no node fits a trial.
+        worker: trains a trial.
+        notice: called with a message when an interrupt is handled or the head node is down.
 
     Raises:
-        UserError: the search cannot go on; with `--resume` it does, once that is fixed.
+        UserError: the search cannot continue; `--resume` continues once the cause is fixed.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are journalled and said
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the journal
     outcome = RunOutcome()
     capacity = ClusterCapacity(resources, max_concurrent_trials, patience)
     searcher = StudySearcher(search, make_spec, capacity, outcome)
@@ -91,7 +91,7 @@ def run(
 def _tuner(
     searcher: StudySearcher, scheduler: StudyScheduler, worker: type[Worker], scratch: str
 ) -> tune.Tuner:
-    """Return a Tuner that asks and tells us, retries nothing, keeps nothing and prints nothing."""
+    """Return a Tuner that uses our searcher and scheduler, without retries, files or output."""
     return tune.Tuner(
         tune.with_resources(
             actor_of(worker), lambda config: placement_of(TrialSpec.from_json(config[SPEC]))
@@ -118,9 +118,9 @@ def _tuner(
 
 
 class _NoProgress(TrialProgressCallback):
-    """Stands in for the callback that Tune adds, which prints the trials that are taken back."""
+    """Replaces Tune's default progress callback, which prints canceled trials."""
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
-        """Do nothing: the journal says what became of a trial."""
+        """Do nothing: the journal records how a trial ended."""

@@ -1,14 +1,12 @@
-"""How Tune gives trials processes, without two faults of Ray 2.60.
+"""Work around two Ray 2.60 bugs in trial scheduling.
 
-Ray loses what a placement group was to get when that is removed between the preparation of its
-bundles and their commitment (ray#64693): CPUs and GPUs that nobody has and nobody gets until Ray
-ends. Tune removes such groups whenever a trial takes a warm process instead of the one it asked
-for, and where the nodes hold one trial, the study would then wait for ever.
+1. Removing a placement group between the preparation and the commitment of its bundles leaks its
+   CPUs and GPUs until Ray ends (ray#64693). Tune removes such groups whenever a trial takes a warm
+   process instead of the requested one. If the nodes fit one trial only, the study then hangs.
+2. Tune ends a process that is still starting if its trial can have a warm one. If trials end every
+   few seconds, no further process ever starts, and CPUs and whole nodes stay idle.
 
-Tune also ends a process that is starting when its trial could have a warm one instead: where
-trials end every few seconds no further process comes up, and CPUs and whole nodes stay idle.
-
-Ray promises nothing of the names used here: `test_tune_patches.py` lists them.
+The Ray names used here are private: `test_tune_patches.py` lists them.
 """
 
 from __future__ import annotations
@@ -34,28 +32,28 @@ if TYPE_CHECKING:
     Placed = ray.ObjectRef[object]
 
 CLEAR_SECONDS = 5.0
-"""How long, at the end, a group is waited for that Ray may be placing."""
+"""How long to wait, at the end, for groups that Ray may be placing."""
 
 
 class PatchedResourceManager(PlacementGroupResourceManager):
-    """Removes no placement group that Ray may be placing.
+    """Never removes a placement group while Ray may be placing it.
 
-    A request that is taken back leaves its group to the next request of its kind; where none comes,
-    the group is removed as soon as it is placed.
+    The group of a canceled request goes to the next request for the same resources; without such
+    a request, the group is removed as soon as it is placed.
     """
 
     def __init__(self, update_interval_s: float = 0.1) -> None:
         super().__init__(update_interval_s)
         self._spare: dict[ResourceRequest, list[tuple[PlacementGroup, Placed]]] = defaultdict(list)
-        """Groups whose requests were taken back, by request, with the futures of their placing."""
+        """Groups of canceled requests, by request, with the futures of their placement."""
 
     def get_resource_futures(self) -> list[Placed]:
-        """Return what to wait for, spare groups too: they are removed when they are placed."""
+        """Return the futures to wait for, those of spare groups included."""
         spare = [future for pairs in self._spare.values() for _, future in pairs]
         return [*super().get_resource_futures(), *spare]
 
     def update_state(self) -> None:
-        """Note which groups are placed."""
+        """Update which groups are placed, and remove placed spare groups."""
         super().update_state()  # type: ignore[no-untyped-call]
         for pairs in self._spare.values():
             for pair in list(pairs):
@@ -64,7 +62,7 @@ class PatchedResourceManager(PlacementGroupResourceManager):
                     remove_placement_group(pair[0])
 
     def request_resources(self, resource_request: ResourceRequest) -> None:
-        """Take over a spare group, or ask for one."""
+        """Reuse a spare group, or request a new one."""
         if not self._spare[resource_request]:
             super().request_resources(resource_request)
             return
@@ -75,7 +73,7 @@ class PatchedResourceManager(PlacementGroupResourceManager):
         self._pg_to_staging_future[group] = future
 
     def cancel_resource_request(self, resource_request: ResourceRequest) -> None:
-        """Take a request back."""
+        """Cancel a request; if its group is not placed yet, keep it as a spare."""
         if not self._request_to_staged_pgs[resource_request]:
             super().cancel_resource_request(resource_request)
             return
@@ -85,7 +83,7 @@ class PatchedResourceManager(PlacementGroupResourceManager):
         self._spare[resource_request].append((group, future))
 
     def clear(self) -> None:
-        """Remove all groups, those that are being placed when they are."""
+        """Remove all groups, after waiting for those that are being placed."""
         if ray.is_initialized():
             waiting = self.get_resource_futures()
             if waiting:
@@ -96,18 +94,18 @@ class PatchedResourceManager(PlacementGroupResourceManager):
 
 
 class PatchedTuneController(TuneController):
-    """Has a trial whose process is starting wait for it; warm ones go to other trials."""
+    """Lets a trial wait for its starting process and gives warm processes to other trials."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(resource_manager_factory=PatchedResourceManager, **options)
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
-        """Give a trial a warm process, if there is one and its own is not starting."""
+        """Give a trial a warm process, unless its own process is starting."""
         if not self._is_starting(trial):
             return super()._maybe_reuse_cached_actor(trial)
         request = trial.placement_group_factory
         for other in self._resources_to_pending_trials[request]:  # type: ignore[index]
-            # One that Tune has not yet asked a process for is about to get the warm one.
+            # A trial without a requested process can take the warm one.
             is_waiting = other in self._staged_trials and other not in self._resetting_trials
             if is_waiting and not self._is_starting(other):
                 super()._maybe_reuse_cached_actor(other)
@@ -116,17 +114,17 @@ class PatchedTuneController(TuneController):
 
     def _is_starting(self, trial: Trial) -> bool:
         actor: TrackedActor | None = self._trial_to_actor.get(trial)
-        has_room = actor is not None and self._actor_manager.is_actor_started(actor)
-        return has_room and actor not in self._started_actors
+        is_created = actor is not None and self._actor_manager.is_actor_started(actor)
+        return is_created and actor not in self._started_actors
 
 
 @contextlib.contextmanager
 def patched_tune_controller() -> Iterator[None]:
-    """Have Tune use these for the time of the block; `Tuner` has no option for it."""
+    """Patch Tune's controller for the duration of the block; `Tuner` has no option for it."""
     module = importlib.import_module("ray.tune.tune")
-    theirs = module.TuneController
+    original = module.TuneController
     module.TuneController = PatchedTuneController  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        module.TuneController = theirs  # type: ignore[attr-defined]
+        module.TuneController = original  # type: ignore[attr-defined]

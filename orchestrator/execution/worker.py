@@ -1,7 +1,7 @@
-"""What happens to a trial where it runs: train, checkpoint, count, measure, log. Knows no Ray.
+"""Train a trial: checkpoint, count its cost, measure, log. Independent of Ray.
 
-A worker is warm: it takes one trial after another in the same process. It never raises for what a
-trial does; a trial that goes wrong is reported as failed, with its traceback in the trial's log.
+A worker runs one trial after another in the same process. It never raises for an error of a
+trial: it reports the trial as failed and writes the traceback to the trial's log.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ SIGNS = {
         "File too large",
     ),
 }
-"""How torch and Linux say it."""
+"""Parts of the error messages of torch and Linux, by cause."""
 
 
 class Worker(Protocol):
     """Trains trials one after another."""
 
     def start(self, spec: TrialSpec) -> None:
-        """Take up a trial, from its checkpoint if it has one."""
+        """Prepare a trial, from its checkpoint if it has one."""
 
     def step(self) -> WorkerReport:
         """Train one epoch.
 
         Returns:
-            the epochs that the journal lacks; at the end also the final report, or what `failure`
-            gives.
+            the epochs that are not in the journal yet; the last report also has the final results,
+            or comes from `failure`.
         """
 
 
@@ -78,18 +78,18 @@ class TrainingWorker:
 
     @property
     def spec(self) -> TrialSpec:
-        """The trial that was taken up last."""
-        assert self._spec is not None, "start() comes first"
+        """The current trial."""
+        assert self._spec is not None, "call start() first"
         return self._spec
 
     @property
     def fit(self) -> Fit:
-        """Its training."""
-        assert self._fit is not None, "start() comes first, and must not have failed"
+        """The training of the current trial."""
+        assert self._fit is not None, "call start() first; it must have succeeded"
         return self._fit
 
     def start(self, spec: TrialSpec) -> None:
-        """Build the model and check its price; a problem is reported by the first `step`."""
+        """Build the model and check its cost; the first `step` reports an error."""
         self._spec, self._fit, self._failure, self._parallel = spec, None, None, {}
         self._started = time.perf_counter()
         try:
@@ -109,10 +109,10 @@ class TrainingWorker:
             return self._explain(error)
 
     def prepare(self, spec: TrialSpec) -> Fit:
-        """Return the training of a trial, where its checkpoint left it.
+        """Build the training of a trial and load its checkpoint.
 
         Raises:
-            RuntimeError: the model costs something else than was promised.
+            RuntimeError: the model's counted cost differs from the spec's.
         """
         import torch
 
@@ -131,7 +131,7 @@ class TrainingWorker:
             "gmacs": count_gmacs(model, store.spec, bound.model_config),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
-        _check_price(spec, counted)
+        _check_cost(spec, counted)
         workers = Workers(spec.rank, spec.workers)
         config, device = bound.train_config, spec.device
         fit = Fit(model, store, config, seed=spec.seed, device=device, workers=workers)
@@ -142,13 +142,13 @@ class TrainingWorker:
             self._parallel = {"workers": spec.workers}
             if normalizes_batches(model):
                 self._parallel["batch normalization"] = "of each worker's part of a batch"
-                self._log("batch normalization is of each worker's part of a batch")
-        # Epochs trained again, because no checkpoint was left, are reported again and compared.
+                self._log("batch normalization uses each worker's part of a batch")
+        # Epochs that are trained again without a checkpoint are reported again and compared.
         self._reported = min(spec.num_journalled, fit.epoch)
         return fit
 
     def open_store(self, spec: TrialSpec) -> Store:
-        """Return the store of the trial's data set, or of its fold; opened once."""
+        """Return the store of the trial's dataset or fold; each is opened once."""
         from sftsearch.datasets.catalog import open_dataset
         from sftsearch.datasets.folds import fold_of, open_fold
 
@@ -170,9 +170,9 @@ class TrainingWorker:
                 return
             try:
                 fit.load(checkpoint)
-                self._log(f"going on after epoch {fit.epoch}")
+                self._log(f"resuming after epoch {fit.epoch}")
             except CheckpointError as error:
-                self._log(f"starting anew: {error}")
+                self._log(f"starting from scratch: {error}")
 
     def _step(self) -> WorkerReport:
         fit = self.fit
@@ -183,28 +183,28 @@ class TrainingWorker:
         if fit.done and self.spec.rank == 0:
             report["final"] = self.final_report()
         elif fit.done:
-            report["final"] = {"values": {}, "groups": {}, "facts": {}}  # the first one's counts
+            report["final"] = {"values": {}, "groups": {}, "facts": {}}  # only rank 0's is used
         return report
 
     def run_epoch(self) -> None:
-        """Train an epoch and keep where it led."""
+        """Train one epoch and write a checkpoint."""
         metrics = self.fit.run_epoch()
         if self.spec.rank:
             return
-        # The checkpoint comes first: an epoch that was reported can be gone on from. Where it is
-        # missing, the epochs after the last one are trained again.
+        # The checkpoint is written before the report, so that training can resume from a reported
+        # epoch. Without it, the epochs after the last checkpoint are trained again.
         with contextlib.suppress(RemoteUnavailableError):
             self.save(CHECKPOINT, self.fit.save)
         self._log(" ".join(f"{name}={value:.5g}" for name, value in metrics.items()))
 
     def final_report(self) -> FinalReport:
-        """Keep the weights of a trial that is done, and return what it leaves."""
+        """Save the weights of a finished trial and return its results."""
         from safetensors.torch import save_file
 
         spec, fit = self.spec, self.fit
         tensors = {name: t.contiguous() for name, t in fit.weights().items()}
         self.save(WEIGHTS, lambda path: save_file(tensors, path))
-        # Where no gate chooses, every sample costs the same.
+        # Without gates, every sample costs the same.
         values = {"gflops_expected": spec.cost["gflops"]} | fit.result() | spec.cost
         values["latency_ms"] = latency_ms(fit)
         values["peak_memory_mb"] = peak_memory_mb(spec.device)
@@ -213,7 +213,7 @@ class TrainingWorker:
         return {"values": values, "groups": fit.groups(), "facts": self.facts()}
 
     def facts(self) -> dict[str, object]:
-        """Return where the trial ran."""
+        """Return the trial's environment: torch, device, threads."""
         import torch
 
         spec = self.spec
@@ -226,15 +226,15 @@ class TrainingWorker:
         }
 
     def save(self, name: str, write: Callable[[Path], None]) -> None:
-        """Keep in the trial's folder what `write` writes to the path that it is given.
+        """Save a file in the trial's folder; `write` is called with the path to write to.
 
         Raises:
-            StaleTokenError: another worker has the trial.
+            StaleTokenError: another worker owns the trial.
         """
         self._trial_folder.save(self.spec.fencing_token, name, write)
 
     def _explain(self, error: Exception) -> WorkerReport:
-        """Write the traceback to the trial's log and return a report with the reason in a line."""
+        """Write the traceback to the trial's log and return a one-line failure report."""
         # A log that cannot be written must not hide the reason.
         with contextlib.suppress(OSError, StaleTokenError):
             self._log(traceback.format_exc().rstrip())
@@ -245,22 +245,22 @@ class TrainingWorker:
 
     def _log(self, line: str) -> None:
         spec, stamp = self.spec, time.strftime("%Y-%m-%d %H:%M:%S")
-        who = f"worker {spec.rank}: " if spec.workers > 1 else ""
+        prefix = f"worker {spec.rank}: " if spec.workers > 1 else ""
         with contextlib.suppress(RemoteUnavailableError):
-            self._trial_folder.log(spec.fencing_token, f"{stamp} {who}{line}")
+            self._trial_folder.log(spec.fencing_token, f"{stamp} {prefix}{line}")
 
     @property
     def _trial_folder(self) -> TrialFolder:
-        assert self._folder is not None, "start() comes first"
+        assert self._folder is not None, "call start() first"
         return self._folder
 
 
-def _check_price(spec: TrialSpec, counted: dict[str, float]) -> None:
+def _check_cost(spec: TrialSpec, counted: dict[str, float]) -> None:
     for name, count in counted.items():
         if not math.isclose(count, spec.cost[name], rel_tol=1e-12):
             raise RuntimeError(
-                f"The price says {name}={spec.cost[name]!r}, but the model that runs counts "
-                f"{count!r}: the closed form of '{spec.model}' is wrong."
+                f"The closed form of '{spec.model}' is wrong: it gives {name}="
+                f"{spec.cost[name]!r}, but counting on the built model gives {count!r}."
             )
 
 

@@ -1,8 +1,8 @@
-"""A trial on several workers: actors of one placement group, which train together.
+"""Train a trial on several workers (DDP): actors of one placement group.
 
-The trial's own actor trains nothing. It has the workers meet, waits for all of them at each step,
-and ends all of them when one fails: they would wait for each other. They are its own, so Ray ends
-them with it, however it ends.
+The trial's own actor trains nothing. It connects the workers, waits for all of them at each step,
+and ends all of them when one fails, as they would wait for each other. It owns the workers, so Ray
+ends them when it ends.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.execution.worker import Worker
 
 WorkerHandle = Any
-"""A `WorkerActor` in its process; Ray gives the methods of a handle no type."""
+"""Handle of a `WorkerActor`; Ray does not type the methods of a handle."""
 
 
 class WorkerActor:
-    """One worker of a trial, in a process of its own."""
+    """One worker of a trial, in its own process."""
 
     def __init__(self, worker_type: type[Worker]) -> None:
         self._worker = worker_type()
@@ -40,7 +40,7 @@ class WorkerActor:
         return address
 
     def listen(self, host: str) -> int:
-        """Open a port at which the others meet this worker, and return it."""
+        """Open the port to which the other workers connect, and return it."""
         from sftsearch.trainables import distributed
 
         self._listener = distributed.listen(host)
@@ -48,7 +48,7 @@ class WorkerActor:
         return port
 
     def start(self, spec: TrialSpec, host: str, port: int) -> None:
-        """Meet the others, then take up the trial with them."""
+        """Join the process group, then prepare the trial."""
         from sftsearch.trainables import distributed
 
         listener, self._listener = self._listener, None
@@ -61,7 +61,7 @@ class WorkerActor:
 
 
 class WorkerGroup:
-    """Trains trials one after another, each on all its workers."""
+    """Trains one trial after another, each on all its workers."""
 
     def __init__(self, worker_type: type[Worker]) -> None:
         self._worker_type = worker_type
@@ -69,11 +69,11 @@ class WorkerGroup:
         self._next: TrialSpec | None = None
 
     def start(self, spec: TrialSpec) -> None:
-        """Note the trial; the first `step` begins it."""
+        """Store the trial; the first `step` starts it."""
         self._next = spec
 
     def step(self) -> WorkerReport:
-        """Train one epoch on all workers; return the report of the first, or what went wrong."""
+        """Train one epoch on all workers; return the report of rank 0, or of a failed worker."""
         try:
             if self._next is not None:
                 spec, self._next = self._next, None
@@ -87,16 +87,16 @@ class WorkerGroup:
             raise error.cause from error
         failed = [report for report in reports if "failed" in report]
         if failed:
-            self.close()  # the others may wait for the one that failed
+            self.close()  # the others may be waiting for the failed one
         return failed[0] if failed else reports[0]
 
     def _begin(self, spec: TrialSpec) -> None:
-        """Have the workers meet and take up the trial."""
+        """Create the workers if needed, connect them and start the trial on each."""
         from sftsearch.trainables.distributed import LOOPBACK
 
         if len(self._actors) != spec.workers:
             self.close()
-            self._actors = [self._make(spec, rank) for rank in range(spec.workers)]
+            self._actors = [self._create(spec, rank) for rank in range(spec.workers)]
         nodes = ray.get([actor.node.remote() for actor in self._actors])
         first, host = self._actors[0], LOOPBACK if len(set(nodes)) == 1 else nodes[0]
         port = ray.get(first.listen.remote(host))
@@ -113,9 +113,9 @@ class WorkerGroup:
             ray.kill(actor)
         self._actors = []
 
-    def _make(self, spec: TrialSpec, rank: int) -> WorkerHandle:
+    def _create(self, spec: TrialSpec, rank: int) -> WorkerHandle:
         group, given = ray.util.get_current_placement_group(), dict(spec.resources)
-        assert group is not None, "a trial runs in a placement group of Tune's"
+        assert group is not None, "Tune runs a trial in a placement group"
         actor_class = ray.remote(WorkerActor).options(
             num_cpus=given.pop("CPU"),
             num_gpus=given.pop("GPU", 0),
@@ -129,9 +129,10 @@ class WorkerGroup:
 
     @staticmethod
     def _all(references: list[ray.ObjectRef[WorkerReport]]) -> list[WorkerReport]:
-        """Return all reports; as soon as one says `failed`, those that came until then.
+        """Wait for all reports and return them by rank; stop waiting at the first failed one.
 
-        A worker that lost another one fails, too, and may say so before Ray knows of the other.
+        A worker that lost its peer also fails, and may report so before Ray detects the dead peer:
+        the others get 5 seconds to report or to raise.
 
         Raises:
             RayActorError: a worker died.

@@ -1,1 +1,1 @@
-"""Who proposes the next configuration."""
+"""Propose the next configuration of a study."""

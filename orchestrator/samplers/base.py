@@ -1,8 +1,8 @@
-"""Sampler: who proposes the next configuration, and from what.
+"""Define the interface of samplers, which propose the next configuration of a study.
 
-Random numbers derive from the sampler's seed and the proposal's number alone, so the same history
-gives the same proposal, also in a resumed study. Proposing changes nothing: a proposal is part of
-the history when the study enters it (`OptunaStudy.enter`).
+Random numbers are derived from the sampler's seed and the proposal's number, so the same history
+gives the same proposal, also in a resumed study. Proposing has no side effects: a proposal becomes
+part of the history when the study enters it (`OptunaStudy.enter`).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
     from sftsearch.orchestrator.surrogate.model import SurrogateModel
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A point to try next; its number is that of the proposals before it."""
+    """A point to try next."""
 
     point: Point
     carried: Mapping[str, object] = field(default_factory=dict)
-    """What the sampler must find with the proposal later on, as JSON has it."""
+    """Data that the sampler needs with the proposal later; must be JSON-serializable."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class History:
-    """What a sampler proposes from."""
+    """The data from which a sampler proposes."""
 
     study: OptunaStudy
-    """The proposals so far and what became of them."""
+    """The proposals so far and their results."""
     admission: Admission
-    """What may still be admitted."""
+    """Which configurations may still be admitted."""
     surrogate: SurrogateModel
-    """What the surrogate expects."""
+    """Predictions of accuracy."""
 
 
 class Sampler(Protocol):
@@ -54,18 +54,18 @@ class Sampler(Protocol):
         """Return the next proposal; None when nothing is left to propose.
 
         Args:
-            history: of the study; left as it is.
-            branch: the one to draw from; None: any.
+            history: of the study; not modified.
+            branch: to draw from; None: any.
         """
 
     def given(self, history: History, point: Point, branch: int | None) -> Proposal:
-        """Return a proposal of a point that somebody else has chosen, as the sampler needs it."""
+        """Return a proposal of a given point, with the data that the sampler needs."""
         return Proposal(point)
 
     def draw_uniform(self, history: History, branch: int | None) -> Proposal | None:
-        """Propose, uniformly, any admissible configuration that is not in the study.
+        """Draw uniformly from the admissible configurations that are not in the study.
 
-        It stands in for a sampler that has nothing to go by, or proposes what is refused.
+        Used if the sampler has too little data or its proposals are refused.
         """
         seed = derive_seed(self.seed, history.study.num_proposals)
         candidate = history.admission.draw(random.Random(seed), branch)
@@ -73,9 +73,9 @@ class Sampler(Protocol):
 
 
 def nearest_free(admission: Admission, drawn: Point) -> Point | None:
-    """Return what is proposed for a drawn point: in an enumerated space, the nearest that is new.
+    """Return the nearest new admissible point in an enumerated space, else the drawn point.
 
-    None: its branch has none left.
+    None if the branch has no configuration left.
     """
     if admission.table is None:
         return drawn

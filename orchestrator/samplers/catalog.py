@@ -1,4 +1,4 @@
-"""SAMPLERS: who proposes the next configuration. The one place to add a sampler."""
+"""SAMPLERS: the catalog of samplers; add new ones here."""
 
 from __future__ import annotations
 

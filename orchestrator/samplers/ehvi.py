@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.search_plan import EHVI
 
 NUM_SPREAD_DRAWS = 256
-"""Random configurations of which the one farthest from all others starts the search."""
+"""Number of random configurations from which each startup configuration is chosen."""
 
 
 class EHVISampler(Sampler):
-    """Propose by expected hypervolume improvement, which the surrogate computes.
+    """Proposes by expected hypervolume improvement, computed by the surrogate.
 
-    The first configurations are spread over the space, beginning with the cheapest.
+    The startup configurations are spread over the space, starting with a cheap one.
     """
 
     def __init__(self, section: EHVI) -> None:
@@ -30,7 +30,7 @@ class EHVISampler(Sampler):
     def propose(self, history: History, branch: int | None) -> Proposal | None:
         """Return the next proposal; see `Sampler`.
 
-        It depends on the proposal's number and on the measurements alone.
+        Depends only on the proposal's number and the measurements.
         """
         surrogate = history.surrogate
         past, startup = surrogate.past, self._section.startup_configurations
@@ -43,7 +43,7 @@ class EHVISampler(Sampler):
         return None if candidate is None else Proposal(candidate.point)
 
     def _spread(self, history: History, branch: int | None) -> Candidate | None:
-        """Return the drawn candidate that is farthest from every configuration of the study."""
+        """Return the random candidate that is farthest from the configurations of the study."""
         surrogate, number = history.surrogate, history.study.num_proposals
         candidates, free = surrogate.pool.candidates(number, branch)
         if not len(free):

@@ -1,4 +1,4 @@
-"""Propose every admissible configuration once, the cheapest first."""
+"""Propose every admissible configuration once, in order of cost."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class ExhaustiveSampler(Sampler):
-    """Takes the cheapest admissible configuration that is not in the study."""
+    """Proposes the cheapest admissible configuration that is not in the study."""
 
     seed = 0
 
     def __init__(self, section: Exhaustive) -> None:
-        """Take a section without settings."""
+        """Accept a section, which has no settings."""
 
     def propose(self, history: History, branch: int | None) -> Proposal | None:
         """Return the next proposal; see `Sampler`."""

@@ -1,4 +1,4 @@
-"""Propose with Optuna's genetic algorithms, whose generations follow from what proposals carry."""
+"""Propose with Optuna's genetic algorithms; generations are stored with the proposals."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sftsearch.orchestrator.seeds import derive_seed
 if TYPE_CHECKING:
     from sftsearch.orchestrator.samplers.base import History
     from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy, Params
+    from sftsearch.search_spaces.point import Point
     from sftsearch.search_spaces.search_plan import NSGA2, NSGA3
-    from sftsearch.search_spaces.space import Point
 
 GENERATION, PARENTS, UNUSED = "generation", "parents", "unused"
-"""What a proposal of a genetic algorithm carries; see `Generations`."""
+"""Keys of the data stored with a proposal; see `Generations`."""
 
 
 class GeneticSampler(Sampler):
-    """Lets a genetic algorithm draw a child of the generation before; the first is uniform."""
+    """Draws children of the previous generation; the first generation is uniform."""
 
     _algorithm: type[Generations]
 
@@ -46,7 +46,7 @@ class GeneticSampler(Sampler):
         return Proposal(point, generations.carried(point, drawn))
 
     def given(self, history: History, point: Point, branch: int | None) -> Proposal:
-        """Return a proposal of a point, with drawn genes where its branch leaves them unused."""
+        """Return a proposal of a point, with random values for the parameters it does not use."""
         study = history.study
         uniform = optuna.samplers.RandomSampler(seed=derive_seed(self.seed, study.num_proposals))
         drawn = study.draw_together(uniform, branch)
@@ -55,8 +55,8 @@ class GeneticSampler(Sampler):
     def _generations(self, study: OptunaStudy, branch: int | None) -> Generations:
         num_branches, population, rate = study.num_branches, self._population, None
         if branch is None:
-            # One change a child on average among the branch and its parameters: Optuna's own rate
-            # counts those of all branches.
+            # On average one mutation per child among the branch and its parameters; Optuna's
+            # default rate counts the parameters of all branches.
             rate = num_branches / (num_branches + len(study.space_of(None)) - 1)
         else:
             population = max(2, population // num_branches)
@@ -72,20 +72,20 @@ class GeneticSampler(Sampler):
 
 
 class Generations(optuna.samplers.BaseGASampler):
-    """Generations that follow from what the trials carry: a resumed study has the same ones.
+    """Generations that are rebuilt from data stored with the trials, also in a resumed study.
 
-    A trial carries its generation, what it inherited for the parameters of other branches, which
-    its children may use, and, if it is the first of its generation, the numbers of their parents:
-    these were chosen from what had ended by then. Where branches take turns, each has generations
-    of its own.
+    A trial stores its generation and the inherited values of other branches' parameters, which its
+    children may use. The first trial of a generation also stores the numbers of the generation's
+    parents, as they depend on which trials had ended by then. If branches take turns, each has its
+    own generations.
     """
 
     def __init__(self, past: OptunaStudy, branch: int | None, **options: Any) -> None:
-        """Find out which generation the next trial belongs to.
+        """Determine the generation of the next trial.
 
         Args:
-            past: what was proposed so far.
-            branch: the one whose turn it is; None: they take no turns.
+            past: the proposals so far.
+            branch: whose turn it is; None: branches do not take turns.
             options: of Optuna's sampler.
         """
         super().__init__(**options)
@@ -110,7 +110,7 @@ class Generations(optuna.samplers.BaseGASampler):
     def get_parent_population(
         self, study: optuna.Study, generation: int
     ) -> list[optuna.trial.FrozenTrial]:
-        """Return the parents of a generation, with a value for every parameter of every branch."""
+        """Return the parents of a generation, with values for the parameters of all branches."""
         if generation and generation not in self._parents:
             numbers = self._known_parents(generation)
             if numbers is None:
@@ -118,11 +118,11 @@ class Generations(optuna.samplers.BaseGASampler):
             else:
                 every = study.get_trials(deepcopy=False)
                 parents = [every[number] for number in numbers]
-            self._parents[generation] = [self._whole(parent) for parent in parents]
+            self._parents[generation] = [self._completed(parent) for parent in parents]
         return self._parents.get(generation, [])
 
     def carried(self, point: Point, drawn: Params) -> dict[str, object]:
-        """Return what the next trial carries, a proposal of `point` drawn as `drawn`."""
+        """Return the data to store with a proposal of `point`, whose draw was `drawn`."""
         unused = drawn.keys() - self._past.params(point).keys()
         carried: dict[str, object] = {
             GENERATION: self.generation,
@@ -140,14 +140,14 @@ class Generations(optuna.samplers.BaseGASampler):
         first = (t.user_attrs[PARENTS] for t in self._of(generation) if PARENTS in t.user_attrs)
         return next(first, None)
 
-    def _whole(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
-        """Return a trial that has what it inherited among its parameters.
+    def _completed(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+        """Return a trial with its inherited values among its parameters.
 
-        One from a time when branches took turns inherited nothing for the others.
+        A trial drawn while branches took turns has none for other branches: use the lowest values.
         """
-        whole = copy.copy(trial)
-        whole.params = {**self._lowest, **trial.user_attrs[UNUSED], **trial.params}
-        return whole
+        completed = copy.copy(trial)
+        completed.params = {**self._lowest, **trial.user_attrs[UNUSED], **trial.params}
+        return completed
 
 
 class _NSGA2(Generations, optuna.samplers.NSGAIISampler):

@@ -1,7 +1,7 @@
-"""Propose with Optuna's samplers that need no more of a proposal than its point and its outcome.
+"""Propose with Optuna's samplers that need only the point and the result of each proposal.
 
-What they draw again, or what is not admissible, is replaced by the nearest admissible configuration
-that is new, where the space is enumerated.
+In an enumerated space, repeated or inadmissible draws are replaced by the nearest new admissible
+configuration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class UniformSampler(Sampler):
 
 
 class TPESampler(Sampler):
-    """Draws the first admitted configurations uniformly, then lets Optuna's TPE draw."""
+    """Draws the startup configurations uniformly, then with Optuna's TPE."""
 
     def __init__(self, section: TPE) -> None:
         self.seed = section.seed
@@ -45,14 +45,14 @@ class TPESampler(Sampler):
         if history.admission.num_taken < self._num_startup:
             return self.draw_uniform(history, branch)
         seed = derive_seed(self.seed, history.study.num_proposals)
-        # The independent TPE is Optuna's own choice for several objectives and conditional spaces.
+        # Optuna uses the independent TPE by default for several objectives and conditional spaces.
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, multivariate=False)
         point = nearest_free(history.admission, history.study.draw(sampler, branch))
         return self.draw_uniform(history, branch) if point is None else Proposal(point)
 
 
 class GPSampler(Sampler):
-    """Draws the first admitted configurations uniformly, then lets Optuna's GP sampler draw."""
+    """Draws the startup configurations uniformly, then with Optuna's GP sampler."""
 
     def __init__(self, section: GP) -> None:
         self.seed = section.seed
@@ -73,7 +73,7 @@ class GPSampler(Sampler):
 
 
 class QuasiRandomSampler(Sampler):
-    """Takes the next point of a Sobol sequence over all branches, or of a branch's own sequence."""
+    """Draws the next point of a Sobol sequence over all branches, or of the branch's sequence."""
 
     def __init__(self, section: QuasiRandom) -> None:
         self.seed = section.seed
@@ -88,7 +88,7 @@ class QuasiRandomSampler(Sampler):
 
 
 class _Sobol(optuna.samplers.QMCSampler):
-    """One point of Optuna's Sobol sequence: Optuna counts the draws in its study, we the trials."""
+    """Draws one point of Optuna's Sobol sequence, at an index that we choose."""
 
     def __init__(self, index: int, seed: int) -> None:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Optuna's study of our configurations: in memory, rebuilt from the journal.
+"""Maintain an in-memory Optuna study of the proposals, rebuilt from the journal.
 
-It holds one trial for each *configuration* (the mean over its first replicates) and one for each
-refused proposal. What else a sampler needs of a proposal, the proposal carries.
+It has one trial for each *configuration* (the mean over its first replicates) and one for each
+refused proposal. Other data that a sampler needs is stored in the trials' user attributes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from sftsearch.search_spaces.point import Point
 from sftsearch.search_spaces.schema import Choice, FloatRange, IntRange
-from sftsearch.search_spaces.space import Point, count, on_grid
+from sftsearch.search_spaces.space import count, on_grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.space import Axis, Space
 
 Parameter = str | int | float
-"""What Optuna holds of a value: a choice as its JSON text, as lists are no values to Optuna and 1
-equals True; a number of a range as it is."""
+"""A value as Optuna stores it: a number of a range as is, a choice as its JSON text, because Optuna
+does not allow lists and treats 1 and True as equal."""
 Params = Mapping[str, Parameter]
 
 BRANCH = "branch"
@@ -40,12 +41,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class OptunaStudy:
-    """The points of a space as Optuna sees them: drawn, entered, told, refused."""
+    """Converts points of a space to Optuna's trials and back, and records their results."""
 
     def __init__(self, space: Space, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
         self.study = optuna.create_study(directions=list(directions))
         self.num_proposals = 0
-        """How many configurations were proposed so far: the next one's number."""
+        """Number of proposals so far, which is the number of the next one."""
         self._labels = [f"{i}:{model}" for i, model in enumerate(space.models)]
         self._space = space
         self._axes = [
@@ -55,11 +56,11 @@ class OptunaStudy:
 
     @property
     def num_branches(self) -> int:
-        """How many branches the space has."""
+        """Number of branches of the space."""
         return len(self._axes)
 
     def draw(self, sampler: optuna.samplers.BaseSampler, branch: int | None) -> Point:
-        """Let `sampler` draw a point, of a branch, and leave the study as it is."""
+        """Draw a point with `sampler`, from a branch or any, without changing the study."""
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = self.num_proposals
         if branch is None:
@@ -75,7 +76,7 @@ class OptunaStudy:
     def draw_together(
         self, sampler: optuna.samplers.BaseSampler, branch: int | None
     ) -> dict[str, Parameter]:
-        """Let `sampler` draw all of `space_of(branch)` at once, and leave the study as it is."""
+        """Draw all of `space_of(branch)` jointly with `sampler`, without changing the study."""
         trial = optuna.create_trial(state=TrialState.RUNNING)
         trial.number = self.num_proposals
         space = self.space_of(branch)
@@ -87,10 +88,10 @@ class OptunaStudy:
         return drawn
 
     def space_of(self, branch: int | None) -> dict[str, BaseDistribution]:
-        """Return the distributions of a branch's parameters; None: of all, and of the branch.
+        """Return the distributions of a branch's parameters; None: of all branches' parameters.
 
-        All of them are a space without conditions: a point of it leaves the parameters of the
-        other branches unused.
+        The latter include the branch itself and form a space without conditions, in which a point
+        does not use the parameters of the other branches.
         """
         if branch is not None:
             return dict(self._axes[branch])
@@ -98,21 +99,21 @@ class OptunaStudy:
         return {BRANCH: CategoricalDistribution(self._labels), **dict(every)}
 
     def point_of(self, drawn: Params, branch: int | None) -> Point:
-        """Return the point of parameters drawn together."""
+        """Return the point of jointly drawn parameters."""
         chosen = self._labels.index(str(drawn[BRANCH])) if branch is None else branch
         return self._point(chosen, {key: drawn[key] for key in self._axes[chosen]})
 
     def trials(self, branch: int | None) -> list[optuna.trial.FrozenTrial]:
-        """Return all trials, of a branch, in order; they are not to be changed."""
+        """Return the trials of a branch (None: all) in order; do not modify them."""
         trials = self.study.get_trials(deepcopy=False)
         if branch is None:
             return trials
         return [trial for trial in trials if trial.params[BRANCH] == self._labels[branch]]
 
     def flat(self, branch: int | None) -> optuna.Study:
-        """Return a study of the trials that have values or run, with all of `space_of(branch)`.
+        """Return a study of the complete and running trials over all of `space_of(branch)`.
 
-        What a trial left unused is at its lowest: a model sees that another branch is far.
+        Unused parameters have their lowest values, so that a model sees branches as distant.
         """
         space = self.space_of(branch)
         lowest = {key: lowest_of(one) for key, one in space.items()}
@@ -127,7 +128,7 @@ class OptunaStudy:
         return flat
 
     def enter(self, point: Point, carried: Mapping[str, object] | None = None) -> int:
-        """Enter a proposal, as running, with what it carries; return its number."""
+        """Add a proposal as a running trial with its data; return its number."""
         number = self.num_proposals
         trial = optuna.create_trial(
             state=TrialState.RUNNING,
@@ -143,21 +144,21 @@ class OptunaStudy:
         return number
 
     def tell(self, number: int, values: Sequence[float]) -> None:
-        """Tell the mean values of a configuration, in the order of the objectives."""
+        """Record the mean values of a configuration, in the order of the objectives."""
         self.study.tell(number, list(values))
 
     def fail(self, number: int) -> None:
-        """Tell that a configuration gave no value."""
+        """Record that a configuration failed."""
         self.study.tell(number, state=TrialState.FAIL)
 
     def prune(self, number: int) -> None:
-        """Tell that a configuration was stopped before it had a value."""
+        """Record that a configuration was stopped early."""
         self.study.tell(number, state=TrialState.PRUNED)
 
     def refuse(self, number: int, excess: float) -> None:
-        """Tell that a proposal was refused: infeasible by `excess`, and not a failure.
+        """Record a refused proposal as infeasible by `excess`, not as failed.
 
-        A failure would be forgotten by TPE, which would propose the same again and again.
+        TPE ignores failed trials and would propose the same point again and again.
         """
         trial_id = self.study.get_trials(deepcopy=False)[number]._trial_id
         with warnings.catch_warnings():
@@ -209,7 +210,7 @@ def _from_optuna(axis: Axis, value: Parameter) -> object:
 
 
 def lowest_of(distribution: BaseDistribution) -> Parameter:
-    """Return the first choice or the lower end: what stands for a parameter that is not used."""
+    """Return the first choice or the lower end, used as the value of an unused parameter."""
     if isinstance(distribution, CategoricalDistribution):
         first = distribution.choices[0]
         assert isinstance(first, str)

@@ -1,1 +1,1 @@
-"""The decisions of a study, each an event of its journal."""
+"""Decide what a study trains; each decision is an event in its journal."""

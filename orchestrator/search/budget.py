@@ -1,4 +1,4 @@
-"""What a study has used of what it may use, and why it ends."""
+"""Track how much of its limits a study has used, and why it ends."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.search_plan import SearchPlan
 
 CONVERGED_GAIN = 0.001
-"""Of accuracy, over the whole range of scaled cost: what is no longer worth going on for."""
+"""Expected gain of accuracy, over the whole range of scaled cost, below which a study may end."""
 
 
 class Budget:
-    """What a study has used of what it may use."""
+    """Counts epochs and time, and compares them with the study's limits."""
 
     def __init__(self, plan: SearchPlan, resources: Resources) -> None:
         self._plan, self._resources = plan, resources
         self.epochs = 0
         self.seconds = 0.0
-        """Between the first and the last event of each driver."""
+        """Total time between the first and the last event of each driver."""
         self.gpu_seconds = 0.0
         self._last_time: float | None = None
         self._small_gains = 0
 
     def apply(self, entry: Entry, state: StudyState) -> None:
-        """Count what an event used; `state` is that after it."""
+        """Count what an event used; `state` is the state after the event."""
         self._count_time(entry)
         event = entry.event
         if isinstance(event, EpochEnded):
@@ -40,11 +40,11 @@ class Budget:
             self.epochs += 1
             self.gpu_seconds += gpus * event.metrics.get("seconds", 0.0)
         elif isinstance(event, Expected):
-            # How often in a row hardly anything was expected of going on.
+            # Number of small expected gains in a row.
             self._small_gains = self._small_gains + 1 if event.gain < CONVERGED_GAIN else 0
 
     def _count_time(self, entry: Entry) -> None:
-        """Count the time since the event before, while a driver runs trials."""
+        """Count the time since the previous event while a driver is running."""
         if isinstance(entry.event, Opened):
             self._last_time = entry.time
         elif self._last_time is not None:
@@ -52,7 +52,7 @@ class Budget:
             self._last_time = None if isinstance(entry.event, Ended) else entry.time
 
     def exceeded(self) -> str:
-        """Say which limit of the study was reached; empty where none was."""
+        """Return which limit of the study was reached, as a phrase; empty if none."""
         if self._plan.until_converged and self._small_gains >= 2:
             return "nothing more is expected of going on"
         for limit, used, what in self._limits():
@@ -61,7 +61,7 @@ class Budget:
         return ""
 
     def shares(self) -> dict[str, float]:
-        """Return how much of each limit was used: of those that the study has, `trials` apart."""
+        """Return the used share of each limit that the study has, except `trials`."""
         return {f"{limit:g} {what}": used / limit for limit, used, what in self._limits()}
 
     def _limits(self) -> list[tuple[float, float, str]]:

@@ -1,4 +1,4 @@
-"""What a study concludes at its end."""
+"""Compute a study's conclusions at its end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.search.knowledge import Knowledge
 
 NUM_DRAWS = 1_000
-"""Draws of the posterior behind a probability."""
+"""Draws of the posterior from which probabilities are estimated."""
 
 
 def conclude(known: Knowledge) -> Concluded:
-    """Return what is believed of every configuration, and how often stopping was wrong.
+    """Return every configuration's posterior, the reported front and the rate of wrong stops.
 
-    At least one configuration has a value.
+    At least one configuration must have a value.
     """
     state, measured, posterior = known.state, known.past.measured(), known.surrogate.posterior()
     draws = known.surrogate.draws(NUM_DRAWS)

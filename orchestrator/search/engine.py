@@ -1,9 +1,9 @@
-"""Search: decides everything, and knows neither Ray nor a clock.
+"""Search: make all decisions of a study, independent of Ray and of the clock.
 
-It is asked for the next trial (`propose`), hears of epochs (`report`) and of how trials end
-(`finish`, `on_failure`, `on_worker_lost`, `on_out_of_memory`), and journals each decision before
-anybody acts on it. A study can be killed at any moment and resumed: the events of its journal are
-applied as they were when they were decided. Time is what the journal's entries say.
+A driver asks for the next trial (`propose`), reports epochs (`report`) and how trials end
+(`finish`, `on_failure`, `on_worker_lost`, `on_out_of_memory`). Each decision is journalled before
+anything acts on it, so a study can be killed at any moment: a resumed search applies the same
+events. The only times used are those of the journal's entries.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.schema import StudyFile
 
 MAX_LOSSES = 6
-"""How often in a row, without an epoch to report, the process of a trial dies before the trial
-fails: a trial that needs more memory than there is dies each time, while machines that are taken
-away take others with them. As many tries as Kubernetes gives a job."""
+"""How often in a row a trial's process may die without reporting an epoch before the trial fails.
+
+A trial that needs too much memory dies every time; a trial on a preempted machine does not. The
+number is the default of Kubernetes for retries of a job."""
 UNREPEATABLE = frozenset({"seconds"})
-"""Values of an epoch that differ from run to run."""
+"""Metrics of an epoch that differ between runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,15 @@ class TrialSuggestion:
     """The number of the replicate."""
     cost: Numbers
     num_journalled: int
-    """Epochs the journal already has: a resumed trial reports the ones after it."""
+    """Epochs that are already in the journal; a resumed trial reports the later ones."""
     token: int
-    """Grows with each trial that is handed out."""
+    """Increases with each suggestion; the worker's fencing token."""
     alone: bool
-    """Whether it is to have whole GPUs."""
+    """Whether the trial gets whole GPUs."""
 
 
 class Search:
-    """The decisions of one study."""
+    """Makes the decisions of one study."""
 
     def __init__(
         self,
@@ -75,14 +76,14 @@ class Search:
         max_concurrent_trials: int = 1,
         entries: Iterable[Entry] | None = None,
     ) -> None:
-        """Take up the study where the journal stands; nothing is journalled yet.
+        """Restore the state from the journal; nothing is journalled yet.
 
         Args:
             study: the checked study file.
             journal: open for writing.
-            admission: prices and admits.
+            admission: computes costs and admits proposals.
             max_concurrent_trials: with `deterministic`, proposals depend on it.
-            entries: those of the journal, where they were read before.
+            entries: of the journal, if already read.
         """
         self._plan, self._resources = study.search, study.resources
         self._journal = journal
@@ -96,11 +97,11 @@ class Search:
         self._planner = Planner(study.search, known, admission, commit, max_concurrent_trials)
 
     def listen(self, listener: Callable[[Entry], None]) -> None:
-        """Call `listener` with every event from now on, after the state has changed."""
+        """Call `listener` with every event from now on, after it was applied to the state."""
         self._listeners.append(listener)
 
     def _commit(self, event: Event) -> Entry:
-        """Journal an event, apply it, and tell who listens."""
+        """Journal an event, apply it, and call the listeners."""
         entry = self._journal.append(event)
         self.known.apply(entry)
         for listener in self._listeners:
@@ -108,7 +109,7 @@ class Search:
         return entry
 
     def _on_fit(self, fit: Fit) -> None:
-        """Journal the surrogate's hyperparameters: later fits begin there."""
+        """Journal the surrogate's hyperparameters, from which later fits start."""
         fitted = fit.hyperparameters
         self._commit(
             Fitted(
@@ -122,33 +123,33 @@ class Search:
         )
 
     def finish_what_was_begun(self) -> None:
-        """Judge and tell what was due when the last driver died; call it once listeners listen."""
+        """Make the decisions that were due when the last driver died; add listeners before."""
         for trial in [t for t in self.state.waiting if t.epochs]:
             epoch = max(trial.epochs)
             if epoch > trial.judged:
                 self._judge(trial, epoch)
         self._planner.finish_what_was_begun()
 
-    # ------------------------------------------------------------ handing out
+    # ------------------------------------------------------------ proposing
 
     @property
     def num_running(self) -> int:
-        """Trials that were handed out and have not ended."""
+        """Trials that were started and have not ended."""
         return len(self.state.running)
 
     @property
     def exhausted(self) -> bool:
-        """Tell whether every trial has ended and none will be added."""
+        """Whether every trial has ended and none will be added."""
         if self.state.waiting or self.state.running:
             return False
         return self._planner.at_end() and not self._planner.fresh_is_due()
 
     def why_ended(self) -> str:
-        """Say in one phrase why nothing is added any more."""
+        """Return why the study adds no further trials, as a phrase."""
         return self._planner.why_ended()
 
     def propose(self) -> TrialSuggestion | None:
-        """Hand out the next trial, journalled; None if there is none now (see `exhausted`)."""
+        """Start and journal the next trial; None if there is none now (see `exhausted`)."""
         self._planner.fill()
         if not self.state.waiting:
             return None
@@ -177,10 +178,10 @@ class Search:
         )
 
     def report(self, key: TrialKey, metrics: Mapping[str, float]) -> bool:
-        """Journal an epoch of a trial; return whether the trial goes on.
+        """Journal an epoch of a trial; return whether the trial continues.
 
-        `metrics` has `epoch`, from 1. An epoch that the journal already has (a resumed trial) must
-        repeat its values, or the trial fails: its values would not be reproducible.
+        `metrics` has `epoch`, from 1. If the journal already has the epoch (of a resumed trial),
+        its values must be equal, else the trial fails as not reproducible.
         """
         trial = self.state.running.get(key)
         if trial is None:
@@ -201,9 +202,9 @@ class Search:
         return self._judge(trial, epoch)
 
     def _judge(self, trial: TrialState, epoch: int) -> bool:
-        """Return whether the trial goes on after an epoch; journal it where it does not."""
+        """Return whether a trial continues after an epoch; journal the decision."""
         configuration, known = trial.configuration, self.known
-        if configuration.stopped:  # by what another of its replicates showed
+        if configuration.stopped:  # because of another replicate
             self._stop(trial, epoch, "another replicate was stopped")
             return False
         kind = self._plan.early_stopping.kind
@@ -245,7 +246,7 @@ class Search:
                 **({} if decision is None else decision._asdict()),
             )
         )
-        self._planner.tell_of(configuration.number)
+        self._planner.tell_sampler(configuration.number)
 
     # ------------------------------------------------------------ how trials end
 
@@ -256,26 +257,26 @@ class Search:
         groups: Mapping[str, Sequence[float]],
         facts: JSON | None = None,
     ) -> None:
-        """Journal the final values of a trial; tell the sampler when its configuration is done.
+        """Journal the final values of a trial; tell the sampler once its configuration is done.
 
         Args:
-            key: the trial.
+            key: of the trial.
             values: final metrics and costs.
             groups: validation by subject: name -> (correct, count).
-            facts: where it ran: torch, device, threads.
+            facts: environment of the run: torch, device, threads.
         """
         if key not in self.state.running:
             return
         objectives = self.known.objectives
-        lacking = [n for n in objectives if not math.isfinite(values.get(n, math.nan))]
-        if lacking:
-            self.on_failure(key, f"the objective `{lacking[0]}` has no finite value")
+        missing = [n for n in objectives if not math.isfinite(values.get(n, math.nan))]
+        if missing:
+            self.on_failure(key, f"the objective `{missing[0]}` has no finite value")
             return
         self._commit(Finished(key, dict(values), dict(groups), dict(facts or {})))
-        self._planner.tell_of(self.state.trials[key].configuration.number)
+        self._planner.tell_sampler(self.state.trials[key].configuration.number)
 
     def on_worker_lost(self, key: TrialKey, reason: str) -> None:
-        """Hear that the process of a trial died: another one goes on with it, or it fails."""
+        """Retry a trial whose process died; fail it after `MAX_LOSSES` deaths in a row."""
         trial = self.state.running.get(key)
         if trial is None:
             return
@@ -285,7 +286,7 @@ class Search:
             self.on_failure(key, reason)
 
     def on_out_of_memory(self, key: TrialKey, reason: str) -> None:
-        """Hear that a trial lacked memory: where it shares a GPU it is tried alone, once."""
+        """Retry a trial out of memory with whole GPUs, once, if it shared a GPU; else fail it."""
         trial = self.state.running.get(key)
         if trial is None:
             return
@@ -296,14 +297,14 @@ class Search:
             self.on_failure(key, reason)
 
     def on_failure(self, key: TrialKey, reason: str) -> None:
-        """Journal that a trial ended without values; the study goes on."""
+        """Journal that a trial failed; the study continues."""
         if key not in self.state.running:
             return
         self._commit(Failed(key, reason))
-        self._planner.tell_of(self.state.trials[key].configuration.number)
+        self._planner.tell_sampler(self.state.trials[key].configuration.number)
 
     def conclude(self) -> None:
-        """Journal what is believed of every configuration, and how often stopping was wrong."""
+        """Journal the study's conclusions, if a configuration has a value."""
         if self.known.past.has_values:
             self._commit(conclude(self.known))
 

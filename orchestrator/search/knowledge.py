@@ -1,7 +1,7 @@
-"""The state of a study with what its sampler, stopping rule, surrogate and budget know of it.
+"""Keep the sampler, early-stopping rule, surrogate and budget up to date with a study's state.
 
-Each of them hears of an event after the state has changed, in a running study and in one that is
-read from its journal alike.
+Each event is applied to the state first, then to them, both in a running study and when a journal
+is replayed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from sftsearch.orchestrator.early_stopping.base import Decision, Report
 from sftsearch.orchestrator.early_stopping.catalog import build_rule
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
+from sftsearch.orchestrator.objectives import Objectives
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.budget import Budget
 from sftsearch.orchestrator.search.state import StudyState
@@ -44,17 +45,17 @@ if TYPE_CHECKING:
 
 
 class Knowledge:
-    """Everything that follows from the events of one study."""
+    """The state of one study with everything derived from its events."""
 
     def __init__(
         self, study: StudyFile, admission: Admission, *, on_fit: Callable[[Fit], None]
     ) -> None:
-        """Begin before the first event.
+        """Start from the state before the first event.
 
         Args:
             study: the checked study file.
-            admission: of its space; it hears which configurations are in the study.
-            on_fit: hears when the surrogate is fitted, before anything follows from it.
+            admission: of its space; updated with the admitted configurations.
+            on_fit: called when the surrogate was fitted, before the fit is used.
         """
         plan = study.search
         self.objectives = [objective.metric for objective in study.objectives]
@@ -71,7 +72,7 @@ class Knowledge:
         self._admission = admission
 
     def apply(self, entry: Entry) -> None:
-        """Bring everything up to date with an event."""
+        """Update everything with an event."""
         self.state.apply(entry)
         self.budget.apply(entry, self.state)
         self._apply(entry.event)
@@ -79,13 +80,13 @@ class Knowledge:
     def report_of(
         self, trial: TrialState, epoch: int, metrics: Numbers, best: float | None
     ) -> Report:
-        """Return what the stopping rule needs to judge a trial after an epoch.
+        """Return what the early-stopping rule needs to judge a trial after an epoch.
 
         Args:
             trial: the trial.
             epoch: after which it is judged.
             metrics: of that epoch.
-            best: the best posterior mean at its cost or below; None where there is none.
+            best: the best posterior mean at its cost or below; None if there is none.
         """
         configuration = trial.configuration
         cost_low, cost_high = self.cost_bounds(configuration)
@@ -102,16 +103,16 @@ class Knowledge:
         )
 
     def cost_bounds(self, configuration: ConfigurationState) -> tuple[float, float]:
-        """Return the least and the most that a sample may cost; most models cost one of both."""
+        """Return the lower and upper bound of the cost of a sample; equal if the cost is exact."""
         name = self.past.costs[0]
         most = configuration.cost[name]
         return configuration.cost.get(f"{name}_low", most), most
 
-    # ------------------------------------------------------------ what an event changes
+    # ------------------------------------------------------------ events
 
     @functools.singledispatchmethod
     def _apply(self, event: Event) -> None:
-        """Do nothing: only the state changes by an event of this kind."""
+        """Do nothing: events of this kind change only the state."""
 
     @_apply.register
     def _imported(self, event: Imported) -> None:
@@ -195,12 +196,13 @@ class Knowledge:
 
 def _observations(study: StudyFile, admission: Admission) -> Observations:
     accuracy = study.objectives[0]
-    exact = tuple(o.metric for o in study.objectives if o.metric in EXACT_COSTS)
+    objectives = Objectives.of_study(study)
+    costs = [o.metric for o in study.objectives if o.metric in EXACT_COSTS]
     chance = 1 / admission.spec.num_classes if accuracy.metric == "top1" else None
     return Observations(
         accuracy.metric,
-        exact or EXACT_COSTS[:1],
-        sign=1.0 if accuracy.direction == "maximize" else -1.0,
+        tuple(costs) or (objectives.searched_cost,),
+        sign=objectives.sign,
         floor=chance,
         num_folds=study.dataset.folds,
         is_share=metric(accuracy.metric).is_share,

@@ -1,4 +1,4 @@
-"""What a study trains next: a new configuration, one more replicate of a known one, or nothing."""
+"""Choose what a study trains next: a new configuration, a replicate, or nothing."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.search_plan import SearchPlan
 
 MAX_REFUSALS = 20
-"""Refusals in a row after which the next configuration is drawn uniformly from the admissible."""
+"""Refusals in a row after which the next configuration is drawn uniformly."""
 
 
 class Planner:
     """Adds trials to a study, one decision at a time.
 
-    All of it follows from what the journal holds: a resumed study goes on the same.
+    Decisions depend only on the journal, so a resumed study makes the same ones.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Planner:
         commit: Callable[[Event], object],
         max_concurrent_trials: int,
     ) -> None:
-        """Begin where the study stands.
+        """Continue from the current state of the study.
 
         Args:
             plan: the search section of the study file.
-            known: what the study knows; it changes as events are committed.
-            admission: prices and admits.
-            commit: journals an event and brings `known` up to date.
+            known: of the study; it changes as events are committed.
+            admission: computes costs and admits proposals.
+            commit: journals an event and updates `known`.
             max_concurrent_trials: with `deterministic`, proposals depend on it.
         """
         self.used_up = False
@@ -67,7 +67,7 @@ class Planner:
         self._history = History(known.optuna, admission, known.surrogate)
 
     def fill(self) -> None:
-        """Add trials until one waits, or none is to be added now."""
+        """Add trials until one waits, or none can be added now."""
         state = self._state
         if state.waiting or not self._may_ask():
             return
@@ -77,27 +77,27 @@ class Planner:
             self._freeze()
 
     def at_end(self) -> bool:
-        """Tell whether no trial will be added, fresh replicates apart."""
+        """Return whether no trial will be added, except fresh replicates."""
         if self._known.budget.exceeded():
             return True
-        may_admit = self._has_room() and not self.used_up
+        may_admit = self._has_trials_left() and not self.used_up
         if not may_admit and self._may_replicate():
             return self._known.surrogate.best_replicate(self._plan.replicates.max) is None
         return not may_admit
 
     def fresh_is_due(self) -> bool:
-        """Tell whether what is reported is still to be chosen, and to get fresh replicates."""
-        is_wanted = self._plan.replicates.fresh > 0 and not self._state.frozen
-        return is_wanted and self._known.past.has_values
+        """Return whether the reported front must still be chosen and get fresh replicates."""
+        is_missing = self._plan.replicates.fresh > 0 and not self._state.frozen
+        return is_missing and self._known.past.has_values
 
     def why_ended(self) -> str:
-        """Say in one phrase why nothing is added any more."""
-        used_up = self.used_up and self._has_room()
+        """Return why the study adds no further trials, as a phrase."""
+        used_up = self.used_up and self._has_trials_left()
         exceeded = self._known.budget.exceeded()
         return exceeded or ("the space is used up" if used_up else "all trials ran")
 
     def finish_what_was_begun(self) -> None:
-        """Decide and tell what is due, where an earlier driver was killed in between."""
+        """Make the decisions that were due when an earlier driver was killed."""
         for number, proposal in list(self._state.proposals.items()):
             if not proposal.configuration_id:
                 self._admit_or_refuse(number)
@@ -109,31 +109,32 @@ class Planner:
             if not self._state.proposals[number].pending:
                 self._tell(number)
 
-    def tell_of(self, number: int) -> None:
-        """Tell the sampler what is known after the end of a trial of proposal `number`."""
+    def tell_sampler(self, number: int) -> None:
+        """Tell the sampler the result of proposal `number`, if it is complete."""
         if self._plan.deterministic:
             if self.at_end():
                 self._tell_decided()
         elif number in self._state.proposals and not self._state.proposals[number].pending:
             self._tell(number)
 
-    # ------------------------------------------------------------ what is added
+    # ------------------------------------------------------------ adding trials
 
-    def _has_room(self) -> bool:
-        """Tell whether the trials that are left hold a configuration."""
+    def _has_trials_left(self) -> bool:
+        """Return whether enough trials are left for another configuration."""
         return self._state.num_trials + self._plan.replicates.min <= self._plan.trials
 
     def _may_replicate(self) -> bool:
-        """Tell whether configurations may earn replicates beyond their first ones."""
+        """Return whether configurations may get more than their first replicates."""
         return (
             self._plan.replicates.max > self._plan.replicates.min
             and self._state.num_trials < self._plan.trials
         )
 
     def _may_ask(self) -> bool:
-        """With `deterministic`, the n-th proposal waits until the (n - width)-th is decided.
+        """Return whether the sampler may be asked for a proposal now.
 
-        The width is one trial more than run at a time, so that no process waits for its next one.
+        With `deterministic`, the n-th proposal waits until the result of the (n - width)-th is
+        known. The width allows for one more than the concurrent trials, so that no process idles.
         """
         if not self._plan.deterministic:
             return True
@@ -145,12 +146,12 @@ class Planner:
         return True
 
     def _add_next(self) -> None:
-        """Add a configuration, or a replicate where that is expected to change the front more.
+        """Add a configuration, or a replicate if it is expected to change the front more.
 
-        Where it adds neither, the space is used up or nothing more is expected of going on.
+        It adds neither if the space is used up or the study has converged.
         """
         surrogate = self._known.surrogate
-        replicate, may_admit = None, self._has_room() and not self.used_up
+        replicate, may_admit = None, self._has_trials_left() and not self.used_up
         if self._may_replicate() and (not may_admit or surrogate.can_judge()):
             replicate = surrogate.best_replicate(self._plan.replicates.max)
         if replicate is not None and may_admit:
@@ -164,7 +165,7 @@ class Planner:
             self._admit_next()
 
     def _has_converged(self) -> bool:
-        """Ask, once before each proposal, what going on may gain; tell whether that is enough."""
+        """Compute the expected gain once before each proposal; return whether to end the study."""
         number = self._state.num_proposals
         is_due = self._plan.until_converged and self._known.surrogate.can_judge()
         if is_due and number != self._state.last_expected:
@@ -173,7 +174,7 @@ class Planner:
         return bool(self._known.budget.exceeded())
 
     def _freeze(self) -> None:
-        """Choose what is reported; its means will be those of fresh replicates alone."""
+        """Choose the configurations to report; only fresh replicates will count for their means."""
         number = self._plan.replicates.fresh
         seeds = {}
         for identity in self._known.surrogate.front():
@@ -184,7 +185,7 @@ class Planner:
     # ------------------------------------------------------------ new configurations
 
     def _admit_next(self) -> None:
-        """Admit a configuration; with `balance`, one of the branch with the fewest."""
+        """Admit a configuration; with `balance`, from the branch that has the fewest."""
         if self._plan.balance == "branches":
             branches = range(self._known.optuna.num_branches)
             turns = sorted(branches, key=lambda branch: self._state.admitted[branch])
@@ -193,7 +194,7 @@ class Planner:
             self.used_up = not self._admit_of(None)
 
     def _admit_of(self, branch: int | None) -> bool:
-        """Admit a configuration, of a branch; return whether there was one left."""
+        """Admit a configuration of a branch (None: any); return whether one was left."""
         admitted = False
         while not admitted:
             proposal = self._propose(branch)
@@ -205,7 +206,7 @@ class Planner:
         return True
 
     def _propose(self, branch: int | None) -> Proposal | None:
-        """Propose a point of a branch, what another study found best first; None: none is left."""
+        """Propose a point of a branch, warm-start points first; None if there are none left."""
         starts = (point for point in self._state.starts if branch in (None, point.branch))
         start = next(starts, None)
         if start is not None:
@@ -215,7 +216,7 @@ class Planner:
         return self._sampler.propose(self._history, branch)
 
     def _admit_or_refuse(self, number: int) -> bool:
-        """Journal the admission of a proposal, or its refusal; return whether it was admitted."""
+        """Admit or refuse a proposal and journal it; return whether it was admitted."""
         decided = self._admission.decide(self._state.proposals[number].point)
         if isinstance(decided, Refusal):
             self._commit(Refused(number, decided.reason, decided.detail, decided.excess))
@@ -223,14 +224,14 @@ class Planner:
         self._commit(_admitted(number, decided, self._plan.replicates.min))
         return True
 
-    # ------------------------------------------------------------ what the sampler is told
+    # ------------------------------------------------------------ results for the sampler
 
     def _tell_decided(self) -> None:
         while self._state.untold and not self._state.proposals[self._state.untold[0]].pending:
             self._tell(self._state.untold[0])
 
     def _tell(self, number: int) -> None:
-        """Tell the sampler, once, the mean over first replicates; else that there is none."""
+        """Tell the sampler the mean over the first replicates, or that there is none."""
         outcome, values = _outcome(self._state.proposals[number], self._known.objectives)
         self._commit(Told(number, outcome, values))
 
@@ -252,7 +253,7 @@ def _admitted(number: int, candidate: Candidate, num_replicates: int) -> Admitte
 
 
 def _outcome(proposal: OpenProposal, objectives: list[str]) -> tuple[str, list[float] | None]:
-    """Return what the sampler is told: the mean of each objective, exact for known costs."""
+    """Return the state and the objectives' means of a proposal, to tell the sampler."""
     if proposal.stopped:
         return "stopped", None
     ended = [outcome for outcome in proposal.outcomes if outcome is not None]

@@ -1,7 +1,6 @@
-"""What a study's events say, one applied after the other: the state of a study.
+"""Compute the state of a study by applying its events in order.
 
-A running study and one that is read from its journal apply the same events by the same `apply`:
-there is no second path.
+A running study and a replayed journal use the same `apply`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.storage.event import Numbers
     from sftsearch.orchestrator.storage.journal import Entry
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 
 class StudyState:
@@ -61,46 +60,46 @@ class StudyState:
         self.created: Created | None = None
         self.imported: Imported | None = None
         self.opened: Opened | None = None
-        """By the last driver."""
+        """The last driver's start."""
         self.ended: Ended | None = None
-        """How the last driver stopped; None while it has not."""
+        """The last driver's end; None while it runs."""
         self.facts = StudyFacts()
         self.posteriors: dict[str, Numbers] = {}
-        """What the study concluded last, by configuration."""
+        """Posteriors of the last conclusion, by configuration."""
         self.configurations: dict[str, ConfigurationState] = {}
         self.trials: dict[TrialKey, TrialState] = {}
-        """All but those that were withdrawn."""
+        """All trials except withdrawn ones."""
         self.waiting: list[TrialState] = []
         self.running: dict[TrialKey, TrialState] = {}
         self.proposals: dict[int, OpenProposal] = {}
-        """By number, until the sampler knows what became of them."""
+        """Proposals by number whose results the sampler does not know yet."""
         self.untold: list[int] = []
-        """Numbers of admitted configurations that the sampler was not told of, in order."""
+        """Numbers of the admitted ones among them, in order."""
         self.num_proposals = 0
         self.starts: list[Point] = []
-        """What another study found best, to be proposed first."""
+        """Points of a warm start that are still to be proposed."""
         self.refusals: Counter[int | None] = Counter()
-        """Refusals in a row by branch, and of any branch (None)."""
+        """Refusals in a row by branch, and in any branch (None)."""
         self.admitted: Counter[int] = Counter()
-        """Configurations by branch."""
+        """Number of admitted configurations by branch."""
         self.frozen: list[str] = []
-        """Configurations that are reported, where they get fresh replicates."""
+        """Reported configurations, if they get fresh replicates."""
         self.last_expected = -1
-        """Number of the proposal before which it was asked last what going on may gain."""
+        """Number of the proposal before which the expected gain was computed last."""
         self.num_trials = 0
-        """Admitted and not withdrawn, fresh replicates not counted."""
+        """Trials that were admitted and not withdrawn, without fresh replicates."""
         self.num_admitted = 0
-        """As above, with those that were withdrawn."""
+        """As `num_trials`, with the withdrawn ones."""
         self.num_ended: Counter[str] = Counter()
-        """Trials by how they ended."""
+        """Number of ended trials by status."""
         self._next_position = 0
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Self:
-        """Return the state that the entries of a journal give.
+        """Return the state after the entries of a journal.
 
         Raises:
-            JournalError: an event does not follow from those before it.
+            JournalError: an event contradicts those before it.
         """
         state = cls()
         for entry in entries:
@@ -108,19 +107,19 @@ class StudyState:
                 state.apply(entry)
             except (LookupError, ValueError, TypeError, AttributeError) as error:
                 raise JournalError(
-                    f"The journal is damaged: its event {entry.id} (`{entry.event.kind}`) does not "
-                    f"follow from those before it ({error!r})."
+                    f"The journal is damaged: its event {entry.id} (`{entry.event.kind}`) "
+                    f"contradicts those before it ({error!r})."
                 ) from error
         return state
 
     def apply(self, entry: Entry) -> None:
-        """Bring the state up to date with an event."""
+        """Update the state with an event."""
         self.facts.apply(entry.event)
         self._apply(entry.event, entry.time)
 
     @functools.singledispatchmethod
     def _apply(self, event: Event, time: float) -> None:
-        """Do nothing: of this kind nothing is kept here."""
+        """Do nothing: events of this kind do not change the state."""
 
     @_apply.register
     def _created(self, event: Created, time: float) -> None:
@@ -137,7 +136,7 @@ class StudyState:
         self.take_over()
 
     def take_over(self) -> None:
-        """Let the trials of the driver before wait again, at their places."""
+        """Return the previous driver's running trials to the waiting ones, in admission order."""
         self.waiting = sorted([*self.waiting, *self.running.values()], key=lambda t: t.position)
         self.running = {}
         for trial in self.waiting:
@@ -244,7 +243,7 @@ class StudyState:
 
     @_apply.register
     def _retried(self, event: Retried, time: float) -> None:
-        """Let the trial begin again, before all that wait."""
+        """Put the trial in front of all waiting ones."""
         trial = self.running.pop(event.trial)
         trial.status = "waiting"
         self.waiting.insert(0, trial)
@@ -282,13 +281,13 @@ class StudyState:
         trial = self.trials[key]
         trial.status, trial.ended, trial.epochs = status, time, {}
         if self.running.pop(key, None) is None:
-            self.waiting.remove(trial)  # an earlier driver handed it out
+            self.waiting.remove(trial)  # an earlier driver started it
         trial.configuration.pending.discard(key.replicate)
         self.num_ended[status] += 1
         return trial
 
     def _withdraw(self, trial: TrialState) -> None:
-        """Take back a replicate that has not begun."""
+        """Withdraw a replicate that has not started."""
         self.waiting.remove(trial)
         trial.configuration.pending.discard(trial.key.replicate)
         trial.configuration.fresh.discard(trial.key.replicate)
@@ -298,7 +297,7 @@ class StudyState:
             proposal.pending -= 1
 
     def _count_for_proposal(self, trial: TrialState, values: Numbers | None) -> None:
-        """Take note of what became of a first replicate, for the sampler."""
+        """Record the result of a first replicate in its proposal."""
         proposal = self.proposals.get(trial.configuration.number)
         if proposal is not None and trial.key.replicate < proposal.num_first:
             proposal.pending -= 1
@@ -307,13 +306,13 @@ class StudyState:
 
 
 def record_of(state: StudyState) -> StudyRecord:
-    """Return what reports read of a study.
+    """Return the record of a study, which reports read.
 
     Raises:
-        ValueError: the study never began.
+        ValueError: the study was never started.
     """
     if state.created is None:
-        raise ValueError("The journal has no `created` event: the study never began.")
+        raise ValueError("The journal has no `created` event: the study was never started.")
     started = [_trial_record(trial) for trial in state.trials.values() if trial.begun]
     return build_record(state.created, state.facts, started, state.posteriors)
 

@@ -1,10 +1,10 @@
-"""Warm starts: a study begins with what another one of the same parameters has found.
+"""Warm-start a study from the results of another one with the same parameters.
 
-Where both train alike (data set, folds, training, version of sftsearch), what the other measured is
-known from the beginning: it is told to the surrogate as observations that are no part of this
-study. Where they differ, its values mean nothing here, and only its front is proposed first. All of
-it is one event of the journal, written before the first proposal: the other study is not needed
-again.
+If both train under the same conditions (dataset, folds, training, version of sftsearch), the
+surrogate gets the other study's results as observations that do not count as trials of this one.
+If conditions differ, the values are not comparable, and only the other study's front is proposed
+first. The results are stored in one event before the first proposal, so the other study is not
+needed again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from sftsearch.orchestrator.pareto import non_dominated
 from sftsearch.orchestrator.search.state import StudyState
 from sftsearch.orchestrator.storage.events import Imported, ImportedConfiguration
 from sftsearch.orchestrator.storage.journal import read_entries
+from sftsearch.search_spaces.point import Point
 from sftsearch.search_spaces.schema import Branch, Choice, IntRange
-from sftsearch.search_spaces.space import Point, Space, count, on_grid
+from sftsearch.search_spaces.space import Space, count, on_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,26 +36,26 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.space import Axis
 
 CONDITIONS = {
-    "dataset": "the data set",
-    "fingerprint": "the version of the data set",
+    "dataset": "the dataset",
+    "fingerprint": "the version of the dataset",
     "folds": "the folds",
     "training": "the training",
 }
-"""What of two studies' definitions must be the same for their values to be."""
+"""Fields of two studies' definitions that must be equal for their values to be comparable."""
 
 
 class WarmStartError(UserError):
-    """A study that nothing can be begun with."""
+    """The warm-start study cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A configuration of the other study that has values."""
+    """A configuration of the other study with values."""
 
     id: str
     model: str
     values: dict[str, object]
-    """Parameter -> value, what its training section sets included."""
+    """Parameter -> value, including those of its training section."""
     replicates: dict[int, Numbers]
     """Final values of each finished replicate."""
 
@@ -62,7 +63,7 @@ class _Trained:
 def import_study(
     source: Source, admission: Admission, folder: Path, other: Path
 ) -> tuple[Imported, str]:
-    """Return what another study gives this one, as an event, and say what that is.
+    """Import the results of another study; return the event and a message for the user.
 
     Args:
         source: the file of this study.
@@ -71,15 +72,19 @@ def import_study(
         other: the folder of the other study.
 
     Raises:
-        WarmStartError: the other study is this one, never began, searched other parameters,
-            measured other objectives, or has nothing that lies in this space.
+        WarmStartError: the other study is this one, was never started, searched other parameters,
+            measured other objectives, or has no configuration in this space.
     """
     if other.resolve() == folder.resolve():
-        raise WarmStartError(f"`warm_start.study` is this study itself ('{other}').")
+        raise WarmStartError(
+            f"`warm_start.study` must be another study, but '{other}' is this study itself."
+        )
     state = StudyState.of(read_entries(other))
     created = state.created
     if created is None:
-        raise WarmStartError(f"The study '{other.name}' never began: there is nothing to take.")
+        raise WarmStartError(
+            f"Cannot warm-start from the study '{other.name}': it was never started."
+        )
     _check_parameters(source.study, admission.space, created, other.name)
     complete = [
         _Trained(one.id, one.model, {**created.training, **one.point.values}, one.values)
@@ -95,18 +100,18 @@ def import_study(
         starts = _starts(source.study, admission, complete)
     if not (configurations or starts):
         raise WarmStartError(
-            f"The study '{other.name}' has nothing to begin with: none of its {len(complete)} "
-            "finished configurations is in this space."
+            f"Cannot warm-start from the study '{other.name}': none of its {len(complete)} "
+            "finished configurations is in this study's space."
         )
     imported = Imported(other.name, not differs, differs, configurations, starts)
     return imported, _describe(imported, len(complete))
 
 
-# ------------------------------------------------------------ whether it fits
+# ------------------------------------------------------------ checks
 
 
 def _differences(study: StudyFile, admission: Admission, created: Created) -> list[str]:
-    """Return why the other study's values are not those that this one would measure."""
+    """Return the conditions in which the other study differs from this one."""
     theirs = created.definition
     own = {
         "dataset": study.dataset.kind,
@@ -121,13 +126,13 @@ def _differences(study: StudyFile, admission: Admission, created: Created) -> li
 
 
 def _check_parameters(study: StudyFile, space: Space, theirs: Created, name: str) -> None:
-    """Refuse a study that searched a parameter this one does not have, or the other way round."""
+    """Raise if one of the studies searches a parameter that the other one does not have."""
     other = Space([Branch.model_validate(branch) for branch in theirs.space])
     shared = [model for model in dict.fromkeys(space.models) if model in other.models]
     if not shared:
         raise WarmStartError(
-            f"The study '{name}' has none of this study's models: it searched "
-            f"{', '.join(dict.fromkeys(other.models))}."
+            f"Cannot warm-start from the study '{name}': it has none of this study's models, but "
+            f"searched {', '.join(dict.fromkeys(other.models))}."
         )
     problems = []
     for model in shared:
@@ -139,19 +144,19 @@ def _check_parameters(study: StudyFile, space: Space, theirs: Created, name: str
             (others, ours, "searched {}, which this study does not have"),
             (ours, others, "does not have {}, which this study searches"),
         ):
-            lacking = [f"`{name}`" for name in searched[0] if name not in known[1]]
-            if lacking:
-                problems.append(f"{what.format(', '.join(lacking))} ({model})")
+            missing = [f"`{name}`" for name in searched[0] if name not in known[1]]
+            if missing:
+                problems.append(f"{what.format(', '.join(missing))} ({model})")
     if problems:
         raise WarmStartError(
-            f"The study '{name}' cannot be begun with: it {'; it '.join(problems)}."
+            f"Cannot warm-start from the study '{name}': it {'; it '.join(problems)}."
         )
 
 
 def _names(
     space: Space, model: str, training: Mapping[str, object]
 ) -> tuple[dict[str, None], dict[str, None]]:
-    """Return the parameters of a model that are searched, and all that are set."""
+    """Return the searched parameters of a model, and all of its parameters."""
     branches = [i for i, kind in enumerate(space.models) if kind == model]
     searched = dict.fromkeys(name for i in branches for name in space.axes[i])
     literals = dict.fromkeys(name for i in branches for name in space.literals[i])
@@ -161,12 +166,14 @@ def _names(
 def _check_objectives(study: StudyFile, complete: Sequence[_Trained], name: str) -> None:
     metrics = [objective.metric for objective in study.objectives]
     for values in (values for one in complete for values in one.replicates.values()):
-        lacking = [metric for metric in metrics if not math.isfinite(values.get(metric, math.nan))]
-        if lacking:
-            raise WarmStartError(f"The study '{name}' did not measure `{lacking[0]}`.")
+        missing = [metric for metric in metrics if not math.isfinite(values.get(metric, math.nan))]
+        if missing:
+            raise WarmStartError(
+                f"Cannot warm-start from the study '{name}': it did not measure `{missing[0]}`."
+            )
 
 
-# ------------------------------------------------------------ what is taken over
+# ------------------------------------------------------------ imported results
 
 
 def _configurations(
@@ -174,21 +181,21 @@ def _configurations(
 ) -> list[ImportedConfiguration]:
     """Return the configurations that are in this space, with their values by replicate."""
     metrics = [objective.metric for objective in study.objectives]
-    taken = []
+    found = []
     for one in complete:
         candidate = _find(admission, one)
         if candidate is not None and candidate.id == one.id:
             known = sorted(one.replicates.items())
             objectives = {number: [values[name] for name in metrics] for number, values in known}
             seconds = {number: values.get("seconds", 0.0) for number, values in known}
-            taken.append(ImportedConfiguration(one.id, candidate.point, objectives, seconds))
-    return taken
+            found.append(ImportedConfiguration(one.id, candidate.point, objectives, seconds))
+    return found
 
 
 def _starts(study: StudyFile, admission: Admission, complete: Sequence[_Trained]) -> list[Point]:
-    """Return the other study's front as points of this space, those that are in it, cheapest first.
+    """Return the points of the other study's front that are in this space, cheapest first.
 
-    Means over replicates, in this study's objectives.
+    The front is that of the means over replicates in this study's objectives.
     """
     if not complete:
         return []
@@ -207,7 +214,7 @@ def _starts(study: StudyFile, admission: Admission, complete: Sequence[_Trained]
 
 
 def _find(admission: Admission, one: _Trained) -> Candidate | None:
-    """Return a configuration as one of this space; None where it is not in it."""
+    """Return the candidate of this space for a configuration; None if it is not in the space."""
     if admission.table is not None and one.id in admission.table:
         return admission.table[one.id]
     space = admission.space
@@ -221,20 +228,20 @@ def _find(admission: Admission, one: _Trained) -> Candidate | None:
 
 
 def _point(space: Space, branch: int, values: Mapping[str, object]) -> Point | None:
-    """Return the point of a branch that has these values; None where it has none such.
+    """Return the point of a branch with these values; None if the branch does not have it.
 
-    A parameter that the branch does not have is left out: what is trained alike has one id.
+    Parameters that the branch does not have are ignored.
     """
     literals, axes = space.literals[branch], space.axes[branch]
     if any(name in values and values[name] != literal for name, literal in literals.items()):
         return None
-    if not all(name in values and _holds(axis, values[name]) for name, axis in axes.items()):
+    if not all(name in values and _contains(axis, values[name]) for name, axis in axes.items()):
         return None
     return Point(branch, {**literals, **{name: values[name] for name in axes}})
 
 
-def _holds(axis: Axis, value: object) -> bool:
-    """Tell whether an axis has a value."""
+def _contains(axis: Axis, value: object) -> bool:
+    """Return whether a value is on an axis."""
     if isinstance(axis, Choice):
         return json.dumps(value) in [json.dumps(one) for one in axis.values]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -250,20 +257,19 @@ def _holds(axis: Axis, value: object) -> bool:
 
 
 def _describe(imported: Imported, num_complete: int) -> str:
-    """Say what was taken over from another study."""
-    told = []
+    """Describe what was imported, as a message for the user."""
+    parts = []
     if imported.alike:
         replicates = sum(len(one.objectives) for one in imported.configurations)
-        told.append(
-            f"{len(imported.configurations)} of its {num_complete} configurations are in "
-            f"this space and known from the beginning ({replicates} trials, none of them counted "
-            "here)"
+        parts.append(
+            f"{len(imported.configurations)} of its {num_complete} configurations are in this "
+            f"space, and their results ({replicates} trials) are used as prior observations"
         )
     else:
-        told.append(
-            f"its values are not this study's ({', '.join(imported.differs)} differ): only its "
-            "front is of use"
+        parts.append(
+            f"its values are not comparable with this study's ({', '.join(imported.differs)} "
+            "differ), so only its front is used"
         )
     if imported.starts:
-        told.append(f"{len(imported.starts)} configurations of its front are tried first")
-    return f"Warm start from '{imported.study}': {'; '.join(told)}."
+        parts.append(f"{len(imported.starts)} configurations of its front are tried first")
+    return f"Warm start from '{imported.study}': {'; '.join(parts)}."

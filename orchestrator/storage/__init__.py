@@ -1,1 +1,1 @@
-"""What a study leaves on disk or on an object store."""
+"""Store a study on disk or on an object store."""

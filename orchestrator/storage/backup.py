@@ -1,14 +1,14 @@
-"""Backups of journals: a study whose runs folder is remote goes on from there on any machine.
+"""Back up journals to a remote runs folder, from which any machine can resume a study.
 
-The journal itself stays with the driver, in a folder of this machine. A thread of the driver puts
-what it gained to the URI, in segments, for as long as its lease on the study lasts.
+The journal itself is in a local folder of the driver. A thread of the driver uploads new events in
+segments while the driver holds the lease on the study.
 
-Below the URI:
+Files below the URI:
 
-| name | what |
+| name | content |
 | --- | --- |
-| `STUDY/driver.json` | generation, last event that is backed up, host, process, time, its end |
-| `STUDY/journal/GENERATION/FIRST.jsonl` | events from the one numbered FIRST on, one a line |
+| `STUDY/driver.json` | generation, last event in the backup, host, process, time, ended or not |
+| `STUDY/journal/GENERATION/FIRST.jsonl` | events from number FIRST on, one a line |
 | `STUDY/trials/TRIAL/TOKEN/...` | see `trial_files` |
 | `STUDY/report/...` | the report |
 """
@@ -30,13 +30,13 @@ from sftsearch.orchestrator.storage.journal import (
 from sftsearch.orchestrator.storage.lease import (
     BackupError,
     Lease,
-    generation_here,
-    note_generation_here,
+    local_generation,
     read_driver,
+    write_local_generation,
 )
 from sftsearch.orchestrator.storage.runs_folder import remote_of
 from sftsearch.orchestrator.storage.segments import SegmentWriter, as_backed_up, read_segments
-from sftsearch.search_spaces.schema import NAME_PATTERN
+from sftsearch.search_spaces.study_name import NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,50 +47,50 @@ if TYPE_CHECKING:
 
 
 class Backup:
-    """Keeps a journal's backup up to date, in a thread of its own, while its lease lasts."""
+    """Keeps a journal's backup up to date in its own thread while the driver holds the lease."""
 
     def __init__(self, journal: Journal, study: RemoteFolder, *, interval: float = 5.0) -> None:
-        """Take the study over, and put all there that the journal has.
+        """Take over the study and upload the whole journal.
 
         Args:
             journal: of the study, open for writing.
             study: its remote folder.
-            interval: seconds between two looks at what the journal gained.
+            interval: seconds between two uploads.
 
         Raises:
-            UserError: nothing can be put there.
+            UserError: the remote folder cannot be written.
         """
         self.problem = ""
-        """Why the last try failed; empty while all is well."""
+        """Why the last upload failed; empty if it succeeded."""
         self._journal, self._study, self._interval = journal, study, interval
         self._lease = Lease(study, journal.folder)
         self._writer = SegmentWriter(journal, study, self._lease.generation)
         self._update()
-        note_generation_here(journal.folder, self._lease.generation)
+        write_local_generation(journal.folder, self._lease.generation)
         self._writer.remove_earlier()
-        self._chores: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="backup", daemon=True)
         self._thread.start()
 
     @property
     def taken_from(self) -> str:
-        """Which driver of another machine had the study last, if one had."""
+        """The previous driver, if it was on another machine; else empty."""
         return self._lease.taken_from
 
     @property
     def taken_by(self) -> str:
-        """Which driver took the study over from this one; empty while it is ours."""
+        """The driver that took the study over from this one; empty while this one holds it."""
         return self._lease.taken_by
 
     def behind(self, listener: Callable[[Entry], None]) -> Callable[[Entry], None]:
-        """Return a listener of the study that is called in this thread, and may be slow."""
-        return lambda entry: self._chores.put(lambda: listener(entry))
+        """Wrap a listener so that it runs in the backup's thread, where it may be slow."""
+        return lambda entry: self._tasks.put(lambda: listener(entry))
 
     def check(self, entry: Entry) -> None:
-        """Stop a driver whose study another one has taken; a listener of the study.
+        """Stop this driver if another one has taken over the study; a listener of the study.
 
         Raises:
-            BackupError: another driver has it.
+            BackupError: another driver has taken over.
         """
         if self.taken_by:
             raise BackupError(
@@ -99,42 +99,42 @@ class Backup:
             )
 
     def put_files(self, folder: str, files: Iterable[Path]) -> None:
-        """Put files to a folder beside the journal.
+        """Upload files to a folder beside the journal.
 
         Raises:
-            UserError: they cannot be put there.
+            UserError: the remote folder cannot be written.
         """
         for file in files:
             self._study.put(file, f"{folder}/{file.name}")
 
     def close(self, *, patience: float = 60.0) -> None:
-        """Put what is left; `problem` says whether something is missing."""
-        self._chores.put(None)
+        """Upload the remaining events; `problem` is set if some are missing."""
+        self._tasks.put(None)
         self._thread.join(patience)
         if self._thread.is_alive():
             self.problem = self.problem or f"'{self._study.uri}' is too slow."
 
     def _follow(self) -> None:
-        chore: Callable[[], None] | None
+        task: Callable[[], None] | None
         due, is_open = time.monotonic() + self._interval, True
         while is_open:
             try:
-                chore = self._chores.get(timeout=max(0.0, due - time.monotonic()))
-                is_open = chore is not None
+                task = self._tasks.get(timeout=max(0.0, due - time.monotonic()))
+                is_open = task is not None
             except queue.Empty:
-                chore = None
+                task = None
             try:
-                if chore is not None:
-                    chore()
+                if task is not None:
+                    task()
                 if not is_open or time.monotonic() >= due:
                     due = time.monotonic() + self._interval
                     self._update(ended=not is_open)
                     self.problem = ""
-            except Exception as error:  # whatever it is, the study goes on, this is tried again
+            except Exception as error:  # never fail the study; try again at the next interval
                 self.problem = str(error)
 
     def _update(self, *, ended: bool = False) -> None:
-        """Put the events since the last time, and a sign of life where there are none for long."""
+        """Upload new events; without any for a while, only renew the lease."""
         last = self._journal.last_id
         if not self._lease.is_due(last, ended=ended):
             return
@@ -144,11 +144,11 @@ class Backup:
         if holder is None:
             self._writer.start_over()
         self._writer.write(last)
-        self._lease.renew(last, ended=ended)  # only then: what it says is there
+        self._lease.renew(last, ended=ended)  # after the upload: it states what is backed up
 
 
 def pull_all(runs: Path) -> None:
-    """Bring the local journals of all studies of a remote runs folder up to date."""
+    """Update the local journals of all studies of a remote runs folder."""
     remote = remote_of(runs)
     for name in remote.folders() if remote else ():
         if re.fullmatch(NAME_PATTERN, name):  # a bucket's folders may have any name
@@ -156,9 +156,9 @@ def pull_all(runs: Path) -> None:
 
 
 def pull(folder: Path) -> None:
-    """Bring a study's local journal up to date, where another machine's driver went on with it.
+    """Update a study's local journal if a driver on another machine has continued the study.
 
-    A journal here that says otherwise than the backup is kept beside, as `superseded-*`.
+    A local journal that conflicts with the backup is kept as `superseded-*`.
 
     Raises:
         UserError: the backup cannot be read.
@@ -168,15 +168,15 @@ def pull(folder: Path) -> None:
         return
     study = runs / folder.name
     driver = read_driver(study)
-    if driver is None or driver.generation <= generation_here(folder):
+    if driver is None or driver.generation <= local_generation(folder):
         return
     rows = list(read_segments(study, driver))
     folder.mkdir(parents=True, exist_ok=True)
-    mine = list(read_rows(folder)) if (folder / FILE_NAME).is_file() else []
+    local = list(read_rows(folder)) if (folder / FILE_NAME).is_file() else []
     try:
-        if [as_backed_up(row) for row in mine] != rows[: len(mine)]:
-            replace_journal(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", mine)
+        if [as_backed_up(row) for row in local] != rows[: len(local)]:
+            replace_journal(folder / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}", local)
         replace_journal(folder, rows)
     except BusyError:
-        return  # a driver of this machine is at it: what it has is newer
-    note_generation_here(folder, driver.generation)
+        return  # a driver on this machine runs the study: its journal is newer
+    write_local_generation(folder, driver.generation)

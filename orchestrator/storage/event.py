@@ -1,4 +1,4 @@
-"""What all events of a study have in common, and the key of a trial."""
+"""Define the base class of all events of a study, and the key of a trial."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ JSON = dict[str, object]
 Numbers = dict[str, float]
 """Metrics or costs by name."""
 Groups = dict[str, Sequence[float]]
-"""Samples by subject, or by a fixed part of a split without subjects: name -> (correct, count)."""
+"""Samples by subject, or by fixed parts of a split without subjects: name -> (correct, count)."""
 KEY_PATTERN = re.compile(r"(\w+)-(\d{1,9})", re.ASCII)
 
 
 class EventError(ValueError):
-    """JSON that is not an event of this version."""
+    """The JSON is not an event of this version."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,10 +32,10 @@ class TrialKey:
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Return the key that `str` made this text of.
+        """Parse the text of a key.
 
         Raises:
-            EventError: it is not the key of a trial, so it may not name files either.
+            EventError: the text is not a trial key, and so must not be used as a file name.
         """
         match = KEY_PATTERN.fullmatch(text) if isinstance(text, str) else None
         if match is None:
@@ -45,21 +45,21 @@ class TrialKey:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that was decided or that happened, journalled before anybody acts on it."""
+    """A decision or an occurrence, journalled before anything acts on it."""
 
     kind: ClassVar[str] = ""
 
     def to_json(self) -> JSON:
-        """Return the event as the journal keeps it, without its kind."""
+        """Return the event as JSON, without its kind."""
         values = ((one.name, getattr(self, one.name)) for one in dataclasses.fields(self))
         return {name: str(v) if isinstance(v, TrialKey) else v for name, v in values}
 
     @classmethod
     def from_json(cls, body: JSON) -> Self:
-        """Return the event that `to_json` made this of.
+        """Parse an event from its JSON.
 
         Raises:
-            EventError: a field is missing, or a key is not one of a trial.
+            EventError: a field is missing, or a trial key is invalid.
         """
         values = {}
         for one in dataclasses.fields(cls):
@@ -71,5 +71,5 @@ class Event:
 
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
-        """Return the value of a field that the journal keeps as `value`."""
+        """Parse the value of one field from its JSON."""
         return TrialKey.parse(value) if name == "trial" else value

@@ -1,6 +1,6 @@
-"""The kinds of events of a study, a frozen dataclass each, and their JSON in the journal.
+"""Define the events of a study, one frozen dataclass per kind, and their JSON in the journal.
 
-Nothing else reads or writes that JSON. A field that journals of earlier versions lack has a
+Only these classes read and write that JSON. Fields that earlier versions did not write have a
 default. To add an event, write its class and add it to `EVENTS`.
 """
 
@@ -26,47 +26,47 @@ from sftsearch.orchestrator.storage.trial_events import (
     Started,
     Stopped,
 )
-from sftsearch.search_spaces.space import Point
+from sftsearch.search_spaces.point import Point
 
 RETIRED = frozenset({"mirrored"})
-"""Kinds of events that earlier versions wrote and nothing reads any more."""
+"""Kinds of events that earlier versions wrote and that are no longer read."""
 
 # ------------------------------------------------------------------ the study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created(Event):
-    """The study began."""
+    """The study was created."""
 
     kind = "created"
     name: str
     description: str
     dataset: str
     root: str | None = None
-    """Where the dataset's store is, if it is not of the machine."""
+    """Folder of the dataset's store; None: the machine's default."""
     num_seeds: int
     """Replicates of every configuration."""
     objectives: list[list[str]]
     """(metric, `maximize` or `minimize`), accuracy first."""
     facts: dict[str, str]
-    """Fingerprints, versions, license: shown at the foot of a report."""
+    """Fingerprints, versions, license: shown in the footer of a report."""
     families: list[str] = field(default_factory=list)
-    """Parameters that set families of configurations apart, beside the model."""
+    """Parameters that, with the model, define families of configurations."""
     refused: dict[str, int] = field(default_factory=dict)
-    """Points that were refused when the whole space was priced, by reason."""
+    """Number of points refused when the space was enumerated, by reason."""
     definition: JSON = field(default_factory=dict)
-    """What must not change from one driver to the next; see `binding.definition_of`."""
+    """What must not change between drivers; see `binding.definition_of`."""
     definition_hash: str = ""
 
     @property
     def folds(self) -> int | None:
-        """Grouped folds that the replicates take in turn; None: the dataset's own split."""
+        """Number of grouped folds, used by the replicates in turn; None: the dataset's split."""
         folds = self.definition.get("folds")
         return folds if isinstance(folds, int) else None
 
     @property
     def max_replicates(self) -> int | None:
-        """Replicates that a configuration may earn; None: every one has `num_seeds`."""
+        """Most replicates that a configuration may get; None: each has `num_seeds`."""
         replicates = self.definition.get("replicates")
         most = replicates.get("max") if isinstance(replicates, dict) else None
         return most if isinstance(most, int) else None
@@ -79,39 +79,39 @@ class Created(Event):
 
     @property
     def space(self) -> list[object]:
-        """The branches of the space, as the study file has them."""
+        """The branches of the space, as in the study file."""
         space = self.definition.get("space")
         return space if isinstance(space, list) else []
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedConfiguration:
-    """A configuration of this space that another study trained just as this one would."""
+    """A configuration of this space that another study trained under the same conditions."""
 
     id: str
     point: Point
     objectives: dict[int, list[float]]
     """Final values by replicate, in the order of this study's objectives."""
     seconds: dict[int, float]
-    """Of training, by replicate."""
+    """Training time by replicate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imported(Event):
-    """The study began with what another one has found (a warm start)."""
+    """The study started from the results of another one (a warm start)."""
 
     kind = "imported"
     study: str
     alike: bool
-    """Whether the other study's values are those that this one would measure."""
+    """Whether this study would measure the same values as the other one."""
     differs: list[str]
-    """Why not."""
+    """The conditions that differ, if not."""
     configurations: list[ImportedConfiguration]
     starts: list[Point]
     """Points to propose first."""
 
     def to_json(self) -> JSON:
-        """Return the event as the journal keeps it."""
+        """Return the event as JSON, without its kind."""
         configurations = [
             {
                 "configuration_id": one.id,
@@ -129,7 +129,7 @@ class Imported(Event):
 
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
-        """Return the value of a field that the journal keeps as `value`."""
+        """Parse the value of one field from its JSON."""
         if name == "starts":
             return [_point_from_json(start) for start in cast("list[JSON]", value)]
         if name == "configurations":
@@ -150,40 +150,40 @@ def _imported_from_json(body: JSON) -> ImportedConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Opened(Event):
-    """A driver took the study."""
+    """A driver opened the study."""
 
     kind = "opened"
     trials: int
-    """The budget."""
+    """The budget of trials."""
     slots: int
-    """Trials at a time."""
+    """Concurrent trials."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded(Event):
-    """The study is recorded as a table: its trials look at the test split."""
+    """The study is recorded as a table: its trials are also evaluated on the test split."""
 
     kind = "recorded"
 
 
 @dataclass(frozen=True, slots=True)
 class Concluded(Event):
-    """What the study concluded at its end, by the surrogate that its search used."""
+    """The study's conclusions at its end, from the surrogate of its search."""
 
     kind = "concluded"
     reported: list[str]
-    """Ids of the configurations it takes for the front."""
+    """Ids of the configurations that the study reports as the front."""
     beliefs: dict[str, Numbers]
-    """`mean`, `sd` and `on_front` by configuration."""
+    """The posteriors: `mean`, `sd` and `on_front` by configuration."""
     within_delta: float
     audits: Numbers | None
-    """How often early stopping was wrong; None where no stop was audited."""
+    """How often early stopping was wrong; None if no stop was audited."""
     num_stopped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ended(Event):
-    """The driver stopped."""
+    """A driver ended its run of the study."""
 
     kind = "ended"
     reason: str
@@ -201,7 +201,7 @@ class Confirmed(Event):
     """Test samples by subject: (correct, count)."""
 
     def to_json(self) -> JSON:
-        """Return the event as the journal keeps it."""
+        """Return the event as JSON, without its kind."""
         trials = {
             str(key): {"values": values, "groups": self.groups[key]}
             for key, values in self.values.items()
@@ -210,7 +210,7 @@ class Confirmed(Event):
 
     @classmethod
     def from_json(cls, body: JSON) -> Self:
-        """Return the event that `to_json` made this of."""
+        """Parse an event from its JSON."""
         raw = cast("dict[str, dict[str, Numbers]]", body["trials"])
         trials = {TrialKey.parse(text): test for text, test in raw.items()}
         groups = {key: cast("Groups", test["groups"]) for key, test in trials.items()}
@@ -222,29 +222,29 @@ class Confirmed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Proposed(Event):
-    """The sampler named a point."""
+    """The sampler proposed a point."""
 
     kind = "proposed"
     number: int
     point: Point
     carried: JSON = field(default_factory=dict)
-    """What the sampler keeps with it; see `samplers.genetic`."""
+    """Data that the sampler stores with the proposal; see `samplers.genetic`."""
 
     def to_json(self) -> JSON:
-        """Return the event as the journal keeps it."""
+        """Return the event as JSON, without its kind."""
         body = {"number": self.number, **_point_to_json(self.point)}
         return {**body, "carried": self.carried} if self.carried else body
 
     @classmethod
     def from_json(cls, body: JSON) -> Self:
-        """Return the event that `to_json` made this of."""
+        """Parse an event from its JSON."""
         number, carried = cast("int", body["number"]), cast("JSON", body.get("carried", {}))
         return cls(number, _point_from_json(body), carried)
 
 
 @dataclass(frozen=True, slots=True)
 class Refused(Event):
-    """Admission refused a proposal."""
+    """A proposal was refused."""
 
     kind = "refused"
     number: int
@@ -255,7 +255,7 @@ class Refused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted(Event):
-    """Admission took a proposal: its first trials are to run."""
+    """A proposal was admitted: its first trials will run."""
 
     kind = "admitted"
     number: int
@@ -263,27 +263,27 @@ class Admitted(Event):
     model: str
     parameters: JSON
     cost: Numbers
-    """What is known without training."""
+    """Costs known before training."""
     seeds: list[int]
     """The first replicates."""
     epochs: int = 1
-    """Of each trial."""
+    """Epochs of each trial."""
     warmup: int = 0
-    """Epochs before mixup sets in; 0 without mixup."""
+    """Epochs before mixup starts; 0 without mixup."""
     group: str = ""
-    """Branch and mixup setting: what learns alike."""
+    """Branch and mixup setting: their learning curves are comparable."""
 
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
-        """Return the value of a field that the journal keeps as `value`."""
+        """Parse the value of one field from its JSON."""
         if name == "configuration_id":
-            TrialKey.parse(f"{value}-0")  # it names the folders of its trials
+            TrialKey.parse(f"{value}-0")  # it is part of folder names
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Replicated(Event):
-    """A configuration earned more trials."""
+    """A configuration gets more replicates."""
 
     kind = "replicated"
     configuration_id: str
@@ -292,16 +292,16 @@ class Replicated(Event):
 
 @dataclass(frozen=True, slots=True)
 class Frozen(Event):
-    """What is reported was chosen, and gets fresh trials."""
+    """The configurations to report were chosen, and get fresh replicates."""
 
     kind = "frozen"
     seeds: dict[str, list[int]]
-    """Replicates by configuration."""
+    """The fresh replicates by configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted(Event):
-    """The surrogate was fitted: later fits begin with these hyperparameters."""
+    """The surrogate was fitted: later fits start from these hyperparameters."""
 
     kind = "fitted"
     num: int
@@ -315,7 +315,7 @@ class Fitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Expected(Event):
-    """What going on may gain was computed, before a proposal."""
+    """The expected gain of continuing was computed, before a proposal."""
 
     kind = "expected"
     number: int
@@ -324,7 +324,7 @@ class Expected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Told(Event):
-    """The sampler was told what became of a configuration."""
+    """The result of a configuration was passed to the sampler."""
 
     kind = "told"
     number: int
@@ -344,10 +344,10 @@ EVENTS: dict[str, type[Event]] = {
 
 
 def parse_event(kind: str, body: JSON) -> Event:
-    """Return the event of a kind that the journal keeps as this JSON.
+    """Parse an event of a kind from its JSON.
 
     Raises:
-        EventError: there is no such kind, or the JSON is not one of it.
+        EventError: the kind is unknown, or the JSON does not match it.
     """
     if kind not in EVENTS:
         raise EventError(f"`{kind}` is not an event of this version")
@@ -356,7 +356,7 @@ def parse_event(kind: str, body: JSON) -> Event:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, EventError):
             raise
-        raise EventError(f"`{kind}` is not as it should be ({error})") from error
+        raise EventError(f"`{kind}` has an invalid body ({error})") from error
 
 
 def _point_to_json(point: Point) -> JSON:

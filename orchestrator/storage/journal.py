@@ -1,9 +1,8 @@
-"""The one record of a study: an append-only table of events in SQLite, owned by the driver.
+"""Store a study's events in an append-only SQLite table, owned by the driver.
 
-Everything else (Optuna's study, MLflow's runs, reports) is rebuilt or completed from it. An event
-is durable against the death of the process once `append` returns (WAL, one transaction an event).
-
-The events themselves are in `events`.
+The journal is the only record of a study: Optuna's study, MLflow's runs and reports are rebuilt
+from it. Once `append` returns, an event survives the death of the process (WAL, one transaction
+per event). `events` defines the events.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ SELECT = "SELECT id, time, kind, body FROM events WHERE id > ? AND id <= ? ORDER
 
 
 class JournalError(UserError):
-    """A journal that cannot be opened, is damaged, or belongs to another driver or definition."""
+    """The journal cannot be opened, is damaged, or belongs to another driver or definition."""
 
 
 class BusyError(JournalError):
-    """A journal that another driver holds."""
+    """Another driver holds the journal."""
 
 
 class Row(NamedTuple):
-    """One line of the journal as it is stored."""
+    """One row of the journal as it is stored."""
 
     id: int
     """Position, from 1, without gaps."""
@@ -56,10 +55,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the journal."""
+    """One event of the journal."""
 
     id: int
-    """Position, from 1; what a retired version wrote is left out."""
+    """Position, from 1; positions of retired events are skipped."""
     time: float
     """Unix seconds."""
     event: Event
@@ -72,11 +71,11 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open the journal in `folder`, making both if they are missing.
+        """Open the journal in `folder`; create both if missing.
 
         Raises:
-            JournalError: another driver has the study, the folder cannot be written, or the file is
-            damaged or of another version.
+            JournalError: another driver runs the study, the folder cannot be written, or the file
+                is damaged or of another version.
         """
         self.folder = folder
         self._clock = clock
@@ -103,8 +102,8 @@ class Journal:
                 self._connection.execute(INSERT, (entry.id, entry.time, event.kind, text))
             except sqlite3.OperationalError as error:
                 raise JournalError(
-                    f"Cannot write the journal in '{self.folder}': {error}. The study stops here "
-                    "and loses nothing: mend the disk and resume."
+                    f"Cannot write the journal in '{self.folder}': {error}. The study stops; "
+                    "nothing is lost. Free disk space, then continue with --resume."
                 ) from error
             self.last_id = entry.id
         return entry
@@ -116,7 +115,7 @@ class Journal:
         return read_entries(self.folder, after=after, through=through)
 
     def close(self) -> None:
-        """Close the file and let other drivers have the study."""
+        """Close the file and release the study for other drivers."""
         self._connection.close()
         self._lock.close()
 
@@ -128,7 +127,7 @@ class Journal:
 
 
 class MemoryJournal:
-    """A journal that is kept nowhere, for searches that are simulated."""
+    """A journal in memory, for simulated searches."""
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self.last_id = 0
@@ -136,7 +135,7 @@ class MemoryJournal:
         self._entries: list[Entry] = []
 
     def append(self, event: Event) -> Entry:
-        """Keep one event and return its entry."""
+        """Append one event and return its entry."""
         self.last_id += 1
         entry = Entry(self.last_id, self._clock(), event)
         self._entries.append(entry)
@@ -150,7 +149,7 @@ class MemoryJournal:
 def read_entries(
     folder: Path, *, after: int = 0, through: int | None = None
 ) -> Generator[Entry, None, None]:
-    """Yield entries of a study's journal without taking it from its driver, and without writing.
+    """Yield entries of a study's journal, read-only, also while a driver runs the study.
 
     Raises:
         JournalError: there is no journal, or it is damaged or of another version.
@@ -165,7 +164,7 @@ def read_entries(
 
 
 def read_rows(folder: Path, *, after: int = 0, through: int | None = None) -> Iterator[Row]:
-    """Yield lines of a study's journal as they are stored, for a copy of it.
+    """Yield rows of a study's journal as they are stored, to copy it.
 
     Raises:
         JournalError: there is no journal, or it is damaged or of another version.
@@ -190,25 +189,25 @@ def read_rows(folder: Path, *, after: int = 0, through: int | None = None) -> It
 
 
 def replace_journal(folder: Path, rows: Iterable[Row]) -> None:
-    """Put another journal in place of the one in `folder`, or where there is none.
+    """Write a journal to `folder`, replacing the one that exists.
 
     Raises:
-        BusyError: a driver holds the one that is there.
+        BusyError: a driver holds the existing journal.
         JournalError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_take_lock(folder)):
-            _write_anew(folder / f"restored-{FILE_NAME}", rows)
-            # What a killed driver left beside the old file belongs to that one.
-            for beside in ("-wal", "-shm"):
-                (folder / f"{FILE_NAME}{beside}").unlink(missing_ok=True)
+            _write_new(folder / f"restored-{FILE_NAME}", rows)
+            # These files, left by a killed driver, belong to the old journal.
+            for suffix in ("-wal", "-shm"):
+                (folder / f"{FILE_NAME}{suffix}").unlink(missing_ok=True)
             (folder / f"restored-{FILE_NAME}").replace(folder / FILE_NAME)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(f"Cannot write the journal in '{folder}': {error}.") from error
 
 
-def _write_anew(path: Path, rows: Iterable[Row]) -> None:
+def _write_new(path: Path, rows: Iterable[Row]) -> None:
     path.unlink(missing_ok=True)
     with contextlib.closing(_open_to_write(path)[0]) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -217,7 +216,7 @@ def _write_anew(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Return a connection that writes, with the number of the last event; make what is missing."""
+    """Open a journal for writing, creating it if missing; return the last event's number too."""
     try:
         connection = sqlite3.connect(
             path, timeout=30, isolation_level=None, check_same_thread=False
@@ -228,8 +227,7 @@ def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:
         if _is_new(connection):
             _create(connection)
         _check_version(connection, path)
-        # The process may die at any moment and nothing is lost; after a power cut the last events
-        # may be.
+        # Nothing is lost if the process dies; a power cut may lose the last events.
         connection.execute("PRAGMA synchronous=NORMAL")
         row = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     except JournalError:
@@ -242,7 +240,7 @@ def _open_to_write(path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    """Make the table and its version at once: killed half-way, there is neither."""
+    """Create the table and its version in one transaction: a killed process leaves neither."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(
@@ -254,11 +252,11 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    """Return a connection that cannot write, also where the folder is another user's."""
+    """Return a read-only connection, also if the folder belongs to another user."""
     options = "mode=ro"
     in_use = path.with_name(f"{path.name}-wal").exists()
     if not in_use and not os.access(path.parent, os.W_OK):
-        options += "&immutable=1"  # SQLite could not make the files by which it locks
+        options += "&immutable=1"  # SQLite could not create its lock files
     uri = f"{path.absolute().as_uri()}?{options}"
     try:
         return sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
@@ -267,7 +265,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
-    """Tell whether the file holds nothing yet: its driver is making it, or died doing so."""
+    """Return whether the file has no table yet: its driver is creating it, or died doing so."""
     return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
@@ -276,32 +274,32 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
     if version != SCHEMA_VERSION:
         raise JournalError(
             f"The journal '{path}' has schema version {version}, but this sftsearch reads "
-            f"{SCHEMA_VERSION}: use the version of sftsearch that wrote it."
+            f"{SCHEMA_VERSION}. Use the sftsearch version that wrote it."
         )
 
 
 def _damaged(path: Path, problem: object) -> JournalError:
     return JournalError(
         f"The journal '{path}' is damaged ({problem}). Restore it from a backup, or delete the "
-        "study's folder to start anew."
+        "study's folder to start from scratch."
     )
 
 
 def driver_of(folder: Path) -> str:
-    """Return the process that runs the study on this machine; empty if none does."""
+    """Return the id of the process that runs the study on this machine; empty if none does."""
     try:
         with (folder / LOCK_NAME).open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return lock.read().strip() or "unknown"
-    except OSError:  # never begun, or not ours to open
+    except OSError:  # the study was never started, or we may not open the file
         return ""
     return ""
 
 
 def _take_lock(folder: Path) -> IO[str]:
-    """Hold an exclusive lock for as long as the returned file is open; it ends with the process."""
+    """Lock the study exclusively until the returned file is closed or the process ends."""
     lock = (folder / LOCK_NAME).open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -311,7 +309,7 @@ def _take_lock(folder: Path) -> IO[str]:
         lock.close()
         raise BusyError(
             f"The study in '{folder}' is being run by another process (pid {owner}). "
-            "Wait for it, or stop it, and use --resume."
+            "Wait for it or stop it, then use --resume."
         ) from error
     lock.truncate(0)
     lock.write(str(os.getpid()))

@@ -1,8 +1,8 @@
-"""Which driver has a remote study: the newest generation, as `driver.json` says.
+"""Ensure that only one driver runs a remote study: the newest generation in `driver.json`.
 
-Each driver takes a generation greater than those before. A driver that finds a greater one in
-`driver.json` has lost the study and stops. So a study whose machine was given up, and came back,
-cannot be run by two; nor one that two take in the same moment.
+Each driver takes a generation greater than all before. A driver that finds a greater one in
+`driver.json` has lost the study and stops. So two drivers cannot both run a study, neither after a
+machine that was given up comes back, nor if both start at the same moment.
 """
 
 from __future__ import annotations
@@ -27,77 +27,76 @@ if TYPE_CHECKING:
 
 DRIVER = "driver.json"
 GENERATION = "generation"
-"""File of a study's local folder: the generation of the last driver that ran it here."""
+"""File in a study's local folder: generation of the last driver that ran it on this machine."""
 MAX_DRIVER_BYTES = 1 << 16
 HEARTBEAT_SECONDS = 60.0
-"""After so long without an event, a driver writes `driver.json` anew: it is alive."""
+"""After this time without an event, a driver writes `driver.json` again as a heartbeat."""
 QUIET_SECONDS = 5 * HEARTBEAT_SECONDS
-"""A driver that did not for so long is taken for dead."""
+"""A driver without a heartbeat for this time counts as dead."""
 
 
 class BackupError(UserError):
-    """A backup that cannot be read, or a study that another driver has taken over."""
+    """The backup cannot be read, or another driver has taken over the study."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Driver:
-    """What `driver.json` says of the driver that has the study."""
+    """Content of `driver.json`: the driver that holds the study."""
 
     generation: int
     through: int
-    """The last event that is backed up."""
+    """The last event in the backup."""
     host: str
     pid: int
     time: float
-    """Of its last sign of life, Unix seconds."""
+    """Last heartbeat, Unix seconds."""
     ended: bool
 
     def __str__(self) -> str:
-        """Say which one it is."""
         return f"process {self.pid} on '{self.host}'"
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine."""
+        """Whether it runs or ran on this machine."""
         return self.host == socket.gethostname()
 
 
 class Lease:
-    """A driver's hold on a study, renewed by signs of life, until another driver takes over."""
+    """A driver's lease on a study, renewed by heartbeats until another driver takes over."""
 
     def __init__(self, study: RemoteFolder, folder: Path) -> None:
-        """Choose a generation after all that were; the first `renew` takes the study over.
+        """Choose a generation greater than all earlier ones; the first `renew` takes over.
 
         Args:
             study: the remote folder of the study.
             folder: its local one.
 
         Raises:
-            UserError: who has it cannot be read.
+            UserError: `driver.json` cannot be read.
         """
         self._study = study
-        before = read_driver(study)
-        earlier = (before.generation if before else 0, generation_here(folder))
-        # The time tells drivers apart that take the study in the same moment.
+        previous = read_driver(study)
+        earlier = (previous.generation if previous else 0, local_generation(folder))
+        # The time distinguishes drivers that take over at the same moment.
         self.generation = max(max(earlier) + 1, time.time_ns())
-        self.taken_from = "" if before is None or before.is_here else str(before)
-        """Which driver of another machine had the study last, if one had."""
+        self.taken_from = "" if previous is None or previous.is_here else str(previous)
+        """The previous driver, if it was on another machine; else empty."""
         self.taken_by = ""
-        """Which driver took the study over from this one; empty while it is ours."""
+        """The driver that took the study over from this one; empty while this one holds it."""
         self.through = 0
-        """The last event that `driver.json` says is backed up."""
+        """The last event in the backup, according to `driver.json`."""
         self._renewed_at = -math.inf
 
     def is_due(self, last: int, *, ended: bool) -> bool:
-        """Tell whether there is news, the journal's `last` event or its end, or none for long."""
+        """Return whether to renew: a new `last` event, the end, or a heartbeat is due."""
         is_quiet = time.monotonic() - self._renewed_at >= HEARTBEAT_SECONDS
         return not self.taken_by and (ended or last != self.through or is_quiet)
 
     def holder(self) -> Driver | None:
-        """Return who has the study as `driver.json` says, and note in `taken_by` if that is lost.
+        """Return the driver in `driver.json`; set `taken_by` if it has taken over the study.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: `driver.json` cannot be read.
         """
         driver = read_driver(self._study)
         if driver is not None and driver.generation > self.generation:
@@ -105,12 +104,12 @@ class Lease:
         return driver
 
     def renew(self, through: int, *, ended: bool) -> None:
-        """Say that this driver has the study, and up to which event it is backed up.
+        """Write to `driver.json` that this driver holds the study, and what is backed up.
 
         Raises:
-            UserError: it cannot be said.
+            UserError: `driver.json` cannot be written.
         """
-        mine = Driver(
+        driver = Driver(
             generation=self.generation,
             through=through,
             host=socket.gethostname(),
@@ -118,12 +117,12 @@ class Lease:
             time=time.time(),
             ended=ended,
         )
-        self._study.write(DRIVER, json.dumps(asdict(mine)).encode())
+        self._study.write(DRIVER, json.dumps(asdict(driver)).encode())
         self.through, self._renewed_at = through, time.monotonic()
 
 
 def running_driver(folder: Path) -> str:
-    """Return which driver of another machine runs a study of a local runs folder; empty if none.
+    """Return the driver on another machine that runs the study; empty if there is none.
 
     Raises:
         UserError: the backup cannot be read.
@@ -136,34 +135,34 @@ def running_driver(folder: Path) -> str:
 
 
 def read_driver(study: RemoteFolder) -> Driver | None:
-    """Return what `driver.json` says; None where there is none.
+    """Read `driver.json`; return None if it does not exist.
 
     Raises:
-        UserError: it is not one of a driver's.
+        UserError: its content is invalid.
     """
     if not study.has(DRIVER):
         return None
     try:
         found = json.loads(study.read(DRIVER, limit=MAX_DRIVER_BYTES))
         driver = Driver(**{field.name: found[field.name] for field in fields(Driver)})
-        if _is_sound(driver):
+        if _is_valid(driver):
             return driver
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-    raise damaged(study, f"'{DRIVER}' says nothing of a driver")
+    raise damaged(study, f"'{DRIVER}' does not describe a driver")
 
 
-def _is_sound(driver: Driver) -> bool:
+def _is_valid(driver: Driver) -> bool:
     types = {"generation": int, "through": int, "host": str, "pid": int, "time": float}
     types |= {"ended": bool}
     has_types = all(type(getattr(driver, name)) is kind for name, kind in types.items())
-    # The host is shown to people.
+    # The host is shown to users, so it must be a plain name.
     return has_types and re.fullmatch(r"[\w.-]{1,255}", driver.host) is not None
 
 
-def generation_here(folder: Path) -> int:
-    """Return the generation of the journal here, 0 where there is none (any more)."""
+def local_generation(folder: Path) -> int:
+    """Return the generation of the local journal, 0 without a journal."""
     file = folder / GENERATION
     if not ((folder / FILE_NAME).is_file() and file.is_file()):
         return 0
@@ -171,8 +170,8 @@ def generation_here(folder: Path) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def note_generation_here(folder: Path, generation: int) -> None:
-    """Note that the journal here is that of a driver's generation."""
+def write_local_generation(folder: Path, generation: int) -> None:
+    """Record the generation of the local journal."""
     (folder / GENERATION).write_text(str(generation))
 
 

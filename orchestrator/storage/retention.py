@@ -1,4 +1,4 @@
-"""Bounds the disk that final weights take: those of the least promising trials go first."""
+"""Limit the disk space of final weights: remove those farthest below the front first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.metrics import sign_of
 from sftsearch.orchestrator.storage.trial_events import Finished
 from sftsearch.orchestrator.storage.trial_files import WEIGHTS
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.trial_files import TrialFolder
 
 FREED = 0.1
-"""Share of the limit that is freed beyond it, so that not every trial removes one."""
+"""Extra share of the limit to free, so that not every trial triggers a removal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,15 @@ class _Kept:
     size: int
     configuration_id: str
     accuracy: float
-    """To maximize."""
+    """Sign-adjusted so that more is better."""
     cost: float
 
 
 class Retention:
-    """Keeps the weights of a study below a limit.
+    """Keeps the total size of a study's weights below a limit.
 
-    A configuration lies as far below the front as its mean accuracy lies below the best mean that
-    its cost affords. The farthest lose their weights first; the front's own are never removed.
+    The gap of a configuration is the best mean accuracy at its cost or below, minus its own mean.
+    Weights with the largest gap are removed first; those on the front are never removed.
     """
 
     def __init__(
@@ -47,25 +48,25 @@ class Retention:
         cost: str,
         limit: float,
     ) -> None:
-        """Take in what a study has.
+        """Register the weights that a study already has.
 
         Args:
-            folder_of: gives the folder of a trial by its key.
-            finished: the trials that have, with their final values.
+            folder_of: returns the folder of a trial by its key.
+            finished: the finished trials with their final values.
             accuracy: the first objective and its direction.
-            cost: the second.
+            cost: the second objective.
             limit: bytes.
         """
         self._folder_of, self._limit = folder_of, limit
         self._metric, self._cost = accuracy[0], cost
-        self._sign = 1.0 if accuracy[1] == "maximize" else -1.0
+        self._sign = sign_of(accuracy[1])
         self._kept: dict[TrialKey, _Kept] = {}
         self._total = 0
         for key, values in finished:
             self._add(key, values)
 
     def on_event(self, entry: Entry) -> None:
-        """Hear of an event of the journal; remove weights where there are too many."""
+        """Register the weights of a finished trial; remove weights if they exceed the limit."""
         if isinstance(entry.event, Finished):
             self._add(entry.event.trial, entry.event.values)
             if self._total > self._limit:
@@ -90,7 +91,7 @@ class Retention:
             del self._kept[key]
 
     def _gaps(self) -> dict[str, float]:
-        """Return how far each configuration lies below the front, 0 on it."""
+        """Return how far each configuration is below the front; 0 on the front."""
         values: dict[str, list[float]] = defaultdict(list)
         costs: dict[str, float] = {}
         for kept in self._kept.values():

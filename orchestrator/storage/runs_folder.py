@@ -1,4 +1,4 @@
-"""The folder of all studies, which may be remote: this machine then keeps a folder for it."""
+"""Resolve the runs folder of all studies; a remote one has a local folder in the cache."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.remote import RemoteFolder, RemoteUnavailableError, is_remote
 
 REMOTE_URI = "remote-uri"
-"""File of a local runs folder: the URI that it stands for."""
+"""File in the local folder of a remote runs folder: its URI."""
 
 
 def local_runs_folder(runs: str | Path) -> Path:
     """Return the local folder of a runs folder, which may be a URI.
 
-    A remote one has its journals, reports and MLflow's file in a folder of the cache.
+    For a remote runs folder, a folder of the cache has its journals, reports and MLflow's file.
 
     Raises:
-        UserError: the URI is none that is known.
+        UserError: the URI's scheme is not supported.
     """
     if not is_remote(str(runs)):
         return Path(runs).absolute()
@@ -33,9 +33,10 @@ def local_runs_folder(runs: str | Path) -> Path:
 
 
 def remote_of(runs: Path) -> RemoteFolder | None:
-    """Return what a local runs folder stands for; None where it is itself the runs folder.
+    """Return the remote folder of a local runs folder; None if the runs folder is local.
 
-    One that somebody else made names no bucket for us to ask with our credentials.
+    Only folders in our cache count: a folder from another user must not name a bucket that we then
+    access with our credentials.
     """
     file = runs / REMOTE_URI
     if runs.parent != cache_folder() / "runs" or not file.is_file():
@@ -44,6 +45,6 @@ def remote_of(runs: Path) -> RemoteFolder | None:
 
 
 def describe_runs_folder(runs: Path) -> str:
-    """Return how a user named a runs folder: by its path, or the URI it stands for."""
+    """Return the runs folder as the user specified it: a path or a URI."""
     remote = remote_of(runs)
     return remote.uri if remote else str(runs)

@@ -1,7 +1,7 @@
-"""The events of a remote study's journal, in segments: text files that no lock is needed for.
+"""Write and read the events of a remote study's journal as segments: text files without locks.
 
-A driver writes segments of its generation alone. Each begins where the one before it ends and is
-named after its first event, so only the last one is ever written anew, longer than before.
+A driver writes only segments of its own generation. Each starts where the previous one ends and is
+named after its first event, so only the last one is ever rewritten, with more events.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ MAX_SEGMENT_BYTES = 64 << 20
 
 
 class SegmentWriter:
-    """Writes what a journal gains to the segments of one generation."""
+    """Writes new events of a journal to the segments of one generation."""
 
     def __init__(self, journal: Journal, study: RemoteFolder, generation: int) -> None:
         self._journal, self._study, self._folder = journal, study, folder_of(generation)
         self._through = 0
-        self._first = 1  # of the last segment, which is written anew until it is long enough
+        self._first = 1  # first event of the last segment, which is rewritten until it is full
 
     def start_over(self) -> None:
-        """Write all events again the next time: somebody deleted the backup."""
+        """Write all events again at the next `write`: the backup was deleted."""
         self._through, self._first = 0, 1
 
     def write(self, through: int) -> None:
-        """Write the events since the last time up to the one numbered `through`.
+        """Write the events after the last written one, up to number `through`.
 
         Raises:
-            UserError: they cannot be written; the next time they are tried again.
+            UserError: they cannot be written; the next `write` tries again.
         """
         if through == self._through:
             return
@@ -54,7 +54,7 @@ class SegmentWriter:
         self._through, self._first = through, first
 
     def remove_earlier(self) -> None:
-        """Remove the segments of drivers before this one."""
+        """Remove the segments of earlier drivers."""
         for name in self._study.sizes("journal"):
             if name < self._folder:
                 self._study.remove(name)
@@ -64,7 +64,7 @@ def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Row]:
     """Yield the events that a driver backed up.
 
     Raises:
-        UserError: some are missing or are none.
+        UserError: events are missing or damaged.
     """
     last = 0
     for name in sorted(study.sizes(folder_of(driver.generation))):
@@ -80,7 +80,7 @@ def read_segments(study: RemoteFolder, driver: Driver) -> Iterator[Row]:
 
 
 def as_backed_up(row: Row) -> Row | None:
-    """Return an event as it is read from a segment, whichever way its JSON was written here."""
+    """Return an event as it would be read from a segment: with normalized JSON."""
     return _from_line(_to_line(row))
 
 
@@ -98,12 +98,12 @@ def _to_line(row: Row) -> bytes:
 
 
 def _from_line(line: bytes) -> Row | None:
-    """Return the event of a line, None if it is none."""
+    """Parse the event of a line; return None if it is invalid."""
     try:
         number, moment, kind, body = json.loads(line)
         text = json.dumps(body, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         return None
     types = ((number, int), (moment, float), (kind, str), (body, dict))
-    is_sound = all(type(value) is of for value, of in types)
-    return Row(number, moment, kind, text) if is_sound else None
+    is_valid = all(type(value) is of for value, of in types)
+    return Row(number, moment, kind, text) if is_valid else None

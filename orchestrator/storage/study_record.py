@@ -1,4 +1,4 @@
-"""What is known of a study and its trials, as reports read it: plain values without a database."""
+"""Define the record of a study and its trials that reports read: plain values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.event import JSON, Event, Numbers
 
 Groups = dict[str, tuple[float, float]]
-"""Samples by subject, or by a fixed part of a split without subjects: name -> (correct, count)."""
+"""Samples by subject, or by fixed parts of a split without subjects: name -> (correct, count)."""
 REFUSED, FRESH, CONCLUDED = "refused", "fresh", "concluded"
 RECORDED, CONFIRMED = "recorded", "confirmed"
 
@@ -39,65 +39,64 @@ class TrialRecord:
     configuration_id: str
     model: str
     configuration: JSON
-    """The study file's parameter names and the values this trial had."""
+    """Parameter names of the study file and their values in this trial."""
     seed: int
     """The number of the replicate; with folds, it was validated on fold `seed` modulo `folds`."""
     status: str
-    """`finished`, `stopped` (by the stopping rule, before its last epoch), `failed` or
-    `running`."""
+    """`finished`, `stopped` (before its last epoch, by early stopping), `failed` or `running`."""
     values: dict[str, float] = field(default_factory=dict)
-    """Final validation metrics and costs by name, as in `Search`'s journal; of a stopped trial
-    those of the epoch it reached, of others without an end its costs alone."""
+    """Final validation metrics and costs by name. A stopped trial has those of its last epoch, a
+    failed or running one only its costs."""
     groups: Groups = field(default_factory=dict)
     reason: str = ""
     """Why the trial failed or was stopped; empty otherwise."""
     epoch: int | None = None
-    """The epoch after which it was stopped; None of other trials."""
+    """The epoch after which it was stopped; None for other trials."""
     started: float = 0.0
-    """Unix seconds; 0 where the trial never started."""
+    """Unix seconds; 0 if the trial never started."""
     ended: float = 0.0
     test_values: dict[str, float] | None = None
-    """Test metrics: None until the study's front was confirmed."""
+    """Test metrics; None until the study's front is confirmed."""
     test_groups: Groups | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Posterior:
-    """The posterior of a configuration's true mean at the end of a study."""
+    """Posterior of a configuration's true mean of the first objective at the end of a study."""
 
     mean: float
-    """Of the first objective."""
     sd: float
     on_front: float
-    """Probability that it is on the (2 %, half a point)-front of the first objective against the
-    study's cost; see `front_probability.front_probabilities`."""
+    """Probability of being on the front of the first objective against the study's cost, within
+    2 % and half a point; see `front_probability.front_probabilities`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FalseStops:
-    """How often stopping would have been wrong, by the decided stops that ran on as audits."""
+    """Estimated rate of wrong stops, from audits: trials that ran on instead of being stopped."""
 
     rate: float
     low: float
-    """The ends of the 95 % interval of the rate."""
+    """Lower end of the 95 % interval of the rate."""
     high: float
+    """Upper end of the 95 % interval of the rate."""
     num: int
     """Audits that have finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conclusion:
-    """What a study concludes at its end, by the surrogate of its search."""
+    """A study's conclusions at its end, from the surrogate of its search."""
 
     reported: tuple[str, ...]
-    """Ids of the configurations it takes for the front, by rising cost."""
+    """Ids of the configurations that the study reports as the front, by ascending cost."""
     within_delta: float
-    """Probability that at every budget the best that is reported is at most half a point worse
-    than the best of all; see `front_probability.within_delta_everywhere`."""
+    """Probability that at every budget the best reported configuration is at most half a point
+    worse than the best of all; see `front_probability.within_delta_everywhere`."""
     false_stops: FalseStops | None
-    """None where no stop was audited."""
+    """None if no stop was audited."""
     posteriors: dict[str, Posterior]
-    """By configuration; of those without a stopped or failed trial."""
+    """By configuration, without those that have a stopped or failed trial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,56 +107,56 @@ class StudyRecord:
     description: str
     dataset: str
     num_seeds: int
-    """Replicates of every configuration; it can be on the front when so many have finished."""
+    """Replicates that a configuration needs to have finished to be on the front."""
     objectives: tuple[tuple[str, str], ...]
     """(metric, `maximize` or `minimize`), accuracy first, cost second."""
     facts: dict[str, str]
-    """Fingerprints, versions, device, licence: shown at the foot of a report."""
+    """Fingerprints, versions, device, license: shown in the footer of a report."""
     refused: dict[str, int]
-    """Why configurations were refused before they trained -> how many were.
+    """Number of configurations that were refused before training, by reason.
 
-    In a space that is priced whole these are points of the space, else proposals.
+    In an enumerated space these are points of the space, else proposals.
     """
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
     root: str | None = None
-    """Where the data set's store is, if it is not of the machine."""
+    """Folder of the dataset's store; None: the machine's default."""
     families: tuple[str, ...] = ()
-    """Parameters that set families of configurations apart, beside the model."""
+    """Parameters that, with the model, define families of configurations."""
     max_replicates: int | None = None
-    """Replicates that a configuration may earn; None: every one has `num_seeds`."""
+    """Most replicates that a configuration may get; None: each has `num_seeds`."""
     folds: int | None = None
-    """Grouped folds of training and validation, which the replicates take in turn; None: all have
-    the data set's own split."""
+    """Number of grouped folds of training and validation, used by the replicates in turn; None:
+    all use the dataset's own split."""
     fresh: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Replicates that the reported configurations got after they were chosen, by id."""
+    """Replicates of the reported configurations that ran after these were chosen, by id."""
     conclusion: Conclusion | None = None
-    """None while the study runs, and of studies that kept no model."""
+    """None while the study runs, and for studies without a surrogate."""
     recorded: bool = False
-    """Whether the study is a recorded table, whose trials looked at the test split."""
+    """Whether the study is a recorded table, whose trials are also evaluated on the test split."""
 
 
 @dataclass(slots=True)
 class StudyFacts:
-    """What events say of a study as a whole."""
+    """Facts about a study as a whole, from its events."""
 
     refused: dict[str, int] = field(default_factory=dict)
     """Proposals that were refused, by reason."""
     fresh: dict[str, list[int]] = field(default_factory=dict)
-    """Replicates that the reported configurations got after they were chosen, by id."""
+    """Replicates of the reported configurations that ran after these were chosen, by id."""
     concluded: Concluded | None = None
-    """Without the posteriors."""
+    """The last conclusion, without the posteriors."""
     recorded: bool = False
     confirmed: bool = False
 
     def apply(self, event: Event) -> tuple[str, ...]:
-        """Take in an event; return the names of the facts that it sets."""
+        """Update the facts with an event; return the names of those it sets."""
         if isinstance(event, Refused):
-            # A new dictionary: a copy of these facts may hold the old one.
+            # A new dictionary, because a copy of these facts may share the old one.
             self.refused = self.refused | {event.reason: self.refused.get(event.reason, 0) + 1}
             return (REFUSED,)
         if isinstance(event, Admitted | Replicated) and self.fresh:
-            self.fresh = {}  # the study goes on: these replicates will have been looked at
+            self.fresh = {}  # the study continues, so these replicates influence what follows
             return (FRESH,)
         return self._apply_to_whole(event)
 
@@ -193,7 +192,7 @@ class StudyFacts:
 
     @classmethod
     def from_json(cls, facts: JSON) -> Self:
-        """Return the facts that `to_json` gave; those that are missing are as at the beginning."""
+        """Parse facts written by `to_json`; missing ones have their defaults."""
         known = {one.name: facts[one.name] for one in dataclasses.fields(cls) if one.name in facts}
         concluded = known.get(CONCLUDED)
         if isinstance(concluded, dict):
@@ -210,9 +209,9 @@ def build_record(
     """Build the record of a study.
 
     Args:
-        created: how the study began; of its definition folds and replicates.
+        created: the study's first event; only folds and replicates of its definition are used.
         facts: of the study as a whole.
-        trials: those that were started.
+        trials: the trials that were started.
         posteriors: mean, sd and on_front by configuration, from the last `Concluded`.
     """
     trials = tuple(sorted(trials, key=lambda trial: (trial.started, trial.key)))
@@ -242,21 +241,21 @@ def _conclusion(
     if concluded is None:
         return None
     audits = concluded.audits
-    # A posterior from before one of its trials failed no longer holds.
-    lost = {t.configuration_id for t in trials if t.status in ("stopped", "failed")}
+    # A posterior no longer holds once a trial of its configuration was stopped or failed.
+    outdated = {t.configuration_id for t in trials if t.status in ("stopped", "failed")}
     return Conclusion(
         reported=tuple(concluded.reported),
         within_delta=concluded.within_delta,
         false_stops=None if audits is None else FalseStops(**audits),  # type: ignore[arg-type]
-        posteriors={i: Posterior(**one) for i, one in posteriors.items() if i not in lost},
+        posteriors={i: Posterior(**one) for i, one in posteriors.items() if i not in outdated},
     )
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a time as MLflow keeps it, so that both records of a study agree."""
+    """Round a time to milliseconds as MLflow does, so that both records of a study agree."""
     return round(seconds * 1000)
 
 
 def as_groups(groups: Mapping[str, Sequence[float]]) -> Groups:
-    """Turn JSON's lists back into pairs."""
+    """Convert the lists of JSON to pairs."""
     return {name: (float(correct), float(count)) for name, (correct, count) in groups.items()}

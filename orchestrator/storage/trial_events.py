@@ -1,4 +1,4 @@
-"""The events of trials; see `events`."""
+"""Define the events of trials; see `events`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sftsearch.orchestrator.storage.event import JSON, Event, Groups, Numbers, T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
-    """A worker begins a trial, or goes on with it."""
+    """A trial was assigned to a worker, to start or to resume."""
 
     kind = "started"
     trial: TrialKey
     epoch: int
-    """Epochs that the journal already has."""
+    """Epochs that are already in the journal."""
     configuration_id: str
     model: str
     parameters: JSON
@@ -34,24 +34,24 @@ class EpochEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class Retried(Event):
-    """A trial's process died, or it ran out of memory beside others: it is to begin again."""
+    """A trial is retried: its process died, or it ran out of memory beside other trials."""
 
     kind = "retried"
     trial: TrialKey
     reason: str
     alone: bool
-    """Whether it is to have whole GPUs."""
+    """Whether the retry gets whole GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged(Event):
-    """The stopping rule let a trial go on."""
+    """The early-stopping rule let a trial continue."""
 
     kind = "judged"
     trial: TrialKey
     epoch: int
     best: float | None
-    """The best posterior mean at its cost or below."""
+    """The best posterior mean at the trial's cost or below."""
     stop: bool
     audit: bool
     probability: float | None
@@ -60,37 +60,37 @@ class Judged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped(Event):
-    """A trial ended before its last epoch, by the stopping rule or for another replicate of it."""
+    """A trial ended before its last epoch: stopped by the rule, or because a replicate was."""
 
     kind = "stopped"
     trial: TrialKey
     epoch: int
     reason: str
     values: Numbers
-    """Of that epoch, with the costs."""
+    """Metrics of that epoch, and the costs."""
     best: float | None = None
     withdrawn: tuple[TrialKey, ...] = ()
-    """Replicates that will not be run."""
+    """Replicates that will not run."""
     stop: bool | None = None
-    """True by the rule's own decision, whose parts follow; None: another replicate was stopped."""
+    """True if the rule decided it, with the fields below; None: another replicate was stopped."""
     audit: bool | None = None
     probability: float | None = None
     threshold: float | None = None
 
     @property
     def reached(self) -> Numbers:
-        """The values without the number of their epoch."""
+        """The values without the epoch number."""
         return {name: value for name, value in self.values.items() if name != "epoch"}
 
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
-        """Return the value of a field that the journal keeps as `value`."""
+        """Parse the value of one field from its JSON."""
         if name == "withdrawn" and isinstance(value, list):
             return tuple(map(TrialKey.parse, value))
         return TrialKey.parse(value) if name == "trial" else value
 
     def to_json(self) -> JSON:
-        """Return the event as the journal keeps it."""
+        """Return the event as JSON, without its kind."""
         body = Event.to_json(self) | {"withdrawn": [str(key) for key in self.withdrawn]}
         decision = ("stop", "audit", "probability", "threshold")
         if self.stop is not None:
@@ -100,7 +100,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """A trial ended with values."""
+    """A trial reached its last epoch."""
 
     kind = "finished"
     trial: TrialKey
@@ -108,12 +108,12 @@ class Finished(Event):
     groups: Groups
     """Validation samples by subject: (correct, count)."""
     facts: JSON = field(default_factory=dict)
-    """Where it ran: torch, device, threads."""
+    """Environment of the run: torch, device, threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed(Event):
-    """A trial ended without values."""
+    """A trial ended without values because of an error."""
 
     kind = "failed"
     trial: TrialKey

@@ -1,8 +1,8 @@
-"""What a trial keeps: its log, checkpoint and weights, in a folder or behind a URI.
+"""Store a trial's log, checkpoint and weights, in a local folder or at a URI.
 
-It belongs to the worker that the trial was handed to last: each handing-out has a fencing token,
-greater than those before, and whoever comes with a smaller one keeps nothing any more. So a worker
-that outlives its driver, or its node's connection, cannot spoil what a later one does.
+The files belong to the worker to which the trial was assigned last. Each assignment has a fencing
+token greater than all before, and a worker with a smaller token can no longer write. So a worker
+that outlives its driver, or loses its connection, cannot damage the files of a later one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sftsearch.datasets.file_lock import locked
 from sftsearch.datasets.remote import RemoteFolder, RemoteUnavailableError, is_remote
-from sftsearch.datasets.writer import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,59 +23,59 @@ CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 LOG = "trial.log"
 OWNER = "owner"
-"""File of a folder with the fencing token of the worker that may write there; also its lock."""
+"""File with the fencing token of the worker that may write to the folder; also its lock."""
 MAX_LOG_BYTES = 1 << 20
 
 
 class StaleTokenError(RuntimeError):
-    """The trial was handed to another worker meanwhile: this one must not touch it any more."""
+    """The trial was assigned to another worker: this one must no longer write its files."""
 
 
 class TrialFolder(ABC):
-    """The files of one trial, whichever worker wrote them."""
+    """The files of one trial, written by any of its workers."""
 
     @abstractmethod
     def owner(self) -> int:
-        """Return the fencing token of the worker that the trial was handed to; -1 for none."""
+        """Return the fencing token of the worker that owns the trial; -1 if there is none."""
 
     @abstractmethod
     def take_over(self, fencing_token: int) -> None:
-        """Let the worker with this token write, and none with a smaller one.
+        """Allow the worker with this token to write, and none with a smaller one.
 
         Raises:
-            StaleTokenError: somebody holds a greater one.
+            StaleTokenError: another worker holds a greater token.
         """
 
     @abstractmethod
     def save(self, fencing_token: int, name: str, write: Callable[[Path], None]) -> None:
-        """Keep what `write` writes to the path that it is given.
+        """Save a file; `write` is called with the path to write to.
 
         Raises:
-            StaleTokenError: another worker has the trial.
+            StaleTokenError: another worker owns the trial.
         """
 
     @abstractmethod
     def log(self, fencing_token: int, line: str) -> None:
-        """Add a line to the log, unless that is long enough.
+        """Append a line to the log, unless the log has reached its size limit.
 
         Raises:
-            StaleTokenError: another worker has the trial.
+            StaleTokenError: another worker owns the trial.
         """
 
     @abstractmethod
     def load(self, name: str) -> contextlib.AbstractContextManager[Path | None]:
-        """Give the path of a file for the time of a block, None if the trial has none such."""
+        """Provide a local path of a file for the duration of a block; None if it does not exist."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Return the bytes of a file, 0 if the trial has none of this name."""
+        """Return the size of a file in bytes; 0 if it does not exist."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, if there is one."""
+        """Remove a file, if it exists."""
 
     def read_log(self) -> str:
-        """Return the trial's log; empty where there is none."""
+        """Return the trial's log; empty if there is none."""
         return self._read(LOG)
 
     def _read(self, name: str) -> str:
@@ -84,12 +84,12 @@ class TrialFolder(ABC):
 
 
 def open_trial_folder(where: str, rank: int = 0) -> TrialFolder:
-    """Return the trial's folder at a path or a URI, for one of the trial's workers."""
+    """Open the trial's folder at a path or a URI, for one of the trial's workers."""
     return RemoteTrialFolder(where, rank) if is_remote(where) else LocalTrialFolder(Path(where))
 
 
 class LocalTrialFolder(TrialFolder):
-    """A folder that all workers see as it is: of this machine, or of a file system they share."""
+    """A folder on this machine, or on a file system that all workers share."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -138,7 +138,7 @@ class LocalTrialFolder(TrialFolder):
 
     @contextlib.contextmanager
     def _owned(self, fencing_token: int) -> Iterator[None]:
-        """Hold the folder for as long as the block runs."""
+        """Lock the folder for the duration of the block."""
         with locked(self._path / OWNER, wait=True):
             if self.owner() != fencing_token:
                 raise _stale(self._path)
@@ -146,15 +146,15 @@ class LocalTrialFolder(TrialFolder):
 
 
 class RemoteTrialFolder(TrialFolder):
-    """Files behind a URI, below the token of the worker that wrote them.
+    """Files at a URI, each below the fencing token of the worker that wrote it.
 
-    Object stores know no locks, so no worker writes where another one does. A later worker goes on
-    from the newest file that one before it left; what a replaced worker still writes, nobody reads.
+    Object stores have no locks, so each worker writes below its own token. A later worker resumes
+    from the newest file of the earlier ones; files that a replaced worker still writes are unused.
     """
 
     def __init__(self, uri: str, rank: int = 0) -> None:
         self._remote = RemoteFolder(uri, RemoteUnavailableError)
-        # Workers of one trial have one fencing token: each writes a log of its own.
+        # The workers of one trial share a fencing token: each writes its own log.
         self._log_name = f"{LOG}.{rank}" if rank else LOG
         self._log = ""
 
@@ -205,12 +205,12 @@ class RemoteTrialFolder(TrialFolder):
                 self._remote.remove(_below(token, name))
 
     def read_log(self) -> str:
-        """Return the logs of the trial's workers, the first one's first."""
+        """Return the logs of the trial's workers, in order of rank."""
         names = {name for _, name in self._files() if name.startswith(LOG)}
         return "".join(self._read(name) for name in sorted(names))
 
     def _files(self) -> dict[tuple[int, str], int]:
-        """Return the sizes of what there is, by token and name."""
+        """Return the sizes of all files, by token and name."""
         found = {}
         for path, size in self._remote.sizes().items():
             token, _, name = path.partition("/")
@@ -220,12 +220,12 @@ class RemoteTrialFolder(TrialFolder):
 
 
 def _below(fencing_token: int, name: str) -> str:
-    """Return where behind a URI a worker keeps a file."""
+    """Return the path of a worker's file relative to the URI."""
     return f"{fencing_token:012d}/{name}"
 
 
 def _stale(folder: Path | str) -> StaleTokenError:
-    return StaleTokenError(f"The trial in '{folder}' was handed to another worker.")
+    return StaleTokenError(f"The trial in '{folder}' was assigned to another worker.")
 
 
 def _write_text(path: Path, text: str) -> None:

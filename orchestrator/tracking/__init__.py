@@ -1,1 +1,1 @@
-"""MLflow: the mirror of the journal, the reader, the user interface."""
+"""Mirror journals to MLflow, read studies from it, serve its UI."""

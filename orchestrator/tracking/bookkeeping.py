@@ -1,4 +1,4 @@
-"""How far the mirror has come with a study: its own bookkeeping, beside the journal."""
+"""Record which events of a study MLflow already has, in a file beside the journal."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BOOKKEEPING = "mirror.json"
-"""File of a study's folder."""
+"""File in a study's folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bookkeeping:
-    """What MLflow has of a study."""
+    """The part of a study's journal that MLflow has."""
 
     run_id: str = ""
-    """Of the study's parent run: another store, or a run that was made anew, lacks it all."""
+    """Id of the study's parent run; with another one, everything must be written again."""
     through: int = 0
-    """The number of the last event that it has; 0: none."""
+    """The number of the last mirrored event; 0: none."""
     time: float = 0.0
-    """Of that event: in a journal that was put in its place it is another one."""
+    """Time of that event; it differs if the journal was replaced."""
     facts: StudyFacts = field(default_factory=StudyFacts)
-    """Of the study, by that event."""
+    """Facts of the study up to that event."""
 
     def write(self, folder: Path) -> None:
-        """Write it to a study's folder; the file is whole or the one before."""
-        unfinished = folder / f"{BOOKKEEPING}.part"
-        kept = {"run_id": self.run_id, "through": self.through, "time": self.time}
-        unfinished.write_text(json.dumps(kept | {"facts": self.facts.to_json()}))
-        unfinished.replace(folder / BOOKKEEPING)
+        """Write the bookkeeping to a study's folder, atomically."""
+        partial = folder / f"{BOOKKEEPING}.part"
+        content = {"run_id": self.run_id, "through": self.through, "time": self.time}
+        partial.write_text(json.dumps(content | {"facts": self.facts.to_json()}))
+        partial.replace(folder / BOOKKEEPING)
 
 
 def read_bookkeeping(folder: Path) -> Bookkeeping | None:
-    """Return what MLflow has of a study; None where that was not noted here, or is damaged."""
+    """Read a study's bookkeeping; return None if it is missing or damaged."""
     try:
-        kept = json.loads((folder / BOOKKEEPING).read_bytes())
-        facts = StudyFacts.from_json(kept["facts"])
-        return Bookkeeping(str(kept["run_id"]), int(kept["through"]), float(kept["time"]), facts)
+        content = json.loads((folder / BOOKKEEPING).read_bytes())
+        facts = StudyFacts.from_json(content["facts"])
+        return Bookkeeping(
+            str(content["run_id"]), int(content["through"]), float(content["time"]), facts
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def num_mirrored(folder: Path) -> int | None:
-    """Return the number of the last event of a study that MLflow has; None: not noted here."""
-    done = read_bookkeeping(folder)
-    return None if done is None else done.through
+    """Return the number of the last mirrored event of a study; None if it is not known."""
+    mirrored = read_bookkeeping(folder)
+    return None if mirrored is None else mirrored.through

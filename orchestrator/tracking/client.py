@@ -1,4 +1,4 @@
-"""MLflow's client: its settings, its store, and a study's experiment and runs in it."""
+"""Configure MLflow's client and find a study's experiment and runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-# Read by MLflow at each request: fail soon, the mirror tries again by itself.
+# MLflow reads these at each request. Fail fast, as the mirror retries.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 PREFIX = "sftsearch."
 TEST = "test_"
 POSTERIOR = {"mean": "posterior_mean", "sd": "posterior_sd", "on_front": "front_probability"}
-"""What a study concluded of a configuration -> the metric of its trials' runs."""
+"""Field of a configuration's posterior -> metric in the runs of its trials."""
 _PASSWORDS = (
     (r"(://[^/@\s]*?):[^/\s]*@", r"\1@"),
-    # SQLAlchemy takes a `/` in a password as it is; after http://host: digits are a port.
+    # SQLAlchemy allows `/` in a password; after http://host: digits are a port.
     (r"((?<!http)(?<!https)://[^/@:\s]*):[^@\s]*@", r"\1@"),
     (r"(://[^/@:\s]*):(?!\d+/)[^@\s]*@", r"\1@"),
     (r"([?&](?:ssl)?passw(?:or)?d=)[^&\s'\")]*", r"\1***"),
 )
-"""Where a URI may hold a password, and what is shown instead."""
+"""Patterns of passwords in URIs, with their replacements."""
 
 logging.getLogger("alembic").setLevel(logging.ERROR)
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -51,25 +51,25 @@ class TrackingError(UserError):
 
 
 def default_uri(runs: Path) -> str:
-    """Return the tracking URI beside the runs: an SQLite file."""
+    """Return the default tracking URI: an SQLite file in the runs folder."""
     return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
 
 
 def masked(text: str) -> str:
-    """Return a URI, or a text with URIs, without passwords: `postgresql://user@host/db`."""
+    """Remove passwords from a URI or a text with URIs: `postgresql://user@host/db`."""
     for pattern, shown in _PASSWORDS:
         text = re.sub(pattern, shown, text)
     return text
 
 
 def open_client(uri: str, runs: Path) -> MlflowClient:
-    """Return a client whose store exists.
+    """Return a client after checking that its store answers.
 
-    The first use of an SQLite store migrates its tables; two processes doing so at once would break
-    each other, so it happens under a lock.
+    The first use of an SQLite store migrates its tables. Concurrent migrations would fail, so an
+    SQLite store is opened under a lock.
 
     Raises:
-        TrackingError: the URI is not one MLflow knows, or the store does not answer.
+        TrackingError: MLflow does not support the URI, or the store does not answer.
     """
     runs.mkdir(parents=True, exist_ok=True)
     try:
@@ -78,43 +78,43 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow lets errors of SQLAlchemy, requests and its own through
-        raise no_answer(uri, error) from None  # the cause's text may hold the password
+    except Exception as error:  # of MLflow, SQLAlchemy or requests
+        raise no_answer(uri, error) from None  # the cause's text may contain the password
     return client
 
 
 def find_experiment(client: MlflowClient, created: Created, runs: Path, uri: str) -> str:
-    """Return the id of the study's experiment, making it if it is missing.
+    """Return the id of the study's experiment; create it if it is missing.
 
     Raises:
-        TrackingError: an experiment of this name holds another study.
+        TrackingError: the experiment of this name was deleted or belongs to another study.
     """
     name, definition = created.name, created.definition_hash
     found = client.get_experiment_by_name(name)
     if found is None:
-        # Beside a local store the files lie with the runs; a server says itself where they go.
+        # With a local store the artifacts are in the runs folder; a server chooses their location.
         local = uri.startswith("sqlite:")
         where = (runs / "mlartifacts").absolute().as_uri() if local else None
-        # To MLflow this is about trained models, not about traces of language models.
+        # Makes MLflow's UI show model training instead of traces of language models.
         tags = {f"{PREFIX}definition": definition}
         tags["mlflow.experimentKind"] = "custom_model_development"
-        made: str = client.create_experiment(name, artifact_location=where, tags=tags)
-        return made
+        created_id: str = client.create_experiment(name, artifact_location=where, tags=tags)
+        return created_id
     theirs = found.tags.get(f"{PREFIX}definition")
     if found.lifecycle_stage != "active" or theirs != definition:
         why = "was deleted" if found.lifecycle_stage != "active" else "belongs to another study"
         raise TrackingError(
-            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: give this study another "
-            "name, or another --tracking-uri."
+            f"The MLflow experiment '{name}' at '{masked(uri)}' {why}: rename this study, or use "
+            "another --tracking-uri."
         )
     experiment_id: str = found.experiment_id
     return experiment_id
 
 
 def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
-    """Return a study's runs by trial key; the parent's key is empty.
+    """Return a study's runs by trial key; the parent run's key is empty.
 
-    Runs that somebody else put into the experiment are left out.
+    Runs without a valid key are skipped: the user may have added them to the experiment.
     """
     keyed = ((run.data.tags.get(f"{PREFIX}trial"), run) for run in _all_runs(client, experiment_id))
     return {
@@ -125,7 +125,7 @@ def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
-    """Yield the runs of an experiment that were not deleted."""
+    """Yield the active runs of an experiment."""
     token: str | None = None
     while True:
         page = client.search_runs(
@@ -138,10 +138,10 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
 
 
 def delete_study(uri: str, name: str, runs: Path) -> None:
-    """Delete a study's experiment, and free its name; one that is not there is no mistake.
+    """Delete a study's experiment and free its name; do nothing if it does not exist.
 
     Raises:
-        TrackingError: MLflow does not answer, or the experiment is not one of ours.
+        TrackingError: MLflow does not answer, or the experiment is not a study.
     """
     client = open_client(uri, runs)
     try:
@@ -149,7 +149,7 @@ def delete_study(uri: str, name: str, runs: Path) -> None:
         if experiment is None or experiment.lifecycle_stage != "active":
             return
         if f"{PREFIX}definition" not in experiment.tags:
-            raise TrackingError(f"The MLflow experiment '{name}' is not a study: it is left alone.")
+            raise TrackingError(f"The MLflow experiment '{name}' is not a study; it was kept.")
         number = experiment.experiment_id
         client.rename_experiment(number, f"{name} (deleted, experiment {number})")
         client.delete_experiment(number)
@@ -158,11 +158,11 @@ def delete_study(uri: str, name: str, runs: Path) -> None:
 
 
 def no_answer(uri: str, error: Exception) -> TrackingError:
-    """Return the error of a server that does not answer."""
+    """Return the error for a server that does not answer."""
     return TrackingError(f"MLflow does not answer at '{masked(uri)}': {first_line(error)}")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, without passwords."""
+    """Return the first line of an error's message, without passwords."""
     lines = masked(str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

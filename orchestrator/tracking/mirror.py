@@ -1,9 +1,9 @@
-"""MLflow from the journal: one writer, idempotent, that catches up after an outage.
+"""Mirror a study's journal to MLflow: idempotent, catching up after an outage.
 
-One experiment a study, a parent run for the study, a child run for each trial. A thread of the
-driver reads what the journal gained and writes it in batches; a tracking server that is slow or
-away never holds up or fails a trial. Runs are found again by their tags, metrics carry the
-journal's times, so writing the same event twice changes nothing.
+A study has one experiment, a parent run and a child run for each trial. A thread of the driver
+writes new events in batches, so a slow or unreachable tracking server never delays or fails a
+trial. Runs are found by their tags and metrics have the journal's times, so writing an event twice
+changes nothing.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NUM_WRITERS = 8
-"""Runs that are written at a time to a server."""
+"""Runs written concurrently to a server."""
 MAX_PAUSE = 5.0
-"""Seconds between two tries to reach a server that is away: one connection costs little."""
+"""Longest pause, in seconds, between two attempts to reach a server."""
 MAX_EVENTS = 5_000
-"""Events of one batch of writes."""
+"""Most events in one batch of writes."""
 MAX_METRICS = 800
 MAX_PARAMS = 100
-"""MLflow takes 1,000 entries in one call, of them 100 parameters and 100 tags."""
+"""MLflow accepts 1,000 entries per call, with at most 100 parameters and 100 tags."""
 
 
 class Mirror:
-    """Writes one study's journal to MLflow, in a thread of its own."""
+    """Writes one study's journal to MLflow, in its own thread."""
 
     def __init__(
         self,
@@ -61,18 +61,18 @@ class Mirror:
         created: Created | None = None,
         interval: float = 1.0,
     ) -> None:
-        """Begin to mirror.
+        """Start mirroring.
 
         Args:
             journal: of the study.
-            uri: MLflow's.
+            uri: tracking URI.
             runs: the folder of all studies.
-            created: how the study began; None: it is looked up in the journal.
+            created: the study's first event; None: read it from the journal.
             interval: seconds between two batches.
         """
         self.uri = uri
         self.problem = ""
-        """Why the last try failed; empty while all is well."""
+        """Why the last attempt failed; empty if it succeeded."""
         self.parent_id = ""
         self._journal = journal
         self._runs = runs
@@ -81,31 +81,33 @@ class Mirror:
         self._experiment_id = ""
         self._created = created
         self._run_ids: dict[str, str] = {}
-        done = read_bookkeeping(journal.folder)
-        self._done = done if done is not None and _is_of(done, journal) else Bookkeeping()
+        mirrored = read_bookkeeping(journal.folder) or Bookkeeping()
+        self._mirrored = mirrored if _matches(mirrored, journal) else Bookkeeping()
         self._stop = threading.Event()
         self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
     def close(self, *, patience: float = 20.0) -> bool:
-        """Write what is left, trying for `patience` seconds; return whether all is written."""
+        """Write the remaining events within `patience` seconds; return whether all are written."""
         self._give_up_at = time.monotonic() + patience
         self._stop.set()
         self._thread.join(patience + 15)
         return not self._thread.is_alive() and not self.problem
 
     def log_artifacts(self, files: Iterable[Path]) -> None:
-        """Put files beside the study's parent run. Call it after `close`.
+        """Upload files to the study's parent run; call it after `close`.
 
         Raises:
-            TrackingError: MLflow does not take them.
+            TrackingError: MLflow does not accept them.
         """
         try:
             for file in files:
                 self._open().log_artifact(self.parent_id, str(file), artifact_path="report")
         except Exception as error:
-            raise TrackingError(f"MLflow did not take the report: {first_line(error)}") from None
+            raise TrackingError(
+                f"The report could not be uploaded to MLflow: {first_line(error)}"
+            ) from None
 
     def _loop(self) -> None:
         pause = 0.0
@@ -117,7 +119,7 @@ class Mirror:
                 self.problem, pause = "", self._interval
                 if stopping:
                     return
-            except Exception as error:  # whatever it is, the study goes on and this is tried again
+            except Exception as error:  # never fail the study; try again after a pause
                 self.problem = first_line(error)
                 self._client = None
                 pause = min(max(2 * pause, self._interval), MAX_PAUSE)
@@ -127,7 +129,7 @@ class Mirror:
                     time.sleep(0.5)
 
     def _open(self) -> MlflowClient:
-        """Connect, and learn which runs an earlier try or driver made."""
+        """Connect and find the runs that earlier attempts or drivers created."""
         if self._client is None:
             client = open_client(self.uri, self._runs)
             self._created = self._created or _read_created(self._journal)
@@ -135,50 +137,51 @@ class Mirror:
             found = find_runs(client, self._experiment_id)
             self._run_ids = {key: run.info.run_id for key, run in found.items()}
             if "" not in self._run_ids:
-                self._run_ids[""] = self._make_parent(client, self._created)
+                self._run_ids[""] = self._create_parent(client, self._created)
             self.parent_id = self._run_ids[""]
-            if self._done.run_id != self.parent_id:  # all is written again, which changes nothing
-                self._done = Bookkeeping(self.parent_id)
+            if self._mirrored.run_id != self.parent_id:  # write everything again; idempotent
+                self._mirrored = Bookkeeping(self.parent_id)
             self._client = client
         return self._client
 
     def _catch_up(self) -> bool:
-        """Write one batch; return whether there is more."""
+        """Write one batch; return whether there may be more."""
         last = self._journal.last_id
-        if last == self._done.through and (self._client is not None or not last):
+        if last == self._mirrored.through and (self._client is not None or not last):
             return False
         client = self._open()
-        with contextlib.closing(self._journal.entries(after=self._done.through)) as found:
+        with contextlib.closing(self._journal.entries(after=self._mirrored.through)) as found:
             entries = list(islice(found, MAX_EVENTS))
-        if not entries:  # what is left are events of kinds that are no longer journalled
+        if not entries:  # only events of retired kinds are left
             return False
-        facts = StudyFacts.from_json(self._done.facts.to_json())  # what fails is tried again
+        facts = StudyFacts.from_json(self._mirrored.facts.to_json())  # a copy: writing may fail
         self._write_runs(client, self._gather(entries, facts))
-        self._done = Bookkeeping(self.parent_id, entries[-1].id, entries[-1].time, facts)
-        self._done.write(self._journal.folder)
+        self._mirrored = Bookkeeping(self.parent_id, entries[-1].id, entries[-1].time, facts)
+        self._mirrored.write(self._journal.folder)
         return True
 
     def _gather(self, entries: Iterable[Entry], facts: StudyFacts) -> Writes:
-        """Return what each run gains from the events, the parent's with the facts they touch."""
+        """Return the events' writes by run; the parent run gets the facts that changed."""
         writes = Writes()
-        touched: dict[str, None] = {}
+        changed: dict[str, None] = {}
         for entry in entries:
             writes.add(entry)
-            touched |= dict.fromkeys(facts.apply(entry.event))
+            changed |= dict.fromkeys(facts.apply(entry.event))
             writes.add_posteriors(entry, {*self._run_ids, *writes})
-        # Also where it is again what it was: an earlier try may have written what lay between.
+        # Written even if the value is the same as before the batch: an earlier attempt may have
+        # written an intermediate value.
         known = facts.to_json()
-        for name in touched:
+        for name in changed:
             writes[""].tag(name, json.dumps(known[name]))
         return writes
 
     def _write_runs(self, client: MlflowClient, writes: Writes) -> None:
-        """Write to each run what it gains; over HTTP to several at a time."""
+        """Write to all runs; over HTTP to several concurrently."""
 
         def write(key: str, written: RunWrites) -> None:
             if key not in self._run_ids and written.started is not None:
-                self._run_ids[key] = self._make_child(client, written)
-            if key in self._run_ids:  # a run that somebody deleted stays deleted
+                self._run_ids[key] = self._create_child(client, written)
+            if key in self._run_ids:  # a run that the user deleted stays deleted
                 _write(client, self._run_ids[key], written)
 
         remote = self.uri.startswith(("http:", "https:"))
@@ -187,10 +190,10 @@ class Mirror:
                 for _ in pool.map(write, writes, writes.values()):
                     pass
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # a server that is away is away for all
+                pool.shutdown(cancel_futures=True)  # the other writes would fail too
                 raise
 
-    def _make_child(self, client: MlflowClient, written: RunWrites) -> str:
+    def _create_child(self, client: MlflowClient, written: RunWrites) -> str:
         started, created = written.started, self._created
         assert started is not None
         assert created is not None
@@ -216,16 +219,16 @@ class Mirror:
         run_id: str = run.info.run_id
         return run_id
 
-    def _make_parent(self, client: MlflowClient, created: Created) -> str:
-        whole = created.definition
-        some = {name: whole[name] for name in ("folds", "replicates") if name in whole}
-        shown = created.to_json() | {"definition": some}  # all of it may be too long for a tag
+    def _create_parent(self, client: MlflowClient, created: Created) -> str:
+        full = created.definition
+        part = {name: full[name] for name in ("folds", "replicates") if name in full}
+        body = created.to_json() | {"definition": part}  # the full one may be too long for a tag
         run = client.create_run(
             self._experiment_id,
             run_name=created.name,
             tags={
                 f"{PREFIX}trial": "",
-                f"{PREFIX}created": json.dumps(shown),
+                f"{PREFIX}created": json.dumps(body),
                 "mlflow.note.content": created.description,
             },
         )
@@ -233,14 +236,15 @@ class Mirror:
         return run_id
 
 
-def _is_of(done: Bookkeeping, journal: Journal) -> bool:
-    """Tell whether it is of this journal, and not of one that was in its place."""
-    with contextlib.closing(journal.entries(after=done.through - 1, through=done.through)) as found:
-        return done.through == 0 or any(entry.time == done.time for entry in found)
+def _matches(mirrored: Bookkeeping, journal: Journal) -> bool:
+    """Return whether the bookkeeping is of this journal, which may have been replaced."""
+    last = mirrored.through
+    with contextlib.closing(journal.entries(after=last - 1, through=last)) as found:
+        return last == 0 or any(entry.time == mirrored.time for entry in found)
 
 
 def _read_created(journal: Journal) -> Created:
-    # Closed here: SQLite takes offence where another thread collects what was not read to its end.
+    # Close the generator here: SQLite fails if another thread collects an unfinished read.
     with contextlib.closing(journal.entries()) as entries:
         return next(entry.event for entry in entries if isinstance(entry.event, Created))
 

@@ -1,4 +1,4 @@
-"""Studies as MLflow alone has them."""
+"""Read studies from MLflow, without their journals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STATUS = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
 def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
-    """Read a study from MLflow alone.
+    """Read a study from MLflow, without its journal.
 
     Raises:
         TrackingError: MLflow does not answer, or has no such study.
@@ -50,8 +50,8 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
     parent = ours.pop("", None)
     if parent is None:
         raise TrackingError(
-            f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the studies "
-            "here; name another place with --runs or --tracking-uri."
+            f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the known "
+            "studies; for others set --runs or --tracking-uri."
         )
     tags = parent.data.tags
     facts = {
@@ -65,7 +65,7 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
 
 
 def _posteriors(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """Return the posterior of every configuration; see `writes.add_posteriors`."""
+    """Return the posterior of every configuration; see `Writes.add_posteriors`."""
     return {
         run.data.tags[f"{PREFIX}configuration_id"]: {
             part: run.data.metrics[name] for part, name in POSTERIOR.items()

@@ -1,4 +1,4 @@
-"""MLflow's UI on the store of a runs folder, for this machine, or with a login for others."""
+"""Serve MLflow's UI for a runs folder, on this machine only or with a login for others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LOOPBACK = "127.0.0.1"
 
 
 def pages_of_studies(uri: str, runs: Path) -> dict[str, str]:
-    """Return where in the UI the runs of each study are, the latest first.
+    """Return the UI page with the runs of each study, the latest study first.
 
-    MLflow's own way to an experiment leads to pages about traces of language models.
+    MLflow's own link to an experiment opens pages about traces of language models.
 
     Raises:
         TrackingError: the store does not answer.
@@ -40,14 +40,14 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
     """Serve MLflow's UI until it is interrupted; return its exit code.
 
     Args:
-        uri: of the store, not of a server.
+        uri: of the store; not of a server.
         runs: the folder of all studies.
-        port: where it listens.
-        host: the address of this machine at which it does.
-        login: whether it asks for a name and a password.
+        port: to listen on.
+        host: address of this machine to listen on.
+        login: whether to require a user name and a password.
 
     Raises:
-        TrackingError: the port is taken, or there is no password.
+        TrackingError: the port is in use, or no password is set.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,14 +55,14 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
             probe.bind((host, port))
         except OSError as error:
             raise TrackingError(
-                f"Cannot listen on port {port} of {host} ({error.strerror}): choose another with "
-                "--port."
+                f"Cannot listen on port {port} of {host} ({error.strerror}). Choose another one "
+                "with --port."
             ) from error
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     artifacts = (runs / "mlartifacts").absolute().as_uri()
     command += ["--default-artifact-root", artifacts, "--workers", "1"]
-    # Without its queues for jobs, which start eight processes more. The store's URI may hold a
-    # password, which everybody on the machine could read in the command.
+    # Job execution would start eight more processes. The store's URI may contain a password, which
+    # every user of the machine could read in the command line.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri
     if login:
@@ -80,17 +80,17 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
 
 
 def _login(runs: Path) -> dict[str, str]:
-    """Return the environment in which MLflow's server asks for a login; make its files.
+    """Write the login files of MLflow's server and return the environment that enables them.
 
     Raises:
-        TrackingError: no password was set, or the package that MLflow needs for it is missing.
+        TrackingError: no password is set, or Flask-WTF is not installed.
     """
     if importlib.util.find_spec("flask_wtf") is None:
         raise TrackingError("`--login` needs Flask-WTF: pip install 'sftsearch[server]'.")
     if not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
         raise TrackingError(
-            "`--login` needs the password of its first user in MLFLOW_AUTH_ADMIN_PASSWORD; that "
-            "user is called `admin`, or as MLFLOW_AUTH_ADMIN_USERNAME says."
+            "`--login` needs the password of the first user in MLFLOW_AUTH_ADMIN_PASSWORD. The "
+            "user's name is `admin`; set MLFLOW_AUTH_ADMIN_USERNAME to change it."
         )
     users, settings = runs / "mlflow-login.db", runs / "mlflow-login.ini"
     users.touch(mode=0o600)
@@ -108,7 +108,7 @@ def _login(runs: Path) -> dict[str, str]:
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """End a server with all the processes it started, politely first."""
+    """End a server and all its child processes: SIGTERM first, SIGKILL after 5 seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""From a study's events to what its MLflow runs gain; equal events give equal writes.
+"""Convert a study's events to writes to its MLflow runs; equal events give equal writes.
 
-What a study concluded of a configuration is on the runs of its trials, all else of the study as a
-whole on the parent run, whose key is empty.
+The posterior of a configuration goes to the runs of its trials; all other facts about the study as
+a whole go to the parent run, whose key is empty.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ KILLED = RunStatus.to_string(RunStatus.KILLED)
 
 @dataclass(slots=True)
 class RunWrites:
-    """What one run gains from a batch of events."""
+    """Writes to one run from a batch of events."""
 
     started: Started | None = None
-    """How the trial began, if that is in the batch: what a new run is made from."""
+    """The trial's start, if it is in the batch; a new run is created from it."""
     start_time: int = 0
-    """Of `started`, in milliseconds."""
+    """Time of `started`, in milliseconds."""
     metrics: list[Metric] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
     tags: list[RunTag] = field(default_factory=list)
@@ -51,31 +51,31 @@ class RunWrites:
     ended: int = 0
 
     def tag(self, name: str, value: str) -> None:
-        """Add a tag of ours."""
+        """Add a tag with our prefix."""
         self.tags.append(RunTag(f"{PREFIX}{name}", value))
 
     def measure(self, values: Numbers, moment: int, *, prefix: str = "", step: int = 0) -> None:
-        """Add metrics of a moment, in milliseconds."""
+        """Add metrics at a time in milliseconds."""
         self.metrics += [Metric(f"{prefix}{n}", v, moment, step) for n, v in values.items()]
 
 
 class Writes(dict[str, RunWrites]):
-    """What runs gain, by trial key as text; the parent's key is empty."""
+    """Writes by trial key as text; the parent run's key is empty."""
 
     def __missing__(self, key: str) -> RunWrites:
         self[key] = RunWrites()
         return self[key]
 
     def add(self, entry: Entry) -> None:
-        """Add what an event means for its run."""
+        """Add the writes of an event."""
         self._add(entry.event, milliseconds(entry.time))
 
     def add_posteriors(self, entry: Entry, keys: Iterable[str]) -> None:
-        """Add the posterior of each configuration to all runs of its trials.
+        """Add the posterior of each configuration to the runs of its trials.
 
         Args:
-            entry: of a `Concluded` event; others add nothing.
-            keys: of the trials that have a run, or get one in this batch.
+            entry: a `Concluded` event; others add nothing.
+            keys: of the trials that have a run or get one in this batch.
         """
         if not isinstance(entry.event, Concluded):
             return
@@ -97,7 +97,7 @@ class Writes(dict[str, RunWrites]):
     @_add.register
     def _started(self, event: Started, moment: int) -> None:
         written = self[str(event.trial)]
-        if written.started is None:  # tried again, it is the same run
+        if written.started is None:  # a retried trial keeps its run
             written.started, written.start_time = event, moment
         shown = {"model": event.model, **event.parameters, "seed": event.seed}
         written.params = [Param(name, _text(value)) for name, value in shown.items()]
@@ -130,7 +130,7 @@ class Writes(dict[str, RunWrites]):
         written.tag("reason", event.reason)
         written.tag("stopped", "true")
         written.tag("epoch", str(event.epoch))
-        # What it reached is a tag: among the metrics it would pass for a final value.
+        # A tag: as a metric it would look like a final value.
         written.tag("reached", json.dumps(event.reached))
         written.status, written.ended = KILLED, moment
 

@@ -1,4 +1,4 @@
-"""Audited trials, and the share of wrong stops against scipy's interval."""
+"""Audited trials, and the rate of wrong stops against scipy's interval."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_audit_is_false_if_the_final_value_exceeds_the_threshold(
 
 
 def audited_of(keys: list[str], **options: float) -> list[bool]:
-    """Return which of some hopeless trials a rule audits."""
+    """Return which of the hopeless trials a rule audits."""
     rule = MedianRule(**options)
     for n in range(5):
         judge(rule, report_of(f"good{n}", 2, 0.9))
     return [rule.decide(report_of(key, 2, 0.1)).audit for key in keys]
 
 
-def test_draw_of_audits_is_uniform_and_of_the_key_alone() -> None:
+def test_draw_of_audits_is_uniform_and_depends_only_on_seed_and_key() -> None:
     keys = [f"configuration-{n}:0" for n in range(5000)]
     drawn = [audited_of(keys, seed=seed) for seed in (0, 1)]
     for one in drawn:
@@ -70,22 +70,22 @@ def audits_of(wrong: int, num: int) -> Iterable[Audit]:
 
 
 @pytest.mark.parametrize(("wrong", "num"), [(0, 1), (1, 1), (0, 30), (3, 60), (30, 30)])
-def test_false_stop_rate_has_the_interval_of_scipy(wrong: int, num: int) -> None:
+def test_false_stop_rate_has_scipy_s_interval(wrong: int, num: int) -> None:
     expected = stats.binomtest(wrong, num).proportion_ci(method="exact")
     rate = false_stop_rate(audits_of(wrong, num))
     assert rate == pytest.approx((wrong / num, expected.low, expected.high, num), abs=1e-12)
 
 
 @pytest.mark.parametrize("num", [5, 20, 60])
-def test_false_stop_rate_holds_the_truth_at_its_level(num: int) -> None:
-    """Its exact coverage, summed over all outcomes."""
+def test_false_stop_rate_interval_covers_the_truth_at_its_level(num: int) -> None:
+    """Exact coverage, summed over all outcomes."""
     intervals = [false_stop_rate(audits_of(wrong, num)) for wrong in range(num + 1)]
     for truth in np.linspace(0.01, 0.5, 50):
-        held = [interval.low <= truth <= interval.high for interval in intervals]
-        assert stats.binom.pmf(np.arange(num + 1), num, truth) @ held >= 0.95
+        covers = [interval.low <= truth <= interval.high for interval in intervals]
+        assert stats.binom.pmf(np.arange(num + 1), num, truth) @ covers >= 0.95
 
 
-def test_false_stop_rate_is_unknown_without_audits() -> None:
+def test_false_stop_rate_is_nan_without_audits() -> None:
     rate = false_stop_rate([])
     assert math.isnan(rate.rate)
     assert rate[1:] == (0.0, 1.0, 0)

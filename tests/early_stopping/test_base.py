@@ -1,4 +1,4 @@
-"""What all rules have in common: rungs, options, a state that follows from what they are told."""
+"""Common behavior of all rules: rungs, options, reproducible state."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from learning_curves import EPOCHS, CurveStudy, judge, report_of
 @pytest.mark.parametrize(
     ("epochs", "warmup", "min_epochs", "factor", "expected"),
     [
-        (16, 0, 2, 2.0, (2, 4, 8)),  # the last epoch is none
+        (16, 0, 2, 2.0, (2, 4, 8)),  # the last epoch is no rung
         (17, 0, 2, 2.0, (2, 4, 8, 16)),
-        (12, 5, 2, 2.0, (8,)),  # two epochs after the warm-up is 7
+        (12, 5, 2, 2.0, (8,)),  # not before epoch 7, two after the warm-up
         (12, 6, 2, 2.0, (8,)),
         (12, 7, 2, 2.0, ()),
         (100, 0, 1, 3.0, (1, 3, 9, 27, 81)),
@@ -59,7 +59,7 @@ def test_rule_refuses_options_out_of_range(name: str, options: dict[str, float])
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_rule_does_not_stop_the_first_trial(name: str) -> None:
-    """A study of one trial: every epoch reported, twice, and one that is not a number."""
+    """Report every epoch of a single trial as NaN, then twice with a value."""
     rule = RULES[name]()
     for epoch, value in itertools.product(range(1, EPOCHS + 1), (math.nan, 0.1, 0.1)):
         decision = judge(rule, report_of("only", epoch, value))
@@ -86,24 +86,24 @@ def test_decide_takes_under_a_millisecond_after_many_trials(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_rule_is_in_the_same_state_when_it_is_told_the_same_again(name: str) -> None:
-    """Asked and told again, as by the same driver; and only told, as by one that resumes."""
+def test_rule_has_the_same_state_after_the_same_calls(name: str) -> None:
+    """With all calls, as by one driver, and without `decide`, as by one that resumes."""
     study = CurveStudy(RULES[name](seed=3), seed=7)
     study.run(40)
-    asked, told = RULES[name](seed=3), RULES[name](seed=3)
-    results = [getattr(asked, call)(*arguments) for call, arguments in study.calls]
+    repeated, resumed = RULES[name](seed=3), RULES[name](seed=3)
+    results = [getattr(repeated, call)(*arguments) for call, arguments in study.calls]
     assert [result for result in results if result is not None] == study.decisions
     for call, arguments in study.calls:
         if call != "decide":
-            getattr(told, call)(*arguments)
-    assert asked == told == study.rule
-    assert asked.audits == told.audits == study.rule.audits
+            getattr(resumed, call)(*arguments)
+    assert repeated == resumed == study.rule
+    assert repeated.audits == resumed.audits == study.rule.audits
     assert bool(study.stops) == (name != "none")
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_decide_leaves_the_rule_as_it_is(name: str) -> None:
-    """Whatever else is asked in between, a decision is the same and nothing is kept of it."""
+def test_decide_does_not_change_the_rule(name: str) -> None:
+    """Decisions do not depend on other queries and leave no state."""
     study = CurveStudy(RULES[name](seed=3, audit_share=0.5), seed=7)
     study.run(20)
     before = copy.deepcopy(study.rule)
@@ -114,7 +114,7 @@ def test_decide_leaves_the_rule_as_it_is(name: str) -> None:
     assert study.rule == before
 
 
-def test_build_rule_takes_the_options_of_its_section() -> None:
+def test_build_rule_uses_the_options_of_its_section() -> None:
     rule = build_rule(DominatedStop(kind="dominated", delta=0.25, min_probability=0.5, seed=9))
     assert rule == RULES["dominated"](delta=0.25, min_probability=0.5, seed=9)
     assert build_rule(NoStop(kind="none")) == RULES["none"]()

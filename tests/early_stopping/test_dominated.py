@@ -1,4 +1,4 @@
-"""The rule `dominated` against scipy's regression, and on curves whose end is known."""
+"""The rule `dominated` against scipy's regression, and on curves with known final values."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_dominated_rule_stops_by_the_probability_of_its_fit() -> None:
 
 
 @pytest.mark.parametrize("num", [0, 7, 8])
-def test_dominated_rule_waits_for_eight_of_the_group(num: int) -> None:
+def test_dominated_rule_needs_eight_finished_trials_of_the_group(num: int) -> None:
     rule = DominatedRule(audit_share=0)
     teach(rule, 30, group="other")
     teach(rule, num)
     hopeless = {"epoch": 4, "value": 0.1, "best_affordable": 0.9}
     assert judge(rule, report_of("a", group="g", **hopeless)).stop == (num >= 8)
-    # A value at epoch 4 of 17 tells nothing about one at epoch 4 of 16, nor does another rung.
+    # Trials with another number of epochs, and other rungs, do not count.
     assert not judge(rule, report_of("b", group="g", **(hopeless | {"epochs": 17}))).stop
     assert not judge(rule, report_of("c", group="g", **(hopeless | {"epoch": 8}))).stop
     assert not judge(rule, report_of("d", group="g", **(hopeless | {"epoch": 5}))).stop
@@ -64,7 +64,7 @@ def test_dominated_rule_learns_nothing_from_unfinished_trials() -> None:
     assert not judge(rule, report_of("a", 4, 0.1, group="g", best_affordable=0.9)).stop
 
 
-def test_dominated_rule_stops_nothing_where_nothing_is_affordable() -> None:
+def test_dominated_rule_stops_nothing_without_a_finished_trial_of_its_cost() -> None:
     rule = DominatedRule(audit_share=0)
     teach(rule, 20)
     assert judge(rule, report_of("a", 4, 0.1, group="g")) == Decision(stop=False)
@@ -79,8 +79,8 @@ def test_dominated_rule_counts_only_the_first_report_of_a_rung() -> None:
     assert judge(rule, report_of("b", 4, 0.1, group="g", best_affordable=0.8)).stop
 
 
-def test_dominated_rule_is_wrong_as_rarely_as_it_says() -> None:
-    """With every stop audited, predictions are calibrated: as many exceed as were promised."""
+def test_dominated_rule_predictions_are_calibrated() -> None:
+    """With every stop audited, the share of wrong stops equals the mean predicted probability."""
     stops = []
     for seed in range(4):
         study = CurveStudy(DominatedRule(audit_share=1.0, seed=seed), seed)
@@ -91,16 +91,16 @@ def test_dominated_rule_is_wrong_as_rarely_as_it_says() -> None:
         assert (rate.num, rate.rate) == (len(false), pytest.approx(np.mean(false)))
         assert rate.low <= 0.05
     assert len(stops) > 400
-    promised = [decision.probability for _, decision, _ in stops]
+    predicted = [decision.probability for _, decision, _ in stops]
     wrong = [final > decision.threshold for _, decision, final in stops]
-    assert max(promised) < 0.05
-    error = math.sqrt(np.mean(promised) / len(stops))  # of a rare event's share
-    assert np.mean(wrong) == pytest.approx(np.mean(promised), abs=3 * error)
+    assert max(predicted) < 0.05
+    error = math.sqrt(np.mean(predicted) / len(stops))  # of the share of a rare event
+    assert np.mean(wrong) == pytest.approx(np.mean(predicted), abs=3 * error)
 
 
 @pytest.mark.medium
-def test_dominated_rule_spares_training_with_false_stops_under_five_percent() -> None:
-    """Carried out, stops remove trials from the fits; false ones must remain rare."""
+def test_dominated_rule_saves_epochs_with_under_five_percent_false_stops() -> None:
+    """Stops that are carried out remove trials from the fits; false stops must stay rare."""
     stops, num_epochs, num_trials = [], 0, 0
     for seed in range(4):
         study = CurveStudy(DominatedRule(audit_share=0.1, seed=seed), 100 + seed)
@@ -115,8 +115,8 @@ def test_dominated_rule_spares_training_with_false_stops_under_five_percent() ->
     assert stats.binomtest(audited, len(stops), 0.1).pvalue > 0.001
 
 
-def test_dominated_rule_stops_nothing_below_every_finished_cost() -> None:
-    """Nor while a group has fewer than eight finished trials; each with a look at all stops."""
+def test_dominated_rule_stops_no_trial_cheaper_than_all_finished_ones() -> None:
+    """Nor any while its group has fewer than eight finished trials; checked for every stop."""
     study = CurveStudy(DominatedRule(audit_share=0.5), seed=11)
     study.run(60)
     finished: dict[str, int] = {}
@@ -137,7 +137,7 @@ def test_dominated_rule_stops_nothing_below_every_finished_cost() -> None:
 
 
 def test_dominated_rule_ignores_the_order_of_simultaneous_reports() -> None:
-    """Trials of a wave report each epoch in another order: the same are stopped and audited."""
+    """If the trials of a wave report in another order, the same are stopped and audited."""
     outcomes = []
     for shuffle in (None, 1, 2):
         study = CurveStudy(DominatedRule(seed=5), seed=13)

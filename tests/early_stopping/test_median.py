@@ -11,16 +11,16 @@ from sftsearch.orchestrator.early_stopping.median import MedianRule
 from learning_curves import judge, report_of
 
 
-def test_median_rule_compares_with_the_values_so_far() -> None:
+def test_median_rule_compares_with_earlier_values() -> None:
     rule = MedianRule(audit_share=0)
     generator = np.random.default_rng(0)
-    values = generator.integers(0, 12, 60) / 12  # many equals
+    values = generator.integers(0, 12, 60) / 12  # many ties
     for n, value in enumerate(values):
         expected = n >= 5 and value < statistics.median(values[:n])
         assert judge(rule, report_of(f"t{n}", 2, value)).stop == expected
 
 
-def test_median_rule_is_blind_to_cost() -> None:
+def test_median_rule_ignores_cost() -> None:
     rule = MedianRule(audit_share=0)
     for n in range(5):
         judge(rule, report_of(f"t{n}", 2, 0.8, cost=100.0))

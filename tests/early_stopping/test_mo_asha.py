@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def ranks_by_definition(points: list[tuple[float, float]]) -> list[int]:
-    """Peel off the points that none of the rest dominates, again and again."""
+    """Remove the points that no remaining point dominates, repeatedly."""
     ranks = [-1] * len(points)
     for rank in range(len(points)):
         rest = [i for i, known in enumerate(ranks) if known < 0]
         for i in rest:
             cost, value = points[i]
-            beaten = any(
+            is_dominated = any(
                 c <= cost and v >= value and (c, v) != (cost, value)
                 for c, v in (points[j] for j in rest)
             )
-            if not beaten:
+            if not is_dominated:
                 ranks[i] = rank
     return ranks
 
@@ -52,7 +52,7 @@ def points_of(kind: str, num: int, seed: int) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("kind", ["random", "ties", "chain", "front"])
 @pytest.mark.parametrize("seed", range(3))
 def test_non_dominated_sort_agrees_with_its_definition(kind: str, seed: int) -> None:
-    """After each insertion, and for a point that is only asked about."""
+    """After each insertion, and for a point before its insertion."""
     fronts = NonDominatedSort()
     points = points_of(kind, 60, seed)
     for n, point in enumerate(points):
@@ -84,7 +84,7 @@ def test_epsilon_net_takes_the_farthest_point_next(seed: int) -> None:
 
 
 def among_by_definition(known: list[tuple[float, float]], new: tuple[float, float]) -> list[int]:
-    """Return the whole order, best first, of the known points and the new one, the last index."""
+    """Return the indices of the known points and the new one (the last index), best first."""
     points = [*known, new]
     ranks = ranks_by_definition(points)
     table = np.array([[value, math.log(cost)] for cost, value in points])
@@ -97,20 +97,20 @@ def among_by_definition(known: list[tuple[float, float]], new: tuple[float, floa
 
 
 @pytest.mark.parametrize("kind", ["random", "front"])
-def test_is_among_agrees_with_the_whole_order(kind: str) -> None:
+def test_is_among_agrees_with_its_definition(kind: str) -> None:
     points = [(cost + 0.01, value) for cost, value in points_of(kind, 40, 3)]
     fronts = NonDominatedSort()
     for point in points:
         fronts.add(point)
     for new in [(cost + 0.01, value) for cost, value in points_of("random", 12, 4)]:
-        place = among_by_definition(points, new).index(40)
+        position = among_by_definition(points, new).index(40)
         assert [fronts.is_among(new, count) for count in range(1, 42)] == [
-            place < count for count in range(1, 42)
+            position < count for count in range(1, 42)
         ]
 
 
 def test_is_among_thins_a_long_front_evenly() -> None:
-    """Of 1,000 points of one front the best half is asked for: about half of them is kept."""
+    """About half of the points are among the best half of a front of 800 points."""
     points = points_of("front", 1000, 5)
     assert len(points) > 4 * MAX_SPREAD
     fronts = NonDominatedSort()
@@ -122,30 +122,30 @@ def test_is_among_thins_a_long_front_evenly() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mo_asha_keeps_who_dominates_all_and_one_in_eta(seed: int) -> None:
+def test_mo_asha_keeps_one_in_eta_and_a_point_that_dominates_all(seed: int) -> None:
     rule = MOASHARule(audit_share=0, reduction_factor=3)
     points = points_of("random", 300, seed)
     stops = [
         judge(rule, report_of(f"t{n}", 2, value, cost)).stop
         for n, (cost, value) in enumerate(points)
     ]
-    assert not stops[0]  # the first at a rung has no rival
+    assert not stops[0]  # the first at a rung has no competitor
     assert np.mean(stops) == pytest.approx(2 / 3, abs=0.1)
     cheap_and_good = report_of("best", 2, 1.1, 1e-6)
     assert not judge(rule, cheap_and_good).stop
     assert judge(rule, report_of("worst", 2, -0.1, 2.0)).stop
 
 
-def test_mo_asha_counts_each_rung_by_itself() -> None:
+def test_mo_asha_treats_rungs_separately() -> None:
     rule = MOASHARule(audit_share=0)
     judge(rule, report_of("good", 2, 0.9))
     assert judge(rule, report_of("bad", 2, 0.5)).stop
     assert not judge(rule, report_of("bad", 4, 0.5)).stop
 
 
-def test_mo_asha_judges_by_the_lower_cost_and_rivals_by_their_upper_one() -> None:
-    """Of two equal gated models the dearer may be the cheaper one: it is not dominated."""
-    rule = MOASHARule(audit_share=0, reduction_factor=1000)  # one goes on
+def test_mo_asha_compares_the_lower_cost_with_competitors_upper_costs() -> None:
+    """A gated model whose cost interval overlaps a competitor's is not dominated."""
+    rule = MOASHARule(audit_share=0, reduction_factor=1000)  # only one continues
     assert not judge(rule, report_of("a", 2, 0.8, cost_low=1.0, cost_high=3.0)).stop
     assert not judge(rule, report_of("b", 2, 0.8, cost_low=2.0, cost_high=4.0)).stop
     assert judge(rule, report_of("c", 2, 0.8, cost=3.5)).stop

@@ -1,4 +1,4 @@
-"""The regression of final values against numpy's least squares and Student's distribution."""
+"""The online regression against numpy's least squares and Student's t distribution."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_regression_agrees_with_least_squares(num: int) -> None:
         assert prediction.above(0.75) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_regression_does_not_cancel_far_from_zero() -> None:
+def test_regression_is_accurate_far_from_zero() -> None:
     x, y = np.array([1.0, 2.0, 3.0, 5.0]), np.array([1.0, 3.0, 2.0, 4.0])
     near, far = OnlineLinearRegression(), OnlineLinearRegression()
     for a, b in zip(x, y, strict=True):
@@ -46,7 +46,7 @@ def test_regression_does_not_cancel_far_from_zero() -> None:
     assert other.mean - 1e8 == pytest.approx(one.mean, abs=1e-6)
 
 
-def test_regression_needs_three_points_and_two_places() -> None:
+def test_regression_needs_three_points_and_two_distinct_x() -> None:
     line = OnlineLinearRegression()
     for _ in range(9):
         line.add(0.3, 0.6)
@@ -57,7 +57,7 @@ def test_regression_needs_three_points_and_two_places() -> None:
     assert line.predict(0.5) is None
 
 
-def test_prediction_of_points_on_a_line_leaves_no_doubt() -> None:
+def test_prediction_from_points_on_a_line_has_no_variance() -> None:
     line = OnlineLinearRegression()
     for x in range(8):
         line.add(float(x), 2.0 * x)
@@ -67,11 +67,8 @@ def test_prediction_of_points_on_a_line_leaves_no_doubt() -> None:
     assert [prediction.above(at) for at in (19.0, 20.0, 21.0)] == [1.0, 1.0, 0.0]
 
 
-def test_prediction_from_eight_points_holds_its_five_percent() -> None:
-    """The error over its scale has Student's distribution exactly; a normal one promises too much.
-
-    At the value that a prediction exceeds with 95 %, the share below is 5 % over fits.
-    """
+def test_prediction_from_eight_points_has_five_percent_below_its_quantile() -> None:
+    """The scaled error has Student's t distribution exactly; a normal one is too narrow."""
     generator = np.random.default_rng(0)
     num_fits, below, below_normal = 6000, 0, 0
     x = generator.normal(size=(num_fits, 9))

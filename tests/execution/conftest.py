@@ -1,4 +1,4 @@
-"""A Ray that is told of CPUs and a GPU this machine may not have."""
+"""Start Ray with simulated resources: four CPUs and a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 @pytest.fixture(scope="module")
 def four_cpus_and_a_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(SUPPORT))  # of the processes that Ray starts
+        patched.setenv("PYTHONPATH", str(SUPPORT))  # for the processes that Ray starts
         ray.init(
             address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False
         )

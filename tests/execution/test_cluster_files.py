@@ -1,4 +1,4 @@
-"""The files that start clusters: checked as far as a machine without a cluster can."""
+"""Check the files in docs/deploy that start clusters, as far as possible without a cluster."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def pinned(package: str) -> str:
 
 
 def parse_command(text: str) -> dict[str, Any]:
-    """Return the options of an `sftsearch run` command, or raise what click would say."""
+    """Return the options of an `sftsearch run` command; raise click's error if it is invalid."""
     words = shlex.split(text)
     assert words[:2] == ["sftsearch", "run"]
     return main.commands["run"].make_context("run", words[2:]).params
 
 
-def test_ray_cluster_file_is_taken_by_ray_s_launcher() -> None:
-    """By the schema and the checks of the Ray that is installed."""
+def test_ray_cluster_file_is_valid_for_the_cluster_launcher() -> None:
+    """Use the schema and the checks of the installed Ray."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(read("ray-cluster.yaml"))
@@ -53,7 +53,7 @@ def test_ray_cluster_file_is_taken_by_ray_s_launcher() -> None:
     assert parse_command(command)["address"] == "auto"
 
 
-def test_rayjob_file_starts_a_command_of_ours() -> None:
+def test_rayjob_file_starts_a_valid_command() -> None:
     job = read("rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     options = parse_command(job["spec"]["entrypoint"])
@@ -68,10 +68,10 @@ def test_rayjob_file_starts_a_command_of_ours() -> None:
         assert str(options["runs"]) in mounts
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert {volume["name"] for volume in pod["volumes"]} == {"runs"}
-    assert "env" not in str(groups[0]["template"]).replace("envFrom", "")  # secrets by reference
+    assert "env" not in str(groups[0]["template"]).replace("envFrom", "")  # no secrets inline
 
 
-def test_slurm_script_is_sound_bash() -> None:
+def test_slurm_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", str(DEPLOY / "slurm.sh")], check=True)
 
 
@@ -99,8 +99,8 @@ print("nodes", sum(node["Alive"] for node in ray.nodes()), *sys.argv[1:])
 @pytest.mark.slow
 @pytest.mark.service
 @pytest.mark.timeout(300)
-def test_slurm_script_starts_two_nodes_that_ask_for_a_token(tmp_path: Path) -> None:
-    """Its own `ray start` commands, as two nodes of this machine."""
+def test_slurm_script_starts_two_nodes_that_require_a_token(tmp_path: Path) -> None:
+    """Run the script's own `ray start` commands, as two nodes on this machine."""
     programs = tmp_path / "bin"
     programs.mkdir()
     scripts = {
@@ -124,10 +124,10 @@ def test_slurm_script_starts_two_nodes_that_ask_for_a_token(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr[-3000:]
     address = f"127.0.0.1:{more['RAY_PORT']}"
-    said = done.stdout.splitlines()
-    assert f"nodes 2 run stride --runs /shared/runs --resume --address {address}" in said
-    assert "token 0" in said
-    assert "wrong token 1" in said
+    lines = done.stdout.splitlines()
+    assert f"nodes 2 run stride --runs /shared/runs --resume --address {address}" in lines
+    assert "token 0" in lines
+    assert "wrong token 1" in lines
     deadline = time.monotonic() + 20
     while processes_with(more["RAY_PORT"]):
         assert time.monotonic() < deadline
@@ -135,7 +135,7 @@ def test_slurm_script_starts_two_nodes_that_ask_for_a_token(tmp_path: Path) -> N
 
 
 def processes_with(port: str) -> list[bytes]:
-    """Return the commands of processes that name the port of Ray's head."""
+    """Return the command lines of Ray head processes that contain the port."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

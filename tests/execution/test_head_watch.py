@@ -1,4 +1,4 @@
-"""Whether Ray's head is there, as told while nothing else can be; its end: `test_kill.py`."""
+"""Warnings when the Ray head node stops responding; `test_kill.py` kills a real one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from sftsearch.orchestrator.execution import head_watch
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_watch_address_tells_going_and_coming_once_each(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watch_address_reports_each_change_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_watch, "SECONDS", 0.05)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -23,11 +21,11 @@ def test_watch_address_tells_going_and_coming_once_each(
             raise
         pytest.skip(f"no IPv6 on this machine: {error}")
     address = listener.getsockname()[:2]
-    said: queue.Queue[str] = queue.Queue()
+    messages: queue.Queue[str] = queue.Queue()
     name = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-    with head_watch.watch_address(name, said.put):
+    with head_watch.watch_address(name, messages.put):
         listener.close()
-        assert "does not answer" in said.get(timeout=20)
+        assert "does not answer" in messages.get(timeout=20)
         with socket.create_server(address, family=family):
-            assert said.get(timeout=20) == "Ray's head answers again."
-    assert said.empty()
+            assert messages.get(timeout=20) == "The Ray head node answers again."
+    assert messages.empty()

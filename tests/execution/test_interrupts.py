@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as they are counted; what follows from them: `test_kill.py`."""
+"""Counting of Ctrl-C and SIGTERM; `test_kill.py` tests their effects."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_interruption_counts_sigterm_as_two_and_restores_handlers() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_interruption_leaves_signals_alone_outside_the_main_thread() -> None:
-    heard = []
+def test_interruption_leaves_handlers_unchanged_outside_the_main_thread() -> None:
+    handlers = []
 
     def enter() -> None:
         with Interruption():
-            heard.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert heard == [signal.getsignal(signal.SIGINT)]
+    assert handlers == [signal.getsignal(signal.SIGINT)]

@@ -1,4 +1,4 @@
-"""A study on several Ray nodes of one machine, which come and go."""
+"""A study on several Ray nodes of one machine that join and leave."""
 
 from __future__ import annotations
 
@@ -38,47 +38,49 @@ space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high
 """
 
 
-class Noting(TrainingWorker):
-    """Notes on which node a trial ended."""
+class NodeReporter(TrainingWorker):
+    """Reports on which node a trial ended."""
 
     def step(self) -> WorkerReport:
-        time.sleep(2)  # the study is to outlast the start of a node
+        time.sleep(2)  # the study must run longer than a node takes to start
         report = super().step()
         if "final" in report:
             report["final"]["facts"]["node"] = ray.get_runtime_context().get_node_id()
         return report
 
 
-class Counting(StudyCallback):
-    """Tells when some trials have finished."""
+class FinishedCounter(StudyCallback):
+    """Sets an event when four trials have finished."""
 
     def __init__(self) -> None:
         self.finished = 0
-        self.some = threading.Event()
+        self.has_four = threading.Event()
 
     def on_event(self, entry: Entry) -> None:
         self.finished += entry.event.kind == "finished"
         if self.finished >= 4:
-            self.some.set()
+            self.has_four.set()
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield made
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield started
     disconnect()
-    made.shutdown()
+    started.shutdown()
 
 
-def test_study_finishes_while_a_node_dies_and_one_comes(cluster: Cluster, tmp_path: Path) -> None:
+def test_study_finishes_while_a_node_dies_and_another_joins(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     file = tmp_path / "nodes.yaml"
     file.write_text(STUDY)
-    watcher, address = Counting(), cluster.address
-    options: dict[str, Any] = {"runs": tmp_path, "address": address, "worker": Noting}
-    with ThreadPoolExecutor() as pool:  # Ray adds nodes in the main thread alone
-        study = pool.submit(run_study, file, callback=watcher, formats=(), **options)
-        assert watcher.some.wait(200)
+    counter, address = FinishedCounter(), cluster.address
+    options: dict[str, Any] = {"runs": tmp_path, "address": address, "worker": NodeReporter}
+    with ThreadPoolExecutor() as pool:  # Ray adds nodes in the main thread only
+        study = pool.submit(run_study, file, callback=counter, formats=(), **options)
+        assert counter.has_four.wait(200)
         cluster.remove_node(nodes[0], allow_graceful=False)
         added = cluster.add_node(num_cpus=2)
         result = study.result()
@@ -93,8 +95,8 @@ def test_study_finishes_while_a_node_dies_and_one_comes(cluster: Cluster, tmp_pa
     assert next(e.body["slots"] for e in events if e.kind == "opened") == 3
 
 
-class Telling(TrainingWorker):
-    """Tells where its code came from."""
+class SourceReporter(TrainingWorker):
+    """Reports the file that its code was loaded from."""
 
     def step(self) -> WorkerReport:
         report = super().step()
@@ -107,7 +109,12 @@ def test_cluster_nodes_run_the_code_that_the_driver_ships(cluster: Cluster, tmp_
     file = tmp_path / "nodes.yaml"
     file.write_text(STUDY.replace("trials: 20", "trials: 2"))
     result = run_study(
-        file, runs=tmp_path, address=cluster.address, ship_code=True, worker=Telling, formats=()
+        file,
+        runs=tmp_path,
+        address=cluster.address,
+        ship_code=True,
+        worker=SourceReporter,
+        formats=(),
     )
     bodies = [e.body for e in read_events(result.folder) if e.kind == "finished"]
     assert len(bodies) == 2

@@ -1,4 +1,4 @@
-"""Placement on a real Ray that is told of CPUs and GPUs this machine may not have."""
+"""Placement on a real Ray with simulated CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(folder: Path, *, cpus: float, gpus: float, concurrent: str = "auto") -> 
     return [json.loads(path.read_text()) for path in result.folder.glob("trials/*/note.json")]
 
 
-def most_at_once(notes: list[Any]) -> int:
+def max_concurrent(notes: list[Any]) -> int:
     return max(
         sum(other["began"] <= note["began"] < other["ended"] for other in notes) for note in notes
     )
@@ -58,7 +58,7 @@ def most_at_once(notes: list[Any]) -> int:
         (1, 0, 99, 4),
     ],
 )
-def test_count_concurrent_trials_is_what_fits(
+def test_count_concurrent_trials_counts_what_fits(
     cpus: float, gpus: float, concurrent: Any, fits: int
 ) -> None:
     resources = Resources(cpus=cpus, gpus=gpus, concurrent_trials=concurrent)
@@ -68,13 +68,13 @@ def test_count_concurrent_trials_is_what_fits(
 def test_placement_runs_two_trials_of_half_a_gpu_on_the_same_gpu(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=1, gpus=0.5)
     assert len(notes) == 6
-    assert most_at_once(notes) == 2
+    assert max_concurrent(notes) == 2
     assert {note["gpu"] for note in notes} == {"0"}
     assert {note["device"] for note in notes} == {"cuda"}
 
 
-def test_placement_follows_the_study_file_in_concurrency_and_threads(tmp_path: Path) -> None:
+def test_placement_uses_the_study_file_s_concurrency_and_threads(tmp_path: Path) -> None:
     notes = run(tmp_path, cpus=2, gpus=0, concurrent="1")
-    assert most_at_once(notes) == 1
+    assert max_concurrent(notes) == 1
     assert {note["threads"] for note in notes} == {2}
     assert {note["device"] for note in notes} == {"cpu"}

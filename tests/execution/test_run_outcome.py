@@ -1,4 +1,4 @@
-"""The states of a run, and who ended whose process."""
+"""States of a run, and the processes that it ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_run_outcome_goes_from_running_to_closing_to_failed_and_never_back() -> 
         outcome.raise_error()
 
 
-def test_run_outcome_keeps_the_first_error_alone() -> None:
+def test_run_outcome_keeps_only_the_first_error() -> None:
     outcome = RunOutcome()
     for text in ("first", "second"):
         with pytest.raises(UserError, match=text), outcome.failing_on_errors():
@@ -32,14 +32,14 @@ def test_run_outcome_keeps_the_first_error_alone() -> None:
     assert str(outcome.error) == "first"
 
 
-def test_run_outcome_leaves_errors_that_are_not_the_user_s_alone() -> None:
+def test_run_outcome_ignores_errors_other_than_user_errors() -> None:
     outcome = RunOutcome()
     with pytest.raises(KeyError), outcome.failing_on_errors():
-        raise KeyError("a fault of ours")
+        raise KeyError("a bug in sftsearch")
     assert outcome.state is RunState.RUNNING
 
 
-def test_run_outcome_gives_each_reason_once() -> None:
+def test_run_outcome_returns_each_reason_once() -> None:
     outcome = RunOutcome()
     assert outcome.take_reason("a") is None
     outcome.note_process_ended("a", "it took too long")

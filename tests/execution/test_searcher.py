@@ -1,4 +1,4 @@
-"""What Tune asks and tells, as a search hears it; no Ray is started."""
+"""Calls of Tune as they reach a search; no Ray is started."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TOKEN = 7
 KEY = TrialKey("c", 0)
 
 
-class Heard:
-    """Stands for a search, and for what the cluster holds: proposes, and notes what it hears."""
+class FakeSearch:
+    """Replaces the search and the cluster capacity; records its calls."""
 
     num_running = 0
     exhausted = False
@@ -51,56 +51,56 @@ class Heard:
 
 
 @dataclasses.dataclass
-class Setting:
-    """A searcher with one trial handed out, whose id at Tune's is `t`."""
+class Setup:
+    """A searcher with one running trial, whose Tune id is `t`."""
 
-    heard: Heard = dataclasses.field(default_factory=Heard)
+    search: FakeSearch = dataclasses.field(default_factory=FakeSearch)
     outcome: RunOutcome = dataclasses.field(default_factory=RunOutcome)
 
     def __post_init__(self) -> None:
         spec = trial_spec(Path("folder"), fencing_token=TOKEN)
-        heard = cast("Any", self.heard)
-        self.searcher = StudySearcher(heard, lambda _: spec, heard, self.outcome)
+        search = cast("Any", self.search)
+        self.searcher = StudySearcher(search, lambda _: spec, search, self.outcome)
         suggested = self.searcher.suggest("t")
         assert suggested is not None
         assert TrialSpec.from_json(suggested[SPEC]) == spec
 
-    def say(self, report: reports.WorkerReport, token: int = TOKEN) -> bool:
+    def report(self, report: reports.WorkerReport, token: int = TOKEN) -> bool:
         return self.searcher.on_report("t", {REPORT: reports.to_json(report, token)})
 
 
-def test_searcher_suggests_nothing_where_no_more_fits_and_ends_when_closing() -> None:
-    setting = Setting()
-    setting.heard.num_running = 1
-    assert setting.searcher.suggest("u") is None
-    setting.outcome.close()
-    assert setting.searcher.suggest("u") == "FINISHED"
+def test_searcher_suggests_nothing_at_capacity_and_ends_when_closing() -> None:
+    setup = Setup()
+    setup.search.num_running = 1
+    assert setup.searcher.suggest("u") is None
+    setup.outcome.close()
+    assert setup.searcher.suggest("u") == "FINISHED"
 
 
 def test_searcher_ends_once_the_search_is_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = Setting()
-    monkeypatch.setattr(setting.heard, "propose", lambda: None)
-    assert setting.searcher.suggest("u") is None
-    setting.heard.exhausted = True
-    assert setting.searcher.suggest("u") == "FINISHED"
+    setup = Setup()
+    monkeypatch.setattr(setup.search, "propose", lambda: None)
+    assert setup.searcher.suggest("u") is None
+    setup.search.exhausted = True
+    assert setup.searcher.suggest("u") == "FINISHED"
 
 
-def test_searcher_hears_nothing_of_an_actor_that_a_trial_was_taken_from() -> None:
-    setting = Setting()
-    assert not setting.say({"epochs": [{"epoch": 1.0}]}, token=TOKEN - 1)
-    assert setting.heard.calls == []
+def test_searcher_ignores_reports_with_a_stale_token() -> None:
+    setup = Setup()
+    assert not setup.report({"epochs": [{"epoch": 1.0}]}, token=TOKEN - 1)
+    assert setup.search.calls == []
 
 
 def test_searcher_passes_epochs_on_until_the_search_stops_the_trial() -> None:
-    setting = Setting()
-    assert not setting.say({"epochs": [{"epoch": 1.0}, {"epoch": 2.0}, {"epoch": 3.0}]})
-    assert [call[2]["epoch"] for call in setting.heard.calls] == [1.0, 2.0]
+    setup = Setup()
+    assert not setup.report({"epochs": [{"epoch": 1.0}, {"epoch": 2.0}, {"epoch": 3.0}]})
+    assert [call[2]["epoch"] for call in setup.search.calls] == [1.0, 2.0]
 
 
-def test_searcher_passes_the_end_of_a_trial_on() -> None:
-    setting = Setting()
-    setting.say({"epochs": [], "final": {"values": {"top1": 1.0}, "groups": {}, "facts": {}}})
-    assert setting.heard.calls == [("finish", KEY, {"top1": 1.0}, {}, {})]
+def test_searcher_passes_the_final_report_on() -> None:
+    setup = Setup()
+    setup.report({"epochs": [], "final": {"values": {"top1": 1.0}, "groups": {}, "facts": {}}})
+    assert setup.search.calls == [("finish", KEY, {"top1": 1.0}, {}, {})]
 
 
 @pytest.mark.parametrize(
@@ -111,38 +111,38 @@ def test_searcher_passes_the_end_of_a_trial_on() -> None:
         (FailureCause.OUT_OF_MEMORY, "on_out_of_memory"),
     ],
 )
-def test_searcher_passes_a_failure_on_by_its_cause(cause: FailureCause, called: str) -> None:
-    setting = Setting()
-    setting.say(failure("it broke", cause))
-    assert setting.heard.calls == [(called, KEY, "it broke")]
+def test_searcher_maps_the_cause_of_a_failure_to_a_call(cause: FailureCause, called: str) -> None:
+    setup = Setup()
+    setup.report(failure("it broke", cause))
+    assert setup.search.calls == [(called, KEY, "it broke")]
 
 
-def test_searcher_fails_the_run_where_a_trial_finds_no_space() -> None:
-    setting = Setting()
+def test_searcher_fails_the_run_when_the_disk_is_full() -> None:
+    setup = Setup()
     with pytest.raises(ResourceError, match="Trial c-0 cannot write 'folder': the disk is full"):
-        setting.say(failure("the disk is full", FailureCause.NO_SPACE))
-    assert setting.outcome.has_failed
-    setting.searcher.on_trial_complete("t", error=True)
-    assert setting.heard.calls == []  # what ran goes on in a resumed run
+        setup.report(failure("the disk is full", FailureCause.NO_SPACE))
+    assert setup.outcome.has_failed
+    setup.searcher.on_trial_complete("t", error=True)
+    assert setup.search.calls == []  # a resumed run continues the trial
 
 
-def test_searcher_tells_a_process_that_died_from_one_that_was_ended() -> None:
-    setting = Setting()
-    setting.searcher.on_trial_complete("t", error=True)
-    assert setting.heard.calls == [("on_worker_lost", KEY, DIED)]
-    setting = Setting()
-    setting.outcome.note_process_ended("t", "it took too long")
-    setting.searcher.on_trial_complete("t", error=True)
-    assert setting.heard.calls == [("on_failure", KEY, "it took too long")]
+def test_searcher_distinguishes_a_dead_process_from_one_that_was_ended() -> None:
+    setup = Setup()
+    setup.searcher.on_trial_complete("t", error=True)
+    assert setup.search.calls == [("on_worker_lost", KEY, DIED)]
+    setup = Setup()
+    setup.outcome.note_process_ended("t", "it took too long")
+    setup.searcher.on_trial_complete("t", error=True)
+    assert setup.search.calls == [("on_failure", KEY, "it took too long")]
 
 
-def test_searcher_keeps_an_error_of_the_search_from_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = Setting()
+def test_searcher_records_an_error_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup()
 
     def propose() -> None:
         raise UserError("the journal cannot be written")
 
-    monkeypatch.setattr(setting.heard, "propose", propose)
+    monkeypatch.setattr(setup.search, "propose", propose)
     with pytest.raises(UserError, match="journal"):
-        setting.searcher.suggest("u")
-    assert str(setting.outcome.error) == "the journal cannot be written"
+        setup.searcher.suggest("u")
+    assert str(setup.outcome.error) == "the journal cannot be written"

@@ -1,4 +1,4 @@
-"""Searches on a real Ray whose trials hang, or whose processes cannot start."""
+"""Searches on a real Ray with trials that hang or processes that cannot start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ space: [{kind: sft, num_heads: 1, dim: {kind: int, low: 1, high: 6}}]
 
 
 class Hanging(Idle):
-    """Two of its trials never report: one hangs as it begins, one as it trains."""
+    """Hangs in two of its trials: in one while starting, in one while training."""
 
     def start(self, spec: TrialSpec) -> None:
         super().start(spec)
@@ -50,8 +50,8 @@ class Hanging(Idle):
         return super().step()
 
 
-@pytest.mark.timeout(400)  # two processes are ended, and others started in their place
-def test_run_fails_a_trial_that_never_reports_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)  # two processes are ended and replaced
+def test_run_fails_a_trial_that_never_reports_and_continues(tmp_path: Path) -> None:
     file = tmp_path / "placed.yaml"
     resources = "resources: {cpus: 2, concurrent_trials: 2, max_trial_hours: 2e-3}"
     file.write_text(STUDY.replace("resources: {cpus: 1}", resources))
@@ -63,22 +63,22 @@ def test_run_fails_a_trial_that_never_reports_and_goes_on(tmp_path: Path) -> Non
     assert outcomes == {dim: overdue if dim in (2, 5) else "finished" for dim in range(1, 7)}
 
 
-def test_run_stops_at_once_where_processes_cannot_start(
+def test_run_stops_immediately_if_processes_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster whose nodes lack a package: all trials would fail, each after some tries."""
+    """As on a cluster whose nodes lack a package: every trial would fail after some retries."""
 
-    class OfTheDriver(Idle):
-        """Of a module that only the driver has."""
+    class DriverOnly(Idle):
+        """A worker of a module that only the driver has."""
 
-    module = types.ModuleType("of_the_driver_alone")
-    module.OfTheDriver = OfTheDriver  # type: ignore[attr-defined]
-    OfTheDriver.__module__, OfTheDriver.__qualname__ = module.__name__, "OfTheDriver"
+    module = types.ModuleType("driver_only")
+    module.DriverOnly = DriverOnly  # type: ignore[attr-defined]
+    DriverOnly.__module__, DriverOnly.__qualname__ = module.__name__, "DriverOnly"
     monkeypatch.setitem(sys.modules, module.__name__, module)
     file = tmp_path / "placed.yaml"
     file.write_text(STUDY)
-    with pytest.raises(ResourceError, match=r"ModuleNotFoundError.* 'of_the_driver_alone'"):
-        run_study(file, runs=tmp_path, worker=OfTheDriver, formats=())
+    with pytest.raises(ResourceError, match=r"ModuleNotFoundError.* 'driver_only'"):
+        run_study(file, runs=tmp_path, worker=DriverOnly, formats=())
     kinds = [event.kind for event in read_events(tmp_path / "placed")]
     assert not {"failed", "retried"} & set(kinds)
     result = run_study(file, runs=tmp_path, worker=Idle, resume=True, formats=())

@@ -1,6 +1,6 @@
-"""The private names of Ray that we rely on, and what the patched parts of Tune do with them.
+"""Private names of Ray that we depend on, and the behavior of the patched parts of Tune.
 
-The first tests fail by name when a new Ray lacks one: look there what became of it.
+The first tests fail when a new Ray version lacks one of the names, and say which.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ ATTRIBUTES = [
     # used by head_watch.py
     ("ray.runtime_context:RuntimeContext", "gcs_address"),
 ]
-"""Attributes, by their class: methods, properties, and what `__init__` sets."""
+"""Attributes by class: methods, properties, and those that `__init__` sets."""
 PARAMETERS = [
     (f"{CONTROLLER}.__init__", "resource_manager_factory"),
     (f"{MANAGER}.__init__", "update_interval_s"),
@@ -100,12 +100,12 @@ ENVIRONMENT = [
 """Variables that a module of Ray reads."""
 
 
-def found(where: str) -> Any:
-    """Return what `module:qualified.name` names."""
+def resolve(where: str) -> Any:
+    """Return the object that `module:qualified.name` refers to."""
     module, _, name = where.partition(":")
     value: Any = importlib.import_module(module)
     for part in name.split("."):
-        assert hasattr(value, part), f"Ray has no {where} any more"
+        assert hasattr(value, part), f"Ray no longer has {where}"
         value = getattr(value, part)
     return value
 
@@ -126,35 +126,35 @@ def set_in_init(kind: type) -> set[str]:
 
 @pytest.mark.parametrize(("where", "name"), ATTRIBUTES)
 def test_ray_has_the_attribute(where: str, name: str) -> None:
-    kind = found(where)
+    kind = resolve(where)
     known = set(dir(kind)) | set(getattr(kind, "__annotations__", ()))
-    assert name in known or name in set_in_init(kind), f"{where} has no `{name}` any more"
+    assert name in known or name in set_in_init(kind), f"{where} no longer has `{name}`"
 
 
 @pytest.mark.parametrize(("where", "name"), PARAMETERS)
-def test_ray_takes_the_parameter(where: str, name: str) -> None:
-    assert name in inspect.signature(found(where)).parameters, f"{where} takes no `{name}` any more"
+def test_ray_accepts_the_parameter(where: str, name: str) -> None:
+    assert name in inspect.signature(resolve(where)).parameters, f"{where} no longer takes `{name}`"
 
 
 @pytest.mark.parametrize(("where", "name"), USED)
 def test_ray_uses_the_name(where: str, name: str) -> None:
-    names = inspect.unwrap(found(where)).__code__.co_names
-    assert name in names, f"{where} does not use `{name}` any more"
+    names = inspect.unwrap(resolve(where)).__code__.co_names
+    assert name in names, f"{where} no longer uses `{name}`"
 
 
-def test_ray_looks_up_its_controller_where_it_is_replaced() -> None:
-    assert "TuneController" not in inspect.unwrap(found("ray.tune.tune:run")).__code__.co_varnames
-    assert found("ray.tune.tune:TuneController") is found(CONTROLLER)
+def test_ray_looks_up_its_controller_where_we_replace_it() -> None:
+    assert "TuneController" not in inspect.unwrap(resolve("ray.tune.tune:run")).__code__.co_varnames
+    assert resolve("ray.tune.tune:TuneController") is resolve(CONTROLLER)
 
 
 @pytest.mark.parametrize(("module", "name"), ENVIRONMENT)
 def test_ray_reads_the_environment_variable(module: str, name: str) -> None:
     source = inspect.getsource(importlib.import_module(module))
-    assert name in source, f"{module} does not read {name} any more"
+    assert name in source, f"{module} no longer reads {name}"
     assert os.environ[name]
 
 
-def test_ray_says_that_a_process_could_not_start() -> None:
+def test_ray_reports_a_process_that_could_not_start() -> None:
     cause = RayTaskError("setup", "traceback", ImportError("no module"))
     assert scheduler.NO_START in str(ActorDiedError(cause))
 
@@ -167,15 +167,15 @@ def test_every_private_name_of_ray_in_tune_patches_is_listed() -> None:
     assert private - ours == {name for where, name in ATTRIBUTES[:12] if name.startswith("_")}
 
 
-def test_patched_tune_controller_is_used_within_the_block_alone() -> None:
+def test_patched_tune_controller_is_used_within_the_block_only() -> None:
     module = importlib.import_module("ray.tune.tune")
-    theirs = module.TuneController
+    original = module.TuneController
     with patched_tune_controller():
         assert module.TuneController is PatchedTuneController
-    assert module.TuneController is theirs
+    assert module.TuneController is original
 
 
-# ------------------------------------------------------------------- what the patches are for
+# ------------------------------------------------------------------- effects of the patches
 
 STUDY = """
 study: {name: brief}
@@ -191,7 +191,7 @@ space: [{kind: sft, num_heads: 1, dim: {kind: int, low: 1, high: 300}}]
 def test_patched_tune_controller_starts_processes_while_trials_end_in_others(
     tmp_path: Path,
 ) -> None:
-    """Tune alone ends a process that is starting as soon as another one is free for its trial."""
+    """Unpatched, Tune ends a starting process as soon as another one is free for its trial."""
     file = tmp_path / "brief.yaml"
     file.write_text(STUDY)
     before = num_actors()
@@ -205,8 +205,8 @@ def test_patched_tune_controller_starts_processes_while_trials_end_in_others(
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("four_cpus_and_a_gpu")
-def test_patched_resource_manager_loses_nothing_of_requests_that_are_taken_back() -> None:
-    """Ray's own manager loses about one in a thousand of such groups: ray#64693."""
+def test_patched_resource_manager_leaks_no_resources_of_canceled_requests() -> None:
+    """Ray's own manager leaks about one in a thousand of such groups: ray#64693."""
     manager, draw = PatchedResourceManager(), random.Random(0)
     request = PlacementGroupFactory([{"CPU": 1, "GPU": 0.25}])
     for _ in range(3000):

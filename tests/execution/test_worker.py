@@ -1,4 +1,4 @@
-"""A trial where it runs: from its checkpoint, with the price it was promised, never raising."""
+"""Workers resume from checkpoints, check costs and report errors instead of raising."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start(spec: TrialSpec, worker_type: type[TrainingWorker] = TrainingWorker) -
 
 
 @pytest.mark.medium
-def test_worker_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> None:
+def test_worker_reports_each_epoch_once_and_saves_weights(tmp_path: Path) -> None:
     reports = run(start(trial_spec(tmp_path)))
     assert [epoch["epoch"] for epoch in epochs(reports)] == [1, 2, 3, 4]
     final = reports[-1]["final"]
@@ -53,17 +53,17 @@ def test_worker_reports_each_epoch_once_and_leaves_weights(tmp_path: Path) -> No
 @pytest.mark.parametrize(("dataset", "metric"), [("rating", "mae"), ("tags", "map")])
 def test_worker_trains_other_tasks_with_lengths(tmp_path: Path, dataset: str, metric: str) -> None:
     training = {"epochs": 2, "batch_size": 256, "mixup": "manifold", "mixup_warmup": 1}
-    training |= {"precision": "bfloat16", "value": "best"}
+    training |= {"precision": "bfloat16", "score_epoch": "best"}
     final = run(start(trial_spec(tmp_path, f"synthetic_{dataset}", training=training)))[-1]["final"]
     assert 0 < final["values"][metric] < 2
     assert final["values"]["latency_ms"] > 0
-    assert final["values"]["gflops_expected"] == final["values"]["gflops"]  # no gate chooses
+    assert final["values"]["gflops_expected"] == final["values"]["gflops"]  # no gates
     assert bool(final["groups"]) == (dataset == "rating")
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("num_journalled", [0, 1, 2])
-def test_worker_goes_on_and_reports_what_the_journal_lacks(
+def test_worker_resumes_and_reports_epochs_missing_from_the_journal(
     tmp_path: Path, num_journalled: int
 ) -> None:
     undisturbed = run(start(trial_spec(tmp_path / "a")))
@@ -72,7 +72,7 @@ def test_worker_goes_on_and_reports_what_the_journal_lacks(
         first.step()
     second = run(start(trial_spec(tmp_path / "b", num_journalled=num_journalled)))
     assert epochs(second) == epochs(undisturbed)[num_journalled:]
-    assert "going on after epoch 2" in (tmp_path / "b" / LOG).read_text()
+    assert "resuming after epoch 2" in (tmp_path / "b" / LOG).read_text()
     ours, theirs = second[-1]["final"], undisturbed[-1]["final"]
     for name in theirs["values"].keys() - UNREPEATABLE:
         assert ours["values"][name] == theirs["values"][name]
@@ -87,12 +87,12 @@ def test_worker_repeats_every_epoch_after_a_damaged_checkpoint(tmp_path: Path) -
         first.step()
     (tmp_path / "b" / CHECKPOINT).write_bytes(b"\x80\x04garbage")
     second = run(start(trial_spec(tmp_path / "b", num_journalled=2)))
-    assert epochs(second) == epochs(undisturbed)  # to be compared with the journal's
-    assert "starting anew" in (tmp_path / "b" / LOG).read_text()
+    assert epochs(second) == epochs(undisturbed)  # the search compares them
+    assert "starting from scratch" in (tmp_path / "b" / LOG).read_text()
 
 
 @pytest.mark.medium
-def test_worker_reports_the_end_of_a_finished_trial_again(tmp_path: Path) -> None:
+def test_worker_repeats_the_final_report_of_a_finished_trial(tmp_path: Path) -> None:
     once = run(start(trial_spec(tmp_path)))
     again = run(start(trial_spec(tmp_path, num_journalled=4)))
     assert epochs(again) == []
@@ -100,14 +100,15 @@ def test_worker_reports_the_end_of_a_finished_trial_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.medium
-def test_worker_fails_a_trial_with_a_wrong_price(tmp_path: Path) -> None:
+def test_worker_fails_a_trial_with_a_wrong_cost(tmp_path: Path) -> None:
     wrong = trial_spec(tmp_path).cost | {"gmacs": 1.0}
     report = start(trial_spec(tmp_path, cost=wrong)).step()
-    assert report["failed"].startswith("RuntimeError: The price says gmacs=1.0, but the model")
+    assert report["failed"].startswith("RuntimeError: The closed form of 'sft' is wrong: it gives")
+    assert "gmacs=1.0, but counting on the built model gives" in report["failed"]
 
 
 @pytest.mark.medium
-def test_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> None:
+def test_worker_trains_another_trial_after_a_failure(tmp_path: Path) -> None:
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path / "bad", parameters={"dim": 7, "num_heads": 2}))
     report = worker.step()
@@ -118,26 +119,26 @@ def test_worker_takes_trial_after_trial_also_after_a_failure(tmp_path: Path) -> 
     assert epochs(run(worker)) == epochs(fresh)
 
 
-class Insatiable(TrainingWorker):
-    """Wants more memory than there is."""
+class MemoryHungry(TrainingWorker):
+    """Allocates more memory than any machine has."""
 
     def run_epoch(self) -> None:
-        torch.empty(2**50)  # a real allocation that no machine can give
+        torch.empty(2**50)
 
 
-def test_worker_says_that_memory_ran_out(tmp_path: Path) -> None:
-    worker = start(trial_spec(tmp_path), Insatiable)
+def test_worker_reports_that_memory_ran_out(tmp_path: Path) -> None:
+    worker = start(trial_spec(tmp_path), MemoryHungry)
     assert worker.step()["failed"].startswith("out of memory: ")
 
 
-def test_worker_says_where_a_trial_diverges(tmp_path: Path) -> None:
+def test_worker_reports_a_diverging_trial(tmp_path: Path) -> None:
     training = TRAINING | {"learning_rate": 1e30, "clip_norm": 1e30}
     reports = run(start(trial_spec(tmp_path, training=training)))
     assert "failed" in reports[-1]
     assert "TrainingDiverged" in reports[-1]["failed"]
 
 
-def test_worker_says_that_a_folder_cannot_be_made(tmp_path: Path) -> None:
+def test_worker_reports_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     report = start(trial_spec(tmp_path / "file" / "trial")).step()
     assert report["failed"].startswith("NotADirectoryError: ")
@@ -155,10 +156,10 @@ print(worker.step()["failed"])
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_worker_says_that_a_compiler_is_missing(tmp_path: Path) -> None:
+def test_worker_reports_a_missing_compiler(tmp_path: Path) -> None:
     training = TRAINING | {"compile": True}
-    described = trial_spec(tmp_path / "trial", training=training).to_json()
-    command = [sys.executable, "-P", "-c", WITHOUT_COMPILER, described]
+    spec = trial_spec(tmp_path / "trial", training=training).to_json()
+    command = [sys.executable, "-P", "-c", WITHOUT_COMPILER, spec]
     environment = os.environ | {"CXX": "/no/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.startswith("CompileError: `compile` needs a C++ compiler, and Triton on")
@@ -166,7 +167,7 @@ def test_worker_says_that_a_compiler_is_missing(tmp_path: Path) -> None:
     assert done.stdout.endswith("Install them, or leave `compile` out.\n")
 
 
-# ------------------------------------------------------------------- who may write
+# ------------------------------------------------------------------- fencing tokens
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -174,8 +175,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.medium
-def test_worker_writes_nothing_once_it_was_replaced(tmp_path: Path) -> None:
-    """As after a resume, where a worker outlives its driver."""
+def test_worker_writes_nothing_after_it_was_replaced(tmp_path: Path) -> None:
+    """As after a resume, if a worker outlives its driver."""
     old, new = TrainingWorker(), TrainingWorker()
     old.start(trial_spec(tmp_path, fencing_token=7))
     assert len(old.step()["epochs"]) == 1
@@ -184,7 +185,7 @@ def test_worker_writes_nothing_once_it_was_replaced(tmp_path: Path) -> None:
     late = old.step()
     assert (
         late["failed"]
-        == f"StaleTokenError: The trial in '{tmp_path}' was handed to another worker."
+        == f"StaleTokenError: The trial in '{tmp_path}' was assigned to another worker."
     )
     again = TrainingWorker()
     again.start(trial_spec(tmp_path, fencing_token=11))
@@ -198,7 +199,7 @@ def test_worker_writes_nothing_once_it_was_replaced(tmp_path: Path) -> None:
     assert reports[-1]["final"]["values"]["loss"] == run(undisturbed)[-1]["final"]["values"]["loss"]
 
 
-def test_worker_takes_over_from_an_owner_that_was_cut_off(tmp_path: Path) -> None:
+def test_worker_takes_over_a_folder_with_a_damaged_owner_file(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("")
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path, fencing_token=3))
@@ -208,9 +209,7 @@ def test_worker_takes_over_from_an_owner_that_was_cut_off(tmp_path: Path) -> Non
 
 
 @pytest.mark.medium
-def test_worker_log_does_not_grow_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_log_has_a_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sftsearch.orchestrator.storage.trial_files.MAX_LOG_BYTES", 400)
     worker = TrainingWorker()
     worker.start(trial_spec(tmp_path, training=TRAINING | {"epochs": 8}))

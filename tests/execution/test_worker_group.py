@@ -1,4 +1,4 @@
-"""Trials of several workers, lost ones that are tried again, and who may write, on a real Ray."""
+"""Trials with several workers, retries, shared GPUs and full disks, on a real Ray."""
 
 from __future__ import annotations
 
@@ -62,18 +62,19 @@ def events(result: StudyResult, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
-    return run(tmp_path_factory.mktemp("alone"), "cpus: 1")
+def single(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """Return a study whose trials have one worker each."""
+    return run(tmp_path_factory.mktemp("single"), "cpus: 1")
 
 
 def values(result: StudyResult) -> dict[str, tuple[float, float]]:
     return {t.key: (t.values["loss"], t.values["top1"]) for t in result.record.trials}
 
 
-def test_worker_group_gives_the_values_of_one_worker(tmp_path: Path, alone: StudyResult) -> None:
+def test_worker_group_gives_the_values_of_one_worker(tmp_path: Path, single: StudyResult) -> None:
     result = run(tmp_path, TWO)
     assert result.complete
-    own, others = values(result), values(alone)
+    own, others = values(result), values(single)
     assert own.keys() == others.keys()
     for key, (loss, top1) in own.items():
         assert loss == pytest.approx(others[key][0], rel=1e-4)
@@ -89,9 +90,8 @@ def test_worker_group_gives_the_values_of_one_worker(tmp_path: Path, alone: Stud
 
 
 class Breaking(TrainingWorker):
-    """Breaks once, by what `way` says, in the second epoch of the second configuration."""
+    """Dies once, in the second epoch of the second configuration."""
 
-    way = ""
     times = 1
 
     def step(self) -> WorkerReport:
@@ -101,30 +101,33 @@ class Breaking(TrainingWorker):
             broken = len(mark.read_text()) if mark.exists() else 0
             if broken < self.times and spec.rank == spec.workers - 1:
                 mark.write_text("x" * (broken + 1))
-                self.fall()
+                self.fail()
         return super().step()
 
-    def fall(self) -> None:
+    def fail(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Doomed(Breaking):
+class AlwaysBreaking(Breaking):
     times = 99
 
 
 class Raising(Breaking):
     times = 99
 
-    def fall(self) -> None:
-        raise RuntimeError("one worker alone has a bug")
+    def fail(self) -> None:
+        raise RuntimeError("a bug in one of the workers")
 
 
-SLOWER = [pytest.param("cpus: 1", id="one"), pytest.param(TWO, id="two", marks=pytest.mark.slow)]
+ONE_OR_TWO = [
+    pytest.param("cpus: 1", id="one"),
+    pytest.param(TWO, id="two", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("resources", SLOWER)
-def test_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
-    tmp_path: Path, alone: StudyResult, resources: str
+@pytest.mark.parametrize("resources", ONE_OR_TWO)
+def test_trial_resumes_from_its_checkpoint_after_its_process_is_killed(
+    tmp_path: Path, single: StudyResult, resources: str
 ) -> None:
     result = run(tmp_path, resources, Breaking)
     (retried,) = events(result, "retried")
@@ -134,17 +137,17 @@ def test_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     assert len(epochs) == 9
     if resources == TWO:
         for key, (loss, _) in values(result).items():
-            assert loss == pytest.approx(values(alone)[key][0], rel=1e-4)
+            assert loss == pytest.approx(values(single)[key][0], rel=1e-4)
     else:
-        assert values(result) == values(alone)
+        assert values(result) == values(single)
     log = (result.folder / "trials" / retried["trial"] / "trial.log").read_text()
-    assert "going on after epoch 1" in log
+    assert "resuming after epoch 1" in log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resources", ["cpus: 1", TWO])
-def test_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resources: str) -> None:
-    result = run(tmp_path, resources, Doomed)
+def test_trial_fails_after_its_process_died_too_often(tmp_path: Path, resources: str) -> None:
+    result = run(tmp_path, resources, AlwaysBreaking)
     assert len(events(result, "retried")) == MAX_LOSSES - 1
     (failed,) = events(result, "failed")
     assert "died" in failed["reason"]
@@ -155,7 +158,7 @@ def test_trial_whose_process_dies_again_and_again_fails(tmp_path: Path, resource
 def test_worker_group_ends_a_trial_that_fails_in_one_worker(tmp_path: Path) -> None:
     result = run(tmp_path, TWO, Raising)
     (failed,) = events(result, "failed")
-    assert failed["reason"] == "RuntimeError: one worker alone has a bug"
+    assert failed["reason"] == "RuntimeError: a bug in one of the workers"
     assert not events(result, "retried")
 
 
@@ -171,7 +174,7 @@ def test_worker_group_leaves_no_placement_group_of_stopped_trials(tmp_path: Path
 
 
 class Crowded(Idle):
-    """One of its trials lacks memory unless it has a GPU of its own, another always."""
+    """Runs out of memory in two trials: in one if the GPU is shared, in the other always."""
 
     def step(self) -> WorkerReport:
         dim, share = self.spec.parameters["dim"], self.spec.resources["GPU"]
@@ -181,7 +184,7 @@ class Crowded(Idle):
         return finished({"top1": share, **self.spec.cost})
 
 
-def test_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path) -> None:
+def test_trial_out_of_memory_on_a_shared_gpu_is_retried_alone_once(tmp_path: Path) -> None:
     result = run(tmp_path, "cpus: 1, gpus: 0.25", Crowded)
     outcomes = {t.configuration["dim"]: t.values.get("top1") for t in result.record.trials}
     assert outcomes == {1: 0.25, 2: 1.0, 3: None}
@@ -191,7 +194,7 @@ def test_trial_without_memory_on_a_shared_gpu_is_tried_alone_once(tmp_path: Path
     assert failed["reason"].startswith("out of memory: CUDA out of memory")
 
 
-def test_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> None:
+def test_trial_out_of_memory_on_its_own_gpu_fails(tmp_path: Path) -> None:
     result = run(tmp_path, "cpus: 1, gpus: 1", Crowded)
     assert not events(result, "retried")
     assert len(events(result, "failed")) == 1
@@ -200,8 +203,8 @@ def test_trial_without_memory_that_shared_nothing_fails(tmp_path: Path) -> None:
 # ------------------------------------------------------------------- by configuration
 
 
-class Telling(Idle):
-    """Its values say what it was given."""
+class ResourceReporter(Idle):
+    """Reports its resources as metrics."""
 
     def step(self) -> WorkerReport:
         given = self.spec.resources
@@ -210,9 +213,9 @@ class Telling(Idle):
         return finished(values)
 
 
-def test_placement_gives_larger_configurations_what_the_study_file_says(tmp_path: Path) -> None:
+def test_placement_applies_the_study_file_s_overrides(tmp_path: Path) -> None:
     rules = "overrides: [{metric: parameters, above: 150, cpus: 2, gpus: 1, memory_gb: 0.5}]"
-    result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", Telling)
+    result = run(tmp_path, f"cpus: 1, gpus: 0.25, {rules}", ResourceReporter)
     for trial in result.record.trials:
         is_large = trial.values["parameters"] > 150
         given = [trial.values[name] for name in ("top1", "threads", "gpu", "memory")]
@@ -223,8 +226,8 @@ def test_placement_gives_larger_configurations_what_the_study_file_says(tmp_path
 # ------------------------------------------------------------------- a full disk
 
 
-class Filling(TrainingWorker):
-    """Finds no room on the disk, once."""
+class DiskFull(TrainingWorker):
+    """Finds the disk full, once."""
 
     def run_epoch(self) -> None:
         mark = Path(self.spec.folder).parents[1] / "was-full"
@@ -234,13 +237,13 @@ class Filling(TrainingWorker):
         super().run_epoch()
 
 
-def test_run_stops_at_a_full_disk_under_a_trial_and_fails_nothing(
-    tmp_path: Path, alone: StudyResult
+def test_run_stops_on_a_full_disk_without_failing_a_trial(
+    tmp_path: Path, single: StudyResult
 ) -> None:
-    """Tune takes what is raised as it passes a report on for a fault of the trial."""
+    """Tune treats an error that is raised while it processes a report as the trial's error."""
     with pytest.raises(ResourceError, match=r"cannot write .* No space left on device"):
-        run(tmp_path, "cpus: 1", Filling)
+        run(tmp_path, "cpus: 1", DiskFull)
     result = run_study(tmp_path / "group.yaml", runs=tmp_path, resume=True, formats=())
     assert result.complete
     assert not events(result, "failed")
-    assert values(result) == values(alone)
+    assert values(result) == values(single)

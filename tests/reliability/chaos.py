@@ -1,16 +1,16 @@
-"""Break studies in every way a cluster does, resume them, and see whether anything was lost.
+"""Inject faults into studies, resume them, and check that no trial is lost or duplicated.
 
-Small studies run one after another in drivers of their own, on a real Ray, a real MLflow server
-and a real PostgreSQL. Each meets some faults at random moments: SIGKILL of the driver, of a trial's
+Small studies run one after another in their own drivers, on a real Ray, a real MLflow server and a
+real PostgreSQL. Each gets some faults at random moments: SIGKILL of the driver, of a trial's
 process, of one of a trial's workers, of Ray's own process, of the MLflow server, of PostgreSQL;
 SIGTERM; a full disk; a clock that jumps. Then it is resumed to its end. Journal, Optuna and MLflow
-must hold each trial exactly once, with the values of an undisturbed run, and, as the studies are
-`deterministic`, the very same trials as one.
+must have each trial exactly once, with the values of an undisturbed run and, as the studies are
+`deterministic`, the same trials.
 
     python tests/reliability/chaos.py --faults 200
 
-The last line printed is JSON. Needs Linux, PostgreSQL's programs, and the right to mount a small
-disk in memory, without which the full disk is left out.
+The last line printed is JSON. Needs Linux, PostgreSQL's programs, and the permission to mount a
+small disk in memory; without it, the full disk is left out.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ FAULTS_A_STUDY = 5
 DISK_MB = 64
 MEASURED = {"latency_ms", "peak_memory_mb", "seconds"}
 PATIENCE = 240.0
-"""Seconds a driver may take; one that hangs is a fault of ours."""
+"""Seconds that a driver may take; one that takes longer hangs, which is a bug."""
 
 
 @dataclass
 class Study:
-    """One study in a folder of its own, with the driver that runs it, if one does."""
+    """One study in its own folder, with the driver that runs it, if any."""
 
     name: str
     workers: int
@@ -87,14 +87,14 @@ class Study:
     driver: subprocess.Popen[str] | None = None
     drivers: int = 0
     codes: list[int] = field(default_factory=list)
-    """How the drivers ended."""
+    """Exit codes of the drivers."""
 
     @property
     def folder(self) -> Path:
         return self.disk / "runs" / self.name
 
     def start(self) -> None:
-        """Start a driver, or another one."""
+        """Start a driver, which resumes the study if it exists."""
         file = self.disk / f"{self.name}.yaml"
         slots = 2 // self.workers
         file.write_text(STUDY.format(name=self.name, workers=self.workers, slots=slots))
@@ -110,25 +110,25 @@ class Study:
         self.driver = None
         return out, err
 
-    def runs(self) -> bool:
-        """Tell whether a driver is alive."""
+    def is_running(self) -> bool:
+        """Return whether a driver is alive."""
         return self.driver is not None and self.driver.poll() is None
 
     def num_events(self) -> int:
-        """Return how many events the journal holds."""
+        """Return the number of events in the journal."""
         if not (self.folder / "journal.sqlite").is_file():
             return 0
         return sum(1 for _ in read_events(self.folder))
 
     def is_complete(self) -> bool:
-        """Tell whether all trials have ended."""
+        """Return whether the study has ended completely."""
         if not self.num_events():
             return False
         ended = [e.body["complete"] for e in read_events(self.folder) if e.kind == "ended"]
         return bool(ended and ended[-1])
 
     def processes(self, title: str) -> list[psutil.Process]:
-        """Return the driver's descendants whose command begins so."""
+        """Return the driver's descendants whose command line contains a title."""
         assert self.driver is not None
         found = []
         with contextlib.suppress(psutil.Error):
@@ -157,7 +157,7 @@ def end_driver(study: Study, random_: random.Random) -> bool:
 
 
 def _kill_one(study: Study, random_: random.Random, title: str) -> bool:
-    while study.runs():
+    while study.is_running():
         found = study.processes(title)
         if found:
             random_.choice(found).kill()
@@ -194,7 +194,7 @@ def kill_postgres(study: Study, random_: random.Random) -> bool:
 
 
 def fill_disk(study: Study, random_: random.Random) -> bool:
-    """Leave no room for a while, or until the driver has given up."""
+    """Fill the disk for a while, or until the driver has ended."""
     filler = study.disk / "filler"
     with filler.open("wb", buffering=0) as stream:
         for size in (1 << 20, 1 << 9):
@@ -202,7 +202,7 @@ def fill_disk(study: Study, random_: random.Random) -> bool:
                 while True:
                     stream.write(bytes(size))
     deadline = time.monotonic() + 10 * random_.random() + 2
-    while study.runs() and time.monotonic() < deadline:
+    while study.is_running() and time.monotonic() < deadline:
         time.sleep(0.05)
     filler.unlink()
     return True
@@ -235,7 +235,7 @@ FULL = "full disk"
 
 @contextlib.contextmanager
 def disks() -> Iterator[tuple[Path, bool]]:
-    """Give a folder for studies, and whether it is a small disk of its own."""
+    """Provide a folder for studies, and whether it is a small disk."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
         options = ["-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", name]
@@ -248,13 +248,13 @@ def disks() -> Iterator[tuple[Path, bool]]:
 
 
 def disturb(study: Study, faults: list[str], random_: random.Random) -> list[str]:
-    """Let a study meet the faults, one after another, each at a random moment; return those met.
+    """Inject faults into a study, each at a random moment; return those injected.
 
-    A study that ended before it met them all meets no more.
+    If the study ends before, the remaining faults are not injected.
     """
-    met = []
+    injected = []
     for fault in faults:
-        if not study.runs():
+        if not study.is_running():
             if study.driver is not None:
                 study.wait()
             if study.is_complete():
@@ -262,37 +262,37 @@ def disturb(study: Study, faults: list[str], random_: random.Random) -> list[str
             study.start()
         target = study.num_events() + random_.randint(1, 8)
         deadline = time.monotonic() + PATIENCE
-        while study.runs() and study.num_events() < target:
+        while study.is_running() and study.num_events() < target:
             assert time.monotonic() < deadline, f"the driver hangs before {fault}"
             time.sleep(0.05)
         time.sleep(random_.random() / 5)
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if study.runs() and FAULTS[fault](study, random_):
-                met.append(fault)
+            if study.is_running() and FAULTS[fault](study, random_):
+                injected.append(fault)
     if study.driver is not None:
         study.wait()
-    return met
+    return injected
 
 
 def finish(study: Study) -> dict[str, Any]:
-    """Resume the study to its end, and return what the driver says of it."""
+    """Resume the study to its end and return the driver's result."""
     study.start()
     out, err = study.wait()
     assert study.codes[-1] == 0, err[-3000:]
-    told: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    assert told["complete"], told
-    assert not told["problem"], told
-    return told
+    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    assert result["complete"], result
+    assert not result["problem"], result
+    return result
 
 
-def check(study: Study, told: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
-    """Compare the three stores; return what must not change, and trials lost and there twice."""
+def check(study: Study, result: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
+    """Compare the three stores; return what must not change, and trials lost and duplicated."""
     events = list(read_events(study.folder))
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     ended = Counter(e.body["trial"] for e in events if e.kind in ("finished", "failed", "stopped"))
     epochs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
     in_mlflow = runs_by_trial(study)
-    in_optuna = sum(trial["state"] == "COMPLETE" for trial in told["optuna"])
+    in_optuna = sum(trial["state"] == "COMPLETE" for trial in result["optuna"])
     lost = max(
         TRIALS - len(ended),
         TRIALS - len(in_mlflow),
@@ -304,7 +304,7 @@ def check(study: Study, told: dict[str, Any]) -> tuple[dict[str, Any], int, int]
     mlflow = read_study(study.server.uri, study.name, study.folder.parent)
     assert mlflow == journal
     kept = {
-        "optuna": told["optuna"],
+        "optuna": result["optuna"],
         "trials": {
             trial.key: [
                 trial.status,
@@ -318,7 +318,7 @@ def check(study: Study, told: dict[str, Any]) -> tuple[dict[str, Any], int, int]
 
 
 def differences(kept: dict[str, Any], undisturbed: dict[str, Any]) -> list[Any]:
-    """Return the trials that differ: what each is, and what it was in the undisturbed study."""
+    """Return the trials that differ, with their results here and in the undisturbed study."""
     ours, theirs = kept["trials"], undisturbed["trials"]
     trials = [[key, ours.get(key), theirs.get(key)] for key in sorted(ours.keys() | theirs.keys())]
     found = [trial for trial in trials if trial[1] != trial[2]]
@@ -326,25 +326,25 @@ def differences(kept: dict[str, Any], undisturbed: dict[str, Any]) -> list[Any]:
 
 
 def runs_by_trial(study: Study) -> Counter[str]:
-    """Return how many runs MLflow has of each trial."""
+    """Return the number of MLflow runs of each trial."""
     client = open_client(study.server.uri, study.folder.parent)
     experiment = client.get_experiment_by_name(study.name)
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     return Counter(key for run in runs if (key := run.data.tags["sftsearch.trial"]))
 
 
-def run(number: int, seed: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Break studies by so many faults; return figures.
+def run(number: int, seed: int, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Inject `number` faults into studies; return figures.
 
-    A study that differs from the undisturbed one is told, and counted.
+    A study that differs from the undisturbed one is logged and counted.
 
     Raises:
-        AssertionError: a study does not come to its end, or its stores contradict each other.
+        AssertionError: a study does not reach its end, or its stores contradict each other.
     """
     random_ = random.Random(seed)
-    began, undisturbed = time.monotonic(), {}
+    started, undisturbed = time.monotonic(), {}
     figures: Counter[str] = Counter()
-    met: Counter[str] = Counter()
+    by_kind: Counter[str] = Counter()
     with disks() as (disk, is_small), team_servers() as (postgres, server):
         kinds = [kind for kind in FAULTS if kind != FULL or is_small]
         for workers in (1, 2):
@@ -353,39 +353,39 @@ def run(number: int, seed: int, say: Callable[[str], None] = lambda _: None) -> 
             assert lost == twice == 0
         left = [kinds[i % len(kinds)] for i in range(number)]
         random_.shuffle(left)
-        # Trials of several workers are slower: the faults of workers go to few studies.
+        # Trials with several workers are slower: put the faults of workers into few studies.
         left.sort(key=lambda fault: fault == OF_WORKERS)
         while left:
             faults = left[:FAULTS_A_STUDY]
             workers = 2 if OF_WORKERS in faults else 1
             study = Study(f"chaos-{figures['studies']}", workers, disk, server, postgres)
-            happened = disturb(study, faults, random_)
-            for fault in happened:
+            injected = disturb(study, faults, random_)
+            for fault in injected:
                 left.remove(fault)
             kept, lost, twice = check(study, finish(study))
             same = kept == undisturbed[workers]
-            met.update(happened)
+            by_kind.update(injected)
             figures.update(studies=1, trials=TRIALS, lost=lost, twice=twice)
             figures.update(drivers=study.drivers, differing=not same)
-            say(f"{study.name}: {', '.join(happened)}: {study.drivers} drivers, {lost=}, {twice=}, "
-                f"{same=}, {time.monotonic() - began:.0f} s")  # fmt: skip
+            log(f"{study.name}: {', '.join(injected)}: {study.drivers} drivers, {lost=}, {twice=}, "
+                f"{same=}, {time.monotonic() - started:.0f} s")  # fmt: skip
             if not same:
-                say(f"{study.name} differs: {differences(kept, undisturbed[workers])}")
+                log(f"{study.name} differs: {differences(kept, undisturbed[workers])}")
             shutil.rmtree(study.folder)
-    return {"faults": met.total(), **figures, "by_kind": dict(met), "seed": seed,
-            "seconds": round(time.monotonic() - began)}  # fmt: skip
+    return {"faults": by_kind.total(), **figures, "by_kind": dict(by_kind), "seed": seed,
+            "seconds": round(time.monotonic() - started)}  # fmt: skip
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the chaos test and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    figures = run(asked.faults, asked.seed, lambda line: print(line, flush=True))
+    options = parser.parse_args()
+    figures = run(options.faults, options.seed, lambda line: print(line, flush=True))
     print(json.dumps(figures))
     if figures["lost"] or figures["twice"] or figures["differing"]:
-        sys.exit("chaos: trials were lost, are there twice, or differ")
+        sys.exit("chaos: trials were lost or duplicated, or differ from the undisturbed study")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Compare what two checkouts propose and stop: every sampler with every stopping rule, simulated.
+"""Compare the proposals and stops of two checkouts, for every sampler and early-stopping rule.
 
-`.venv/bin/python -P tests/reliability/compare_proposals.py OTHER` runs the same searches on a
-recorded table with the code of this checkout and with that of OTHER, and says for each sampler and
-rule whether proposals and stops are the same, else where they first differ. It exits with 1 where
-any do.
+`.venv/bin/python -P tests/reliability/compare_proposals.py OTHER` simulates the same searches on a
+recorded table with the code of this checkout and with that of OTHER. For each sampler and rule it
+prints whether proposals and stops are equal, or where they first differ. It exits with 1 if any
+differ.
 
-Each checkout's code runs in a process of its own, which finds it by links in a temporary folder;
-both use this Python and its packages. What such a process calls of the product is in `plain_events`
-and `simulate_one`; the names of modules that move are in `MODULES`.
+Each checkout's code runs in its own process, which finds it by links in a temporary folder; both
+use this Python and its packages. Only `plain_events` and `simulate_one` call the product; `MODULES`
+has the names of modules that moved.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parents[2]
 PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
 MODULES = {
-    "check_study": ("study", "studies"),
+    "check_study": ("study", "studies", "study_file"),
     "simulate": ("simulate", "benchmark.simulator", "benchmark.simulate"),
     "read_table": ("table", "benchmark.table", "storage.table"),
 }
-"""Where functions of `sftsearch.orchestrator` are: before they moved, and after."""
+"""Modules of `sftsearch.orchestrator` in which a function is, by version."""
 SAMPLERS = ("ehvi", "tpe", "nsga2", "nsga3", "gp", "quasi_random", "random")
 RULES = ("none", "dominated", "mo_asha", "median")
 OLD_NAMES = {"ehvi": "front", "dominated": "front", "early_stopping": "stopping"}
-"""What options were called before."""
+"""Current names of options -> earlier ones."""
 SEEDS = (0, 1)
 SLOW = {"gp": 16}
-"""Trials of samplers that take seconds a proposal, where that is fewer than were asked for."""
+"""Most trials of samplers that take seconds per proposal."""
 POPULATION = 8
-"""Of the genetic samplers: several generations fit into a search."""
+"""Population of the genetic samplers, so that a search has several generations."""
 MIN_PROBABILITY = 0.45
-"""Of the rule `dominated`: by default it would hardly stop anything in so few trials."""
+"""Of the rule `dominated`; with the default it would hardly stop any of so few trials."""
 TOLERANCE = 1e-9
-"""Relative, of numbers."""
+"""Relative tolerance of numbers."""
 
 Run = list[list[Any]]
-"""Proposals and stops of a search, in order: `[kind, what]`."""
+"""Proposals and stops of a search, in order: `[kind, content]`."""
 
 
 # ------------------------------------------------------------------ in a checkout's process
 
 
 def find(name: str) -> Any:
-    """Return a function of the product, wherever this checkout has it."""
+    """Return a function of the product from the module that has it in this checkout."""
     for module in MODULES[name]:
         try:
             found = importlib.import_module(f"sftsearch.orchestrator.{module}")
@@ -71,13 +71,13 @@ def find(name: str) -> Any:
 
 
 def option_names() -> dict[str, str]:
-    """Return what this checkout calls options that were renamed, where it has the old names."""
+    """Return the names of renamed options in this checkout, if it has the old names."""
     plan = importlib.import_module("sftsearch.search_spaces.search_plan").SearchPlan
     return {} if "early_stopping" in plan.model_fields else OLD_NAMES
 
 
 def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return kind and body of events: of those that have both, and of typed ones."""
+    """Return kind and body of events, raw or typed."""
     found = []
     for event in events:
         typed = getattr(event, "event", None)
@@ -87,7 +87,7 @@ def plain_events(events: Iterable[Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, file: Path) -> Run:
-    """Search a recorded table and return what was proposed and stopped."""
+    """Simulate a search on a recorded table and return its proposals and stops."""
     check_study, names = find("check_study"), option_names()
     facts = table.facts
     settings = {"population": POPULATION} if sampler.startswith("nsga") else {}
@@ -107,7 +107,7 @@ def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, fi
         "training": facts["training"],
         "space": facts["space"],
     }
-    file.write_text(json.dumps(study))  # YAML holds JSON
+    file.write_text(json.dumps(study))  # JSON is YAML
     source, _, admission = check_study(file)
     done = find("simulate")(source, admission, table, workers=4, repetition=seed)
     run: Run = []
@@ -122,7 +122,7 @@ def simulate_one(sampler: str, rule: str, seed: int, trials: int, table: Any, fi
 
 
 def dump(options: argparse.Namespace) -> None:
-    """Write all runs of the code that this process finds, a line of JSON each."""
+    """Print all runs of the code that this process imports, one line of JSON each."""
     import sftsearch.orchestrator.study as product
 
     at = Path(str(product.__file__)).resolve()
@@ -140,7 +140,7 @@ def dump(options: argparse.Namespace) -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterable[tuple[str, str, int]]:
-    """Return every sampler with every rule and seed that is asked for."""
+    """Return every combination of the selected samplers and rules with the seeds."""
     return itertools.product(options.samplers, options.rules, SEEDS)
 
 
@@ -162,7 +162,7 @@ def start(checkout: Path, links: Path, options: argparse.Namespace) -> subproces
 
 
 def read(process: subprocess.Popen[str], checkout: Path) -> dict[tuple[str, str, int], Run]:
-    """Return all runs of a checkout's process, which ends with them."""
+    """Wait for a checkout's process and return its runs."""
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"The code of {checkout} failed; see above.")
@@ -171,15 +171,15 @@ def read(process: subprocess.Popen[str], checkout: Path) -> dict[tuple[str, str,
 
 
 def first_difference(one: Run, other: Run) -> str:
-    """Say where two runs first differ; empty where they are the same."""
+    """Describe where two runs first differ; empty if they are equal."""
     for number, (mine, theirs) in enumerate(itertools.zip_longest(one, other)):
         if not is_same(mine, theirs):
-            return f"at {number}: {json.dumps(mine)} here, {json.dumps(theirs)} there"
+            return f"at {number}: this has {json.dumps(mine)}, OTHER has {json.dumps(theirs)}"
     return ""
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Tell whether two JSON values are the same, numbers within the tolerance."""
+    """Return whether two JSON values are equal, numbers within the tolerance."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=TOLERANCE)
     if isinstance(one, list) and isinstance(other, list):
@@ -190,25 +190,25 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run both checkouts side by side and report; return how many pairs differ."""
-    began, checkouts = time.monotonic(), (HERE, options.other.resolve())
+    """Run both checkouts in parallel and print the result; return how many pairs differ."""
+    started, checkouts = time.monotonic(), (HERE, options.other.resolve())
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             start(checkout, Path(folder) / str(i), options) for i, checkout in enumerate(checkouts)
         ]
-        here, there = (read(*pair) for pair in zip(processes, checkouts, strict=True))
+        ours, others = (read(*pair) for pair in zip(processes, checkouts, strict=True))
     num_differ = 0
     for sampler, rule in itertools.product(options.samplers, options.rules):
         keys = [(sampler, rule, seed) for seed in SEEDS]
-        found = [(key[-1], first_difference(here[key], there[key])) for key in keys]
-        told = "; ".join(f"seed {seed}, {text}" for seed, text in found if text)
-        num_differ += bool(told)
-        kinds = [kind for key in keys for kind, _ in here[key]]
+        found = [(key[-1], first_difference(ours[key], others[key])) for key in keys]
+        text = "; ".join(f"seed {seed}, {text}" for seed, text in found if text)
+        num_differ += bool(text)
+        kinds = [kind for key in keys for kind, _ in ours[key]]
         count = f"{kinds.count('proposed')} proposals, {kinds.count('stopped')} stops"
-        verdict = f"DIFFERENT: {told}" if told else "identical"
+        verdict = f"DIFFERENT: {text}" if text else "identical"
         sys.stdout.write(f"{sampler:13} {rule:8} {count:26} {verdict}\n")
     pairs = len(options.samplers) * len(options.rules)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started
     sys.stdout.write(f"{pairs - num_differ} of {pairs} identical, in {seconds:.0f} s\n")
     return num_differ
 
@@ -218,8 +218,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("other", type=Path, help="the folder of the other checkout")
     table = HERE / "tests" / "benchmarks" / "tables" / "wearables.parquet"
-    parser.add_argument("--table", type=Path, default=table, help="what is searched")
-    parser.add_argument("--trials", type=int, default=40, help="of a search")
+    parser.add_argument("--table", type=Path, default=table, help="the recorded table to search")
+    parser.add_argument("--trials", type=int, default=40, help="trials per search")
     parser.add_argument("--samplers", nargs="+", default=SAMPLERS, choices=SAMPLERS)
     parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
     parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)

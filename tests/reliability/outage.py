@@ -1,12 +1,12 @@
-"""Take the MLflow server away in the middle of a study, and see how fast it catches up.
+"""Kill the MLflow server during a study and measure how fast the mirror catches up.
 
-A study of trials that train nothing runs on a real Ray, mirrored over HTTP to a real MLflow server
-on a real PostgreSQL. The server is killed, is away for a while, and comes back on the same port.
+A study whose trials train nothing runs on a real Ray, mirrored over HTTP to a real MLflow server
+with a real PostgreSQL database. The server is killed and restarted later on the same port.
 
     python tests/reliability/outage.py --seconds 600
 
-The last line printed is JSON: trials that ended while it was away, seconds from its return until
-MLflow had all of them, and trials lost and there twice at the end.
+The last line printed is JSON: trials that ended during the outage, seconds from the restart until
+MLflow had all of them, and trials lost and duplicated at the end.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ space:
     learning_rate: {{kind: float, low: 1e-4, high: 1e-1, log: true}}
 """
 BEFORE = 20
-"""Trials that have finished when the server is killed."""
+"""Number of finished trials when the server is killed."""
 
 
 class Pausing:
-    """A worker that trains nothing, and takes its time for it."""
+    """A worker that only sleeps."""
 
     pause = 0.0
 
@@ -83,13 +83,13 @@ class Pausing:
 
 
 class Outage(StudyCallback):
-    """Kills the server, waits, starts it again, and waits until MLflow has what it missed."""
+    """Kills the server, restarts it later, and waits until MLflow has the missed events."""
 
     def __init__(self, server: MlflowServer, folder: Path, seconds: float) -> None:
         self.server, self.folder, self.seconds = server, folder, seconds
         self.finished = 0
         self.missed, self.caught_up = 0, float("nan")
-        self.thread = threading.Thread(target=self.happen)
+        self.thread = threading.Thread(target=self.interrupt_server)
         self.over = threading.Event()
 
     def on_event(self, entry: Entry) -> None:
@@ -97,16 +97,16 @@ class Outage(StudyCallback):
         if self.finished == BEFORE and not self.thread.ident:
             self.thread.start()
 
-    def happen(self) -> None:
+    def interrupt_server(self) -> None:
         self.server.kill()
         time.sleep(self.seconds)
         self.missed = self.finished - BEFORE
         last = max(event.id for event in read_events(self.folder))
         self.server.start()
-        began = time.monotonic()
+        started = time.monotonic()
         while (num_mirrored(self.folder) or 0) < last and not self.over.wait(0.05):
             pass
-        self.caught_up = time.monotonic() - began
+        self.caught_up = time.monotonic() - started
 
 
 def run(seconds: float, trials: int) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
         runs = Path(name)
         (runs / "outage.yaml").write_text(STUDY.format(trials=trials))
         outage = Outage(server, runs / "outage", seconds)
-        # Two trials of three epochs at a time: nearly all that are left end while it is away.
+        # Two concurrent trials of three epochs: nearly all that are left end during the outage.
         pause = 2 * seconds / (trials - BEFORE) / 3
         worker = type("Pausing", (Pausing,), {"pause": pause})
         result = run_study(
@@ -151,7 +151,7 @@ def run(seconds: float, trials: int) -> dict[str, Any]:
 
 
 def all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    """Yield all runs of an experiment, which MLflow gives in pages."""
+    """Yield all runs of an experiment, page by page."""
     token = None
     while True:
         page = client.search_runs([experiment], max_results=1000, page_token=token)
@@ -162,12 +162,12 @@ def all_runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the outage and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--trials", type=int, default=1200)
-    asked = parser.parse_args()
-    print(json.dumps(run(asked.seconds, asked.trials)))
+    options = parser.parse_args()
+    print(json.dumps(run(options.seconds, options.trials)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A fixed sample of the chaos run, and a short outage; `chaos.py`, `outage.py` are the whole."""
+"""A short chaos run with a fixed seed, and a short outage; see `chaos.py` and `outage.py`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = [
 ]
 
 
-def test_studies_lose_and_double_nothing_in_twenty_faults() -> None:
+def test_chaos_of_twenty_faults_loses_and_duplicates_no_trial() -> None:
     figures = chaos.run(20, seed=1)
     assert figures["faults"] >= 20
     assert (figures["lost"], figures["twice"], figures["differing"]) == (0, 0, 0)
     assert len(figures["by_kind"]) >= len(chaos.FAULTS) - 1
 
 
-def test_mirror_catches_up_after_a_minute_without_its_server() -> None:
+def test_outage_of_a_minute_is_caught_up_by_the_mirror() -> None:
     command = [sys.executable, str(Path(__file__).with_name("outage.py"))]
     command += ["--seconds", "60", "--trials", "300"]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -1,7 +1,6 @@
-"""Whatever ends the driver, and whenever: resumed, a study is the undisturbed one in all stores.
+"""A study resumed after any end of its driver equals the undisturbed one in all stores.
 
-SIGKILL at any moment; Ctrl-C once and twice, and SIGTERM, on the command line as a terminal sends
-them.
+The driver ends by SIGKILL at any moment, by Ctrl-C once or twice, or by SIGTERM.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: kill}
 dataset: {kind: synthetic}
-# deterministic: the configurations too are those of the undisturbed study, not only their values
+# deterministic: the configurations, too, must equal those of the undisturbed study
 search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, replicates: 2,
   deterministic: true}
 constraints: [{metric: parameters, max: 6000}]
@@ -135,7 +134,7 @@ def test_driver_killed_after_an_event_is_resumed(
     assert check(runs, finish(runs, "--resume")) == undisturbed
 
 
-def test_driver_killed_after_the_mirror_noted_something_is_resumed(
+def test_driver_killed_after_the_mirror_s_bookkeeping_is_resumed(
     tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     runs = tmp_path / "runs"
@@ -183,7 +182,7 @@ space:
 
 
 def run_command(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start the command in a session of its own, as a terminal does."""
+    """Start the command in its own session, as a terminal does."""
     file = folder / "long.yaml"
     file.write_text(LONG)
     return subprocess.Popen(
@@ -209,7 +208,7 @@ def count(folder: Path, kind: str) -> int:
 
 
 def check_resumed(folder: Path) -> None:
-    """Run the study to its end, and check that it has every trial and epoch once."""
+    """Resume the study to its end and check that it has every trial and epoch once."""
     resumed = run_command(folder, "--resume")
     out, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, out[-3000:]
@@ -222,7 +221,7 @@ def check_resumed(folder: Path) -> None:
     assert not any(event.kind == "failed" for event in events)
 
 
-def test_driver_finishes_what_runs_at_ctrl_c_and_reports(tmp_path: Path) -> None:
+def test_driver_finishes_running_trials_at_ctrl_c_and_reports(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)
@@ -231,12 +230,12 @@ def test_driver_finishes_what_runs_at_ctrl_c_and_reports(tmp_path: Path) -> None
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 130, out[-3000:]
     assert "No new trials" in out
-    assert "Ctrl-C again stops now" in " ".join(out.split())
+    assert "Press Ctrl-C again to stop now" in " ".join(out.split())
     assert "--resume" in out.splitlines()[-1]
     assert "Traceback" not in out
-    assert "Trial " not in out  # what Tune would print
+    assert "Trial " not in out  # Tune would print it
     assert count(study, "started") == started
-    assert 1 <= count(study, "finished") <= 2  # one more was handed out, and had not begun
+    assert 1 <= count(study, "finished") <= 2  # one more was queued but had not started
     assert {e.body["trial"] for e in read_events(study) if e.kind == "epoch"} == {
         e.body["trial"] for e in read_events(study) if e.kind == "finished"
     }
@@ -254,11 +253,11 @@ def test_driver_stops_now_at_the_second_ctrl_c_or_sigterm(
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)
-    said = ""
+    output = ""
     for i, number in enumerate(signals):
         assert process.stdout is not None
-        while i and "No new trials" not in said:  # two that come together are heard as one
-            said += process.stdout.readline()
+        while i and "No new trials" not in output:  # two signals at a time could count as one
+            output += process.stdout.readline()
         os.kill(process.pid, number)
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 130, out[-3000:]
@@ -271,7 +270,7 @@ def test_driver_stops_now_at_the_second_ctrl_c_or_sigterm(
     check_resumed(tmp_path)
 
 
-def test_driver_says_that_ray_s_head_is_gone_and_is_resumed(tmp_path: Path) -> None:
+def test_driver_reports_that_the_ray_head_node_is_gone_and_is_resumed(tmp_path: Path) -> None:
     study = tmp_path / "runs" / "long"
     process = run_command(tmp_path)
     wait_for_kind(study, "epoch", 3, process)

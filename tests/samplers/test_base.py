@@ -23,14 +23,14 @@ from sampled_study import (
 )
 
 
-def test_derive_seed_is_the_same_everywhere() -> None:
-    """The first four bytes of SHA-256 of `seed:number`, little-endian."""
+def test_derive_seed_is_reproducible() -> None:
+    """It is the first four bytes of SHA-256 of `seed:number`, little-endian."""
     assert derive_seed(0, 0) == 0x8A3672AC
     assert len({derive_seed(seed, number) for seed in range(30) for number in range(30)}) == 900
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "quasi_random", "nsga2"])
-def test_sampler_proposes_otherwise_by_another_seed(kind: str) -> None:
+def test_sampler_proposals_depend_on_the_seed(kind: str) -> None:
     admission = admission_of(SMALL)
     drawn = [
         [str(propose(sampler_of(kind, seed=seed), history_of(admission))) for _ in range(3)]
@@ -42,7 +42,7 @@ def test_sampler_proposes_otherwise_by_another_seed(kind: str) -> None:
 
 @pytest.mark.medium
 def test_draw_uniform_is_uniform_over_configurations() -> None:
-    """Over all seeds, the first proposal is as likely to be any configuration as any other."""
+    """Over many seeds, every configuration is equally likely to be the first proposal."""
     space = """\
 space:
   - {kind: sft, patch: 8, fused_layers: {kind: int, low: 1, high: 9}}
@@ -62,8 +62,8 @@ space:
 
 
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3", "gp", "quasi_random"])
-def test_sampler_may_be_asked_while_others_run(kind: str) -> None:
-    """Generations wait for nobody: those that end later join the generation they were drawn for."""
+def test_sampler_proposes_while_trials_run(kind: str) -> None:
+    """Trials that end late still belong to the generation for which they were drawn."""
     options = {"population": 4} if "nsga" in kind else {"startup_configurations": 10}
     options = {} if kind == "quasi_random" else options
     toy, pending, seen = Toy(BRANCHES, kind, smooth, **options), [], set()

@@ -1,4 +1,4 @@
-"""The sampler `ehvi` against chance."""
+"""The sampler `ehvi` against random search."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.medium
-def test_ehvi_finds_a_front_with_fewer_trials_than_chance() -> None:
-    """Trials, at most 60, until 95 % of the whole volume; accuracy is best at width 64."""
+def test_ehvi_finds_a_front_with_fewer_trials_than_random_search() -> None:
+    """Count the trials, at most 60, until 95 % of the volume; accuracy is best at width 64."""
 
     def accuracy(candidate: Candidate) -> Values:
         value = 1 - math.exp(-2e3 * candidate.cost.gflops)
@@ -37,6 +37,6 @@ def test_ehvi_finds_a_front_with_fewer_trials_than_chance() -> None:
 
 
 def _volume(values: list[Values]) -> float:
-    """Return the volume over the logarithm of the cost."""
+    """Return the hypervolume of accuracy and the logarithm of the cost."""
     points = [(accuracy, math.log(cost)) for accuracy, cost in values]
     return pareto.hypervolume(points, (0.0, 0.0), ("maximize", "minimize"))

@@ -1,11 +1,11 @@
-"""The exhaustive sampler against the order of costs."""
+"""The exhaustive sampler proposes in order of cost."""
 
 from __future__ import annotations
 
 from sampled_study import SMALL, admission_of, history_of, sampler_of
 
 
-def test_exhaustive_goes_from_the_cheapest_to_the_most_expensive_and_ends() -> None:
+def test_exhaustive_proposes_every_configuration_in_order_of_cost() -> None:
     admission = admission_of(SMALL, constraints="[{metric: gflops, max: 1e-3}]")
     sampler, history = sampler_of("exhaustive"), history_of(admission)
     costs = []

@@ -1,4 +1,4 @@
-"""Generations: their parents, what children inherit, and that they go on after a resume."""
+"""Genetic samplers: parents of generations, inherited values, resuming."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
-def test_genetic_sampler_comes_nearer_to_a_known_front_than_chance(kind: str) -> None:
-    """After 300 proposals of which a population is 20."""
+def test_genetic_sampler_beats_random_search_on_zdt1(kind: str) -> None:
+    """With 300 proposals and a population of 20."""
 
     def volume(kind: str, **more: Any) -> float:
         values = Toy(SMOOTH, kind, zdt1, seed=1, **more).run(300).values
@@ -47,11 +47,11 @@ def test_genetic_sampler_comes_nearer_to_a_known_front_than_chance(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
-@pytest.mark.parametrize("branches", [(None,), (0, 1)], ids=["together", "by turns"])
-def test_genetic_sampler_goes_on_with_its_generations_after_a_resume(
+@pytest.mark.parametrize("branches", [(None,), (0, 1)], ids=["joint", "in turns"])
+def test_genetic_sampler_continues_its_generations_after_a_resume(
     kind: str, branches: tuple[int | None, ...]
 ) -> None:
-    """At any of 40 proposals: in a generation, and where one begins."""
+    """Resumed after each of 40 proposals, within generations and between them."""
     undisturbed = Toy(BRANCHES, kind, smooth, population=8).run(40, branches)
     toy = Toy(BRANCHES, kind, smooth, population=8)
     for _ in range(40):
@@ -60,12 +60,12 @@ def test_genetic_sampler_goes_on_with_its_generations_after_a_resume(
     assert [(t.params, t.user_attrs, t.state) for t in theirs] == [
         (t.params, t.user_attrs, t.state) for t in ours
     ]
-    # Eight trials a generation; where two branches take turns, four of each.
+    # Eight trials per generation; if two branches take turns, four of each.
     assert max(t.user_attrs[GENERATION] for t in theirs) == 4
 
 
-def test_generation_is_full_and_its_parents_are_those_of_optuna() -> None:
-    """What survives is compared with Optuna's own choice in a study of its own kind."""
+def test_generation_has_full_size_and_the_parents_that_optuna_selects() -> None:
+    """The parents are compared with Optuna's selection in a plain Optuna study."""
     study = Toy(BRANCHES, "nsga2", smooth, population=6).run(40).optuna.study
     trials = [t for t in study.trials if t.state == TrialState.COMPLETE]
     sizes = Counter(t.user_attrs[GENERATION] for t in trials)
@@ -90,8 +90,8 @@ def test_generation_is_full_and_its_parents_are_those_of_optuna() -> None:
     assert sum(PARENTS in t.user_attrs for t in study.trials) == 6
 
 
-def test_children_inherit_what_their_branch_leaves_unused() -> None:
-    """All genes but the mutated are of a parent, whichever branch uses them."""
+def test_children_inherit_values_that_their_branch_does_not_use() -> None:
+    """All values except mutations come from a parent, whichever branch uses them."""
     toy = Toy(BRANCHES, "nsga2", smooth, population=10, seed=3).run(120)
     trials = toy.optuna.study.trials
     genes = [t.params | t.user_attrs[UNUSED] for t in trials]
@@ -107,8 +107,8 @@ def test_children_inherit_what_their_branch_leaves_unused() -> None:
     assert inherited > 3 * new
 
 
-def test_genetic_sampler_keeps_nothing_of_a_refused_proposal() -> None:
-    """Refusals in between change neither generations nor parents."""
+def test_genetic_sampler_ignores_refused_proposals() -> None:
+    """Refusals change neither generations nor parents."""
     admission = admission_of(BRANCHES)
     clean, refusing = history_of(admission), history_of(admission)
     random_ = random.Random(0)
@@ -140,7 +140,7 @@ def test_genetic_sampler_keeps_nothing_of_a_refused_proposal() -> None:
 def test_genetic_sampler_proposes_the_same_in_a_study_resumed_from_its_journal(
     tmp_path: Path, kind: str
 ) -> None:
-    """What proposals carry travels through the journal."""
+    """The data of the proposals is restored from the journal."""
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\n"
         f"search: {{trials: 24, sampler: {{kind: {kind}, population: 4}}}}\n{BRANCHES}"

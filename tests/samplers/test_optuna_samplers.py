@@ -1,4 +1,4 @@
-"""What TPE, the quasi-random sampler and Optuna's Gaussian process are good for."""
+"""TPE, the quasi-random sampler and Optuna's GP sampler against random search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sampled_study import (
 )
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 
 WIDE = """\
@@ -47,13 +47,13 @@ FEW = "[{metric: gflops, max: 5e-4}]"
 
 @pytest.mark.medium
 @pytest.mark.parametrize(("max_table", "most"), [(50_000, 0), (0, 200)], ids=["listed", "large"])
-def test_tpe_is_not_starved_where_few_proposals_are_admissible(
+def test_tpe_needs_few_proposals_if_few_points_are_admissible(
     max_table: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One point in 11 is admissible, yet 100 acceptances cost few refusals; of a list, none.
+    """One point in 11 is admissible, yet 100 acceptances need few refusals; none if enumerated.
 
-    Refusals that TPE is told as failures are forgotten, and it proposes the same again and again:
-    thousands for ten acceptances. Told as infeasible and pruned, it learns where the limit is.
+    TPE ignores refusals recorded as failures and repeats its proposals: it needs thousands for ten
+    acceptances. With refusals recorded as infeasible and pruned, it learns the limit.
     """
     monkeypatch.setattr(admissions, "MAX_TABLE", max_table)
     admission = admission_of(WIDE, constraints=FEW)
@@ -74,8 +74,8 @@ def test_tpe_is_not_starved_where_few_proposals_are_admissible(
 
 
 @pytest.mark.medium
-def test_tpe_finds_better_points_than_chance() -> None:
-    """An accuracy with its peak at width 64, dropout 0.2: TPE's last proposals are nearer to it."""
+def test_tpe_finds_better_points_than_random_search() -> None:
+    """Accuracy peaks at width 64 and dropout 0.2; TPE's last proposals are nearer to the peak."""
 
     def distance(point: Point) -> float:
         return abs(point.values["dim"] - 64) / 120 + abs(point.values["dropout"] - 0.2)
@@ -95,7 +95,7 @@ def test_tpe_finds_better_points_than_chance() -> None:
     assert means["tpe"] < 0.7 * means["random"]
 
 
-def test_tpe_begins_with_uniform_draws_that_count_only_what_was_admitted() -> None:
+def test_tpe_starts_with_uniform_draws_and_counts_admitted_ones() -> None:
     admission = admission_of(SMALL)
     uniform, tpe = sampler_of("random"), sampler_of("tpe", startup_configurations=5)
     ours, theirs = history_of(admission), history_of(admission)
@@ -108,8 +108,8 @@ def test_tpe_begins_with_uniform_draws_that_count_only_what_was_admitted() -> No
     assert propose(uniform, ours) != propose(tpe, theirs)
 
 
-def test_quasi_random_fills_a_dimension_more_evenly_than_random_ones() -> None:
-    """Each 64 successive of a Sobol sequence have one value in every 64th of a range."""
+def test_quasi_random_covers_a_dimension_more_evenly_than_random_draws() -> None:
+    """64 successive Sobol points have one value in every 64th of a range."""
     drawn = {}
     for kind in ("quasi_random", "random"):
         study = Toy(SMOOTH, kind, smooth, seed=2).run(64).optuna.study
@@ -118,22 +118,22 @@ def test_quasi_random_fills_a_dimension_more_evenly_than_random_ones() -> None:
     assert sorted((drawn["quasi_random"][:, 0] * 64).astype(int)) == list(range(64))
 
 
-def test_quasi_random_gives_branches_that_take_turns_sequences_of_their_own() -> None:
-    """Every other point of one sequence would leave half of a range empty."""
+def test_quasi_random_uses_one_sequence_per_branch_if_branches_take_turns() -> None:
+    """Every second point of a single sequence would leave half of a range empty."""
     study = Toy(BRANCHES, "quasi_random", smooth).run(64, (0, 1)).optuna
     rates = [math.log10(t.params["1:unimodal.learning_rate"]) for t in study.trials(1)]
     assert sorted(int((rate + 4) * 16) for rate in rates) == list(range(32))
 
 
-def test_quasi_random_draws_every_branch_as_often_as_any_other() -> None:
+def test_quasi_random_draws_branches_equally_often() -> None:
     study = Toy(BRANCHES, "quasi_random", smooth).run(64).optuna
     assert len(study.trials(0)) == pytest.approx(32, abs=4)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("branch", [None, 0])
-def test_gp_draws_where_more_is_to_be_gained(branch: int | None) -> None:
-    """What it adds to 10 uniform draws dominates more than 5 uniform ones more."""
+def test_gp_improves_the_front_more_than_uniform_draws(branch: int | None) -> None:
+    """Ten uniform draws and five of the GP dominate a larger volume than 15 uniform draws."""
 
     def volume(startup: int) -> float:
         toy = Toy(SMOOTH, "gp", zdt1, seed=4, startup_configurations=startup).run(15, (branch,))

@@ -1,4 +1,4 @@
-"""What Optuna's study holds: points unchanged, and every outcome."""
+"""The Optuna study keeps points unchanged and records every result."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ AXES: dict[str, Any] = {
 
 
 @pytest.mark.medium
-def test_optuna_study_gives_every_kind_of_axis_back_unchanged() -> None:
-    """1, 1.0, True and "1" stay apart; 0.3 is 0.3; lists and mappings come back as they were."""
+def test_optuna_study_returns_values_of_every_kind_of_axis_unchanged() -> None:
+    """1, 1.0, True and "1" stay distinct; 0.3 is exact; lists and mappings keep their order."""
     mapping = {"left": AXES["alike"], "right": 2}
     first = Branch(kind="one", literal=[1], mapping=mapping, **AXES)
     space = Space([first, Branch(kind="one", tenths=0.7)])
@@ -57,7 +57,7 @@ def test_optuna_study_gives_every_kind_of_axis_back_unchanged() -> None:
     assert alike == {"alike=1", "alike=True", "alike='1'", "alike=1.0", "alike=None"}
 
 
-def test_optuna_study_holds_each_outcome() -> None:
+def test_optuna_study_records_each_result() -> None:
     admission = admission_of(SMALL)
     study = optuna_study_of(admission)
     points = [admission.space.draw(random.Random(i)) for i in range(5)]

@@ -1,4 +1,4 @@
-"""When a study ends: trials, epochs, hours on a simulated clock, GPU hours, nothing to gain."""
+"""Ends of a study: trials, epochs, hours on a simulated clock, GPU hours, convergence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from journals import RawEvent
 
 TRAINING = Training(epochs=4, truth=uneven, seconds=60.0)
-"""Four minutes a trial."""
+"""Four minutes per trial."""
 
 
 def run(
@@ -40,30 +40,28 @@ def count(events: list[RawEvent], kind: str) -> int:
 LIMITS = {
     "max_epochs: 18": ("the limit of 18 epochs was reached", 5),
     "max_hours: 0.31": ("the limit of 0.31 hours was reached", 5),  # 18.6 minutes
-    "max_gpu_hours: 0.155": ("the limit of 0.155 GPU hours was reached", 5),  # half a GPU each
+    "max_gpu_hours: 0.155": ("the limit of 0.155 GPU hours was reached", 5),  # half a GPU per trial
     "trials: 5": ("all trials ran", 5),
 }
 
 
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_each_limit_ends_the_study_when_the_trials_that_run_are_done(
-    limit: str, slots: int
-) -> None:
+def test_limit_ends_the_study_after_the_running_trials(limit: str, slots: int) -> None:
     plan = f"sampler: random, trials: 20, {limit}".replace("trials: 20, trials", "trials")
     events, search = run(plan, slots=slots, more="resources: {gpus: 0.5}")
-    why, least = LIMITS[limit]
-    assert search.why_ended() == why
+    reason, least = LIMITS[limit]
+    assert search.why_ended() == reason
     assert search.exhausted
     assert count(events, "started") == count(events, "finished")
-    # What was running when the limit was reached is one trial a slot at most.
+    # At most one trial per slot was running when the limit was reached.
     assert least <= count(events, "finished") <= least + (0 if "trials" in limit else slots - 1)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
-    """To where a study with that limit from the beginning ends."""
+def test_raised_limit_extends_a_finished_study(limit: str) -> None:
+    """The result equals that of a study with the raised limit from the start."""
     plan = f"sampler: ehvi, trials: 20, {limit}".replace("trials: 20, trials", "trials")
     number = limit.rpartition(" ")[2]
     raised = plan.replace(number, f"{2 * float(number):g}")
@@ -78,14 +76,14 @@ def test_a_raised_limit_extends_a_finished_study(limit: str) -> None:
     assert [o.id for o in search.known.past.all] == [o.id for o in undisturbed.known.past.all]
 
 
-def test_replicates_that_wait_are_run_after_the_limit_too() -> None:
+def test_waiting_replicates_run_after_the_limit() -> None:
     events, search = run("sampler: random, trials: 20, replicates: 4, max_epochs: 5")
     assert count(events, "finished") == 4
     assert search.why_ended() == "the limit of 5 epochs was reached"
 
 
 @pytest.mark.medium
-def test_what_is_reported_gets_its_fresh_replicates_beyond_the_limit() -> None:
+def test_reported_configurations_get_fresh_replicates_after_the_limit() -> None:
     plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 3}, max_epochs: 20"
     events, search = run(plan)
     assert count(events, "frozen") == 1
@@ -97,8 +95,8 @@ SPACE = width(*range(8, 88, 8))
 
 
 @pytest.mark.medium
-def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
-    """Where dearer configurations are no better and values hardly vary, that is soon seen."""
+def test_study_ends_when_little_gain_is_expected() -> None:
+    """More expensive configurations are no better and values hardly vary: it converges early."""
     flat = Training(truth=lambda a: 0.6 + 1e-5 * noise(a.key), sigma=1e-4)
     memory = Memory(source_of("sampler: ehvi, trials: 40, until_converged: true", space=SPACE))
     journal, search = memory.open()
@@ -116,8 +114,8 @@ def test_a_study_ends_when_hardly_anything_is_expected_of_going_on() -> None:
 
 
 @pytest.mark.medium
-def test_a_study_goes_on_while_much_is_expected() -> None:
-    """Values that nothing explains: any configuration may be the best at its cost."""
+def test_study_continues_while_much_gain_is_expected() -> None:
+    """Random values: any configuration may be the best at its cost."""
     wild = Training(truth=lambda a: 0.5 + 0.1 * noise(a.key.configuration_id), sigma=1e-4)
     memory = Memory(source_of("sampler: ehvi, trials: 40, until_converged: true", space=SPACE))
     _, search = memory.open()
@@ -136,27 +134,27 @@ def budget_of(limit: str) -> Budget:
     return Budget(study.search, study.resources)
 
 
-def tell(budget: Budget, event: Event, time: float = 0.0) -> None:
+def apply(budget: Budget, event: Event, time: float = 0.0) -> None:
     budget.apply(Entry(1, time, event), StudyState())
 
 
-def test_time_between_drivers_and_a_clock_set_back_do_not_count() -> None:
+def test_budget_ignores_time_between_drivers_and_a_clock_set_back() -> None:
     budget = budget_of("max_hours: 1")
     for time, event in ((100, TOLD), (100, OPENED), (160, TOLD), (9000, OPENED)):
-        tell(budget, event, time)
+        apply(budget, event, time)
     assert budget.seconds == 60
     for time in (9030, 9000, 9010):
-        tell(budget, TOLD, time)
+        apply(budget, TOLD, time)
     assert budget.seconds == 100
     assert budget.exceeded() == ""
-    tell(budget, TOLD, 9010 + 3500)
+    apply(budget, TOLD, 9010 + 3500)
     assert budget.exceeded() == "the limit of 1 hours was reached"
 
 
-def test_gains_count_only_twice_in_a_row() -> None:
+def test_budget_ends_after_two_small_gains_in_a_row() -> None:
     budget = budget_of("until_converged: true")
     for gain in (0.0005, 0.2, 0.0009, 0.001, 0.0):
-        tell(budget, Expected(0, gain))
+        apply(budget, Expected(0, gain))
         assert budget.exceeded() == ""
-    tell(budget, Expected(0, 0.0))
+    apply(budget, Expected(0, 0.0))
     assert budget.exceeded() == "nothing more is expected of going on"

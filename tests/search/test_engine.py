@@ -1,4 +1,4 @@
-"""Search without Ray, on a toy training; its studies live in a folder and are opened again."""
+"""Search without Ray, on a toy training, with studies in folders that are reopened."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ TINY = """\
     modalities: [watch_acc]
     fused_layers: 1
 """
-"""A branch of two admissible configurations: the third is over the limit."""
+"""A branch with two admissible configurations; the third is over the limit."""
 
 
 def proposals(events: list[tuple[str, dict[str, Any]]]) -> list[Any]:
     return [(body["branch"], body["values"]) for kind, body in events if kind == "proposed"]
 
 
-def test_every_trial_once_and_the_mean_over_seeds_told_once(tmp_path: Path) -> None:
+def test_search_runs_each_trial_once_and_tells_each_mean_once(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     journal, search = toy.open()
     run(search)
@@ -64,7 +64,7 @@ def test_every_trial_once_and_the_mean_over_seeds_told_once(tmp_path: Path) -> N
 
 
 @pytest.mark.medium
-def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) -> None:
+def test_search_runs_no_configuration_twice_or_over_a_limit(tmp_path: Path) -> None:
     toy = Toy(tmp_path, trials=60, seeds=1)
     journal, search = toy.open()
     run(search)
@@ -73,13 +73,13 @@ def test_nothing_over_a_limit_and_no_configuration_twice_runs(tmp_path: Path) ->
     ids = [body["configuration_id"] for body in admitted]
     assert len(ids) == len(set(ids)) == 60
     assert max(body["cost"]["parameters"] for body in admitted) <= 40_000
-    # Priced whole: what is over the limit is not even proposed.
+    # The space is enumerated: configurations over the limit are never proposed.
     assert [kind for kind, _ in toy.events() if kind == "refused"] == []
     assert Admission(toy.source, describe("wearables")).num_refused["over limit"] > 0
 
 
 @pytest.mark.medium
-def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) -> None:
+def test_search_journals_refusals_and_tells_the_sampler(tmp_path: Path) -> None:
     toy = Toy(tmp_path, trials=60, seeds=1, text=CONTINUOUS)
     journal, search = toy.open()
     run(search)
@@ -100,7 +100,7 @@ def test_in_a_continuous_space_refusals_are_journalled_and_told(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("sampler", ["{kind: exhaustive}", "{kind: random, seed: 3}"])
-def test_a_used_up_space_ends_the_study(tmp_path: Path, sampler: str) -> None:
+def test_study_ends_when_the_space_is_used_up(tmp_path: Path, sampler: str) -> None:
     toy = Toy(tmp_path, sampler=sampler, trials=10_000, seeds=1)
     journal, search = toy.open()
     run(search)
@@ -115,14 +115,14 @@ def test_a_used_up_space_ends_the_study(tmp_path: Path, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 7, 12])
-@pytest.mark.parametrize("ordered", [False, True])
-def test_a_resumed_study_has_every_trial_once(
-    tmp_path: Path, stop_after: int, ordered: bool
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_resumed_study_has_every_trial_once(
+    tmp_path: Path, stop_after: int, deterministic: bool
 ) -> None:
-    toy = Toy(tmp_path, ordered=ordered)
+    toy = Toy(tmp_path, deterministic=deterministic)
     journal, search = toy.open()
     run(search, stop_after=stop_after)
-    journal.close()  # as SIGKILL would: nothing else is told
+    journal.close()  # like a SIGKILL: without further calls
     journal, resumed = toy.open()
     run(resumed)
     journal.close()
@@ -142,11 +142,11 @@ def test_a_resumed_study_has_every_trial_once(
 
 
 @pytest.mark.medium
-def test_ordered_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Path) -> None:
+def test_deterministic_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Path) -> None:
     orders: list[Callable[[int], int]] = [lambda _: 0, lambda n: n - 1, random.Random(1).randrange]
     found = []
     for i, pick in enumerate(orders):
-        toy = Toy(tmp_path / str(i), ordered=True, slots=3, seeds=1, trials=30)
+        toy = Toy(tmp_path / str(i), deterministic=True, slots=3, seeds=1, trials=30)
         journal, search = toy.open()
         run(search, slots=3, pick=pick)
         journal.close()
@@ -154,22 +154,22 @@ def test_ordered_proposals_do_not_depend_on_which_trial_ends_first(tmp_path: Pat
     assert found[0] == found[1] == found[2]
     free = []
     for i, pick in enumerate(orders[:2]):
-        toy = Toy(tmp_path / f"free{i}", ordered=False, slots=3, seeds=1, trials=30)
+        toy = Toy(tmp_path / f"free{i}", deterministic=False, slots=3, seeds=1, trials=30)
         journal, search = toy.open()
         run(search, slots=3, pick=pick)
         journal.close()
         free.append(proposals(toy.events()))
-    assert free[0] != free[1]  # or the test above could not fail
+    assert free[0] != free[1]  # without `deterministic` they do depend on it
 
 
 @pytest.mark.medium
-def test_an_ordered_study_resumed_anywhere_is_the_undisturbed_one(tmp_path: Path) -> None:
-    undisturbed = Toy(tmp_path / "a", ordered=True, seeds=1, trials=20)
+def test_resumed_deterministic_study_equals_the_undisturbed_one(tmp_path: Path) -> None:
+    undisturbed = Toy(tmp_path / "a", deterministic=True, seeds=1, trials=20)
     journal, search = undisturbed.open()
     run(search)
     journal.close()
     for stop_after in (1, 5, 11):
-        toy = Toy(tmp_path / str(stop_after), ordered=True, seeds=1, trials=20)
+        toy = Toy(tmp_path / str(stop_after), deterministic=True, seeds=1, trials=20)
         journal, search = toy.open()
         run(search, stop_after=stop_after)
         journal.close()
@@ -179,7 +179,7 @@ def test_an_ordered_study_resumed_anywhere_is_the_undisturbed_one(tmp_path: Path
         assert proposals(toy.events()) == proposals(undisturbed.events())
 
 
-def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path) -> None:
+def test_failed_replicate_fails_its_configuration_only(tmp_path: Path) -> None:
     toy = Toy(tmp_path, trials=8)
     journal, search = toy.open()
     first = search.propose()
@@ -195,7 +195,7 @@ def test_a_failed_seed_fails_its_configuration_and_not_the_study(tmp_path: Path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_value_that_is_not_finite_fails_the_trial(tmp_path: Path, bad: float) -> None:
+def test_non_finite_value_fails_the_trial(tmp_path: Path, bad: float) -> None:
     journal, search = Toy(tmp_path).open()
     first, second = search.propose(), search.propose()
     assert first is not None
@@ -210,7 +210,7 @@ def test_a_value_that_is_not_finite_fails_the_trial(tmp_path: Path, bad: float) 
     ]
 
 
-def test_an_epoch_told_again_must_repeat_its_values(tmp_path: Path) -> None:
+def test_repeated_epoch_must_have_the_same_values(tmp_path: Path) -> None:
     toy = Toy(tmp_path)
     journal, search = toy.open()
     trial = search.propose()
@@ -229,7 +229,7 @@ def test_an_epoch_told_again_must_repeat_its_values(tmp_path: Path) -> None:
     assert kinds[-1] == "failed"
 
 
-def test_a_trial_that_ended_is_not_heard_again(tmp_path: Path) -> None:
+def test_search_ignores_reports_of_an_ended_trial(tmp_path: Path) -> None:
     journal, search = Toy(tmp_path).open()
     trial = search.propose()
     assert trial is not None
@@ -242,7 +242,7 @@ def test_a_trial_that_ended_is_not_heard_again(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_more_trials_extend_a_finished_study(tmp_path: Path) -> None:
+def test_study_can_be_extended_with_more_trials(tmp_path: Path) -> None:
     small = Toy(tmp_path, trials=6)
     journal, search = small.open()
     run(search)
@@ -274,7 +274,7 @@ def balanced(folder: Path, sampler: str, text: str = STUDY, **more: Any) -> Toy:
      (TPE, CONTINUOUS), ("{kind: random}", CONTINUOUS)],
     ids=["tpe", "random", "exhaustive", "tpe-continuous", "random-continuous"],
 )  # fmt: skip
-def test_balanced_branches_take_turns_until_they_are_used_up(
+def test_balance_lets_branches_take_turns_until_they_are_used_up(
     tmp_path: Path, sampler: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third branch has two configurations; a third of the trials fail and count."""
@@ -295,7 +295,7 @@ def test_balanced_branches_take_turns_until_they_are_used_up(
     assert order[6:] == [0, 1] * 10 + [0]
 
 
-def test_the_cheapest_of_each_branch_come_first_where_branches_take_turns(tmp_path: Path) -> None:
+def test_balance_keeps_the_exhaustive_order_within_each_branch(tmp_path: Path) -> None:
     toy = balanced(tmp_path, "{kind: exhaustive}", trials=30)
     journal, search = toy.open()
     run(search)
@@ -310,7 +310,7 @@ def test_the_cheapest_of_each_branch_come_first_where_branches_take_turns(tmp_pa
 
 @pytest.mark.medium
 @pytest.mark.parametrize("sampler", [TPE, "{kind: random}", "{kind: exhaustive}"])
-def test_a_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, sampler: str) -> None:
+def test_balanced_study_ends_when_every_branch_is_used_up(tmp_path: Path, sampler: str) -> None:
     toy = balanced(tmp_path, sampler, trials=10_000)
     journal, search = toy.open()
     run(search)
@@ -328,15 +328,15 @@ class KilledError(Exception):
 @pytest.mark.medium
 @pytest.mark.parametrize("balance", ["branches", "none"])
 @pytest.mark.parametrize("text", [STUDY, CONTINUOUS], ids=["listed", "continuous"])
-def test_a_study_killed_after_any_event_proposes_what_the_undisturbed_one_does(
+def test_study_killed_after_any_event_has_the_undisturbed_proposals(
     tmp_path: Path, text: str, balance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also between two refusals, of which 3 in a row end the sampler's turn here."""
+    """Also between refusals; here 3 in a row lead to a uniform draw."""
     monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
     monkeypatch.setattr(planner, "MAX_REFUSALS", 3)
 
     def study(name: str) -> Toy:
-        return Toy(tmp_path / name, trials=24, seeds=1, ordered=True, balance=balance,
+        return Toy(tmp_path / name, trials=24, seeds=1, deterministic=True, balance=balance,
                    text=text + TINY)  # fmt: skip
 
     undisturbed = study("undisturbed")
@@ -364,8 +364,8 @@ def _die_after(last: int, event: RawEvent) -> None:
         raise KilledError
 
 
-def test_turns_may_begin_in_a_study_that_is_extended(tmp_path: Path) -> None:
-    """`balance` is part of the budget: the branches that are behind catch up."""
+def test_balance_can_be_set_when_a_study_is_extended(tmp_path: Path) -> None:
+    """The branches with fewer configurations catch up."""
     first = Toy(tmp_path, sampler="{kind: random}", seeds=1, trials=12)
     journal, search = first.open()
     run(search)

@@ -1,4 +1,4 @@
-"""What goes wrong in a study, and drivers that die: the record is complete and the end is told."""
+"""Faults of trials and deaths of drivers: the record stays complete, the end has its reason."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 WIDE = "  - {kind: sft, patch: 8, num_heads: 4, fused_layers: 1, dim: 8,\n" + (
     "     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}}\n"
 )
-"""A space without end."""
+"""A continuous space."""
 FEW = width(*range(8, 80, 8))
-"""Nine configurations: fewer than trials, so that there are replicates."""
+"""Nine configurations: fewer than the trials, so that there are replicates."""
 ALL_RAN, USED_UP = "all trials ran", "the space is used up"
 ADAPTIVE = "replicates: {min: 1, max: 4, fresh: 2}"
 QUICK = ["ehvi", "tpe", "exhaustive"]
@@ -50,16 +50,16 @@ CASES = {
     "converged": "sampler: ehvi, trials: 60, until_converged: true, replicates: {min: 1, max: 3}",
     "limited": f"sampler: ehvi, trials: 60, max_epochs: 70, {ADAPTIVE}",
 }
-"""Sections of study files, each with events of its own."""
+"""Search sections of study files; each leads to other kinds of events."""
 
 
-def gifted(assignment: TrialSuggestion) -> float:
-    """A mean by which every other configuration is hopeless, so that rules have what to stop."""
+def half_hopeless(assignment: TrialSuggestion) -> float:
+    """Return a mean that makes half of the configurations hopeless, so that rules stop trials."""
     hopeless = noise(assignment.key.configuration_id) > 0
     return uneven(assignment) - 0.3 * hopeless
 
 
-TRAINING = Training(epochs=4, truth=gifted)
+TRAINING = Training(epochs=4, truth=half_hopeless)
 
 
 def memory_of(name: str, **more: Any) -> Memory:
@@ -67,24 +67,24 @@ def memory_of(name: str, **more: Any) -> Memory:
     return Memory(source_of(CASES[name], epochs=4, space=space), **more)
 
 
-def check_complete(events: list[RawEvent], search: Search, *why: str) -> None:
-    """Check that every trial of a journal ended once, and that the journal says how it ended."""
-    given: Counter[str] = Counter()
+def check_complete(events: list[RawEvent], search: Search, *reasons: str) -> None:
+    """Check that every trial of a journal ended once, and that the study ended for a reason."""
+    added: Counter[str] = Counter()
     for event in events:
         body = event.body
         if event.kind in ("admitted", "replicated"):
-            given.update(f"{body['configuration_id']}-{seed}" for seed in body["seeds"])
+            added.update(f"{body['configuration_id']}-{seed}" for seed in body["seeds"])
         elif event.kind == "frozen":
-            given.update(f"{i}-{seed}" for i, own in body["seeds"].items() for seed in own)
+            added.update(f"{i}-{seed}" for i, own in body["seeds"].items() for seed in own)
         elif event.kind == "stopped":
-            given.subtract(body["withdrawn"])
+            added.subtract(body["withdrawn"])
     ended = Counter(e.body["trial"] for e in events if e.kind in ("finished", "failed", "stopped"))
-    assert +given == ended
+    assert +added == ended
     assert set(ended.values()) <= {1}
     told = Counter(e.body["number"] for e in events if e.kind == "told")
     assert told == Counter(e.body["number"] for e in events if e.kind == "admitted")
     assert search.exhausted
-    assert search.why_ended() in why
+    assert search.why_ended() in reasons
     assert (
         search.state.num_ended["finished"],
         search.state.num_ended["failed"],
@@ -98,7 +98,7 @@ def check_complete(events: list[RawEvent], search: Search, *why: str) -> None:
 
 
 def state_of(search: Search) -> dict[str, Any]:
-    """Return everything that later decisions follow from."""
+    """Return everything on which later decisions depend."""
     fitted = search.known.surrogate.last_fit
     return {
         "past": [
@@ -127,24 +127,24 @@ def state_of(search: Search) -> dict[str, Any]:
 
 
 def decisions(events: list[RawEvent]) -> list[tuple[str, str]]:
-    """Return what was decided and heard, in order; drivers come and go."""
+    """Return the events in order, without those that depend on the number of drivers."""
     drivers = ("opened", "started", "concluded")
     return [(e.kind, json.dumps(e.body)) for e in events if e.kind not in drivers]
 
 
-def between(events: list[RawEvent]) -> list[int]:
-    """Return a place between each two kinds of event that follow one another somewhere."""
+def cuts_of(events: list[RawEvent]) -> list[int]:
+    """Return one cut for each pair of kinds that follow one another in the events."""
     found: dict[tuple[str, str], list[int]] = {}
     for number, (before, after) in enumerate(itertools.pairwise(events), start=1):
         found.setdefault((before.kind, after.kind), []).append(number)
-    return sorted({places[4 * len(places) // 5] for places in found.values()})
+    return sorted({cuts[4 * len(cuts) // 5] for cuts in found.values()})
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", CASES)
-def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str) -> None:
+def test_study_killed_after_any_event_resumes_as_if_undisturbed(name: str) -> None:
     memory = memory_of(name)
-    # Where nothing is uncertain, a study converges without a replicate.
+    # Without noise, a study converges without a replicate.
     training = replace(TRAINING, sigma=0.03) if name == "converged" else TRAINING
     journal, search = memory.open()
     memory.drive(search, training)
@@ -164,7 +164,7 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
         }[name]
     )
     assert state_of(memory.open(events)[1]) == state
-    for cut in between(events):
+    for cut in cuts_of(events):
         again, resumed = memory.open(events[:cut])
         memory.drive(resumed, training)
         assert decisions(list(again.events())) == decisions(events), events[cut - 1].kind
@@ -173,31 +173,31 @@ def test_killed_after_any_event_a_study_goes_on_as_if_it_had_not_been(name: str)
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["adaptive", "dominated", "mo_asha"])
-def test_search_lets_everybody_hear_what_it_decides_of_another_drivers_trials(name: str) -> None:
+def test_listeners_receive_decisions_about_an_earlier_driver_s_trials(name: str) -> None:
     memory = memory_of(name)
     journal, search = memory.open()
     memory.drive(search, TRAINING)
     events = list(journal.events())
     decided = set()
-    for cut in between(events):
-        heard: list[Entry] = []
-        again, _ = memory.open(events[:cut], listener=heard.append)
+    for cut in cuts_of(events):
+        received: list[Entry] = []
+        again, _ = memory.open(events[:cut], listener=received.append)
         opened = cut + 1
-        assert [entry.id for entry in heard] == list(range(opened + 1, again.last_id + 1))
-        decided |= {entry.event.kind for entry in heard}
+        assert [entry.id for entry in received] == list(range(opened + 1, again.last_id + 1))
+        decided |= {entry.event.kind for entry in received}
     assert decided >= {"told"} | (set() if name == "adaptive" else {"judged", "stopped"})
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["adaptive", "dominated", "mo_asha"])
-def test_with_several_at_a_time_every_trial_is_there_once_whenever_a_driver_dies(name: str) -> None:
+def test_concurrent_study_has_every_trial_once_after_a_driver_died(name: str) -> None:
     memory, random_ = memory_of(name, slots=3), random.Random(0)
     journal, search = memory.open()
     memory.drive(search, TRAINING, pick=random_.randrange)
     events = list(journal.events())
     check_complete(events, search, ALL_RAN)
-    places = between(events)
-    for cut in random_.sample(places, min(8, len(places))):
+    cuts = cuts_of(events)
+    for cut in random_.sample(cuts, min(8, len(cuts))):
         again, resumed = memory.open(events[:cut])
         memory.drive(resumed, TRAINING, pick=random_.randrange)
         whole = list(again.events())
@@ -217,8 +217,7 @@ def die_after(last: int, event: RawEvent) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["adaptive", "mo_asha"])
-def test_a_study_whose_drivers_die_all_the_time_comes_to_its_end(name: str) -> None:
-    """Each lives for a few events."""
+def test_study_ends_even_if_every_driver_dies_after_a_few_events(name: str) -> None:
     memory, random_ = memory_of(name, slots=2), random.Random(1)
     events: list[RawEvent] = []
     for _ in range(1000):
@@ -238,34 +237,34 @@ def test_a_study_whose_drivers_die_all_the_time_comes_to_its_end(name: str) -> N
 
 
 class Failing(Training):
-    """Trials that break, by what `fate` says of a trial."""
+    """Trials with the faults that `fault` returns."""
 
     lost = 0
 
-    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
+    def fault(self, assignment: TrialSuggestion, epoch: int) -> str:
         return ""
 
     def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
-        key, fate = assignment.key, self.fate(assignment, epoch)
-        if fate == "dies":
+        key, fault = assignment.key, self.fault(assignment, epoch)
+        if fault == "fails":
             search.on_failure(key, "the worker process died")
             return False
-        if fate in ("is lost once", "is lost each time"):
+        if fault in ("lost once", "lost each time"):
             self.lost += 1
-            if fate == "is lost each time" or self.lost % 2:
+            if fault == "lost each time" or self.lost % 2:
                 search.on_worker_lost(key, "the worker process died")
                 return False
-        if fate == "nan":
+        if fault == "nan":
             return search.report(key, {"epoch": epoch, "top1": math.nan})
-        goes_on = super().step(search, assignment, epoch)
-        if fate == "dies after its report" and goes_on:
+        continues = super().step(search, assignment, epoch)
+        if fault == "fails after its report" and continues:
             search.on_failure(key, "the worker process died")
             return False
-        if fate == "twice" and goes_on:
+        if fault == "reports twice" and continues:
             assert search.report(key, {"epoch": epoch, "top1": self.value(assignment, epoch)})
-        elif fate == "twice":
+        elif fault == "reports twice":
             assert not super().step(search, assignment, epoch)
-        return goes_on
+        return continues
 
 
 def run(
@@ -277,30 +276,30 @@ def run(
     return list(journal.events()), found
 
 
-class Hit(Failing):
-    """Every third trial meets its fate at an epoch."""
+class EveryThird(Failing):
+    """Every third configuration has a fault at an epoch."""
 
     def __init__(self, kind: str, at: int) -> None:
         super().__init__(epochs=4, truth=uneven)
         self.kind, self.at = kind, at
 
-    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
-        is_hit = int(assignment.key.configuration_id[:2], 16) % 3 == 0
-        return self.kind if is_hit and epoch == self.at else ""
+    def fault(self, assignment: TrialSuggestion, epoch: int) -> str:
+        is_affected = int(assignment.key.configuration_id[:2], 16) % 3 == 0
+        return self.kind if is_affected and epoch == self.at else ""
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("at", [2, 4])
-@pytest.mark.parametrize("kind", ["dies", "nan", "dies after its report", "twice"])
+@pytest.mark.parametrize("kind", ["fails", "nan", "fails after its report", "reports twice"])
 @pytest.mark.parametrize("name", ["dominated", "mo_asha"])
-def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, at: int) -> None:
-    """Also where it dies at a rung, before or after it reports there."""
+def test_record_is_complete_after_any_fault(name: str, kind: str, at: int) -> None:
+    """Also if the trial fails at a rung, before or after its report."""
     memory = memory_of(name, slots=2)
     journal, search = memory.open()
-    memory.drive(search, Hit(kind, at))
+    memory.drive(search, EveryThird(kind, at))
     events = list(journal.events())
     check_complete(events, search, search.why_ended())
-    harmless = kind == "twice" or (kind == "dies after its report" and at == 4)
+    harmless = kind == "reports twice" or (kind == "fails after its report" and at == 4)
     assert (search.state.num_ended["failed"] == 0) == harmless
     pairs = Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "epoch")
     assert set(pairs.values()) == {1}
@@ -310,24 +309,24 @@ def test_whatever_befalls_a_trial_the_record_is_complete(name: str, kind: str, a
 @pytest.mark.medium
 @pytest.mark.parametrize("at", [1, 3])
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_trial_that_is_lost_once_changes_nothing(name: str, at: int) -> None:
-    """With one trial at a time all is as in an undisturbed study."""
-    told = {}
-    for fate in ("is lost once", ""):
+def test_trial_whose_worker_is_lost_once_changes_nothing(name: str, at: int) -> None:
+    """With one trial at a time, the study equals an undisturbed one."""
+    decided = {}
+    for fault in ("lost once", ""):
         memory = memory_of(name)
         journal, search = memory.open()
-        memory.drive(search, Hit(fate, at))
-        told[fate] = [one for one in decisions(list(journal.events())) if one[0] != "retried"]
+        memory.drive(search, EveryThird(fault, at))
+        decided[fault] = [one for one in decisions(list(journal.events())) if one[0] != "retried"]
         assert state_of(memory.open(list(journal.events()))[1]) == state_of(search)
-    assert told["is lost once"] == told[""]
+    assert decided["lost once"] == decided[""]
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", ["dominated", "mo_asha"])
-def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
+def test_trial_whose_worker_is_lost_too_often_fails(name: str) -> None:
     memory = memory_of(name, slots=2)
     journal, search = memory.open()
-    memory.drive(search, Hit("is lost each time", 2))
+    memory.drive(search, EveryThird("lost each time", 2))
     events = list(journal.events())
     check_complete(events, search, search.why_ended())
     retried = Counter(e.body["trial"] for e in events if e.kind == "retried")
@@ -337,18 +336,18 @@ def test_a_trial_that_is_lost_again_and_again_fails(name: str) -> None:
     assert state_of(memory.open(events)[1]) == state_of(search)
 
 
-class Broken(Failing):
-    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
-        return "dies" if assignment.seed == 0 else ""
+class FirstReplicateFails(Failing):
+    def fault(self, assignment: TrialSuggestion, epoch: int) -> str:
+        return "fails" if assignment.seed == 0 else ""
 
 
 @pytest.mark.parametrize("replicates", ["1", "2", "{min: 1, max: 3, fresh: 2}"])
 @pytest.mark.parametrize("sampler", QUICK)
-def test_where_every_first_replicate_fails_the_study_ends_without_a_front(
+def test_study_ends_without_a_front_if_every_first_replicate_fails(
     sampler: str, replicates: str
 ) -> None:
     plan = f"sampler: {sampler}, trials: 12, replicates: {replicates}"
-    events, search = run(plan, Broken(), slots=2)
+    events, search = run(plan, FirstReplicateFails(), slots=2)
     check_complete(events, search, ALL_RAN)
     assert search.known.past.measured().ids == []
     assert not [e for e in events if e.kind in ("replicated", "frozen", "concluded", "fitted")]
@@ -357,7 +356,7 @@ def test_where_every_first_replicate_fails_the_study_ends_without_a_front(
 @pytest.mark.medium
 @pytest.mark.parametrize("fresh", [0, 2])
 @pytest.mark.parametrize("sampler", QUICK)
-def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, fresh: int) -> None:
+def test_front_is_the_cheapest_if_all_accuracies_are_equal(sampler: str, fresh: int) -> None:
     flat = Training(sigma=0.0, truth=lambda _: 0.5)
     plan = f"sampler: {sampler}, trials: 20, replicates: {{min: 1, max: 3, fresh: {fresh}}}"
     events, search = run(
@@ -369,20 +368,20 @@ def test_where_all_accuracies_are_equal_the_cheapest_is_the_front(sampler: str, 
     cheapest = min(costs.values())
     assert min(costs[i] for i in concluded["reported"]) == cheapest
     assert search.state.num_ended["stopped"] == 0
-    # SurrogateModel may differ by what is left of the prior, not by what anybody would care about.
-    means = [belief["mean"] for belief in concluded["beliefs"].values()]
+    # Posterior means may differ slightly because of the prior.
+    means = [posterior["mean"] for posterior in concluded["beliefs"].values()]
     assert np.ptp(means) < 1e-3
 
 
 @pytest.mark.parametrize("until", ["false", "true"])
 @pytest.mark.parametrize("replicates", ["1", "2", "{min: 1, max: 3}", "{min: 1, max: 3, fresh: 2}"])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_space_of_one_configuration(replicates: str, until: str, slots: int) -> None:
+def test_space_of_one_configuration_is_used_up(replicates: str, until: str, slots: int) -> None:
     plan = f"sampler: ehvi, trials: 12, replicates: {replicates}, until_converged: {until}"
     events, search = run(plan, Training(), space=ONE, slots=slots)
     check_complete(events, search, USED_UP)
     assert len(search.known.past) == 1
-    # Nothing competes with it, so that more replicates would change nothing.
+    # It has no competitor, so more replicates would change nothing.
     first = 2 if replicates == "2" else 1
     assert search.state.num_trials == first
     assert search.state.num_ended["finished"] == first + (2 if "fresh" in replicates else 0)
@@ -393,8 +392,8 @@ def test_a_space_of_one_configuration(replicates: str, until: str, slots: int) -
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("replicates", ["1", "{min: 1, max: 3}", "{min: 2, max: 4, fresh: 3}"])
 @pytest.mark.parametrize("sampler", QUICK)
-def test_fewer_configurations_than_trials(sampler: str, replicates: str, slots: int) -> None:
-    """Under four of them: the replicates that tell them apart still come."""
+def test_few_configurations_still_get_replicates(sampler: str, replicates: str, slots: int) -> None:
+    """Three configurations are fewer than the surrogate needs for a fit."""
     plan = f"sampler: {sampler}, trials: 60, replicates: {replicates}"
     noisy = Training(sigma=0.05, truth=lambda a: 0.6 + 0.2 * a.cost["gflops"])
     events, search = run(plan, noisy, space=width(8, 16, 24), slots=slots)
@@ -407,7 +406,7 @@ def test_fewer_configurations_than_trials(sampler: str, replicates: str, slots: 
 
 
 @pytest.mark.parametrize("sampler", ["ehvi", "tpe", "random"])
-def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
+def test_study_ends_if_limits_exclude_all_of_a_large_space(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admissions, "MAX_DRAWS", 100)
@@ -418,18 +417,18 @@ def test_where_limits_leave_nothing_of_a_large_space_the_study_ends(
     assert len(search.known.past) == 0
 
 
-def test_where_limits_leave_nothing_of_a_small_space_nothing_begins() -> None:
+def test_study_does_not_start_if_limits_exclude_all_of_a_small_space() -> None:
     limit = "constraints: [{metric: parameters, max: 10}]"
     with pytest.raises(StudyFileError, match="All 27 configurations are refused"):
         Memory(source_of("sampler: ehvi, trials: 4", more=limit))
 
 
-def test_where_few_of_a_large_space_are_within_limits_they_are_found(
+def test_search_finds_the_few_configurations_within_limits_of_a_large_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One width of many is cheap enough: the draws for a block of proposals hold few of it."""
+    """Only one of many widths is cheap enough, so few of the random draws are admissible."""
     monkeypatch.setattr(candidate_pool, "NUM_DRAWN", 40)
-    monkeypatch.setattr(candidate_pool, "DRAWN_FOR", 50)
+    monkeypatch.setattr(candidate_pool, "PROPOSALS_PER_DRAW", 50)
     space = WIDE.replace("dim: 8", "dim: {kind: int, low: 8, high: 256, step: 8}")
     limit = "constraints: [{metric: parameters, max: 6000}]"
     events, search = run("sampler: ehvi, trials: 6", Training(), space=space, more=limit)
@@ -439,8 +438,8 @@ def test_where_few_of_a_large_space_are_within_limits_they_are_found(
 
 
 @pytest.mark.medium
-def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
-    """With two at a time one runs; with one, none has begun."""
+def test_other_replicates_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
+    """With two slots the other replicate is running; with one it has not started."""
     plan = (
         "sampler: random, trials: 20, replicates: 2, early_stopping: {kind: median, min_epochs: 1}"
     )
@@ -464,38 +463,38 @@ def test_siblings_of_a_stopped_configuration_stop_or_are_withdrawn() -> None:
 
 
 @pytest.mark.medium
-def test_a_replicate_earned_before_the_first_ones_end_is_withdrawn_without_a_trace() -> None:
-    """The second replicate ends first and earns a third; then the first is stopped."""
+def test_replicate_added_before_the_first_one_is_stopped_is_withdrawn() -> None:
+    """The second replicate ends first and a third is added; then the first is stopped."""
     plan = (
         "sampler: exhaustive, trials: 30, replicates: {min: 2, max: 3},"
         "early_stopping: {kind: median, min_epochs: 2}"
     )
     memory = Memory(source_of(plan, epochs=4), slots=2)
     journal, search = memory.open()
-    training = Training(epochs=4, truth=gifted, sigma=0.1)
+    training = Training(epochs=4, truth=half_hopeless, sigma=0.1)
     memory.drive(search, training, pick=lambda number: number - 1)
     events = list(journal.events())
     check_complete(events, search, search.why_ended())
-    earned = {k for e in events if e.kind == "replicated" for k in _keys(e.body)}
+    added = {k for e in events if e.kind == "replicated" for k in _keys(e.body)}
     withdrawn = {k for e in events if e.kind == "stopped" for k in e.body["withdrawn"]}
-    assert earned
+    assert added
     assert state_of(memory.open(events)[1]) == state_of(search)
-    assert withdrawn | earned
+    assert withdrawn | added
 
 
 def _keys(body: dict[str, Any]) -> list[str]:
     return [f"{body['configuration_id']}-{seed}" for seed in body["seeds"]]
 
 
-class FreshBroken(Failing):
-    def fate(self, assignment: TrialSuggestion, epoch: int) -> str:
-        return "dies" if assignment.seed > 0 else ""
+class LaterReplicatesFail(Failing):
+    def fault(self, assignment: TrialSuggestion, epoch: int) -> str:
+        return "fails" if assignment.seed > 0 else ""
 
 
 @pytest.mark.medium
-def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
+def test_study_reports_another_front_if_the_fresh_replicates_fail() -> None:
     plan = "sampler: ehvi, trials: 10, replicates: {min: 1, max: 1, fresh: 1}"
-    events, search = run(plan, FreshBroken(truth=uneven))
+    events, search = run(plan, LaterReplicatesFail(truth=uneven))
     check_complete(events, search, ALL_RAN)
     frozen = {i for e in events if e.kind == "frozen" for i in e.body["seeds"]}
     assert search.state.num_ended["failed"] == len(frozen) > 0
@@ -503,7 +502,7 @@ def test_where_what_is_reported_fails_anew_another_front_is_concluded() -> None:
 
 
 @pytest.mark.medium
-def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
+def test_extended_study_chooses_its_reported_configurations_again() -> None:
     memory = Memory(source_of(f"sampler: ehvi, trials: 12, {ADAPTIVE}"))
     journal, search = memory.open()
     memory.drive(search, Training(truth=uneven))
@@ -524,8 +523,8 @@ def test_a_study_that_was_frozen_goes_on_and_is_frozen_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", ["finished", "failed"])
-def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind: str) -> None:
-    """Who drives the search may tell it then that the trial failed; a listener breaks here."""
+def test_trial_ends_once_if_a_listener_raises_at_its_end(kind: str) -> None:
+    """The driver may then report that the trial failed; the search must ignore it."""
     memory = Memory(source_of("sampler: ehvi, trials: 4"))
     journal, search = memory.open()
     first = search.propose()
@@ -548,10 +547,10 @@ def test_a_trial_ends_once_also_where_the_driver_breaks_in_the_middle_of_it(kind
 
 
 @pytest.mark.medium
-def test_the_record_of_a_study_full_of_faults_can_be_read() -> None:
+def test_record_of_a_study_with_many_faults_can_be_read() -> None:
     memory = memory_of("mo_asha", slots=2)
     journal, search = memory.open()
-    memory.drive(search, Hit("dies", 2))
+    memory.drive(search, EveryThird("fails", 2))
     trials = record_of(StudyState.of(journal.entries())).trials
     counts = Counter(trial.status for trial in trials)
     assert counts == Counter(

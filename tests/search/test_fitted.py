@@ -1,4 +1,4 @@
-"""The surrogate's fits in the journal: each once, where it was made, and back from there."""
+"""Fits of the surrogate are journalled once each and restored from the journal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_search_journals_each_fit_once(study: tuple[Memory, Training]) -> None:
 
 
 @pytest.mark.medium
-def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
+def test_surrogate_queries_do_not_change_the_journal(
     study: tuple[Memory, Training],
 ) -> None:
     memory, training = study
@@ -54,8 +54,8 @@ def test_search_leaves_the_journal_untouched_when_the_surrogate_is_asked_again(
 
 
 @pytest.mark.medium
-def test_search_takes_its_last_fit_from_the_journal(study: tuple[Memory, Training]) -> None:
-    """With what was measured then, at every place where a driver may have been killed."""
+def test_search_restores_its_last_fit_from_the_journal(study: tuple[Memory, Training]) -> None:
+    """With the measurements of that time, after a kill at each fit."""
     memory, training = study
     journal, search = memory.open()
     memory.drive(search, training)

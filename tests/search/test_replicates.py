@@ -1,4 +1,4 @@
-"""Which configuration earns another replicate, and which trial is stopped, in whole toy studies."""
+"""Choice of replicates and early stopping, in complete toy studies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def by_width(**truths: float) -> Callable[[TrialSuggestion], float]:
 
 
 def counts_of(search: Search) -> dict[int, int]:
-    """Return how many replicates each width had, fresh ones left out."""
+    """Return the number of replicates of each width, without fresh ones."""
     return {o.parameters["dim"]: len(o.values.keys() - o.fresh) for o in search.known.past.all}
 
 
@@ -45,7 +45,7 @@ def counts_of(search: Search) -> dict[int, int]:
 @pytest.mark.medium
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("replicates", ["{min: 1, max: 3}", "{min: 2, max: 5, fresh: 3}"])
-def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_trials(
+def test_replicates_stay_within_their_maximum_and_the_number_of_trials(
     replicates: str, slots: int
 ) -> None:
     plan = f"sampler: ehvi, trials: 45, replicates: {replicates}"
@@ -55,7 +55,7 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
     assert min(counts) == least
     assert least < max(counts) <= most
     assert sum(counts) == search.state.num_trials == 45
-    for observed in search.known.past.all:  # numbered in turn, so that folds are taken in turn too
+    for observed in search.known.past.all:  # consecutive, so that the folds rotate
         assert sorted(observed.values) == list(range(len(observed.values)))
     frozen = [e.body["seeds"] for e in events if e.kind == "frozen"]
     if "fresh" not in replicates:
@@ -70,8 +70,8 @@ def test_no_configuration_has_more_than_the_maximum_nor_the_study_more_than_its_
 
 
 @pytest.mark.medium
-def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopeless() -> None:
-    """Widths 16 and 24 are half a point apart, 32 is far below both, 8 and 40 far from all."""
+def test_replicates_go_to_configurations_with_an_uncertain_front() -> None:
+    """Widths 16 and 24 differ by half a point, 32 is far below both, 8 and 40 far from all."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.705, w32=0.55, w40=0.9)
     plan = "sampler: ehvi, trials: 25, replicates: {min: 1, max: 12}"
     _, search = run(plan, Training(truth=truth, sigma=0.02), space=width(8, 16, 24, 32, 40))
@@ -83,7 +83,7 @@ def test_replicates_go_where_the_front_is_hard_to_tell_and_not_to_what_is_hopele
 
 
 @pytest.mark.medium
-def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
+def test_failed_and_stopped_configurations_get_no_replicates() -> None:
     class Sometimes(Training):
         def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
             if int(assignment.key.configuration_id[:2], 16) % 4 == 0:
@@ -110,8 +110,8 @@ def test_a_configuration_that_failed_or_was_stopped_earns_none() -> None:
 
 
 @pytest.mark.medium
-def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_seconds() -> None:
-    """By quadrature over the move of one mean, and over budgets on a grid."""
+def test_rate_of_a_replicate_is_the_front_s_expected_rise_per_second() -> None:
+    """Reference by quadrature over the change of one mean, on a grid of budgets."""
     plan = "sampler: random, trials: 12, replicates: {min: 2, max: 2}"
     _, search = run(plan, Training(truth=uneven, sigma=0.1, seconds=7.0), space=width(*WIDTHS))
     measured, posterior = search.known.past.measured(), search.known.surrogate.posterior()
@@ -119,7 +119,7 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
     u = posterior.u[:, 0]
 
     def area(means: np.ndarray) -> float:
-        """Integrate the best that each budget affords; all afford the cheapest."""
+        """Integrate the best mean within each budget; the cheapest fits every budget."""
         best = np.where(u[:, None] <= budgets, means[:, None], -np.inf).max(axis=0)
         return float(best[:-1].sum() * (budgets[1] - budgets[0]))
 
@@ -134,17 +134,17 @@ def test_the_rate_of_a_replicate_is_the_expected_rise_of_the_front_by_its_second
     option = search.known.surrogate.best_replicate(3)
     assert option is not None
     assert option.rate == pytest.approx(rates.max(), rel=0.02)
-    chosen = measured.ids.index(option.configuration_id)  # its rival's rate may be the same
+    chosen = measured.ids.index(option.configuration_id)  # two rates may be equal
     assert rates[chosen] == pytest.approx(rates.max(), rel=0.02)
-    assert measured.seconds == pytest.approx(np.full(len(u), 14.0))  # two epochs of seven
+    assert measured.seconds == pytest.approx(np.full(len(u), 14.0))  # two epochs of 7 s
     assert search.known.surrogate.best_replicate(2) is None
 
 
 WIDTHS = (8, 16, 24, 32, 40, 48)
 
 
-def test_of_equal_changes_the_quicker_one_comes_first() -> None:
-    """Seconds are those of the configuration's own replicates."""
+def test_faster_replicate_comes_first_if_its_expected_change_is_equal() -> None:
+    """Times are those of the configuration's own replicates."""
 
     class Uneven(Training):
         def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
@@ -159,8 +159,8 @@ def test_of_equal_changes_the_quicker_one_comes_first() -> None:
 
 
 @pytest.mark.medium
-def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> None:
-    """Nine at a time: not all of them go to one configuration."""
+def test_running_replicates_count_as_finished_in_the_choice_of_the_next() -> None:
+    """Nine concurrent trials do not all go to one configuration."""
     truth = by_width(w8=0.5, w16=0.7, w24=0.7, w32=0.9)
     plan = "sampler: ehvi, trials: 13, replicates: {min: 1, max: 12}"
     memory = Memory(source_of(plan, space=width(8, 16, 24, 32)), slots=9)
@@ -170,37 +170,31 @@ def test_running_replicates_count_as_done_so_that_others_get_their_turn() -> Non
     assert min(counts[16], counts[24]) >= 3
 
 
-# ------------------------------------------------------------------- stopping
+# ------------------------------------------------------------------- early stopping
 
 
-EXACT = Training(epochs=8, sigma=0.0005)
-"""What a trial will reach is seen early."""
 DOMINATED = "early_stopping: {kind: dominated, audit_share: 0}"
 
 
-def scattered(configuration_id: str) -> float:
-    return noise(configuration_id)
-
-
 @pytest.mark.medium
-def test_a_cheap_trial_is_never_stopped_because_a_dearer_one_is_better() -> None:
-    """Each is better than all that cost less; the median rule, blind to cost, stops the cheap."""
+def test_dominated_rule_does_not_compare_cheap_trials_with_more_expensive_ones() -> None:
+    """Accuracy rises with cost; the median rule ignores cost and stops cheap trials."""
     rising = Training(epochs=8, sigma=0.0005)
     events, search = run(f"sampler: random, trials: 27, {DOMINATED}", rising)
     judged = [e.body for e in events if e.kind == "judged"]
     assert search.state.num_ended["stopped"] == 0
     assert any(body["probability"] is not None for body in judged)
-    blind = "early_stopping: {kind: median, audit_share: 0}"
-    assert run(f"sampler: random, trials: 27, {blind}", rising)[1].state.num_ended["stopped"] > 5
+    median = "early_stopping: {kind: median, audit_share: 0}"
+    assert run(f"sampler: random, trials: 27, {median}", rising)[1].state.num_ended["stopped"] > 5
 
 
 @pytest.mark.medium
-def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
-    """A third of the configurations end 0.3 below what their cost affords elsewhere."""
+def test_dominated_rule_stops_hopeless_expensive_trials() -> None:
+    """A third of the configurations end 0.3 below others of the same cost."""
     truths: dict[str, float] = {}
 
     def truth(assignment: TrialSuggestion) -> float:
-        mean = uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
+        mean = uneven(assignment) - 0.3 * (noise(assignment.key.configuration_id) > 0.4)
         return truths.setdefault(str(assignment.key), mean)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
@@ -216,12 +210,12 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
             assert truths[body["trial"]] < body["threshold"]
             assert body["epoch"] in (2, 4)
             assert body["probability"] < 0.05
-            # A(c) is believed of what had finished by then at no more than its cost.
+            # A(c) is estimated from the trials finished by then, at this cost or below.
             affordable = [v for i, v in values.items() if costs[i] <= costs[identity]]
             assert body["best"] == pytest.approx(max(affordable), abs=0.02)
             assert body["threshold"] == body["best"] - 0.005
             assert len(values) >= 8
-    hopeless = [o for o in search.known.past.all if o.stopped and scattered(o.id) > 0.4]
+    hopeless = [o for o in search.known.past.all if o.stopped and noise(o.id) > 0.4]
     assert len(hopeless) >= 3
     assert not {o.id for o in search.known.past.all if o.stopped} & set(
         search.known.surrogate.front()
@@ -230,7 +224,7 @@ def test_a_dear_trial_that_is_hopeless_is_stopped() -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("kind", ["dominated", "mo_asha", "median"])
-def test_only_the_first_replicate_is_judged(kind: str) -> None:
+def test_early_stopping_judges_only_first_replicates(kind: str) -> None:
     rule = f"early_stopping: {{kind: {kind}, min_epochs: 1}}"
     plan = f"sampler: random, trials: 42, replicates: 3, {rule}"
     events, _ = run(plan, Training(epochs=4, truth=uneven, sigma=0.03), slots=4)
@@ -241,9 +235,9 @@ def test_only_the_first_replicate_is_judged(kind: str) -> None:
 
 
 @pytest.mark.medium
-def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong() -> None:
+def test_audits_run_on_and_estimate_how_often_stopping_is_wrong() -> None:
     def truth(assignment: TrialSuggestion) -> float:
-        return uneven(assignment) - 0.3 * (scattered(assignment.key.configuration_id) > 0.4)
+        return uneven(assignment) - 0.3 * (noise(assignment.key.configuration_id) > 0.4)
 
     training = Training(epochs=8, sigma=0.0005, truth=truth)
     plan = "sampler: random, trials: 27, early_stopping: {kind: dominated, audit_share: 1}"
@@ -259,16 +253,15 @@ def test_one_decided_stop_in_ten_runs_on_and_tells_how_often_stopping_is_wrong()
 
 
 @pytest.mark.medium
-def test_rungs_meet_in_the_order_of_the_clock_whatever_the_number_of_slots() -> None:
-    """More at a time only means that less is known: the rule hears of the same epochs."""
+def test_early_stopping_judges_the_same_epochs_for_any_number_of_slots() -> None:
     plan = "sampler: exhaustive, trials: 27, early_stopping: {kind: dominated, audit_share: 1}"
-    heard = []
+    judged = []
     for slots in (1, 5):
         events, _ = run(plan, Training(epochs=8, truth=uneven), slots=slots)
-        heard.append(
+        judged.append(
             Counter((e.body["trial"], e.body["epoch"]) for e in events if e.kind == "judged")
         )
-    assert heard[0] == heard[1]
-    assert set(heard[0].values()) == {1}
-    assert {epoch for _, epoch in heard[0]} == {2, 4}
-    assert len(heard[0]) == len(list(itertools.product(range(27), (2, 4))))
+    assert judged[0] == judged[1]
+    assert set(judged[0].values()) == {1}
+    assert {epoch for _, epoch in judged[0]} == {2, 4}
+    assert len(judged[0]) == len(list(itertools.product(range(27), (2, 4))))

@@ -1,4 +1,4 @@
-"""Warm starts without Ray: a toy training, a closed form of the configuration and the seed."""
+"""Warm starts without Ray, on a toy training with a closed form."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.search.warm_start import WarmStartError
-from sftsearch.orchestrator.studies import check_study, read_record
+from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study import StudySession
+from sftsearch.orchestrator.study_file import check_study
 from sftsearch.search_spaces.mistakes import StudyFileError
-from sftsearch.search_spaces.space import Point
+from sftsearch.search_spaces.point import Point
 
 from journals import Journal, read_events
 from observed import Observations, imported
@@ -44,7 +45,7 @@ space:
 
 
 class Driver(StudyCallback):
-    """A study in a folder, begun or gone on with, and trained in the test's own process."""
+    """Runs or resumes a study in a folder, training in the test's own process."""
 
     def __init__(self, runs: Path, name: str, *changes: tuple[str, str], other: str = "") -> None:
         self.runs, self.folder = runs, runs / name
@@ -57,13 +58,13 @@ class Driver(StudyCallback):
         runs.mkdir(exist_ok=True)
         self.file = runs / f"{name}.yaml"
         self.file.write_text(text)
-        self.told = ""
+        self.message = ""
 
     def on_notice(self, text: str) -> None:
-        self.told = text
+        self.message = text
 
     def run(self, *, ends: int | None = None, first: int = 0) -> Search:
-        """Run until so many trials have ended, from a journal as a killed driver leaves it."""
+        """Resume the study and run until `ends` trials have ended; None: to the study's end."""
         session = StudySession(self.file, self.runs, self, {"resume": True})
         with Journal(self.folder) as journal:
             session.create_or_open(journal)
@@ -87,7 +88,7 @@ class Driver(StudyCallback):
 
 
 def accuracy(parameters: dict[str, Any], seed: int) -> float:
-    """Best at a stride of 2, and a width between: a front of a few points."""
+    """Rise with stride and, less and less, with width: a front of a few points."""
     wide = parameters["dim"] / 20
     noise = math.sin(12.9898 * (1 + seed) * (parameters["dim"] + 100 * parameters["stride"]))
     return 0.4 + 0.4 * wide - 0.1 * wide**2 + 0.05 * parameters["stride"] + 0.002 * noise
@@ -125,13 +126,11 @@ def area_of(driver: Driver) -> float:
     )
 
 
-# ------------------------------------------------------------ two that train alike
+# ------------------------------------------------------------ equal conditions
 
 
 @pytest.mark.medium
-def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
-    tmp_path: Path, other: Driver
-) -> None:
+def test_warm_start_imports_results_as_observations_only(tmp_path: Path, other: Driver) -> None:
     warm = Driver(tmp_path, "warm", other="other")
     search = warm.run(ends=0)
     (event,) = warm.events("imported")
@@ -146,9 +145,9 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
     }
     assert keys == {t.key: [t.values["top1"], t.values["gflops"]] for t in theirs.trials}
     number = len({trial.configuration_id for trial in theirs.trials})
-    assert warm.told == (
-        f"Warm start from 'other': {number} of its {number} configurations are in this space and "
-        "known from the beginning (12 trials, none of them counted here)."
+    assert warm.message == (
+        f"Warm start from 'other': {number} of its {number} configurations are in this space, "
+        "and their results (12 trials) are used as prior observations."
     )
     assert (
         search.state.num_trials,
@@ -167,8 +166,8 @@ def test_what_the_other_measured_is_known_and_is_no_part_of_this_study(
 
 
 @pytest.mark.medium
-def test_it_begins_where_a_cold_study_ends(tmp_path: Path, other: Driver) -> None:
-    """Its first four trials give nearly the front that the other needed twelve for."""
+def test_warm_start_needs_fewer_trials_than_a_cold_start(tmp_path: Path, other: Driver) -> None:
+    """Four trials give nearly the front for which the other study needed twelve."""
     few = ("trials: 12", "trials: 4")
     warm = Driver(tmp_path, "warm", few, other="other")
     cold = Driver(tmp_path, "cold", few)
@@ -179,7 +178,7 @@ def test_it_begins_where_a_cold_study_ends(tmp_path: Path, other: Driver) -> Non
 
 
 @pytest.mark.medium
-def test_a_resumed_study_is_the_same_without_the_other(tmp_path: Path, other: Driver) -> None:
+def test_warm_start_can_be_resumed_without_the_other_study(tmp_path: Path, other: Driver) -> None:
     undisturbed = Driver(tmp_path, "warm", other="other")
     undisturbed.run()
     whole = undisturbed.proposed()
@@ -194,7 +193,9 @@ def test_a_resumed_study_is_the_same_without_the_other(tmp_path: Path, other: Dr
 
 
 @pytest.mark.medium
-def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> None:
+def test_warm_start_imports_only_configurations_of_this_space(
+    tmp_path: Path, other: Driver
+) -> None:
     smaller = ("high: 20, step: 2", "high: 10, step: 2")
     warm = Driver(tmp_path, "warm", smaller, other="other")
     search = warm.run(ends=0)
@@ -204,7 +205,9 @@ def test_only_what_is_in_this_space_is_taken(tmp_path: Path, other: Driver) -> N
 
 
 @pytest.mark.medium
-def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, other: Driver) -> None:
+def test_warm_start_without_a_surrogate_tries_the_front_first(
+    tmp_path: Path, other: Driver
+) -> None:
     for sampler in ("sampler: random", "sampler: {kind: nsga2, population: 4}"):
         warm = Driver(
             tmp_path,
@@ -217,32 +220,27 @@ def test_a_sampler_without_a_surrogate_tries_the_front_first(tmp_path: Path, oth
         starts = [start["values"] for start in event.body["starts"]]
         assert len(starts) >= 2
         assert warm.proposed()[: len(starts)] == starts
-        assert f"{len(starts)} configurations of its front are tried first" in warm.told
+        assert f"{len(starts)} configurations of its front are tried first" in warm.message
 
 
-# ------------------------------------------------------------ two that do not
-
-
-def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Tell whether an (accuracy, cost) dominates another."""
-    return one != other and one[0] >= other[0] and one[1] <= other[1]
+# ------------------------------------------------------------ different conditions
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "conditions"),
     [
         (("epochs: 2", "epochs: 3"), "the training"),
-        (("kind: synthetic", "kind: wearables"), "the data set, the version of the data set"),
+        (("kind: synthetic", "kind: wearables"), "the dataset, the version of the dataset"),
     ],
 )
-def test_where_they_differ_only_the_front_is_tried_first(
-    tmp_path: Path, other: Driver, change: tuple[str, str], what: str
+def test_warm_start_with_different_conditions_only_tries_the_front_first(
+    tmp_path: Path, other: Driver, change: tuple[str, str], conditions: str
 ) -> None:
     warm = Driver(tmp_path, "warm", change, other="other")
     search = warm.run(ends=0)
     assert search.known.past.imported == []
-    assert f"({what} differ): only its front is of use" in warm.told
+    assert f"({conditions} differ), so only its front is used" in warm.message
     (event,) = warm.events("imported")
     starts = [start["values"] for start in event.body["starts"]]
     theirs = read_record(other.folder)
@@ -264,21 +262,21 @@ def test_where_they_differ_only_the_front_is_tried_first(
 
 
 @pytest.mark.medium
-def test_another_version_is_another_recipe(
+def test_warm_start_treats_another_version_as_different_conditions(
     tmp_path: Path, other: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} of tomorrow")
     warm = Driver(tmp_path, "warm", other="other")
     warm.run(ends=0)
-    assert "(the version of sftsearch differ)" in warm.told
+    assert "(the version of sftsearch differ)" in warm.message
 
 
-# ------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------- errors
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             [("    stride: {kind: choice, values: [1, 2]}\n", "")],
@@ -291,7 +289,7 @@ def test_another_version_is_another_recipe(
         (
             [("kind: sft", "kind: concat"), ("stride:", "num_layers: 2\n    stride:"),
              ("    fused_layers: {kind: int, low: 1, high: 2}\n", "")],
-            "has none of this study's models: it searched sft",
+            "it has none of this study's models, but searched sft",
         ),
         (
             [("low: 2, high: 20, step: 2", "low: 3, high: 21, step: 2")],
@@ -299,24 +297,25 @@ def test_another_version_is_another_recipe(
         ),
         (
             [("search:", "objectives: [{metric: top1, direction: maximize}, "
+              "{metric: gflops, direction: minimize}, "
               "{metric: latency_ms, direction: minimize}]\nsearch:")],
             "did not measure `latency_ms`",
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_begun_with_is_one_line(
-    tmp_path: Path, other: Driver, changes: list[tuple[str, str]], said: str
+def test_warm_start_reports_an_unusable_study_in_one_line(
+    tmp_path: Path, other: Driver, changes: list[tuple[str, str]], message: str
 ) -> None:
     warm = Driver(tmp_path, "warm", *changes, other="other")
     with pytest.raises(WarmStartError) as caught:
         warm.run(ends=0)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert warm.events("imported") == warm.events("proposed") == []
 
 
 @pytest.mark.medium
-def test_a_start_that_comes_too_late_or_changes_is_refused(tmp_path: Path, other: Driver) -> None:
+def test_warm_start_cannot_be_added_or_changed_later(tmp_path: Path, other: Driver) -> None:
     cold = Driver(tmp_path, "cold")
     cold.run(ends=1)
     late = Driver(tmp_path, "cold", other="other")
@@ -328,7 +327,7 @@ def test_a_start_that_comes_too_late_or_changes_is_refused(tmp_path: Path, other
         changed.run(ends=1)
 
 
-def test_a_study_does_not_begin_with_itself(tmp_path: Path) -> None:
+def test_warm_start_refuses_the_study_itself(tmp_path: Path) -> None:
     own = Driver(tmp_path, "own", other="own")
     with pytest.raises(StudyFileError, match=r"line \d+: warm_start.study: 'own' is this study"):
         own.run()
@@ -345,7 +344,7 @@ BODY = {"model": "sft", "parameters": {}, "cost": {"gflops": 1.0}, "epochs": 2, 
         "group": ""}  # fmt: skip
 
 
-def test_own_replicates_take_the_place_of_imported_ones() -> None:
+def test_observations_replace_imported_replicates_with_own_ones() -> None:
     past = observations()
     point = Point(0, {})
     past.import_(imported("a", point, {0: 0.5, 1: 0.7, 5: 0.9}, {0: 10.0, 1: 20.0, 5: 30.0}))
@@ -369,7 +368,7 @@ def test_own_replicates_take_the_place_of_imported_ones() -> None:
     assert own.num_replicates == 1
 
 
-def test_a_dropped_configuration_leaves_what_was_imported() -> None:
+def test_observations_keep_imported_replicates_of_a_dropped_configuration() -> None:
     past = observations()
     past.import_(imported("a", Point(0, {}), {0: 0.5}, {0: 10.0}))
     own = past.enter(0, "a", Point(0, {}), **BODY)

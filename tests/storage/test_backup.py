@@ -1,4 +1,4 @@
-"""Remote runs folders, on a real S3 server on loopback: trials' files and backed-up journals."""
+"""Remote runs folders on a local S3 server: trial files and journal backups."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(240)]
 
 RUNS = "s3://features/team/runs"
 STUDY = """
-study: {name: away}
+study: {name: remote}
 dataset: {kind: synthetic}
 search: {sampler: {kind: exhaustive}, trials: 4}
 training: {epochs: 3, batch_size: 250}
@@ -63,16 +63,16 @@ space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return a function that makes of this process one on another machine, with empty disks."""
-    (tmp_path / "away.yaml").write_text(STUDY)
+    """Return a function that simulates a move to another machine with an empty disk."""
+    (tmp_path / "remote.yaml").write_text(STUDY)
 
-    def go(name: str) -> Path:
+    def move_to(name: str) -> Path:
         monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / name))
         monkeypatch.setattr("socket.gethostname", lambda: name)
         return local_runs_folder(RUNS)
 
     with s3_server(monkeypatch):
-        yield go
+        yield move_to
 
 
 def names() -> set[str]:
@@ -80,7 +80,7 @@ def names() -> set[str]:
 
 
 class StopAfter(StudyCallback):
-    """Interrupts the study after some epochs, as a machine that dies does."""
+    """Ends the driver after some epochs, as if its machine died."""
 
     def __init__(self, num_epochs: int) -> None:
         self.left = num_epochs
@@ -89,7 +89,7 @@ class StopAfter(StudyCallback):
     def on_event(self, entry: Entry) -> None:
         self.left -= entry.event.kind == "epoch"
         if self.left == 0:
-            raise BackupError("the machine dies here")
+            raise BackupError("the machine died")
 
     def on_notice(self, text: str) -> None:
         self.notices.append(text)
@@ -100,41 +100,41 @@ def outcome(folder: Path) -> dict[str, tuple[str, float | None]]:
 
 
 @pytest.mark.slow
-def test_study_goes_on_on_another_machine(machine: Any, tmp_path: Path) -> None:
-    file = tmp_path / "away.yaml"
-    undisturbed = run_study(file, runs=tmp_path / "here", formats=())
+def test_study_resumes_on_another_machine(machine: Any, tmp_path: Path) -> None:
+    file = tmp_path / "remote.yaml"
+    undisturbed = run_study(file, runs=tmp_path / "local", formats=())
     machine("first")
-    with pytest.raises(BackupError, match="the machine dies here"):
+    with pytest.raises(BackupError, match="the machine died"):
         run_study(file, runs=RUNS, callback=StopAfter(5), formats=())
     assert any(name.endswith(CHECKPOINT) for name in names())
     local = machine("second")
     assert not any(local.glob("*/*"))
-    watcher = StopAfter(-1)
-    result = run_study(file, runs=RUNS, resume=True, callback=watcher, formats=("csv",))
+    never = StopAfter(-1)
+    result = run_study(file, runs=RUNS, resume=True, callback=never, formats=("csv",))
     assert result.complete
     assert result.folder.parent == local
-    assert watcher.notices[0].startswith("Taken over from process ")
-    assert "on 'first'" in watcher.notices[0]
+    assert never.notices[0].startswith("Taken over from process ")
+    assert "on 'first'" in never.notices[0]
     assert outcome(result.folder) == outcome(undisturbed.folder)
     left = {name.rsplit("/", 1)[-1] for name in names() if "/trials/" in name}
     assert left == {"owner", LOG, WEIGHTS}
-    assert {name for name in names() if "/report/" in name} == {"away/report/report.csv"}
-    # The first machine comes back, and sees what the second did.
+    assert {name for name in names() if "/report/" in name} == {"remote/report/report.csv"}
+    # The first machine comes back and gets the events of the second.
     first = machine("first")
-    assert outcome(first / "away") != outcome(result.folder)
-    assert [folder.name for folder in list_studies(RUNS)] == ["away"]
-    assert list(read_events(first / "away")) == list(read_events(result.folder))
+    assert outcome(first / "remote") != outcome(result.folder)
+    assert [folder.name for folder in list_studies(RUNS)] == ["remote"]
+    assert list(read_events(first / "remote")) == list(read_events(result.folder))
     key = result.record.trials[0].key
     _, where, log = find_trial(key, RUNS)
-    assert where == f"{RUNS}/away/trials/{key}"
+    assert where == f"{RUNS}/remote/trials/{key}"
     assert log.count("epoch=1 ") == 1
-    confirmed = CliRunner().invoke(main, ["confirm", "away", "--runs", RUNS])
+    confirmed = CliRunner().invoke(main, ["confirm", "remote", "--runs", RUNS])
     assert confirmed.exit_code == 0, confirmed.output
     machine("third")
-    shown = CliRunner().invoke(main, ["status", "away", "--runs", RUNS, "--json"])
+    shown = CliRunner().invoke(main, ["status", "remote", "--runs", RUNS, "--json"])
     assert json.loads(shown.output)["state"] == "confirmed"
-    gone = CliRunner().invoke(main, ["delete", "away", "--yes", "--runs", RUNS])
-    assert gone.exit_code == 0, gone.output
+    deleted = CliRunner().invoke(main, ["delete", "remote", "--yes", "--runs", RUNS])
+    assert deleted.exit_code == 0, deleted.output
     assert not names()
 
 
@@ -148,7 +148,7 @@ def filled(folder: Path, count: int) -> Journal:
     return journal
 
 
-def test_pull_restores_what_was_backed_up(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_restores_a_backup(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 2000)
     first = machine("first") / "s"
     with filled(first, 50) as journal:
@@ -167,8 +167,8 @@ def test_pull_restores_what_was_backed_up(machine: Any, monkeypatch: pytest.Monk
     assert (second / "journal.sqlite").stat().st_ino == before
 
 
-def test_pull_reads_what_the_first_version_wrote(machine: Any) -> None:
-    """Names and contents as they are in people's buckets."""
+def test_pull_reads_backups_of_the_first_version(machine: Any) -> None:
+    """Names and contents must stay readable: they are in users' buckets."""
     study = RemoteFolder(RUNS) / "s"
     study.write(
         "driver.json",
@@ -219,11 +219,11 @@ def test_backup_stops_a_driver_whose_study_was_taken_over(machine: Any) -> None:
     machine("first")
     pull(first)
     assert [event.kind for event in read_events(first)] == ["epoch"] * 5 + ["opened"]
-    (aside,) = first.glob("superseded-*")
-    assert [event.kind for event in read_events(aside)][5:] != ["opened"]
+    (superseded,) = first.glob("superseded-*")
+    assert [event.kind for event in read_events(superseded)][5:] != ["opened"]
 
 
-def test_lease_stops_one_of_two_drivers_that_begin_in_the_same_moment(
+def test_lease_stops_one_of_two_drivers_that_start_at_the_same_moment(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = RemoteFolder(RUNS) / "s"
@@ -233,13 +233,13 @@ def test_lease_stops_one_of_two_drivers_that_begin_in_the_same_moment(
     ):
         machine("first")
         mine = Backup(journal, study, interval=0.05)
-        said = study.read("driver.json", limit=9999)
+        written = study.read("driver.json", limit=9999)
         machine("second")
         with monkeypatch.context() as patched:
             patched.setattr(RemoteFolder, "has", lambda *_: False)  # neither finds the other
             theirs = Backup(other, study, interval=0.05)
         assert not theirs.taken_from
-        study.write("driver.json", said)  # what the first one wrote arrived last
+        study.write("driver.json", written)  # the first driver's file arrives last
         other.append("opened", trials=9, slots=1)
         theirs.close()
         assert not theirs.taken_by
@@ -253,26 +253,26 @@ def test_lease_stops_one_of_two_drivers_that_begin_in_the_same_moment(
 
 
 @pytest.mark.parametrize("kind", [".jsonl", "driver.json"])
-def test_backup_waits_for_a_store_that_is_away(machine: Any, monkeypatch: Any, kind: str) -> None:
+def test_backup_retries_while_the_store_is_down(machine: Any, monkeypatch: Any, kind: str) -> None:
     first = machine("first") / "s"
-    put = RemoteFolder.write
-    away = [False]
+    original = RemoteFolder.write
+    is_down = [False]
 
     def write(self: RemoteFolder, name: str, content: bytes) -> None:
-        if away[0] and name.endswith(kind):
-            raise BackupError("the store is away")
-        put(self, name, content)
+        if is_down[0] and name.endswith(kind):
+            raise BackupError("the store is down")
+        original(self, name, content)
 
     with filled(first, 5) as journal:
         backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
         monkeypatch.setattr(RemoteFolder, "write", write)
-        away[0] = True
+        is_down[0] = True
         journal.append("judged", trial="a-0", epoch=0)
         while not backup.problem:
             time.sleep(0.05)
-        time.sleep(0.3)  # it is tried again, and still away
-        assert backup.problem == "the store is away"
-        away[0] = False
+        time.sleep(0.3)  # some retries
+        assert backup.problem == "the store is down"
+        is_down[0] = False
         backup.close()
         assert not backup.problem
     second = machine("second") / "s"
@@ -280,7 +280,7 @@ def test_backup_waits_for_a_store_that_is_away(machine: Any, monkeypatch: Any, k
     assert list(read_events(second)) == list(read_events(first))
 
 
-def test_running_driver_is_known_on_other_machines(
+def test_running_driver_is_visible_on_other_machines(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = RemoteFolder(RUNS) / "s"
@@ -296,13 +296,13 @@ def test_running_driver_is_known_on_other_machines(
         with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
             delete_study(second, RUNS, None)
         assert names()
-        said = json.loads(study.read("driver.json", limit=9999))
-        study.write("driver.json", json.dumps(said | {"time": time.time() - 400}).encode())
+        written = json.loads(study.read("driver.json", limit=9999))
+        study.write("driver.json", json.dumps(written | {"time": time.time() - 400}).encode())
         assert read_state(second).state.startswith("killed")
         machine("first")
         with monkeypatch.context() as patched:
-            patched.setattr(lease, "HEARTBEAT_SECONDS", 0.0)  # a minute later
-            while json.loads(study.read("driver.json", limit=9999))["time"] < said["time"]:
+            patched.setattr(lease, "HEARTBEAT_SECONDS", 0.0)  # the next heartbeat is due
+            while json.loads(study.read("driver.json", limit=9999))["time"] < written["time"]:
                 time.sleep(0.05)
         machine("second")
         assert "on 'first'" in read_state(second).state
@@ -318,7 +318,7 @@ def test_running_driver_is_known_on_other_machines(
     assert not names()
 
 
-def test_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
+def test_backup_is_uploaded_again_after_it_was_deleted(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         backup = Backup(journal, RemoteFolder(RUNS) / "s", interval=0.05)
@@ -330,7 +330,7 @@ def test_backup_that_somebody_deleted_is_put_there_anew(machine: Any) -> None:
     assert list(read_events(second)) == list(read_events(first))
 
 
-def test_pull_brings_back_a_journal_that_was_lost_here(machine: Any) -> None:
+def test_pull_restores_a_deleted_local_journal(machine: Any) -> None:
     first = machine("first") / "s"
     with filled(first, 5) as journal:
         Backup(journal, RemoteFolder(RUNS) / "s").close()
@@ -340,8 +340,8 @@ def test_pull_brings_back_a_journal_that_was_lost_here(machine: Any) -> None:
     assert list(read_events(first)) == before
 
 
-def test_pull_sets_nothing_aside_where_only_the_spelling_differs(machine: Any) -> None:
-    """As an earlier version, or another library, may have written its JSON."""
+def test_pull_ignores_differences_in_json_formatting(machine: Any) -> None:
+    """An earlier version, or another library, may format JSON differently."""
     first = machine("first") / "s"
     filled(first, 3).close()
     with contextlib.closing(sqlite3.connect(first / "journal.sqlite")) as file, file:
@@ -359,7 +359,7 @@ def test_pull_sets_nothing_aside_where_only_the_spelling_differs(machine: Any) -
     assert not list(first.glob("superseded-*"))
 
 
-def test_pull_replaces_no_journal_that_is_in_use_here(machine: Any) -> None:
+def test_pull_keeps_a_local_journal_that_is_in_use(machine: Any) -> None:
     with filled(machine("first") / "s", 5) as journal:
         Backup(journal, RemoteFolder(RUNS) / "s").close()
     second = machine("second") / "s"
@@ -371,15 +371,15 @@ def test_pull_replaces_no_journal_that_is_in_use_here(machine: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("driver.json", b"{}", "says nothing of a driver"),
-        ("driver.json", b"\x80\x04pickle", "says nothing of a driver"),
+        ("driver.json", b"{}", "does not describe a driver"),
+        ("driver.json", b"\x80\x04pickle", "does not describe a driver"),
         (
             "driver.json",
             b'{"generation": 9, "through": 1, "host": "a\\u001b[2J", "pid": 1, "time": 1.0,'
             b'"ended": true}',
-            "nothing",
+            "does not describe a driver",
         ),
-        ("driver.json", b"[" * 60_000, "says nothing of a driver"),
+        ("driver.json", b"[" * 60_000, "does not describe a driver"),
         ("000000000001.jsonl", b"[1, 2]\n", "has no event 1"),
         ("000000000001.jsonl", b"[" * 99_999, "has no event 1"),
         ("000000000001.jsonl", b'[2, 1.0, "epoch", {}]\n', "has no event 1"),
@@ -399,7 +399,7 @@ def test_pull_refuses_a_damaged_backup(
     assert not second.exists()
 
 
-def test_pull_all_leaves_folders_with_other_names_alone(machine: Any) -> None:
+def test_pull_all_ignores_folders_that_are_not_studies(machine: Any) -> None:
     local = machine("first")
     RemoteFolder("s3://features").write("team/runs/../x", b"")
     RemoteFolder(RUNS).write("not a study/file", b"")
@@ -407,13 +407,13 @@ def test_pull_all_leaves_folders_with_other_names_alone(machine: Any) -> None:
     assert [path.name for path in local.iterdir()] == ["remote-uri"]
 
 
-def test_runs_folder_of_somebody_else_names_no_bucket(machine: Any, tmp_path: Path) -> None:
+def test_runs_folder_of_another_user_cannot_name_a_bucket(machine: Any, tmp_path: Path) -> None:
     machine("first")
     RemoteFolder(RUNS).write("s/driver.json", b"{}")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "remote-uri").write_text(RUNS)
-    assert list_studies(theirs) == []  # the one there is damaged, and would be told of
+    assert list_studies(theirs) == []  # reading the bucket's damaged study would raise
 
 
 def test_command_line_refuses_bad_uris() -> None:
@@ -429,27 +429,27 @@ def remote_spec(**changes: Any) -> Any:
     return dataclasses.replace(trial_spec(Path("unused"), **changes), folder=f"{RUNS}/s/trials/c-0")
 
 
-def test_worker_goes_on_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
+def test_worker_resumes_from_the_checkpoint_of_another_node(machine: Any, tmp_path: Path) -> None:
     machine("first")
     first, second = TrainingWorker(), TrainingWorker()
     first.start(remote_spec(fencing_token=3))
     first.step()
     second.start(remote_spec(fencing_token=8))
     reports = run(second)
-    alone = TrainingWorker()
-    alone.start(trial_spec(tmp_path / "alone"))
-    assert reports[-1]["final"]["values"]["loss"] == run(alone)[-1]["final"]["values"]["loss"]
+    local = TrainingWorker()
+    local.start(trial_spec(tmp_path / "local"))
+    assert reports[-1]["final"]["values"]["loss"] == run(local)[-1]["final"]["values"]["loss"]
     log = RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log()
     assert log.count("epoch=1 ") == 1
-    assert "going on after epoch 1" in log
-    # What the first still writes, nobody reads.
+    assert "resuming after epoch 1" in log
+    # Files that the first worker still writes are unused.
     assert first.step()["failed"].startswith(
         f"StaleTokenError: The trial in '{RUNS}/s/trials/c-0' was"
     )
     assert RemoteTrialFolder(f"{RUNS}/s/trials/c-0").read_log() == log
 
 
-def test_trial_folder_cannot_be_taken_back_by_an_earlier_worker(machine: Any) -> None:
+def test_trial_folder_refuses_an_earlier_worker(machine: Any) -> None:
     machine("first")
     folder = RemoteTrialFolder(f"{RUNS}/s/trials/c-0")
     assert folder.owner() == -1
@@ -480,7 +480,7 @@ def test_trial_folder_keeps_a_log_for_each_worker(machine: Any) -> None:
     assert RemoteTrialFolder(where).read_log() == "one of 0\ntwo of 0\none of 1\ntwo of 1\n"
 
 
-def test_worker_goes_on_without_remote_checkpoints_and_stops_without_weights(
+def test_worker_trains_without_remote_checkpoints_and_fails_without_weights(
     machine: Any,
 ) -> None:
     machine("first")

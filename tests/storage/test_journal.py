@@ -1,4 +1,4 @@
-"""The one record: nothing acknowledged is lost, one writer at a time, damage is said in a line."""
+"""Journals lose no acknowledged event, have one writer at a time and report damage in one line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ with Journal(Path(sys.argv[1])) as journal:
 
 @contextlib.contextmanager
 def writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that appends events without end and prints each number once it is written."""
+    """Run a process that appends events forever and prints the number of each written one."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
     )
@@ -68,7 +68,7 @@ def ids_of(folder: Path, **part: Any) -> list[int]:
     return [entry.id for entry in read_entries(folder, **part)]
 
 
-def test_events_come_back_as_they_were_appended(tmp_path: Path) -> None:
+def test_journal_returns_events_as_they_were_appended(tmp_path: Path) -> None:
     ticks = itertools.count(100.5)
     events = [
         Failed(KEY, "broken \u2028 ü"),
@@ -83,7 +83,7 @@ def test_events_come_back_as_they_were_appended(tmp_path: Path) -> None:
     ]
 
 
-def test_numbers_have_no_gaps_across_reopening(tmp_path: Path) -> None:
+def test_journal_numbers_have_no_gaps_after_reopening(tmp_path: Path) -> None:
     for _ in range(4):
         with Journal(tmp_path) as journal:
             for _ in range(5):
@@ -93,7 +93,7 @@ def test_numbers_have_no_gaps_across_reopening(tmp_path: Path) -> None:
     assert ids_of(tmp_path, after=20) == []
 
 
-def test_threads_append_and_read_at_once(tmp_path: Path) -> None:
+def test_journal_allows_threads_to_append_and_read_concurrently(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
 
         def append(name: int) -> None:
@@ -113,7 +113,7 @@ def test_threads_append_and_read_at_once(tmp_path: Path) -> None:
         assert [event.slots for event in opened if event.trials == name] == list(range(40))
 
 
-def test_what_is_no_json_is_refused_and_leaves_no_gap(tmp_path: Path) -> None:
+def test_append_refuses_non_json_values_and_leaves_no_gap(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.append(Recorded())
         with pytest.raises(ValueError, match="JSON compliant"):
@@ -124,7 +124,7 @@ def test_what_is_no_json_is_refused_and_leaves_no_gap(tmp_path: Path) -> None:
     assert ids_of(tmp_path) == [1, 2]
 
 
-def test_retired_kinds_are_left_out_and_kept_in_copies(tmp_path: Path) -> None:
+def test_read_entries_skips_retired_kinds_that_read_rows_keeps(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         for _ in range(3):
             journal.append(Recorded())
@@ -135,7 +135,7 @@ def test_retired_kinds_are_left_out_and_kept_in_copies(tmp_path: Path) -> None:
     assert [row.id for row in read_rows(tmp_path)] == [1, 2, 3]
 
 
-def test_a_second_driver_is_refused_and_told_the_first_ones_pid(tmp_path: Path) -> None:
+def test_journal_refuses_a_second_driver_and_names_the_first_ones_pid(tmp_path: Path) -> None:
     with writer(tmp_path) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -143,21 +143,21 @@ def test_a_second_driver_is_refused_and_told_the_first_ones_pid(tmp_path: Path) 
             Journal(tmp_path)
         assert str(caught.value) == (
             f"The study in '{tmp_path}' is being run by another process (pid {process.pid}). Wait "
-            "for it, or stop it, and use --resume."
+            "for it or stop it, then use --resume."
         )
     Journal(tmp_path).close()
     assert (tmp_path / LOCK_NAME).read_text() == str(os.getpid())
 
 
-def test_the_same_process_cannot_open_it_twice_either(tmp_path: Path) -> None:
+def test_journal_cannot_be_opened_twice_by_one_process(tmp_path: Path) -> None:
     with Journal(tmp_path), pytest.raises(JournalError, match=f"pid {os.getpid()}"):
         Journal(tmp_path)
     Journal(tmp_path).close()
 
 
 @pytest.mark.medium
-def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
-    """SIGKILL at five random moments: whatever was printed as written is there, in order."""
+def test_journal_loses_no_acknowledged_event_when_its_writer_is_killed(tmp_path: Path) -> None:
+    """Kill the writer at five random moments: every printed event is in the journal, in order."""
     random_ = random.Random(0)
     acknowledged = 0
     for _ in range(5):
@@ -166,12 +166,12 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
             process.stdout.readline()
             time.sleep(random_.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
-            printed = process.stdout.read().split("\n")[:-1]  # complete lines alone
+            printed = process.stdout.read().split("\n")[:-1]  # complete lines only
             process.wait()
         acknowledged = max([acknowledged, *map(int, printed)])
-        listed = ids_of(tmp_path)
-        assert listed == list(range(1, len(listed) + 1))
-        assert acknowledged <= len(listed) <= acknowledged + 1  # the last may lack its print
+        ids = ids_of(tmp_path)
+        assert ids == list(range(1, len(ids) + 1))
+        assert acknowledged <= len(ids) <= acknowledged + 1  # killed before the last was printed
     assert acknowledged > 50
     with Journal(tmp_path) as journal:
         assert journal.last_id == len(ids_of(tmp_path))
@@ -180,16 +180,16 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
 
 
 @pytest.mark.medium
-def test_a_reader_sees_a_whole_beginning_while_another_process_writes(tmp_path: Path) -> None:
+def test_read_entries_sees_a_complete_prefix_while_another_process_writes(tmp_path: Path) -> None:
     with writer(tmp_path) as process:
         assert process.stdout is not None
         seen, end = 0, time.monotonic() + 1
         acknowledged = int(process.stdout.readline())
         while time.monotonic() < end:
-            listed = ids_of(tmp_path)
-            assert listed == list(range(1, len(listed) + 1))
-            assert len(listed) >= max(seen, acknowledged)
-            seen, acknowledged = len(listed), int(process.stdout.readline())
+            ids = ids_of(tmp_path)
+            assert ids == list(range(1, len(ids) + 1))
+            assert len(ids) >= max(seen, acknowledged)
+            seen, acknowledged = len(ids), int(process.stdout.readline())
         assert seen > 5
         assert process.poll() is None
 
@@ -206,44 +206,44 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusals(folder: Path) -> list[str]:
-    """Return what a reader and a driver are told, who must leave the file as it is."""
+def errors_of(folder: Path) -> list[str]:
+    """Return the errors of a reader and of a driver; both must leave the file unchanged."""
     before = (folder / FILE_NAME).read_bytes()
-    found = []
+    messages = []
     for use in (lambda: ids_of(folder), lambda: Journal(folder).close()):
         try:
             use()
         except JournalError as error:
-            found.append(str(error))
+            messages.append(str(error))
     assert (folder / FILE_NAME).read_bytes() == before
-    return found
+    return messages
 
 
-def test_garbage_is_said_to_be_damaged_by_both(study: Path) -> None:
+def test_reader_and_driver_report_a_file_that_is_no_database(study: Path) -> None:
     (study / FILE_NAME).write_bytes(random.Random(0).randbytes(10_000))
     message = (
         f"The journal '{study / FILE_NAME}' is damaged (file is not a database). Restore it from a "
-        "backup, or delete the study's folder to start anew."
+        "backup, or delete the study's folder to start from scratch."
     )
-    assert refusals(study) == [message, message]
+    assert errors_of(study) == [message, message]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_damage_is_one_line_or_harmless(study: Path, seed: int) -> None:
+def test_random_damage_is_harmless_or_reported_in_one_line(study: Path, seed: int) -> None:
     random_ = random.Random(seed)
     content = bytearray((study / FILE_NAME).read_bytes())
     for _ in range(40):
         content[random_.randrange(100, len(content))] ^= 0xFF
     (study / FILE_NAME).write_bytes(content)
-    for message in refusals(study):
+    for message in errors_of(study):
         assert "is damaged (" in message
         assert "\n" not in message
 
 
-def test_a_file_cut_short_is_damaged(study: Path) -> None:
+def test_reader_reports_a_truncated_file(study: Path) -> None:
     content = (study / FILE_NAME).read_bytes()
     (study / FILE_NAME).write_bytes(content[: len(content) // 2])
-    assert "is damaged (database disk image is malformed)" in refusals(study)[0]
+    assert "is damaged (database disk image is malformed)" in errors_of(study)[0]
 
 
 @pytest.mark.parametrize(
@@ -259,11 +259,11 @@ def test_a_file_cut_short_is_damaged(study: Path) -> None:
          "is damaged ('../t-6' is not the key of a trial)"),
         ("DROP TABLE events; CREATE TABLE other (x)", "is damaged (no such table: events)"),
         (f"PRAGMA user_version={SCHEMA_VERSION + 1}", "has schema version 2, but this sftsearch "
-         "reads 1: use the version of sftsearch that wrote it."),
+         "reads 1. Use the sftsearch version that wrote it."),
         ("PRAGMA user_version=0", "has schema version 0, but this sftsearch reads 1"),
     ],
 )  # fmt: skip
-def test_a_journal_that_was_changed_is_said_to_be(study: Path, change: str, problem: str) -> None:
+def test_reader_reports_a_modified_journal(study: Path, change: str, problem: str) -> None:
     with contextlib.closing(sqlite3.connect(study / FILE_NAME)) as connection:
         connection.executescript(change)
     with pytest.raises(JournalError) as caught:
@@ -272,14 +272,14 @@ def test_a_journal_that_was_changed_is_said_to_be(study: Path, change: str, prob
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_journal_is_one_line_and_makes_nothing(tmp_path: Path) -> None:
+def test_reader_reports_a_missing_journal_and_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match=r"There is no study in '.*' \(no journal.sqlite\)"):
         ids_of(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("header", [b"", None], ids=["empty file", "no table yet"])
-def test_a_driver_killed_while_it_made_the_journal_has_left_an_empty_one(
+def test_journal_is_empty_if_its_driver_was_killed_while_creating_it(
     tmp_path: Path, header: bytes | None
 ) -> None:
     path = tmp_path / FILE_NAME
@@ -297,7 +297,7 @@ def test_a_driver_killed_while_it_made_the_journal_has_left_an_empty_one(
     assert ids_of(tmp_path) == [1]
 
 
-def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+def test_journal_reports_a_folder_and_a_file_in_the_wrong_place(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(JournalError, match="Cannot open the journal"):
         Journal(tmp_path)
@@ -329,7 +329,7 @@ for where in (folder, folder / "new"):
 @pytest.fixture
 def readable(study: Path) -> Iterator[Path]:
     """Return a folder with a journal that its reader cannot write."""
-    with tempfile.TemporaryDirectory() as outer:  # pytest's own folders are closed to others
+    with tempfile.TemporaryDirectory() as outer:  # other users cannot read pytest's own folders
         folder = Path(outer) / "study"
         shutil.copytree(study, folder)
         for path in (Path(outer), folder, *folder.iterdir()):
@@ -339,7 +339,7 @@ def readable(study: Path) -> Iterator[Path]:
             path.chmod(0o755)
 
 
-def test_a_folder_that_cannot_be_written_is_read_and_not_driven(readable: Path) -> None:
+def test_read_only_folder_can_be_read_and_not_opened_for_writing(readable: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", AS_NOBODY, str(readable)], capture_output=True, text=True, check=True
     )
@@ -350,8 +350,8 @@ def test_a_folder_that_cannot_be_written_is_read_and_not_driven(readable: Path) 
     ]
 
 
-def test_a_full_disk_stops_the_study_with_a_line(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk; what was written stays."""
+def test_append_reports_a_full_disk_and_keeps_earlier_events(tmp_path: Path) -> None:
+    """A limit on the size of files simulates the full disk."""
     code = f"""
 import resource, signal, sys
 from pathlib import Path
@@ -372,5 +372,5 @@ except JournalError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     message, last_id = done.stdout.splitlines()
     assert message.startswith(f"Cannot write the journal in '{tmp_path}': ")
-    assert message.endswith("loses nothing: mend the disk and resume.")
+    assert message.endswith("nothing is lost. Free disk space, then continue with --resume.")
     assert ids_of(tmp_path) == list(range(1, int(last_id) + 1))

@@ -1,4 +1,4 @@
-"""The disk of a study: weights below a limit, and studies that are deleted."""
+"""Disk space of a study: weights stay below a limit, and studies can be deleted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SIZE = 1000
 
 
-class Kept:
-    """A journal of trials whose weights take 1,000 bytes each."""
+class Weights:
+    """A journal of trials with weights of 1,000 bytes each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.journal = folder, Journal(folder)
@@ -37,7 +37,7 @@ class Kept:
     def folder_of(self, key: str) -> Path:
         return self.folder / key
 
-    def watch(self, limit: float, direction: str = "maximize") -> None:
+    def limit(self, limit: float, direction: str = "maximize") -> None:
         """Keep the weights below a limit from now on."""
         events = (entry.event for entry in self.journal.entries())
         finished = [(e.trial, e.values) for e in events if isinstance(e, Finished)]
@@ -59,57 +59,57 @@ class Kept:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
-    kept = Kept(tmp_path / "study")
-    with kept.journal:
-        yield kept
+def weights(tmp_path: Path) -> Iterator[Weights]:
+    weights = Weights(tmp_path / "study")
+    with weights.journal:
+        yield weights
 
 
-def test_the_farthest_below_the_front_go_first(kept: Kept) -> None:
-    kept.watch(4 * SIZE)
-    kept.finish("a-0", 0.5, 1.0)
-    kept.finish("b-0", 0.8, 2.0)
-    kept.finish("c-0", 0.79, 3.0)
-    kept.finish("d-0", 0.4, 4.0)
-    assert kept.left() == {"a-0", "b-0", "c-0", "d-0"}
-    kept.finish("e-0", 0.9, 5.0)
-    assert kept.left() == {"a-0", "b-0", "e-0"}  # a tenth below the limit is freed
-    kept.finish("f-0", 0.7, 6.0)
-    kept.finish("g-0", 0.85, 7.0)
-    assert kept.left() == {"a-0", "b-0", "e-0"}
+def test_retention_removes_weights_farthest_below_the_front_first(weights: Weights) -> None:
+    weights.limit(4 * SIZE)
+    weights.finish("a-0", 0.5, 1.0)
+    weights.finish("b-0", 0.8, 2.0)
+    weights.finish("c-0", 0.79, 3.0)
+    weights.finish("d-0", 0.4, 4.0)
+    assert weights.left() == {"a-0", "b-0", "c-0", "d-0"}
+    weights.finish("e-0", 0.9, 5.0)
+    assert weights.left() == {"a-0", "b-0", "e-0"}  # frees a tenth more than needed
+    weights.finish("f-0", 0.7, 6.0)
+    weights.finish("g-0", 0.85, 7.0)
+    assert weights.left() == {"a-0", "b-0", "e-0"}
 
 
-def test_the_front_stays_whatever_the_limit(kept: Kept) -> None:
-    kept.watch(SIZE)
+def test_retention_never_removes_weights_on_the_front(weights: Weights) -> None:
+    weights.limit(SIZE)
     for i in range(5):
-        kept.finish(f"c{i}-0", 0.1 * i, 1.0 + i)
-    assert len(kept.left()) == 5
+        weights.finish(f"c{i}-0", 0.1 * i, 1.0 + i)
+    assert len(weights.left()) == 5
 
 
-def test_a_configuration_is_what_its_replicates_are_on_average(kept: Kept) -> None:
-    kept.finish("a-0", 0.9, 1.0)
-    kept.finish("a-1", 0.5, 1.0)
-    kept.finish("b-0", 0.8, 2.0)
-    kept.finish("c-0", 0.75, 3.0)
-    kept.watch(4 * SIZE)
-    kept.finish("d-0", 0.1, 9.0)
-    assert kept.left() == {"a-0", "a-1", "b-0"}
+def test_retention_uses_the_mean_over_replicates(weights: Weights) -> None:
+    weights.finish("a-0", 0.9, 1.0)
+    weights.finish("a-1", 0.5, 1.0)
+    weights.finish("b-0", 0.8, 2.0)
+    weights.finish("c-0", 0.75, 3.0)
+    weights.limit(4 * SIZE)
+    weights.finish("d-0", 0.1, 9.0)
+    assert weights.left() == {"a-0", "a-1", "b-0"}
 
 
-def test_errors_are_to_be_small_and_a_resumed_study_counts_what_it_has(kept: Kept) -> None:
-    kept.finish("a-0", 0.5, 1.0)
-    kept.finish("b-0", 0.9, 2.0)
-    shutil.rmtree(kept.folder_of("b-0"))  # somebody removed it
-    kept.finish("c-0", 0.8, 3.0)
-    kept.watch(2.5 * SIZE, "minimize")
-    kept.finish("d-0", 0.4, 4.0)
-    assert kept.left() == {"a-0", "d-0"}
+def test_retention_minimizes_errors_and_counts_existing_weights_on_resume(weights: Weights) -> None:
+    weights.finish("a-0", 0.5, 1.0)
+    weights.finish("b-0", 0.9, 2.0)
+    shutil.rmtree(weights.folder_of("b-0"))  # removed by the user
+    weights.finish("c-0", 0.8, 3.0)
+    weights.limit(2.5 * SIZE, "minimize")
+    weights.finish("d-0", 0.4, 4.0)
+    assert weights.left() == {"a-0", "d-0"}
 
 
 # ------------------------------------------------------------------ deleting
 
 
-def study_in(runs: Path) -> None:
+def create_study(runs: Path) -> None:
     with Journal(runs / "mirrored") as journal:
         add_trials(journal, 0, 3)
         assert Mirror(journal, default_uri(runs), runs).close()
@@ -120,9 +120,9 @@ def delete(runs: Path, *options: str, **more: Any) -> Any:
 
 
 @pytest.mark.medium
-def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
-    for _ in range(2):  # the second has the name of the first
-        study_in(tmp_path)
+def test_delete_removes_a_study_and_frees_its_name(tmp_path: Path) -> None:
+    for _ in range(2):  # the second study has the same name
+        create_study(tmp_path)
         assert read_study(default_uri(tmp_path), "mirrored", tmp_path).trials
         result = delete(tmp_path, "--yes")
         assert result.exit_code == 0, result.output
@@ -133,8 +133,8 @@ def test_a_deleted_study_is_gone_and_its_name_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.medium
-def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> None:
-    study_in(tmp_path)
+def test_delete_needs_confirmation_and_refuses_a_running_study(tmp_path: Path) -> None:
+    create_study(tmp_path)
     assert delete(tmp_path, input="n\n").exit_code == 1
     with Journal(tmp_path / "mirrored"):
         running = delete(tmp_path, "--yes")
@@ -144,7 +144,7 @@ def test_nothing_is_deleted_without_a_yes_or_while_it_runs(tmp_path: Path) -> No
 
 
 @pytest.mark.medium
-def test_what_is_not_a_study_is_left_alone_in_mlflow(tmp_path: Path) -> None:
+def test_delete_keeps_an_mlflow_experiment_that_is_not_a_study(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     client = open_client(uri, tmp_path)
     client.create_experiment("mirrored")
@@ -152,5 +152,5 @@ def test_what_is_not_a_study_is_left_alone_in_mlflow(tmp_path: Path) -> None:
         add_trials(journal, 0, 1)
     result = delete(tmp_path, "--yes")
     assert result.exit_code == 0
-    assert "is not a study: it is left alone" in result.output
+    assert "is not a study; it was kept" in result.output
     assert client.get_experiment_by_name("mirrored").lifecycle_stage == "active"

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sftsearch.search_spaces
+from sftsearch.orchestrator.analysis.analyse import analyse
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.candidates.binding import definition_of
-from sftsearch.orchestrator.report import formats as report
+from sftsearch.orchestrator.report.formats import write_report
 from sftsearch.orchestrator.search.engine import Search
-from sftsearch.orchestrator.studies import check_study, definition_hash, read_record, read_state
+from sftsearch.orchestrator.studies import read_record, read_state
 from sftsearch.orchestrator.study import StudySession
+from sftsearch.orchestrator.study_file import check_study, definition_hash
 
 from journals import Journal
 from toy_study import noise, uneven
@@ -387,7 +389,7 @@ def state_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
 def report_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
     """Return the JSON report of a study."""
     write_journal(folder, lines)
-    (file,) = report.write(read_record(folder), ["json"], folder / "report", x="gflops", y="top1")
+    (file,) = write_report(analyse(read_record(folder)), ["json"], folder / "report")
     document: dict[str, Any] = json.loads(file.read_text())
     return document
 

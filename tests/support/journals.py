@@ -1,6 +1,6 @@
-"""Journals as they are on disk: events by kind, with bodies as JSON has them.
+"""Journals with raw events: kind and JSON body as stored on disk.
 
-Tests write and check what is stored, whatever classes the product makes of it.
+Tests write and check the stored form, independent of the product's event classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RawEvent(NamedTuple):
-    """A line of a journal."""
+    """One row of a journal."""
 
     id: int
     time: float
@@ -27,7 +27,7 @@ class RawEvent(NamedTuple):
 
 
 class Unchecked:
-    """What may not be an event of this version."""
+    """An event that this version may not know."""
 
     def __init__(self, kind: str, body: dict[str, Any]) -> None:
         self.kind, self._body = kind, body
@@ -37,7 +37,7 @@ class Unchecked:
 
 
 class _Listening:
-    """Calls functions with each event that was written, before anybody else knows of it."""
+    """Calls listeners with each written event, before `append` returns."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -46,31 +46,31 @@ class _Listening:
     def listen(self, listener: Callable[[RawEvent], None]) -> None:
         self._listeners.append(listener)
 
-    def _tell(self, entry: product.Entry) -> product.Entry:
+    def _notify(self, entry: product.Entry) -> product.Entry:
         for listener in self._listeners:
             listener(raw(entry))
         return entry
 
 
 class Journal(_Listening, product.Journal):
-    """A journal that also takes a kind and a body, and yields raw events."""
+    """A journal that also accepts a kind and a body, and yields raw events."""
 
     def append(self, event: Event | str, **body: Any) -> Any:
         if isinstance(event, Event):
-            return self._tell(super().append(event))
-        return raw(self._tell(super().append(Unchecked(event, body))))
+            return self._notify(super().append(event))
+        return raw(self._notify(super().append(Unchecked(event, body))))
 
     def events(self, *, after: int = 0, through: int | None = None) -> Iterator[RawEvent]:
         return read_events(self.folder, after=after, through=through)
 
 
 class MemoryJournal(_Listening, product.MemoryJournal):
-    """As `Journal`; what it is given is an event of this version."""
+    """As `Journal`, in memory; kind and body must form an event of this version."""
 
     def append(self, event: Event | str, **body: Any) -> Any:
         if not isinstance(event, Event):
             event = parse_event(event, json.loads(json.dumps(body, allow_nan=False)))
-        return self._tell(super().append(event))
+        return self._notify(super().append(event))
 
     def events(self, *, after: int = 0, through: int | None = None) -> Iterator[RawEvent]:
         return map(raw, self.entries(after=after, through=through))

@@ -1,4 +1,4 @@
-"""What stopping rules are tried on: reports, and studies of known learning curves."""
+"""Reports and studies with known learning curves, to test early-stopping rules."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def report_of(key: str, epoch: int, value: float, cost: float = 1.0, **more: Any
 
 
 def judge(rule: EarlyStoppingRule, report: Report) -> Decision:
-    """Ask a rule about a report and tell it what was decided, as a study does."""
+    """Ask a rule for a decision about a report and record it, as a study does."""
     decision = rule.decide(report)
     rule.record(report, decision)
     return decision
 
 
 def teach(rule: EarlyStoppingRule, num: int, group: Hashable = "g", seed: int = 0) -> None:
-    """Finish trials of which the value at rung 4 is 0.1 below the final one, with noise."""
+    """Finish trials whose value at rung 4 is 0.1 below the final one, plus noise."""
     generator = np.random.default_rng(seed)
     for n in range(num):
         final = generator.uniform(0.6, 0.9)
@@ -43,10 +43,10 @@ def teach(rule: EarlyStoppingRule, num: int, group: Hashable = "g", seed: int = 
 
 
 class CurveStudy:
-    """Trials in waves on a rule, as a search drives it; A(c) is the best value finished.
+    """Runs trials in waves with a rule, as a search does; A(c) is the best finished value.
 
-    A trial's values approach its final one as 1 - epoch / EPOCHS, with noise; what costs more is
-    better.
+    The gap of a trial's values to its final one shrinks as 1 - epoch / EPOCHS, plus noise. Final
+    values rise with cost.
     """
 
     def __init__(self, rule: EarlyStoppingRule, seed: int, *, noise: float = 0.02) -> None:
@@ -56,7 +56,7 @@ class CurveStudy:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.decisions: list[Decision] = []
         self.stops: list[tuple[Report, Decision, float]] = []
-        """Each stop that was decided, carried out or not, with the true final value."""
+        """Decided stops, carried out or not, with the true final values."""
 
     def affordable(self, cost_low: float) -> float | None:
         return max((value for cost, value in self.done if cost <= cost_low), default=None)
@@ -67,7 +67,7 @@ class CurveStudy:
             order = np.random.default_rng(shuffle).permutation(width) if shuffle else range(width)
             alive = [trials[n] for n in order]
             for epoch in range(1, EPOCHS + 1):
-                alive = [trial for trial in alive if self.goes_on(epoch, trial)]
+                alive = [trial for trial in alive if self.continues(epoch, trial)]
             for key, group, cost, curve in sorted(alive, key=lambda trial: trial[0]):
                 del group
                 self.call("on_finished", key, curve[-1])
@@ -82,7 +82,7 @@ class CurveStudy:
         noise = self.noise * self.generator.normal(size=EPOCHS)
         return key, group, cost, final - gap * left + noise * (left > 0)
 
-    def goes_on(self, epoch: int, trial: tuple[str, str, float, NDArray[np.float64]]) -> bool:
+    def continues(self, epoch: int, trial: tuple[str, str, float, NDArray[np.float64]]) -> bool:
         key, group, cost, curve = trial
         report = Report(
             key=key,

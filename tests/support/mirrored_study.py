@@ -1,4 +1,4 @@
-"""Journals of trials that nobody ran, and what MLflow holds of them."""
+"""Journals of made-up trials, and their runs in MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COST = {"gflops": 0.5, "gmacs": 0.25, "parameters": 10}
 
 
 def add_trials(journal: Journal, first: int, last: int, *, epochs: int = 3) -> None:
-    """Append what a search would of trials `first` to `last` - 1; every fifth fails."""
+    """Append the events of trials `first` to `last` - 1; every fifth trial fails."""
     if journal.last_id == 0:
         journal.append("created", **CREATED)
     journal.append("opened", trials=last, slots=1)
@@ -64,7 +64,7 @@ def expected(journal: Journal) -> study_record.StudyRecord:
 
 
 def snapshot(uri: str, runs: Path) -> list[Any]:
-    """Return everything MLflow holds of the study, run by run."""
+    """Return everything that MLflow has of the study, by run."""
     client = open_client(uri, runs)
     experiment = client.get_experiment_by_name("mirrored")
     found = []

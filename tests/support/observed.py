@@ -9,7 +9,7 @@ from sftsearch.orchestrator.storage.trial_state import ConfigurationState
 from sftsearch.orchestrator.surrogate import observations as product
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 VALUE = "value"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.analysis.front import Front, summarise
+from sftsearch.orchestrator.analysis.front import Front, FrontOptions, build_front, mark_front
 from sftsearch.orchestrator.storage.study_record import Groups, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -234,6 +234,13 @@ def gated(name: str, weight: float | None, share: float, **values: float) -> Tri
         started=1000.0,
         ended=2000.0,
     )
+
+
+def summarise(
+    study: StudyRecord, *, x: str = "gflops", y: str = "top1", by: Any = None, **options: Any
+) -> Front:
+    chosen = None if by is None else tuple(by)
+    return build_front(mark_front(study, FrontOptions(x=x, y=y, by=chosen, **options)))
 
 
 def routes_front(*trials: TrialRecord) -> Front:

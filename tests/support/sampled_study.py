@@ -1,4 +1,4 @@
-"""Studies without training that samplers propose for: values are a closed form of the point."""
+"""Studies without training, to test samplers: values are a closed form of the point."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.samplers.base import Sampler
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 WEARABLES = describe("wearables")
 SMALL = """\
@@ -87,20 +87,20 @@ def optuna_study_of(admission: Admission) -> OptunaStudy:
 
 
 def history_of(admission: Admission) -> History:
-    """Return the history of a study that has proposed and measured nothing."""
-    beliefs = SurrogateModel(admission, Observations(("gflops",)))
-    return History(optuna_study_of(admission), admission, beliefs)
+    """Return the history of a study without proposals or measurements."""
+    surrogate = SurrogateModel(admission, Observations(("gflops",)))
+    return History(optuna_study_of(admission), admission, surrogate)
 
 
 def propose(sampler: Sampler, history: History, branch: int | None = None) -> tuple[int, Point]:
-    """Let a sampler propose and enter that, as a study does."""
+    """Enter a sampler's next proposal into the study; return its number and point."""
     proposal = sampler.propose(history, branch)
     assert proposal is not None
     return history.study.enter(proposal.point, proposal.carried), proposal.point
 
 
 class Toy:
-    """A study whose trials end at once, with values that are a closed form of the configuration."""
+    """A study whose trials end immediately, with values of a closed form."""
 
     def __init__(
         self, space: str, kind: str, value: Callable[[Candidate], Values], **options: Any
@@ -118,9 +118,9 @@ class Toy:
         return self.history.study
 
     def run(self, count: int, branches: tuple[int | None, ...] = (None,)) -> Toy:
-        """Try `count` more configurations, of which refused ones are none; branches take turns."""
-        wanted = len(self.values) + count
-        while len(self.values) < wanted:
+        """Try `count` more configurations, not counting refused ones; branches take turns."""
+        target = len(self.values) + count
+        while len(self.values) < target:
             branch = branches[len(self.values) % len(branches)]
             number, point = propose(self.sampler, self.history, branch)
             decided = self.admission.decide(point)
@@ -148,7 +148,7 @@ class Toy:
         self.past.finish(observed, 0, list(self.values[-1]), 1.0)
 
     def resumed(self) -> Toy:
-        """Return a toy whose Optuna study came back through JSON."""
+        """Rebuild the Optuna study from JSON, as after a resume."""
         old = self.optuna
         self.history = History(optuna_study_of(self.admission), self.admission, self.surrogate)
         for trial in old.study.trials:
@@ -162,13 +162,13 @@ class Toy:
 
 
 def smooth(candidate: Candidate) -> Values:
-    """Return values of which nothing is expected: they rise with cost, best at dropout 0.2."""
+    """Return smooth values: accuracy rises with cost and is best at dropout 0.2."""
     accuracy = 1 - math.exp(-2e3 * candidate.cost.gflops)
     return accuracy - abs(candidate.point.values.get("dropout", 0.2) - 0.2), candidate.cost.gflops
 
 
 def zdt1(candidate: Candidate) -> Values:
-    """Return the two objectives of ZDT1, the first one turned over to be maximised.
+    """Return the two objectives of ZDT1, the first one negated to be maximized.
 
     The front is f2 = 1 - sqrt(f1); the volume between it and (1, 1) is 2/3.
 

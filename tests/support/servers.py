@@ -1,6 +1,6 @@
-"""Real servers for tests: PostgreSQL and MLflow over HTTP in processes of their own, and S3.
+"""Real servers for tests: PostgreSQL and MLflow in their own processes, and S3 in a thread.
 
-The first two can be killed and come back on the same port with what they had.
+PostgreSQL and MLflow can be killed, and keep their port and data when started again.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ PASSWORD = "pa55-of-tests"
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that is not in use."""
     with socket.create_server((HOST, 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
 
 
 def find_postgres() -> Path | None:
-    """Return the folder of PostgreSQL's programs, if it is installed."""
+    """Return the folder of PostgreSQL's programs; None if it is not installed."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     found = shutil.which("postgres")
     return installed[-1].parent if installed else Path(found).parent if found else None
 
 
 class Server(ABC):
-    """A process with children, on a port, that can be killed and started again."""
+    """A server process that can be killed with its children and started again."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -53,20 +53,20 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Return what starts it."""
+        """Return the command that starts the server."""
 
     def environment(self) -> dict[str, str]:
-        """Return what it is started in."""
+        """Return the server's environment variables."""
         return dict(os.environ)
 
     @abstractmethod
     def answers(self) -> bool:
-        """Tell whether it is ready."""
+        """Return whether the server is ready."""
 
     user: int | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it is ready."""
         self._process = subprocess.Popen(
             self.command(),
             env=self.environment(),
@@ -78,7 +78,7 @@ class Server(ABC):
         _wait(self.answers, self._process)
 
     def kill(self) -> None:
-        """Kill it with all its children, as a machine that fails does."""
+        """Kill the server and all its children."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def _wait(answers: Callable[[], bool], process: subprocess.Popen[bytes]) -> None
 
 
 class Postgres(Server):
-    """PostgreSQL with a password, in a folder of its own; root starts it as another user."""
+    """PostgreSQL with a password, in its own folder; root starts it as user `nobody`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(free_port())
@@ -124,16 +124,16 @@ class Postgres(Server):
 
     @property
     def uri(self) -> str:
-        """Return where its database is, for SQLAlchemy."""
+        """Return the URI of the database for SQLAlchemy."""
         return f"postgresql+psycopg2://mlflow:{PASSWORD}@{HOST}:{self.port}/postgres"
 
     def command(self) -> list[str]:
-        """Return what starts it."""
+        """Return the command that starts the server."""
         options = ["-h", HOST, "-p", str(self.port), "-k", "", "-c", "max_connections=60"]
         return [str(self._programs / "postgres"), "-D", str(self._data), *options]
 
     def answers(self) -> bool:
-        """Tell whether it takes connections."""
+        """Return whether the server accepts connections."""
         import psycopg2
 
         try:
@@ -146,7 +146,7 @@ class Postgres(Server):
 
 
 class MlflowServer(Server):
-    """MLflow's server over HTTP, with a login or without."""
+    """MLflow's server over HTTP, with or without a login."""
 
     def __init__(self, folder: Path, store: str, *, login: bool = False) -> None:
         super().__init__(free_port())
@@ -162,11 +162,11 @@ class MlflowServer(Server):
 
     @property
     def uri(self) -> str:
-        """Return its address."""
+        """Return the server's address."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
-        """Return what starts it."""
+        """Return the command that starts the server."""
         artifacts = (self.folder / "artifacts").absolute().as_uri()
         command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server"]
         command += ["--host", HOST, "--port", str(self.port), "--workers", "2"]
@@ -174,7 +174,7 @@ class MlflowServer(Server):
         return command + (["--app-name", "basic-auth"] if self.login else [])
 
     def environment(self) -> dict[str, str]:
-        """Return what it is started in."""
+        """Return the server's environment variables."""
         more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         if self.login:
             more["MLFLOW_AUTH_CONFIG_PATH"] = str(self.folder / "login.ini")
@@ -182,7 +182,7 @@ class MlflowServer(Server):
         return dict(os.environ) | more
 
     def answers(self) -> bool:
-        """Tell whether it answers."""
+        """Return whether the health check succeeds."""
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -192,8 +192,8 @@ class MlflowServer(Server):
 
 @contextlib.contextmanager
 def team_servers(*, login: bool = False) -> Iterator[tuple[Postgres, MlflowServer]]:
-    """Run PostgreSQL and an MLflow server on it, for the time of the block."""
-    with tempfile.TemporaryDirectory(prefix="team-") as name:  # pytest's are closed to PostgreSQL
+    """Run PostgreSQL and an MLflow server that uses it, for the duration of the block."""
+    with tempfile.TemporaryDirectory(prefix="team-") as name:  # PostgreSQL cannot read pytest's
         folder = Path(name)
         folder.chmod(0o755)
         with (
@@ -208,7 +208,7 @@ def team_servers(*, login: bool = False) -> Iterator[tuple[Postgres, MlflowServe
 
 @contextlib.contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Run an S3 server with an empty bucket `features`, and say where in the environment."""
+    """Run an S3 server with an empty bucket `features`; set the environment to use it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address=HOST, port=0, verbose=False)
@@ -216,7 +216,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     use_s3(monkeypatch, endpoint)
-    # What a server holds outlives it in this process.
+    # The content of an earlier server in this process is still there.
     urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=10).close()
     s3_client(endpoint).create_bucket(Bucket="features")
     yield endpoint
@@ -224,7 +224,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Say in the environment where it is, and who asks."""
+    """Set the endpoint and the credentials in the environment."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": "s3cret",
@@ -236,7 +236,7 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def s3_client(endpoint: str) -> Any:
-    """Return a client of its own, beside the product's."""
+    """Return a boto3 client, independent of the product's."""
     import boto3
 
     return boto3.client(

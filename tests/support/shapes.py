@@ -1,4 +1,4 @@
-"""Data sets of given shapes, without samples, and models of small ones."""
+"""Dataset specs of given shapes, without samples, and the fields of small models."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 
 
-def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
-    """Return a data set of modalities (tokens, features)."""
+def dataset_spec(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
+    """Return the spec of a dataset whose modalities have these (tokens, features)."""
     modalities = {
         name: ModalitySpec(num_tokens=tokens, num_features=features)
         for name, (tokens, features) in shapes.items()
@@ -18,8 +18,8 @@ def data_set(num_classes: int, **shapes: tuple[int, int]) -> DatasetSpec:
     return replace(describe("synthetic"), modalities=modalities, classes=classes)
 
 
-VGGS = data_set(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
-MOSEI = data_set(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
+VGGS = dataset_spec(100, rgb=(38, 1024), spec=(1200, 128), flow=(38, 1024))
+MOSEI = dataset_spec(7, vision=(500, 35), audio=(500, 74), text=(50, 300))
 VGGS_STRIDES = {"rgb": 3, "spec": 60, "flow": 3}
 MOSEI_STRIDES = {"vision": 50, "audio": 50, "text": 2}
 SMALL = {
@@ -33,4 +33,4 @@ SMALL = {
     "window": 4,  # of eight tokens, so that the pattern is sparse
     "segments": 2,
 }
-"""Fields by which any system is small; each takes those that it has."""
+"""Fields that make any model small; each takes the ones it has."""

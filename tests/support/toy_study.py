@@ -1,4 +1,4 @@
-"""Studies without Ray: a toy training that is a closed form of the configuration and the seed."""
+"""Studies without Ray, on a toy training: a closed form of the configuration and the seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STUDY = """
 study: {{name: toy}}
 dataset: {{kind: wearables}}
 search:
-  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, deterministic: {ordered},
+  {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, deterministic: {deterministic},
     balance: {balance}}}
 constraints: [{{metric: parameters, max: 40000}}]
 training: {{epochs: 2}}
@@ -59,21 +59,21 @@ CREATED: dict[str, Any] = {
 
 
 def accuracy(assignment: TrialSuggestion) -> float:
-    """A value that grows with cost and differs by seed."""
+    """Return a value that grows with cost and differs by seed."""
     return 1 - 1 / (1 + 2000 * assignment.cost["gflops"]) + 0.01 * assignment.seed
 
 
 class Toy:
-    """A study that lives in a folder and can be opened again and again."""
+    """A study in a folder that can be reopened."""
 
     def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
-                 ordered: bool = False, slots: int = 2, balance: str = "none",
+                 deterministic: bool = False, slots: int = 2, balance: str = "none",
                  text: str = STUDY) -> None:  # fmt: skip
         text = text.format(
             sampler=sampler,
             trials=trials,
             seeds=seeds,
-            ordered=str(ordered).lower(),
+            deterministic=str(deterministic).lower(),
             balance=balance,
         )
         self.source = parse_study(text.encode())
@@ -101,7 +101,7 @@ def run(
     pick: Callable[[int], int] = lambda _: 0,
     stop_after: int | None = None,
 ) -> None:
-    """Run trials, `slots` at a time; `pick` chooses which of the running ends next."""
+    """Run trials, `slots` at a time; `pick` chooses which running trial ends next."""
     running: list[TrialSuggestion] = []
     ended = 0
     while not search.exhausted and ended != stop_after:
@@ -119,7 +119,7 @@ def finish(search: Search, assignment: TrialSuggestion) -> None:
     search.finish(assignment.key, values, {"s01": [1.0, 2.0]})
 
 
-# ------------------------------------------------- in memory, an epoch at a time
+# ------------------------------------------------- in memory, one epoch at a time
 
 LISTED = """
   - {kind: sft, patch: 8, num_heads: 4, fused_layers: {kind: int, low: 1, high: 2},
@@ -129,16 +129,16 @@ LISTED = """
 """
 """27 configurations."""
 ONE = "  - {kind: sft, patch: 8, num_heads: 4, stride: 2, dim: 8, fused_layers: 1}\n"
-"""A single one."""
+"""One configuration."""
 
 
 def width(*dims: int) -> str:
-    """Return a space of one model in several widths: the dearer the wider."""
+    """Return a space of one model in several widths; the cost grows with the width."""
     return ONE.replace("dim: 8", f"dim: {{kind: choice, values: {list(dims)}}}")
 
 
 def source_of(search: str, *, space: str = LISTED, epochs: int = 2, more: str = "") -> Source:
-    """Return a study file of wearables; `search` is its section in braces' content."""
+    """Return a study file of wearables; `search` is the content of its search section."""
     text = (
         f"study: {{name: toy}}\ndataset: {{kind: wearables}}\nsearch: {{{search}}}\n"
         f"training: {{epochs: {epochs}}}\n{more}\nspace:\n{space}"
@@ -149,34 +149,34 @@ def source_of(search: str, *, space: str = LISTED, epochs: int = 2, more: str = 
 
 
 def noise(key: str, epoch: int = 0) -> float:
-    """Return a standard normal draw, nearly, that follows from the trial and the epoch."""
+    """Return a nearly standard normal draw, determined by the trial and the epoch."""
     digest = hashlib.sha256(f"{key}:{epoch}".encode()).digest()
     return (sum(digest[:12]) / 255 - 6) * math.sqrt(256 / 255)
 
 
 def uneven(assignment: TrialSuggestion) -> float:
-    """A mean that grows with cost by and large, with differences that cost does not explain."""
-    own = noise(assignment.key.configuration_id)
-    return accuracy(assignment) - 0.01 * assignment.seed + 0.03 * own
+    """Return a mean that grows with cost, plus noise by configuration."""
+    offset = noise(assignment.key.configuration_id)
+    return accuracy(assignment) - 0.01 * assignment.seed + 0.03 * offset
 
 
 @dataclass
 class Training:
-    """What trials give: a closed form of the cost, and noise of the trial and of the epoch."""
+    """Values of trials: a closed form of the cost, plus noise by trial and epoch."""
 
     epochs: int = 2
     sigma: float = 0.01
     seconds: float = 10.0
-    """Of an epoch, on the clock that `drive` advances."""
+    """Duration of an epoch, by which `drive` advances the clock."""
     truth: Callable[[TrialSuggestion], float] = accuracy
-    """What the mean over infinitely many replicates would be."""
+    """The true mean over infinitely many replicates."""
 
     def value(self, assignment: TrialSuggestion, epoch: int) -> float:
         final = self.truth(assignment) + self.sigma * noise(assignment.key)
         return final * epoch / self.epochs + 0.2 * self.sigma * noise(assignment.key, epoch)
 
     def step(self, search: Search, assignment: TrialSuggestion, epoch: int) -> bool:
-        """Train an epoch and report it; return whether the trial goes on."""
+        """Train an epoch and report it; return whether the trial continues."""
         top1 = self.value(assignment, epoch)
         if not search.report(
             assignment.key, {"epoch": epoch, "top1": top1, "seconds": self.seconds}
@@ -191,7 +191,7 @@ class Training:
 
 @dataclass
 class Memory:
-    """A study in memory, on a clock of its own, that can be cut off after any event."""
+    """A study in memory with its own clock, which can be cut off after any event."""
 
     source: Source
     slots: int = 1
@@ -204,7 +204,7 @@ class Memory:
     def open(
         self, events: Iterable[RawEvent] = (), *, listener: Callable[[Entry], None] | None = None
     ) -> tuple[MemoryJournal, Search]:
-        """Return the study as an earlier driver left it, read back from JSON."""
+        """Reopen the study after the given events of an earlier driver, read back from JSON."""
         journal = MemoryJournal(clock=lambda: self.now)
         for event in events:
             self.now = event.time
@@ -228,17 +228,17 @@ class Memory:
         *,
         pick: Callable[[int], int] = lambda _: 0,
     ) -> None:
-        """Run the study to its end, an epoch of one of its running trials at a time."""
+        """Run the study to its end, one epoch of one running trial at a time."""
         running: list[tuple[TrialSuggestion, int]] = []
         while not search.exhausted:
             while len(running) < self.slots and (assignment := search.propose()) is not None:
                 running.append((assignment, assignment.num_journalled))
             if not running:
-                assert search.exhausted, "nothing runs, and nothing is proposed"
+                assert search.exhausted, "no trial is running, and search.propose() returns None"
                 break
             assignment, epoch = running.pop(pick(len(running)))
             self.now += training.seconds
-            if epoch >= training.epochs:  # a driver died between the last epoch and the end
+            if epoch >= training.epochs:  # a driver died after the last epoch
                 epoch = training.epochs - 1
             if training.step(search, assignment, epoch + 1):
                 running.append((assignment, epoch + 1))

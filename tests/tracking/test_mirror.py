@@ -1,4 +1,4 @@
-"""The mirror of a journal in MLflow: complete, once, and patient with a server that is away."""
+"""The mirror writes everything once to MLflow and catches up after an outage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sftsearch.orchestrator.analysis.front import summarise
+from sftsearch.orchestrator.analysis.analyse import Analysis
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.storage import study_record
 from sftsearch.orchestrator.storage.journal import FILE_NAME
@@ -29,6 +29,7 @@ from sftsearch.orchestrator.tracking.reader import read_study
 
 from journals import Journal
 from mirrored_study import COST, CREATED, add_trials, expected, lag, snapshot
+from report_studies import summarise
 from servers import MlflowServer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.medium
-def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
+def test_read_study_from_mlflow_equals_the_journal_s_record(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 12)
@@ -45,7 +46,7 @@ def test_mlflow_holds_what_the_journal_holds(tmp_path: Path) -> None:
         assert read_study(uri, "mirrored", tmp_path) == expected(journal)
 
 
-def adapt(journal: Journal) -> None:
+def add_adaptive_study(journal: Journal) -> None:
     """Append a study with folds, a stopped, a replicated and two reported configurations."""
     journal.append("recorded")
     definition = {"folds": 3, "replicates": {"min": 1, "max": 4, "fresh": 2}, "space": ["long"]}
@@ -58,8 +59,8 @@ def adapt(journal: Journal) -> None:
     finish(journal, "a", 0)
     start(journal, "b", 0)
     values = {"epoch": 2, "loss": 0.5, "top1": 0.25, **COST}
-    told = {"reason": "unlikely", "withdrawn": [], "best": 0.5}
-    journal.append("stopped", trial="b-0", epoch=2, values=values, **told)
+    more = {"reason": "unlikely", "withdrawn": [], "best": 0.5}
+    journal.append("stopped", trial="b-0", epoch=2, values=values, **more)
     finish(journal, "c", 0)
     journal.append("replicated", configuration_id="a", seeds=[1])
     finish(journal, "a", 1)
@@ -84,27 +85,30 @@ def finish(journal: Journal, name: str, seed: int) -> None:
 
 
 def conclude(journal: Journal, mean: float, *, audits: bool) -> None:
-    belief = {"mean": mean, "sd": 0.01, "on_front": 0.9}
+    posterior = {"mean": mean, "sd": 0.01, "on_front": 0.9}
     found = {"rate": 0.25, "low": 0.006, "high": 0.806, "num": 4} if audits else None
-    beliefs = {"a": belief, "c": belief}
+    posteriors = {"a": posterior, "c": posterior}
     facts = {"within_delta": 0.75, "audits": found, "num_stopped": 1}
-    journal.append("concluded", reported=["a"], beliefs=beliefs, **facts)
+    journal.append("concluded", reported=["a"], beliefs=posteriors, **facts)
 
 
 @pytest.mark.medium
-def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Path) -> None:
+def test_read_study_of_an_adaptive_study_equals_the_journal_s_record(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
 
     def mirrored() -> study_record.StudyRecord:
         assert Mirror(journal, uri, tmp_path).close()
         read = read_study(uri, "mirrored", tmp_path)
         assert read == expected(journal)
-        told, known = (json.loads(to_json(summarise(study))) for study in (read, expected(journal)))
-        assert told == known
+        theirs, ours = (
+            json.loads(to_json(Analysis.of(summarise(study))))
+            for study in (read, expected(journal))
+        )
+        assert theirs == ours
         return read
 
     with Journal(tmp_path / "s") as journal:
-        adapt(journal)
+        add_adaptive_study(journal)
         running = mirrored()
         assert (running.folds, running.num_seeds, running.max_replicates) == (3, 1, 4)
         assert running.recorded
@@ -119,7 +123,7 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
         assert first.false_stops == study_record.FalseStops(rate=0.25, low=0.006, high=0.806, num=4)
         assert list(first.posteriors) == ["a"]  # a trial of `c` has failed since
         journal.append("opened", trials=9, slots=1)
-        assert mirrored().conclusion is None  # it runs again
+        assert mirrored().conclusion is None  # the study runs again
         journal.append("replicated", configuration_id="a", seeds=[4])
         finish(journal, "a", 4)
         assert mirrored().fresh == {}
@@ -130,10 +134,10 @@ def test_an_adaptive_study_is_read_from_mlflow_as_from_its_journal(tmp_path: Pat
 
 
 @pytest.mark.medium
-def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None:
+def test_mirror_writes_stops_folds_and_conclusions(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
-        adapt(journal)
+        add_adaptive_study(journal)
         conclude(journal, 0.6, audits=True)
         assert Mirror(journal, uri, tmp_path).close()
     client = open_client(uri, tmp_path)
@@ -144,7 +148,7 @@ def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None
     }
     assert runs["b-0"].info.status == "KILLED"
     assert runs["b-0"].data.tags["sftsearch.stopped"] == "true"
-    assert "top1" not in runs["b-0"].data.metrics  # it would pass for a final value
+    assert "top1" not in runs["b-0"].data.metrics  # it would look like a final value
     for seed in range(4):
         run = runs[f"a-{seed}"]
         assert run.data.tags["sftsearch.replicate"] == str(seed)
@@ -154,15 +158,15 @@ def test_mlflow_shows_stops_folds_and_what_was_concluded(tmp_path: Path) -> None
     assert runs[""].data.metrics == {"within_delta": 0.75, "false_stop_rate": 0.25}
 
 
-def adapt_and_conclude(journal: Journal) -> None:
-    adapt(journal)
+def add_concluded_study(journal: Journal) -> None:
+    add_adaptive_study(journal)
     conclude(journal, 0.6, audits=True)
     journal.append("opened", trials=9, slots=1)
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("write", [lambda j: add_trials(j, 0, 6), adapt_and_conclude])
-def test_writing_everything_again_changes_nothing(
+@pytest.mark.parametrize("write", [lambda j: add_trials(j, 0, 6), add_concluded_study])
+def test_mirror_changes_nothing_when_it_writes_everything_again(
     tmp_path: Path, write: Callable[[Journal], None]
 ) -> None:
     uri = default_uri(tmp_path)
@@ -171,7 +175,7 @@ def test_writing_everything_again_changes_nothing(
         assert Mirror(journal, uri, tmp_path).close()
         once = snapshot(uri, tmp_path)
         events = list(journal.events())
-    # A folder that does not know it was mirrored: as after a kill between MLflow and its note.
+    # A folder without bookkeeping, as after a kill between the write and the bookkeeping.
     times = iter([event.time for event in events])
     with Journal(tmp_path / "again", clock=lambda: next(times)) as journal:
         for event in events:
@@ -181,7 +185,7 @@ def test_writing_everything_again_changes_nothing(
 
 
 @pytest.mark.medium
-def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None:
+def test_mirror_of_a_later_driver_continues_where_the_last_one_stopped(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
@@ -196,8 +200,8 @@ def test_a_later_driver_goes_on_where_the_mirror_stopped(tmp_path: Path) -> None
 
 
 @pytest.mark.medium
-def test_another_store_gets_what_the_first_one_had(tmp_path: Path) -> None:
-    """As on another machine, where the default store is a new one."""
+def test_mirror_writes_everything_to_a_new_store(tmp_path: Path) -> None:
+    """As on another machine, whose default store is new."""
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
         for name in ("first", "second"):
@@ -218,7 +222,9 @@ def test_mirror_catches_up_in_a_store_that_it_returns_to(tmp_path: Path) -> None
 
 @pytest.mark.medium
 @pytest.mark.parametrize("damage", ["{}", "[]", '{"through": 99, "time": 0.0', ""])
-def test_mirror_begins_anew_where_its_note_is_damaged(tmp_path: Path, damage: str) -> None:
+def test_mirror_starts_from_scratch_if_its_bookkeeping_is_damaged(
+    tmp_path: Path, damage: str
+) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
@@ -232,7 +238,7 @@ def test_mirror_begins_anew_where_its_note_is_damaged(tmp_path: Path, damage: st
 
 
 @pytest.mark.medium
-def test_mirror_leaves_alone_what_somebody_else_put_into_the_experiment(tmp_path: Path) -> None:
+def test_mirror_ignores_runs_that_the_user_added_to_the_experiment(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 2)
@@ -248,7 +254,7 @@ def test_mirror_leaves_alone_what_somebody_else_put_into_the_experiment(tmp_path
 
 
 @pytest.mark.medium
-def test_mirror_passes_over_events_that_are_no_longer_journalled(
+def test_mirror_skips_events_of_retired_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirroring, "MAX_EVENTS", 5)
@@ -264,8 +270,8 @@ def test_mirror_passes_over_events_that_are_no_longer_journalled(
 
 
 @pytest.mark.medium
-def test_mirror_writes_a_journal_that_was_put_in_place_of_another_anew(tmp_path: Path) -> None:
-    """As when a study comes back from a backup: the note is of the journal that was there."""
+def test_mirror_starts_from_scratch_if_the_journal_was_replaced(tmp_path: Path) -> None:
+    """As after a restore from a backup: the bookkeeping is of the old journal."""
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s", clock=itertools.count(1.0).__next__) as journal:
         add_trials(journal, 0, 2)
@@ -280,7 +286,7 @@ def test_mirror_writes_a_journal_that_was_put_in_place_of_another_anew(tmp_path:
 
 
 @pytest.mark.medium
-def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None:
+def test_mirror_sets_the_parent_run_s_status(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
 
     def parent_status() -> str:
@@ -301,7 +307,7 @@ def test_the_studys_run_is_running_while_a_driver_has_it(tmp_path: Path) -> None
 
 
 @pytest.mark.medium
-def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
+def test_mirror_refuses_an_experiment_of_another_study(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     client = open_client(uri, tmp_path)
     client.create_experiment("mirrored")
@@ -316,7 +322,7 @@ def test_an_experiment_of_another_study_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.medium
-def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
+def test_mirror_does_not_recreate_a_deleted_run(tmp_path: Path) -> None:
     uri = default_uri(tmp_path)
     with Journal(tmp_path / "s") as journal:
         add_trials(journal, 0, 3)
@@ -335,17 +341,17 @@ def test_a_run_that_somebody_deleted_stays_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("sqlite:////proc/nowhere/mlflow.db", "MLflow does not answer at"),
         ("nonsense://x", "MLflow does not answer at"),
         ("http://127.0.0.1:9", "MLflow does not answer at"),
     ],
 )
-def test_a_store_that_does_not_answer_is_one_clear_line(
-    tmp_path: Path, uri: str, said: str
+def test_read_study_reports_an_unreachable_store_in_one_line(
+    tmp_path: Path, uri: str, message: str
 ) -> None:
-    with pytest.raises(TrackingError, match=said) as caught:
+    with pytest.raises(TrackingError, match=message) as caught:
         read_study(uri, "mirrored", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -360,12 +366,12 @@ def test_a_store_that_does_not_answer_is_one_clear_line(
         ("at http://h:5000/x, ask a@b", "at http://h:5000/x, ask a@b"),
     ],
 )
-def test_no_form_of_a_password_is_shown(text: str, shown: str) -> None:
+def test_masked_removes_passwords_from_uris(text: str, shown: str) -> None:
     assert masked(text) == shown
 
 
 @pytest.mark.medium
-def test_an_unknown_study_is_one_clear_line(tmp_path: Path) -> None:
+def test_read_study_reports_an_unknown_study(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="has no study 'nothing'"):
         read_study(default_uri(tmp_path), "nothing", tmp_path)
 
@@ -381,7 +387,7 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 @pytest.mark.service
 @pytest.mark.timeout(300)
-def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
+def test_mirror_catches_up_after_an_outage_without_duplicates(
     tmp_path: Path, server: MlflowServer
 ) -> None:
     with Journal(tmp_path / "s") as journal:
@@ -412,7 +418,7 @@ def test_a_server_that_is_away_is_caught_up_and_holds_nothing_twice(
 @pytest.mark.service
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
+def test_ui_serves_the_runs_folder_on_loopback_and_ends_all_its_processes(
     tmp_path: Path, end: signal.Signals
 ) -> None:
     uri = default_uri(tmp_path)
@@ -445,7 +451,7 @@ def test_the_ui_serves_the_runs_folder_on_the_loopback_alone_and_ends_whole(
 
 
 def servers_on(port: int) -> list[str]:
-    """Return the command lines of processes that name the port."""
+    """Return the command lines of MLflow processes that contain the port."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

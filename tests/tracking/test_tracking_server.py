@@ -1,4 +1,4 @@
-"""Tracking for teams: a real MLflow server with a login, on a real PostgreSQL, over HTTP."""
+"""Tracking for teams: a real MLflow server with a login, on a real PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def server(
             client.rename_experiment(experiment.experiment_id, f"over-{experiment.experiment_id}")
 
 
-def test_a_server_killed_in_the_middle_is_caught_up(
+def test_mirror_catches_up_after_the_server_was_killed(
     servers: tuple[Postgres, MlflowServer], server: MlflowServer, tmp_path: Path
 ) -> None:
     with Journal(tmp_path / "s") as journal:
@@ -62,7 +62,7 @@ def test_a_server_killed_in_the_middle_is_caught_up(
         check_complete(mirror, journal, server, num_runs=81)
 
 
-def test_postgres_killed_in_the_middle_loses_nothing(
+def test_mirror_loses_nothing_when_postgres_is_killed(
     servers: tuple[Postgres, MlflowServer], server: MlflowServer, tmp_path: Path
 ) -> None:
     with Journal(tmp_path / "s") as journal:
@@ -78,7 +78,7 @@ def test_postgres_killed_in_the_middle_loses_nothing(
 
 
 @pytest.mark.parametrize("password", ["wrong-of-tests", ""])
-def test_a_wrong_password_is_one_clear_line(
+def test_read_study_reports_a_wrong_password_in_one_line(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     with monkeypatch.context() as other:
@@ -92,7 +92,7 @@ def test_a_wrong_password_is_one_clear_line(
 def check_complete(
     mirror: Mirror, journal: Journal, server: MlflowServer, *, num_runs: int
 ) -> None:
-    """Check that MLflow catches up, and holds every run of the journal once."""
+    """Check that the mirror catches up and that MLflow has every run exactly once."""
     wait_for(lambda: lag(journal) == 0, seconds=120)
     assert mirror.close()
     runs = journal.folder.parent
