@@ -1,4 +1,4 @@
-"""The fusion models there are, by name; `models/listing.py` lists their files."""
+"""Look up and build fusion models by name; `models/listing.py` lists their files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 MODELS = listed_models()
-"""Every fusion model by its name in study files."""
+"""Every fusion model, by its name in study files."""
 
 
 def build_model(name: str, spec: DatasetSpec, config: TransformerConfig, seed: int) -> FusionModel:
-    """Build a model with the weights of `seed`; the caller's random state is left as it was.
+    """Build a model with weights drawn from `seed`; the caller's random state does not change.
 
     Raises:
         UserError: no model has this name.
-        ConfigError: the configuration does not fit the data set.
+        ConfigError: the configuration does not fit the dataset.
     """
     entry = look_up(MODELS, name, kind="model")
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
-"""A training run in one file: tensors and a JSON record in the safetensors format, no pickle.
+"""Write and read checkpoints: tensors and a JSON record in one safetensors file, without pickle.
 
-A file is hostile until it is checked: nothing of it is used before all of it has been.
+Files are untrusted: nothing is used before the whole file has been checked.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
-"""Raised whenever an older checkpoint can no longer be read."""
+"""Incremented when older checkpoints can no longer be read."""
 
 _RECORD = "sftsearch"
-_MAX_FILE_BYTES = 4 << 30  # ours have megabytes
+_MAX_FILE_BYTES = 4 << 30  # a real checkpoint has a few megabytes
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or of another run."""
+    """A checkpoint is missing, damaged, or belongs to another run."""
 
     def __init__(self, path: Path, why: str) -> None:
         what = " ".join(why.split())[:300].rstrip(".")
         super().__init__(
-            f"Cannot resume from {path}: {what}. Delete the file, the trial starts again."
+            f"Cannot resume from {path}: {what}. Delete the file to restart the trial."
         )
 
 
 def write_checkpoint(
     path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]
 ) -> None:
-    """Write tensors and record; the file is the old one or the new one, never half of one.
+    """Write tensors and record atomically.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder must exist.
         tensors: by name; on any device.
-        record: JSON values; floats come back exactly.
+        record: JSON values; floats are read back exactly.
 
     Raises:
         OSError: the file cannot be written.
@@ -69,14 +69,14 @@ def write_checkpoint(
 def read_checkpoint(
     path: Path, expected: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read tensors and record, when the tensors have the names, shapes and types of `expected`.
+    """Read tensors and record; the tensors must have the names, shapes and dtypes of `expected`.
 
     Raises:
-        CheckpointError: there is no such file, or it is not what is expected.
+        CheckpointError: the file is missing, damaged, or does not match `expected`.
     """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise CheckpointError(path, "it is larger than any checkpoint of ours")
+            raise CheckpointError(path, f"it has more than {_MAX_FILE_BYTES >> 30} GiB")
         with safetensors.safe_open(path, framework="pt") as file:
             record = _parse_record(path, file.metadata())
             _check_names(path, set(file.keys()), set(expected))
@@ -92,18 +92,19 @@ def read_checkpoint(
 
 def _check_tensor(path: Path, name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
     if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-        read = f"{name} is {tensor.dtype} {tuple(tensor.shape)}"
+        found = f"{name} is {tensor.dtype} {tuple(tensor.shape)}"
         own = f"{expected.dtype} {tuple(expected.shape)}"
-        raise CheckpointError(path, f"{read}, this run's is {own}")
+        raise CheckpointError(path, f"{found}, but this run's is {own}")
     if not tensor.isfinite().all():
         raise CheckpointError(path, f"{name} has values that are not finite")
 
 
 def _check_names(path: Path, names: set[str], expected: set[str]) -> None:
     if names != expected:
-        missing, foreign = sorted(expected - names)[:3], sorted(names - expected)[:3]
+        missing, unexpected = sorted(expected - names)[:3], sorted(names - expected)[:3]
         raise CheckpointError(
-            path, f"it is of another model (missing: {missing}, not of this run: {foreign})"
+            path,
+            f"it belongs to another model (missing tensors: {missing}, unexpected: {unexpected})",
         )
 
 
@@ -113,5 +114,5 @@ def _parse_record(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, f"its record is not JSON ({error})") from error
     if not isinstance(record, dict) or record.get("version") != FORMAT_VERSION:
-        raise CheckpointError(path, f"its record is not of version {FORMAT_VERSION}")
+        raise CheckpointError(path, f"its record does not have version {FORMAT_VERSION}")
     return record

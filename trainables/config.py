@@ -1,4 +1,4 @@
-"""What a trial is told, in frozen dataclasses of plain values: `asdict` is their canonical JSON."""
+"""Model and training configuration: frozen dataclasses; `asdict` gives their canonical JSON."""
 
 from __future__ import annotations
 
@@ -16,29 +16,36 @@ if TYPE_CHECKING:
 
 
 class ConfigError(UserError):
-    """A configuration that is wrong in itself or does not fit the data set."""
+    """A configuration is invalid or does not fit the dataset."""
+
+    def __init__(self, message: str, *parameters: str) -> None:
+        """Take the message and the parameters to blame, the most likely one first."""
+        super().__init__(message)
+        self.parameters = parameters
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:
-    """Refuse what is not an int of at least `at_least` (True is an int to Python, not to us)."""
+    """Raise ConfigError unless `value` is an int (not a bool) of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"`{name}` must be a whole number from {at_least}, but got {value!r}.")
+        raise ConfigError(
+            f"`{name}` must be a whole number from {at_least}, but got {value!r}.", name
+        )
 
 
 def check_number(name: str, value: Any, *, least: float, below: float, open_: bool = False) -> None:
-    """Refuse what is not a finite number in [least, below), or in (least, below) if `open_`."""
+    """Raise ConfigError unless `value` is finite and in [least, below), or (least, below)."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and least <= value < below and math.isfinite(value)) or (
         open_ and value == least
     ):
         left = "(" if open_ else "["
-        raise ConfigError(f"`{name}` must lie in {left}{least}, {below}), but got {value!r}.")
+        raise ConfigError(f"`{name}` must lie in {left}{least}, {below}), but got {value!r}.", name)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of `choices`."""
+    """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, but got {value!r}.")
+        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, but got {value!r}.", name)
 
 
 def _check_modality(spec: DatasetSpec, name: str) -> None:
@@ -46,45 +53,47 @@ def _check_modality(spec: DatasetSpec, name: str) -> None:
         near = nearest(name, spec.modalities)
         hint = f" Did you mean '{near}'?" if near else ""
         known = ", ".join(spec.modalities)
-        raise ConfigError(f"Data set '{spec.name}' has no modality '{name}'.{hint} Known: {known}.")
+        raise ConfigError(
+            f"Dataset '{spec.name}' has no modality '{name}'.{hint} Known: {known}.", "modalities"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How a model is trained; the defaults are the recipe of the SFT paper's code."""
+    """How a model is trained; the defaults are those of the SFT paper's code."""
 
     epochs: int = 20
     batch_size: int = 24
-    """Samples a step; the last, incomplete batch of an epoch is trained on too."""
+    """Samples per step; the last, incomplete batch of an epoch is used too."""
     learning_rate: float = 1e-3
-    """AdamW's step size at the start; falls when the validation loss stops falling."""
+    """AdamW's initial learning rate; reduced when the validation loss stops falling."""
     weight_decay: float = 0.0
     clip_norm: float = 0.8
     """Largest norm of all gradients together."""
     plateau_patience: int = 10
-    """Epochs without a lower validation loss before the learning rate falls."""
+    """Epochs without a lower validation loss before the learning rate is reduced."""
     plateau_factor: float = 0.1
-    """What the learning rate is multiplied by then."""
+    """Factor of that reduction."""
     score_epoch: Literal["last", "best"] = "last"
-    """What a trial is worth: the mean of its last three epochs, or its best epoch by the first
-    metric of the task: top1, map or mae."""
+    """How a trial is scored: by the mean of its last three epochs, or by its best epoch in the
+    first metric of the task (top1, map or mae)."""
     mixup: Literal["none", "manifold", "input", "modality"] = "none"
-    """What is mixed: latents after a drawn layer (SFT paper, sec. 3.4), the inputs by one weight,
-    or the inputs by a weight a modality (MBT paper)."""
+    """What is mixed: latents after a random layer (SFT paper, sec. 3.4), the inputs by one weight,
+    or the inputs by one weight per modality (MBT paper)."""
     mixup_alpha: float = 0.3
     """Weights are drawn from Beta(alpha, alpha)."""
     mixup_warmup: int = 5
-    """Epochs at the start that mix nothing."""
+    """Epochs without mixup at the start."""
     mixup_weights: Literal["batch", "sample"] = "batch"
-    """Whether a batch shares its weights (the paper), or every sample has its own (its code)."""
+    """Draw weights once per batch (the paper) or once per sample (its code)."""
     regression_loss: Literal["l1", "l2"] = "l1"
-    """Absolute or squared error, where the labels are numbers."""
+    """Absolute or squared error; used by regression only."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: matrix products by autocast; weights and moments stay float32. For GPUs: CPUs
-    without instructions for it take twice as long."""
+    """bfloat16: autocast matrix products; weights and moments stay float32. For GPUs: CPUs without
+    bfloat16 instructions take twice as long."""
     compile: bool = False
-    """Compile the model with torch.compile, in training and evaluation. That takes minutes at the
-    start of each trial, so it pays in long training runs alone."""
+    """Use torch.compile in training and evaluation. It takes minutes at the start of each trial,
+    so it pays only in long training runs."""
 
     def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, at_least=1)
@@ -101,16 +110,20 @@ class TrainConfig:
         if self.mixup != "none" and self.mixup_warmup >= self.epochs:
             got = f"mixup_warmup={self.mixup_warmup}, epochs={self.epochs}"
             raise ConfigError(
-                f"`mixup_warmup` must be below `epochs` to mix anything, but got ({got})."
+                f"`mixup_warmup` must be less than `epochs`, or nothing is mixed, but got ({got}).",
+                "mixup_warmup",
+                "epochs",
             )
         check_choice("mixup_weights", self.mixup_weights, ("batch", "sample"))
         check_choice("regression_loss", self.regression_loss, ("l1", "l2"))
         check_choice("precision", self.precision, ("float32", "bfloat16"))
         if not isinstance(self.compile, bool):
-            raise ConfigError(f"`compile` must be true or false, but got {self.compile!r}.")
+            raise ConfigError(
+                f"`compile` must be true or false, but got {self.compile!r}.", "compile"
+            )
 
     def canonical(self, spec: DatasetSpec) -> TrainConfig:
-        """Return the one configuration of all that train alike: what is never read is default."""
+        """Return the canonical form of equivalent configurations: unused fields are default."""
         same = self
         if spec.task != "regression":
             same = dataclasses.replace(same, regression_loss="l1")
@@ -121,12 +134,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformerConfig:
-    """What all token transformers share."""
+    """Fields that all token transformers share."""
 
     modalities: tuple[str, ...] | None = None
-    """The modalities that are used; None: all of the data set. Their order is the data set's."""
+    """The modalities to use; None: all. Their order is the dataset's."""
     patch: int = 1
-    """Consecutive samples of a modality that make one token."""
+    """Consecutive samples of a modality per token."""
     dim: int = 40
     """Width of every token."""
     num_heads: int = 5
@@ -140,7 +153,9 @@ class TransformerConfig:
         check_number("dropout", self.dropout, least=0, below=1)
         if self.dim % self.num_heads:
             got = f"num_heads={self.num_heads}, dim={self.dim}"
-            raise ConfigError(f"`num_heads` must divide `dim`, but got ({got}).")
+            raise ConfigError(
+                f"`num_heads` must divide `dim`, but got ({got}).", "num_heads", "dim"
+            )
         if self.modalities is not None:
             self._check_modalities(self.modalities)
             object.__setattr__(self, "modalities", tuple(self.modalities))  # JSON has lists
@@ -150,14 +165,15 @@ class TransformerConfig:
         good = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
         if not good or not names or len(set(names)) < len(names):
             raise ConfigError(
-                f"`modalities` must be a list of different names, at least one, but got {names!r}."
+                f"`modalities` must be a non-empty list of distinct names, but got {names!r}.",
+                "modalities",
             )
 
     def chosen(self, spec: DatasetSpec) -> tuple[str, ...]:
-        """Return the names of the modalities used, in the data set's order.
+        """Return the names of the modalities used, in the dataset's order.
 
         Raises:
-            ConfigError: a name is not a modality of the data set.
+            ConfigError: a name is not a modality of the dataset.
         """
         if self.modalities is None:
             return tuple(spec.modalities)
@@ -166,15 +182,15 @@ class TransformerConfig:
         return tuple(name for name in spec.modalities if name in self.modalities)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """Return the one configuration of all that give the same model on this data set.
+        """Return the canonical form of all configurations that give the same model.
 
         Raises:
-            ConfigError: the configuration does not fit the data set.
+            ConfigError: the configuration does not fit the dataset.
         """
         return dataclasses.replace(self, modalities=self.chosen(spec))
 
     def num_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the tokens of each chosen modality, CLS not counted: ceil(samples / patch).
+        """Return the tokens of each modality used, without CLS: ceil(samples / patch).
 
         Raises:
             ConfigError: a modality is unknown, or shorter than one patch.
@@ -185,7 +201,8 @@ class TransformerConfig:
             if self.patch > samples:
                 raise ConfigError(
                     f"`patch` must not be longer than a modality, but got (patch={self.patch}, "
-                    f"{name} has {samples} samples). Take a smaller patch."
+                    f"{name} has {samples} samples). Choose a smaller patch.",
+                    "patch",
                 )
             tokens[name] = -(-samples // self.patch)
         return tokens
@@ -193,23 +210,27 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolingConfig(TransformerConfig):
-    """What the transformers share that pool tokens: by stride or by budget; neither: not at all."""
+    """Fields of transformers that pool tokens: by stride, by budget, or not at all (neither)."""
 
     stride: int | Mapping[str, int] | None = None
-    """Consecutive tokens that pooling makes one; the last, incomplete window is left out (the
-    paper's way). For all modalities, or by modality."""
+    """Consecutive tokens that are pooled to one; the last, incomplete window is dropped (as in the
+    paper). One value for all modalities, or one per modality."""
     tokens: int | Mapping[str, int] | None = None
-    """Token budget: how many tokens are left of a modality, or all where it has fewer; windows
-    differ by at most one token, and none is left out. For all modalities, or by modality."""
+    """Token budget: tokens left of each modality, or all of them if it has fewer; windows differ
+    by at most one token, and no token is dropped. One value for all, or one per modality."""
     pooling: Literal["average", "max", "attention"] = "average"
-    """`attention` weighs each token by the attention it received in the layer before."""
+    """`attention` weights each token by the attention it received in the previous layer."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
         check_choice("pooling", self.pooling, ("average", "max", "attention"))
         if self.stride is not None and self.tokens is not None:
             got = f"stride={self.stride}, tokens={self.tokens}"
-            raise ConfigError(f"`stride` and `tokens` exclude each other, but got ({got}).")
+            raise ConfigError(
+                f"Only one of `stride` and `tokens` may be set, but got ({got}).",
+                "stride",
+                "tokens",
+            )
         for name in ("stride", "tokens"):
             value = getattr(self, name)
             if isinstance(value, Mapping):
@@ -220,18 +241,18 @@ class PoolingConfig(TransformerConfig):
                 check_integer(name, value, at_least=1)
 
     def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the tokens of each sequence that is pooled, CLS not counted."""
+        """Return the tokens of each pooled sequence, without CLS."""
         return self.num_tokens(spec)
 
     def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
-        """Return the windows of each sequence that is pooled: of each chosen modality.
+        """Return the pooling windows of each modality used.
 
         One stride for all may be longer than some modalities, which then keep a single token
         (SFT paper, Table 3, pools 38 tokens with stride 64), but not longer than all of them.
 
         Raises:
-            ConfigError: a stride is longer than its tokens; a value is missing, or of an unknown
-                modality.
+            ConfigError: a stride is longer than its sequence, a modality has no value, or a value
+                has an unknown modality.
         """
         tokens = self.num_pooled_tokens(spec)
         if self.stride is None:
@@ -259,11 +280,11 @@ class PoolingConfig(TransformerConfig):
                 _check_modality(spec, modality)
         for modality in known:
             if modality not in value:
-                raise ConfigError(f"`{name}` names nothing for '{modality}', which is used.")
+                raise ConfigError(f"`{name}` has no value for '{modality}', which is used.", name)
         return {modality: value[modality] for modality in known}
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: a stride that leaves nothing out is a budget."""
+        """See `TransformerConfig.canonical`: a stride that drops no token becomes a budget."""
         windows = self.windows(spec)
         exact = all(one.stride is None for one in windows.values())
         longest = {name: one.longest for name, one in windows.items()}
@@ -280,16 +301,17 @@ def _check_stride(name: str, stride: int, tokens: int) -> None:
     if stride > tokens:
         raise ConfigError(
             f"`{name}` must not be longer than the tokens it pools, but got (stride={stride}, "
-            f"tokens={tokens}). Stride {tokens} already leaves one token."
+            f"tokens={tokens}). Stride {tokens} already leaves one token.",
+            name,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MidFusionConfig(PoolingConfig):
-    """What the transformers share that fuse in the middle: layers, pooling, fused layers."""
+    """Fields of mid-fusion transformers: unimodal layers, pooling, fused layers."""
 
     unimodal_layers: int = 1
-    """Layers of each modality on its own, before pooling."""
+    """Layers of each modality before pooling."""
     fused_layers: int = 11
     """Layers on the pooled tokens."""
 

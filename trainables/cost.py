@@ -1,6 +1,6 @@
-"""What a model costs, known before it runs: closed forms in whole numbers, and the count to check.
+"""Compute a model's cost without running it: closed forms in integers, and a count to check them.
 
-Notation: n tokens, d width. One operation is one multiply-add, everywhere.
+Notation: n tokens, d width. One operation is always one multiply-add.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ GIGA = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The price of a configuration, for one sample and one forward pass.
+    """The cost of a configuration, for one sample and one forward pass.
 
-    Where a gate chooses by the sample what runs, the price is that of the dearest route: the most
-    that a sample may cost. The least it may cost stands beside it.
+    For a gated model these are upper bounds, the cost of the most expensive route; `*_low` are the
+    lower bounds.
     """
 
     gflops: float
@@ -35,7 +35,7 @@ class Cost:
     """1e9 multiply-adds of every matrix product that runs."""
     parameters: int
     gflops_low: float = math.nan
-    """`gflops` of the cheapest route; the same number where there is one route."""
+    """`gflops` of the cheapest route; equal to `gflops` if there is one route."""
     gmacs_low: float = math.nan
     """`gmacs` of the cheapest route."""
 
@@ -45,11 +45,11 @@ class Cost:
                 object.__setattr__(self, f"{name}_low", getattr(self, name))
 
     def low(self, name: str) -> float:
-        """Return the least that a sample may cost, by the name of a price."""
+        """Return the lower bound of the cost with this name."""
         return float(getattr(self, f"{name}_low", getattr(self, name)))
 
     def as_dict(self) -> dict[str, float]:
-        """Return the prices by name; the least ones only where they are lower."""
+        """Return the costs by name, and the lower bounds that differ from them."""
         prices = {"gflops": self.gflops, "gmacs": self.gmacs, "parameters": self.parameters}
         lower = {f"{name}_low": self.low(name) for name in prices if self.low(name) < prices[name]}
         return prices | lower
@@ -57,7 +57,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a model in whole operations; parts add up, and repeat."""
+    """The integer costs of a part of a model; parts can be added and multiplied."""
 
     flops: int
     macs: int
@@ -73,7 +73,7 @@ class Part:
 
 
 def total(parts: list[Part]) -> Cost:
-    """Add parts up; integers are divided once, at the end, so that equal counts are equal."""
+    """Add up parts; the only division comes last, so that equal counts give equal costs."""
     return Cost(
         sum(part.flops for part in parts) / GIGA,
         sum(part.macs for part in parts) / GIGA,
@@ -81,16 +81,16 @@ def total(parts: list[Part]) -> Cost:
     )
 
 
-def whole(priced: Cost) -> Part:
-    """Return a price in whole operations again, to make it a part of another one."""
+def to_part(priced: Cost) -> Part:
+    """Convert a cost back to integers, to use it as a part of another model."""
     return Part(round(priced.gflops * GIGA), round(priced.gmacs * GIGA), priced.parameters)
 
 
 def bounded(routes: list[Part], parameters: int) -> Cost:
-    """Return the price of a model that runs one of its routes for each sample.
+    """Return the cost of a model that runs one of its routes for each sample.
 
     Args:
-        routes: all that runs on each of them, the gate included; their parameters are not read.
+        routes: everything that runs on each route, with the gate; their parameters are not read.
         parameters: of the model.
     """
     flops, macs = [part.flops for part in routes], [part.macs for part in routes]
@@ -100,9 +100,9 @@ def bounded(routes: list[Part], parameters: int) -> Cost:
 
 
 def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = False) -> Part:
-    """All tokenizers: projection of a patch, CLS token and positions. The paper prices none.
+    """Return the cost of all tokenizers: patch projection, CLS token, positions.
 
-    `plain`: the projection alone, and without bias.
+    The SFT paper does not count them. `plain`: only the projection, without bias.
     """
     d, macs, parameters = config.dim, 0, 0
     for name, n in config.num_tokens(spec).items():
@@ -120,14 +120,14 @@ def attention(
     pattern: Pattern | None = None,
     num_heads: int = 1,
 ) -> Part:
-    """Self-attention of n tokens: four projections and two products over the pairs that attend.
+    """Return the cost of self-attention: four projections, two products over the attended pairs.
 
     Args:
-        n: tokens, CLS included.
+        n: tokens, with CLS.
         d: width.
-        priced: tokens in the paper's price, where it leaves the CLS token out.
+        priced: tokens in `flops`, where the paper does not count the CLS token.
         pattern: which pairs attend; None: all n x n.
-        num_heads: only counts with a pattern, whose values have a column of ones for each head.
+        num_heads: read only with a pattern, whose values have a column of ones for each head.
     """
     p = n if priced is None else priced
     parameters = 4 * d * d + 4 * d
@@ -139,9 +139,9 @@ def attention(
 
 
 def cross_attention(n: int, s: int, d: int, *, priced: tuple[int, int] | None = None) -> Part:
-    """Attention of n queries to s keys, 2nd^2 + 2sd^2 + 2nsd; `attention` where n is s.
+    """Return the cost of n queries on s keys, 2nd^2 + 2sd^2 + 2nsd; `attention` where n is s.
 
-    `priced`: both numbers in the paper's price, where it leaves the CLS tokens out.
+    `priced`: both numbers in `flops`, where the paper does not count the CLS tokens.
     """
     p, q = priced or (n, s)
     flops, macs = (2 * (a + b) * d * d + 2 * a * b * d for a, b in ((p, q), (n, s)))
@@ -149,35 +149,35 @@ def cross_attention(n: int, s: int, d: int, *, priced: tuple[int, int] | None = 
 
 
 def mlp(n: int, d: int, *, hidden: int | None = None, priced: int | None = None) -> Part:
-    """A norm and two layers of `hidden` (d), 2ndh + 4nd; the last term is element-wise."""
+    """Return the cost of a norm and two layers, 2ndh + 4nd; the last term is element-wise."""
     p, h = n if priced is None else priced, d if hidden is None else hidden
     return Part(2 * p * d * h + 4 * p * d, 2 * n * d * h, 2 * d * h + h + d + 2 * d)
 
 
 def block(n: int, d: int, *, priced: int | None = None) -> Part:
-    """A transformer block, 4nd^2 + 2n^2 d + 2nd^2 + 4nd."""
+    """Return the cost of a transformer block, 4nd^2 + 2n^2 d + 2nd^2 + 4nd."""
     return attention(n, d, priced=priced) + mlp(n, d, priced=priced)
 
 
 def head(d: int, num_outputs: int, *, sequences: int = 1) -> Part:
-    """One head, applied to the CLS token of each sequence; the paper prices none."""
+    """Return the cost of one head on the CLS token of each sequence; not in the paper's count."""
     return Part(0, sequences * d * num_outputs, 2 * d + d * num_outputs + num_outputs)
 
 
 def norm(d: int) -> Part:
-    """A layer norm with weights; nothing but parameters."""
+    """Return the cost of a layer norm with weights: only parameters."""
     return Part(0, 0, 2 * d)
 
 
 def linear(d: int, num_outputs: int) -> Part:
-    """A linear layer on one token, as in heads; the paper prices none."""
+    """Return the cost of a linear layer on one token, as in heads; not in the paper's count."""
     return Part(0, d * num_outputs, (d + 1) * num_outputs)
 
 
 def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) -> float:
     """Count the multiply-adds of one sample, in 1e9, by running the model on the meta device.
 
-    Of a model with routes, those of the dearest (`count_routes`).
+    For a model with routes: those of the most expensive one (`count_routes`).
     """
     return max(count_routes(model, spec, config))
 
@@ -185,10 +185,10 @@ def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) 
 def count_routes(
     model: nn.Module, spec: DatasetSpec, config: TransformerConfig
 ) -> tuple[float, ...]:
-    """Count the multiply-adds of one sample, in 1e9, by route; most models have one.
+    """Count the multiply-adds of one sample, in 1e9, for each route; most models have one.
 
-    On a CPU the counter sees no operation in fused attention; on meta it sees them all, and needs
-    neither memory nor data. It counts two for a multiply-add.
+    On a CPU torch's counter misses the operations of fused attention; on the meta device it sees
+    them all and needs neither memory nor data. It counts two per multiply-add.
     """
     with torch.device("meta"):
         shapes = {name: spec.modalities[name] for name in config.chosen(spec)}

@@ -1,9 +1,9 @@
-"""A trial on several workers: each trains on its part of every batch, with a whole model.
+"""Train one trial on several workers: each has a whole model and its part of every batch.
 
-torch's DistributedDataParallel averages the gradients, so all models stay equal, and equal to the
-one that a single worker would train on whole batches, up to rounding. Exceptions are what looks at
-a batch as a whole: batch normalization takes its statistics from a worker's own part (those that
-evaluation uses from the first worker's), dropout and mixup draw for each worker apart.
+torch's DistributedDataParallel averages the gradients, so all models stay equal, and up to rounding
+equal to the model of a single worker on whole batches. Exceptions: batch normalization takes its
+statistics from the worker's own part (the running ones from the first worker's), and each worker
+draws its own dropout and mixup.
 
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training".
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = dt.timedelta(minutes=30)
-"""How long a worker waits for the others before it gives up."""
+"""Longest wait for the other workers."""
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The workers of a trial, as one of them sees them; a single one needs no others."""
+    """The rank of this worker and the number of workers of its trial."""
 
     rank: int = 0
-    """Which one this is; the first, 0, keeps the records."""
+    """Number of this worker; worker 0 writes checkpoints and records."""
     count: int = 1
 
     def part(self, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return this worker's rows of a batch; of a batch that is too small, any one of them."""
+        """Return this worker's rows of a batch; if there are too few, the first row."""
         own = rows_B[self.rank :: self.count]
         return own if len(own) else rows_B[:1]
 
     def weight(self, size: int) -> float:
-        """Return what the mean loss of this worker's part of `size` samples counts.
+        """Return the weight of this worker's mean loss in a batch of `size` samples.
 
-        The mean over workers of weighted mean losses is the mean loss of the batch.
+        The mean over workers of the weighted mean losses is the mean loss of the batch.
         """
         return len(range(self.rank, size, self.count)) * self.count / size
 
     def replicate(self, model: nn.Module) -> nn.Module | None:
-        """Return what runs the forward pass in training, None for the model itself.
+        """Wrap the model for training on several workers; None if there is one worker.
 
-        Parameters and buffers of all workers become those of the first.
+        The parameters and buffers of all workers become those of the first.
         """
         if self.count == 1:
             return None
-        # Models that choose a route by batch leave the parameters of the others unused.
+        # Gated models leave the parameters of the routes they do not take unused.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -72,25 +72,25 @@ class Workers:
         return values
 
     def exchange(self, parts: list[Tensor | None]) -> list[Tensor]:
-        """Return all parts, of which part i was computed by worker i % count alone."""
-        of_workers: list[list[Tensor | None]] = [parts]
+        """Gather all parts; worker i % count has computed part i."""
+        gathered: list[list[Tensor | None]] = [parts]
         if self.count > 1:
-            of_workers = [[] for _ in range(self.count)]
-            distributed.all_gather_object(of_workers, parts)
-        whole = [of_workers[i % self.count][i] for i in range(len(parts))]
+            gathered = [[] for _ in range(self.count)]
+            distributed.all_gather_object(gathered, parts)
+        whole = [gathered[i % self.count][i] for i in range(len(parts))]
         return [part for part in whole if part is not None]
 
     def from_first(self, text: str) -> str:
-        """Return the text that the first worker has."""
+        """Return the first worker's text."""
         if self.count == 1:
             return text
-        told: list[str | None] = [text]
-        distributed.broadcast_object_list(told, src=0)
-        assert told[0] is not None
-        return told[0]
+        received: list[str | None] = [text]
+        distributed.broadcast_object_list(received, src=0)
+        assert received[0] is not None
+        return received[0]
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Make tensors, on any device, those of the first worker."""
+        """Overwrite tensors, on any device, with those of the first worker."""
         if self.count > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
@@ -100,25 +100,25 @@ ALONE = Workers()
 
 
 def normalizes_batches(model: nn.Module) -> bool:
-    """Tell whether a model has batch normalization."""
+    """Return whether a model has batch normalization."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-# ------------------------------------------------------------------ meeting
+# ------------------------------------------------------------------ process group
 
 
 def listen(host: str) -> socket.socket:
-    """Return a socket of this machine's address `host` at which the other workers will meet."""
+    """Return a listening socket at `host`, an address of this machine, for the other workers."""
     return socket.create_server((host, 0))
 
 
 def join(workers: Workers, host: str, port: int, listener: socket.socket | None = None) -> None:
-    """Meet the other workers; the first one brings the socket at which they do.
+    """Join the process group of the other workers; the first worker brings the socket.
 
-    Where all are on one machine, nothing of it can be reached from another.
+    At LOOPBACK nothing can be reached from other machines.
 
     Raises:
-        RuntimeError: the others did not come.
+        RuntimeError: the other workers did not join in time.
     """
     leave()
     for name in _INTERFACES:
@@ -143,6 +143,6 @@ def join(workers: Workers, host: str, port: int, listener: socket.socket | None 
 
 
 def leave() -> None:
-    """Leave the other workers, if there are any; they notice."""
+    """Leave the process group, if there is one; the other workers notice."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

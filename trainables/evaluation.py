@@ -1,4 +1,4 @@
-"""A model on a split: batches of it, outputs, losses, metrics, and right decisions by subject.
+"""Evaluate a model on a split: batches, outputs, losses, metrics, correct decisions by subject.
 
 Shapes: N samples of a split, B of a batch, T tokens, F features, C outputs.
 """
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
+    from sftsearch.datasets.samples import Split
     from sftsearch.datasets.spec import Task
-    from sftsearch.datasets.store import Split, Store
+    from sftsearch.datasets.store import Store
     from sftsearch.trainables.distributed import Workers
     from sftsearch.trainables.mixup import Inputs, Lengths, Mix
     from sftsearch.trainables.models.fusion import FusionModel
@@ -32,24 +33,24 @@ if TYPE_CHECKING:
     Batch = tuple[Inputs, Lengths, Tensor]
 
 SMALL = 4096
-"""Numbers of a sample up to which a whole batch is scaled at once; larger ones leave the cache."""
+"""Most numbers of a sample at which a whole batch is scaled together, within the cache."""
 EVALUATION_BATCH = 512
-"""Samples at once where no gradient is needed."""
+"""Batch size without gradients."""
 
 NUM_GROUPS = 100
-"""Most groups a split is counted in."""
+"""Largest number of groups of a split."""
 
 COUNTED: dict[Task, str] = {"classification": "top1", "regression": "acc2"}
-"""By task, the metric that is a share of right decisions, one a sample: groups count these.
+"""For each task, the metric that is the share of correct decisions; groups count these.
 
-A multi-label task has none. Its average precisions and F1s are functions of a whole split, which
-no sums over samples give back; and the share of labels decided right, which could be counted, is
-no metric of ours: an interval for it would be read as one for them.
+A multi-label task has none: its average precisions and F1s are not sums over samples. The share of
+correct labels could be counted, but is not a metric here, and its interval would be mistaken for
+theirs.
 """
 
 
-class TrainingDiverged(RuntimeError):  # noqa: N818  (a fate of a trial, not an error in it)
-    """A loss or a logit is no longer finite; the trial failed and cannot go on."""
+class TrainingDiverged(RuntimeError):  # noqa: N818  (an outcome of a trial, not a bug)
+    """A loss or a logit is no longer finite; the trial has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class Evaluation:
     """One pass over a split."""
 
     metrics: dict[str, float]
-    """`loss`, the metrics of `metrics.score`, and what the model measures of itself."""
+    """`loss`, the metrics of `metrics.score`, and those of `model.measure`."""
     groups: dict[str, list[float]]
-    """Subject (or one of a hundred fixed parts) -> [right decisions, samples]; see `COUNTED`."""
+    """Subject (or one of 100 fixed parts) -> [correct decisions, samples]; see `COUNTED`."""
     num_absent_classes: int
-    """Classes (or labels) without a sample, which the means over them leave out."""
+    """Classes (or labels) without samples, which means over classes leave out."""
 
 
 class Batches:
@@ -72,7 +73,7 @@ class Batches:
         self._labels = split.labels
         self._sources = {name: split.modalities[name] for name in names}
         self._lengths = {name: split.lengths[name] for name in names if name in split.lengths}
-        # As long as a sample: numbers in a row are scaled several times faster than F of them.
+        # Tiled to a whole sample: one long row is scaled several times faster than rows of F.
         self._scales = {
             name: [np.tile(values_F, split.modalities[name].shape[1]) for values_F in statistics]
             for name, statistics in store.statistics.items()
@@ -82,7 +83,7 @@ class Batches:
     def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
         """Return inputs {modality: (B, T, F)}, lengths {modality: (B,)} and labels of some rows.
 
-        Lengths are those of the modalities that vary in it; behind them the inputs are zeros.
+        Only modalities of variable length have lengths; after its length an input is zero.
         """
         lengths = {name: source[rows] for name, source in self._lengths.items()}
         inputs = {name: self.on_device(self._scaled(name, rows)) for name in self._sources}
@@ -90,12 +91,12 @@ class Batches:
         return inputs, on_device, self.on_device(self._labels[rows])
 
     def _scaled(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return z-scored samples (B, T, F), with zeros behind what is valid of each."""
+        """Return z-scored samples (B, T, F), padded with zeros."""
         source, (mean, std) = self._sources[name], self._scales[name]
         x_BTF = np.empty((len(rows), *source.shape[1:]), dtype=np.float32)
         flat, found = x_BTF.reshape(len(rows), -1), views(source, rows)
         if flat.shape[1] <= SMALL:
-            if name in self._lengths:  # what is missing is the mean, which becomes zero
+            if name in self._lengths:  # pad with the mean, which becomes zero
                 num_tokens, pad = source.shape[1], mean.reshape(source.shape[1:])
                 found = [x for view in found for x in (view, pad[: num_tokens - len(view)])]
             np.concatenate(found, out=x_BTF.reshape(-1, source.shape[2]), casting="same_kind")
@@ -111,7 +112,7 @@ class Batches:
         return x_BTF
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the whole split, front to back."""
+        """Yield the whole split in order."""
         for start in range(0, self.size, batch_size):
             yield self(np.arange(start, min(start + batch_size, self.size)))
 
@@ -122,7 +123,7 @@ class Batches:
 
 @dataclass(frozen=True, slots=True)
 class InOrder:
-    """The batches of a split for evaluation, anew by every loop over them."""
+    """The batches of a split in order; every loop starts from the first."""
 
     batches: Batches
 
@@ -131,18 +132,18 @@ class InOrder:
 
 
 class CompileError(ConfigError):
-    """`compile` is asked for where nothing can be compiled."""
+    """`compile` is set, but torch.compile does not work on this machine."""
 
     def __init__(self, device: str, error: Exception) -> None:
         why = str(error).strip().split("\n", 1)[0].rstrip(".")
         super().__init__(
             f"`compile` needs a C++ compiler, and Triton on GPUs, but got (compile=True, "
-            f"device={device}: {why}). Install them, or leave `compile` out."
+            f"device={device}: {why}). Install them, or remove `compile`."
         )
 
 
 class Network:
-    """A model as its training runs it: in its precision, compiled or not."""
+    """Run a model in its precision, compiled or not."""
 
     def __init__(
         self,
@@ -152,31 +153,31 @@ class Network:
         compiled_sizes: Sequence[int] = (),
         replica: nn.Module | None = None,
     ) -> None:
-        """Prepare, but compile nothing yet.
+        """Prepare the model; compilation happens on the first call.
 
         Args:
             model: the model.
-            config: its training's; `precision` and `compile` are used.
+            config: its training configuration; `precision` and `compile` are read.
             device: where it runs.
-            compiled_sizes: B of the batches that are compiled, if any are. The last ones of an
-                epoch are best left out: a graph of their own would cost more than it saves.
-            replica: what runs it in training, where several workers do; see `parallel`.
+            compiled_sizes: batch sizes B to compile. Leave out the last, smaller batch of an
+                epoch: its own graph would cost more than it saves.
+            replica: runs the model in training on several workers; see `Workers.replicate`.
         """
         self.model, self._device, self._sizes = model, torch.device(device).type, compiled_sizes
         self._is_half, self._replica = config.precision == "bfloat16", replica
         self._compiled: Callable[..., Tensor] | None = None
         if config.compile and compiled_sizes:
-            # A worker's models share the code that is compiled: the graphs of the last would count.
+            # Models of one worker share compiled code: graphs of the last model would be reused.
             torch.compiler.reset()
-            # With shapes as they are: a graph for any shape would be made or not, by what was seen
-            # before, and a resumed run would not repeat the undisturbed one bit by bit.
+            # Static shapes: whether torch makes a dynamic graph depends on the shapes it has seen,
+            # so a resumed run would not be bit-equal to an uninterrupted one.
             self._compiled = torch.compile(model, dynamic=False)
 
     def __call__(self, inputs: Inputs, lengths: Lengths, mix: Mix | None = None) -> Tensor:
-        """Return outputs (B, C), at least in float32; `mix` mixes the latents.
+        """Return outputs (B, C) in float32 or float64; `mix` mixes the latents.
 
         Raises:
-            CompileError: there is no compiler.
+            CompileError: torch.compile failed, e.g. without a C++ compiler.
         """
         size = len(next(iter(inputs.values())))
         with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._is_half):
@@ -200,15 +201,15 @@ def evaluate(
     device: str = "cpu",
     batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
-    """Score a model, which must be on `device`, on a split.
+    """Evaluate a model, which must be on `device`, on a split.
 
     Args:
         model: the model.
-        store: of its data set.
+        store: of its dataset.
         split: one of the store's.
-        config: how it was trained: its precision and its loss are used; never compiled.
+        config: its training configuration: precision and loss are used; `compile` is ignored.
         device: where it runs.
-        batch_size: samples at once.
+        batch_size: samples per forward pass.
 
     Raises:
         TrainingDiverged: an output is not finite.
@@ -232,7 +233,7 @@ def evaluate(
 def predict(
     network: Network, batches: Batches, batch_size: int, workers: Workers = ALONE
 ) -> Tensor:
-    """Return outputs (N, C) on the CPU; of several workers each computes some of the batches."""
+    """Return outputs (N, C) on the CPU; several workers share the batches."""
     network.model.eval()
     starts = range(0, batches.size, batch_size)
     parts: list[Tensor | None] = []
@@ -245,7 +246,7 @@ def predict(
 
 @torch.inference_mode()
 def measures_of(model: FusionModel, batches: Batches) -> dict[str, float]:
-    """Return what `model.measure` gives of a split."""
+    """Return `model.measure` of a split, in evaluation mode."""
     if not model.measured:
         return {}
     model.eval()
@@ -255,7 +256,8 @@ def measures_of(model: FusionModel, batches: Batches) -> dict[str, float]:
 def losses_of(task: Task, config: TrainConfig, outputs: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of each sample, (B,).
 
-    Cross-entropy; the mean binary cross-entropy of the labels; absolute or squared error.
+    Classification: cross-entropy. Multi-label: mean binary cross-entropy. Regression: absolute or
+    squared error.
     """
     if task == "classification":
         return F.cross_entropy(outputs, labels, reduction="none")
@@ -279,7 +281,7 @@ def metrics_of(task: Task, config: TrainConfig, outputs: Tensor, split: Split) -
 
 
 def is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]:
-    """Return whether each sample was decided right, (N,), as `COUNTED` says."""
+    """Return whether each decision is correct, (N,), by the metric in `COUNTED`."""
     right: npt.NDArray[np.bool_] = np.zeros(len(split), dtype=bool)
     if task == "classification":
         right = outputs.numpy().argmax(axis=1) == split.labels
@@ -289,9 +291,9 @@ def is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]
 
 
 class Groups:
-    """By whom samples are counted: subjects, or parts of the split where none are known.
+    """Count samples by subject, or by part of the split if subjects are unknown.
 
-    There are none where the task has nothing to count.
+    A task that is not in `COUNTED` has no groups.
     """
 
     def __init__(self, store: Store, split: Split) -> None:
@@ -309,12 +311,12 @@ class Groups:
         self.sizes = self.count(np.ones(len(split), dtype=bool))
 
     def count(self, right: npt.NDArray[np.bool_]) -> list[int]:
-        """Count right decisions (N,) by group."""
+        """Count correct decisions (N,) by group."""
         counts = np.bincount(self._codes[right], minlength=len(self.names))
         return [int(n) for n in counts[: len(self.names)]]
 
     def by_name(self, correct: npt.NDArray[np.float64] | list[int]) -> dict[str, list[float]]:
-        """Return {group: [correct, samples]} of the groups that have samples."""
+        """Return {group: [correct, samples]} for the groups with samples."""
         return {
             name: [float(right), float(size)]
             for name, right, size in zip(self.names, correct, self.sizes, strict=True)

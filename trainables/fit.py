@@ -1,4 +1,4 @@
-"""One trial's training, an epoch at a time.
+"""Train one trial, one epoch at a time.
 
 Shapes: N samples of a split, B of a batch, T tokens, F features, C outputs.
 """
@@ -55,10 +55,10 @@ _NO_METRICS = ("epoch", "train_loss", "learning_rate", "seconds")
 
 
 class Fit:
-    """The training of one model with one seed.
+    """Train one model with one seed.
 
-    Everything random of an epoch follows from the seed and the epoch's number. So an equal
-    configuration, seed and number of threads gives bit-equal losses, resumed or not.
+    All random numbers of an epoch depend only on the seed and the epoch's number: the same
+    configuration, seed and number of threads give bit-equal losses, also after a resume.
     """
 
     def __init__(
@@ -73,16 +73,17 @@ class Fit:
     ) -> None:
         if config.compile and workers.count > 1:
             raise ConfigError(
-                f"`compile` is for a single worker, but got (compile=True, workers={workers.count})"
+                f"`compile` needs a single worker, but got (compile=True, workers={workers.count})",
+                "compile",
             )
         self.model = model.to(device)
         self.config, self.seed, self.device = config, seed, device
         self.workers = workers
         self.history: list[dict[str, float]] = []
         self.right: npt.NDArray[np.bool_] = np.zeros(0, dtype=bool)
-        """Whether each validation sample was decided right after the last epoch run here, (N,)."""
+        """Whether each validation decision was correct after the last epoch run here, (N,)."""
         self._correct: list[list[int]] = []  # by epoch and group
-        self._best: dict[str, Tensor] = {}  # weights of the best epoch, where that one counts
+        self._best: dict[str, Tensor] = {}  # weights of the best epoch, with `score_epoch: best`
         if config.score_epoch == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.task, self._fingerprint = store.spec.task, store.spec.fingerprint
@@ -101,7 +102,7 @@ class Fit:
             self._optimizer,
             factor=config.plateau_factor,
             patience=config.plateau_patience,
-            eps=0.0,  # or it would not lower rates below 1e-8
+            eps=0.0,  # the default would stop reductions at 1e-8
         )
 
     @property
@@ -115,10 +116,10 @@ class Fit:
         return self.epoch >= self.config.epochs
 
     def run_epoch(self) -> dict[str, float]:
-        """Train one epoch, evaluate on the validation split, return what `history` gains.
+        """Train one epoch, evaluate on the validation split, and return the entry of `history`.
 
         Raises:
-            TrainingDiverged: a loss was not finite; nothing can be done with the model then.
+            TrainingDiverged: a loss is not finite; the model is then unusable.
         """
         start = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
@@ -145,11 +146,11 @@ class Fit:
         return self.history[-1]
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights that count: of the last epoch, or of the best as `value` says."""
+        """Return the weights of the last epoch, or with `score_epoch: best` of the best one."""
         return self._best or self.model.state_dict()
 
     def _train_epoch(self) -> float:
-        """Return the mean loss of the epoch's samples."""
+        """Train on every sample once and return the mean loss."""
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self._train_batches.size)
         mixes = self.config.mixup != "none" and self.epoch >= self.config.mixup_warmup
@@ -166,13 +167,13 @@ class Fit:
                 mix = self._mixup.draw(len(own), random) if mixes else None
                 losses.append(self._train_step(self._train_batches(own), mix, weight))
                 sizes.append(len(rows))
-        # One transfer an epoch: asking for each loss would make a GPU wait after every step.
+        # One transfer per epoch: reading each loss would make a GPU wait after every step.
         values = self.workers.mean(torch.stack(losses)).tolist()
         _check_finite(values, self.epoch + 1)
         return float(np.average(values, weights=sizes))
 
     def _train_step(self, batch: Batch, mix: Mix | None, weight: float = 1.0) -> Tensor:
-        """Return the loss of the batch before the step, as it counts among the workers'."""
+        """Take a step and return the loss before it, weighted for the mean over workers."""
         inputs, lengths, labels = batch
         losses = partial(self.model.losses, partial(losses_of, self.task, self.config))
         if mix is None:
@@ -189,7 +190,7 @@ class Fit:
 
     @torch.no_grad()
     def _end_training(self) -> None:
-        """Let the model learn from the epoch that was trained, if it has a way to."""
+        """Call the model's `end_epoch` in evaluation mode."""
         self.model.eval()
         self.model.end_epoch(
             self.epoch,
@@ -199,10 +200,9 @@ class Fit:
         )
 
     def seconds_a_step(self, *, repeats: int = 3) -> float:
-        """Return the median seconds of a training step, after one more to warm up.
+        """Return the median seconds of a training step, after one warm-up step.
 
-        It trains on the first batch, mixed if batches are, so this fit is of no other use
-        afterwards.
+        It trains on the first batch, with mixup if configured, so do not use this fit afterwards.
         """
         batch = next(self._train_batches.in_order(self.config.batch_size))
         random, mixes = np.random.default_rng(self.seed), self.config.mixup != "none"
@@ -216,16 +216,16 @@ class Fit:
         return float(np.median(times[1:]))
 
     def result(self) -> dict[str, float]:
-        """Return the metrics that count: of the last three epochs, or of the best one."""
+        """Return the mean metrics of the last three epochs, or those of the best epoch."""
         chosen = [self.history[epoch] for epoch in self._epochs_that_count()]
         names = [name for name in chosen[0] if name not in _NO_METRICS]
         return {name: float(np.mean([entry[name] for entry in chosen])) for name in names}
 
     def groups(self) -> dict[str, list[float]]:
-        """Return {subject: [right decisions, samples]}, means over the epochs that count.
+        """Return {subject: [correct decisions, samples]}, means over the epochs that count.
 
-        Where no subjects are known, sample i of the split belongs to group i % 100. What counts as
-        a decision says `COUNTED`.
+        If subjects are unknown, sample i of the split belongs to group i % 100. `COUNTED` defines
+        the decisions.
         """
         chosen = [self._correct[epoch] for epoch in self._epochs_that_count()]
         return self._groups.by_name(np.mean(chosen, axis=0))
@@ -234,7 +234,7 @@ class Fit:
         return epochs_that_count(self.history, self.config.score_epoch, METRICS[self.task][0])
 
     def save(self, path: Path) -> None:
-        """Write all that `load` needs into one file, whole or not at all."""
+        """Write everything that `load` needs into one file, atomically."""
         write_checkpoint(path, self._tensors(), self._record())
 
     def _record(self) -> dict[str, Any]:
@@ -248,10 +248,10 @@ class Fit:
         }
 
     def load(self, path: Path) -> None:
-        """Go on from a saved run; on an error this run is as it was.
+        """Continue from a saved run; on an error this run does not change.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or of another run.
+            CheckpointError: the file is missing, damaged, or belongs to another run.
         """
         own = self._tensors()
         tensors, record = read_checkpoint(path, own)
@@ -266,16 +266,16 @@ class Fit:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
-        self._take_up(record)
+        self._restore(record)
 
     def follow_first(self) -> None:
-        """Go on from where the first worker is, which alone reads checkpoints; all call it."""
+        """Copy the state of the first worker, which alone reads checkpoints; all call it."""
         if self.workers.count > 1:
-            self._take_up(json.loads(self.workers.from_first(json.dumps(self._record()))))
+            self._restore(json.loads(self.workers.from_first(json.dumps(self._record()))))
             with torch.no_grad():
                 self.workers.copy_from_first(self._tensors().values())
 
-    def _take_up(self, record: dict[str, Any]) -> None:
+    def _restore(self, record: dict[str, Any]) -> None:
         self.history, self._correct = record["history"], record["correct"]
         self._plateau.best = record["best_loss"] if self.history else math.inf
         self._plateau.num_bad_epochs = record["num_bad_epochs"]
@@ -284,7 +284,7 @@ class Fit:
             group["lr"] = record["learning_rate"]
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return weights and moments, by name, as they are (not copies)."""
+        """Return weights and moments by name, not copied."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self._best.items()}
         for name, parameter in self.model.named_parameters():
@@ -293,7 +293,7 @@ class Fit:
         return tensors
 
     def _identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must agree on, beside the shapes of its tensors."""
+        """Return what must be equal in a checkpoint of this run, besides tensor shapes."""
         identity = {
             "model": type(self.model).__name__,
             "configuration": asdict(self.model.config),
@@ -306,7 +306,7 @@ class Fit:
 
 
 def _build_optimizer(model: FusionModel, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW with the moments of its first step, so that all of them can be saved."""
+    """Build AdamW with initialized moments, so that they can be saved before the first step."""
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -330,12 +330,12 @@ def _check_finite(losses: list[float], epoch: int) -> None:
 
 
 def _metric_names(spec: DatasetSpec) -> set[str]:
-    """Return the names that an evaluation gives on this data set."""
+    """Return the names of the metrics of this dataset."""
     names = {"loss", *METRICS[spec.task]}
     return names if spec.num_outputs > TOP_K else names - {"top5"}
 
 
 def _cuda_devices(device: str) -> list[int]:
-    """Return the GPUs whose random state an epoch changes."""
+    """Return the indices of the GPUs whose random state training changes."""
     found = torch.device(device)
     return [found.index or 0] if found.type == "cuda" else []

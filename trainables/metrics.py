@@ -1,8 +1,8 @@
-"""What a model's outputs are worth, by task. Shapes: N samples, C outputs of a sample.
+"""Compute the metrics of each task. Shapes: N samples, C outputs per sample.
 
-Definitions and their sources are on the page `docs/metrics.md`; every metric is computed by
-scikit-learn where it has it. Means over classes (or labels) leave out those without samples, which
-scikit-learn would count as 0: see `num_absent_classes`.
+`docs/metrics.md` has the definitions and their sources; scikit-learn computes the metrics that it
+has. Means over classes (or labels) leave out those without samples, which scikit-learn would count
+as 0: see `num_absent_classes`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "multilabel": ("map", "micro_f1", "macro_f1"),
     "regression": ("mae", "pearson", "acc2", "acc2_nonzero", "f1", "f1_nonzero", "acc7"),
 }
-"""The names that `score` returns; `top5` only with more than five classes."""
+"""The metrics that `score` returns; `top5` only with more than five classes."""
 
 
 def score(
@@ -40,10 +40,10 @@ def score(
     outputs: npt.NDArray[np.floating],
     labels: npt.NDArray[np.int64] | npt.NDArray[np.float32],
 ) -> dict[str, float]:
-    """Return the metrics of a split: fractions from 0 to 1, but `mae` and `pearson`.
+    """Compute the metrics of a split: fractions from 0 to 1, except `mae` and `pearson`.
 
     Args:
-        task: what is predicted.
+        task: the task.
         outputs: (N, C), finite: logits, or predictions (N, 1) for regression.
         labels: classes (N,) in [0, C), or 0 and 1 (N, C), or numbers (N,), as in a `Split`.
     """
@@ -53,7 +53,7 @@ def score(
 def num_absent_classes(
     task: Task, labels: npt.NDArray[np.int64] | npt.NDArray[np.float32], num_outputs: int
 ) -> int:
-    """Return how many classes (or labels) no sample has; the means of `score` lack them."""
+    """Return the number of classes (or labels) without samples, which `score` leaves out."""
     if task == "regression":
         return 0
     present = np.unique(labels) if task == "classification" else np.flatnonzero(labels.any(axis=0))
@@ -63,13 +63,13 @@ def num_absent_classes(
 def _score_classes(
     logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]
 ) -> dict[str, float]:
-    """Score a classification; of equal logits the first class is the guess."""
+    """Score a classification; among equal logits the first class is predicted."""
     present = np.unique(labels)
     guesses = logits.argmax(axis=1)
     metrics = {"top1": float(accuracy_score(labels, guesses))}
     if logits.shape[1] > TOP_K:
         classes = np.arange(logits.shape[1])
-        # With two classes scikit-learn wants one column; here there are at least six.
+        # There are at least six classes: for two, scikit-learn would expect one column.
         metrics["top5"] = float(top_k_accuracy_score(labels, logits, k=TOP_K, labels=classes))
     precisions = [average_precision_score(labels == c, logits[:, c]) for c in present]
     metrics["map"] = float(np.mean(precisions))
@@ -82,11 +82,11 @@ def _score_classes(
 def _score_labels(
     logits: npt.NDArray[np.floating], labels: npt.NDArray[np.float32]
 ) -> dict[str, float]:
-    """Score a multi-label task; a label is guessed where its logit is at least 0 (sigmoid 0.5)."""
+    """Score a multi-label task; a label is predicted if its logit is at least 0 (sigmoid 0.5)."""
     truths, guesses = labels > 0, logits >= 0
     present = np.flatnonzero(truths.any(axis=0))
     precisions = [average_precision_score(truths[:, c], logits[:, c]) for c in present]
-    # Column by column: scikit-learn takes a single label for two classes.
+    # Column by column: scikit-learn would read a single label as a binary classification.
     f1s = [f1_score(truths[:, c], guesses[:, c]) for c in present]
     return {
         "map": float(np.mean(precisions)) if precisions else 0.0,
@@ -98,7 +98,7 @@ def _score_labels(
 def _score_numbers(
     outputs: npt.NDArray[np.floating], labels: npt.NDArray[np.float32]
 ) -> dict[str, float]:
-    """Score a regression; sentiment's two classes are told by the sign, in both conventions."""
+    """Score a regression; acc2 and f1 use the sign, with and without neutral labels."""
     predictions_N, truths_N = outputs[:, 0].astype(np.float64), labels.astype(np.float64)
     signed = truths_N != 0
     acc2, f1 = _score_signs(predictions_N >= 0, truths_N >= 0)
@@ -117,7 +117,7 @@ def _score_numbers(
 def _score_signs(
     guesses: npt.NDArray[np.bool_], truths: npt.NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """Return accuracy and weighted F1 of two classes; 0 where there are no samples."""
+    """Return accuracy and weighted F1 of two classes; 0 without samples."""
     if not len(truths):
         return 0.0, 0.0
     f1 = f1_score(truths, guesses, average="weighted", zero_division=0.0)
@@ -125,14 +125,14 @@ def _score_signs(
 
 
 def _pearson(x_N: npt.NDArray[np.float64], y_N: npt.NDArray[np.float64]) -> float:
-    """Return the correlation of two series; 0 where one of them is constant."""
+    """Return the correlation of two series; 0 if one is constant."""
     if not (np.ptp(x_N) and np.ptp(y_N)):
         return 0.0
     return float(np.clip(np.corrcoef(x_N, y_N)[0, 1], -1.0, 1.0))
 
 
 def _seventh(y_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the nearest of the seven degrees from -3 to 3; halves go to the even one."""
+    """Round to the seven degrees from -3 to 3, halves to even."""
     return np.rint(y_N).clip(-3.0, 3.0)
 
 

@@ -1,15 +1,14 @@
-"""Mixup: a batch is trained on as a blend of itself and of another order of itself.
+"""Mixup: train on a blend of a batch with a permutation of itself.
 
-- `manifold`: multimodal manifold mixup (SFT paper, sec. 3.4). The latents are mixed after a layer
-  drawn uniformly: each modality by a weight of its own while the modalities are apart, all tokens
-  by one weight once they are fused.
+- `manifold`: multimodal manifold mixup (SFT paper, sec. 3.4). Latents are mixed after a layer drawn
+  uniformly: before fusion each modality has its own weight, after fusion all tokens share one.
 - `input`: the inputs of all modalities are mixed by one weight (Zhang et al. 2018).
-- `modality`: each modality's inputs are mixed by a weight of their own (MBT paper, sec. 4).
+- `modality`: the inputs of each modality are mixed by their own weight (MBT paper, sec. 4).
 
-Every weight is drawn from Beta(alpha, alpha). The labels' weight is the mean of the modalities'
-weights, or the one weight that the tokens were mixed by. The authors' SFT code differs for fused
-layers: there the tokens take the first modality's weight, the labels the mean; the paper is
-followed here. Weights are one a batch, or one a sample (as in that code), as `mixup_weights` says.
+Every weight is drawn from Beta(alpha, alpha), once per batch or once per sample (`mixup_weights`).
+The weight of the labels is the mean of the modalities' weights, or the one weight of the tokens.
+The SFT authors' code differs for fused layers: the tokens take the first modality's weight, the
+labels the mean. This module follows the paper.
 
 Shapes: B batch, T tokens (or samples, for inputs), D width (or features), C outputs.
 """
@@ -37,71 +36,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mix:
-    """What was drawn for one batch: it mixes inputs, or latents, and the loss."""
+    """The random choices for one batch; mixes its inputs or latents, and its loss."""
 
     partner: Tensor
     """(B,): the row that each row is mixed with, a permutation."""
     weights: dict[str, Tensor]
-    """(B,) or (1,): what each row keeps of itself, by modality and for `FUSED`."""
+    """(B,) or (1,): the weight of each row itself, by modality and for `FUSED`."""
     label_weight: Tensor
-    """(B,) or (1,): what each row keeps of its own label."""
+    """(B,) or (1,): the weight of each row's own label."""
     layer: int | None
     """Index of the layer after which the latents are mixed; None: the inputs are mixed."""
     layer_on_device: Tensor
-    """(): the same for compiled models; -1 for None."""
+    """(): `layer` for compiled models; -1 for None."""
 
     def inputs(self, inputs: Inputs, lengths: Lengths) -> tuple[Inputs, Lengths]:
-        """Mix the inputs {modality: (B, T, F)}, where inputs are what is to be mixed.
+        """Mix the inputs {modality: (B, T, F)}, unless latents are mixed.
 
-        Padding must be zeros. Of two lengths (B,) the longer one counts.
+        Padding must be zero. A mixed sample has the longer of the two lengths (B,).
         """
         if self.layer is not None:
             return inputs, lengths
         mixed = {name: self._blend(x_BTF, self.weights[name]) for name, x_BTF in inputs.items()}
         return mixed, {
-            name: torch.maximum(*self._of_both(length, self.weights[name]))
+            name: torch.maximum(*self._own_and_partner(length, self.weights[name]))
             for name, length in lengths.items()
         }
 
     def after_layer(self, index: int, tokens: Tokens) -> Tokens:
-        """Mix the state after layer `index`, if that is the layer drawn; for `forward`."""
+        """Mix the latents after layer `index` if it is the layer drawn; for `forward`."""
         return self._blend_tokens(tokens, self.weights) if index == self.layer else tokens
 
     def after_every_layer(self, index: int, tokens: Tokens) -> Tokens:
-        """Do as `after_layer` does, without a choice in Python.
+        """Do the same as `after_layer` without a branch in Python.
 
-        A compiled model would be compiled anew for each layer drawn; other layers than that one
-        are mixed by the weight 1 instead.
+        A branch would recompile the model for each layer drawn; here the other layers are mixed
+        with weight 1.
         """
-        here = self.layer_on_device == index
-        return self._blend_tokens(tokens, {k: w.where(here, 1.0) for k, w in self.weights.items()})
+        is_drawn = self.layer_on_device == index
+        weights = {k: w.where(is_drawn, 1.0) for k, w in self.weights.items()}
+        return self._blend_tokens(tokens, weights)
 
     def loss(
         self, losses: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Tensor
     ) -> Tensor:
-        """Average the losses of both labels, by their weights: w l(p, y_i) + (1 - w) l(p, y_j).
+        """Return the mean of w l(p, y_i) + (1 - w) l(p, y_j).
 
-        p are the outputs of a row, i is that row and j its partner.
-
-        For losses that are affine in the label, as cross-entropies are, it is the loss of mixed
-        labels.
+        p are the outputs of row i, and j is its partner. If the loss is affine in the label, as
+        cross-entropies are, this is the loss of the mixed labels.
 
         Args:
             losses: outputs (B, C) and labels of B samples -> (B,).
             outputs: of the mixed batch.
-            labels: of the batch as it was.
+            labels: of the batch before mixing.
         """
         own, other = losses(outputs, labels), losses(outputs, labels[self.partner])
         return torch.lerp(other, own, self.label_weight).mean()
 
     def _blend_tokens(self, tokens: Tokens, weights: dict[str, Tensor]) -> Tokens:
-        """Mix all sequences but the bottleneck's, which belong to no sample's modality."""
+        """Mix all sequences except the bottleneck, which belongs to no modality."""
         mixed = {}
         for name, sequence in tokens.items():
             if name == BOTTLENECK:
                 mixed[name] = sequence
                 continue
-            # "a<b" is what modality a took from b (MulT): it is a's.
+            # "a<b" is what modality a has read from b (MulT): it belongs to a.
             source = FUSED if FUSED in tokens else name.partition("<")[0]
             mixed[name] = self._blend_sequence(sequence, weights[source])
         return mixed
@@ -110,44 +108,44 @@ class Mix:
         z, valid, received = sequence
         if valid is not None:
             z = z.where(valid.unsqueeze(-1), 0.0)
-            valid = torch.logical_or(*self._of_both(valid, weight))
+            valid = torch.logical_or(*self._own_and_partner(valid, weight))
         if received is not None:
             received = self._blend(received, weight)
         return Sequence(self._blend(z, weight), valid, received)
 
     def _blend(self, x: Tensor, weight: Tensor) -> Tensor:
         shape = (-1,) + (1,) * (x.dim() - 1)
-        # lerp is exact at both ends: the weight 1 keeps x, the weight 0 gives the partner's.
+        # lerp is exact at both ends: weight 1 gives x, weight 0 the partner.
         return torch.lerp(x[self.partner], x, weight.to(x.dtype).view(shape))
 
-    def _of_both(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return masks or lengths, own and partner's, as far as each has a share in the mix."""
+    def _own_and_partner(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return own and partner's masks or lengths, zeroed where their weight is 0."""
         shape = (-1,) + (1,) * (x.dim() - 1)
         return x * (weight > 0).view(shape), x[self.partner] * (weight < 1).view(shape)
 
 
 class Mixup:
-    """Draws a `Mix` for each batch of a training run."""
+    """Draw a `Mix` for each batch of a training run."""
 
     def __init__(
         self, config: TrainConfig, model: FusionModel, inputs: Inputs, lengths: Lengths
     ) -> None:
-        """Find out, from any inputs of the model, after which of its layers tokens are fused."""
+        """Run the model on `inputs` to find the layers after which tokens are fused."""
         self._config, self._device = config, next(iter(inputs.values())).device
         self._modalities = model.modalities
         self._is_fused: dict[int, bool] = {}
 
-        def look(index: int, tokens: Tokens) -> Tokens:
+        def note_fused(index: int, tokens: Tokens) -> Tokens:
             self._is_fused[index] = FUSED in tokens
             return tokens
 
         if config.mixup == "manifold":
             model.eval()
             with torch.no_grad():
-                model(inputs, lengths, look)
+                model(inputs, lengths, note_fused)
 
     def draw(self, size: int, random: np.random.Generator) -> Mix:
-        """Draw for a batch of `size`: as all draws are numpy's, a GPU mixes what a CPU does."""
+        """Draw for a batch of `size`; numpy draws, so CPU and GPU runs mix equally."""
         partner = random.permutation(size)
         layer = None
         if self._config.mixup == "manifold":
@@ -159,8 +157,8 @@ class Mixup:
         )
         if self._config.mixup == "input":
             weights[:] = weights[-1]
-        whole = layer is not None and self._is_fused[layer]
-        label_weight = weights[-1] if whole else weights[:-1].mean(axis=0)
+        is_fused = layer is not None and self._is_fused[layer]
+        label_weight = weights[-1] if is_fused else weights[:-1].mean(axis=0)
         return Mix(
             torch.from_numpy(partner).to(self._device),
             dict(zip(names, self._to_device(weights), strict=True)),

@@ -1,4 +1,4 @@
-"""Which epochs of a training count, and whether a record of them is sound."""
+"""Choose the epochs that count, and check the training record of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAST_EPOCHS = 3
-"""Epochs whose mean is the value of a trial; one alone is as noisy as its batch order."""
+"""Epochs whose mean is the value of a trial; a single epoch is as noisy as its batch order."""
 
 LOWER_IS_BETTER = ("loss", "mae")
-"""Metrics whose best epoch is the lowest."""
+"""Metrics whose best value is the lowest."""
 
 
 def epochs_that_count(
@@ -24,11 +24,11 @@ def epochs_that_count(
 
     Args:
         history: the metrics of each epoch.
-        score_epoch: last or best, as the training's configuration says.
-        metric: by which the best epoch is known.
+        score_epoch: last or best, from the training configuration.
+        metric: chooses the best epoch.
     """
     if not history:
-        raise RuntimeError("No epoch has been run yet.")
+        raise RuntimeError("No epoch has finished yet.")
     if score_epoch == "best":
         sign = -1 if metric in LOWER_IS_BETTER else 1
         return [max(range(len(history)), key=lambda epoch: sign * history[epoch][metric])]
@@ -44,25 +44,25 @@ def check_record(
     epochs: int,
     num_groups: int,
 ) -> None:
-    """Check that a record was written by a run of this identity, and is whole.
+    """Check that a record is complete and was written by a run with this identity.
 
     Args:
         path: the checkpoint it was read from.
-        record: what was read.
+        record: the record.
         identity: of this run.
-        metric_names: what every epoch says.
+        metric_names: metrics that every epoch must have.
         epochs: of the whole training.
-        num_groups: groups of validation samples that are counted apart.
+        num_groups: groups of validation samples that are counted separately.
 
     Raises:
-        CheckpointError: it is of another run, or damaged.
+        CheckpointError: the record belongs to another run or is damaged.
     """
     run = record.get("run")
     if not isinstance(run, dict):
-        raise CheckpointError(path, "it does not say of which run it is")
+        raise CheckpointError(path, "its record does not name its run")
     for key, value in identity.items():
         if run.get(key) != value:
-            why = f"its {key} is {run.get(key)!r:.80}, this run's is {value!r:.80}"
+            why = f"its {key} is {run.get(key)!r:.80}, but this run's is {value!r:.80}"
             raise CheckpointError(path, why)
     history, correct = record.get("history"), record.get("correct")
     if not _is_history(history, metric_names, epochs, num_groups, correct):
@@ -70,15 +70,15 @@ def check_record(
     numbers: list[Any] = [record.get("num_bad_epochs"), record.get("learning_rate")]
     if history:
         numbers.append(record.get("best_loss"))
-    sound = all(_is_number(number) and number >= 0 for number in numbers)
-    if not sound or not isinstance(numbers[0], int):
-        raise CheckpointError(path, "the state of its learning rate is damaged")
+    valid = all(_is_number(number) and number >= 0 for number in numbers)
+    if not valid or not isinstance(numbers[0], int):
+        raise CheckpointError(path, "its learning rate state is damaged")
 
 
 def _is_history(
     history: object, names: set[str], epochs: int, num_groups: int, correct: object
 ) -> bool:
-    """Say whether `history` and `correct` are those of at most `epochs` epochs."""
+    """Return whether `history` and `correct` are valid and have at most `epochs` epochs."""
     if not isinstance(history, list) or not isinstance(correct, list):
         return False
     if not len(history) == len(correct) <= epochs:
@@ -99,4 +99,4 @@ def _is_history(
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return -1e300 < value < 1e300  # `isfinite` cannot take a whole number of 400 digits
+    return -1e300 < value < 1e300  # `isfinite` overflows on an integer of 400 digits

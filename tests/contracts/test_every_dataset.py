@@ -1,4 +1,4 @@
-"""What every data set of the catalogue must keep; a new one is tested by being listed."""
+"""The contract of every dataset in the catalog; a new dataset is tested by being listed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from sftsearch.datasets.store import verify
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sftsearch.datasets.store import Split, Store
+    from sftsearch.datasets.samples import Split
+    from sftsearch.datasets.store import Store
 
-# Imports first, then waits for a line, so that two of them build at the same moment.
+# Waits for a line after the imports, so that two processes build at the same moment.
 BUILD = """
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_has_labels_of_its_task(store: Store, splits: dict[str, Split]) -> None:
 
 
 def test_has_every_class_in_every_split(store: Store, splits: dict[str, Split]) -> None:
-    """Every label of a multi-label task has samples with it and without it."""
+    """In a multi-label task, every label has positive and negative samples."""
     for name, split in splits.items():
         counts = store.class_counts[name]
         assert len(counts) == store.spec.num_classes
@@ -102,7 +103,7 @@ def test_has_every_class_in_every_split(store: Store, splits: dict[str, Split]) 
         assert all(0 < count < len(split) for count in counts)
 
 
-def test_has_lengths_of_what_varies_and_zeros_behind(
+def test_has_lengths_of_variable_modalities_and_zero_padding(
     store: Store, splits: dict[str, Split]
 ) -> None:
     shapes = store.spec.modalities
@@ -119,7 +120,7 @@ def test_has_lengths_of_what_varies_and_zeros_behind(
             for tokens, length in zip(split.modalities[name], lengths, strict=True):
                 assert not tokens[length:].any()
             longest = np.maximum(longest, lengths)
-        assert longest.min() > 0  # nobody lacks every modality
+        assert longest.min() > 0  # no sample lacks every modality
 
 
 def test_has_no_person_in_two_splits(store: Store, splits: dict[str, Split]) -> None:
@@ -159,7 +160,7 @@ def test_the_test_split_is_sealed(store: Store) -> None:
     assert len(store.split("test", unseal_test=True)) == store.spec.num_samples["test"]
 
 
-def test_statistics_are_those_of_the_training_split(store: Store, splits: dict[str, Split]) -> None:
+def test_statistics_match_the_training_split(store: Store, splits: dict[str, Split]) -> None:
     for name, (mean, std) in store.statistics.items():
         train = splits["train"]
         tokens = train.modalities[name][:].astype(np.float64)
@@ -186,9 +187,9 @@ def test_building_twice_gives_identical_bytes(store: Store, tmp_path: Path) -> N
 
 
 @pytest.mark.medium
-def test_two_processes_may_build_at_once(store: Store, tmp_path: Path) -> None:
+def test_two_processes_may_build_concurrently(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, store.spec.name, str(tmp_path)]
-    with ExitStack() as stack:  # which waits for both, also when a line below fails
+    with ExitStack() as stack:  # waits for both processes, also if an assertion fails
         builders = [
             stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What every listed model must do: a new one is tested by being listed in MODELS.
+"""The contract of every listed model; a new model is tested by being listed in MODELS.
 
 Shapes: B batch, T tokens, F features, C classes.
 """
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 
 NUM_CLASSES = 7
 MIXING_LATENTS = sorted(name for name, entry in MODELS.items() if entry.mixes_latents)
-"""Models that manifold mixup can train; the others refuse it, `test_dynmm.py`."""
+"""Models that support manifold mixup; the others refuse it, see `test_dynmm.py`."""
 SPEC: DatasetSpec = replace(
     describe("synthetic"),
     modalities={
-        "type": ModalitySpec(num_tokens=13, num_features=5),  # also the name of a module's method
+        "type": ModalitySpec(num_tokens=13, num_features=5),  # also a method of nn.Module
         "audio": ModalitySpec(num_tokens=6, num_features=1),
         "text": ModalitySpec(num_tokens=9, num_features=3),
     },
     classes=tuple(f"class_{index}" for index in range(NUM_CLASSES)),
 )
 ALONE = ("unimodal",)
-"""Models that take one modality."""
+"""Models that take exactly one modality."""
 PAIRS = ("mmtm", "mi_matrix")
-"""Models that take two."""
+"""Models that take exactly two."""
 POOLED = sorted(name for name, entry in MODELS.items() if hasattr(entry.config, "stride"))
 POOLED_APART = sorted(set(POOLED) - {"concat"})
-"""Models that pool modality by modality."""
+"""Models that pool each modality separately."""
 
 
 def small(name: str, **options: Any) -> TransformerConfig:
@@ -70,7 +70,7 @@ def small(name: str, **options: Any) -> TransformerConfig:
 
 
 def losses(model: FusionModel, outputs: Tensor) -> Tensor:
-    """Return what training would minimise on a batch of `batch()`, (B,)."""
+    """Return the training losses on `batch()`, (B,)."""
     labels = torch.arange(len(outputs)) % NUM_CLASSES
     return model.losses(partial(losses_of, "classification", TrainConfig()), outputs, labels)
 
@@ -116,7 +116,7 @@ def test_is_built_from_the_seed_alone(name: str) -> None:
 
 
 @pytest.mark.medium
-def test_costs_what_its_closed_form_says(name: str) -> None:
+def test_counted_cost_matches_the_closed_form(name: str) -> None:
     config = small(name)
     model, cost = build_model(name, SPEC, config, seed=0), MODELS[name].cost(SPEC, config)
     assert cost.gmacs == count_gmacs(model, SPEC, config)
@@ -125,7 +125,7 @@ def test_costs_what_its_closed_form_says(name: str) -> None:
 
 
 @pytest.mark.medium
-def test_counting_operations_leaves_the_model_as_it_was(name: str) -> None:
+def test_counting_operations_does_not_change_the_model(name: str) -> None:
     config = small(name)
     model = build_model(name, SPEC, config, seed=0)
     before = model.eval()(batch())
@@ -133,13 +133,13 @@ def test_counting_operations_leaves_the_model_as_it_was(name: str) -> None:
     assert torch.equal(model(batch()), before)
 
 
-def test_its_configuration_survives_json(name: str) -> None:
+def test_configuration_survives_json(name: str) -> None:
     config = small(name, modalities=("audio",), dropout=0.1)
     assert MODELS[name].config(**json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.medium
-def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> None:
+def test_only_the_chosen_modalities_are_read_in_the_datasets_order(name: str) -> None:
     subset = ("text",) if name in ALONE else ("text", "type")
     model = build_model(name, SPEC, small(name, modalities=subset), seed=0).eval()
     assert model.modalities == tuple(m for m in SPEC.modalities if m in subset)
@@ -151,7 +151,7 @@ def test_a_chosen_subset_is_all_it_reads_in_the_order_of_the_data(name: str) -> 
 
 
 @pytest.mark.medium
-def test_every_modality_it_reads_matters(name: str) -> None:
+def test_every_chosen_modality_changes_the_outputs(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     inputs, others = batch(), batch(seed=2)
     logits_BC = model(inputs)
@@ -166,12 +166,12 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(name: str) -> Non
     inputs = {key: x_BTF.double() for key, x_BTF in batch(size=5).items()}
     together = model(inputs)
     alone = torch.cat([model({k: x[i : i + 1] for k, x in inputs.items()}) for i in range(5)])
-    # float64: a wider product may add up in another order, nothing else may differ.
+    # float64: another batch size may change the order of sums; nothing else may differ.
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
 
 
 def lengths(size: int = 4) -> dict[str, Tensor]:
-    """Let samples be whole, cut, and without a modality; "audio" is always whole."""
+    """Return lengths of full, cut and missing modalities; "audio" is always full."""
     cut = torch.arange(size) % 4
     return {
         "type": torch.tensor([13, 7, 1, 0])[cut],
@@ -179,13 +179,15 @@ def lengths(size: int = 4) -> dict[str, Tensor]:
     }
 
 
-def spoil(inputs: dict[str, Tensor], known: dict[str, Tensor], value: float) -> dict[str, Tensor]:
-    """Put a value into every sample that is not real."""
-    spoilt = dict(inputs)
+def fill_padding(
+    inputs: dict[str, Tensor], known: dict[str, Tensor], value: float
+) -> dict[str, Tensor]:
+    """Put `value` into all padding."""
+    corrupted = dict(inputs)
     for key, length in known.items():
         padded = torch.arange(inputs[key].shape[1]) >= length[:, None]
-        spoilt[key] = inputs[key].masked_fill(padded[:, :, None], value)
-    return spoilt
+        corrupted[key] = inputs[key].masked_fill(padded[:, :, None], value)
+    return corrupted
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, math.nan, math.inf])
@@ -193,23 +195,23 @@ def test_a_padded_value_changes_nothing_bit_for_bit(name: str, value: float) -> 
     model = build_model(name, SPEC, small(name), seed=0).eval()
     outputs = model(batch(), lengths())
     assert outputs.isfinite().all()
-    assert torch.equal(model(spoil(batch(), lengths(), value), lengths()), outputs)
+    assert torch.equal(model(fill_padding(batch(), lengths(), value), lengths()), outputs)
 
 
 @pytest.mark.medium
 def test_a_padded_value_changes_no_gradient(name: str) -> None:
     def gradients(inputs: dict[str, Tensor]) -> list[Tensor | None]:
         model = build_model(name, SPEC, small(name), seed=0)
-        torch.manual_seed(0)  # some draw in training
+        torch.manual_seed(0)  # some models draw random numbers in training
         model(inputs, lengths()).square().sum().backward()
         return [p.grad for p in model.parameters()]
 
-    spoilt = spoil(batch(), lengths(), math.nan)
-    for given, of_spoilt in zip(gradients(batch()), gradients(spoilt), strict=True):
-        assert (given is None) == (of_spoilt is None)
-        if given is not None and of_spoilt is not None:
+    corrupted = fill_padding(batch(), lengths(), math.nan)
+    for given, with_nan in zip(gradients(batch()), gradients(corrupted), strict=True):
+        assert (given is None) == (with_nan is None)
+        if given is not None and with_nan is not None:
             assert given.isfinite().all()
-            assert torch.equal(given, of_spoilt)
+            assert torch.equal(given, with_nan)
 
 
 @pytest.mark.medium
@@ -221,7 +223,7 @@ def test_whole_lengths_change_nothing(name: str) -> None:
 
 
 def test_a_token_without_a_real_sample_is_not_read(name: str) -> None:
-    """What the tokenizer adds at a padded place, its position, does not matter either."""
+    """The position embedding of a padded token does not matter either."""
     model = build_model(name, SPEC, small(name), seed=0).eval()
     known = {"type": torch.tensor([4, 3, 2, 0])}  # patches of 2: at most two tokens are real
     outputs = model(batch(), known)
@@ -232,7 +234,7 @@ def test_a_token_without_a_real_sample_is_not_read(name: str) -> None:
     assert torch.equal(model(batch(), known), outputs)
 
 
-def test_a_real_sample_matters_whatever_is_padded(name: str) -> None:
+def test_real_sample_changes_the_outputs_despite_padding(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     known, inputs = {"type": torch.full((4,), 5)}, batch()
     outputs = model(inputs, known)
@@ -241,7 +243,7 @@ def test_a_real_sample_matters_whatever_is_padded(name: str) -> None:
 
 
 @pytest.mark.medium
-def test_it_can_miss_any_modality(name: str) -> None:
+def test_any_modality_can_be_missing(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     for modality in model.modalities:
         missing = {modality: torch.zeros(4, dtype=torch.int64)}
@@ -251,7 +253,7 @@ def test_it_can_miss_any_modality(name: str) -> None:
 
 
 @pytest.mark.medium
-def test_torch_export_gives_the_same_logits(name: str) -> None:
+def test_exported_model_gives_the_same_logits(name: str) -> None:
     """The exported program also takes other batch sizes than the one it was traced with."""
     model = build_model(name, SPEC, small(name), seed=0).eval()
     read = {key: x_BTF for key, x_BTF in batch().items() if key in model.modalities}
@@ -270,7 +272,7 @@ def test_torch_export_gives_the_same_logits(name: str) -> None:
 @pytest.mark.medium
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_the_same_probabilities(name: str, precision: torch.dtype) -> None:
-    """By autocast, as in training; within 1e-2."""
+    """With autocast, as in training; within 1e-2."""
     model = build_model(name, SPEC, small(name), seed=0).eval()
     for known in (None, lengths()):
         exact = model(batch(), known).softmax(dim=1)
@@ -280,8 +282,8 @@ def test_half_precision_gives_the_same_probabilities(name: str, precision: torch
 
 
 @pytest.mark.parametrize("name", MIXING_LATENTS)
-def test_manifold_mixup_can_mix_behind_its_transformer_layers(name: str) -> None:
-    """All of them are called, in their order, and what is returned goes on."""
+def test_manifold_mixup_can_mix_after_transformer_layers(name: str) -> None:
+    """All mixing points are called in order, and their results are used."""
     model = build_model(name, SPEC, small(name), seed=0).eval()
     seen: list[int] = []
 
@@ -314,7 +316,7 @@ def test_mixup_mixes_its_batches(name: str, mixup: Any, weights: Any) -> None:
     model = build_model(name, SPEC, small(name), seed=0)
     config = TrainConfig(mixup=mixup, mixup_weights=weights, mixup_alpha=2.0)
     known = {key: length for key, length in lengths().items() if key in model.modalities}
-    inputs = spoil({key: batch()[key] for key in model.modalities}, known, 0.0)
+    inputs = fill_padding({key: batch()[key] for key in model.modalities}, known, 0.0)
     mix = Mixup(config, model, inputs, known).draw(4, np.random.default_rng(0))
     outputs = model(*mix.inputs(inputs, known), mix.after_layer)
     assert outputs.isfinite().all()
@@ -347,14 +349,14 @@ def test_a_stride_that_drops_nothing_is_a_token_budget(name: str) -> None:
 
 
 @pytest.mark.medium
-def test_dropout_acts_in_training_alone(name: str) -> None:
+def test_dropout_acts_only_in_training(name: str) -> None:
     model = build_model(name, SPEC, small(name, dropout=0.5), seed=0)
     assert not torch.equal(model(batch()), model(batch()))
     model.eval()
     assert torch.equal(model(batch()), model(batch()))
 
 
-def test_its_weights_survive_a_file_exactly(name: str, tmp_path: Path) -> None:
+def test_weights_survive_a_file_exactly(name: str, tmp_path: Path) -> None:
     model = build_model(name, SPEC, small(name), seed=0).eval()
     write_checkpoint(tmp_path / "model", model.state_dict(), {})
     other = build_model(name, SPEC, small(name), seed=1).eval()
@@ -364,13 +366,13 @@ def test_its_weights_survive_a_file_exactly(name: str, tmp_path: Path) -> None:
 
 
 def refused(name: str, **options: Any) -> str:
-    """Return the one message with which building and pricing refuse a configuration."""
+    """Return the error message, which must be the same for building and computing the cost."""
     config = small(name, **options)
     with pytest.raises(ConfigError) as building:
         build_model(name, SPEC, config, seed=0)
-    with pytest.raises(ConfigError) as pricing:
+    with pytest.raises(ConfigError) as costing:
         MODELS[name].cost(SPEC, config)
-    assert str(building.value) == str(pricing.value)
+    assert str(building.value) == str(costing.value)
     assert "\n" not in str(building.value)
     return str(building.value)
 
@@ -381,19 +383,19 @@ def test_an_unknown_modality_is_refused_with_the_nearest(name: str) -> None:
     assert "Did you mean 'audio'?" in message
 
 
-def test_a_patch_longer_than_a_modality_is_refused_with_both(name: str) -> None:
+def test_patch_longer_than_a_modality_is_refused_naming_both(name: str) -> None:
     message = refused(name, patch=7, modalities=("audio",))
     assert "patch=7" in message
     assert "audio has 6 samples" in message
 
 
-def test_heads_that_do_not_divide_the_width_are_refused_with_both(name: str) -> None:
+def test_heads_that_do_not_divide_the_width_are_refused_naming_both(name: str) -> None:
     with pytest.raises(ConfigError, match=r"num_heads=5, dim=12"):
         small(name, num_heads=5)
 
 
 @pytest.mark.parametrize("name", POOLED_APART)
-def test_a_stride_longer_than_its_tokens_is_refused_with_both(name: str) -> None:
+def test_stride_longer_than_its_tokens_is_refused_naming_both(name: str) -> None:
     one = {"modalities": ("audio",)}
     assert "stride=4, tokens=3" in refused(name, stride={"audio": 4}, **one)
     assert "stride=4, tokens=3" in refused(name, stride=4, **one)
@@ -403,7 +405,7 @@ def test_a_stride_longer_than_its_tokens_is_refused_with_both(name: str) -> None
 def test_strides_by_modality_must_name_modalities_of_the_data(name: str) -> None:
     one = {"modalities": ("audio",)}
     assert "no modality 'audo'" in refused(name, stride={"audo": 1, "audio": 1}, **one)
-    assert "names nothing for 'audio'" in refused(name, stride={"text": 1}, **one)
+    assert "has no value for 'audio'" in refused(name, stride={"text": 1}, **one)
 
 
 @pytest.mark.parametrize("name", sorted(set(POOLED_APART) - set(ALONE)))

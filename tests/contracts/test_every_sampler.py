@@ -1,4 +1,4 @@
-"""What every sampler promises, on a finite and on a continuous space, through real admission."""
+"""The contract of every sampler, on a finite and a continuous space, with real admission."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from observed import Observations
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.samplers.base import Sampler
-    from sftsearch.search_spaces.space import Point
+    from sftsearch.search_spaces.point import Point
 
 WEARABLES = describe("wearables")
 FINITE = """\
@@ -44,9 +44,9 @@ CONTINUOUS = (
     learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}
 """
 )
-# One branch, and values that are equal or alike in one sense or another: stride 1 pools nothing,
-# whatever the kind of pooling, so that 2 x 3 x 2 configurations are 10.
-ALIKE = """\
+# One branch with equivalent values: stride 1 pools nothing, so the kind of pooling does not matter,
+# and the 2 x 3 x 2 configurations are 10 distinct ones.
+EQUIVALENT = """\
   - kind: sft
     patch: 8
     fused_layers: 1
@@ -57,12 +57,12 @@ ALIKE = """\
     dropout: {kind: choice, values: [0, 0.0, 0.1]}
     pooling: {kind: choice, values: [max, average]}
 """
-# 2 x 3 x 3 x 2 + 1 points; dim 8 does not divide by 16 heads: 6 are impossible.
+# 2 x 3 x 3 x 2 + 1 points; 16 heads do not divide dim 8, so 6 points are impossible.
 NUM_ADMISSIBLE = 31
 OPTIONS: dict[str, dict[str, int]] = {
-    "nsga2": {"population": 4},  # several generations in few steps
+    "nsga2": {"population": 4},  # several generations within a few steps
     "nsga3": {"population": 4},
-    "gp": {"startup_configurations": 24},  # it takes a second a draw
+    "gp": {"startup_configurations": 24},  # a proposal of the model takes a second
 }
 Record = dict[str, Any]
 
@@ -79,7 +79,7 @@ def admission_of(space: str, sampler: str) -> tuple[Admission, Sampler]:
 
 
 class Run:
-    """A search without training: asks, admits, and tells values that only depend on the point."""
+    """A search without training: asks, admits, and tells values computed from the point."""
 
     def __init__(self, space: str, sampler: str) -> None:
         self.admission, self.sampler = admission_of(space, sampler)
@@ -90,7 +90,7 @@ class Run:
         self.records: list[Record] = []
 
     def step(self, branch: int | None = None) -> Candidate | bool | None:
-        """Return what was admitted, False for a refusal, None at the end (of a branch)."""
+        """Return the admitted candidate, False if refused, None if the space is exhausted."""
         proposal = self.sampler.propose(self.history, branch)
         if proposal is None:
             return None
@@ -132,7 +132,7 @@ class Run:
             self.past.finish(observed, 0, values, 1.0)
 
     def resumed(self, space: str, sampler: str) -> Run:
-        """Return this run as a journal gives it back: through JSON, into a new study."""
+        """Return this run as restored from a journal: through JSON, into a new study."""
         again = Run(space, sampler)
         again.surrogate.last_fit = self.surrogate.last_fit
         for number, record in enumerate(self.records):
@@ -157,10 +157,10 @@ def text_of(point: Point) -> str:
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("branch", [0, 1])
-def test_sampler_proposes_points_of_the_branch_that_is_asked_for_until_none_is_left(
+def test_sampler_proposes_points_of_the_requested_branch_until_it_is_exhausted(
     sampler: str, branch: int
 ) -> None:
-    """Also while the other branch has outcomes, more of them or fewer."""
+    """Independently of how many outcomes the other branch has."""
     run = Run(FINITE, sampler)
     assert isinstance(run.step(1 - branch), Candidate)
     admitted = []
@@ -182,7 +182,9 @@ def test_sampler_proposes_points_of_a_branch_of_a_continuous_space(sampler: str)
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize(
-    ("space", "num_admissible"), [(FINITE, NUM_ADMISSIBLE), (ALIKE, 10)], ids=["finite", "alike"]
+    ("space", "num_admissible"),
+    [(FINITE, NUM_ADMISSIBLE), (EQUIVALENT, 10)],
+    ids=["finite", "equivalent"],
 )
 def test_sampler_proposes_points_of_the_space_and_covers_it_once(
     sampler: str, space: str, num_admissible: int
@@ -223,7 +225,7 @@ def test_sampler_proposes_points_of_a_continuous_space(sampler: str) -> None:
     ],
 )
 def test_sampler_proposes_the_same_for_the_same_history(sampler: str, space: str) -> None:
-    """Twice over, and once resumed after each 5 proposals."""
+    """In two runs, and in a run that is resumed every 5 proposals."""
     first, second, resumed = (Run(space, sampler) for _ in range(3))
     for i in range(25):
         if i % 5 == 0:
@@ -236,24 +238,24 @@ def test_sampler_proposes_the_same_for_the_same_history(sampler: str, space: str
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("branch", [None, 0])
-def test_sampler_changes_nothing_by_proposing(sampler: str, branch: int | None) -> None:
-    """Asked twice it proposes the same, and a stand-in may be asked for in between."""
+def test_proposing_does_not_change_the_sampler_or_study(sampler: str, branch: int | None) -> None:
+    """Proposing twice gives the same point, even with a uniform draw in between."""
     run = Run(FINITE, sampler)
     for _ in range(8):
         history = run.history
         before = [(t.state, t.params, t.user_attrs) for t in run.optuna.trials(None)]
         first = run.sampler.propose(history, branch)
-        stand_in = run.sampler.draw_uniform(history, branch)
-        assert stand_in is not None
-        assert run.sampler.given(history, stand_in.point, branch) == stand_in
+        uniform = run.sampler.draw_uniform(history, branch)
+        assert uniform is not None
+        assert run.sampler.given(history, uniform.point, branch) == uniform
         assert run.sampler.propose(history, branch) == first
         assert [(t.state, t.params, t.user_attrs) for t in run.optuna.trials(None)] == before
         run.step(branch)
     assert run.optuna.num_proposals == 8
 
 
-def test_samplers_are_those_of_study_files() -> None:
-    """As a section with settings, and as one word."""
+def test_samplers_match_the_study_file_schema() -> None:
+    """Both as a section with settings and as a single name."""
     schema = StudyFile.model_json_schema()["$defs"]["SearchPlan"]["properties"]["sampler"]
     section, word = schema["anyOf"]
     assert section["discriminator"]["mapping"].keys() == set(word["enum"]) == SAMPLERS.keys()

@@ -1,4 +1,4 @@
-"""What every shipped study promises: it is well-formed, described, priced, and fits its budget."""
+"""The contract of every shipped study: it is valid and described, and its budget fits its space."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import yaml
 
 import sftsearch.search_spaces
 from sftsearch.datasets.catalog import describe, open_dataset
-from sftsearch.orchestrator.candidates.binding import definition_of
+from sftsearch.orchestrator.candidates.binding import definition_of, parameter_names
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.pricing.costs import list_prices
-from sftsearch.orchestrator.studies import check_study
+from sftsearch.orchestrator.study_file import check_study
 from sftsearch.search_spaces.load import find_study_file, read_study
 from sftsearch.search_spaces.papers import paper_tables
+from sftsearch.search_spaces.plain_yaml import parse_yaml
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.search_spaces.section import Section
 from sftsearch.trainables.catalog import build_model
@@ -29,29 +30,34 @@ from sftsearch.trainables.fit import Fit
 if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.candidates.binding import Configuration
+    from sftsearch.search_spaces.load import Source
 
 FOLDER = Path(next(iter(sftsearch.search_spaces.__path__)))
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def read(name: str) -> Source:
+    return read_study(find_study_file(name), parameter_names)
+
+
 @functools.cache
 def admission_of(name: str) -> Admission:
-    """Price a study's space, once for all tests."""
+    """Compute the costs of a study's space, once for all tests."""
     return check_study(name)[2]
 
 
-def test_there_are_studies() -> None:
+def test_studies_are_found() -> None:
     assert {"stride", "stride_paper", "tokens"} <= set(STUDIES)
 
 
-def test_every_table_of_the_papers_has_its_study() -> None:
-    redone = {read_study(find_study_file(name)).study.study.paper for name in STUDIES}
-    assert redone - {None} == set(paper_tables())
+def test_every_table_of_the_papers_has_a_study() -> None:
+    reproduced = {read(name).study.study.paper for name in STUDIES}
+    assert reproduced - {None} == set(paper_tables())
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_it_is_well_formed_and_its_names_are_known(name: str) -> None:
-    source = read_study(find_study_file(name))
+def test_study_is_valid_and_its_names_are_known(name: str) -> None:
+    source = read(name)
     check_names(source)
     study = source.study
     assert study.study.name == name
@@ -60,24 +66,24 @@ def test_it_is_well_formed_and_its_names_are_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_it_says_in_its_first_lines_what_it_asks(name: str) -> None:
+def test_first_line_states_the_question_of_the_study(name: str) -> None:
     first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith("# ")
     assert len(first) <= 110
     assert "?" in first
-    paper = read_study(find_study_file(name)).study.study.paper
+    paper = read(name).study.study.paper
     if paper is not None:  # `SFT table 2` reads "SFT paper, table 2"
         source, number = paper.split(" ", 1)
         assert first.startswith(f"# {source} paper, {number}")
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_branch_is_tuned_alike(name: str) -> None:
-    """Learning rate and weight decay are searched, by as many configurations in each branch.
+def test_every_branch_tunes_the_same_training_parameters(name: str) -> None:
+    """Learning rate and weight decay are searched, with equally many configurations per branch.
 
-    A table is no comparison of models: it holds its whole space, which every branch tunes.
+    An exhaustive study need not be balanced: it trains its whole space.
     """
-    study = read_study(find_study_file(name)).study
+    study = read(name).study
     if study.search.sampler.kind == "exhaustive":
         assert all("learning_rate" in branch.parameters for branch in study.space)
         return
@@ -94,7 +100,7 @@ def test_every_branch_is_tuned_alike(name: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_cheapest_configuration_of_every_branch_trains(name: str) -> None:
-    """For an epoch, which mixes from its start where the branch mixes at all."""
+    """For one epoch, with mixup from the start if the branch uses mixup."""
     torch.set_num_threads(1)
     _, spec, admission = check_study(name)
     cheapest: dict[int, Configuration] = {}
@@ -109,20 +115,20 @@ def test_the_cheapest_configuration_of_every_branch_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_its_budget_fits_its_space(name: str) -> None:
-    """An exhaustive study runs exactly its space; another asks for no more than there is."""
-    search = read_study(find_study_file(name)).study.search
+def test_budget_fits_the_space(name: str) -> None:
+    """An exhaustive study runs exactly its space; another one requests at most its size."""
+    search = read(name).study.search
     admission = admission_of(name)
-    asked = search.trials // search.replicates.min
+    requested = search.trials // search.replicates.min
     if search.sampler.kind == "exhaustive":
-        assert asked == len(admission.table or ())
+        assert requested == len(admission.table or ())
     elif admission.table is not None:
-        assert asked <= len(admission.table)
+        assert requested <= len(admission.table)
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_point_is_priced_and_most_are_admitted(name: str) -> None:
+def test_every_point_has_a_cost_and_most_are_admitted(name: str) -> None:
     admission = admission_of(name)
     listing = list_prices(admission)
     assert all(candidate.cost.gflops > 0 for candidate in listing)
@@ -131,11 +137,11 @@ def test_every_point_is_priced_and_most_are_admitted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_json_schema_that_editors_use_accepts_it(name: str) -> None:
-    """Draft 2020-12, against the values as the loader reads them (YAML 1.2)."""
+def test_json_schema_accepts_the_study(name: str) -> None:
+    """Draft 2020-12, on the values that the loader reads (YAML 1.2)."""
     schema = StudyFile.model_json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    data = read_study(find_study_file(name)).data
+    data, _, _ = parse_yaml(find_study_file(name).read_bytes(), name)
     jsonschema.Draft202012Validator(schema).validate(data)
 
 
@@ -148,7 +154,7 @@ def test_the_json_schema_refuses_what_the_loader_refuses() -> None:
 
 @pytest.mark.medium
 def test_stride_spans_costs_and_models() -> None:
-    """The first study anybody runs: a wide range of costs, and systems to compare."""
+    """The quick-start study has a wide range of costs and several models to compare."""
     listing = list_prices(admission_of("stride"))
     assert listing[-1].cost.gflops >= 10 * listing[0].cost.gflops
     assert len({candidate.configuration.model for candidate in listing}) >= 3

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, and refused in one line when they are not what they should be."""
+"""Checkpoints are exact and atomic, and invalid ones are refused with one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start(store: Store, *, seed: int = 0, dim: int = 4, **training: Any) -> Fit:
 
 @pytest.fixture(scope="module")
 def saved(store: Store, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of a good checkpoint after one of two epochs."""
+    """Return the bytes of a valid checkpoint after one of two epochs."""
     fit, path = start(store), tmp_path_factory.mktemp("saved") / "checkpoint"
     fit.run_epoch()
     fit.save(path)
@@ -57,7 +57,7 @@ def with_header(values: dict[str, Any], tensors: bytes) -> bytes:
 
 
 def with_record(content: bytes, change: dict[str, Any]) -> bytes:
-    """Change keys of the JSON record; a value that is `...` is taken out."""
+    """Change keys of the JSON record; the value `...` removes the key."""
     values, tensors = header(content)
     record = json.loads(values["__metadata__"]["sftsearch"]) | change
     record = {key: value for key, value in record.items() if value is not ...}
@@ -66,7 +66,7 @@ def with_record(content: bytes, change: dict[str, Any]) -> bytes:
 
 
 def refusal(store: Store, content: bytes, path: Path) -> str:
-    """Return the message that refuses a file, having checked that the run is untouched."""
+    """Return the message that refuses a file, and check that the run did not change."""
     path.write_bytes(content)
     fit = start(store)
     before = {name: tensor.clone() for name, tensor in fit.model.state_dict().items()}
@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.medium
-def test_the_file_is_no_pickle(saved: bytes) -> None:
+def test_checkpoint_is_not_a_pickle(saved: bytes) -> None:
     values, _ = header(saved)
     assert json.loads(values["__metadata__"]["sftsearch"])["version"] == 1
     with pytest.raises(pickle.UnpicklingError):
@@ -175,9 +175,7 @@ def test_a_damaged_record_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"version": 1}'])
-def test_a_record_that_is_no_record_is_refused(
-    store: Store, saved: bytes, tmp_path: Path, text: str
-) -> None:
+def test_malformed_record_is_refused(store: Store, saved: bytes, tmp_path: Path, text: str) -> None:
     values, tensors = header(saved)
     values["__metadata__"]["sftsearch"] = text
     refusal(store, with_header(values, tensors), tmp_path / "file")
@@ -185,7 +183,9 @@ def test_a_record_that_is_no_record_is_refused(
     refusal(store, with_header(values, tensors), tmp_path / "file")
 
 
-def test_foreign_and_missing_tensors_are_named(store: Store, saved: bytes, tmp_path: Path) -> None:
+def test_unexpected_and_missing_tensors_are_named(
+    store: Store, saved: bytes, tmp_path: Path
+) -> None:
     values, tensors = header(saved)
     values["model.other"] = values.pop("model.head.linear.bias")
     message = refusal(store, with_header(values, tensors), tmp_path / "file")
@@ -193,7 +193,7 @@ def test_foreign_and_missing_tensors_are_named(store: Store, saved: bytes, tmp_p
     assert "model.other" in message
 
 
-def test_a_tensor_of_another_shape_or_type_is_refused_with_both(
+def test_tensor_with_another_shape_or_dtype_is_refused_naming_both(
     store: Store, saved: bytes, tmp_path: Path
 ) -> None:
     values, tensors = header(saved)
@@ -217,7 +217,7 @@ def test_weights_that_are_not_finite_are_refused(
     assert "not finite" in refusal(store, with_header(values, damaged), tmp_path / "file")
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_what_differs(
+def test_checkpoint_of_another_run_is_refused_naming_the_difference(
     store: Store, saved: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(saved)

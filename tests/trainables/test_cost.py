@@ -1,4 +1,4 @@
-"""Costs against the SFT paper's printed figures, and closed forms against counted operations."""
+"""Compare costs with the SFT paper's figures, and closed forms with counted operations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.cost import Cost, count_gmacs
 from sftsearch.trainables.token_windows import Pattern
 
-from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, data_set
+from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, dataset_spec
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -38,7 +38,7 @@ def price(name: str, spec: DatasetSpec, **options: Any) -> Cost:
         ("sft", MOSEI, {"stride": MOSEI_STRIDES, "sparse_attention": "dense"}, 0.1042, 0.10),
     ],
 )
-def test_gflops_are_those_of_the_sft_paper(
+def test_gflops_match_the_sft_paper(
     name: str, spec: DatasetSpec, options: dict[str, Any], formula: float, printed: float
 ) -> None:
     """Ding et al. 2021, appendix A.2 gives the formula; Table 2 prints 1.6 to 4.2 % less."""
@@ -47,14 +47,14 @@ def test_gflops_are_those_of_the_sft_paper(
     assert gflops == pytest.approx(printed, rel=0.05)
 
 
-def test_a_layer_costs_what_the_appendix_prints() -> None:
+def test_layer_cost_matches_the_papers_appendix() -> None:
     """One more layer on n = 1276 tokens of width 40: 4nd^2 + 2n^2 d + 2nd^2 + 4nd."""
     n, d = 1276, 40
     layer = price("concat", VGGS, num_layers=2).gflops - price("concat", VGGS, num_layers=1).gflops
     assert layer == pytest.approx((4 * n * d**2 + 2 * n**2 * d + 2 * n * d**2 + 4 * n * d) / 1e9)
 
 
-def test_the_attention_layer_is_what_sft_has_more_than_sft_po() -> None:
+def test_sft_costs_one_attention_layer_more_than_sft_po() -> None:
     """Dense attention without MLP in each modality: 4nd^2 + 2n^2 d."""
     d = 40
     more = price("sft", VGGS, sparse_attention="dense").gflops - price("sft_po", VGGS).gflops
@@ -63,8 +63,8 @@ def test_the_attention_layer_is_what_sft_has_more_than_sft_po() -> None:
 
 
 @pytest.mark.parametrize(("kind", "priced"), [("strided", 0.1494), ("fixed", 0.1770)])
-def test_a_sparse_pattern_is_priced_by_the_pairs_that_attend(kind: str, priced: float) -> None:
-    """VGGS with the real density of the fixed mask: 0.177, as derived for the authors' mask."""
+def test_sparse_pattern_costs_its_attended_pairs(kind: str, priced: float) -> None:
+    """On VGGS the fixed pattern costs 0.177, as derived from the density of the authors' mask."""
     cost = price("sft", VGGS, stride=VGGS_STRIDES, sparse_attention=kind)
     dense = price("sft", VGGS, stride=VGGS_STRIDES, sparse_attention="dense")
     saved = sum(n * n - Pattern(kind, 32, 8).num_pairs(n) for n in (38, 1200, 38))
@@ -81,19 +81,19 @@ def test_a_longer_stride_never_costs_more() -> None:
         assert coarser.parameters == finer.parameters
 
 
-def test_without_pooling_and_unimodal_layers_sft_po_costs_nearly_concat() -> None:
-    """Left is the difference of 1 CLS token: 1 + sum n priced against sum n."""
+def test_sft_po_without_pooling_costs_nearly_as_much_as_concat() -> None:
+    """The remaining difference is one CLS token: 1 + sum n against sum n."""
     fused = price("sft_po", MOSEI, unimodal_layers=0, fused_layers=12, stride=1)
     assert fused.gflops == pytest.approx(price("concat", MOSEI).gflops, rel=2e-3)
 
 
-def test_unimodal_costs_sft_po_of_one_modality() -> None:
+def test_unimodal_costs_the_same_as_sft_po_with_one_modality() -> None:
     options: dict[str, Any] = {"modalities": ("audio",), "stride": 20, "patch": 3}
     assert price("unimodal", MOSEI, **options) == price("sft_po", MOSEI, **options)
 
 
 def field_values(draw: st.DrawFn, name: str, kind: Any) -> Any:
-    """Draw a value for a field of a configuration by its type, and small by its name."""
+    """Draw a small value for a field of a configuration."""
     if typing.get_origin(kind) is Literal:
         return draw(st.sampled_from(typing.get_args(kind)))
     if kind is bool:
@@ -105,10 +105,10 @@ def field_values(draw: st.DrawFn, name: str, kind: Any) -> Any:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
-    """Draw a data set, a model, a subset of the modalities, and a configuration that fits."""
+    """Draw a dataset, a model, a subset of the modalities, and a valid configuration."""
     sizes = st.tuples(st.integers(1, 40), st.integers(1, 9))
     names = draw(st.lists(st.sampled_from("abcd"), min_size=1, unique=True))
-    spec = data_set(draw(st.integers(2, 9)), **{name: draw(sizes) for name in names})
+    spec = dataset_spec(draw(st.integers(2, 9)), **{name: draw(sizes) for name in names})
     varies = {name: draw(st.booleans()) for name in names}
     shapes = {n: replace(s, variable_length=varies[n]) for n, s in spec.modalities.items()}
     spec = replace(spec, modalities=shapes)
@@ -145,7 +145,7 @@ def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
 @pytest.mark.medium
 @settings(max_examples=100, suppress_health_check=[HealthCheck.filter_too_much])
 @given(cases())
-def test_every_closed_form_equals_the_count_to_the_last_multiply_add(
+def test_every_closed_form_equals_the_counted_multiply_adds(
     case: tuple[DatasetSpec, str, Any],
 ) -> None:
     spec, name, config = case

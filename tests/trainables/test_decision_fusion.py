@@ -1,4 +1,4 @@
-"""Facts of averaging, multiplication and the multiplicative combination, against slow loops.
+"""Test averaging, multiplication and the multiplicative combination against slow loops.
 
 Shapes: M modalities, B batch, C classes.
 """
@@ -18,14 +18,14 @@ from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.models.decision_fusion import (
-    log_of_rest,
+    log_one_minus,
     log_product,
     mean_of_label_probabilities,
     mean_of_probabilities,
     weighted_log_product,
 )
 
-from shapes import data_set
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.models.fusion import FusionModel
 
-SMALL = data_set(4, first=(6, 4), second=(5, 4), third=(4, 4))
+SMALL = dataset_spec(4, first=(6, 4), second=(5, 4), third=(4, 4))
 RATING = replace(SMALL, task="regression", classes=())
 TAGS = replace(SMALL, task="multilabel")
 NAMES = ("averaging", "multiplication", "multiplicative")
@@ -69,13 +69,13 @@ def slow_scores(of: Tensor, beta: float) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
 @pytest.mark.parametrize("modalities", [1, 2, 3])
-def test_the_multiplicative_scores_are_the_papers_formula(modalities: int, beta: float) -> None:
+def test_multiplicative_scores_match_the_papers_formula(modalities: int, beta: float) -> None:
     given = logits()[:modalities]
     expected = slow_scores(given, beta)
     torch.testing.assert_close(weighted_log_product(given, beta), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_without_beta_it_is_the_product_of_probabilities() -> None:
+def test_scores_with_beta_zero_are_the_product_of_probabilities() -> None:
     p = probabilities(logits())
     expected = [[math.prod(p[m][b][c] for m in range(M)) for c in range(C)] for b in range(B)]
     for given in (weighted_log_product(logits(), 0.0), log_product(logits())):
@@ -83,7 +83,7 @@ def test_without_beta_it_is_the_product_of_probabilities() -> None:
 
 
 def test_no_gradient_flows_through_the_weights() -> None:
-    """So a logit's gradient is that of the cross-entropies, weighted by numbers."""
+    """A logit's gradient is that of the cross-entropies, weighted by constants."""
     given, beta = logits().requires_grad_(), 0.7
     labels = [1, 3]
     weighted_log_product(given, beta)[[0, 1], labels].sum().neg().backward()
@@ -97,11 +97,11 @@ def test_no_gradient_flows_through_the_weights() -> None:
     torch.testing.assert_close(given.grad, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_modality_counts_less_the_larger_beta_where_the_others_are_confident() -> None:
-    """By its share of the gradient; where they are not confident it keeps nearly all of it."""
+def test_beta_reduces_the_gradient_where_other_modalities_are_confident() -> None:
+    """If the others are not confident, a modality keeps nearly all of its gradient."""
     label = 0
 
-    def pull(of_others: float, beta: float) -> float:
+    def gradient_norm(of_others: float, beta: float) -> float:
         given = torch.zeros(3, 1, C, dtype=torch.float64)
         given[:2, 0, label] = of_others
         given.requires_grad_()
@@ -109,19 +109,19 @@ def test_a_modality_counts_less_the_larger_beta_where_the_others_are_confident()
         assert given.grad is not None
         return given.grad[2].norm().item()
 
-    alone = pull(5.0, 0.0)
-    pulls = [pull(5.0, beta) / alone for beta in (0.0, 0.1, 0.3, 1.0, 3.0)]
-    assert pulls == sorted(pulls, reverse=True)
-    assert len(set(pulls)) == len(pulls)
+    alone = gradient_norm(5.0, 0.0)
+    shares = [gradient_norm(5.0, beta) / alone for beta in (0.0, 0.1, 0.3, 1.0, 3.0)]
+    assert shares == sorted(shares, reverse=True)
+    assert len(set(shares)) == len(shares)
     rest = 3 / (math.exp(5) + 3)  # 1 - p of each of the two others
-    assert pulls[3] == pytest.approx(rest, rel=1e-9)
-    assert pull(-5.0, 3.0) / alone > 0.99
+    assert shares[3] == pytest.approx(rest, rel=1e-9)
+    assert gradient_norm(-5.0, 3.0) / alone > 0.99
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 5.0])
 def test_extreme_logits_give_finite_scores_and_gradients(dtype: torch.dtype, beta: float) -> None:
-    """Up to 1e4, where the probability of all others is zero in every format."""
+    """Up to 1e4, where all other probabilities are zero in every dtype."""
     for size in (1.0, 30.0, 1e3, 1e4):
         given = (logits(size / 3).clamp(-size, size)).to(dtype).requires_grad_()
         scores = weighted_log_product(given, beta)
@@ -132,20 +132,20 @@ def test_extreme_logits_give_finite_scores_and_gradients(dtype: torch.dtype, bet
         assert given.grad.isfinite().all()
 
 
-def test_one_minus_a_probability_keeps_its_digits() -> None:
-    """Of two classes it is the other's probability: log(1 - p) = -log(1 + exp(d)).
+def test_log_one_minus_is_accurate() -> None:
+    """With two classes, 1 - p is the other's probability: log(1 - p) = -log(1 + exp(d)).
 
-    In float32 exp(-40) is lost in 1 - p, which the difference would make log(0).
+    In float32, exp(-40) is lost in 1 - p, so computing the difference would give log(0).
     """
     for d in (0.0, 1e-3, 1.0, 10.0, 40.0, 90.0, 500.0):
         log_p = F.log_softmax(torch.tensor([d, 0.0]), dim=0)
-        of_top, of_other = log_of_rest(log_p).tolist()
+        of_top, of_other = log_one_minus(log_p).tolist()
         exact = -d - math.log1p(math.exp(-d))
         assert of_top == pytest.approx(exact, rel=1e-6, abs=1e-7)
         assert of_other == pytest.approx(-math.log1p(math.exp(-d)), rel=1e-5, abs=1e-7)
 
 
-def test_the_mean_of_probabilities_comes_as_logits_that_have_it() -> None:
+def test_mean_of_probabilities_is_returned_as_logits() -> None:
     p = torch.tensor(probabilities(logits()), dtype=torch.float64)
     torch.testing.assert_close(mean_of_probabilities(logits()).softmax(dim=1), p.mean(dim=0))
     single = [[[1 / (1 + math.exp(-x)) for x in row] for row in rows] for rows in logits().tolist()]
@@ -164,12 +164,12 @@ def test_the_mean_of_probabilities_comes_as_logits_that_have_it() -> None:
         mean_of_label_probabilities,
     ],
 )
-def test_gradients_are_right(combine: Any) -> None:
-    """By differences in float64; with beta the weights have none, see above."""
+def test_gradients_match_finite_differences(combine: Any) -> None:
+    """In float64; beta is 0 because its weights have no gradient."""
     assert torch.autograd.gradcheck(combine, logits().requires_grad_())
 
 
-# ------------------------------------------------------------------------------ the systems
+# ------------------------------------------------------------------------------ the models
 
 
 def build(name: str, spec: DatasetSpec = SMALL, **options: Any) -> FusionModel:
@@ -187,7 +187,7 @@ def samples() -> dict[str, Tensor]:
 
 
 def heads_of(model: FusionModel) -> Tensor:
-    """Return what each modality says, (M, B, C)."""
+    """Return the outputs of each modality's head, (M, B, C)."""
     tokens = model.tokenizer(samples())
     for layer in model.layers:
         tokens = layer(tokens)
@@ -195,15 +195,15 @@ def heads_of(model: FusionModel) -> Tensor:
     return torch.stack([one(tokens) for one in head.heads])
 
 
-def test_every_modality_has_a_head_of_its_own_that_reads_it_alone() -> None:
+def test_every_modality_has_a_separate_head() -> None:
     model, others = build("averaging"), {k: x + 1 for k, x in samples().items()}
-    said = heads_of(model)
+    by_head = heads_of(model)
     for m, name in enumerate(SMALL.modalities):
         tokens = model.tokenizer({**others, name: samples()[name]})
         for layer in model.layers:
             tokens = layer(tokens)
         head: Any = model.head
-        assert torch.equal(head.heads[m](tokens), said[m])
+        assert torch.equal(head.heads[m](tokens), by_head[m])
     late = MODELS["late_fusion"].cost(SMALL, MODELS["late_fusion"].config(num_layers=2))
     for name in NAMES:
         cost = MODELS[name].cost(SMALL, MODELS[name].config(num_layers=2))
@@ -246,7 +246,7 @@ def test_the_loss_is_minus_the_score_of_the_class(
         torch.testing.assert_close(losses, -expected[[0, 1], [2, 0]])
 
 
-def test_multiplication_is_the_sum_of_cross_entropies_of_modalities_trained_apart() -> None:
+def test_multiplication_loss_is_the_sum_of_the_modalities_cross_entropies() -> None:
     model, labels = build("multiplication"), torch.tensor([2, 0])
     task = partial(losses_of, "classification", TrainConfig())
     losses = model.losses(task, model(samples()), labels)
@@ -254,7 +254,7 @@ def test_multiplication_is_the_sum_of_cross_entropies_of_modalities_trained_apar
     torch.testing.assert_close(losses, apart)
 
 
-def test_without_beta_both_products_are_one_model() -> None:
+def test_multiplicative_with_beta_zero_equals_multiplication() -> None:
     plain, weighted = build("multiplication"), build("multiplicative", beta=0.0)
     assert torch.equal(plain(samples()), weighted(samples()))
     task, labels = partial(losses_of, "classification", TrainConfig()), torch.tensor([2, 0])
@@ -291,13 +291,13 @@ def refused(name: str, spec: DatasetSpec, **options: Any) -> str:
 
 @pytest.mark.parametrize("spec", [RATING, TAGS], ids=["regression", "multilabel"])
 @pytest.mark.parametrize("name", ["multiplication", "multiplicative"])
-def test_products_refuse_what_is_no_classification(name: str, spec: DatasetSpec) -> None:
+def test_products_refuse_other_tasks_than_classification(name: str, spec: DatasetSpec) -> None:
     message = refused(name, spec)
-    assert f"the task {spec.task}" in message
-    assert "Take `averaging`." in message
+    assert f"is {spec.task}" in message
+    assert "Use `averaging`." in message
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     assert "the task is regression" in refused("averaging", RATING, of="probabilities")
     with pytest.raises(ConfigError, match="`of` must be one of logits, probabilities"):
         MODELS["averaging"].config(of="votes")

@@ -1,4 +1,4 @@
-"""Several workers train what one trains, and say where they do not."""
+"""Several workers train the same as one, except for batch normalization and random draws."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sftsearch.trainables.fit import Fit
 
 DRIVER = Path(__file__).parents[1] / "support" / "drive_parallel.py"
 BOUNDS = {"float64": 1e-10, "float32": 1e-4}
-LOOK_AT_BATCHES = ("msaf", "msaf_lstm")
-"""Systems with batch normalization: workers take its statistics from their own parts."""
-DRAW = ("dynmm", "dynmm_fusion")
-"""Systems that draw in training: their gates add noise, each worker's its own."""
-EQUAL = sorted(set(MODELS) - {*LOOK_AT_BATCHES, *DRAW})
+BATCH_NORM = ("msaf", "msaf_lstm")
+"""Models with batch normalization: workers take its statistics from their own parts."""
+RANDOM = ("dynmm", "dynmm_fusion")
+"""Models whose gates add noise in training: each worker draws its own."""
+EQUAL = sorted(set(MODELS) - {*BATCH_NORM, *RANDOM})
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Pair(NamedTuple):
-    """What two workers found, each its histories by model."""
+    """The histories by model of two workers."""
 
     dtype: str
     workers: list[dict[str, Any]]
@@ -61,7 +61,7 @@ def by_two(request: pytest.FixtureRequest, stores: Path) -> Pair:
 @pytest.mark.medium
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_workers_agree_on_all_they_measure(name: str, by_two: Pair) -> None:
+def test_workers_report_equal_metrics(name: str, by_two: Pair) -> None:
     first, second = by_two.workers
     for one, other in zip(first[name], second[name], strict=True):
         assert one.keys() == other.keys()
@@ -71,22 +71,24 @@ def test_workers_agree_on_all_they_measure(name: str, by_two: Pair) -> None:
 @pytest.mark.medium
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", EQUAL)
-def test_two_workers_train_what_one_trains(name: str, by_two: Pair, stores: Path) -> None:
+def test_two_workers_train_the_same_as_one(name: str, by_two: Pair, stores: Path) -> None:
     alone = histories([name], getattr(torch, by_two.dtype), stores)[name]
     for one, both in zip(alone, by_two.workers[0][name], strict=True):
         for key in ("train_loss", "loss"):
             assert math.isclose(one[key], both[key], rel_tol=BOUNDS[by_two.dtype])
 
 
-def test_which_systems_look_at_whole_batches(stores: Path) -> None:
+def test_normalizes_batches_finds_the_models_with_batch_norm(stores: Path) -> None:
     store = open_dataset("synthetic", cache=stores)
-    look = {n for n in MODELS if normalizes_batches(build(n, store, torch.float32))}
-    assert look == set(LOOK_AT_BATCHES)
+    found = {n for n in MODELS if normalizes_batches(build(n, store, torch.float32))}
+    assert found == set(BATCH_NORM)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [1, 2, 7, 12])
-def test_parts_are_the_batch_and_their_weighted_means_its_mean(count: int, size: int) -> None:
+def test_parts_cover_the_batch_and_their_weighted_means_average_to_its_mean(
+    count: int, size: int
+) -> None:
     rows, losses = np.arange(size), np.random.default_rng(0).normal(size=size)
     workers = [Workers(rank, count) for rank in range(count)]
     parts = [one.part(rows) for one in workers]

@@ -1,4 +1,4 @@
-"""Facts of DynMM: stages, the loss with the price of routes, hard routing, bounded costs.
+"""Test DynMM: stages, the loss with the cost of routes, hard routing, cost bounds.
 
 Shapes: B batch, E experts, C outputs.
 """
@@ -23,7 +23,7 @@ from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
-from sftsearch.search_spaces.space import Point
+from sftsearch.search_spaces.point import Point
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import GIGA, count_routes
@@ -32,7 +32,7 @@ from sftsearch.trainables.fit import Fit
 from sftsearch.trainables.models.dynmm import DynMM, DynMMConfig
 
 from journals import MemoryJournal
-from shapes import data_set
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
 
     from sftsearch.trainables.models.fusion import FusionModel
 
-SPEC = data_set(3, first=(6, 4), second=(5, 4), third=(4, 4))
+SPEC = dataset_spec(3, first=(6, 4), second=(5, 4), third=(4, 4))
 CHEAP = {"kind": "unimodal", "modalities": ["third"], "unimodal_layers": 1, "fused_layers": 1}
-DEAR = {"kind": "late_fusion", "num_layers": 3}
+EXPENSIVE = {"kind": "late_fusion", "num_layers": 3}
 SIZES = {"dim": 8, "num_heads": 2}
 TASK = partial(losses_of, "classification", TrainConfig())
 
 
 def config(**options: Any) -> DynMMConfig:
-    return DynMMConfig(**{**SIZES, "experts": (CHEAP, DEAR)} | options)
+    return DynMMConfig(**{**SIZES, "experts": (CHEAP, EXPENSIVE)} | options)
 
 
 def dynmm(seed: int = 0, **options: Any) -> DynMM:
-    """Build a small one in float64, where reordered sums differ by 1e-15, not by 1e-6."""
+    """Build a small model in float64, where reordered sums differ by 1e-15, not by 1e-6."""
     model = build_model("dynmm", SPEC, config(**options), seed)
     assert isinstance(model, DynMM)
     model.eval().double()
-    with torch.no_grad():  # or all samples might take one route, and tests say little
+    with torch.no_grad():  # center the scores, so that samples take different routes
         last = [p for name, p in model.gate.named_parameters() if name.endswith("bias")][-1]
         last -= model.scores(samples(), None).mean(dim=0)
     return model
@@ -104,7 +104,7 @@ def test_only_the_chosen_expert_runs_on_its_samples_alone() -> None:
 
 
 @pytest.mark.medium
-def test_what_runs_all_experts_gives_the_same_outputs() -> None:
+def test_exported_model_gives_the_same_outputs() -> None:
     model, x = dynmm(), samples(size=8)
     lengths = {"first": torch.tensor([6, 0, 3, 1, 6, 5, 4, 2])}
     program = torch.export.export(model, (x, lengths))
@@ -122,8 +122,8 @@ def test_half_precision_does_not_change_routes() -> None:
 # ------------------------------------------------------------- stages and losses
 
 
-def test_in_stage_one_every_expert_learns_as_if_it_were_alone() -> None:
-    """Also with batch statistics and dropout left out: the gradients are those of its own loss."""
+def test_stage_one_trains_every_expert_separately() -> None:
+    """Each expert's gradients are those of its own loss, and the gate has none."""
     model, x, labels = dynmm(), samples(), torch.arange(24) % 3
     model.train().begin_epoch(0, 4)
     model.losses(TASK, model(x), labels).sum().backward()
@@ -140,11 +140,11 @@ def test_stages_and_temperature_follow_the_epochs() -> None:
     seen = []
     for epoch in range(8):
         model.begin_epoch(epoch, 8)
-        seen.append((model.is_alone, round(model.tau.item(), 6)))
+        seen.append((model.in_stage_one, round(model.tau.item(), 6)))
     assert seen == [(True, 1.0)] * 4 + [(False, 1.0), (False, 0.177828), (False, 0.031623),
                                         (False, 0.005623)]  # fmt: skip
-    assert [config(alone=0.9).num_alone(epochs) for epochs in (1, 2, 10, 100)] == [0, 1, 9, 90]
-    assert not dynmm(alone=0.0).is_alone
+    assert [config(alone=0.9).num_stage_one(epochs) for epochs in (1, 2, 10, 100)] == [0, 1, 9, 90]
+    assert not dynmm(alone=0.0).in_stage_one
 
 
 def outputs_of(model: DynMM, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -186,8 +186,8 @@ def expert_macs() -> list[float]:
     return [MODELS[k].cost(SPEC, c).gmacs for k, c in zip(kinds, plain, strict=True)]
 
 
-def test_the_price_of_a_choice_is_that_of_the_chosen_expert() -> None:
-    """Relative to the dearest, times lambda; so it is affine in the mean of g_2."""
+def test_cost_loss_of_a_choice_is_the_cost_of_the_chosen_expert() -> None:
+    """Costs are relative to the most expensive expert, so the loss is affine in the mean of g_2."""
     low, high = expert_macs()
     model, labels = dynmm(straight_through=True, resource_weight=0.7), torch.arange(24) % 3
     outputs, choice = outputs_of(model, samples())
@@ -203,7 +203,7 @@ def test_the_price_of_a_choice_is_that_of_the_chosen_expert() -> None:
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
-def test_the_price_pushes_towards_the_cheap_expert(straight_through: bool) -> None:
+def test_cost_loss_favors_the_cheap_expert(straight_through: bool) -> None:
     model = dynmm(straight_through=straight_through, resource_weight=1.0)
     outputs, weights = outputs_of(model, samples())
     constant = torch.zeros(24, dtype=torch.float64)
@@ -213,7 +213,7 @@ def test_the_price_pushes_towards_the_cheap_expert(straight_through: bool) -> No
     assert bias[0] < 0 < bias[1]  # a step against the gradient raises the cheap one's score
 
 
-def test_without_a_price_only_the_task_counts() -> None:
+def test_zero_resource_weight_leaves_only_the_task_loss() -> None:
     model, labels = dynmm(resource_weight=0.0), torch.arange(24) % 3
     outputs, weights = outputs_of(model, samples())
     losses = model.losses(TASK, torch.cat([outputs, weights], dim=1), labels)
@@ -223,8 +223,8 @@ def test_without_a_price_only_the_task_counts() -> None:
 # ------------------------------------------------------------- costs
 
 
-def test_costs_are_those_of_the_gate_and_the_dearest_and_the_cheapest_expert() -> None:
-    """The gate by hand: 32 x (12 + 2) multiply-adds, one patch of four numbers a modality."""
+def test_cost_bounds_are_the_gate_plus_cheapest_and_most_expensive_expert() -> None:
+    """By hand the gate has 32 x (12 + 2) multiply-adds: a patch of four numbers per modality."""
     cost, gate = MODELS["dynmm"].cost(SPEC, config()), 32 * 14 / GIGA
     low, high = expert_macs()
     assert (cost.gmacs_low, cost.gmacs) == pytest.approx((low + gate, high + gate), rel=1e-12)
@@ -246,7 +246,7 @@ def test_expected_costs_are_those_of_the_routes_taken() -> None:
               for rows in (slice(0, 10), slice(10, 24))]  # fmt: skip
     measures = model.measure(halves)
     assert tuple(measures)[:3] == model.measured == ("gflops_expected", "route_1", "route_2")
-    # What is called a class here is the route, so each class takes its own; others have no samples.
+    # The labels passed are the routes, so each class takes its own; class 2 has no samples.
     assert {name: value for name, value in measures.items() if "/" in name} == {
         "route_1/class_0": 1.0, "route_2/class_0": 0.0,
         "route_1/class_1": 0.0, "route_2/class_1": 1.0,
@@ -267,17 +267,17 @@ def test_expected_costs_are_those_of_the_routes_taken() -> None:
         ([CHEAP], ["`experts`", "at least two"]),
         (["late_fusion", "concat"], ["`experts`", "`kind`", "'late_fusion'"]),
         ([CHEAP, {"kind": "late_fuson"}], ["number 2", "Did you mean 'late_fusion'?"]),
-        ([CHEAP, DEAR | {"num_layer": 2}], ["number 2 (late_fusion)", "'num_layers'"]),
-        ([CHEAP | {"num_heads": 3}, DEAR], ["number 1 (unimodal)", "num_heads=3, dim=8"]),
-        ([CHEAP | {"fused_layers": 0}, DEAR], ["number 1 (unimodal)", "`fused_layers`", "0"]),
-        ([CHEAP, DEAR | {"modalities": ["forth"]}], ["number 2", "Did you mean 'fourth'?"]),
-        ([CHEAP | {"modalities": ["first", "third"]}, DEAR], ["number 1", "exactly one"]),
-        ([{"kind": "dynmm"}, DEAR], ["number 1 (dynmm)", "a loss of its own"]),
-        ([CHEAP, DEAR | {"dropout": {1, 2}}], ["plain values"]),
+        ([CHEAP, EXPENSIVE | {"num_layer": 2}], ["number 2 (late_fusion)", "'num_layers'"]),
+        ([CHEAP | {"num_heads": 3}, EXPENSIVE], ["number 1 (unimodal)", "num_heads=3, dim=8"]),
+        ([CHEAP | {"fused_layers": 0}, EXPENSIVE], ["number 1 (unimodal)", "`fused_layers`", "0"]),
+        ([CHEAP, EXPENSIVE | {"modalities": ["forth"]}], ["number 2", "Did you mean 'fourth'?"]),
+        ([CHEAP | {"modalities": ["first", "third"]}, EXPENSIVE], ["number 1", "exactly one"]),
+        ([{"kind": "dynmm"}, EXPENSIVE], ["number 1 (dynmm)", "its own training loss"]),
+        ([CHEAP, EXPENSIVE | {"dropout": {1, 2}}], ["plain JSON values"]),
     ],
 )
-def test_a_mistake_of_an_expert_names_it(experts: Any, words: list[str]) -> None:
-    spec = data_set(3, first=(6, 4), second=(5, 4), third=(4, 4), fourth=(3, 4))
+def test_error_in_an_expert_names_it(experts: Any, words: list[str]) -> None:
+    spec = dataset_spec(3, first=(6, 4), second=(5, 4), third=(4, 4), fourth=(3, 4))
     with pytest.raises(ConfigError) as caught:
         MODELS["dynmm"].cost(spec, config(experts=experts))
     for word in words:
@@ -289,20 +289,20 @@ def test_an_expert_may_only_read_what_the_gate_reads() -> None:
         MODELS["dynmm"].cost(SPEC, config(modalities=("first", "second")))
 
 
-def test_experts_take_over_what_they_do_not_name() -> None:
+def test_experts_inherit_the_fields_they_do_not_set() -> None:
     spelled = [
         CHEAP | SIZES | {"dropout": 0},
-        DEAR | SIZES | {"modalities": ["third", "first", "second"], "patch": 1},
+        EXPENSIVE | SIZES | {"modalities": ["third", "first", "second"], "patch": 1},
     ]
     same = config().canonical(SPEC)
     assert config(experts=spelled, dim=24, num_heads=3).canonical(SPEC) == same
-    assert config(gate_heads=1, gate_layers=3).canonical(SPEC) == same  # an mlp has neither
+    assert config(gate_heads=1, gate_layers=3).canonical(SPEC) == same  # not read by an mlp gate
     assert DynMMConfig(**json.loads(json.dumps(asdict(same)))) == same
     for other in (
         {"dim": 12},
         {"gate_dim": 8},
         {"gate": "transformer"},
-        {"experts": [DEAR, CHEAP]},
+        {"experts": [EXPENSIVE, CHEAP]},
     ):
         assert config(**other).canonical(SPEC) != same
 
@@ -373,7 +373,7 @@ def test_reports_show_experts_by_their_settings() -> None:
 
 
 @pytest.mark.parametrize(("share", "admitted"), [(1.5, 2), (0.99, 0)])
-def test_a_limit_refuses_what_no_sample_stays_below(share: float, admitted: int) -> None:
+def test_limit_refuses_models_whose_cheapest_route_exceeds_it(share: float, admitted: int) -> None:
     spec = describe("wearables")
     priced = Admission(study_of(), spec).price(Point(0, {**SMALL, "resource_weight": 0.0})).cost
     assert priced.gflops > 1.5 * priced.gflops_low
@@ -382,7 +382,7 @@ def test_a_limit_refuses_what_no_sample_stays_below(share: float, admitted: int)
     assert len([c for c in table.values() if c.configuration.model == "dynmm"]) == admitted
 
 
-def test_stopping_judges_by_the_own_least_and_the_rivals_most() -> None:
+def test_early_stopping_receives_both_cost_bounds() -> None:
     source = study_of()
     search = Search(
         source.study, MemoryJournal(clock=lambda: 0.0), Admission(source, describe("wearables"))
@@ -407,7 +407,7 @@ def test_stopping_judges_by_the_own_least_and_the_rivals_most() -> None:
 
 
 @pytest.mark.medium
-def test_it_learns_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_dynmm_learns_and_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     store = open_dataset("synthetic", cache=tmp_path)
     experts = [{"kind": kind, "num_layers": 1} for kind in ("concat", "late_fusion")]
     training = TrainConfig(epochs=4, batch_size=64, learning_rate=5e-3)
@@ -431,7 +431,7 @@ def test_it_learns_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert whole.result()["route_1"] + whole.result()["route_2"] == pytest.approx(1)
 
 
-def test_a_plain_system_has_no_routes_of_its_own() -> None:
+def test_plain_model_has_one_route() -> None:
     plain: FusionModel = build_model(
         "concat", SPEC, replace(MODELS["concat"].config(**SIZES), num_layers=1), seed=0
     ).eval()

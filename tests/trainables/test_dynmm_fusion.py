@@ -1,4 +1,4 @@
-"""Facts of DynMM's fusion level: nested paths, their weights and prices, and what does not run.
+"""Test DynMM's fusion level: nested paths, their weights and costs, and which layers run.
 
 Shapes: B batch, K cells, C outputs.
 """
@@ -27,12 +27,12 @@ from sftsearch.trainables.models.dynmm_fusion import (
     fusion_parts,
 )
 
-from shapes import data_set
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPEC = data_set(3, first=(6, 4), second=(12, 4), third=(4, 4))
+SPEC = dataset_spec(3, first=(6, 4), second=(12, 4), third=(4, 4))
 TASK = partial(losses_of, "classification", TrainConfig())
 K = 3
 
@@ -42,7 +42,7 @@ def config(**options: Any) -> DynMMFusionConfig:
 
 
 def network(**options: Any) -> DynMMFusion:
-    """Build a small one in float64, where reordered sums differ by 1e-15, not by 1e-6."""
+    """Build a small model in float64, where reordered sums differ by 1e-15, not by 1e-6."""
     model = build_model("dynmm_fusion", SPEC, config(**options), seed=0)
     assert isinstance(model, DynMMFusion)
     return model.eval().double()
@@ -59,21 +59,23 @@ def samples(size: int = 24) -> dict[str, Tensor]:
 LENGTHS = {"first": torch.arange(24) % 7, "second": torch.arange(24) % 13}
 
 
-def test_the_path_without_cells_is_the_main_modality_alone() -> None:
-    """With g = e_0: a unimodal transformer with the same weights."""
+def test_path_without_cells_runs_only_the_main_modality() -> None:
+    """With g = e_0 the model is a unimodal transformer with the same weights."""
     model, x = network(), samples()
     alone = model.by_routes(x, LENGTHS, torch.zeros(24, dtype=torch.int64))
     tokens = {"first": model.tokenizer.modalities[0](x["first"], LENGTHS["first"])}
     for layer in model.main_layers:
         tokens = layer(tokens)
     torch.testing.assert_close(alone, model.head(tokens), rtol=0, atol=0)
-    spoilt = {**x, "second": x["second"] + 1, "third": x["third"] * torch.nan}
-    assert torch.equal(model.by_routes(spoilt, LENGTHS, torch.zeros(24, dtype=torch.int64)), alone)
+    corrupted = {**x, "second": x["second"] + 1, "third": x["third"] * torch.nan}
+    assert torch.equal(
+        model.by_routes(corrupted, LENGTHS, torch.zeros(24, dtype=torch.int64)), alone
+    )
 
 
 @pytest.mark.medium
-def test_the_path_of_all_cells_is_the_static_network() -> None:
-    """With g = e_K: every layer of every modality, every cell fused."""
+def test_path_through_all_cells_is_the_static_network() -> None:
+    """With g = e_K every layer of every modality runs and every cell fuses."""
     model, x = network(), samples()
     tokens = model.tokenizer(x, LENGTHS)
     for layer, other_layer, cell in zip(
@@ -101,7 +103,7 @@ def test_routes_and_one_hot_weights_give_the_same(known: dict[str, Tensor] | Non
 
 
 def test_a_cell_mixes_its_operations_by_the_paths_that_use_it() -> None:
-    """Of one layer: h = w x_1 + (1 - w) SE(...), w = g_0; and w_j never falls with j."""
+    """With one layer h = w x_1 + (1 - w) SE(...) and w = g_0; w_j never decreases with j."""
     model, x = network(num_layers=1), samples()
     g = torch.softmax(torch.randn(24, 2, dtype=torch.float64), dim=1)
     tokens = model.tokenizer(x)
@@ -120,7 +122,7 @@ def test_a_cell_mixes_its_operations_by_the_paths_that_use_it() -> None:
     torch.testing.assert_close(alone[:, -1], 1 - weights[:, -1])
 
 
-def test_samples_that_leave_do_not_run_the_other_layers() -> None:
+def test_auxiliary_layers_run_only_samples_that_still_fuse() -> None:
     model, x, sizes = network(), samples(), []
     for layer in model.other_layers:
         layer.register_forward_hook(lambda _, given, __: sizes.append(len(given[0]["second"].z)))
@@ -144,7 +146,7 @@ def test_evaluation_takes_the_path_of_the_highest_score() -> None:
 
 
 def test_a_path_is_drawn_for_each_sample_in_stage_one() -> None:
-    """Uniformly; and each output is that of one of the paths."""
+    """Paths are drawn uniformly, and each output is that of one path."""
     model, x = network(), samples()
     model.train().begin_epoch(0, 10)
     torch.manual_seed(0)
@@ -159,7 +161,7 @@ def test_a_path_is_drawn_for_each_sample_in_stage_one() -> None:
     torch.testing.assert_close(model.losses(TASK, outputs, labels), TASK(outputs, labels))
 
 
-def test_stage_two_adds_the_price_of_the_paths() -> None:
+def test_stage_two_adds_the_cost_of_the_paths() -> None:
     model, x, labels = network(resource_weight=0.5), samples(), torch.arange(24) % 3
     model.train().begin_epoch(9, 10)
     outputs = model(x)
@@ -171,10 +173,10 @@ def test_stage_two_adds_the_price_of_the_paths() -> None:
 
 
 @pytest.mark.medium
-def test_prices_of_paths_are_counted_and_rise_by_equal_steps() -> None:
-    """The step by hand: at patch 2 blocks of 7 and 3 tokens of width 8, and the products of SE.
+def test_path_costs_match_the_counts_and_rise_by_equal_steps() -> None:
+    """By hand a step has blocks of 7 and 3 tokens of width 8, at patch 2, and SE for 3 modalities.
 
-    A block of n tokens has 6 n d^2 + 2 n^2 d multiply-adds; SE of reduction 4, 2 x 8 x 2 each.
+    A block of n tokens has 6 n d^2 + 2 n^2 d multiply-adds; each SE at reduction 4 has 2 x 8 x 2.
     """
     chosen = config(patch=2)
     gate, paths = fusion_parts(SPEC, chosen)
@@ -206,7 +208,7 @@ def test_expected_costs_are_those_of_the_paths_taken() -> None:
 # ------------------------------------------------------------- parts
 
 
-def test_squeeze_and_excitation_weighs_channels_by_the_valid_mean() -> None:
+def test_squeeze_and_excitation_scales_channels_by_the_valid_mean() -> None:
     torch.manual_seed(0)
     module = SqueezeExcite(4, 2)
     z, valid = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, True, True]])
@@ -232,7 +234,7 @@ def test_squeeze_and_excitation_weighs_channels_by_the_valid_mean() -> None:
         (5, 2, [[0, 1], [2, 3, 4]]),
     ],
 )
-def test_tokens_are_brought_to_places_by_their_share(
+def test_align_averages_or_repeats_tokens(
     tokens: int, places: int, expected: list[list[int]]
 ) -> None:
     z = torch.randn(2, 1 + tokens, 3)
@@ -256,7 +258,7 @@ def test_tokens_are_brought_to_places_by_their_share(
         ({"modalities": ("second",)}, ["`modalities`", "at least two", "second"]),
     ],
 )
-def test_roles_that_do_not_fit_are_refused(options: dict[str, Any], words: list[str]) -> None:
+def test_invalid_roles_are_refused(options: dict[str, Any], words: list[str]) -> None:
     for refuse in (MODELS["dynmm_fusion"].cost, MODELS["dynmm_fusion"].build):
         with pytest.raises(ConfigError) as caught:
             refuse(SPEC, config(**options))

@@ -1,4 +1,4 @@
-"""The networks of the DynMM paper have the sizes and the multiply-adds that it prints.
+"""The networks of the DynMM paper have its printed sizes and multiply-adds.
 
 Shapes: B batch, T tokens, D width.
 """
@@ -26,15 +26,15 @@ MOSEI = {"vision": (50, 35), "audio": (50, 74), "text": (50, 300)}
 def on_meta(
     make: Callable[[], Network], shapes: dict[str, tuple[int, ...]], size: int = 1
 ) -> tuple[Network, dict[str, Tensor]]:
-    """Return a network in evaluation and a batch, without weights or numbers."""
+    """Return a network in evaluation mode and a batch, both without data."""
     with torch.device("meta"):
         return make().eval(), {name: torch.empty(size, *one) for name, one in shapes.items()}
 
 
 def thop_macs(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Count as the authors' tool does: linear layers, convolutions and batch norms alone.
+    """Count as the authors' tool does: only linear layers, convolutions and batch norms.
 
-    A batch norm has two a number. The projections of attention are no modules to that tool.
+    A batch norm counts two per number. The tool does not see the projections of attention.
     """
     found = []
 
@@ -54,7 +54,7 @@ def thop_macs(model: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 
 def all_macs(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Count every matrix product, those of attention too."""
+    """Count every matrix product, including those of attention."""
     with FlopCounterMode(display=False) as counter:
         model(inputs)
     return int(counter.get_total_flops()) // 2
@@ -76,15 +76,15 @@ def all_macs(model: nn.Module, inputs: dict[str, Tensor]) -> int:
         (paper.mosei_gate, MOSEI, 221_602, 10_444_520),
     ],
 )
-def test_parameters_and_multiply_adds_are_the_papers(
+def test_parameters_and_multiply_adds_match_the_paper(
     make: Callable[[], nn.Module],
     shapes: dict[str, tuple[int, ...]],
     parameters: int | None,
     macs: int,
 ) -> None:
-    """The multiply-adds print as the paper's 0.7, 5.0, 10.3, 5.1, 124.7, 123.3, 123.1, 309.6.
+    """The multiply-adds round to the paper's 0.7, 5.0, 10.3, 5.1, 124.7, 123.3, 123.1, 309.6.
 
-    Its early fusion on CMU-MOSEI, 313.5, is 0.04 % above ours.
+    The paper's early fusion on CMU-MOSEI, 313.5, is 0.04 % higher.
     """
     model, inputs = on_meta(make, shapes)
     assert thop_macs(model, inputs) == macs
@@ -93,8 +93,8 @@ def test_parameters_and_multiply_adds_are_the_papers(
 
 
 @pytest.mark.medium
-def test_routes_cost_what_the_authors_code_says() -> None:
-    """1.252608 and 10.86908, 135.132264 and 320.032048 million, the gate included."""
+def test_route_costs_match_the_authors_code() -> None:
+    """1.252608 and 10.86908, 135.132264 and 320.032048 million, including the gate."""
 
     def route(make: Callable[[], paper.Routed], shapes: dict[str, tuple[int, ...]], i: int) -> int:
         model, inputs = on_meta(make, shapes)
@@ -107,23 +107,23 @@ def test_routes_cost_what_the_authors_code_says() -> None:
 
 
 @pytest.mark.medium
-def test_attention_adds_an_eighth_to_what_the_paper_counts() -> None:
-    """By hand: 4 n d^2 + 2 n^2 d a layer, five layers: 17.4 million at d = 120, 5.1 at 60."""
+def test_attention_adds_an_eighth_to_the_papers_counts() -> None:
+    """By hand five layers of 4 n d^2 + 2 n^2 d add 17.4 million at d = 120, and 5.1 at d = 60."""
     cheap = all_macs(*on_meta(lambda: paper.mosei_unimodal("text"), MOSEI))
-    dear = all_macs(*on_meta(paper.mosei_late, MOSEI))
+    expensive = all_macs(*on_meta(paper.mosei_late, MOSEI))
     assert cheap == 124_687_744 + 17_400_000
-    assert dear == 309_587_528 + 2 * 17_400_000 + 5_100_000
-    assert (round(cheap / 1e6, 1), round(dear / 1e6, 1)) == (142.1, 349.5)
+    assert expensive == 309_587_528 + 2 * 17_400_000 + 5_100_000
+    assert (round(cheap / 1e6, 1), round(expensive / 1e6, 1)) == (142.1, 349.5)
 
 
 def test_selection_rates_follow_from_the_papers_costs() -> None:
-    """By p = (MAdds - c_1) / (c_2 - c_1), of the least and the most; 16.4 % on CMU-MOSEI."""
-    cheap, dear = 135.132264, 320.032048
-    assert 0.164 * (dear - cheap) + cheap == pytest.approx(165.5, abs=0.1)
-    assert 1 - (0.164 * (dear - cheap) + cheap) / 309.588 == pytest.approx(0.465, abs=0.001)
+    """P = (MAdds - c_1) / (c_2 - c_1), with the costs of both routes; 16.4 % on CMU-MOSEI."""
+    cheap, expensive = 135.132264, 320.032048
+    assert 0.164 * (expensive - cheap) + cheap == pytest.approx(165.5, abs=0.1)
+    assert 1 - (0.164 * (expensive - cheap) + cheap) / 309.588 == pytest.approx(0.465, abs=0.001)
 
 
-def test_a_layer_is_that_of_torch() -> None:
+def test_post_norm_layer_matches_torch() -> None:
     torch.manual_seed(0)
     theirs = nn.TransformerEncoderLayer(10, 5, 16, 0.1, batch_first=True, dtype=torch.float64)
     ours = paper.PostNormLayer(10, 5, 16).double().eval()
@@ -139,11 +139,11 @@ def test_a_layer_is_that_of_torch() -> None:
     torch.testing.assert_close(ours(z), theirs.eval()(z))
 
 
-def test_a_maxout_unit_is_the_larger_of_two() -> None:
+def test_maxout_unit_is_the_maximum_of_two() -> None:
     torch.manual_seed(0)
     network = paper.MaxOut(4, 3, 2).eval()
     x = torch.randn(5, 4)
-    z = x / (1 + 1e-4) ** 0.5  # the norm has seen nothing yet: mean 0, variance 1
+    z = x / (1 + 1e-4) ** 0.5  # an untrained norm has mean 0 and variance 1
     for layer in (network.first, network.second):
         pairs = (layer.weight @ z.T).T + layer.bias
         z = torch.stack([pairs[:, 2 * i : 2 * i + 2].max(dim=1)[0] for i in

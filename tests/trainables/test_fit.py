@@ -1,4 +1,4 @@
-"""Training: it learns, it repeats bit by bit, it resumes, it says when it diverged."""
+"""Training learns, repeats bit by bit, resumes, and reports divergence."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from sftsearch.datasets import synthetic
 from sftsearch.datasets.catalog import open_dataset
+from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
-from sftsearch.datasets.store import Split, Store, open_store
+from sftsearch.datasets.store import Store, open_store
 from sftsearch.datasets.writer import write_store
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
@@ -45,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def small_store(path: Path, spec: DatasetSpec, people: int) -> Store:
-    """Write 250 samples a split, of one short modality, by as many people (0: unknown)."""
+    """Write 250 samples per split, of one short modality, from `people` people (0: unknown)."""
     random, count, splits = np.random.default_rng(0), 250, {}
     names = {s: tuple(f"{s}_{p:03d}" for p in range(people)) for s in SPLITS}
     for name in SPLITS:
@@ -116,7 +117,7 @@ print(json.dumps(fit.history))
 
 @pytest.mark.medium
 def test_another_process_has_bit_equal_losses(store: Store) -> None:
-    torch.manual_seed(123)  # the state around a run must not matter
+    torch.manual_seed(123)  # the global random state must not matter
     fit = start(store, seed=5)
     fit.run_epoch()
     fit.run_epoch()
@@ -138,10 +139,10 @@ def test_another_process_has_bit_equal_losses(store: Store) -> None:
         (1, {"precision": "bfloat16"}),
     ],
 )
-def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
+def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     store: Store, tmp_path: Path, stop: int, changed: dict[str, Any]
 ) -> None:
-    """With plateaus of no patience, so that the learning rate's state counts too."""
+    """Without plateau patience, so that the state of the learning rate matters too."""
     options = {"plateau_patience": 0, "learning_rate": 0.05, "epochs": 5} | changed
     whole = run(start(store, **options))
     first = start(store, **options)
@@ -160,15 +161,15 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
 
 
 @pytest.mark.medium
-def test_other_seeds_train_otherwise(store: Store) -> None:
-    """Also when they start from the same weights: order and dropout follow the seed."""
+def test_another_seed_gives_another_loss(store: Store) -> None:
+    """Even from the same weights: batch order and dropout depend on the seed."""
     first, second = start(store, epochs=1), start(store, seed=1, epochs=1)
     second.model.load_state_dict(first.model.state_dict())
     assert first.run_epoch()["train_loss"] != second.run_epoch()["train_loss"]
 
 
 @pytest.mark.medium
-def test_training_leaves_the_random_state_as_it_was(store: Store) -> None:
+def test_training_does_not_change_the_random_state(store: Store) -> None:
     before = torch.random.get_rng_state()
     start(store).run_epoch()
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -176,7 +177,7 @@ def test_training_leaves_the_random_state_as_it_was(store: Store) -> None:
 
 @pytest.mark.medium
 def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
-    """Against plain PyTorch: no dropout, one batch of all samples, so that no order matters."""
+    """Compare with plain PyTorch: no dropout, and one batch, so that order does not matter."""
     fit = start(store, dropout=0.0, batch_size=2000, weight_decay=0.1, clip_norm=1e-3)
     reference = start(store, dropout=0.0).model
     train = store.split("train")
@@ -194,19 +195,19 @@ def test_an_epoch_takes_every_sample_once_and_adamw_steps(store: Store) -> None:
     for gradient in gradients:
         gradient.mul_(1e-3 / norm)
     optimizer.step()
-    # A sum of 2,000 float32 terms in another order; Adam's first step divides by gradients.
+    # The sum of 2,000 float32 terms has another order.
     assert fit.run_epoch()["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(fit.model.parameters(), reference.parameters(), strict=True):
         gradient = theirs.grad
         assert gradient is not None
-        # Adam divides by the gradient's size: where that is only rounding (keys' biases), its sign.
+        # Adam divides by the gradient's size; skip gradients that are only rounding (keys' biases).
         known = gradient.abs() > 1e-3 * gradient.abs().max()
         torch.testing.assert_close(ours[known], theirs[known], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.medium
 def test_the_last_incomplete_batch_counts_by_its_samples(store: Store) -> None:
-    """At learning rate ~0 the mean training loss is the loss of the split, however batched."""
+    """At learning rate ~0 the mean training loss is the loss of the split at any batch size."""
     losses = [
         start(store, dropout=0.0, batch_size=size, learning_rate=1e-30).run_epoch()["train_loss"]
         for size in (2000, 1999, 640)
@@ -216,7 +217,7 @@ def test_the_last_incomplete_batch_counts_by_its_samples(store: Store) -> None:
 
 @pytest.mark.medium
 def test_the_learning_rate_falls_on_a_plateau(store: Store) -> None:
-    """At learning rate ~0 no epoch is better than the first: patience 1 lets one pass."""
+    """At learning rate ~0 no epoch is better than the first; patience 1 allows one such epoch."""
     fit = run(start(store, learning_rate=1e-30, plateau_patience=1, plateau_factor=0.5, epochs=6))
     rates = [entry["learning_rate"] for entry in fit.history]
     assert rates == [1e-30, 1e-30, 1e-30, 5e-31, 5e-31, 2.5e-31]
@@ -238,7 +239,7 @@ def test_history_has_the_metrics_of_an_evaluation(store: Store) -> None:
 
 
 @pytest.mark.medium
-def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -> None:
+def test_result_is_the_mean_of_three_epochs_or_the_best(store: Store) -> None:
     last, best = run(start(store)), run(start(store, score_epoch="best"))
     top1 = [entry["top1"] for entry in last.history]
     assert last.result()["top1"] == pytest.approx(np.mean(top1[-3:]))
@@ -252,7 +253,7 @@ def test_the_value_of_a_run_is_its_last_three_epochs_or_its_best(store: Store) -
 
 
 @pytest.mark.medium
-def test_the_weights_that_count_give_the_value_also_after_a_resume(
+def test_best_weights_reproduce_the_result_also_after_a_resume(
     store: Store, tmp_path: Path
 ) -> None:
     fit = start(store, score_epoch="best", epochs=5)
@@ -271,16 +272,16 @@ def test_the_weights_that_count_give_the_value_also_after_a_resume(
                for n, t in last.model.state_dict().items())  # fmt: skip
 
 
-def test_without_an_epoch_there_is_no_value(store: Store) -> None:
+def test_result_before_the_first_epoch_raises(store: Store) -> None:
     with pytest.raises(RuntimeError, match="No epoch"):
         start(store).result()
 
 
 @pytest.mark.parametrize("people", [0, 3, 120])
-def test_right_guesses_are_counted_by_subject_or_by_a_hundredth(
+def test_groups_count_correct_decisions_by_subject_or_hundredth(
     tmp_path: Path, store: Store, people: int
 ) -> None:
-    """Three people have their names; 120 people, and unknown ones, are counted modulo 100."""
+    """Three people have named groups; 120 or unknown people are counted modulo 100."""
     own = small_store(tmp_path / "store", store.spec, people)
     fit = start(own)
     fit.run_epoch()
@@ -292,8 +293,8 @@ def test_right_guesses_are_counted_by_subject_or_by_a_hundredth(
     split = own.split("validation")
     guesses = fit.model({"x": scaled(own, split)}).argmax(dim=1).numpy()
     for name, (right, _) in fit.groups().items():
-        members = np.array(names) == name
-        assert right == (guesses == split.labels)[members].sum()
+        in_group = np.array(names) == name
+        assert right == (guesses == split.labels)[in_group].sum()
     assert "top5" in fit.history[0]  # seven classes
 
 
@@ -303,7 +304,7 @@ def scaled(store: Store, split: Split) -> torch.Tensor:
 
 
 @pytest.mark.medium
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> None:
+def test_non_finite_loss_raises_with_epoch_and_step(store: Store) -> None:
     fit = start(store)
     fit.run_epoch()
     with torch.no_grad():
@@ -314,7 +315,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place(store: Store) -> 
 
 
 @pytest.mark.medium
-def test_an_absurd_learning_rate_diverges_or_stays_finite_but_never_lies(store: Store) -> None:
+def test_huge_learning_rate_raises_training_diverged(store: Store) -> None:
     fit = start(store, learning_rate=1e30)
     with pytest.raises(TrainingDiverged):
         run(fit)
@@ -322,7 +323,7 @@ def test_an_absurd_learning_rate_diverges_or_stays_finite_but_never_lies(store: 
 
 @pytest.mark.medium
 def test_the_test_split_stays_sealed(store: Store) -> None:
-    """No epoch maps it: its file may be missing altogether."""
+    """No epoch reads it: training works without its file."""
     (store.path / "test.arrow").rename(store.path / "hidden")
     try:
         start(store).run_epoch()
@@ -367,10 +368,10 @@ def test_a_warm_up_must_leave_an_epoch_to_mix() -> None:
 
 @pytest.mark.medium
 @pytest.mark.parametrize("mixup", ["none", "manifold", "input", "modality"])
-def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(
+def test_sft_reaches_the_best_possible_accuracy_within_two_percent(
     store: Store, mixup: Any
 ) -> None:
-    """Half of synthetic's class is an exclusive or, which only fusion can tell."""
+    """Half of synthetic's class is an exclusive or of both modalities, which needs fusion."""
     config = MODELS["sft_po"].config(dim=16, num_heads=2, fused_layers=2, dropout=0.1)
     model = build_model("sft_po", store.spec, config, seed=0)
     training = TrainConfig(epochs=15, learning_rate=2e-3, mixup=mixup)
@@ -382,8 +383,8 @@ def test_sft_comes_within_two_percent_of_the_best_possible_accuracy(
 
 
 @pytest.mark.medium
-def test_sft_tells_activities_from_a_watch(tmp_path: Path) -> None:
-    """On three people it has not seen."""
+def test_sft_recognizes_activities_from_a_watch(tmp_path: Path) -> None:
+    """On three people that are not in the training split."""
     wearables = open_dataset("wearables", cache=tmp_path)
     config = MODELS["sft"].config(
         modalities=("watch_acc", "watch_gyro"),
@@ -429,8 +430,8 @@ def on_test_split(fit: Fit, store: Store) -> dict[str, float]:
 
 @pytest.mark.medium
 @pytest.mark.parametrize(("loss", "mixup"), [("l1", "none"), ("l2", "none"), ("l1", "manifold")])
-def test_ratings_are_learned_nearly_as_well_as_can_be(rating: Store, loss: Any, mixup: Any) -> None:
-    """The least mean absolute error is 0.567; that of guessing 0 is sqrt(2 / pi) 1.5 = 1.197."""
+def test_ratings_are_learned_nearly_optimally(rating: Store, loss: Any, mixup: Any) -> None:
+    """The optimal mean absolute error is 0.567; predicting 0 gives sqrt(2 / pi) 1.5 = 1.197."""
     fit = run(small_fit(rating, epochs=8, regression_loss=loss, mixup=mixup))
     found = on_test_split(fit, rating)
     assert found["mae"] < 1.06 * synthetic.best_mae()
@@ -440,15 +441,15 @@ def test_ratings_are_learned_nearly_as_well_as_can_be(rating: Store, loss: Any, 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("mixup", ["none", "manifold"])
-def test_tags_are_learned_nearly_as_well_as_can_be(tags: Store, mixup: Any) -> None:
+def test_tags_are_learned_nearly_optimally(tags: Store, mixup: Any) -> None:
     fit = run(small_fit(tags, epochs=8, mixup=mixup))
     best = float(np.mean(synthetic.best_tag_accuracies()))  # which is also the best F1
     assert on_test_split(fit, tags)["micro_f1"] > best - 0.02
 
 
 @pytest.mark.medium
-def test_the_losses_are_those_of_the_tasks(tags: Store, rating: Store) -> None:
-    """Against float64, at weights that stay."""
+def test_losses_match_the_tasks_in_float64(tags: Store, rating: Store) -> None:
+    """At learning rate ~0, so that the weights do not change."""
     for store, loss in ((tags, "l1"), (rating, "l1"), (rating, "l2")):
         fit = small_fit(store, epochs=1, learning_rate=1e-30, regression_loss=loss, batch_size=300)
         entry, split = fit.run_epoch(), store.split("validation")
@@ -462,7 +463,7 @@ def test_the_losses_are_those_of_the_tasks(tags: Store, rating: Store) -> None:
         assert entry["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_batches_bring_lengths_and_zeros_behind_them(rating: Store) -> None:
+def test_batches_have_lengths_and_zero_padding(rating: Store) -> None:
     split = rating.split("train")
     batches = Batches(rating, split, ("left", "right"), "cpu")
     rows = np.array([5, 3, 11, 700])
@@ -477,32 +478,32 @@ def test_batches_bring_lengths_and_zeros_behind_them(rating: Store) -> None:
         assert (x_TF[length:] == 0).all()
 
 
-def test_padding_is_never_seen(rating: Store) -> None:
-    """Garbage behind the lengths gives the same outputs, bit by bit."""
+def test_padding_is_never_read(rating: Store) -> None:
+    """NaN after the lengths gives the same outputs, bit by bit."""
     fit = small_fit(rating)
     inputs, lengths, _ = fit.validation_batches(np.arange(50))
     before = fit.network(inputs, lengths)
-    places = torch.arange(inputs["right"].shape[1])
-    inputs["right"][places >= lengths["right"][:, None]] = math.nan
+    positions = torch.arange(inputs["right"].shape[1])
+    inputs["right"][positions >= lengths["right"][:, None]] = math.nan
     assert torch.equal(fit.network(inputs, lengths), before)
 
 
 @pytest.mark.medium
 def test_the_best_epoch_of_a_regression_has_the_lowest_error(rating: Store) -> None:
-    for rate in (0.03, 0.05, 0.1):  # which one overshoots depends on the machine's rounding
+    for rate in (0.03, 0.05, 0.1):  # which rate overshoots depends on the machine's rounding
         fit = run(small_fit(rating, epochs=4, learning_rate=rate, score_epoch="best"))
         errors = [entry["mae"] for entry in fit.history]
         assert fit.result()["mae"] == min(errors)
         if errors[-1] != min(errors) != errors[0]:
             return
-    pytest.fail("the best epoch was always the first or the last, which shows nothing")
+    pytest.fail("The best epoch was always the first or the last: inconclusive.")
 
 
 @pytest.mark.medium
-def test_groups_count_decisions_where_a_metric_is_their_share(
+def test_groups_count_decisions_only_if_a_metric_is_their_share(
     rating: Store, tags: Store, tmp_path: Path
 ) -> None:
-    """Signs of ratings, which are acc2; nothing of tags, whose metrics are no such shares."""
+    """Ratings count signs (acc2); tags have no groups, as no metric of theirs is such a share."""
     counts = run(small_fit(rating, epochs=1))
     right, count = np.sum(list(counts.groups().values()), axis=0)
     assert count == 500
@@ -521,8 +522,8 @@ def test_groups_count_decisions_where_a_metric_is_their_share(
 
 
 @pytest.mark.medium
-def test_bfloat16_trains_nearly_the_same_in_float32_weights(store: Store) -> None:
-    """Matrix products have eight bits: 0.4 % each, averaged over an epoch's samples."""
+def test_bfloat16_trains_nearly_the_same_with_float32_weights(store: Store) -> None:
+    """Matrix products have eight bits, 0.4 % each, averaged over the samples of an epoch."""
     whole, half = (start(store, dropout=0.0, precision=p) for p in ("float32", "bfloat16"))
     for _ in range(2):
         expected, entry = whole.run_epoch(), half.run_epoch()
@@ -540,7 +541,7 @@ def test_bfloat16_trains_nearly_the_same_in_float32_weights(store: Store) -> Non
 def test_a_compiled_run_is_nearly_the_same_and_repeats_bit_by_bit(
     rating: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training, mixed training and evaluation are compiled; 2,000 samples end in a part batch."""
+    """Training, mixup and evaluation are compiled; 2,000 samples end in an incomplete batch."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     options: dict[str, Any] = {"epochs": 3, "batch_size": 150}
     options |= {"mixup": "manifold", "mixup_warmup": 1}

@@ -1,4 +1,4 @@
-"""Facts of gates: the relaxed choice and its limits, the hard one, and routes of samples.
+"""Test gates: the relaxed choice and its limits, the hard choice, and routes of samples.
 
 Shapes: B batch, N routes, F features.
 """
@@ -26,9 +26,9 @@ from sftsearch.trainables.layers.gating import (
     transformer_gate_part,
 )
 
-from shapes import data_set
+from shapes import dataset_spec
 
-SPEC = data_set(2, first=(6, 4), second=(5, 3))
+SPEC = dataset_spec(2, first=(6, 4), second=(5, 3))
 CONFIG = TransformerConfig(patch=2, dim=8, num_heads=2)
 
 
@@ -42,12 +42,12 @@ def test_the_gumbel_choice_has_the_frequencies_of_the_softmax() -> None:
     p = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     chosen = relax(p.log().expand(200_000, 3), 0.5, noise=True).argmax(dim=1)
     shares = chosen.bincount(minlength=3) / 200_000
-    # A standard error of the largest share is sqrt(0.21 / 2e5) = 0.001.
+    # The standard error of the largest share is sqrt(0.21 / 2e5) = 0.001.
     torch.testing.assert_close(shares.double(), p, rtol=0, atol=2e-3)
 
 
 def test_gumbel_noise_is_gumbel() -> None:
-    """Mean 0.5772 (Euler), variance pi^2 / 6; four standard errors each."""
+    """Mean 0.5772 (Euler) and variance pi^2 / 6, within four standard errors."""
     torch.manual_seed(0)
     noise = gumbel(torch.empty(200_000, dtype=torch.float64))
     assert noise.mean().item() == pytest.approx(0.577216, abs=4 * 1.2825 / 200_000**0.5)
@@ -55,20 +55,20 @@ def test_gumbel_noise_is_gumbel() -> None:
     assert gumbel(torch.empty(200_000)).isfinite().all()
 
 
-def test_scores_stand_for_log_probabilities() -> None:
-    """Whatever is added to all scores of a sample, the weights stay."""
+def test_scores_act_as_log_probabilities() -> None:
+    """A constant added to all scores of a sample does not change the weights."""
     of_probabilities = F.softmax((F.softmax(scores(), dim=1)).log() / 0.3, dim=1)
     torch.testing.assert_close(relax(scores(), 0.3, noise=False), of_probabilities)
 
 
-def test_a_low_temperature_chooses_and_a_high_one_averages() -> None:
+def test_low_temperature_chooses_and_high_temperature_averages() -> None:
     cold, hot = (relax(scores(), tau, noise=False) for tau in (1e-4, 1e6))
     torch.testing.assert_close(cold, harden(cold), rtol=0, atol=1e-9)
     torch.testing.assert_close(hot, torch.full_like(hot, 1 / 3), rtol=0, atol=1e-5)
 
 
-def test_a_hard_row_is_one_hot_exactly_with_the_gradient_of_the_soft_one() -> None:
-    wish = torch.randn(50, 3, dtype=torch.float64)
+def test_hard_row_is_exactly_one_hot_with_the_gradient_of_the_soft_one() -> None:
+    target = torch.randn(50, 3, dtype=torch.float64)
     gradients = []
     for turn in (harden, lambda weights: weights):
         leaf = scores().requires_grad_()
@@ -76,7 +76,7 @@ def test_a_hard_row_is_one_hot_exactly_with_the_gradient_of_the_soft_one() -> No
         weights = turn(soft)
         if turn is harden:
             assert torch.equal(weights, F.one_hot(soft.argmax(dim=1), 3).double())
-        (wish * weights).sum().backward()
+        (target * weights).sum().backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
 
@@ -96,7 +96,7 @@ def test_the_temperature_falls_geometrically() -> None:
 
 
 @pytest.mark.parametrize("routes", [[0, 2, 1, 0, 2, 2], [1] * 6, [2, 2, 2, 0, 0, 0]])
-def test_a_sample_is_run_by_its_route_alone(routes: list[int]) -> None:
+def test_sample_runs_through_its_route_only(routes: list[int]) -> None:
     x = torch.arange(12.0).view(6, 2)
     seen: list[tuple[int, list[int]]] = []
 
@@ -112,7 +112,7 @@ def test_a_sample_is_run_by_its_route_alone(routes: list[int]) -> None:
     ]
 
 
-def test_what_is_traced_picks_the_same_outputs() -> None:
+def test_traced_choice_selects_the_same_outputs() -> None:
     def run_all(routes: Tensor, x: Tensor) -> Tensor:
         return choose(routes, 3, lambda i, rows: (x if rows is None else x[rows]) * 10.0**i)
 
@@ -135,7 +135,7 @@ def samples(size: int = 4) -> dict[str, Tensor]:
     }
 
 
-def test_the_mlp_gate_reads_the_mean_patch_of_what_is_real() -> None:
+def test_mlp_gate_reads_the_mean_of_real_patches() -> None:
     torch.manual_seed(0)
     gate = MLPGate(SPEC, CONFIG, hidden=5, num_routes=3)
     x, lengths = samples(), {"first": torch.tensor([6, 3, 0, 1])}
@@ -153,14 +153,14 @@ def test_the_mlp_gate_reads_the_mean_patch_of_what_is_real() -> None:
     torch.testing.assert_close(gate(x, lengths), torch.stack(expected))
 
 
-def test_the_mean_of_nothing_is_zero() -> None:
+def test_mean_without_valid_positions_is_zero() -> None:
     x = torch.ones(2, 3, 4)
     valid = torch.tensor([[True, True, False], [False, False, False]])
     assert torch.equal(mean_of_valid(x, valid), torch.tensor([[1.0] * 4, [0.0] * 4]))
 
 
-def test_gates_have_the_parameters_they_are_priced_with() -> None:
-    """The MLP's by hand: W1 of 5 x 14 with 5 biases, W2 of 3 x 5 with 3."""
+def test_gate_costs_match_their_parameters() -> None:
+    """By hand the MLP has W1 of 5 x 14 with 5 biases, and W2 of 3 x 5 with 3."""
     mlp = MLPGate(SPEC, CONFIG, hidden=5, num_routes=3)
     part = mlp_gate_part(SPEC, CONFIG, hidden=5, num_routes=3)
     assert sum(p.numel() for p in mlp.parameters()) == part.parameters == 5 * 14 + 5 + 15 + 3

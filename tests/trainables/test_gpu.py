@@ -1,6 +1,6 @@
-"""Training on a CUDA device: as on a CPU, in float32 and in bfloat16, and repeatable. Needs no Ray.
+"""Training on a CUDA device matches the CPU, in float32 and bfloat16, and is repeatable.
 
-Without a device these are skipped; `python -m pytest -m gpu` runs them alone.
+No test needs Ray. Without a device they are skipped; `python -m pytest -m gpu` runs only these.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ SMALL = {
     "fusion_layer": 1,
     "unimodal_layers": 1,
     "fused_layers": 2,
-    # What a layer draws itself it draws on its device, and devices draw differently.
+    # Layers that draw random numbers do so on their device, and devices differ.
     "noise": False,
     "alone": 0.0,
     "block_dropout": 0.0,
 }
 OF_CLASSES = ("multiplication", "multiplicative")
-"""Systems for classification alone."""
+"""Models for classification only."""
 
 
 def mixed(name: str) -> dict[str, Any]:
-    """Return a training that mixes latents, or inputs where a system has no latents to mix."""
-    way = "manifold" if MODELS[name].mixes_latents else "input"
-    return {"mixup": way, "mixup_warmup": 0}
+    """Return the training options that mix latents, or inputs if a model cannot mix latents."""
+    mixup = "manifold" if MODELS[name].mixes_latents else "input"
+    return {"mixup": mixup, "mixup_warmup": 0}
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
-    """Return what systems train on."""
+    """Return the stores that the models train on."""
     cache = tmp_path_factory.mktemp("stores")
     return {name: open_dataset(name, cache=cache) for name in ("synthetic", "synthetic_tags")}
 
 
 @pytest.fixture
 def store(stores: dict[str, Store], request: pytest.FixtureRequest) -> Store:
-    """Return tags by two modalities, one of which varies in length and is missing at times."""
+    """Return a multi-label store in which one modality has a variable length, or is missing."""
     call = getattr(request.node, "callspec", None)
     of_classes = call is not None and call.params.get("name") in OF_CLASSES
     return stores["synthetic" if of_classes else "synthetic_tags"]
@@ -69,7 +69,7 @@ def store(stores: dict[str, Store], request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture
 def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is refused
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -91,13 +91,13 @@ def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("mixes", [False, True], ids=["plain", "mixed"])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_the_first_step_is_that_of_a_cpu(store: Store, name: str, mixes: bool) -> None:
-    """One step an epoch: its loss is the epoch's. What is mixed is drawn alike on both."""
+def test_first_step_matches_the_cpu(store: Store, name: str, mixes: bool) -> None:
+    """One step per epoch: its loss is the epoch's. Mixup draws are equal on both devices."""
     training = mixed(name) if mixes else {}
     fits = [start(name, store, device, batch_size=2000, **training) for device in ("cpu", DEVICE)]
     cpu, gpu = (fit.run_epoch() for fit in fits)
     assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=1e-4)
-    # AdamW's first step divides each gradient by its size, so rounding shows where it is tiny.
+    # AdamW's first step divides gradients by their size, which amplifies rounding of tiny ones.
     assert gpu["loss"] == pytest.approx(cpu["loss"], rel=1e-2)
 
 
@@ -114,7 +114,7 @@ def test_an_epoch_trains_in_float32_and_bfloat16(store: Store, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_an_evaluation_is_that_of_a_cpu(store: Store, name: str) -> None:
+def test_evaluation_matches_the_cpu(store: Store, name: str) -> None:
     fit = start(name, store, DEVICE)
     on_gpu = fit.run_epoch()
     split = store.split("validation")
@@ -129,10 +129,10 @@ def test_an_evaluation_is_that_of_a_cpu(store: Store, name: str) -> None:
 @pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_resumed_run_is_the_undisturbed_one_bit_by_bit(
+def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     store: Store, tmp_path: Path, name: str, precision: str
 ) -> None:
-    """With deterministic algorithms, which torch must have for all that the models do."""
+    """With deterministic algorithms, which torch must have for all operations of the models."""
     options: dict[str, Any] = (
         {"epochs": 3, "precision": precision} | mixed(name) | {"mixup_warmup": 1}
     )
@@ -165,7 +165,7 @@ def test_a_compiled_run_is_nearly_the_same(
 
 
 def test_a_trial_measures_the_devices_memory(store: Store, tmp_path: Path) -> None:
-    """A model of width 64 with AdamW's moments and gradients needs 4 x its weights at least."""
+    """A model of width 64 with AdamW's moments and gradients needs at least 4 x its weights."""
     from sftsearch.orchestrator.candidates.binding import bind
     from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.orchestrator.execution.worker import TrainingWorker

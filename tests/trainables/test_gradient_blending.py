@@ -1,4 +1,4 @@
-"""The weights of gradient blending, against the formula, and what training does to them."""
+"""Test the weights of gradient blending against the formula, and their updates in training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sftsearch.trainables.models.gradient_blending import (
     blend,
 )
 
-from shapes import data_set
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPEC = data_set(3, sound=(6, 2), image=(4, 3))
+SPEC = dataset_spec(3, sound=(6, 2), image=(4, 3))
 LOSSES = partial(losses_of, "classification", TrainConfig())
 
 
@@ -47,7 +47,7 @@ def batch(seed: int, size: int = 5) -> tuple[dict[str, Tensor], dict[str, Tensor
 # ------------------------------------------------------------------ weights
 
 
-def test_weights_are_generalisation_over_the_square_of_overfitting() -> None:
+def test_weights_are_generalization_over_squared_overfitting() -> None:
     fell, grew = [0.4, 0.1, 0.3], [0.2, 0.1, 0.5]
     shares = [g / o**2 for g, o in zip(fell, grew, strict=True)]
     weights = blend(torch.tensor(fell), torch.tensor(grew), least=1e-6)
@@ -55,18 +55,18 @@ def test_weights_are_generalisation_over_the_square_of_overfitting() -> None:
     assert weights.sum().item() == pytest.approx(1)
 
 
-def test_a_head_that_did_not_generalise_weighs_nothing() -> None:
+def test_head_that_did_not_generalize_has_weight_zero() -> None:
     assert blend(torch.tensor([-0.1, 0.2]), torch.tensor([0.1, 0.1]), least=0.01).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("grew", [0.0, -3.0, 0.005])
-def test_a_gap_that_hardly_grew_counts_as_the_least(grew: float) -> None:
+def test_gap_that_hardly_grew_counts_as_the_minimum(grew: float) -> None:
     weights = blend(torch.tensor([0.2, 0.2]), torch.tensor([grew, 0.02]), least=0.01)
     assert weights.tolist() == pytest.approx([0.8, 0.2])
 
 
 @pytest.mark.parametrize("fell", [[-1.0, 0.0], [math.nan, 0.1], [math.inf, 0.1]])
-def test_where_there_is_nothing_to_go_by_all_weigh_alike(fell: list[float]) -> None:
+def test_weights_are_equal_without_usable_losses(fell: list[float]) -> None:
     assert blend(torch.tensor(fell), torch.tensor([0.1, 0.1]), least=0.01).tolist() == [0.5, 0.5]
 
 
@@ -74,7 +74,7 @@ def test_an_equal_share_is_added() -> None:
     model = model_of(equal_share=0.3)
     before = torch.tensor([[1.0, 1.0, 1.0], [1.2, 1.2, 1.2]])
     now = torch.tensor([[0.5, 0.6, 0.9], [0.9, 0.8, 1.3]])
-    fell = [0.3, 0.4, 0.0]  # of the last, what is negative
+    fell = [0.3, 0.4, 0.0]  # the last one is negative and clamped to 0
     grew = [0.4 - 0.2, 0.2 - 0.2, 0.4 - 0.2]
     shares = [g / max(o, LEAST_GROWTH * 1.2) ** 2 for g, o in zip(fell, grew, strict=True)]
     expected = [0.7 * s / sum(shares) + 0.1 for s in shares]
@@ -90,19 +90,19 @@ def test_the_loss_is_the_weighted_sum_of_the_heads_losses() -> None:
     inputs, lengths, labels = batch(0)
     outputs = model(inputs, lengths)
     assert outputs.shape == (5, 3, 3)
-    of_heads = [LOSSES(outputs[:, k], labels) for k in range(3)]
-    expected = 0.2 * of_heads[0] + 0.3 * of_heads[1] + 0.5 * of_heads[2]
+    by_head = [LOSSES(outputs[:, k], labels) for k in range(3)]
+    expected = 0.2 * by_head[0] + 0.3 * by_head[1] + 0.5 * by_head[2]
     torch.testing.assert_close(model.losses(LOSSES, outputs, labels), expected)
 
 
-def test_evaluation_gives_the_fused_head() -> None:
+def test_evaluation_returns_the_fused_head() -> None:
     model = model_of()
     inputs, lengths, _ = batch(0)
     last = model(inputs, lengths)[:, -1]
     torch.testing.assert_close(model.eval()(inputs, lengths), last)
 
 
-def test_weights_move_behind_super_epochs_alone_and_are_saved_with_the_model() -> None:
+def test_weights_change_only_after_super_epochs_and_are_saved_with_the_model() -> None:
     model = model_of(super_epoch=2).eval()
     train, validation = [batch(1), batch(2)], [batch(3)]
     equal = model.blend_weights.clone()
@@ -113,7 +113,7 @@ def test_weights_move_behind_super_epochs_alone_and_are_saved_with_the_model() -
         for row, split in zip(first, (train, validation), strict=True):
             heads = [
                 torch.cat(
-                    [LOSSES(model.head.of_heads(tokens_of(model, b))[:, k], b[2]) for b in split]
+                    [LOSSES(model.head.all_outputs(tokens_of(model, b))[:, k], b[2]) for b in split]
                 )
                 for k in range(3)
             ]
@@ -121,7 +121,7 @@ def test_weights_move_behind_super_epochs_alone_and_are_saved_with_the_model() -
         for weights in model.parameters():
             weights.mul_(0.9)
         model.end_epoch(2, LOSSES, train, validation)
-        assert torch.equal(model.last_losses, first)  # the third epoch is within one
+        assert torch.equal(model.last_losses, first)  # the third epoch does not end a super-epoch
         model.end_epoch(3, LOSSES, train, validation)
     assert not torch.equal(model.last_losses, first)
     torch.testing.assert_close(model.blend_weights, model.weigh(first, model.last_losses))

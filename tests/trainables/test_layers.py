@@ -1,4 +1,4 @@
-"""Tokenizer, attention, block and pooling against slow references in float64.
+"""Test tokenizer, attention, block and pooling against slow references in float64.
 
 Shapes: B batch, n tokens, F features, P patch, D width.
 """
@@ -15,7 +15,7 @@ from torch import nn
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.trainables.config import TransformerConfig
-from sftsearch.trainables.layers.attention import SCORES_AT_ONCE, SelfAttention
+from sftsearch.trainables.layers.attention import MAX_SCORES, SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def test_a_token_is_the_projection_of_a_patch_plus_its_position() -> None:
-    """Seven samples in patches of three are three tokens; two samples of zeros fill the last."""
+    """Seven samples in patches of three give three tokens; two zero samples pad the last."""
     tokenize = ModalityTokenizer(num_tokens=3, patch=3, num_features=2, dim=5).double()
     x = torch.randn(4, 7, 2, dtype=torch.float64)
     z = tokenize(x).z
@@ -61,7 +61,7 @@ def test_patches_round_up(samples: int, patch: int, tokens: int) -> None:
     assert z["x"].z.shape == (1, 1 + tokens, 40)
 
 
-def test_attention_is_that_of_torch_multihead_attention() -> None:
+def test_attention_matches_torch_multihead_attention() -> None:
     ours = SelfAttention(dim=12, num_heads=3).double()
     theirs = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_attention_is_that_of_torch_multihead_attention() -> None:
     torch.testing.assert_close(ours(x)[0], theirs(x, x, x)[0])
 
 
-def test_attention_starts_as_torch_multihead_attention_does() -> None:
+def test_attention_is_initialized_as_torch_multihead_attention() -> None:
     """Uniform weights up to sqrt(6 / 4d) and sqrt(1 / d), biases zero."""
     ours, dim = SelfAttention(dim=64, num_heads=4), 64
     assert ours.in_projection.weight.abs().max().item() == pytest.approx((6 / 256) ** 0.5, rel=0.01)
@@ -83,17 +83,17 @@ def test_attention_starts_as_torch_multihead_attention_does() -> None:
     assert not ours.out_projection.bias.any()
 
 
-def test_a_block_is_the_two_residuals_of_the_authors_code() -> None:
+def test_block_is_the_two_residuals_of_the_authors_code() -> None:
     block = Block(dim=6, num_heads=2, dropout=0.0).double()
     z = torch.randn(2, 5, 6, dtype=torch.float64)
-    centred = z - z.mean(-1, keepdim=True)
-    normed = centred / (z.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    centered = z - z.mean(-1, keepdim=True)
+    normed = centered / (z.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     y = z + block.attend.attention(normed)[0]
     mlp = nn.Sequential(block.norm, block.expand, nn.ReLU(), block.contract)
     torch.testing.assert_close(block(Sequence(z)).z, y + mlp(y))
 
 
-def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
+def test_dropout_keeps_the_mean_and_has_its_rate() -> None:
     x = torch.rand(100, 100) + 1
     dropped = dropout(x, 0.3, training=True)
     kept = dropped != 0
@@ -104,13 +104,13 @@ def test_dropout_keeps_the_mean_and_zeroes_at_its_rate() -> None:
 
 
 def strided_pairs(tokens: int, window: int) -> Tensor:
-    """Draw the map of the strided pattern: one's window, and the same residue."""
+    """Return the mask of the strided pattern: the same window, or the same residue."""
     i = torch.arange(tokens)
     return (i[:, None] // window == i // window) | ((i[:, None] - i) % window == 0)
 
 
 def fixed_pairs(tokens: int, window: int, summary: int) -> Tensor:
-    """Draw the map of the fixed pattern: one's window, and the columns of the summaries."""
+    """Return the mask of the fixed pattern: the same window, or a summary token."""
     i = torch.arange(tokens)
     columns = torch.zeros(tokens, dtype=torch.bool)
     for k in range(0, tokens, window):
@@ -127,10 +127,10 @@ PATTERNS = [
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("kind", "window", "tokens"), PATTERNS)
-def test_sparse_attention_is_dense_attention_under_a_map(
+def test_sparse_attention_is_dense_attention_with_a_mask(
     kind: Literal["strided", "fixed"], window: int, tokens: int, padded: bool
 ) -> None:
-    """Output, gradients and attention received against a masked (T, T) map in float64."""
+    """Compare output, gradients and attention received with masked (T, T) attention."""
     pattern, summary = Pattern(kind, window, 2), 2
     attention = SelfAttention(dim=12, num_heads=3, pattern=pattern, report_received=True).double()
     pairs = strided_pairs(tokens, window)
@@ -146,25 +146,26 @@ def test_sparse_attention_is_dense_attention_under_a_map(
         allowed = pairs & valid[:, None, None, :]
         weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1).nan_to_num()
         y = (weights @ heads[2]).transpose(1, 2).reshape(3, tokens, 12)
-        asked = weights[:, :, 1:, 1:] * valid[:, None, 1:, None]
-        return attention.out_projection(y), asked.mean(dim=1).sum(dim=1)
+        counted = weights[:, :, 1:, 1:] * valid[:, None, 1:, None]
+        return attention.out_projection(y), counted.mean(dim=1).sum(dim=1)
 
     expected, expected_received = reference(x)
     out, received = attention(x, valid if padded else None)
     assert received is not None
-    read = valid[:, :, None]  # what a padded token attends to is of no meaning
+    read = valid[:, :, None]  # outputs of padded tokens are meaningless
     torch.testing.assert_close(out * read, expected * read)
     torch.testing.assert_close(received * valid[:, 1:], expected_received)
-    wanted = torch.randn(3, tokens, 12, dtype=torch.float64) * read
-    if not padded:  # rows of the reference that attend to nothing have no gradient
-        of_ours = torch.autograd.grad((out * wanted).sum() + received.square().sum(), x)
-        theirs = (expected * wanted).sum() + expected_received.square().sum()
-        torch.testing.assert_close(of_ours, torch.autograd.grad(theirs, x))
+    target = torch.randn(3, tokens, 12, dtype=torch.float64) * read
+    if not padded:  # rows of the reference without valid keys have no gradient
+        loss = (out * target).sum() + received.square().sum()
+        expected_loss = (expected * target).sum() + expected_received.square().sum()
+        gradients = torch.autograd.grad(loss, x)
+        torch.testing.assert_close(gradients, torch.autograd.grad(expected_loss, x))
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", ["strided", "fixed"])
-def test_sparse_attention_of_some_samples_at_a_time_is_that_of_all(
+def test_sparse_attention_in_chunks_equals_the_whole_batch(
     kind: Literal["strided", "fixed"], padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pattern = Pattern(kind, 4, 2)
@@ -172,7 +173,7 @@ def test_sparse_attention_of_some_samples_at_a_time_is_that_of_all(
     x = torch.randn(5, 13, 12, dtype=torch.float64)
     valid = torch.arange(13) < torch.tensor([[13], [2], [7], [1], [12]]) if padded else None
     whole, of_whole = attention(x, valid)
-    monkeypatch.setitem(SCORES_AT_ONCE, "cpu", 3 * 2 * pattern.num_scores(13))  # two samples
+    monkeypatch.setitem(MAX_SCORES, "cpu", 3 * 2 * pattern.num_scores(13))  # two samples
     y, received = attention(x, valid)
     torch.testing.assert_close(y, whole)
     torch.testing.assert_close(received, of_whole)
@@ -190,8 +191,8 @@ def test_a_pattern_counts_its_pairs(
         assert Pattern(kind, window, summary).num_pairs(tokens) == int(pairs.sum())
 
 
-def test_the_fixed_pattern_at_1201_tokens_is_that_of_the_authors_code() -> None:
-    """Rows have 349, 356 or 357 entries, and columns outside the windows are alike in all rows."""
+def test_fixed_pattern_at_1201_tokens_matches_the_authors_code() -> None:
+    """Rows have 349, 356 or 357 entries, and columns outside the window are equal in all rows."""
     pairs = fixed_pairs(1201, 32, 8)
     assert set(pairs.sum(dim=1).tolist()) == {349, 356, 357}
     assert Pattern("fixed", 32, 8).num_pairs(1201) == int(pairs.sum())
@@ -241,10 +242,10 @@ def test_pooling_makes_one_token_of_each_window(
 
 @pytest.mark.parametrize("kind", ["average", "max", "attention"])
 @pytest.mark.parametrize("windows", [Windows(12, 4), Windows(13, 4), windows_of_stride(13, 4)])
-def test_pooling_reads_valid_tokens_alone_and_masks_empty_windows(
+def test_pooling_reads_only_valid_tokens_and_masks_empty_windows(
     kind: str, windows: Windows
 ) -> None:
-    """Against each sample cut to its own length; the windows are those of the padded length."""
+    """Compare with each sample cut to its length; windows are those of the padded length."""
     n = windows.num_tokens
     lengths = [0, 4, n - 1, n]
     z = torch.randn(4, 1 + n, 3, dtype=torch.float64)
@@ -262,7 +263,7 @@ def test_pooling_reads_valid_tokens_alone_and_masks_empty_windows(
         assert pooled[i, len(full) :].abs().sum() == 0
 
 
-def test_a_token_budget_leaves_exactly_that_many_tokens_and_drops_none() -> None:
+def test_token_budget_leaves_exactly_that_many_tokens_and_drops_none() -> None:
     for n in range(1, 40):
         for k in range(1, n + 1):
             bounds = Windows(n, k).bounds()

@@ -1,4 +1,4 @@
-"""Facts of MBT: what meets where, what it costs, and what its options leave out.
+"""Test MBT: which modalities influence each other, costs, and equivalent options.
 
 Shapes: B batch, T tokens of a modality, K bottlenecks, D width.
 """
@@ -18,7 +18,7 @@ from sftsearch.trainables.layers.blocks import Block
 from sftsearch.trainables.layers.bottleneck import AddBottleneck, CrossLayer, SkippedBlock
 from sftsearch.trainables.layers.tokens import BOTTLENECK, FUSED, Sequence
 
-from shapes import MOSEI, VGGS, data_set
+from shapes import MOSEI, VGGS, dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 
-SMALL = data_set(3, first=(6, 4), second=(5, 4), third=(4, 4))
+SMALL = dataset_spec(3, first=(6, 4), second=(5, 4), third=(4, 4))
 
 
 def price(name: str, spec: DatasetSpec, **options: Any) -> Cost:
@@ -50,7 +50,7 @@ def samples(size: int = 3) -> dict[str, Tensor]:
 
 
 def influences(model: FusionModel) -> set[tuple[str, str]]:
-    """Return which modality's samples the CLS token of which other one depends on."""
+    """Return the pairs (source, target): the target's CLS token depends on the source's samples."""
     x = {name: x_BTF.requires_grad_() for name, x_BTF in samples().items()}
     tokens = model.tokenizer(x)
     for layer in model.layers:
@@ -82,15 +82,15 @@ FORWARD = {(a, b) for a, b in ALL if NAMES.index(a) < NAMES.index(b)}
         ("cross", "symmetric", 1, ALL),
     ],
 )
-def test_modalities_meet_after_so_many_fused_layers(
+def test_modalities_influence_each_other_after_the_expected_layers(
     strategy: str, update: str, fused: int, expected: set[tuple[str, str]]
 ) -> None:
-    """Symmetric bottlenecks carry news one layer later; asymmetric ones at once, one way."""
+    """Symmetric bottlenecks need two fused layers; asymmetric ones pass forward in one layer."""
     model = small(num_layers=3, fusion_layer=3 - fused, strategy=strategy, update=update)
     assert influences(model) == expected
 
 
-def test_without_fused_layers_it_is_late_fusion_up_to_the_number_of_modalities() -> None:
+def test_mbt_without_fused_layers_is_late_fusion_averaged() -> None:
     mbt, late = small(num_layers=3, fusion_layer=3), small("late_fusion", num_layers=3)
     weights = list(late.state_dict().values())
     assert [p.shape for p in mbt.state_dict().values()] == [p.shape for p in weights]
@@ -98,8 +98,8 @@ def test_without_fused_layers_it_is_late_fusion_up_to_the_number_of_modalities()
     torch.testing.assert_close(mbt(samples()) * 3, late(samples()), rtol=1e-14, atol=1e-14)
 
 
-def test_a_bottleneck_layer_is_the_papers_equations() -> None:
-    """Eq. 8-9: each modality with the same bottlenecks, and the mean of what they return."""
+def test_bottleneck_layer_matches_the_papers_equations() -> None:
+    """Eq. 8-9: all modalities read the same bottlenecks, and their results are averaged."""
     model = small(num_layers=1, fusion_layer=0, num_bottlenecks=2)
     add, layer = model.layers
     tokens = add(model.tokenizer(samples()))
@@ -111,14 +111,14 @@ def test_a_bottleneck_layer_is_the_papers_equations() -> None:
         torch.testing.assert_close(given[name].z, joined[:, :-2])
         returned.append(joined[:, -2:])
     torch.testing.assert_close(given[BOTTLENECK].z, torch.stack(returned).mean(dim=0))
-    layer.symmetric = False  # eq. 10-11: the last one has seen what the others returned
+    layer.symmetric = False  # eq. 10-11: each modality reads what the previous one returned
     for name, block in zip(NAMES, layer.blocks, strict=True):
         f_BKD = block(Sequence(torch.cat([tokens[name].z, f_BKD], dim=1))).z[:, -2:]
     torch.testing.assert_close(layer(tokens)[BOTTLENECK].z, f_BKD)
 
 
 def test_bottlenecks_are_learned_and_start_small() -> None:
-    """N(0, 0.02^2): 40,000 draws have that deviation within 2 %."""
+    """N(0, 0.02^2): 40,000 draws have this standard deviation within 2 %."""
     weights = AddBottleneck(1000, 40).tokens
     assert weights.requires_grad
     assert weights.std().item() == pytest.approx(0.02, rel=0.02)
@@ -140,7 +140,7 @@ def test_cross_attention_with_tied_weights_is_vanilla(*, padded: bool) -> None:
     torch.testing.assert_close(torch.cat([crossed[name].z for name in NAMES], dim=1), joined)
 
 
-def test_vanilla_and_tied_cross_are_one_model() -> None:
+def test_vanilla_equals_tied_cross() -> None:
     options = {"num_layers": 3, "fusion_layer": 1}
     tied = small(strategy="cross", tied=True, **options)
     vanilla = small(strategy="vanilla", **options)
@@ -161,9 +161,7 @@ def test_vanilla_and_tied_cross_are_one_model() -> None:
 @pytest.mark.parametrize(
     ("spec", "formula", "printed"), [(VGGS, 1.5449, 1.52), (MOSEI, 0.6141, 0.59)]
 )
-def test_gflops_are_those_of_the_sft_paper(
-    spec: DatasetSpec, formula: float, printed: float
-) -> None:
+def test_gflops_match_the_sft_paper(spec: DatasetSpec, formula: float, printed: float) -> None:
     """Ding et al. 2021, Table 2: four bottlenecks in 10 or 11 of 12 layers."""
     gflops = price("mbt", spec, fusion_layer=1).gflops
     assert gflops == pytest.approx(formula, abs=0.5e-4)
@@ -171,8 +169,8 @@ def test_gflops_are_those_of_the_sft_paper(
         assert price("mbt", spec, fusion_layer=unfused).gflops == pytest.approx(printed, rel=0.05)
 
 
-def test_attention_is_priced_as_far_as_it_reaches() -> None:
-    """(n + K)^2 a modality with bottlenecks, (sum n)^2 joined, n (sum n) a modality crossed."""
+def test_cost_counts_the_attended_pairs() -> None:
+    """Pairs: (n + K)^2 per modality (bottleneck), (sum n)^2 (vanilla), n (sum n) each (cross)."""
     tokens, d, k = (500, 500, 50), 40, 4
     together = sum(tokens)
     linear = 6 * d**2 + 4 * d
@@ -197,7 +195,7 @@ def test_attention_is_priced_as_far_as_it_reaches() -> None:
 def test_parameters_are_those_of_late_fusion_and_of_the_bottlenecks(
     strategy: str, more: int
 ) -> None:
-    """Vanilla shares four of twelve layers, which saves two of three blocks in each."""
+    """Vanilla shares the last four of twelve layers, which saves two of three blocks in each."""
     parameters = price("mbt", MOSEI, strategy=strategy).parameters
     assert parameters == price("late_fusion", MOSEI).parameters + more
 
@@ -238,20 +236,20 @@ def test_equal_outcomes_share_a_canonical_configuration() -> None:
 
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("strategy", ["bottleneck", "vanilla", "cross"])
-def test_padding_changes_nothing_whatever_fuses(strategy: str, update: str) -> None:
-    """Padded values bit for bit; a sample of which nothing is padded up to the order of sums."""
+def test_padding_changes_nothing_with_any_fusion(strategy: str, update: str) -> None:
+    """Padded values have no effect, bit by bit; unpadded samples agree up to rounding."""
     model = small(num_layers=3, fusion_layer=1, strategy=strategy, update=update)
     x, lengths = samples(), {"first": torch.tensor([6, 2, 0]), "third": torch.tensor([4, 0, 4])}
     outputs = model(x, lengths)
-    spoilt = {name: x_BTF.clone() for name, x_BTF in x.items()}
-    spoilt["first"][1, 2:] = spoilt["first"][2] = spoilt["third"][1] = torch.nan
+    corrupted = {name: x_BTF.clone() for name, x_BTF in x.items()}
+    corrupted["first"][1, 2:] = corrupted["first"][2] = corrupted["third"][1] = torch.nan
     assert outputs.isfinite().all()
-    assert torch.equal(model(spoilt, lengths), outputs)
+    assert torch.equal(model(corrupted, lengths), outputs)
     torch.testing.assert_close(outputs[:1], model(x)[:1], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(outputs[1:], model(x)[1:])
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     config = MODELS["mbt"].config
     with pytest.raises(ConfigError, match=r"fusion_layer=5, num_layers=4"):
         config(num_layers=4, fusion_layer=5)
@@ -267,7 +265,7 @@ def test_what_does_not_fit_is_refused() -> None:
         config(stochastic_depth=1.0)
 
 
-def test_a_block_is_that_of_the_other_systems() -> None:
+def test_skipped_block_equals_the_plain_block_in_evaluation() -> None:
     plain = Block(dim=8, num_heads=2, dropout=0.0)
     block = SkippedBlock(dim=8, num_heads=2, dropout=0.0, skip=0.3).eval()
     block.load_state_dict(plain.state_dict())
@@ -276,7 +274,7 @@ def test_a_block_is_that_of_the_other_systems() -> None:
 
 
 def test_stochastic_depth_skips_updates_of_samples_in_training() -> None:
-    """Both updates alike and apart: of 4,000 samples p^2, p(1 - p) twice and (1 - p)^2."""
+    """Both updates are skipped independently, in shares p^2, p(1 - p) twice and (1 - p)^2."""
     p, size = 0.3, 4000
     block = SkippedBlock(dim=8, num_heads=2, dropout=0.0, skip=p).double()
     z = torch.randn(1, 5, 8, dtype=torch.float64)
@@ -298,7 +296,7 @@ def test_stochastic_depth_skips_updates_of_samples_in_training() -> None:
     assert sum(counts.values()) == size
     for (first, second), count in counts.items():
         share = (1 - p if first else p) * (1 - p if second else p)
-        assert count / size == pytest.approx(share, abs=0.03)  # four deviations
+        assert count / size == pytest.approx(share, abs=0.03)  # four standard deviations
 
 
 def test_stochastic_depth_grows_linearly_with_depth() -> None:

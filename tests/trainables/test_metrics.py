@@ -1,4 +1,4 @@
-"""Metrics against slow definitions in float64, and at their edges. Shapes: N samples, C outputs."""
+"""Test metrics against slow definitions and in edge cases. Shapes: N samples, C outputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def average_precision(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Return the mean over the positive samples of the precision at their place."""
+    """Return the mean precision at the rank of each positive sample."""
     order = sorted(range(len(scores)), key=lambda sample: -scores[sample])
     ranked = [positive[sample] for sample in order]
-    precisions = [sum(ranked[: place + 1]) / (place + 1) for place in range(len(ranked))]
+    precisions = [sum(ranked[: rank + 1]) / (rank + 1) for rank in range(len(ranked))]
     return sum(p for p, hit in zip(precisions, ranked, strict=True) if hit) / sum(ranked)
 
 
@@ -56,7 +56,7 @@ def reference(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("num_classes", "num_samples"), [(5, 40), (6, 40), (30, 25), (100, 200)])
-def test_metrics_are_their_definitions(num_classes: int, num_samples: int) -> None:
+def test_metrics_match_their_definitions(num_classes: int, num_samples: int) -> None:
     """With 30 classes and 25 samples at least five classes are absent."""
     random = np.random.default_rng(num_classes)
     labels_N = random.integers(0, num_classes, num_samples)
@@ -72,7 +72,7 @@ def test_metrics_are_their_definitions(num_classes: int, num_samples: int) -> No
     assert num_absent_classes("classification", labels_N, num_classes) == absent
 
 
-def test_a_perfect_model_has_one_everywhere_though_a_class_is_absent() -> None:
+def test_perfect_model_scores_one_though_a_class_is_absent() -> None:
     labels_N = np.array([0, 1, 1, 3])
     logits_NC = np.eye(6, dtype=np.float32)[labels_N]
     expected = dict.fromkeys(METRICS["classification"], 1.0)
@@ -80,8 +80,8 @@ def test_a_perfect_model_has_one_everywhere_though_a_class_is_absent() -> None:
     assert num_absent_classes("classification", labels_N, 6) == 3
 
 
-def test_balanced_accuracy_weighs_classes_alike() -> None:
-    """Always the first class: 9 of 10 right, but recalls of 1 and 0."""
+def test_balanced_accuracy_weights_classes_equally() -> None:
+    """Always predicting the first class is right 9 of 10 times, with recalls of 1 and 0."""
     logits_NC = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (10, 1))
     labels_N = np.array([0] * 9 + [1])
     metrics = score("classification", logits_NC, labels_N)
@@ -92,7 +92,7 @@ def test_balanced_accuracy_weighs_classes_alike() -> None:
     assert "top5" not in metrics
 
 
-def test_a_guess_of_an_absent_class_is_wrong_and_nothing_else() -> None:
+def test_predicting_an_absent_class_is_only_one_error() -> None:
     logits_NC = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 0.5]], dtype=np.float32)
     metrics = score("classification", logits_NC, np.array([1, 1]))
     assert metrics["top1"] == 0.5
@@ -104,7 +104,7 @@ def test_a_guess_of_an_absent_class_is_wrong_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("num_labels", "num_samples"), [(1, 30), (4, 50), (23, 40)])
-def test_multilabel_metrics_are_their_definitions(num_labels: int, num_samples: int) -> None:
+def test_multilabel_metrics_match_their_definitions(num_labels: int, num_samples: int) -> None:
     random = np.random.default_rng(num_labels)
     labels_NC = (random.random((num_samples, num_labels)) < 0.2).astype(np.float32)
     labels_NC[0, 0], labels_NC[:, 3:4] = 1, 0  # where there is a fourth label, it is absent
@@ -124,8 +124,8 @@ def test_multilabel_metrics_are_their_definitions(num_labels: int, num_samples: 
     assert num_absent_classes("multilabel", labels_NC, num_labels) == absent
 
 
-def test_multilabel_by_hand() -> None:
-    """Hits 2 and 0, false alarms 0 and 1, misses 1 and 1: F1 of 4/5, 0 and together 4/7."""
+def test_multilabel_metrics_match_a_hand_computed_example() -> None:
+    """True positives 2 and 0, false 0 and 1, misses 1 and 1: F1 of 4/5 and 0; micro F1 4/7."""
     labels_NC = np.array([[1, 0], [1, 1], [1, 0]], dtype=np.float32)
     logits_NC = np.array([[0.0, 1.0], [2.0, -1.0], [-1.0, -2.0]], dtype=np.float32)
     metrics = score("multilabel", logits_NC, labels_NC)
@@ -152,7 +152,7 @@ def weighted_f1(guesses: list[bool], truths: list[bool]) -> float:
     return share * f1(guesses, truths) + (1 - share) * negative
 
 
-def test_regression_metrics_are_their_definitions() -> None:
+def test_regression_metrics_match_their_definitions() -> None:
     random = np.random.default_rng(0)
     labels_N = (random.integers(-9, 10, 200) / 3).astype(np.float32)
     outputs_N1 = (0.8 * labels_N + random.normal(size=200)).astype(np.float32)[:, None]
@@ -180,12 +180,12 @@ def test_regression_metrics_are_their_definitions() -> None:
 
 
 def test_the_two_conventions_of_zero_differ() -> None:
-    """A neutral sample counts as positive in the one and is left out of the other."""
+    """A neutral label is positive in `acc2`, and `acc2_nonzero` leaves it out."""
     labels_N = np.array([0.0, 0.0, 1.0, -1.0], dtype=np.float32)
     outputs_N1 = np.array([[-0.1], [0.0], [0.0], [0.0]], dtype=np.float32)
     metrics = score("regression", outputs_N1, labels_N)
     assert metrics["acc2"] == 2 / 4  # right: 0 and 0, 1 and 0
-    assert metrics["acc2_nonzero"] == 1 / 2  # right: -1 and 0, for 0 is not above 0
+    assert metrics["acc2_nonzero"] == 1 / 2  # right: -1 and 0, as 0 is not above 0
     assert metrics["f1"] == pytest.approx(3 / 4 * 2 * (2 / 3) * (2 / 3) / (4 / 3))
     assert metrics["f1_nonzero"] == pytest.approx(1 / 2 * 2 * (1 / 2) / (3 / 2))
 
@@ -199,20 +199,20 @@ def test_seven_degrees_round_halves_to_even_and_end_at_three() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7.0, 1e30])
-def test_a_constant_correlates_with_nothing(constant: float) -> None:
+def test_pearson_of_a_constant_is_zero(constant: float) -> None:
     labels_N = np.array([0.1, 0.2, -0.4], dtype=np.float32)
     constant_N = np.full(3, constant, dtype=np.float32)
     assert score("regression", constant_N[:, None], labels_N)["pearson"] == 0.0
     assert score("regression", labels_N[:, None], constant_N)["pearson"] == 0.0
 
 
-def test_neutral_samples_alone_are_no_two_classes() -> None:
+def test_nonzero_metrics_are_zero_if_all_labels_are_neutral() -> None:
     metrics = score("regression", np.ones((2, 1), np.float32), np.zeros(2, np.float32))
     assert (metrics["acc2"], metrics["acc2_nonzero"], metrics["f1_nonzero"]) == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e30])
-def test_a_line_correlates_with_one(scale: float) -> None:
+def test_pearson_of_a_line_is_one(scale: float) -> None:
     labels_N = np.linspace(-3, 3, 50, dtype=np.float32)
     for sign in (1, -1):
         outputs_N1 = (sign * scale * labels_N)[:, None].astype(np.float32)

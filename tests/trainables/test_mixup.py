@@ -1,4 +1,4 @@
-"""Mixup: what the papers say of it, on tokens made by hand, against float64 and closed forms."""
+"""Test mixup as defined in the papers, on small tensors, in float64 and by closed forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 PARTNER = torch.tensor([2, 0, 1, 3])
-"""A cycle of three rows, and one that is its own partner."""
+"""A cycle of three rows, and one row that is its own partner."""
 
 
 def mix(weights: Mapping[str, Any], label: Any = 0.5, *, layer: int | None = 1) -> Mix:
@@ -34,14 +34,14 @@ def mix(weights: Mapping[str, Any], label: Any = 0.5, *, layer: int | None = 1) 
 
 
 def tokens(*names: str, masked: bool = False, received: bool = False) -> Tokens:
-    made = {}
+    state = {}
     for name in names:
         valid = None
         if masked:
             valid = torch.rand(4, 6) < 0.5
             valid[:, 0] = True
-        made[name] = Sequence(torch.randn(4, 6, 3), valid, torch.rand(4, 5) if received else None)
-    return made
+        state[name] = Sequence(torch.randn(4, 6, 3), valid, torch.rand(4, 5) if received else None)
+    return state
 
 
 def model() -> FusionModel:
@@ -73,10 +73,10 @@ def draws(count: int, size: int = 24, **training: Any) -> list[Mix]:
 
 @pytest.mark.parametrize("names", [("left", "right"), ("left<right", "right<left"), (FUSED,)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_weight_one_is_the_identity_and_weight_zero_the_partner(
+def test_weight_one_gives_the_row_and_weight_zero_its_partner(
     names: tuple[str, ...], masked: bool
 ) -> None:
-    """Bit by bit, also of the masks and of the attention received."""
+    """Bit by bit, including masks and attention received."""
     state = tokens(*names, masked=masked, received=True)
     for weight, rows in ((1.0, torch.arange(4)), (0.0, PARTNER)):
         mixed = mix(dict.fromkeys(("left", "right", FUSED), weight)).after_layer(1, state)
@@ -99,7 +99,7 @@ def test_only_the_drawn_layer_is_mixed() -> None:
     assert not torch.equal(drawn.after_layer(2, state)["left"].z, state["left"].z)
 
 
-def test_each_modality_has_its_weight_and_the_bottleneck_none() -> None:
+def test_each_modality_has_its_weight_and_the_bottleneck_is_not_mixed() -> None:
     state = tokens("left", "right<left", BOTTLENECK)
     mixed = mix({"left": 0.3, "right": 0.6, FUSED: 0.9}).after_layer(1, state)
     for name, weight in (("left", 0.3), ("right<left", 0.6)):
@@ -137,7 +137,7 @@ def test_padding_counts_as_zero_and_the_union_is_valid() -> None:
     assert mixed.valid.all()
 
 
-def test_a_compiled_model_mixes_the_same() -> None:
+def test_after_every_layer_mixes_as_after_layer() -> None:
     state = tokens("left", "right", masked=True, received=True)
     drawn = mix({"left": [0.3, 0.1, 1.0, 0.0], "right": 0.6, FUSED: 0.9}, layer=2)
     for index in (0, 1, 2):
@@ -161,7 +161,7 @@ def test_inputs_are_mixed_by_modality_and_the_longer_length_counts() -> None:
         weight = torch.tensor(weights[name]).view(-1, 1, 1)
         expected = weight * batch[name] + (1 - weight) * batch[name][PARTNER]
         torch.testing.assert_close(mixed[name], expected)
-    assert longer["left"].tolist() == [3, 6, 3, 0]  # row 2 keeps all of itself
+    assert longer["left"].tolist() == [3, 6, 3, 0]  # row 2 has weight 1
     assert (mixed["left"][0, 3:] == 0).all()
 
 
@@ -180,8 +180,8 @@ def soft_labels(drawn: Mix, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0, [0.1, 0.9, 0.5, 0.3]])
-def test_the_loss_is_that_of_mixed_labels(weight: Any) -> None:
-    """Cross-entropy, one class or several labels, against soft labels in float64."""
+def test_loss_equals_the_loss_of_mixed_labels(weight: Any) -> None:
+    """Compare cross-entropy, for one class or several labels, with soft labels in float64."""
     outputs, drawn = torch.randn(4, 3), mix({}, weight)
     labels = torch.tensor([0, 2, 1, 2])
     soft = soft_labels(drawn, F.one_hot(labels, 3))
@@ -211,7 +211,7 @@ def test_the_loss_of_numbers_is_the_mean_of_two_losses() -> None:
 
 
 def test_the_label_weight_is_the_mean_of_modalities_or_the_fused_one() -> None:
-    """SFT has two layers of modalities (0, 1) here, sparse attention, pooling, three fused."""
+    """This SFT has two unimodal layers (0, 1), sparse attention, pooling, three fused layers."""
     seen = set()
     for drawn in draws(200):
         weights = drawn.weights
@@ -237,8 +237,8 @@ def test_weights_are_beta_distributed(size: Any) -> None:
         assert (weights < 0.01).double().mean().item() == pytest.approx(rare, abs=0.026)
 
 
-def test_alpha_is_the_distributions() -> None:
-    """At alpha = 8 the variance is 1 / 68; nearly no weight leaves [0.1, 0.9]."""
+def test_alpha_sets_the_variance_of_the_weights() -> None:
+    """At alpha = 8 the variance is 1 / 68, and weights are almost always in [0.1, 0.9]."""
     weights = torch.cat([drawn.weights["left"] for drawn in draws(1000, mixup_alpha=8.0)])
     assert weights.var().item() == pytest.approx(1 / 68, rel=0.2)
     assert (weights > 0.05).all()
@@ -259,7 +259,7 @@ def test_layers_are_drawn_uniformly_from_the_mixing_points() -> None:
     found = [drawn.layer for drawn in draws(5000)]
     counts = [found.count(point) for point in points]
     assert sum(counts) == 5000
-    # Chi-square with 4 degrees of freedom is above 18.5 once in a thousand times.
+    # Chi-square with 4 degrees of freedom exceeds 18.5 with probability 0.001.
     assert sum((count - 1000) ** 2 / 1000 for count in counts) < 18.5
 
 
@@ -287,7 +287,7 @@ def test_equal_generators_draw_equally() -> None:
 
 
 def test_a_model_mixes_in_its_forward_pass() -> None:
-    """At weight 0 the outputs are the partner's, whichever layer was drawn; at 1 one's own."""
+    """With any layer, weight 0 gives the partner's outputs, and weight 1 the row's own."""
     mixing, batch = model().eval(), inputs()
     for layer in mixing.mixing_points:
         for weight, rows in ((1.0, torch.arange(4)), (0.0, PARTNER)):

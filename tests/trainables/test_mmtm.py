@@ -1,4 +1,4 @@
-"""Facts of MMTM: its gains, its sizes, and that it takes two modalities.
+"""Test MMTM: its gains, its sizes, and its restriction to two modalities.
 
 Shapes: B batch, C_m channels of a modality.
 """
@@ -15,9 +15,9 @@ from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.layers.mmtm import MMTM, mmtm_macs, squeezed_width
 
-from shapes import MOSEI, data_set
+from shapes import MOSEI, dataset_spec
 
-SMALL = data_set(3, first=(6, 4), second=(5, 4), third=(4, 4))
+SMALL = dataset_spec(3, first=(6, 4), second=(5, 4), third=(4, 4))
 TWO: dict[str, Any] = {"modalities": ("audio", "text")}
 
 
@@ -35,18 +35,18 @@ def module() -> MMTM:
 @pytest.mark.parametrize(
     ("channels", "parameters", "flops"), [(64, 16_576, 131_584), (1024, 4_197_376, 33_562_624)]
 )
-def test_its_sizes_are_those_the_msaf_paper_prints(
+def test_parameters_and_flops_match_the_msaf_paper(
     channels: int, parameters: int, flops: int
 ) -> None:
-    """Two modalities of so many channels, r = 4: 131.6K and 33.6M FLOPs."""
+    """Two modalities with `channels` channels each, r = 4: 131.6K and 33.6M FLOPs."""
     both = (channels, channels)
     assert squeezed_width(both, 4) == channels
     assert sum(p.numel() for p in MMTM(both, reduction=4).parameters()) == parameters
-    assert 2 * 4 * (mmtm_macs(both, channels) + channels) == flops  # as MSAF's, of a batch of four
+    assert 2 * 4 * (mmtm_macs(both, channels) + channels) == flops  # for a batch of four, as MSAF
     assert flops == pytest.approx({64: 131.6e3, 1024: 33.6e6}[channels], rel=0.002)
 
 
-def test_it_is_the_equations_of_its_code() -> None:
+def test_mmtm_matches_the_equations_of_its_code() -> None:
     made, (x, y) = module(), features()
     means = torch.cat([x.mean(dim=(2, 3)), y.mean(dim=2)], dim=1)
     e = (means @ made.squeeze.weight.T + made.squeeze.bias).clamp(min=0)
@@ -59,7 +59,7 @@ def test_it_is_the_equations_of_its_code() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
 
 
-def test_without_weights_it_halves_everything() -> None:
+def test_zero_weights_halve_everything() -> None:
     made = module()
     for p in made.parameters():
         nn.init.zeros_(p)
@@ -68,17 +68,17 @@ def test_without_weights_it_halves_everything() -> None:
 
 
 @pytest.mark.medium
-def test_its_gradients_are_right() -> None:
+def test_gradients_match_finite_differences() -> None:
     made, xs = module(), [x.requires_grad_() for x in features()]
     assert torch.autograd.gradcheck(lambda *_: tuple(made(xs)), [*xs, *made.parameters()])
 
 
-def test_what_does_not_count_is_not_read() -> None:
+def test_invalid_positions_are_not_read() -> None:
     made, xs = module(), features()
     valid = [None, torch.arange(5) < torch.tensor([5, 2, 0])[:, None]]
     outputs = made(xs, valid)
-    spoilt = [xs[0], xs[1].masked_fill(~valid[1].unsqueeze(1), torch.nan)]
-    for got, expected in zip(made(spoilt, valid), outputs, strict=True):
+    corrupted = [xs[0], xs[1].masked_fill(~valid[1].unsqueeze(1), torch.nan)]
+    for got, expected in zip(made(corrupted, valid), outputs, strict=True):
         assert torch.equal(got, expected)
     cut = made([xs[0][1:2], xs[1][1:2, :, :2]])
     torch.testing.assert_close(outputs[0][1:2], cut[0])
@@ -87,7 +87,7 @@ def test_what_does_not_count_is_not_read() -> None:
     torch.testing.assert_close(outputs[0][2:], missing[0])
 
 
-def test_behind_no_layer_it_is_late_fusion() -> None:
+def test_mmtm_without_fusion_layers_is_late_fusion() -> None:
     options = {"dim": 8, "num_heads": 2, "num_layers": 2, "modalities": ("first", "third")}
     mmtm, late = (
         build_model(name, SMALL, MODELS[name].config(**options, **more), seed=0).eval().double()
@@ -99,18 +99,18 @@ def test_behind_no_layer_it_is_late_fusion() -> None:
     torch.testing.assert_close(mmtm(x), late(x), rtol=1e-14, atol=1e-14)
 
 
-def test_it_adds_the_same_wherever_it_stands() -> None:
-    """Width 40, r = 4: 80 numbers to 40 and back, (81 + 82 - 1) * 40 + 80 parameters."""
+def test_added_cost_does_not_depend_on_the_layer() -> None:
+    """At width 40 and r = 4, 80 numbers are squeezed to 40: 81 * 40 + 41 * 80 parameters."""
     late = MODELS["late_fusion"].cost(MOSEI, MODELS["late_fusion"].config(**TWO))
-    for places in ((1,), (12,), (3, 7)):
-        cost = MODELS["mmtm"].cost(MOSEI, MODELS["mmtm"].config(fusion_layers=places, **TWO))
-        assert cost.parameters - late.parameters == len(places) * (81 * 40 + 41 * 80)
-        assert cost.gmacs - late.gmacs == pytest.approx(len(places) * 2 * 80 * 40 / 1e9, rel=1e-6)
+    for layers in ((1,), (12,), (3, 7)):
+        cost = MODELS["mmtm"].cost(MOSEI, MODELS["mmtm"].config(fusion_layers=layers, **TWO))
+        assert cost.parameters - late.parameters == len(layers) * (81 * 40 + 41 * 80)
+        assert cost.gmacs - late.gmacs == pytest.approx(len(layers) * 2 * 80 * 40 / 1e9, rel=1e-6)
 
 
 @pytest.mark.parametrize("names", [None, ("second",)])
 def test_other_numbers_of_modalities_are_refused(names: tuple[str, ...] | None) -> None:
-    """Also where a study file is checked, which prices its space."""
+    """In building, in computing the cost, and in the canonical form."""
     config = MODELS["mmtm"].config(dim=8, num_heads=2, modalities=names)
     listed = ", ".join(names or SMALL.modalities)
     message = f"must be exactly two, but got {len(names or SMALL.modalities)}: {listed}"
@@ -134,7 +134,7 @@ def test_equal_outcomes_share_a_canonical_configuration() -> None:
     assert not same({}, {"fusion_layers": [12]})
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     config = MODELS["mmtm"].config
     with pytest.raises(ConfigError, match=r"fusion_layers=\[5\], num_layers=4"):
         config(num_layers=4, fusion_layers=[5])

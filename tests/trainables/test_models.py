@@ -1,4 +1,4 @@
-"""Facts of the SFT paper's models: sizes, symmetries, what fuses with what.
+"""Test the SFT paper's models: sizes, symmetries, and what is fused.
 
 Shapes: B batch, n tokens of a modality, F features, D width.
 """
@@ -13,7 +13,7 @@ import torch
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.layers.tokens import FUSED, Sequence
 
-from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, data_set
+from shapes import MOSEI, MOSEI_STRIDES, VGGS, VGGS_STRIDES, dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 
-SMALL = data_set(3, left=(12, 4), right=(12, 4))
+SMALL = dataset_spec(3, left=(12, 4), right=(12, 4))
 
 
 def build(name: str, spec: DatasetSpec, **options: Any) -> FusionModel:
@@ -56,17 +56,17 @@ def count(*modules: nn.Module) -> int:
         ("late_fusion", 357_487, 361_300),
     ],
 )
-def test_parameters_are_those_of_the_authors_code(
+def test_parameters_match_the_authors_code(
     name: str, seven_classes: int, hundred_classes: int
 ) -> None:
-    """The nets without tokenizers, as counted by running the code of Ding et al. 2021."""
+    """Without tokenizers; counted by running the code of Ding et al. 2021."""
     for spec, expected in ((MOSEI, seven_classes), (VGGS, hundred_classes)):
         alone = (next(iter(spec.modalities)),) if name == "unimodal" else None
         model = build(name, spec, modalities=alone)
         assert count(model.layers, model.head) == expected
 
 
-def test_tokenizers_and_blocks_have_the_parameters_of_the_authors_code() -> None:
+def test_tokenizers_and_blocks_match_the_authors_code() -> None:
     assert count(build("concat", MOSEI).tokenizer) == 58_720
     concat = build("concat", VGGS)
     assert count(concat.tokenizer) == 138_440
@@ -99,10 +99,10 @@ def test_without_pooling_all_tokens_are_fused() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["average", "max", "attention"])
-def test_order_inside_a_pooling_window_does_not_matter_across_windows_it_does(
+def test_order_matters_across_pooling_windows_but_not_inside_them(
     pooling: str,
 ) -> None:
-    """Behind the tokenizer only pooling knows the order of tokens, if attention is dense."""
+    """With dense attention, only pooling depends on the token order after the tokenizer."""
     options: dict[str, Any] = {"unimodal_layers": 2, "fused_layers": 2, "stride": 4}
     model = small("sft", sparse_attention="dense", pooling=pooling, **options)
     sparse = small("sft", sparse_attention="strided", window=3, pooling=pooling, **options)
@@ -126,7 +126,7 @@ def test_order_inside_a_pooling_window_does_not_matter_across_windows_it_does(
 
 
 def test_late_fusion_is_a_sum_of_functions_of_one_modality_each() -> None:
-    """Its mixed effect f(a, b) - f(a', b) - f(a, b') + f(a', b') is zero; SFT's is not."""
+    """The interaction f(a, b) - f(a', b) - f(a, b') + f(a', b') is zero; that of SFT is not."""
     x = samples()
     other = {name: x_BnF.flip(0) for name, x_BnF in x.items()}
 
@@ -155,17 +155,17 @@ def test_the_fused_cls_token_is_the_sum_of_the_modalities_cls_tokens() -> None:
 
 
 def test_modalities_swapped_with_their_weights_give_the_same_logits() -> None:
-    """Fused tokens have no positions of their own, so their order is free."""
+    """Fused tokens have no positions, so their order does not matter."""
     model = small("sft", unimodal_layers=2, fused_layers=2, stride={"left": 3, "right": 3})
     swapped = small("sft", unimodal_layers=2, fused_layers=2, stride={"left": 3, "right": 3})
-    places = {".modalities.0.": ".modalities.1.", ".blocks.0.": ".blocks.1."}
-    places |= {new: old for old, new in places.items()}
+    swaps = {".modalities.0.": ".modalities.1.", ".blocks.0.": ".blocks.1."}
+    swaps |= {new: old for old, new in swaps.items()}
     weights, per_modality = model.state_dict(), 4  # tokenizer, two unimodal and attention layer
 
     def swap(key: str) -> str:
         if key.startswith("layers.") and int(key.split(".")[1]) >= per_modality:
             return key
-        for old, new in places.items():
+        for old, new in swaps.items():
             if old in key:
                 return key.replace(old, new)
         return key
@@ -207,18 +207,18 @@ def test_padding_changes_nothing_in_any_pattern_and_pooling(
         fused_layers=2,
     )
     lengths = {"left": torch.tensor([12, 5, 0]), "right": torch.tensor([1, 12, 7])}
-    spoilt = {
+    corrupted = {
         name: x.masked_fill((torch.arange(12) >= lengths[name][:, None])[:, :, None], torch.nan)
         for name, x in samples().items()
     }
     given = model(samples(), lengths)
     assert given.isfinite().all()
-    assert torch.equal(model(spoilt, lengths), given)
+    assert torch.equal(model(corrupted, lengths), given)
 
 
-def test_padding_more_changes_nothing_but_the_windows() -> None:
-    """Samples of 8 of 12 tokens, pooled one by one, against the model of 8 tokens."""
-    shorter = data_set(3, left=(8, 4), right=(8, 4))
+def test_more_padding_changes_only_the_windows() -> None:
+    """Compare samples with 8 of 12 tokens, without pooling, with a model for 8 tokens."""
+    shorter = dataset_spec(3, left=(8, 4), right=(8, 4))
     options: dict[str, Any] = {"dim": 8, "num_heads": 2, "fused_layers": 2, "window": 4}
     long, short = (build("sft", spec, **options).double() for spec in (SMALL, shorter))
     weights = {key: w[:9] if "positions" in key else w for key, w in long.state_dict().items()}

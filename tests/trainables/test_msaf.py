@@ -1,4 +1,4 @@
-"""Facts of MSAF: what its parts do, what they cost, and the networks of its paper.
+"""Test MSAF: its steps, their costs, and the networks of its paper.
 
 Shapes: B batch, C_m channels of a modality, C of a block, N blocks, Z bottleneck, T tokens.
 """
@@ -28,7 +28,7 @@ from sftsearch.trainables.layers.ravdess import AudioBranch
 from sftsearch.trainables.layers.recurrent import LSTM, last_valid, step_by_step
 from sftsearch.trainables.layers.tokens import Sequence
 
-from shapes import MOSEI, data_set
+from shapes import MOSEI, dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.cost import Cost
     from sftsearch.trainables.models.fusion import FusionModel
 
-SMALL = data_set(3, first=(7, 4), second=(5, 4), third=(4, 4))
+SMALL = dataset_spec(3, first=(7, 4), second=(5, 4), third=(4, 4))
 MOSEI_NET = replace(
     describe("synthetic_rating"),
     modalities={
@@ -70,11 +70,11 @@ def samples(size: int = 3) -> dict[str, Tensor]:
 
 
 SHAPES = ((10, 3, 4), (7,), (5, 6))
-"""Channels of three modalities, and what lies behind them; blocks of 4 divide none of them."""
+"""Channels and further axes of three modalities; 4 divides no number of channels."""
 
 
 def module(channels: tuple[int, ...] = (10, 7, 5), **options: Any) -> MSAF:
-    """Return a module in float64 whose norm has statistics of its own."""
+    """Return a module in float64 with random running statistics."""
     torch.manual_seed(0)
     made = MSAF(channels, **{"block_width": 4, "reduction": 2} | options).double().eval()
     made.norm.running_mean.normal_()
@@ -88,7 +88,7 @@ def features(shapes: tuple[tuple[int, ...], ...] = SHAPES, size: int = 3) -> lis
 
 
 def blocks_of(x: Tensor, width: int) -> list[Tensor]:
-    """Return the blocks (C, ...) of one sample's features (C_m, ...), the last one filled up."""
+    """Return the blocks (C, ...) of one sample's features (C_m, ...), the last one padded."""
     blocks = list(x.split(width))
     missing = width - len(blocks[-1])
     if missing:
@@ -97,7 +97,7 @@ def blocks_of(x: Tensor, width: int) -> list[Tensor]:
 
 
 def reference(made: MSAF, xs: list[Tensor]) -> list[Tensor]:
-    """Do what the paper says, a sample at a time, in evaluation."""
+    """Compute the paper's steps, one sample at a time, in evaluation mode."""
     c, norm = made.block_width, made.norm
     outputs = []
     for sample in zip(*xs, strict=True):
@@ -112,19 +112,19 @@ def reference(made: MSAF, xs: list[Tensor]) -> list[Tensor]:
         scores = [w @ z + b for w, b in zip(weights, biases, strict=True)]
         total = torch.stack(scores).exp().sum(dim=0)
         attention = iter([score.exp() / total for score in scores])
-        of_sample = []
+        scaled = []
         for x, blocks in zip(sample, split, strict=True):
             gains = [
                 made.suppression + (1 - made.suppression) * next(attention)
                 for _ in range(len(blocks))
             ]
-            weighed = [
+            products = [
                 block * gain.reshape(-1, *[1] * (block.dim() - 1))
                 for block, gain in zip(blocks, gains, strict=True)
             ]
-            of_sample.append(torch.cat(weighed)[: len(x)])
-        outputs.append(of_sample)
-    return [torch.stack(of_modality) for of_modality in zip(*outputs, strict=True)]
+            scaled.append(torch.cat(products)[: len(x)])
+        outputs.append(scaled)
+    return [torch.stack(samples_) for samples_ in zip(*outputs, strict=True)]
 
 
 # --------------------------------------------------------------- the module
@@ -132,7 +132,9 @@ def reference(made: MSAF, xs: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("suppression", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("block_width", [1, 4, 5, 10])
-def test_it_is_the_papers_split_join_and_highlight(block_width: int, suppression: float) -> None:
+def test_msaf_matches_the_papers_split_join_and_highlight(
+    block_width: int, suppression: float
+) -> None:
     made = module(block_width=block_width, reduction=1, suppression=suppression)
     for got, expected in zip(made(features()), reference(made, features()), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
@@ -150,7 +152,7 @@ def test_it_is_the_papers_split_join_and_highlight(block_width: int, suppression
         ((1024, 512), 256, 4, 116_416),  # NTU RGB+D, second
     ],
 )
-def test_its_parameters_are_those_of_the_papers_networks(
+def test_parameters_match_the_papers_networks(
     channels: tuple[int, ...], block_width: int, reduction: int, expected: int
 ) -> None:
     assert parameters(MSAF(channels, block_width=block_width, reduction=reduction)) == expected
@@ -159,11 +161,11 @@ def test_its_parameters_are_those_of_the_papers_networks(
 @pytest.mark.parametrize(
     ("channels", "expected", "printed"), [(64, 10_432, 10.4e3), (1024, 2_624_512, 2.6e6)]
 )
-def test_its_flops_are_those_the_paper_prints(channels: int, expected: int, printed: float) -> None:
+def test_flops_match_the_paper(channels: int, expected: int, printed: float) -> None:
     """Blocks of half the channels, r = 4, a batch of four.
 
-    It counts two for each multiply-add of a product, each number rectified and each of the two
-    steps of a norm; no means, softmax and weighing.
+    The paper counts two for each multiply-add of a product, each ReLU and each of the two steps of
+    a norm; it does not count means, softmax and the final scaling.
     """
     width, squeezed = channels // 2, channels // 8
     flops = 2 * 4 * (msaf_macs(width, squeezed, 4) + 3 * squeezed)
@@ -171,7 +173,7 @@ def test_its_flops_are_those_the_paper_prints(channels: int, expected: int, prin
     assert flops == pytest.approx(printed, rel=0.01)
 
 
-def test_the_networks_of_the_paper_have_so_many_blocks() -> None:
+def test_papers_networks_have_the_expected_blocks() -> None:
     for channels, width, expected in (
         ((1024, 32), 16, 66),
         ((2048, 64), 32, 66),
@@ -182,7 +184,7 @@ def test_the_networks_of_the_paper_have_so_many_blocks() -> None:
 
 
 def test_the_network_for_ravdess_has_25_940_724_parameters() -> None:
-    """The video branch has 25,882,056; it is the audio branch and the two MSAFs that are here."""
+    """The video branch, not implemented here, has 25,882,056; the rest is counted."""
     audio = AudioBranch()
     assert parameters(audio) == 34_024
     fused = sum(
@@ -192,7 +194,7 @@ def test_the_network_for_ravdess_has_25_940_724_parameters() -> None:
     assert 25_882_056 + parameters(audio) + fused == 25_940_724
 
 
-def test_the_audio_branch_lets_msaf_stand_behind_its_stages() -> None:
+def test_audio_branch_calls_after_stage_with_its_features() -> None:
     audio, seen = AudioBranch().eval(), []
 
     def halve(stage: int, x: Tensor) -> Tensor:
@@ -213,16 +215,16 @@ def test_full_suppression_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("suppression", [0.0, 0.3])
-def test_gains_share_one_softmax_over_all_blocks(suppression: float) -> None:
+def test_gains_are_one_softmax_over_all_blocks(suppression: float) -> None:
     made = module(suppression=suppression)
     gains_BNC = made.gains(torch.randn(5, 7, 4, dtype=torch.float64))
     assert gains_BNC.min() >= suppression
     assert gains_BNC.max() <= 1
-    total = suppression * 7 + (1 - suppression)  # of A it is 1, for every channel and sample
+    total = suppression * 7 + (1 - suppression)  # A sums to 1 for every channel and sample
     torch.testing.assert_close(gains_BNC.sum(dim=1), torch.full((5, 4), total).double())
 
 
-def test_without_weights_all_blocks_are_alike() -> None:
+def test_zero_weights_treat_all_blocks_equally() -> None:
     made = module(suppression=0.2)
     nn.init.zeros_(made.highlight.weight)
     nn.init.zeros_(made.highlight.bias)
@@ -230,16 +232,16 @@ def test_without_weights_all_blocks_are_alike() -> None:
         torch.testing.assert_close(got, x * (0.2 + 0.8 / 7))
 
 
-def test_its_gradients_are_right_in_training() -> None:
-    """By finite differences in float64, through the norm's statistics."""
+def test_training_gradients_match_finite_differences() -> None:
+    """In float64, including the gradient through the norm's statistics."""
     made = module((5, 3), block_width=2, reduction=1).train()
     xs = [x.requires_grad_() for x in features(((5, 2), (3,)))]
     weights = list(made.parameters())
     assert torch.autograd.gradcheck(lambda *_: tuple(made(xs)), [*xs, *weights])
 
 
-def test_a_single_sample_can_be_trained_on() -> None:
-    """By the running statistics, which stay as they are."""
+def test_training_on_a_single_sample_uses_running_statistics() -> None:
+    """The running statistics are not updated."""
     made = module()
     xs = features(size=1)
     before = {key: value.clone() for key, value in made.norm.state_dict().items()}
@@ -253,18 +255,18 @@ def test_a_single_sample_can_be_trained_on() -> None:
     assert not torch.equal(made.norm.running_mean, before["running_mean"])
 
 
-def test_what_does_not_count_is_not_read() -> None:
-    """Whatever stands there; a modality of which nothing counts is one of zeros."""
+def test_invalid_positions_are_not_read() -> None:
+    """Even NaN is not read; a modality without valid positions acts as zeros."""
     made = module((10, 5))
     shapes = ((10, 3, 4), (5, 6))
     valid = [torch.rand(3, *shape[1:]) < 0.6 for shape in shapes]
     valid[1][1] = False
     zeros = [x * mask.unsqueeze(1) for x, mask in zip(features(shapes), valid, strict=True)]
-    spoilt = [
+    corrupted = [
         x.masked_fill(~mask.unsqueeze(1), torch.nan).requires_grad_()
         for x, mask in zip(features(shapes), valid, strict=True)
     ]
-    outputs = made(spoilt, valid)
+    outputs = made(corrupted, valid)
     for got, expected in zip(outputs, made(zeros, valid), strict=True):
         assert torch.equal(got, expected)
     for i, length in enumerate(int(mask[0].sum()) for mask in valid):
@@ -274,7 +276,7 @@ def test_what_does_not_count_is_not_read() -> None:
     missing = [zeros[0][1:2, :, valid[0][1]], torch.zeros(1, 5, 1).double()]
     torch.testing.assert_close(outputs[0][1:2, :, valid[0][1]], made(missing)[0])
     sum(x.sum() for x in outputs).backward()
-    for x in spoilt:
+    for x in corrupted:
         assert x.grad is not None
         assert x.grad.isfinite().all()
 
@@ -282,7 +284,7 @@ def test_what_does_not_count_is_not_read() -> None:
 # --------------------------------------------------------------- block dropout
 
 
-def test_block_dropout_acts_in_training_alone() -> None:
+def test_block_dropout_acts_only_in_training() -> None:
     plain, dropping = module(), module(block_dropout=0.2)
     for got, expected in zip(dropping(features()), plain(features()), strict=True):
         assert torch.equal(got, expected)
@@ -291,9 +293,9 @@ def test_block_dropout_acts_in_training_alone() -> None:
 
 
 def test_block_dropout_scales_once() -> None:
-    """Survivors are multiplied by 1.25 at p = 0.2, so that the mean is that of evaluation.
+    """At p = 0.2 kept blocks are multiplied by 1.25, so that the mean is that of evaluation.
 
-    The authors' code multiplies twice, by 1.5625, whose mean is 1.25.
+    The authors' code multiplies twice, by 1.5625, which gives a mean of 1.25.
     """
     made = MSAF([8, 4], block_width=4, reduction=2, block_dropout=0.2).train()
     nn.init.zeros_(made.highlight.weight)
@@ -303,16 +305,16 @@ def test_block_dropout_scales_once() -> None:
     blocks_BN = 3 * torch.stack([x[:, 0, 0], x[:, 4, 0], y[:, 0]], dim=1)  # each gain is a third
     dropped = blocks_BN == 0
     torch.testing.assert_close(blocks_BN[~dropped], torch.full_like(blocks_BN[~dropped], 1.25))
-    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.007)  # four deviations
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.007)  # four standard errors
     assert blocks_BN.mean().item() == pytest.approx(1.0, abs=0.01)
-    for part in (x[:, :4], x[:, 4:]):  # whole blocks, at all places
+    for part in (x[:, :4], x[:, 4:]):  # whole blocks, at all positions
         assert torch.equal(part.amin(dim=(1, 2)), part.amax(dim=(1, 2)))
     both = (dropped[:, 0] & dropped[:, 1]).float().mean().item()
-    assert both == pytest.approx(0.04, abs=0.006)  # one block does not follow another
+    assert both == pytest.approx(0.04, abs=0.006)  # blocks are dropped independently
 
 
 def test_a_dropped_block_is_not_joined_either() -> None:
-    """What comes out is what the paper's steps make of the features that were kept."""
+    """The result is that of the paper's steps on the kept features."""
     made = module(block_dropout=0.4).train()
     made.norm.eval()
     torch.manual_seed(5)
@@ -336,13 +338,13 @@ def segmented(count: int, shared: int = 0) -> SegmentedMSAF:
     return SegmentedMSAF(parts, shared=shared).double().eval()
 
 
-def test_the_last_segment_takes_what_is_left_over() -> None:
+def test_last_segment_takes_the_remaining_steps() -> None:
     assert segment_lengths(50, 5) == [10] * 5
     assert segment_lengths(11, 4) == [2, 2, 2, 5]
     assert segment_lengths(3, 3) == [1, 1, 1]
 
 
-def test_segments_do_not_know_of_each_other() -> None:
+def test_segments_are_independent() -> None:
     made, xs = segmented(3), features(((4, 7), (6, 9, 2)))
     outputs = made(xs)
     changed = [x.clone() for x in xs]
@@ -355,7 +357,7 @@ def test_segments_do_not_know_of_each_other() -> None:
         assert not torch.allclose(got[:, :, own], expected[:, :, own])
 
 
-def test_each_segment_is_a_module_of_its_own() -> None:
+def test_each_segment_has_a_separate_module() -> None:
     made, xs = segmented(3), features(((4, 7), (6, 9)))
     valid = [torch.arange(7) < torch.tensor([7, 3, 0])[:, None], None]
     assert parameters(made) == 3 * parameters(made.segments[0])
@@ -374,7 +376,7 @@ def test_one_segment_is_the_plain_module() -> None:
         assert torch.equal(got, expected)
 
 
-def test_a_shared_step_is_seen_by_all_segments_and_goes_on_as_their_mean() -> None:
+def test_shared_step_is_read_by_all_segments_and_averaged() -> None:
     made, xs = segmented(2, shared=1), features(((4, 7), (6, 9)))
     outputs = made(xs)
     first = made.segments[0]([xs[0][:, :, :4], xs[1][:, :, :5]])
@@ -386,10 +388,10 @@ def test_a_shared_step_is_seen_by_all_segments_and_goes_on_as_their_mean() -> No
         torch.testing.assert_close(got, joined)
 
 
-# --------------------------------------------------------------- the system on tokens
+# --------------------------------------------------------------- the model on tokens
 
 
-def test_behind_no_layer_it_is_late_fusion() -> None:
+def test_msaf_without_fusion_layers_is_late_fusion() -> None:
     msaf, late = small(num_layers=3, fusion_layers=[]), small("late_fusion", num_layers=3)
     assert [p.shape for p in msaf.state_dict().values()] == [
         p.shape for p in late.state_dict().values()
@@ -400,12 +402,12 @@ def test_behind_no_layer_it_is_late_fusion() -> None:
 
 
 @pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize(("places", "meet"), [((), False), ((1,), True), ((2,), True)])
-def test_modalities_meet_where_it_stands(
-    places: tuple[int, ...], meet: bool, segments: int
+@pytest.mark.parametrize(("layers", "interact"), [((), False), ((1,), True), ((2,), True)])
+def test_modalities_interact_only_with_fusion_layers(
+    layers: tuple[int, ...], interact: bool, segments: int
 ) -> None:
-    """Late fusion adds up functions of one modality each: it has no mixed effect."""
-    model = small(num_layers=2, fusion_layers=places, segments=segments)
+    """Late fusion is a sum of functions of one modality each, without interaction."""
+    model = small(num_layers=2, fusion_layers=layers, segments=segments)
     one, other = samples(), {name: x.flip(0) for name, x in samples().items()}
     mixed = (
         model(one)
@@ -413,19 +415,19 @@ def test_modalities_meet_where_it_stands(
         - model(one | {"second": other["second"]})
         + model(one | {name: other[name] for name in ("first", "second")})
     )
-    assert (mixed.abs().max().item() > 1e-9) == meet
+    assert (mixed.abs().max().item() > 1e-9) == interact
 
 
-def test_it_adds_the_same_wherever_it_stands() -> None:
-    """Width 40: C = 20, r = 2 and six blocks; for each place 20 * 10 + 3 * 10 + 6 * 220."""
+def test_added_cost_does_not_depend_on_the_layer() -> None:
+    """At width 40, C = 20, r = 2 and N = 6: 20 * 10 + 3 * 10 + 6 * 220 for each layer."""
     late = price("late_fusion", MOSEI)
-    for places in ((1,), (12,), (3, 7), (10, 11, 12)):
-        cost = price("msaf", MOSEI, fusion_layers=places)
-        assert cost.parameters - late.parameters == len(places) * (200 + 30 + 6 * 220)
-        assert cost.gmacs - late.gmacs == pytest.approx(len(places) * 7 * 200 / 1e9, rel=1e-6)
+    for layers in ((1,), (12,), (3, 7), (10, 11, 12)):
+        cost = price("msaf", MOSEI, fusion_layers=layers)
+        assert cost.parameters - late.parameters == len(layers) * (200 + 30 + 6 * 220)
+        assert cost.gmacs - late.gmacs == pytest.approx(len(layers) * 7 * 200 / 1e9, rel=1e-6)
     two = {"modalities": ("audio", "text")}  # r = 4, four blocks
     more = price("msaf", MOSEI, **two).parameters - price("late_fusion", MOSEI, **two).parameters
-    assert more == 2 * (20 * 5 + 3 * 5 + 4 * (5 * 20 + 20))  # behind the last two layers
+    assert more == 2 * (20 * 5 + 3 * 5 + 4 * (5 * 20 + 20))  # after the last two layers
     three = price("msaf", MOSEI, segments=3).parameters - late.parameters
     assert three == 3 * 2 * (200 + 30 + 6 * 220)
 
@@ -450,12 +452,12 @@ def test_equal_outcomes_share_a_canonical_configuration() -> None:
         assert not same({}, read), read
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     config = MODELS["msaf"].config
     for options, message in (
         ({"num_layers": 4, "fusion_layers": [5]}, r"fusion_layers=\[5\], num_layers=4"),
         ({"fusion_layers": [0]}, "`fusion_layers` must be a whole number from 1"),
-        ({"fusion_layers": [2, 2]}, "`fusion_layers` must be different layers"),
+        ({"fusion_layers": [2, 2]}, "`fusion_layers` must be distinct layers"),
         ({"fusion_layers": 3}, "`fusion_layers` must be a list"),
         ({"block_width": 0}, "`block_width` must be a whole number from 1"),
         ({"reduction": 0}, "`reduction` must be a whole number from 1"),
@@ -471,15 +473,13 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_width": 9}, r"block_width=9, the widest modality has 8"),
+        ({"block_width": 9}, r"block_width=9, widest modality: 8"),
         ({"reduction": 5}, r"reduction=5, block_width=4"),
         ({"segments": 5}, r"segments=5, third has 4 tokens"),
         ({"block_width": 8, "modalities": ["first"]}, r"block_width=8, one modality of width 8"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_incompatible_sizes_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     config = MODELS[name].config(**{"dim": 8, "num_heads": 2, "segments": 1} | options)
     for refuse in (MODELS[name].build, MODELS[name].cost):
         with pytest.raises(ConfigError, match=message):
@@ -508,8 +508,8 @@ def test_the_network_for_mosei_has_689_337_parameters() -> None:
 
 
 @pytest.mark.medium
-def test_the_network_for_mosei_costs_its_products() -> None:
-    """50 tokens through two LSTMs, five MSAFs of one small and 14 wide products, one output."""
+def test_cost_of_the_network_for_mosei_counts_its_products() -> None:
+    """50 tokens through two LSTMs per modality, five MSAFs of 1 + 14 products, one output."""
     config = MODELS["msaf_lstm"].config(widths=MOSEI_WIDTHS)
     lstms = sum(50 * 4 * d * (f + d + d + d) for f, d in ((35, 32), (74, 64), (768, 128)))
     macs = lstms + 5 * (16 * 8 + 14 * 8 * 16) + 224
@@ -520,7 +520,7 @@ def test_the_network_for_mosei_costs_its_products() -> None:
     assert cost.gmacs == count_gmacs(model, MOSEI_NET, config)
 
 
-def test_the_recurrence_by_steps_is_pytorchs() -> None:
+def test_step_by_step_matches_pytorchs_lstm() -> None:
     torch.manual_seed(0)
     cell = nn.LSTM(5, 7, batch_first=True).double()
     x = torch.randn(3, 11, 5, dtype=torch.float64)
@@ -542,8 +542,8 @@ def test_the_last_valid_step_is_classified() -> None:
     assert torch.equal(last_valid(Sequence(z, valid)), expected)
 
 
-def test_a_short_sample_is_what_it_is_without_its_padding() -> None:
-    """The weights depend on no length, so that the same network takes the samples cut."""
+def test_padding_does_not_change_a_short_sample() -> None:
+    """Compare with the samples cut to their length; no weight depends on the length."""
     model, x = small("msaf_lstm", segments=1), samples()
     cut = replace(SMALL, modalities={m: ModalitySpec(num_tokens=3, num_features=4) for m in x})
     config = MODELS["msaf_lstm"].config(dim=8, segments=1)
@@ -554,7 +554,7 @@ def test_a_short_sample_is_what_it_is_without_its_padding() -> None:
     assert not torch.allclose(outputs, model(x))
 
 
-def test_widths_by_modality_are_one_configuration_with_one_for_all() -> None:
+def test_equal_widths_by_modality_have_the_canonical_form_of_one_width() -> None:
     config = MODELS["msaf_lstm"].config
     widths = {"first": 6, "second": 6, "third": 6}
     options: dict[str, Any] = {"segments": 2}
@@ -566,9 +566,9 @@ def test_widths_by_modality_are_one_configuration_with_one_for_all() -> None:
     ).canonical(SMALL)
     with pytest.raises(ConfigError, match=r"`widths\.first` must be a whole number from 1"):
         config(widths={"first": 0})
-    with pytest.raises(ConfigError, match="`widths` must be by modality"):
+    with pytest.raises(ConfigError, match="`widths` must be a mapping by modality"):
         config(widths=8)
-    with pytest.raises(ConfigError, match="names nothing for 'second'"):
+    with pytest.raises(ConfigError, match="has no value for 'second'"):
         config(widths={"first": 6, "third": 6}, **options).canonical(SMALL)
     with pytest.raises(ConfigError, match="Did you mean 'third'"):
         config(widths=widths | {"thirds": 6}, **options).canonical(SMALL)

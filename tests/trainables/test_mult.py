@@ -1,4 +1,4 @@
-"""Facts of MulT, as a baseline of the SFT paper and as published.
+"""Test MulT, as a baseline of the SFT paper and as published.
 
 Shapes: B batch, T tokens of the target, S of the source, D width.
 """
@@ -19,7 +19,7 @@ from sftsearch.trainables.layers.attention import SelfAttention
 from sftsearch.trainables.layers.crossmodal import attend_to, future, sinusoids
 from sftsearch.trainables.layers.tokens import Sequence
 
-from shapes import MOSEI, VGGS, data_set
+from shapes import MOSEI, VGGS, dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sftsearch.trainables.models.fusion import FusionModel
 
 
-SMALL = data_set(3, left=(12, 4), right=(12, 4), third=(7, 2))
+SMALL = dataset_spec(3, left=(12, 4), right=(12, 4), third=(7, 2))
 DEPTH: dict[str, Any] = {"crossmodal_layers": 2, "memory_layers": 2, "dim": 8, "num_heads": 2}
 
 
@@ -54,7 +54,7 @@ def samples(size: int = 3, seed: int = 0) -> dict[str, Tensor]:
 
 
 def states(model: FusionModel, x: dict[str, Tensor], **lengths: list[int]) -> list[Tokens]:
-    """Return the tokens, and what each layer makes of them."""
+    """Return the tokens, and the state after each layer."""
     known = {name: torch.tensor(length) for name, length in lengths.items()}
     seen = [model.tokenizer(x, known)]
     for layer in model.layers:
@@ -63,10 +63,8 @@ def states(model: FusionModel, x: dict[str, Tensor], **lengths: list[int]) -> li
 
 
 @pytest.mark.parametrize(("depths", "expected"), [((1, 11), 2_805_127), ((9, 3), 1_883_527)])
-def test_parameters_are_those_of_the_sft_authors_code(
-    depths: tuple[int, int], expected: int
-) -> None:
-    """Without tokenizers, three modalities and seven classes."""
+def test_parameters_match_the_sft_authors_code(depths: tuple[int, int], expected: int) -> None:
+    """Without tokenizers, for three modalities and seven classes."""
     crossmodal, memory = depths
     config = MODELS["mult"].config(crossmodal_layers=crossmodal, memory_layers=memory)
     model = build_model("mult", MOSEI, config, seed=0)
@@ -75,7 +73,7 @@ def test_parameters_are_those_of_the_sft_authors_code(
 
 
 def test_the_published_model_has_the_parameters_of_its_code() -> None:
-    """At 300, 74 and 35 features and one output: it is a regression of sentiment."""
+    """With 300, 74 and 35 features and one output, for sentiment regression."""
     assert price("mult_original", replace(MOSEI, classes=(), task="regression")).parameters == (
         1_073_731
     )
@@ -84,18 +82,16 @@ def test_the_published_model_has_the_parameters_of_its_code() -> None:
 @pytest.mark.parametrize(
     ("spec", "formula", "printed"), [(VGGS, 2.6856, 2.64), (MOSEI, 1.0594, 1.03)]
 )
-def test_gflops_are_those_of_the_sft_paper(
-    spec: DatasetSpec, formula: float, printed: float
-) -> None:
-    """Ding et al. 2021, Table 2, with nine crossmodal and three memory layers: 21/12 of LF."""
+def test_gflops_match_the_sft_paper(spec: DatasetSpec, formula: float, printed: float) -> None:
+    """Ding et al. 2021, Table 2: nine crossmodal and three memory layers cost 21/12 of LF."""
     gflops = price("mult", spec).gflops
     assert gflops == pytest.approx(formula, abs=0.5e-4)
     assert gflops == pytest.approx(printed, rel=0.05)
     assert gflops == pytest.approx(price("late_fusion", spec).gflops * 21 / 12)
 
 
-def test_a_crossmodal_layer_costs_what_its_products_do() -> None:
-    """Queries and outputs of T, keys and values of S, two products of T x S, an MLP of 4D."""
+def test_crossmodal_layer_costs_its_products() -> None:
+    """Queries and outputs of T, keys and values of S, two T x S products, an MLP of width 4D."""
     t, s, d = 12 + 1, 7 + 1, 40
     pair = replace(SMALL, modalities={k: SMALL.modalities[k] for k in ("left", "third")})
     more = (
@@ -107,7 +103,7 @@ def test_a_crossmodal_layer_costs_what_its_products_do() -> None:
 
 
 @pytest.mark.parametrize("name", ["mult", "mult_original"])
-def test_one_modality_is_refused_and_any_more_are_taken(name: str) -> None:
+def test_one_modality_is_refused_and_more_are_accepted(name: str) -> None:
     with pytest.raises(ConfigError, match="at least two, but got one: left"):
         small(name, modalities=("left",))
     with pytest.raises(ConfigError, match="at least two, but got one: left"):
@@ -125,7 +121,7 @@ def test_one_modality_is_refused_and_any_more_are_taken(name: str) -> None:
         assert [z.shape[2] for z, _, _ in tokens.values()] == [(count - 1) * 8] * count
 
 
-def test_a_stack_knows_its_target_and_its_source_alone() -> None:
+def test_stack_depends_only_on_its_target_and_source() -> None:
     x, other = samples(), samples(seed=1)
     model = small("mult")
     crossmodal = 2
@@ -137,20 +133,20 @@ def test_a_stack_knows_its_target_and_its_source_alone() -> None:
             assert same == (changed not in name.split("<")), (changed, name)
 
 
-def test_the_source_stays_as_it_was_tokenized() -> None:
+def test_source_tokens_do_not_change() -> None:
     seen = states(small("mult"), samples())
     for name in SMALL.modalities:
         assert all(torch.equal(tokens[name].z, seen[0][name].z) for tokens in seen[:3])
 
 
-def test_without_memory_layers_it_is_still_a_model() -> None:
+def test_mult_works_without_memory_layers() -> None:
     model = small("mult", memory_layers=0)
     assert model(samples()).shape == (3, 3)
     assert model.mixing_points == (0, 1)
 
 
 def test_a_block_starts_xavier_uniform_without_bias() -> None:
-    """Glorot's bound is sqrt(6 / (in + out)); a uniform draw nearly reaches it."""
+    """Glorot's bound is sqrt(6 / (in + out)); the largest weight is close to it."""
     block = build_model("mult", SMALL, MODELS["mult"].config(), seed=0).layers[0].blocks[0]
     for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
         bound = (6 / sum(linear.weight.shape)) ** 0.5
@@ -161,7 +157,7 @@ def test_a_block_starts_xavier_uniform_without_bias() -> None:
 @pytest.mark.parametrize("hide", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("t", "s"), [(5, 5), (3, 5), (5, 3), (2, 9)])
-def test_attention_is_that_of_pytorch(t: int, s: int, *, padded: bool, hide: bool) -> None:
+def test_attention_matches_pytorch(t: int, s: int, *, padded: bool, hide: bool) -> None:
     own = SelfAttention(dim=12, num_heads=3).double()
     reference = nn.MultiheadAttention(12, 3, batch_first=True).double()
     weights = {
@@ -188,16 +184,16 @@ def test_attention_is_that_of_pytorch(t: int, s: int, *, padded: bool, hide: boo
         torch.testing.assert_close(same, attend_to(own, x, x.clone(), valid, hide_future=hide))
 
 
-def test_the_future_begins_behind_the_difference_of_lengths() -> None:
-    """In the authors' code triu(1 + |S - T|): with three queries and five keys triu(3)."""
+def test_future_begins_after_the_difference_of_lengths() -> None:
+    """The authors' code uses triu(1 + |S - T|): triu(3) for three queries and five keys."""
     assert torch.equal(future(3, 5), torch.ones(3, 5).triu(3).bool())
     assert future(3, 5).sum() == 3
     assert not future(5, 3).any()
     assert torch.equal(future(4, 4), torch.ones(4, 4).triu(1).bool())
 
 
-def test_sinusoids_are_those_of_the_authors_code() -> None:
-    """Positions from 1 on; wavelengths from 2 pi (rate 1) to 20,000 pi (rate 1e-4)."""
+def test_sinusoids_match_the_authors_code() -> None:
+    """Positions start at 1; wavelengths are from 2 pi (rate 1) to 20,000 pi (rate 1e-4)."""
     p = sinusoids(50, 30)
     t = torch.arange(1, 51)
     assert p.shape == (50, 30)
@@ -210,8 +206,8 @@ def test_sinusoids_are_those_of_the_authors_code() -> None:
     assert sinusoids(3, 1).shape == (3, 1)
 
 
-def test_the_published_model_does_not_see_the_future() -> None:
-    """Left and right are equally long, so their i-th tokens see no token behind the i-th."""
+def test_published_model_does_not_attend_to_future_tokens() -> None:
+    """Left and right are equally long, so no token attends to a later position."""
     model = small("mult_original", modalities=("left", "right"))
     x, other = samples(), samples(seed=1)
     mixed = {k: torch.cat([x[k][:, :5], other[k][:, 5:]], dim=1) for k in ("left", "right")}
@@ -222,7 +218,7 @@ def test_the_published_model_does_not_see_the_future() -> None:
 
 
 def test_the_published_model_reads_the_last_valid_token() -> None:
-    """Padding cut off or only declared: where all are equally long, the future is the same."""
+    """Padding can be cut off or declared by length; with equal lengths the future is the same."""
     chosen = ("left", "right")
     cut = replace(SMALL, modalities={k: replace(SMALL.modalities[k], num_tokens=5) for k in chosen})
     whole, short = small("mult_original", modalities=chosen), small("mult_original", cut)
@@ -233,18 +229,18 @@ def test_the_published_model_reads_the_last_valid_token() -> None:
     torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_missing_source_gives_the_published_model_nothing() -> None:
-    """Not even the bias of the attention to it."""
+def test_missing_source_adds_nothing_in_the_published_model() -> None:
+    """Not even the bias of the attention to the source is added."""
     model = small("mult_original")
-    behind_stacks = 3  # tokens, positions, two layers
+    after_stacks = 3  # tokens, positions, two layers
 
     def stack(**lengths: list[int]) -> Tensor:
-        z: Tensor = states(model, samples(), **lengths)[behind_stacks]["left<right"].z
+        z: Tensor = states(model, samples(), **lengths)[after_stacks]["left<right"].z
         return z
 
     whole, missing = stack(), stack(right=[0, 0, 0])
     with torch.no_grad():
-        for layer in model.layers[1:behind_stacks]:
+        for layer in model.layers[1:after_stacks]:
             for (_, source), block in zip(layer.pairs, layer.blocks, strict=True):
                 if source == "right":
                     for weights in block.attention.parameters():
@@ -253,7 +249,7 @@ def test_a_missing_source_gives_the_published_model_nothing() -> None:
     assert not torch.allclose(stack(), whole)
 
 
-def test_a_missing_target_gives_the_published_head_zeros() -> None:
+def test_missing_target_contributes_zeros_to_the_published_head() -> None:
     model = small("mult_original")
     tokens = states(model, samples(), right=[0, 3, 12])[-1]
     z, valid, _ = tokens["right"]

@@ -1,4 +1,4 @@
-"""`stride_paper` at its full size: every stride takes a step, the cheapest a whole trial."""
+"""`stride_paper` at full size: every stride trains a step, the cheapest runs as a trial."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.orchestrator.studies import check_study
 from sftsearch.orchestrator.study import run_study
+from sftsearch.orchestrator.study_file import check_study
 from sftsearch.search_spaces.load import find_study_file
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.fit import Fit
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_every_stride_trains_a_step() -> None:
+def test_every_stride_can_train_a_step() -> None:
     torch.set_num_threads(1)
     _, spec, admission = check_study("stride_paper")
     assert admission.table is not None

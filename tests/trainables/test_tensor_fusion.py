@@ -1,4 +1,4 @@
-"""Facts of Concat+FC, TFN, LMF and MI-Matrix, against slow loops in float64.
+"""Test Concat+FC, TFN, LMF and MI-Matrix against slow loops in float64.
 
 Shapes: B batch, d_m width of modality m's vector, H width of what is fused, R rank.
 """
@@ -25,7 +25,7 @@ from sftsearch.trainables.layers.tensor_fusion import (
 )
 from sftsearch.trainables.layers.tokens import Sequence
 
-from shapes import data_set
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
 
 WIDTHS = (2, 4, 3)
-SMALL = data_set(3, first=(6, 4), second=(5, 4))
-WIDE = data_set(5, a=(16, 3), b=(16, 3), c=(16, 3), d=(16, 3))
+SMALL = dataset_spec(3, first=(6, 4), second=(5, 4))
+WIDE = dataset_spec(5, a=(16, 3), b=(16, 3), c=(16, 3), d=(16, 3))
 
 
 def vectors(widths: tuple[int, ...] = WIDTHS, size: int = 3, seed: int = 0) -> list[Tensor]:
@@ -53,7 +53,7 @@ def count(module: nn.Module) -> int:
 # ------------------------------------------------------------------------------ the outer product
 
 
-def test_the_outer_product_of_zeros_is_one_at_the_first_place() -> None:
+def test_outer_product_of_zeros_is_one_hot_at_the_first_entry() -> None:
     widths = (4, 19, 79)
     products = outer_product([torch.zeros(2, d) for d in widths])
     assert products.shape == (2, 5 * 20 * 80) == (2, 8000)
@@ -61,7 +61,7 @@ def test_the_outer_product_of_zeros_is_one_at_the_first_place() -> None:
 
 
 @pytest.mark.parametrize("widths", [(3,), (2, 5), WIDTHS, (1, 2, 1, 3)])
-def test_the_outer_product_is_every_product_of_one_entry_each(widths: tuple[int, ...]) -> None:
+def test_outer_product_has_all_products_of_one_entry_per_vector(widths: tuple[int, ...]) -> None:
     z = vectors(widths)
     given = outer_product(z)
     for row in range(3):
@@ -74,7 +74,7 @@ def test_the_outer_product_is_every_product_of_one_entry_each(widths: tuple[int,
         torch.testing.assert_close(given[row], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_tensor_fusion_is_a_linear_map_of_it() -> None:
+def test_tensor_fusion_is_linear_in_the_outer_product() -> None:
     fusion, z = TensorFusion(WIDTHS, 5).double(), vectors()
     assert fusion.linear.weight.shape == (5, 3 * 5 * 4)
     tensor = fusion.linear.weight.view(5, 3, 5, 4)
@@ -89,7 +89,7 @@ def test_tensor_fusion_is_a_linear_map_of_it() -> None:
 
 
 def test_low_rank_fusion_is_the_contraction_with_the_tensor_of_its_factors() -> None:
-    """The CP tensor of rank R is put together entry by entry, and contracted by loops."""
+    """The CP tensor of rank R is built entry by entry and contracted by loops."""
     fusion, z = LowRankFusion(WIDTHS, 2, rank=3).double(), vectors()
     with torch.no_grad():
         fusion.bias.normal_()
@@ -110,7 +110,7 @@ def test_low_rank_fusion_is_the_contraction_with_the_tensor_of_its_factors() -> 
 
 
 def test_low_rank_factors_are_parameters_and_are_trained() -> None:
-    """In MultiBench's code they are in a plain list, and an optimiser never sees them."""
+    """In MultiBench's code they are in a plain list, so the optimizer never updates them."""
     fusion = LowRankFusion(WIDTHS, 2, rank=3)
     names = ["factors.0", "factors.1", "factors.2", "rank_weights", "bias"]
     assert sorted(names) == sorted(name for name, _ in fusion.named_parameters())
@@ -124,7 +124,7 @@ def test_low_rank_factors_are_parameters_and_are_trained() -> None:
 
 
 def test_low_rank_fusion_starts_xavier_normal_without_bias() -> None:
-    """Of the factor (R, 1 + d, H) as one: variance 2 / ((1 + d) H + R H), as torch counts fans."""
+    """Each factor (R, 1 + d, H) has variance 2 / ((1 + d) H + R H), as torch counts fans."""
     fusion = LowRankFusion((199, 99), 20, rank=30)
     for factor, d in zip(fusion.factors, (199, 99), strict=True):
         assert factor.shape == (30, 1 + d, 20)
@@ -137,7 +137,7 @@ def test_low_rank_fusion_starts_xavier_normal_without_bias() -> None:
 # ------------------------------------------------------------------------------ interactions
 
 
-def test_matrix_fusion_is_the_papers_equation() -> None:
+def test_matrix_fusion_matches_the_papers_equation() -> None:
     fusion, (first, second) = MatrixFusion((3, 4), 2).double(), vectors((3, 4))
     w, u, v = fusion.interaction.tolist(), fusion.of_first.tolist(), fusion.of_second.tolist()
     for row, h in product(range(3), range(2)):
@@ -149,27 +149,27 @@ def test_matrix_fusion_is_the_papers_equation() -> None:
         assert given == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("moved", [0, 1])
-def test_matrix_fusion_is_affine_in_each_argument_and_not_in_both(moved: int) -> None:
+@pytest.mark.parametrize("argument", [0, 1])
+def test_matrix_fusion_is_affine_in_each_argument_but_not_in_both(argument: int) -> None:
     fusion = MatrixFusion((3, 4), 2).double()
-    here, there = vectors((3, 4)), vectors((3, 4), seed=1)
+    start, end = vectors((3, 4)), vectors((3, 4), seed=1)
 
-    def between(share: float, places: tuple[int, ...]) -> Tensor:
+    def interpolate(share: float, arguments: tuple[int, ...]) -> Tensor:
         mixed = [
-            torch.lerp(a, b, share) if i in places else a
-            for i, (a, b) in enumerate(zip(here, there, strict=True))
+            torch.lerp(a, b, share) if i in arguments else a
+            for i, (a, b) in enumerate(zip(start, end, strict=True))
         ]
         outputs: Tensor = fusion(mixed)
         return outputs
 
-    def is_affine(places: tuple[int, ...]) -> bool:
-        ends = [between(end, places) for end in (0.0, 1.0)]
+    def is_affine(arguments: tuple[int, ...]) -> bool:
+        ends = [interpolate(share, arguments) for share in (0.0, 1.0)]
         return all(
-            torch.allclose(between(s, places), torch.lerp(*ends, s), rtol=1e-12, atol=1e-12)
+            torch.allclose(interpolate(s, arguments), torch.lerp(*ends, s), rtol=1e-12, atol=1e-12)
             for s in (-1.5, 0.3, 2.0)
         )
 
-    assert is_affine((moved,))
+    assert is_affine((argument,))
     assert not is_affine((0, 1))
 
 
@@ -185,19 +185,19 @@ def test_matrix_fusion_starts_with_a_bias_of_standard_normal_numbers() -> None:
 @pytest.mark.parametrize(
     ("fusion", "widths", "outputs", "options", "expected"),
     [
-        # MultiBench's matrix for two modalities of 512 and 1,024 outputs.
+        # MultiBench's matrix for two modalities of width 512 and 1,024 outputs.
         (MatrixFusion, (512, 512), 1024, {}, 269_485_056),
-        # Its LMF of rank 128, of which it registers 640: weights of the terms, and the bias.
+        # MultiBench's LMF of rank 128; its code registers only 640: rank weights and bias.
         (LowRankFusion, (512, 512), 512, {"rank": 128}, 2 * 128 * 513 * 512 + 640),
-        # DynMM's LMF for CMU-MOSEI: widths 32, 32 and 128, rank 32, 128 outputs.
+        # DynMM's LMF for CMU-MOSEI: rank 32, 128 outputs.
         (LowRankFusion, (32, 32, 128), 128, {"rank": 32}, 32 * 195 * 128 + 32 + 128),
         # MultiBench's TFN for three modalities: 5 * 20 * 80 products.
         (TensorFusion, (4, 19, 79), 512, {}, 8000 * 512 + 512),
-        # The hidden layer of Concat+FC in MSAF's table for RAVDESS.
+        # Concat+FC's hidden layer in the MSAF paper's RAVDESS table.
         (ConcatFusion, (2048, 1664), 256, {}, 3712 * 256 + 256),
     ],
 )
-def test_parameters_are_those_of_the_papers_sizes(
+def test_parameters_match_the_papers_sizes(
     fusion: Any, widths: tuple[int, ...], outputs: int, options: dict[str, int], expected: int
 ) -> None:
     with torch.device("meta"):
@@ -214,8 +214,8 @@ def test_parameters_are_those_of_the_papers_sizes(
     ],
     ids=["concat_fc", "tfn", "lmf", "mi_matrix"],
 )
-def test_gradients_are_right(fusion: nn.Module, widths: tuple[int, ...]) -> None:
-    """By differences in float64, of the vectors and of every parameter."""
+def test_gradients_match_finite_differences(fusion: nn.Module, widths: tuple[int, ...]) -> None:
+    """In float64, for the vectors and every parameter."""
     fusion, names = fusion.double(), [name for name, _ in fusion.named_parameters()]
 
     def fused(*arguments: Tensor) -> Tensor:
@@ -229,9 +229,9 @@ def test_gradients_are_right(fusion: nn.Module, widths: tuple[int, ...]) -> None
     assert torch.autograd.gradcheck(fused, [a.detach().requires_grad_() for a in arguments])
 
 
-# ------------------------------------------------------------------------------ the systems
+# ------------------------------------------------------------------------------ the models
 
-SYSTEMS = ("concat_fc", "tfn", "lmf", "mi_matrix")
+NAMES = ("concat_fc", "tfn", "lmf", "mi_matrix")
 
 
 def config(name: str, **options: Any) -> Any:
@@ -245,8 +245,8 @@ def samples(spec: DatasetSpec) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_is_late_fusions_layers_and_one_hidden_layer_on_its_cls_tokens(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_model_is_late_fusion_layers_and_one_hidden_layer_on_the_cls_tokens(name: str) -> None:
     model = build_model(name, SMALL, config(name, hidden_dim=5), seed=0).eval().double()
     inputs = samples(SMALL)
     tokens = model.tokenizer(inputs)
@@ -267,15 +267,15 @@ def test_a_system_is_late_fusions_layers_and_one_hidden_layer_on_its_cls_tokens(
     torch.testing.assert_close(model(inputs), hidden @ head.linear.weight.T + head.linear.bias)
 
 
-def test_vectors_are_projected_where_asked() -> None:
+def test_vectors_are_projected_only_if_width_is_set() -> None:
     tokens = {"a": Sequence(torch.randn(3, 4, 8)), "b": Sequence(torch.randn(3, 2, 8))}
     assert [z.shape for z in ClsVectors("ab", 8)(tokens)] == [(3, 8), (3, 8)]
     assert [z.shape for z in ClsVectors("ab", 8, width=5)(tokens)] == [(3, 5), (3, 5)]
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_costs_late_fusion_and_its_fusion(name: str) -> None:
-    """D = 8, two modalities, a hidden layer of 5, three classes."""
+@pytest.mark.parametrize("name", NAMES)
+def test_model_costs_late_fusion_plus_its_fusion(name: str) -> None:
+    """D = 8, two modalities, a hidden layer of width 5, three classes."""
     cost = MODELS[name].cost(SMALL, config(name, hidden_dim=5))
     late = MODELS["late_fusion"].cost(SMALL, config("late_fusion"))
     late_head = 2 * 8 + 8 * 3 + 3
@@ -293,7 +293,7 @@ def test_a_system_costs_late_fusion_and_its_fusion(name: str) -> None:
 
 
 def refused(name: str, spec: DatasetSpec, **options: Any) -> str:
-    """Return the one message with which building and pricing refuse."""
+    """Return the error message, which must be the same for building and computing the cost."""
     messages = set()
     for act in (lambda c: build_model(name, spec, c, seed=0), lambda c: MODELS[name].cost(spec, c)):
         with pytest.raises(ConfigError) as caught:
@@ -303,15 +303,15 @@ def refused(name: str, spec: DatasetSpec, **options: Any) -> str:
     return message
 
 
-def test_an_outer_product_that_is_too_wide_is_refused_with_what_to_lower() -> None:
-    """17^4 = 83,521 products; 15 + 1 = 16, and 16^4 is the limit itself."""
+def test_too_wide_outer_product_is_refused_with_a_remedy() -> None:
+    """17^4 = 83,521 products are too many; 16^4, at width 15, equals the limit."""
     message = refused("tfn", WIDE, dim=16, factor_dim=None)
     assert "at most 65,536" in message
     assert "83,521" in message
     assert "Set `factor_dim` to at most 15." in message
     assert refused("tfn", WIDE, dim=16, factor_dim=16).endswith("at most 15.")
     assert MODELS["tfn"].cost(WIDE, config("tfn", dim=16, factor_dim=15)).parameters > 65_536 * 128
-    many = data_set(2, **{f"m{i}": (4, 1) for i in range(17)})
+    many = dataset_spec(2, **{f"m{i}": (4, 1) for i in range(17)})
     assert refused("tfn", many, factor_dim=1).endswith("Choose fewer modalities.")
     assert refused("tfn", many, factor_dim=None).endswith("Choose fewer modalities.")
 
@@ -320,14 +320,14 @@ def test_an_outer_product_that_is_too_wide_is_refused_with_what_to_lower() -> No
 def test_an_interaction_matrix_refuses_other_numbers_of_modalities(names: list[str] | None) -> None:
     message = refused("mi_matrix", WIDE, modalities=names)
     assert f"exactly two, but got {len(names or WIDE.modalities)}" in message
-    assert "`tfn` and `lmf`" in message
+    assert "`tfn` or `lmf`" in message
 
 
 @pytest.mark.parametrize(
     ("name", "field"),
     [("concat_fc", "hidden_dim"), ("tfn", "factor_dim"), ("lmf", "rank"), ("lmf", "num_layers")],
 )
-def test_sizes_are_whole_numbers_from_one(name: str, field: str) -> None:
+def test_sizes_must_be_positive_integers(name: str, field: str) -> None:
     for value in (0, 1.5, True):
         with pytest.raises(ConfigError, match=f"`{field}` must be a whole number from 1"):
             config(name, **{field: value})

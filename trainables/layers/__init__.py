@@ -1,1 +1,1 @@
-"""The pieces that models are made of."""
+"""Layers that the models are built from."""

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the fused kernel, which never holds the (T, T) weights.
+    """Multi-head self-attention by the fused kernel, which never stores the (T, T) weights.
 
-    Same function and same initial distribution as `nn.MultiheadAttention`: queries, keys and
-    values in one projection, biases everywhere.
+    Same function and initialization as `nn.MultiheadAttention`: queries, keys and values in one
+    projection, all layers with bias.
 
     Shape: (B, T, D) -> (B, T, D), and the attention received (B, T - 1), or None.
     """
@@ -34,14 +34,14 @@ class SelfAttention(nn.Module):
         pattern: Pattern | None = None,
         report_received: bool = False,
     ) -> None:
-        """Args as in the configuration.
+        """Create the projections.
 
         Args:
             dim: D.
             num_heads: H.
             pattern: which pairs attend; None: all of them.
-            report_received: also say how much attention each token but CLS received from the
-                others, which needs the weights.
+            report_received: also return how much attention each token except CLS received from
+                the others; this computes the weights.
         """
         super().__init__()
         self.num_heads, self.pattern, self.report_received = num_heads, pattern, report_received
@@ -52,9 +52,9 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_projection.bias)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Let every token of x attend to the valid tokens of x, as far as the pattern allows."""
+        """Attend from every token of x to the valid tokens of x that the pattern allows."""
         batch, tokens, dim = x.shape
-        # Chunks of whole rows, so that their gradients are joined by one copy, not two.
+        # Chunks of whole rows: their gradients are then joined by one copy instead of two.
         heads = (batch, tokens, self.num_heads, -1)
         q_BHTd, k_BHTd, v_BHTd = (
             part.view(heads).transpose(1, 2) for part in self.in_projection(x).chunk(3, dim=-1)
@@ -73,46 +73,47 @@ class SelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Attend to the valid keys, by the fused kernel.
+    """Attend to the valid keys by the fused kernel.
 
-    Shape: (B, H, T, d), (B, H, S, d), (B, H, S, d), (B, S) -> (B, H, T, d). Keys that are not
-    valid have the weight 0; where none is, the result is finite and of no meaning.
+    Shape: (B, H, T, d), (B, H, S, d), (B, H, S, d), (B, S) -> (B, H, T, d). Invalid keys have
+    weight 0; if no key is valid, the result is finite but meaningless.
     """
     mask = None
     if valid is not None:
-        mask = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, least(q))[:, None, None]
+        bias = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, lowest_score(q))
+        mask = bias[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def attend_and_report(
     q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attend as `attend` does, with the weights in hand: also return the attention received."""
+    """Attend as `attend` does, but compute the weights and return the attention received."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if valid is not None:
-        scores = scores.masked_fill(~valid[:, None, None], least(q))
+        scores = scores.masked_fill(~valid[:, None, None], lowest_score(q))
     weights = scores.softmax(dim=-1)
-    asked = weights[:, :, 1:, 1:]
+    counted = weights[:, :, 1:, 1:]
     if valid is not None:
-        asked = asked * valid[:, None, 1:, None]
-    return weights @ v, asked.mean(dim=1).sum(dim=1)
+        counted = counted * valid[:, None, 1:, None]
+    return weights @ v, counted.mean(dim=1).sum(dim=1)
 
 
-def least(like: Tensor) -> float:
-    """Return a score whose weight is zero beside any other; no -inf, so that nothing is NaN."""
+def lowest_score(like: Tensor) -> float:
+    """Return a score whose softmax weight is zero; not -inf, which could give NaN."""
     lowest: float = torch.finfo(like.dtype).min
     return lowest
 
 
 # --------------------------------------------------------------- sparse patterns
 #
-# Both patterns are the window of a token and a few tokens far away, under one softmax. The two
-# parts are computed apart, each as a small dense product, and merged by their exponentials.
+# In both patterns a token attends to its window and to a few distant tokens, under one softmax. The
+# two parts are computed as separate small dense products and merged by their exponentials.
 
-SCORES_AT_ONCE = {"cpu": 2**20}
-"""Most scores that are held at once, by device; so many stay in a core's cache."""
-MANY_SCORES = 2**28
-"""Those on other devices: a gigabyte in float32."""
+MAX_SCORES = {"cpu": 2**20}
+"""Largest number of scores in memory, by device; on a CPU they fit a core's cache."""
+DEFAULT_MAX_SCORES = 2**28
+"""The same for other devices: a gigabyte in float32."""
 
 
 def attend_sparsely(
@@ -124,19 +125,19 @@ def attend_sparsely(
     *,
     report_received: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend by the pattern, some samples at a time; for more tokens than a window has.
+    """Attend by the pattern, in chunks of samples; needs more tokens than one window.
 
     Shape: three of (B, H, T, d), (B, T) -> (B, H, T, d), and the attention received (B, T - 1).
     """
     part = attend_strided if pattern.kind == "strided" else attend_fixed
-    if torch.compiler.is_compiling():  # also when exporting: the number of samples is free there
+    if torch.compiler.is_compiling():  # also in export, where the batch size is dynamic
         return part(q, k, v, pattern, valid, report_received=report_received)
     scores = q.shape[1] * pattern.num_scores(q.shape[2])
-    at_once = max(1, SCORES_AT_ONCE.get(q.device.type, MANY_SCORES) // scores)
-    if at_once >= len(q):
+    chunk_size = max(1, MAX_SCORES.get(q.device.type, DEFAULT_MAX_SCORES) // scores)
+    if chunk_size >= len(q):
         return part(q, k, v, pattern, valid, report_received=report_received)
-    masks = [None] * len(q) if valid is None else valid.split(at_once)
-    pieces = zip(q.split(at_once), k.split(at_once), v.split(at_once), masks, strict=False)
+    masks = [None] * len(q) if valid is None else valid.split(chunk_size)
+    pieces = zip(q.split(chunk_size), k.split(chunk_size), v.split(chunk_size), masks, strict=False)
     results = [
         part(some_q, some_k, some_v, pattern, mask, report_received=report_received)
         for some_q, some_k, some_v, mask in pieces
@@ -155,9 +156,9 @@ def attend_strided(
     *,
     report_received: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend to one's window and to every w-th token from oneself (Child et al. 2019, sec. 4).
+    """Attend within the window and to every w-th token (Child et al. 2019, sec. 4).
 
-    Both ways: token i sees j where i // w = j // w, or i = j modulo w.
+    In both directions: token i attends to j if i // w = j // w, or i = j modulo w.
     """
     tokens, last = q.shape[2], _tokens_of_last_window(q, pattern)
 
@@ -168,17 +169,17 @@ def attend_strided(
     far_q, far_k, far_v = (by_window(x).contiguous() for x in (q, k, v))  # (B, H, w, N, d)
     near = q @ k.transpose(-1, -2)  # (B, H, N, w, w)
     far = far_q @ far_k.transpose(-1, -2)  # (B, H, w, N, N)
-    far.diagonal(dim1=-2, dim2=-1).fill_(least(q))  # the token itself is in its window
+    far.diagonal(dim1=-2, dim2=-1).fill_(lowest_score(q))  # the window already has the token itself
     if last < pattern.window:
-        near[:, :, -1, :, last:] = far[:, :, last:, :, -1] = least(q)
+        near[:, :, -1, :, last:] = far[:, :, last:, :, -1] = lowest_score(q)
     if valid is not None:
         hidden = ~_mask_in_windows(valid, pattern.window)
-        near.masked_fill_(hidden[:, None, :, None], least(q))
-        far.masked_fill_(hidden.transpose(1, 2)[:, None, :, None], least(q))
+        near.masked_fill_(hidden[:, None, :, None], lowest_score(q))
+        far.masked_fill_(hidden.transpose(1, 2)[:, None, :, None], lowest_score(q))
     y, total = _merge(near, far, v, far_v, by_window)
     received = None
     if report_received:
-        scale = _asking(valid, total, last) / total
+        scale = _counted_queries(valid, total, last) / total
         got = (near * scale).sum(dim=-2)
         got = got + (far * by_window(scale)).sum(dim=-2).transpose(2, 3)
         received = got.mean(dim=1).flatten(1)[:, 1:tokens]
@@ -194,10 +195,10 @@ def attend_fixed(
     *,
     report_received: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend to one's window and to the summary tokens of the other windows.
+    """Attend within the window and to the summary tokens of the other windows.
 
-    These are the last `summary` tokens of each window and the first of all but the first window:
-    the pattern that the SFT authors' code names (it is built there, and never applied).
+    These are the last `summary` tokens of each window, and the first of each window except the
+    first: the pattern of the SFT authors' code, which builds the mask but never applies it.
     """
     tokens, last = q.shape[2], _tokens_of_last_window(q, pattern)
     summary = torch.tensor(pattern.summary_tokens(tokens), device=q.device)
@@ -206,17 +207,17 @@ def attend_fixed(
     near = q @ k.transpose(-1, -2)  # (B, H, N, w, w)
     far = q @ far_k.transpose(-1, -2)  # (B, H, N, w, G)
     own = summary // pattern.window == torch.arange(q.shape[2], device=q.device)[:, None]
-    far.masked_fill_(own[:, None], least(q))
+    far.masked_fill_(own[:, None], lowest_score(q))
     if last < pattern.window:
-        near[:, :, -1, :, last:] = least(q)
+        near[:, :, -1, :, last:] = lowest_score(q)
     if valid is not None:
         hidden = ~_mask_in_windows(valid, pattern.window)
-        near.masked_fill_(hidden[:, None, :, None], least(q))
-        far.masked_fill_(~valid.index_select(1, summary)[:, None, None, None], least(q))
+        near.masked_fill_(hidden[:, None, :, None], lowest_score(q))
+        far.masked_fill_(~valid.index_select(1, summary)[:, None, None, None], lowest_score(q))
     y, total = _merge(near, far, v, far_v, lambda x: x)
     received = None
     if report_received:
-        scale = _asking(valid, total, last) / total
+        scale = _counted_queries(valid, total, last) / total
         got = (near * scale).sum(dim=-2).mean(dim=1).flatten(1)
         from_far = (far * scale).sum(dim=(2, 3)).mean(dim=1)
         received = got.index_add(1, summary, from_far)[:, 1:tokens]
@@ -229,11 +230,11 @@ def _tokens_of_last_window(q: Tensor, pattern: Pattern) -> int:
 
 
 def _in_windows(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill the last window up with zeros, scale the queries, give the values a column of ones."""
+    """Pad the last window with zeros, scale the queries, append a column of ones to the values."""
     missing = -q.shape[2] % window
 
     def cut(x: Tensor) -> Tensor:
-        # Heads one behind the other in memory, or every product would copy them again.
+        # Contiguous heads: otherwise every product copies them again.
         x = F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
         in_windows: Tensor = x.unflatten(2, (-1, window))
         return in_windows
@@ -242,12 +243,12 @@ def _in_windows(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, T
 
 
 def _cut_off(y: Tensor, tokens: int) -> Tensor:
-    """Drop what filled the last window up; a slice of everything would cost a copy, backwards."""
+    """Remove the padding; without padding do not slice, which costs a copy in the backward pass."""
     return y if y.shape[2] == tokens else y[:, :, :tokens]
 
 
 def _mask_in_windows(valid: Tensor, window: int) -> Tensor:
-    """Return (B, N, w)."""
+    """Return the mask by windows, (B, N, w)."""
     in_windows: Tensor = F.pad(valid, (0, -valid.shape[1] % window)).unflatten(1, (-1, window))
     return in_windows
 
@@ -255,11 +256,11 @@ def _mask_in_windows(valid: Tensor, window: int) -> Tensor:
 def _merge(
     near: Tensor, far: Tensor, near_v: Tensor, far_v: Tensor, by_window: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over the union of two sets of scores, each part applied to its values.
+    """Apply the softmax over the union of two sets of scores to their values.
 
-    Overwrites the scores by their exponentials, and returns the values (B, H, N, w, d) and what
-    the exponentials must be divided by, (B, H, N, w, 1): the column of ones in the values sums
-    them within the same product. `by_window` turns the far part's layout into that, and back.
+    Overwrites the scores with their exponentials. Returns the outputs (B, H, N, w, d) and the sums
+    of the exponentials (B, H, N, w, 1), which the values' column of ones gives in the same product.
+    `by_window` converts between the layouts of the far and the near part.
     """
     highest = torch.maximum(
         near.detach().amax(dim=-1, keepdim=True),
@@ -272,11 +273,11 @@ def _merge(
     return sums / total, total
 
 
-def _asking(valid: Tensor | None, total: Tensor, last: int) -> Tensor:
-    """Return (B or 1, 1, N, w, 1): 1 for the queries whose attention counts as received."""
-    asking = torch.ones_like(total[:1, :1])
-    asking[:, :, 0, 0] = 0.0
-    asking[:, :, -1, last:] = 0.0
+def _counted_queries(valid: Tensor | None, total: Tensor, last: int) -> Tensor:
+    """Return (B or 1, 1, N, w, 1): 1 for queries whose attention counts, all valid ones but CLS."""
+    counted = torch.ones_like(total[:1, :1])
+    counted[:, :, 0, 0] = 0.0
+    counted[:, :, -1, last:] = 0.0
     if valid is not None:
-        asking = asking * _mask_in_windows(valid, total.shape[3])[:, None, :, :, None]
-    return asking
+        counted = counted * _mask_in_windows(valid, total.shape[3])[:, None, :, :, None]
+    return counted

@@ -1,4 +1,4 @@
-"""The layers a transformer is stacked from. Shapes: B batch, T tokens with CLS, D width, C classes.
+"""Transformer blocks and heads. Shapes: B batch, T tokens with CLS, D width, C classes.
 
 A layer of a model maps `Tokens` to `Tokens`; a block maps one `Sequence` to one.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero numbers with probability `rate` and divide the others by 1 - rate, in training alone.
+    """Zero numbers with probability `rate` and divide the others by 1 - rate, in training only.
 
-    On a CPU a third of a small model's step would go into PyTorch's Bernoulli draws (105 µs for
-    13,056 numbers); uniform ones (32 µs) give the same distribution.
+    On a CPU, PyTorch's Bernoulli draws would take a third of a small model's step (105 µs for
+    13,056 numbers); uniform draws (32 µs) give the same distribution.
     """
     if not training or rate == 0:
         return x
@@ -36,7 +36,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """`z + dropout(attention(LN(z)))`; this norm has no weights (as in the authors' code)."""
+    """`z + dropout(attention(LN(z)))`; this norm has no weights, as in the SFT authors' code."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class AttentionBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, sequence: Sequence) -> Sequence:
-        """Add to each token what it attends to."""
+        """Attend and add the residual."""
         z, valid, _ = sequence
         update, received = self.attention(F.layer_norm(z, z.shape[-1:]), valid)
         return Sequence(z + dropout(update, self.dropout, self.training), valid, received)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block whose MLP is as wide as its tokens (SFT paper, appendix A.2)."""
+    """Pre-norm transformer block with an MLP of the tokens' width (SFT paper, appendix A.2)."""
 
     def __init__(
         self, *, dim: int, num_heads: int, dropout: float, report_received: bool = False
@@ -76,7 +76,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, sequence: Sequence) -> Sequence:
-        """Attend, then transform each token on its own."""
+        """Attend, then apply the MLP to each token."""
         z, valid, received = self.attend(sequence)
         hidden = dropout(self.expand(self.norm(z)), self.dropout, self.training)
         update = self.contract(F.relu(hidden))
@@ -84,18 +84,18 @@ class Block(nn.Module):
 
 
 class Each(nn.Module):
-    """One block for each sequence, each with weights of its own."""
+    """One block per sequence, with separate weights."""
 
     def __init__(self, blocks: Mapping[str, nn.Module], *, mixing_point: bool = True) -> None:
-        """Take the blocks by the names of their sequences.
+        """Create the layer.
 
         Args:
             blocks: sequence -> its block.
-            mixing_point: whether manifold mixup may mix behind this layer.
+            mixing_point: whether manifold mixup may mix after this layer.
         """
         super().__init__()
         self.names = tuple(blocks)
-        self.blocks = nn.ModuleList(blocks.values())  # no ModuleDict: it refuses some names
+        self.blocks = nn.ModuleList(blocks.values())  # a ModuleDict rejects some names
         self.mixing_point = mixing_point
 
     def forward(self, tokens: Tokens) -> Tokens:
@@ -105,21 +105,21 @@ class Each(nn.Module):
 
 
 class Head(nn.Module):
-    """Outputs from the CLS tokens: `Linear(LN(.))`, its results summed or averaged.
+    """Compute outputs from the CLS tokens: `Linear(LN(.))`, summed or averaged over sequences.
 
-    Shape: {name: (B, T, D)} -> (B, C), C classes, or 1 number of a regression.
+    Shape: {name: (B, T, D)} -> (B, C), C classes, or one number for regression.
     """
 
     def __init__(
         self, names: Iterable[str], *, dim: int, num_outputs: int, average: bool = False
     ) -> None:
-        """Take the names of the sequences that are read.
+        """Create the head.
 
         Args:
-            names: sequences whose CLS tokens are read, all by the same weights.
+            names: sequences whose CLS tokens are read, all with the same weights.
             dim: D.
             num_outputs: C.
-            average: give the mean over the sequences, not the sum.
+            average: return the mean over the sequences instead of the sum.
         """
         super().__init__()
         self.names, self.average = tuple(names), average
@@ -127,6 +127,6 @@ class Head(nn.Module):
         self.linear = nn.Linear(dim, num_outputs)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes."""
+        """Compute the outputs."""
         scores = torch.stack([self.linear(self.norm(tokens[name].z[:, 0])) for name in self.names])
         return scores.mean(dim=0) if self.average else scores.sum(dim=0)

@@ -1,4 +1,4 @@
-"""The layers of MBT: modalities that meet in a few shared tokens, or in attention to all.
+"""Layers of MBT: fusion through a few shared tokens, or by attention to all modalities.
 
 Shapes: B batch, T tokens of a modality, K bottleneck tokens, D width.
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class SkippedBlock(Block):
-    """The block of all models, with stochastic depth (Huang et al. 2016).
+    """A transformer block with stochastic depth (Huang et al. 2016).
 
-    In training each of its two updates is left out for a sample with probability `skip`, and
-    divided by 1 - skip where it is not. (The MBT authors' code does not divide.)
+    In training each of its two updates is skipped for a sample with probability `skip`, and divided
+    by 1 - skip otherwise. (The MBT authors' code does not divide.)
     """
 
     def __init__(self, *, dim: int, num_heads: int, dropout: float, skip: float) -> None:
@@ -36,16 +36,16 @@ class SkippedBlock(Block):
         self.skip = skip
 
     def forward(self, sequence: Sequence, source: Sequence | None = None) -> Sequence:
-        """Attend to itself, or to a source that is normed already; then transform each token."""
+        """Attend to itself or to a normed source, then apply the MLP to each token."""
         z, valid, _ = sequence
         x = F.layer_norm(z, z.shape[-1:])
-        keys, counting = (x, valid) if source is None else (source.z, source.valid)
-        z = z + self._thin(attend_to(self.attend.attention, x, keys, counting))
+        keys, valid_keys = (x, valid) if source is None else (source.z, source.valid)
+        z = z + self._drop(attend_to(self.attend.attention, x, keys, valid_keys))
         hidden = dropout(self.expand(self.norm(z)), self.dropout, self.training)
-        return Sequence(z + self._thin(self.contract(F.relu(hidden))), valid)
+        return Sequence(z + self._drop(self.contract(F.relu(hidden))), valid)
 
-    def _thin(self, update: Tensor) -> Tensor:
-        """Leave out numbers, and whole updates of samples."""
+    def _drop(self, update: Tensor) -> Tensor:
+        """Apply dropout, and skip the whole update of some samples."""
         update = dropout(update, self.dropout, self.training)
         if not self.training or self.skip == 0:
             return update
@@ -53,23 +53,23 @@ class SkippedBlock(Block):
 
 
 class AddBottleneck(nn.Module):
-    """K learned tokens beside the modalities, drawn from N(0, 0.02^2)."""
+    """Add K learned tokens, initialized from N(0, 0.02^2)."""
 
     def __init__(self, count: int, dim: int) -> None:
         super().__init__()
         self.tokens = nn.Parameter(0.02 * torch.randn(count, dim))
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Give every sample the same bottleneck."""
+        """Add the same bottleneck to every sample."""
         batch = next(iter(tokens.values())).z.shape[0]
         return tokens | {BOTTLENECK: Sequence(self.tokens.expand(batch, -1, -1))}
 
 
 class BottleneckLayer(nn.Module):
-    """Each modality's block runs on its tokens and the bottleneck: `[z_m; f]`.
+    """Run each modality's block on its tokens and the bottleneck: `[z_m; f]`.
 
-    Symmetric (eq. 8-9): all modalities are given the same f, and the next one is the mean of what
-    they return. Asymmetric (eq. 10-11): each modality is given what the one before it returned.
+    Symmetric (eq. 8-9): all modalities read the same f, and the next f is the mean of their
+    outputs. Asymmetric (eq. 10-11): each modality reads the f that the previous modality returned.
     """
 
     mixing_point = True
@@ -80,7 +80,7 @@ class BottleneckLayer(nn.Module):
         self.blocks = nn.ModuleList(blocks.values())
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Let the modalities meet in the bottleneck."""
+        """Exchange information through the bottleneck."""
         f_BKD = tokens[BOTTLENECK].z
         updated, returned = {}, []
         for name, block in zip(self.names, self.blocks, strict=True):
@@ -97,7 +97,7 @@ class BottleneckLayer(nn.Module):
 
 
 class CrossLayer(nn.Module):
-    """Each modality's block takes its queries from its tokens, its keys from all modalities'."""
+    """Attend from each modality's tokens to the tokens of all modalities."""
 
     mixing_point = True
 
@@ -106,7 +106,7 @@ class CrossLayer(nn.Module):
         self.names, self.blocks = tuple(blocks), nn.ModuleList(blocks.values())
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Let every modality attend to all."""
+        """Attend from every modality to all."""
         parts = [tokens[name].z for name in self.names]
         valid = join_masks([tokens[name].valid for name in self.names], parts)
         z = torch.cat(parts, dim=1)
@@ -116,15 +116,15 @@ class CrossLayer(nn.Module):
 
 
 class Split(nn.Module):
-    """The modalities of a joined sequence: (B, sum T, D) -> {m: (B, T_m, D)}."""
+    """Split a joined sequence into its modalities: (B, sum T, D) -> {m: (B, T_m, D)}."""
 
     def __init__(self, joined: str, lengths: Mapping[str, int]) -> None:
-        """Take the name of the joined sequence, and T_m by modality, CLS tokens counted."""
+        """Set the name of the joined sequence, and T_m by modality, with CLS tokens."""
         super().__init__()
         self.joined, self.lengths = joined, dict(lengths)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Take the sequence apart."""
+        """Split the sequence."""
         z, valid, _ = tokens[self.joined]
         lengths = list(self.lengths.values())
         masks = [None] * len(lengths) if valid is None else valid.split(lengths, dim=1)

@@ -1,7 +1,7 @@
-"""The layers of MulT: one modality attends to another.
+"""Layers of MulT: one modality attends to another.
 
-Shapes: B batch, T tokens of the target, S of the source, D width, M modalities. The state "a<b" is
-what target a took from source b.
+Shapes: B batch, T tokens of the target, S of the source, D width, M modalities. The sequence "a<b"
+is the stack in which target a attends to source b.
 
 Source: Tsai et al. 2019, Multimodal Transformer for Unaligned Multimodal Language Sequences,
 arXiv:1906.00295, sec. 3.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftsearch.trainables.layers.attention import SelfAttention, attend, least
+from sftsearch.trainables.layers.attention import SelfAttention, attend, lowest_score
 from sftsearch.trainables.layers.blocks import dropout
 from sftsearch.trainables.layers.tokens import Sequence, cut_patches
 
@@ -34,13 +34,13 @@ def attend_to(
     *,
     hide_future: bool = False,
 ) -> Tensor:
-    """Let x attend to the source, with the weights of a self-attention.
+    """Attend from x to the source, with the weights of a self-attention.
 
     Args:
         attention: the weights.
         x: (B, T, D), the queries.
-        source: (B, S, D), the keys and values; x itself takes one product for all three.
-        valid: (B, S), the tokens of the source that count; None: all.
+        source: (B, S, D), the keys and values; if it is x, one product computes all three.
+        valid: (B, S), the valid tokens of the source; None: all.
         hide_future: see `future`.
 
     Returns: (B, T, D).
@@ -61,23 +61,23 @@ def attend_to(
         hidden = future(tokens, source.shape[1], x.device)
         if valid is not None:
             hidden = hidden | ~valid[:, None, None]
-        mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, least(q))
+        mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, lowest_score(q))
         y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out: Tensor = attention.out_projection(y_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
     return out
 
 
 def future(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
-    """Return (T, S): the keys that a query does not see, as in the authors' code of MulT.
+    """Return the mask (T, S) of keys hidden from a query, as in the MulT authors' code.
 
-    They begin `1 + |S - T|` places behind the query's own.
+    They begin `1 + |S - T|` positions after the query.
     """
     every = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return every.triu(1 + abs(num_keys - num_queries))
 
 
 class CrossmodalBlock(nn.Module):
-    """Pre-norm block whose MLP is four times as wide as its tokens; it may attend elsewhere."""
+    """Pre-norm block with an MLP of four times the width; it attends to itself or to a source."""
 
     def __init__(
         self, *, dim: int, num_heads: int, dropout: float, hide_future: bool = False
@@ -92,7 +92,7 @@ class CrossmodalBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, sequence: Sequence, source: Sequence | None = None) -> Sequence:
-        """Attend to the source, or to itself; where no token of it is valid, to nothing."""
+        """Attend to the source or to itself; without valid keys the update is zero."""
         z, valid = sequence.z, (source or sequence).valid
         x = self.attention_norm(z)
         keys = x if source is None else self.attention_norm(source.z)
@@ -106,7 +106,7 @@ class CrossmodalBlock(nn.Module):
 
 
 class Crossmodal(nn.Module):
-    """One layer of every stack "a<b", which begins as a and attends to b as it was tokenized."""
+    """One layer of every stack "a<b", which starts as a's tokens and attends to b's tokens."""
 
     mixing_point = True
 
@@ -127,7 +127,7 @@ class Crossmodal(nn.Module):
         )
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Take every stack one layer on; the modalities themselves stay as they are."""
+        """Apply one layer to every stack; the modalities' own tokens do not change."""
         stacks = {
             f"{a}<{b}": block(tokens.get(f"{a}<{b}", tokens[a]), tokens[b])
             for (a, b), block in zip(self.pairs, self.blocks, strict=True)
@@ -136,15 +136,15 @@ class Crossmodal(nn.Module):
 
 
 class JoinStacks(nn.Module):
-    """The normed stacks of a target side by side: {"a<b": (B, T, D)} -> {a: (B, T, (M - 1) D)}."""
+    """Concatenate the normed stacks of a target: {"a<b": (B, T, D)} -> {a: (B, T, (M - 1) D)}."""
 
     def __init__(self, modalities: Iterable[str], dim: int, *, shared: bool) -> None:
-        """Take what is to be joined.
+        """Create the norms.
 
         Args:
-            modalities: the targets, and the sources.
+            modalities: the targets and sources.
             dim: D.
-            shared: one norm for all stacks (the SFT authors' code), or one for each (MulT's).
+            shared: one norm for all stacks (SFT authors' code), or one per stack (MulT's code).
         """
         super().__init__()
         self.modalities = tuple(modalities)
@@ -152,7 +152,7 @@ class JoinStacks(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in self.pairs[: 1 if shared else None])
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Norm and join."""
+        """Norm and concatenate the stacks."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self.modalities}
         for i, (a, b) in enumerate(self.pairs):
             parts[a].append(self.norms[i % len(self.norms)](tokens[f"{a}<{b}"].z))
@@ -160,9 +160,9 @@ class JoinStacks(nn.Module):
 
 
 class ProjectionTokenizer(nn.Module):
-    """`x W` of one modality, a convolution of width `patch` without bias; there is no CLS token.
+    """`x W` of one modality, a convolution of width `patch` without bias; adds no CLS token.
 
-    Shape: (B, n P, F) -> (B, n, D), n tokens of P samples. Called as `ModalityTokenizer` is.
+    Shape: (B, n P, F) -> (B, n, D), n tokens of P samples. Same interface as `ModalityTokenizer`.
     """
 
     def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
@@ -171,18 +171,18 @@ class ProjectionTokenizer(nn.Module):
         self.projection = nn.Linear(patch * num_features, dim, bias=False)
 
     def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
-        """Turn samples into tokens; those behind `length` (B,) are not read."""
+        """Turn samples into tokens; samples after `length` (B,) are not read."""
         patches, valid = cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch)
         return Sequence(self.projection(patches), valid)
 
 
 class Sinusoids(nn.Module):
-    """`sqrt(D) z + p` for all sequences, p the sinusoidal positions of the authors' code."""
+    """`sqrt(D) z + p` for all sequences; p are the sinusoidal positions of the authors' code."""
 
     positions: Tensor
 
     def __init__(self, num_tokens: int, dim: int) -> None:
-        """Make the positions of the longest sequence, of `num_tokens`."""
+        """Compute positions for up to `num_tokens` tokens."""
         super().__init__()
         self.scale = dim**0.5
         self.register_buffer("positions", sinusoids(num_tokens, dim), persistent=False)
@@ -196,9 +196,9 @@ class Sinusoids(nn.Module):
 
 
 def sinusoids(num_tokens: int, dim: int) -> Tensor:
-    """Return (T, D): sines, then cosines of wavelengths from 2 pi to 20,000 pi.
+    """Return (T, D): sines, then cosines, of wavelengths from 2 pi to 20,000 pi.
 
-    The positions begin at 1, as in the authors' code; an odd width ends in a zero.
+    Positions start at 1, as in the authors' code; an odd width is padded with a zero.
     """
     half = dim // 2
     rates = 10_000.0 ** -(torch.arange(half) / max(half - 1, 1))

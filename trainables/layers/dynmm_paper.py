@@ -1,11 +1,11 @@
-"""The networks of the DynMM paper's tables, at their sizes: MM-IMDB and CMU-MOSEI.
+"""Build the networks of the DynMM paper's tables at their sizes: MM-IMDB and CMU-MOSEI.
 
-Sizes, and what the paper leaves open, are those of the authors' code. Inputs are by modality:
+Sizes, and details the paper does not state, are those of the authors' code. Inputs by modality:
 `text` (B, 300) and `image` (B, 4096) on MM-IMDB; `vision` (B, 50, 35), `audio` (B, 50, 74) and
 `text` (B, 50, 300), aligned word by word, on CMU-MOSEI.
 
 Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 4.1 and 4.2;
-E1 and E2 are its cheap and its dear expert.
+E1 and E2 are its cheap and its expensive expert.
 
 Shapes: B batch, T tokens, F features, D width, N routes.
 """
@@ -22,19 +22,19 @@ from sftsearch.trainables.layers.gating import choose
 Inputs = dict[str, Tensor]
 
 IMDB_OUTPUTS = 23
-"""Genres of the code; the paper says 27."""
+"""Genres in the code; the paper states 27."""
 MOSEI_FEATURES = {"vision": 35, "audio": 74, "text": 300}
 
 
 class Routed(nn.Module):
-    """Experts and a gate, in evaluation: a sample runs through the expert of its highest score."""
+    """Experts and a gate, in evaluation: a sample runs through its highest-scoring expert."""
 
     def __init__(self, experts: list[nn.Module], gate: nn.Module) -> None:
         super().__init__()
         self.experts, self.gate = nn.ModuleList(experts), gate
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Give the outputs (B, C), an expert being given its samples alone."""
+        """Compute the outputs (B, C); each expert receives only its samples."""
         routes = self.gate(inputs).argmax(dim=1)
 
         def run(number: int, rows: Tensor | None) -> Tensor:
@@ -51,10 +51,10 @@ def mlp(width: int, hidden: int, num_outputs: int) -> nn.Sequential:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm (B, D) that takes its running statistics for a single sample, in training too."""
+    """Batch norm (B, D) that uses its running statistics for a single sample, in training too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalize."""
         if self.training and len(x) == 1:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -63,7 +63,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MaxOut(nn.Module):
-    """Two layers whose units are the larger of two, each behind a batch norm: (B, F) -> (B, D).
+    """Two maxout layers with two pieces per unit, each after a batch norm: (B, F) -> (B, D).
 
     `BN - Linear(F, 2 H) - max - BN - dropout - Linear(H, 2 D) - max - BN - dropout`.
     """
@@ -77,26 +77,26 @@ class MaxOut(nn.Module):
         """Transform each sample."""
         x = self.norms[0](x)
         for layer, norm in ((self.first, self.norms[1]), (self.second, self.norms[2])):
-            larger = layer(x).view(len(x), -1, 2).amax(dim=2)
-            x = F.dropout(norm(larger), 0.3, self.training)
+            maxima = layer(x).view(len(x), -1, 2).amax(dim=2)
+            x = F.dropout(norm(maxima), 0.3, self.training)
         return x
 
 
 class Plain(nn.Module):
-    """One modality through a network of its own."""
+    """A network on one modality."""
 
     def __init__(self, name: str, network: nn.Module) -> None:
         super().__init__()
         self.name, self.network = name, network
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Give the outputs (B, C)."""
+        """Compute the outputs (B, C)."""
         outputs: Tensor = self.network(inputs[self.name])
         return outputs
 
 
 class Late(nn.Module):
-    """A network for each modality; their features are joined and classified."""
+    """One network per modality; a head classifies their concatenated features."""
 
     def __init__(self, networks: dict[str, nn.Module], head: nn.Module) -> None:
         super().__init__()
@@ -104,21 +104,21 @@ class Late(nn.Module):
         self.head = head
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Give the outputs (B, C)."""
+        """Compute the outputs (B, C)."""
         pairs = zip(self.names, self.networks, strict=True)
         outputs: Tensor = self.head(torch.cat([run(inputs[name]) for name, run in pairs], dim=1))
         return outputs
 
 
 class Early(nn.Module):
-    """The features of all modalities, joined step by step, through one network."""
+    """One network on the features of all modalities, concatenated at each time step."""
 
     def __init__(self, names: tuple[str, ...], network: nn.Module) -> None:
         super().__init__()
         self.names, self.network = names, network
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Give the outputs (B, C)."""
+        """Compute the outputs (B, C)."""
         outputs: Tensor = self.network(torch.cat([inputs[name] for name in self.names], dim=-1))
         return outputs
 
@@ -127,17 +127,17 @@ class Early(nn.Module):
 
 
 def imdb_text() -> nn.Module:
-    """Return E1: two MLPs one behind the other, without an activation between them (the code)."""
+    """Return E1: two MLPs in sequence, without an activation between them (as in the code)."""
     return Plain("text", nn.Sequential(mlp(300, 512, 512), mlp(512, 512, IMDB_OUTPUTS)))
 
 
 def imdb_image() -> nn.Module:
-    """Return the network on the image alone."""
+    """Return the network on the image only."""
     return Plain("image", nn.Sequential(mlp(4096, 1024, 512), mlp(512, 512, IMDB_OUTPUTS)))
 
 
 def imdb_late() -> nn.Module:
-    """Return E2: maxout networks of both modalities, joined."""
+    """Return E2: late fusion of one maxout network per modality."""
     networks = {"text": MaxOut(300, 512, 512), "image": MaxOut(4096, 1024, 512)}
     return Late(dict(networks), nn.Linear(1024, IMDB_OUTPUTS))
 
@@ -149,12 +149,12 @@ def imdb_early() -> nn.Module:
 
 
 def imdb_gate() -> nn.Module:
-    """Return the gate of two routes."""
+    """Return the gate with two routes."""
     return Early(("text", "image"), mlp(4396, 128, 2))
 
 
 def imdb_dynmm() -> Routed:
-    """Return DynMM on MM-IMDB: text alone, or both modalities."""
+    """Return DynMM on MM-IMDB: text only, or both modalities."""
     return Routed([imdb_text(), imdb_late()], imdb_gate())
 
 
@@ -162,9 +162,9 @@ def imdb_dynmm() -> Routed:
 
 
 class PostNormLayer(nn.Module):
-    """A transformer layer with its norms behind: PyTorch's `TransformerEncoderLayer`.
+    """Post-norm transformer layer, equal to PyTorch's `TransformerEncoderLayer`.
 
-    Of parts whose operations can be counted.
+    It is built from parts whose operations can be counted.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int) -> None:
@@ -183,9 +183,9 @@ class PostNormLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Five layers on projected steps; the last step stands for all, (B, T, F) -> (B, D).
+    """Five layers on projected steps; returns the last step, (B, T, F) -> (B, D).
 
-    It has neither positions nor a mask of padded steps.
+    It has no positions and no padding mask.
     """
 
     def __init__(self, num_features: int, dim: int) -> None:
@@ -200,30 +200,30 @@ class Transformer(nn.Module):
 
 
 def mosei_unimodal(name: str) -> nn.Module:
-    """Return the network on one modality; that on text is E1."""
+    """Return the network on one modality; for text it is E1."""
     network = nn.Sequential(Transformer(MOSEI_FEATURES[name], 120), mlp(120, 64, 1))
     return Plain(name, network)
 
 
 def mosei_late() -> nn.Module:
-    """Return E2: a transformer for each modality, joined."""
+    """Return E2: late fusion of one transformer per modality."""
     widths = {"vision": 60, "audio": 120, "text": 120}
     networks = {name: Transformer(MOSEI_FEATURES[name], width) for name, width in widths.items()}
     return Late(dict(networks), mlp(300, 128, 1))
 
 
 def mosei_early() -> nn.Module:
-    """Return early fusion: one transformer on the joined steps."""
+    """Return early fusion: one transformer on the concatenated features."""
     network = nn.Sequential(Transformer(sum(MOSEI_FEATURES.values()), 300), mlp(300, 128, 1))
     return Early(tuple(MOSEI_FEATURES), network)
 
 
 def mosei_gate() -> nn.Module:
-    """Return the gate of two routes; the paper names other sizes than those its costs contain."""
+    """Return the gate with two routes, at the sizes in the paper's costs, not those in its text."""
     network = nn.Sequential(Transformer(sum(MOSEI_FEATURES.values()), 10), nn.Linear(10, 2))
     return Early(tuple(MOSEI_FEATURES), network)
 
 
 def mosei_dynmm() -> Routed:
-    """Return DynMM on CMU-MOSEI: text alone, or all modalities."""
+    """Return DynMM on CMU-MOSEI: text only, or all modalities."""
     return Routed([mosei_unimodal("text"), mosei_late()], mosei_gate())

@@ -1,7 +1,7 @@
-"""Gates: which of several experts, or paths, a sample takes.
+"""Gates: choose which of several experts or paths a sample takes.
 
-A gate scores N routes. In training all routes run and their outputs are weighed by a relaxed
-choice; in evaluation each sample takes the route of its highest score, and only that.
+A gate scores N routes. In training all routes run and a relaxed choice weights their outputs; in
+evaluation each sample runs through its highest-scoring route only.
 
 Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 3.
 
@@ -32,51 +32,51 @@ if TYPE_CHECKING:
 
 
 def gumbel(like: Tensor) -> Tensor:
-    """Draw standard Gumbel noise, -log(-log u), by torch's generator; of the shape of `like`."""
+    """Draw standard Gumbel noise, -log(-log u), of the shape of `like`, by torch's generator."""
     least = torch.finfo(like.dtype).tiny  # a draw of 0 would give infinite noise
     return -torch.empty_like(like).exponential_().clamp_min(least).log()
 
 
 def relax(scores_BN: Tensor, tau: float | Tensor, *, noise: bool) -> Tensor:
-    """Return weights of the routes (B, N), softmax((log G + b) / tau), each row adds up to 1.
+    """Return weights of the routes (B, N), softmax((log G + b) / tau); each row sums to 1.
 
-    G are the probabilities softmax(scores). As a row's constant does not matter, the scores stand
-    for log G. With Gumbel noise b the highest weight falls on route i with probability G_i
-    (the paper, eq. 3); without it, as in the authors' code, on the route of the highest score.
+    G are the probabilities softmax(scores); a constant per row cancels, so scores replace log G.
+    With Gumbel noise b, route i has the highest weight with probability G_i (the paper, eq. 3);
+    without it, as in the authors' code, the route with the highest score has.
 
     Args:
         scores_BN: of the gate.
-        tau: temperature. Towards 0 the weights are a choice, towards infinity they are equal.
-        noise: whether b is drawn or 0.
+        tau: temperature. Weights become one-hot towards 0 and equal towards infinity.
+        noise: draw b; otherwise b is 0.
     """
     perturbed = scores_BN + gumbel(scores_BN) if noise else scores_BN
     return F.softmax(perturbed / tau, dim=1)
 
 
 def harden(weights_BN: Tensor) -> Tensor:
-    """Make each row one-hot at its highest weight, exactly, with the gradient of the weights."""
+    """Make each row exactly one-hot at its highest weight, with the gradient of the weights."""
     choice = F.one_hot(weights_BN.argmax(dim=1), weights_BN.shape[1])
-    # What is added is exactly 0: the weights less themselves.
+    # The second term is exactly 0; it only carries the gradient.
     return choice.to(weights_BN.dtype) + (weights_BN - weights_BN.detach())
 
 
 def temperature(epoch: float, num_epochs: int, *, start: float, end: float) -> float:
-    """Return tau(e) = start (end / start)^(e / T): geometric from `start`, to `end` at e = T."""
+    """Return tau(e) = start (end / start)^(e / T): geometric from `start` to `end` at e = T."""
     return float(start * (end / start) ** (epoch / num_epochs))
 
 
 def choose(
     routes_B: Tensor, num_routes: int, run: Callable[[int, Tensor | None], Tensor]
 ) -> Tensor:
-    """Run every sample by its route alone, (B, C).
+    """Run every sample through its route only, (B, C).
 
-    What is traced (compiled, exported) or has no numbers (on the meta device) cannot look at the
-    routes: there all of them run and each sample's is picked, with equal outputs.
+    Traced models (compiled, exported) and the meta device cannot read the routes: there all routes
+    run and each sample's outputs are selected, with equal results.
 
     Args:
-        routes_B: of each sample, from 0.
+        routes_B: route of each sample, from 0.
         num_routes: N.
-        run: a route and the rows (b,) that take it, None for all, to their outputs (b, C).
+        run: maps a route and the rows (b,) that take it (None: all) to their outputs (b, C).
     """
     if torch.compiler.is_compiling() or routes_B.is_meta:
         outputs_BNC = torch.stack([run(i, None) for i in range(num_routes)], dim=1)
@@ -99,8 +99,8 @@ def _or_all(rows: Tensor, size: int) -> Tensor | None:
 class MLPGate(nn.Module):
     """Two layers on the mean patch of every modality, `W2 relu(W1 [m_1; ...; m_M])`.
 
-    The mean is over patches that hold a sample; of a modality without any it is 0. For a modality
-    of one sample, as those of MM-IMDB, it is that sample (the paper's gate there).
+    The mean is over valid patches, and 0 if a modality has none. For modalities of one sample, as
+    in MM-IMDB, it is that sample, which is the paper's gate there.
 
     Shape: {modality: (B, T, F)} -> (B, N).
     """
@@ -108,7 +108,7 @@ class MLPGate(nn.Module):
     def __init__(
         self, spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
     ) -> None:
-        """Take the modalities and `patch` from the configuration; `hidden` is H."""
+        """Create the layers; `config` gives modalities and `patch`, and `hidden` is H."""
         super().__init__()
         self.num_patches, self.patch = config.num_tokens(spec), config.patch
         self.expand = nn.Linear(_patch_widths(spec, config), hidden)
@@ -128,7 +128,7 @@ class MLPGate(nn.Module):
 
 
 def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Average (B, n, F) over the places that `valid` (B, n) names; where none is, 0."""
+    """Average (B, n, F) over the positions that are `valid` (B, n); 0 if there are none."""
     if valid is None:
         return x.mean(dim=1)
     total = x.masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
@@ -136,10 +136,10 @@ def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class TransformerGate(nn.Module):
-    """A light transformer: the tokens of all modalities, joined; the first CLS token scores.
+    """A small transformer on the joined tokens of all modalities; the first CLS token is scored.
 
-    Modalities need not be aligned in time, other than in the paper's gate, which joins their
-    features step by step (see `dynmm_paper`).
+    Modalities need not be aligned in time, unlike in the paper's gate, which concatenates their
+    features at each step (see `dynmm_paper`).
 
     Shape: {modality: (B, T, F)} -> (B, N).
     """
@@ -147,7 +147,7 @@ class TransformerGate(nn.Module):
     def __init__(
         self, spec: DatasetSpec, config: TransformerConfig, *, num_layers: int, num_routes: int
     ) -> None:
-        """Take modalities, `patch`, `dim` and `num_heads` from the configuration."""
+        """Create the layers; `config` gives modalities, `patch`, `dim` and `num_heads`."""
         super().__init__()
         self.tokenizer = Tokenizer(spec, config)
         self.blocks = nn.Sequential(
@@ -173,7 +173,7 @@ class TransformerGate(nn.Module):
 def mlp_gate_part(
     spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
 ) -> cost.Part:
-    """Price `MLPGate`: all its products count in both prices."""
+    """Return the cost of `MLPGate`; both `flops` and `macs` count all its products."""
     width = _patch_widths(spec, config)
     macs = hidden * (width + num_routes)
     return cost.Part(macs, macs, macs + hidden + num_routes)
@@ -182,7 +182,7 @@ def mlp_gate_part(
 def transformer_gate_part(
     spec: DatasetSpec, config: TransformerConfig, *, num_layers: int, num_routes: int
 ) -> cost.Part:
-    """Price `TransformerGate`: all its products count in both prices, the tokenizer's, too."""
+    """Return the cost of `TransformerGate`; `flops` and `macs` count all products, also tokens."""
     joined = sum(1 + n for n in config.num_tokens(spec).values())
     parts = [
         cost.tokenizer(spec, config),
@@ -194,5 +194,5 @@ def transformer_gate_part(
 
 
 def _patch_widths(spec: DatasetSpec, config: TransformerConfig) -> int:
-    """Return the numbers in one patch of every modality that is read, added up."""
+    """Return the total width of one patch of every modality that is read."""
     return sum(config.patch * spec.modalities[m].num_features for m in config.chosen(spec))

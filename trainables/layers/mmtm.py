@@ -1,7 +1,7 @@
-"""Squeeze and excitation of one modality by another. Shapes: B batch, C_m channels, o bottleneck.
+"""Squeeze-and-excitation across two modalities. Shapes: B batch, C_m channels, o bottleneck.
 
-Source: Joze et al. 2020, MMTM: Multimodal Transfer Module for CNN Fusion, arXiv:1911.08670; as it
-is the baseline of Su et al. 2020, arXiv:2012.07175.
+Source: Joze et al. 2020, MMTM: Multimodal Transfer Module for CNN Fusion, arXiv:1911.08670; in the
+form that Su et al. 2020, arXiv:2012.07175, use as a baseline.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftsearch.trainables.layers.msaf import Masks, hide, mean_over_places, weigh
+from sftsearch.trainables.layers.msaf import (
+    Masks,
+    mean_over_positions,
+    scale_channels,
+    zero_invalid,
+)
 
 
 class MMTM(nn.Module):
-    """Two modalities' means make a gain in (0, 1) for every channel of both.
+    """Scale every channel of two modalities by a gain in (0, 1), computed from both means.
 
-    `e = relu(W [mean x_1; mean x_2] + b)`, `x_m <- x_m sigmoid(W_m e + b_m)`: as in the authors'
-    code, so weights of zero halve everything.
+    `e = relu(W [mean x_1; mean x_2] + b)`, `x_m <- x_m sigmoid(W_m e + b_m)`, as in the authors'
+    code; so zero weights halve everything.
 
-    Shape: [(B, C_1, ...), (B, C_2, ...)] -> the same; what lies behind the channels may differ.
+    Shape: [(B, C_1, ...), (B, C_2, ...)] -> the same; the axes after the channels may differ.
     """
 
     def __init__(self, channels: tuple[int, int], *, reduction: float) -> None:
-        """Take the sizes.
+        """Create the layers.
 
         Args:
             channels: C_1 and C_2.
@@ -36,19 +41,19 @@ class MMTM(nn.Module):
         self.excite = nn.ModuleList(nn.Linear(squeezed, width) for width in channels)
 
     def forward(self, features: list[Tensor], valid: Masks | None = None) -> list[Tensor]:
-        """Weigh the channels.
+        """Scale the channels.
 
         Args:
             features: (B, C_m, ...) of both modalities.
-            valid: places that count, (B, ...) each; the others are not read, and 0 in what is
-                returned. None: all count. A modality without any has the mean 0.
+            valid: valid positions, (B, ...) each; the others are not read, and 0 in the result.
+                None: all. A modality without valid positions has the mean 0.
         """
         masks = [None, None] if valid is None else valid
-        features = [hide(x, mask) for x, mask in zip(features, masks, strict=True)]
-        means = [mean_over_places(x, mask) for x, mask in zip(features, masks, strict=True)]
+        features = [zero_invalid(x, mask) for x, mask in zip(features, masks, strict=True)]
+        means = [mean_over_positions(x, mask) for x, mask in zip(features, masks, strict=True)]
         squeezed = F.relu(self.squeeze(torch.cat(means, dim=1)))
         pairs = zip(features, self.excite, strict=True)
-        return [weigh(x, excite(squeezed).sigmoid()) for x, excite in pairs]
+        return [scale_channels(x, excite(squeezed).sigmoid()) for x, excite in pairs]
 
 
 # --------------------------------------------------------------- closed forms

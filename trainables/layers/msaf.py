@@ -1,8 +1,8 @@
-"""Split attention between the channels of modalities, whatever lies behind their channel axis.
+"""Split attention between the channels of modalities; any axes may follow the channels.
 
 Shapes: B batch, C_m channels of modality m, C channels of a block, n_m = ceil(C_m / C) blocks of a
-modality, N = sum n_m, Z = C // r width of the bottleneck, S places of a modality (all axes behind
-its channels, in one), q segments.
+modality, N = sum n_m, Z = C // r width of the bottleneck, S positions of a modality (all axes after
+its channels), q segments.
 
 Source: Su et al. 2020, MSAF: Multimodal Split Attention Fusion, arXiv:2012.07175.
 """
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Masks = list[Tensor | None]
-"""Of each modality, which places count: as its features, without the axis of channels."""
+"""For each modality its valid positions: its features' shape without the channel axis."""
 
 
 class MSAF(nn.Module):
-    """Split, join (eq. 2), highlight: each channel is weighed against the other blocks'.
+    """Split, join (eq. 2), highlight: weight each channel against those of the other blocks.
 
-    Split: C channels make a block; the last one of a modality is filled up with zeros. Join: the
-    blocks' means over all places are summed over all blocks of all modalities, and squeezed to
+    Split: C channels form a block; the last block of a modality is padded with zeros. Join: the
+    blocks' means over all positions are summed over all blocks of all modalities, and squeezed to
     Z = relu(norm(W_Z G + b_Z)). Highlight: block i scores its channels by W_i Z + b_i, a softmax
-    over all N blocks, channel by channel, makes them weights A, and the block is multiplied by
-    `suppression + (1 - suppression) A`.
+    over all N blocks, channel by channel, turns the scores into weights A, and the block is
+    multiplied by `suppression + (1 - suppression) A`.
 
-    In training whole blocks of a sample are dropped with probability `block_dropout`, the others
-    divided by 1 - block_dropout, once: before they are joined, so also in what comes out. (The
-    authors' code divides a second time, by which training and evaluation differ in the mean.)
+    In training whole blocks of a sample are dropped with probability `block_dropout`, and the
+    others divided by 1 - block_dropout once, before the join; this scales the output too. (The
+    authors' code divides twice, so its training and evaluation differ in the mean.)
 
-    A batch of one sample has no variance: the norm takes its running statistics then, as in
-    evaluation, and leaves them as they are.
+    A batch of one sample has no variance: the norm then uses its running statistics, as in
+    evaluation, and does not update them.
 
     Shape: a list of (B, C_m, ...) -> the same.
     """
@@ -50,13 +50,13 @@ class MSAF(nn.Module):
         suppression: float = 0.0,
         block_dropout: float = 0.0,
     ) -> None:
-        """Take the sizes.
+        """Create the layers.
 
         Args:
             channels: C_m of each modality.
             block_width: C.
             reduction: r, at most C.
-            suppression: least weight of a channel (lambda), 1: all of them are left as they are.
+            suppression: smallest weight of a channel (lambda); at 1 the module is the identity.
             block_dropout: probability that a block is dropped in training.
         """
         super().__init__()
@@ -70,28 +70,28 @@ class MSAF(nn.Module):
         self.highlight = nn.Linear(squeezed, sum(self.num_blocks) * block_width)
 
     def forward(self, features: list[Tensor], valid: Masks | None = None) -> list[Tensor]:
-        """Weigh the channels.
+        """Scale the channels.
 
         Args:
             features: (B, C_m, ...), of each modality.
-            valid: places that count; the others are not read, and 0 in what is returned. None:
-                all count. A modality without any adds nothing to the join.
+            valid: valid positions; the others are not read, and 0 in the result. None: all. A
+                modality without valid positions adds nothing to the join.
         """
         masks = [None] * len(features) if valid is None else valid
-        features = [hide(x, mask) for x, mask in zip(features, masks, strict=True)]
-        means = [mean_over_places(x, mask) for x, mask in zip(features, masks, strict=True)]
+        features = [zero_invalid(x, mask) for x, mask in zip(features, masks, strict=True)]
+        means = [mean_over_positions(x, mask) for x, mask in zip(features, masks, strict=True)]
         blocks_BNC = torch.cat([self._split(mean) for mean in means], dim=1)
         gains_BNC = self.gains(blocks_BNC)
         return [
-            weigh(x, gains.flatten(1)[:, : x.shape[1]])
+            scale_channels(x, gains.flatten(1)[:, : x.shape[1]])
             for x, gains in zip(features, gains_BNC.split(self.num_blocks, dim=1), strict=True)
         ]
 
     def gains(self, blocks: Tensor) -> Tensor:
-        """Return what each block's channels are multiplied by, dropped blocks' by 0, (B, N, C).
+        """Return the factors of each block's channels, (B, N, C); 0 for dropped blocks.
 
         Args:
-            blocks: means of the blocks over all places, (B, N, C).
+            blocks: means of the blocks over all positions, (B, N, C).
         """
         kept = None
         if self.training and self.block_dropout:
@@ -123,29 +123,28 @@ class MSAF(nn.Module):
 
 
 class SegmentedMSAF(nn.Module):
-    """An MSAF with weights of its own for each of q segments of time.
+    """One MSAF, with its own weights, for each of q segments of time.
 
-    Time is the first axis behind the channels; every modality has its own number of steps T_m. A
-    segment has T_m // q of them, the last one also those left over: of the pieces of T_m // q
-    steps the incomplete one is the last, and the paper joins it to the one before it (so does the
-    authors' code, which counts without it).
+    Time is the first axis after the channels; every modality has its own number of steps T_m. A
+    segment has T_m // q steps, and the last one also the remainder, as in the paper, which joins
+    the last, incomplete piece to the previous one.
 
     Shape: a list of (B, C_m, T_m, ...) -> the same.
     """
 
     def __init__(self, segments: Sequence[MSAF], *, shared: int = 0) -> None:
-        """Take the modules.
+        """Set the modules.
 
         Args:
-            segments: q of them.
-            shared: steps at the start that belong to no segment, as a CLS token: each segment is
-                given them, and the mean of what the segments return goes on.
+            segments: q modules.
+            shared: leading steps that belong to no segment, such as a CLS token: each segment
+                reads them, and the result has the mean over segments.
         """
         super().__init__()
         self.segments, self.shared = nn.ModuleList(segments), shared
 
     def forward(self, features: list[Tensor], valid: Masks | None = None) -> list[Tensor]:
-        """Weigh the channels of each segment by that segment alone; args as in `MSAF`."""
+        """Scale the channels of each segment separately; arguments as in `MSAF`."""
         masks = [None] * len(features) if valid is None else valid
         if len(self.segments) == 1:
             whole: list[Tensor] = self.segments[0](features, masks)
@@ -155,19 +154,19 @@ class SegmentedMSAF(nn.Module):
             [None] * len(self.segments) if mask is None else self._cut(mask, dim=1)
             for mask in masks
         ]
-        done = [
+        results = [
             segment([piece[i] for piece in pieces], [part[i] for part in parts])
             for i, segment in enumerate(self.segments)
         ]
-        return [self._put_together(of_modality) for of_modality in zip(*done, strict=True)]
+        return [self._join(by_segment) for by_segment in zip(*results, strict=True)]
 
     def _cut(self, x: Tensor, *, dim: int) -> list[Tensor]:
-        """Cut time, which is the axis `dim`, into segments."""
+        """Cut the time axis `dim` into segments."""
         own = x.shape[dim] - self.shared
         shared, *pieces = x.split([self.shared, *segment_lengths(own, len(self.segments))], dim=dim)
         return [torch.cat([shared, piece], dim=dim) for piece in pieces]
 
-    def _put_together(self, pieces: Sequence[Tensor]) -> Tensor:
+    def _join(self, pieces: Sequence[Tensor]) -> Tensor:
         shared = torch.stack([piece[:, :, : self.shared] for piece in pieces]).mean(dim=0)
         return torch.cat([shared, *(piece[:, :, self.shared :] for piece in pieces)], dim=2)
 
@@ -178,30 +177,30 @@ def num_blocks(channels: int, block_width: int) -> int:
 
 
 def segment_lengths(num_steps: int, num_segments: int) -> list[int]:
-    """Return the steps of each of q segments of time, of which there are at least q."""
+    """Return the number of steps in each of q segments; there must be at least q steps."""
     short = num_steps // num_segments
     assert short, "every segment has a step"
     return [short] * (num_segments - 1) + [num_steps - short * (num_segments - 1)]
 
 
-def hide(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Return (B, C_m, ...) with zeros at the places that do not count."""
+def zero_invalid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Set the positions that are not valid to zero, (B, C_m, ...)."""
     return x if valid is None else x.masked_fill(~valid.unsqueeze(1), 0.0)
 
 
-def mean_over_places(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean over the places that count, (B, C_m, ...) -> (B, C_m); of none of them 0.
+def mean_over_positions(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean over valid positions, (B, C_m, ...) -> (B, C_m); 0 if there are none.
 
-    `x` must be 0 where it does not count, see `hide`.
+    `x` must be 0 at positions that are not valid, see `zero_invalid`.
     """
-    places = x.reshape(x.shape[0], x.shape[1], -1)
+    flat = x.reshape(x.shape[0], x.shape[1], -1)
     if valid is None:
-        return places.mean(dim=2)
+        return flat.mean(dim=2)
     count = valid.reshape(x.shape[0], -1).sum(dim=1, keepdim=True).clamp(min=1)
-    return places.sum(dim=2) / count
+    return flat.sum(dim=2) / count
 
 
-def weigh(x: Tensor, gains: Tensor) -> Tensor:
+def scale_channels(x: Tensor, gains: Tensor) -> Tensor:
     """Multiply each channel of (B, C_m, ...) by its gain, (B, C_m)."""
     return x * gains.reshape(gains.shape + (1,) * (x.dim() - 2))
 

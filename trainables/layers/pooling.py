@@ -1,4 +1,4 @@
-"""Fewer tokens by pooling. Shapes: B batch, n tokens without CLS, k pooled tokens, D width."""
+"""Pool tokens. Shapes: B batch, n tokens without CLS, k pooled tokens, D width."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from sftsearch.trainables.token_windows import Windows
 
 SMALL = 1e-5
-"""Added to a sum of weights before dividing by it, as in the SFT authors' code."""
+"""Added to a sum of weights before the division, as in the SFT authors' code."""
 
 
 class Pool(nn.Module):
-    """One token for each window of tokens, channel by channel, of the valid ones alone.
+    """Pool the valid tokens of each window to one token, channel by channel.
 
     `average`, `max`, or `attention`: the mean weighted by the attention that each token received
-    in the layer before (SFT paper, eq. 12, read as the attention received: the sum over a row of
-    softmax weights, as printed, would be 1 for every token).
+    in the previous layer (SFT paper, eq. 12, with column sums: the row sums of softmax weights that
+    it prints are 1 for every token).
 
     Shape: a sequence (B, 1 + n, D) -> (B, k, D) and its mask (B, k), without the CLS token. A
     window without a valid token is masked.
@@ -45,7 +45,7 @@ class Pool(nn.Module):
         )
 
     def forward(self, sequence: Sequence) -> tuple[Tensor, Tensor | None]:
-        """Pool all tokens but the first."""
+        """Pool all tokens except CLS."""
         z, valid = sequence.z[:, 1:], sequence.valid
         if valid is not None:
             valid = valid[:, 1:]
@@ -58,7 +58,7 @@ class Pool(nn.Module):
         if self.kind == "max":
             pooled = _highest(x_BksD, inside)
         elif self.kind == "attention":
-            assert sequence.received is not None, "attention pooling comes behind attention"
+            assert sequence.received is not None, "attention pooling must follow attention"
             pooled = _mean(x_BksD, inside, self._cut(sequence.received))
         else:
             pooled = _mean(x_BksD, inside, None)
@@ -97,7 +97,7 @@ def _mean(x: Tensor, inside: Tensor | None, weights: Tensor | None) -> Tensor:
 
 
 class PoolEach(nn.Module):
-    """Pool every sequence, keep its CLS token: {m: (B, 1 + n, D)} -> {m: (B, 1 + k, D)}."""
+    """Pool every sequence and keep its CLS token: {m: (B, 1 + n, D)} -> {m: (B, 1 + k, D)}."""
 
     def __init__(self, windows: Mapping[str, Windows], kind: str) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class PoolEach(nn.Module):
         pooled = {}
         for name, pool in zip(self.names, self.pools, strict=True):
             z, valid = pool(tokens[name])
-            pooled[name] = _behind(tokens[name].z[:, :1], [z], [valid])
+            pooled[name] = _prepend_cls(tokens[name].z[:, :1], [z], [valid])
         return pooled
 
 
@@ -125,21 +125,22 @@ class PoolAndFuse(nn.Module):
         self.pools = nn.ModuleList([Pool(one, kind) for one in windows.values()])
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Pool every modality and join what is left behind the sum of the CLS tokens."""
+        """Pool every modality and join the results after the sum of the CLS tokens."""
         cls_B1D = torch.stack([sequence.z[:, :1] for sequence in tokens.values()]).sum(dim=0)
         pooled = [pool(tokens[name]) for name, pool in zip(self.names, self.pools, strict=True)]
-        return {FUSED: _behind(cls_B1D, [z for z, _ in pooled], [valid for _, valid in pooled])}
+        parts, masks = [z for z, _ in pooled], [valid for _, valid in pooled]
+        return {FUSED: _prepend_cls(cls_B1D, parts, masks)}
 
 
-def _behind(cls_B1D: Tensor, parts: list[Tensor], masks: list[Tensor | None]) -> Sequence:
-    """Join parts (B, k, D) behind a CLS token, with their masks."""
+def _prepend_cls(cls_B1D: Tensor, parts: list[Tensor], masks: list[Tensor | None]) -> Sequence:
+    """Join parts (B, k, D) and their masks after a CLS token."""
     return Sequence(
         torch.cat([cls_B1D, *parts], dim=1), join_masks([None, *masks], [cls_B1D, *parts])
     )
 
 
 def join_masks(masks: list[Tensor | None], parts: list[Tensor]) -> Tensor | None:
-    """Return the mask of joined parts (B, k, D); None where none of them has one."""
+    """Return the mask of joined parts (B, k, D); None if no part has a mask."""
     if all(mask is None for mask in masks):
         return None
     whole = [

@@ -1,6 +1,7 @@
-"""The audio branch of the MSAF paper's emotion network on RAVDESS. B batch, C classes.
+"""The audio branch of the MSAF paper's RAVDESS network. Shapes: B batch, C classes.
 
-Its video branch, a ResNeXt-50 of 25,882,056 parameters, needs weights that are not ours to ship.
+The video branch, a ResNeXt-50 of 25,882,056 parameters, is not included: it needs pretrained
+weights.
 
 Source: Su et al. 2020, arXiv:2012.07175, table 1, with the sizes of the authors' code.
 """
@@ -19,11 +20,11 @@ NUM_COEFFICIENTS, NUM_FRAMES = 13, 212
 
 
 class AudioBranch(nn.Module):
-    """Convolutions over time; an MSAF may stand behind the first stage, and behind the second.
+    """Convolutions over time; an MSAF can be inserted after each of the two stages.
 
-    Shape: (B, 13, 212) -> (B, C). The stages give (B, 32, 208) and (B, 64, 26).
+    Shape: (B, 13, 212) -> (B, C). The stages return (B, 32, 208) and (B, 64, 26).
 
-    BatchNorm over time, too: a single sample has a variance there.
+    Batch norm also averages over time, so a single sample has a variance.
     """
 
     def __init__(self, num_classes: int = 8) -> None:
@@ -50,12 +51,12 @@ class AudioBranch(nn.Module):
     def forward(
         self, x: Tensor, after_stage: Callable[[int, Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Score the classes.
+        """Compute the logits.
 
         Args:
             x: (B, 13, 212).
-            after_stage: called behind each of the two stages with its number, 0 or 1, and its
-                features; what it returns goes on.
+            after_stage: called after each stage with its number, 0 or 1, and its features; its
+                result replaces the features.
         """
         for i, stage in enumerate((self.first, self.second)):
             x = stage(x)

@@ -1,4 +1,4 @@
-"""Recurrence over tokens. Shapes: B batch, T tokens, F features, D width."""
+"""LSTM over tokens. Shapes: B batch, T tokens, F features, D width."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sftsearch.trainables.layers.tokens import Sequence
 
 
 class LSTM(nn.Module):
-    """One layer of LSTM on a sequence, with PyTorch's weights and by its fused kernel.
+    """One LSTM layer on a sequence, with PyTorch's weights and fused kernel.
 
-    That kernel has no float16 on CPUs, and `torch.export` takes its list of weights for a change
-    of the module: `step_by_step` gives the same there, two to twelve times slower.
+    The kernel lacks float16 on CPUs, and `torch.export` mistakes its list of weights for a change
+    of the module: there `step_by_step` computes the same, two to twelve times slower.
 
-    Tokens that are not valid are behind all others, so none of the others depends on them.
+    Invalid tokens come last, so no valid token depends on them.
 
     Shape: (B, T, F) -> (B, T, D); the mask is kept.
     """
@@ -33,16 +33,16 @@ class LSTM(nn.Module):
 
 
 def step_by_step(cell: nn.LSTM, x: Tensor) -> Tensor:
-    """Return the states of a one-layer LSTM by plain products, (B, T, F) -> (B, T, D)."""
+    """Compute the states of a one-layer LSTM step by step, (B, T, F) -> (B, T, D)."""
     in_weight, state_weight, in_bias, state_bias = cell.all_weights[0]
     from_input = F.linear(x, in_weight, in_bias)
     h = c = in_bias.new_zeros(x.shape[0], cell.hidden_size)
     states = []
     for from_token in from_input.unbind(dim=1):
         gates = from_token + F.linear(h, state_weight, state_bias)
-        take, keep, new, show = gates.chunk(4, dim=1)
-        c = keep.sigmoid() * c + take.sigmoid() * new.tanh()
-        h = show.sigmoid() * c.tanh()
+        input_gate, forget_gate, update, output_gate = gates.chunk(4, dim=1)
+        c = forget_gate.sigmoid() * c + input_gate.sigmoid() * update.tanh()
+        h = output_gate.sigmoid() * c.tanh()
         states.append(h)
     return torch.stack(states, dim=1)
 
@@ -55,20 +55,20 @@ def _is_half_on_cpu(x: Tensor) -> bool:
 
 
 def last_valid(sequence: Sequence) -> Tensor:
-    """Return the last valid token, (B, T, D) -> (B, D); where there is none, zeros."""
+    """Return the last valid token, (B, T, D) -> (B, D); zeros if there is none."""
     z, valid, _ = sequence
     if valid is None:
         return z[:, -1]
     count = valid.sum(dim=1)[:, None]
-    place = (count - 1).clamp(min=0).unsqueeze(-1).expand(-1, 1, z.shape[-1])
-    return z.gather(1, place).squeeze(1).where(count > 0, 0.0)
+    index = (count - 1).clamp(min=0).unsqueeze(-1).expand(-1, 1, z.shape[-1])
+    return z.gather(1, index).squeeze(1).where(count > 0, 0.0)
 
 
 def lstm_parameters(num_features: int, dim: int) -> int:
-    """Return the parameters of an LSTM, whose two biases are apart: 4 D (F + D) + 8 D."""
+    """Return the parameters of an LSTM with its two separate biases: 4 D (F + D) + 8 D."""
     return lstm_macs(num_features, dim) + 8 * dim
 
 
 def lstm_macs(num_features: int, dim: int) -> int:
-    """Return the multiply-adds of a token: 4 D (F + D)."""
+    """Return the multiply-adds per token: 4 D (F + D)."""
     return 4 * dim * (num_features + dim)

@@ -1,4 +1,4 @@
-"""From one vector of each modality to one of all: by concatenation, outer product, interaction.
+"""Fuse one vector per modality by concatenation, outer product, low rank or interaction.
 
 Shapes: B batch, M modalities, d_m width of the vector z_m of modality m, H width of what is fused,
 R rank, C outputs.
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class ClsVectors(nn.Module):
-    """The vector of each modality: its CLS token, normed by weights of its own.
+    """Read the CLS token of each modality through its own layer norm and optional projection.
 
-    Shape: {name: (B, T, D)} -> M of (B, D), or of (B, width) where they are projected.
+    Shape: {name: (B, T, D)} -> M of (B, D), or of (B, width) if projected.
     """
 
     def __init__(self, names: Iterable[str], dim: int, *, width: int | None = None) -> None:
-        """Take the names of the modalities.
+        """Create the norms and projections.
 
         Args:
-            names: of the modalities, in their order.
+            names: modalities, in order.
             dim: D.
-            width: of the vectors, by a projection of each; None: they are as wide as the tokens.
+            width: width that each vector is projected to; None: no projection.
         """
         super().__init__()
         self.names, self.width = tuple(names), width or dim
@@ -49,15 +49,14 @@ class ClsVectors(nn.Module):
 
 
 def with_one(z: Tensor) -> Tensor:
-    """Return [1; z], (..., d) -> (..., 1 + d): products of such vectors also hold lower orders."""
+    """Return [1; z], (..., d) -> (..., 1 + d): outer products then contain lower-order terms."""
     return F.pad(z, (1, 0), value=1.0)
 
 
 def outer_product(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the outer product of all [1; z_m], flat: M of (B, d_m) -> (B, prod(1 + d_m)).
+    """Return the flattened outer product of all [1; z_m]: M of (B, d_m) -> (B, prod(1 + d_m)).
 
-    The entry (i_1, ..., i_M) is at its place in row-major order, so that the first is the 1 that
-    vectors of zeros leave alone.
+    Entries (i_1, ..., i_M) are in row-major order; the first is always 1.
     """
     first, *others = (with_one(z) for z in vectors)
     product = first
@@ -98,7 +97,7 @@ class TensorFusion(nn.Module):
 class LowRankFusion(nn.Module):
     """`sum_r w_r prod_m ([1; z_m]^T F_m^(r)) + b` (Liu et al. 2018, arXiv:1806.00064, sec. 3.2).
 
-    It is `TensorFusion` with a weight of rank R, which is never put together:
+    It is `TensorFusion` with a weight of rank R, which is never materialized:
     W[h, i_1, ..., i_M] = sum_r w_r prod_m F_m[r, i_m, h].
 
     Shape: M of (B, d_m) -> (B, H).
@@ -109,7 +108,7 @@ class LowRankFusion(nn.Module):
         self.factors = nn.ParameterList(torch.empty(rank, 1 + d, num_outputs) for d in widths)
         self.rank_weights = nn.Parameter(torch.empty(1, rank))
         self.bias = nn.Parameter(torch.zeros(num_outputs))
-        # Of whole factors, as the authors' code does, not of each of their R matrices.
+        # Initialize whole factors, as the authors' code does, not each of their R matrices.
         for factor in (*self.factors, self.rank_weights):
             nn.init.xavier_normal_(factor)
 
@@ -124,8 +123,8 @@ class LowRankFusion(nn.Module):
 class MatrixFusion(nn.Module):
     """`z_2^T (W x_1 z_1 + V) + z_1^T U + b` of two modalities (Jayakumar et al. 2020, eq. 2).
 
-    Jayakumar et al. 2020, Multiplicative Interactions and Where to Find Them, ICLR. Affine in each
-    vector while the other one is fixed.
+    Jayakumar et al. 2020, Multiplicative Interactions and Where to Find Them, ICLR. It is affine in
+    each vector for a fixed other one.
 
     Shape: (B, d_1) and (B, d_2) -> (B, H).
     """
@@ -146,13 +145,13 @@ class MatrixFusion(nn.Module):
         first, second = vectors
         by_first = first @ self.interaction.flatten(1)
         map_BdH = by_first.unflatten(1, self.interaction.shape[1:]) + self.of_second
-        of_both = (second.unsqueeze(1) @ map_BdH).squeeze(1)
-        fused: Tensor = of_both + first @ self.of_first + self.bias
+        bilinear = (second.unsqueeze(1) @ map_BdH).squeeze(1)
+        fused: Tensor = bilinear + first @ self.of_first + self.bias
         return fused
 
 
 class FusedHead(nn.Module):
-    """Outputs from a fusion of the CLS tokens: `Linear(dropout(relu(fusion(z_1, ..., z_M))))`.
+    """Compute outputs from fused CLS tokens: `Linear(dropout(relu(fusion(z_1, ..., z_M))))`.
 
     Shape: {name: (B, T, D)} -> (B, C).
     """
@@ -160,11 +159,11 @@ class FusedHead(nn.Module):
     def __init__(
         self, vectors: ClsVectors, fusion: nn.Module, hidden: int, num_outputs: int, *, rate: float
     ) -> None:
-        """Take the parts.
+        """Create the head.
 
         Args:
-            vectors: reads the modalities.
-            fusion: from their vectors to (B, hidden).
+            vectors: reads one vector per modality.
+            fusion: maps the vectors to (B, hidden).
             hidden: H.
             num_outputs: C.
             rate: of dropout.
@@ -175,11 +174,11 @@ class FusedHead(nn.Module):
         self.rate = rate
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes."""
+        """Compute the outputs."""
         return self.outputs(self.vectors(tokens))
 
     def outputs(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Score the classes by the vectors, M of (B, d_m)."""
+        """Compute the outputs from the vectors, M of (B, d_m)."""
         hidden = F.relu(self.fusion(vectors))
         outputs: Tensor = self.linear(dropout(hidden, self.rate, self.training))
         return outputs

@@ -1,7 +1,7 @@
-"""From samples of a modality to tokens.
+"""Turn the samples of a modality into tokens.
 
 Shapes: B batch, T samples of a modality, F features of a sample, P samples of a patch,
-n = ceil(T / P) tokens, D width. Every sequence carries its CLS token at position 0.
+n = ceil(T / P) tokens, D width. The CLS token of a sequence is at position 0.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 class Sequence(NamedTuple):
-    """Tokens of one sequence, and what is known of them."""
+    """The tokens of one sequence, their mask, and the attention they received."""
 
     z: Tensor
     """(B, 1 + n, D); the CLS token first."""
     valid: Tensor | None = None
-    """(B, 1 + n): whether a token holds a sample; None: all do. The CLS token always counts."""
+    """(B, 1 + n): whether a token has a real sample; None: all do. CLS is always valid."""
     received: Tensor | None = None
-    """(B, n): attention that each token received in the layer before; where pooling asks for it."""
+    """(B, n): attention that each token received in the previous layer; for attention pooling."""
 
 
 Tokens = dict[str, Sequence]
 """The state between layers, by name: a modality, or one of the names below."""
 
 FUSED = "fused"
-"""The one sequence that is left when the modalities have been fused."""
+"""The single sequence after fusion."""
 BOTTLENECK = "bottleneck"
-"""The tokens through which modalities exchange what they know; they carry no CLS token."""
+"""The shared tokens of MBT; this sequence has no CLS token."""
 
 
 def cut_patches(
     x: Tensor, length: Tensor | None, *, num_tokens: int, patch: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the patches (B, n, P F), with zeros for samples that are not real, and which hold one.
+    """Return the zero-padded patches (B, n, P F), and whether each has a real sample (B, n).
 
     Args:
         x: (B, T, F).
-        length: (B,), how many samples of each row are real; None: all of them.
+        length: (B,), number of real samples of each row; None: all.
         num_tokens: n.
         patch: P.
     """
@@ -63,9 +63,9 @@ def cut_patches(
 
 
 class ModalityTokenizer(nn.Module):
-    """`[cls; x W + b] + p` of one modality (SFT paper, sec. 3), with patches of samples.
+    """`[cls; x W + b] + p` for the patches x of one modality (SFT paper, sec. 3).
 
-    Shape: (B, T, F) -> (B, 1 + n, D). The last patch is filled up with zeros.
+    Shape: (B, T, F) -> (B, 1 + n, D). The last patch is padded with zeros.
     """
 
     def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
@@ -80,8 +80,8 @@ class ModalityTokenizer(nn.Module):
 
         Args:
             x: (B, T, F).
-            length: (B,), how many samples of each row are real; the others are not read. A row
-                without any is a missing modality: all that is left of it is its CLS token.
+            length: (B,), number of real samples of each row; the others are not read. At 0 the
+                modality is missing, and only its CLS token is valid.
         """
         patches, valid = cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch)
         if valid is not None:
@@ -92,7 +92,7 @@ class ModalityTokenizer(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """The tokenizers of all chosen modalities; reads no other input."""
+    """Tokenize all modalities used; other inputs are not read."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Tokenizer(nn.Module):
         *,
         kind: Callable[..., nn.Module] = ModalityTokenizer,
     ) -> None:
-        """Make the tokenizers; `kind`: of a modality, `ModalityTokenizer` or one called alike."""
+        """Create one tokenizer per modality; `kind`: its class, as `ModalityTokenizer`."""
         super().__init__()
         self.names = config.chosen(spec)
         self.modalities = nn.ModuleList(
@@ -119,7 +119,7 @@ class Tokenizer(nn.Module):
     def forward(
         self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tokens:
-        """Tokenize every chosen modality of the inputs; one that `lengths` lacks is whole."""
+        """Tokenize the inputs; a modality without `lengths` has no padding."""
         known = lengths or {}
         pairs = zip(self.names, self.modalities, strict=True)
         return {name: tokenize(inputs[name], known.get(name)) for name, tokenize in pairs}

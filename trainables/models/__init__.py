@@ -1,1 +1,1 @@
-"""The fusion models, one in a file."""
+"""Fusion models, one family per file."""

@@ -1,4 +1,4 @@
-"""Concat: early fusion, every token attends to every token of every modality.
+"""Concat: early fusion; every token attends to every token of every modality.
 
 Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4; pooled as in their Table 3.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConcatConfig(PoolingConfig):
-    """Early fusion; `stride` or `tokens`, one whole number, pools behind the first layer."""
+    """Early fusion; `stride` or `tokens`, a single number, pools after the first layer."""
 
     num_layers: int = 12
 
@@ -35,33 +35,36 @@ class ConcatConfig(PoolingConfig):
         check_integer("num_layers", self.num_layers, at_least=1)
 
     def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the tokens of the joined sequence but its first: other CLS tokens are pooled."""
+        """Return the tokens of the joined sequence except the first CLS; the others are pooled."""
         for name in ("stride", "tokens"):
             value = getattr(self, name)
             if isinstance(value, Mapping) and list(value) != [FUSED]:
-                raise ConfigError(f"`{name}` of concat must be one whole number, but got {value}.")
+                raise ConfigError(
+                    f"`{name}` of concat must be a whole number, but got {value}.", name
+                )
         tokens = self.num_tokens(spec)
         return {FUSED: sum(tokens.values()) + len(tokens) - 1}
 
     def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
         """Return the windows of the joined sequence."""
-        return check_layers_behind(PoolingConfig.windows(self, spec), self.num_layers)
+        return check_layers_after(PoolingConfig.windows(self, spec), self.num_layers)
 
 
-def check_layers_behind(windows: dict[str, Windows], num_layers: int) -> dict[str, Windows]:
-    """Refuse pooling behind the first layer where that is the last one, too."""
+def check_layers_after(windows: dict[str, Windows], num_layers: int) -> dict[str, Windows]:
+    """Raise ConfigError if tokens are pooled after the first layer but it is the only one."""
     if num_layers == 1 and pools(windows.values()):
         raise ConfigError(
-            "`num_layers` must be at least 2 to pool behind the first layer, but got 1."
+            "`num_layers` must be at least 2 to pool after the first layer, but got 1.",
+            "num_layers",
         )
     return windows
 
 
 class Join(nn.Module):
-    """All sequences one behind the other, each with its CLS token: {m: (B, T_m, D)} -> FUSED."""
+    """Concatenate all sequences with their CLS tokens: {m: (B, T_m, D)} -> FUSED."""
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Join the sequences in their order."""
+        """Concatenate the sequences in order."""
         parts = [sequence.z for sequence in tokens.values()]
         valid = join_masks([sequence.valid for sequence in tokens.values()], parts)
         return {FUSED: Sequence(torch.cat(parts, dim=1), valid)}
@@ -71,14 +74,14 @@ class Concat(FusionModel):
     """Layers on the joined sequence; the CLS token of the first modality is classified."""
 
     def __init__(self, spec: DatasetSpec, config: ConcatConfig) -> None:
-        layers = [Join(), *pooled_behind_first(config, config.windows(spec), config.num_layers)]
+        layers = [Join(), *pooled_after_first(config, config.windows(spec), config.num_layers)]
         super().__init__(spec, config, layers, readout=[FUSED])
 
 
-def pooled_behind_first(
+def pooled_after_first(
     config: PoolingConfig, windows: dict[str, Windows], num_layers: int
 ) -> list[nn.Module]:
-    """Return layers for the sequences of `windows`, and the pooling behind the first of them."""
+    """Return layers for the sequences of `windows`, with pooling after the first layer."""
     by_attention = config.pooling == "attention" and pools(windows.values())
     first = block_layers(config, tuple(windows), 1, report_received=by_attention)
     return [
@@ -89,7 +92,7 @@ def pooled_behind_first(
 
 
 def concat_cost(spec: DatasetSpec, config: ConcatConfig) -> cost.Cost:
-    """Price Concat: the paper counts sum n tokens, without the CLS tokens that run too."""
+    """Return the cost of Concat; the paper counts sum n tokens, without the CLS tokens."""
     windows, num_modalities = config.windows(spec)[FUSED], len(config.chosen(spec))
     joined, pooled = windows.num_tokens, windows.count
     not_priced = num_modalities - 1 if pooled == joined else 0

@@ -1,9 +1,9 @@
-"""Decision fusion: every modality decides on its own, and the decisions are combined.
+"""Decision fusion: every modality has its own head, and their decisions are combined.
 
-`averaging` takes their mean, `multiplication` the product of their probabilities, `multiplicative`
-a product in which a modality counts less where the others are confident already: Liu et al. 2018,
-Learn to Combine Modalities in Multimodal Deep Learning, arXiv:1805.11730. Encoders are
-those of late fusion; unlike there, each modality has a head of its own.
+`averaging` takes the mean, `multiplication` the product of the probabilities, `multiplicative` a
+product in which a modality counts less where the others are confident: Liu et al. 2018, Learn to
+Combine Modalities in Multimodal Deep Learning, arXiv:1805.11730. Encoders are those of late fusion,
+which has one shared head instead.
 
 Shapes: B batch, M modalities, C outputs.
 """
@@ -45,7 +45,7 @@ MULTIPLICATIVE_PAPER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AveragingConfig(EncodersConfig):
-    """The mean of the modalities' decisions, of any task."""
+    """The mean of the modalities' decisions, for any task."""
 
     of: Literal["logits", "probabilities"] = "logits"
     """What is averaged; a regression has no probabilities."""
@@ -55,16 +55,17 @@ class AveragingConfig(EncodersConfig):
         check_choice("of", self.of, ("logits", "probabilities"))
 
     def averaged(self, spec: DatasetSpec) -> Literal["logits", "probabilities"]:
-        """Return what is averaged in effect: of one modality both are the same.
+        """Return what is averaged in effect; with one modality both choices are equal.
 
         Raises:
-            ConfigError: probabilities of a regression.
+            ConfigError: probabilities for a regression task.
         """
         names = self.num_tokens(spec)
         if self.of == "probabilities" and spec.task == "regression":
             raise ConfigError(
-                f"`of` must be logits where the task is regression, which has no probabilities, "
-                f"but got {self.of!r}."
+                f"`of` must be logits if the task is regression, which has no probabilities, "
+                f"but got {self.of!r}.",
+                "of",
             )
         return "logits" if len(names) == 1 else self.of
 
@@ -84,26 +85,26 @@ class MultiplicativeConfig(EncodersConfig):
     """The product with weights, for classification."""
 
     beta: float = 0.3
-    """How much less a modality counts where the others are confident; 0: `multiplication`. The
-    default is that of the table in the MSAF paper."""
+    """How strongly a modality is down-weighted where the others are confident; 0:
+    `multiplication`. The default is from the MSAF paper's table."""
 
     def __post_init__(self) -> None:
         EncodersConfig.__post_init__(self)
         check_number("beta", self.beta, least=0, below=math.inf)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: a modality alone has no others."""
+        """See `TransformerConfig.canonical`: with one modality `beta` has no effect."""
         same = EncodersConfig.canonical(self, spec)
         return dataclasses.replace(same, beta=0.3) if len(self.chosen(spec)) == 1 else same
 
 
 def check_classes(spec: DatasetSpec, config: EncodersConfig, kind: str) -> None:
-    """Refuse tasks whose outputs are no probabilities of classes that exclude each other."""
-    config.num_tokens(spec)  # what is wrong in any task is said first
+    """Raise ConfigError unless the task is classification."""
+    config.num_tokens(spec)  # errors that apply to any task come first
     if spec.task != "classification":
         raise ConfigError(
-            f"`kind: {kind}` is for classification alone, but got the task {spec.task} of data "
-            f"set '{spec.name}'. Take `averaging`."
+            f"`kind: {kind}` supports only classification, but the task of dataset '{spec.name}' "
+            f"is {spec.task}. Use `averaging`."
         )
 
 
@@ -113,7 +114,7 @@ def mean_of_logits(outputs: Tensor) -> Tensor:
 
 
 def mean_of_probabilities(outputs: Tensor) -> Tensor:
-    """Return the logarithms of the mean probabilities of classes, (M, B, C) -> (B, C)."""
+    """Return the logarithms of the mean class probabilities, (M, B, C) -> (B, C)."""
     log_p = F.log_softmax(_at_least_float32(outputs), dim=-1)
     return log_p.logsumexp(dim=0) - math.log(len(outputs))
 
@@ -121,40 +122,40 @@ def mean_of_probabilities(outputs: Tensor) -> Tensor:
 def mean_of_label_probabilities(outputs: Tensor) -> Tensor:
     """Return the logits of the mean probability of each label, (M, B, C) -> (B, C).
 
-    Both means are over the same M, which cancels.
+    The factor 1 / M of both means cancels.
     """
     outputs = _at_least_float32(outputs)
     return F.logsigmoid(outputs).logsumexp(dim=0) - F.logsigmoid(-outputs).logsumexp(dim=0)
 
 
 def log_product(outputs: Tensor) -> Tensor:
-    """Return s_y = sum_j log p_j^y of logits: (M, B, C) -> (B, C)."""
+    """Return s_y = sum_j log p_j^y from logits: (M, B, C) -> (B, C)."""
     return F.log_softmax(_at_least_float32(outputs), dim=-1).sum(dim=0)
 
 
 def weighted_log_product(outputs: Tensor, beta: float) -> Tensor:
-    """Return s_y = sum_j q_j^y log p_j^y of logits, (M, B, C) -> (B, C).
+    """Return s_y = sum_j q_j^y log p_j^y from logits, (M, B, C) -> (B, C).
 
-    q_j^y = [prod_{i != j} (1 - p_i^y)]^(beta / (M - 1)) weighs, and has no gradient; of a modality
-    alone it is 1.
+    The weights q_j^y = [prod_{i != j} (1 - p_i^y)]^(beta / (M - 1)) have no gradient; with one
+    modality they are 1.
     """
     log_p = F.log_softmax(_at_least_float32(outputs), dim=-1)
     others = len(log_p) - 1
     if others == 0:
         return log_p[0]
     with torch.no_grad():
-        log_rest = log_of_rest(log_p)
-        # Summed without the own term, rather than with it and then less it: that would cancel.
-        foreign = ~torch.eye(others + 1, dtype=torch.bool, device=log_p.device)[:, :, None, None]
-        q = (log_rest.where(foreign, 0.0).sum(dim=1) * (beta / others)).exp()
+        log_rest = log_one_minus(log_p)
+        # Mask the own term: subtracting it from the full sum would lose digits to cancellation.
+        is_other = ~torch.eye(others + 1, dtype=torch.bool, device=log_p.device)[:, :, None, None]
+        q = (log_rest.where(is_other, 0.0).sum(dim=1) * (beta / others)).exp()
     return (q * log_p).sum(dim=0)
 
 
-def log_of_rest(log_p: Tensor) -> Tensor:
-    """Return log(1 - p) of logarithms of probabilities (..., C).
+def log_one_minus(log_p: Tensor) -> Tensor:
+    """Return log(1 - p) from log-probabilities (..., C).
 
-    The most probable class, whose 1 - p would be lost to rounding, takes the sum of the others; it
-    is finite where the logits are. All others have p <= 1/2, where log1p(-p) is exact enough.
+    For the most probable class, 1 - p is computed as the sum of the others, as rounding would lose
+    it; it is finite if the logits are. All others have p <= 1/2, where log1p(-p) is accurate.
     """
     top = log_p.argmax(dim=-1, keepdim=True)
     is_top = torch.arange(log_p.shape[-1], device=log_p.device) == top
@@ -164,12 +165,12 @@ def log_of_rest(log_p: Tensor) -> Tensor:
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Return float64 as it is, all else as float32: sums of logarithms need its digits."""
+    """Convert all but float64 to float32: sums of logarithms need the precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class Vote(nn.Module):
-    """A head for each modality, and their combination. Shape: {m: (B, T, D)} -> (B, C)."""
+    """Combine the outputs of one head per modality. Shape: {m: (B, T, D)} -> (B, C)."""
 
     def __init__(
         self,
@@ -179,18 +180,18 @@ class Vote(nn.Module):
         num_outputs: int,
         combine: Callable[[Tensor], Tensor],
     ) -> None:
-        """Take the modalities' names; `combine` maps (M, B, C) to (B, C)."""
+        """Create one head per name; `combine` maps (M, B, C) to (B, C)."""
         super().__init__()
         self.heads = nn.ModuleList(Head([name], dim=dim, num_outputs=num_outputs) for name in names)
         self.combine = combine
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Combine what the modalities say."""
+        """Compute and combine the outputs of all heads."""
         return self.combine(torch.stack([head(tokens) for head in self.heads]))
 
 
 class DecisionFusion(FusionModel):
-    """Layers of each modality on its own, a head of each, and a combination of their outputs."""
+    """Separate layers and a head for each modality; their outputs are combined."""
 
     def __init__(
         self, spec: DatasetSpec, config: EncodersConfig, combine: Callable[[Tensor], Tensor]
@@ -201,9 +202,9 @@ class DecisionFusion(FusionModel):
 
 
 class Averaging(DecisionFusion):
-    """The mean; the task's loss of it trains all modalities at once.
+    """The mean decision; the task's loss of the mean trains all modalities together.
 
-    Outputs are logits, or of probabilities the logits that have the mean ones.
+    Outputs are mean logits, or the logits of the mean probabilities.
     """
 
     def __init__(self, spec: DatasetSpec, config: AveragingConfig) -> None:
@@ -215,14 +216,14 @@ class Averaging(DecisionFusion):
 
 
 class ProductFusion(DecisionFusion):
-    """A product of probabilities: its outputs are s, its guess is argmax s, its loss -s_y*.
+    """A product of probabilities: outputs s, prediction argmax s, training loss -s of the class.
 
-    That loss is the sum of the modalities' (weighted) cross-entropies. In evaluation the task's
-    loss takes s for logits, and so norms the product.
+    This loss is the sum of the modalities' (weighted) cross-entropies. In evaluation the task's
+    loss uses s as logits, which normalizes the product.
     """
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return -s of each sample's class, (B,); see `FusionModel.losses`."""
+        """Return -s of the class of each sample, (B,); see `FusionModel.losses`."""
         return -outputs.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
@@ -235,7 +236,7 @@ class Multiplication(ProductFusion):
 
 
 class Multiplicative(ProductFusion):
-    """The product of the modalities' probabilities, weighted by what the others leave open."""
+    """The product of probabilities, each weighted by the uncertainty of the other modalities."""
 
     def __init__(self, spec: DatasetSpec, config: MultiplicativeConfig) -> None:
         check_classes(spec, config, "multiplicative")
@@ -243,25 +244,25 @@ class Multiplicative(ProductFusion):
 
 
 def decision_cost(spec: DatasetSpec, config: EncodersConfig) -> cost.Cost:
-    """Price decision fusion: late fusion with a head a modality; the combination is free."""
+    """Return the cost of late fusion with one head per modality; the combination is not counted."""
     heads = cost.head(config.dim, spec.num_outputs) * len(config.chosen(spec))
     return cost.total([*encoder_parts(spec, config), heads])
 
 
 def averaging_cost(spec: DatasetSpec, config: AveragingConfig) -> cost.Cost:
-    """Price averaging."""
+    """Return the cost of averaging."""
     config.averaged(spec)
     return decision_cost(spec, config)
 
 
 def multiplication_cost(spec: DatasetSpec, config: MultiplicationConfig) -> cost.Cost:
-    """Price the product."""
+    """Return the cost of the product."""
     check_classes(spec, config, "multiplication")
     return decision_cost(spec, config)
 
 
 def multiplicative_cost(spec: DatasetSpec, config: MultiplicativeConfig) -> cost.Cost:
-    """Price the weighted product."""
+    """Return the cost of the weighted product."""
     check_classes(spec, config, "multiplicative")
     return decision_cost(spec, config)
 

@@ -1,17 +1,17 @@
-"""DynMM, modality level: a gate sends each sample to one of several experts, cheap ones and dear.
+"""DynMM, modality level: a gate sends each sample to one of several cheap or expensive experts.
 
-Experts are fusion models of the catalogue on modalities of their own. One training has the two
-stages of the paper: in stage I every expert learns alone, in stage II all of them learn with the
-gate, on `y = sum_i g_i E_i(x)` and the loss `L(y) + lambda sum_i g_i C(E_i)`. In evaluation each
-sample runs through the gate and one expert.
+Experts are fusion models of the catalog, each on its own modalities. Training has the two stages of
+the paper: in stage I every expert is trained separately; in stage II all experts and the gate are
+trained together, on `y = sum_i g_i E_i(x)` with the loss `L(y) + lambda sum_i g_i C(E_i)`. In
+evaluation each sample runs through the gate and one expert.
 
-C(E_i) are multiply-adds relative to those of the dearest expert, so that one `resource_weight` says
-the same at any size. The paper's lambda multiplies absolute numbers: it is `resource_weight` over
-the largest C. The authors' code adds the mean of g_2 alone, of two experts; its lambda is
-`resource_weight` (C_2 - C_1) / C_2, up to a constant of the loss.
+C(E_i) are multiply-adds relative to the most expensive expert, so that `resource_weight` means the
+same at any size. The paper's lambda multiplies absolute numbers: it is `resource_weight` divided by
+the largest C. The authors' code, with two experts, adds only the mean of g_2; its lambda is
+`resource_weight` (C_2 - C_1) / C_2, up to a constant in the loss.
 
-Until stage II the gate is untrained and validation, which routes by it, says little: a study that
-stops trials early judges them best behind it.
+The gate is untrained until stage II, so earlier validation metrics are hardly informative: let
+early stopping judge only epochs of stage II.
 
 Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 3.
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class Expert(NamedTuple):
-    """An expert as it is configured."""
+    """A configured expert."""
 
     kind: str
     entry: ModelEntry
@@ -54,30 +54,30 @@ class Expert(NamedTuple):
 
 
 def settings_of(config: TransformerConfig) -> dict[str, Any]:
-    """Return a configuration as plain values, as JSON gives them back."""
+    """Convert a configuration to plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynMMConfig(GatedConfig):
-    """DynMM; what an expert does not name itself it takes over from here.
+    """DynMM; experts inherit the fields they do not set.
 
-    That is `modalities`, `patch`, `dim`, `num_heads` and `dropout`.
+    These are `modalities`, `patch`, `dim`, `num_heads` and `dropout`.
     """
 
     experts: tuple[Mapping[str, Any], ...] | None = None
-    """Each a mapping `{kind: a model, modalities: [...], ...its parameters}`. None: `unimodal` on
-    the first modality, and `late_fusion` of all."""
+    """Mappings `{kind: a model, modalities: [...], ...its parameters}`. None: `unimodal` on the
+    first modality and `late_fusion` on all."""
 
     def __post_init__(self) -> None:
         GatedConfig.__post_init__(self)  # super() does not work in a class with slots
         if self.experts is not None:
             object.__setattr__(self, "experts", _plain(self.experts))
-            self._configured(self.experts)  # what is wrong without any data set is said here
+            self._configured(self.experts)  # raise errors that do not depend on the dataset
 
     def _configured(self, experts: tuple[Mapping[str, Any], ...]) -> list[Expert]:
-        """Return the experts, each with what it takes over from here."""
+        """Return the experts with their inherited fields."""
         shared = {
             name: getattr(self, name)
             for name in ("modalities", "patch", "dim", "num_heads", "dropout")
@@ -88,9 +88,9 @@ class DynMMConfig(GatedConfig):
         """Return the experts in their canonical configurations.
 
         Raises:
-            ConfigError: this or an expert's configuration does not fit the data set.
+            ConfigError: this or an expert's configuration does not fit the dataset.
         """
-        self.num_tokens(spec)  # what is wrong for all of them is said without naming one
+        self.num_tokens(spec)  # errors common to all experts do not name one
         chosen = self.chosen(spec)
         default = ({"kind": "unimodal", "modalities": chosen[:1]}, {"kind": "late_fusion"})
         found = []
@@ -100,11 +100,11 @@ class DynMMConfig(GatedConfig):
                 one.entry.cost(spec, one.config)
                 found.append(one._replace(config=one.config.canonical(spec)))
             except ConfigError as error:
-                raise ConfigError(f"{_naming(i, one.kind)}{error}") from error
+                raise ConfigError(f"{_naming(i, one.kind)}{error}", "experts") from error
         return found
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: every expert says all of its parameters itself."""
+        """See `TransformerConfig.canonical`: experts state all parameters and inherit none."""
         experts = self.experts_of(spec)
         return dataclasses.replace(
             GatedConfig.canonical(self, spec),
@@ -116,16 +116,22 @@ class DynMMConfig(GatedConfig):
 
 
 def _plain(experts: Any) -> tuple[Mapping[str, Any], ...]:
-    """Return the experts as JSON gives them back; refuse what are no mappings."""
+    """Convert the experts to plain JSON values; raise ConfigError if they are not mappings."""
     if not isinstance(experts, list | tuple) or len(experts) < 2:
-        raise ConfigError(f"`experts` must be a list of at least two mappings, but got {experts}.")
+        raise ConfigError(
+            f"`experts` must be a list of at least two mappings, but got {experts}.", "experts"
+        )
     for one in experts:
         if not isinstance(one, Mapping) or not isinstance(one.get("kind"), str):
-            raise ConfigError(f"`experts` must be mappings with a `kind`, but got {one!r}.")
+            raise ConfigError(
+                f"`experts` must be mappings with a `kind`, but got {one!r}.", "experts"
+            )
     try:
         return tuple(json.loads(json.dumps([dict(one) for one in experts], allow_nan=False)))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"`experts` must have plain values, but {error}.") from error
+        raise ConfigError(
+            f"`experts` must have plain JSON values, but {error}.", "experts"
+        ) from error
 
 
 def _check_within(names: Iterable[str], chosen: tuple[str, ...]) -> None:
@@ -133,7 +139,8 @@ def _check_within(names: Iterable[str], chosen: tuple[str, ...]) -> None:
     if other:
         among = ", ".join(chosen)
         raise ConfigError(
-            f"`modalities` must be among those that the gate reads ({among}), but got {other[0]}."
+            f"`modalities` must be among those that the gate reads ({among}), but got {other[0]}.",
+            "modalities",
         )
 
 
@@ -142,23 +149,27 @@ def _naming(number: int, kind: str) -> str:
 
 
 def _expert(number: int, given: Mapping[str, Any], shared: dict[str, Any]) -> Expert:
-    """Configure an expert; errors name it."""
+    """Build the configuration of an expert; errors name its number and kind."""
     kind = given["kind"]
     models = listed_models()
     if kind not in models:
         near = nearest(kind, models)
         hint = f" Did you mean '{near}'?" if near else ""
-        raise ConfigError(f"`experts`, number {number}: No model is called '{kind}'.{hint}")
+        raise ConfigError(
+            f"`experts`, number {number}: No model is called '{kind}'.{hint}", "experts"
+        )
     entry, naming = models[kind], _naming(number, kind)
-    # The plain loss of an expert's plain outputs is what both stages are made of.
+    # Both stages apply the task's loss to the outputs of the experts.
     if getattr(entry.build, "losses", FusionModel.losses) is not FusionModel.losses:
-        raise ConfigError(f"{naming}it trains with a loss of its own, which a gate cannot weigh.")
+        raise ConfigError(
+            f"{naming}it has its own training loss, which a gate cannot weight.", "experts"
+        )
     types = {field.name: field.type for field in dataclasses.fields(entry.config)}
     for name in given:
         if name not in types and name != "kind":
             near = nearest(name, types)
             hint = f" Did you mean '{near}'?" if near else ""
-            raise ConfigError(f"{naming}no parameter is called '{name}'.{hint}")
+            raise ConfigError(f"{naming}no parameter is called '{name}'.{hint}", "experts")
     parameters = {name: value for name, value in shared.items() if name in types}
     parameters |= {
         name: float(value) if types[name] == "float" and type(value) is int else value
@@ -168,14 +179,14 @@ def _expert(number: int, given: Mapping[str, Any], shared: dict[str, Any]) -> Ex
     try:
         return Expert(kind, entry, entry.config(**parameters))
     except ConfigError as error:
-        raise ConfigError(f"{naming}{error}") from error
+        raise ConfigError(f"{naming}{error}", "experts") from error
 
 
 class DynMM(GatedModel):
     """Experts and a gate.
 
-    Training outputs are those of all experts in stage I, (B, E C), and in stage II the weighted
-    outputs and the weights, (B, C + E). All gradients are clipped by one norm in both.
+    Training outputs are those of all experts in stage I, (B, E C), and the weighted outputs and the
+    weights in stage II, (B, C + E). All gradients are clipped by one norm in both stages.
     """
 
     config: DynMMConfig
@@ -187,7 +198,7 @@ class DynMM(GatedModel):
 
     @property
     def tokenizer(self) -> nn.Module:  # type: ignore[override]
-        """The first expert's."""
+        """The first expert's tokenizer."""
         tokenizer: nn.Module = self.experts[0].tokenizer  # type: ignore[assignment]
         return tokenizer
 
@@ -197,16 +208,16 @@ class DynMM(GatedModel):
         lengths: dict[str, Tensor] | None = None,
         after_layer: Callable[[int, Tokens], Tokens] | None = None,
     ) -> Tensor:
-        """Give the outputs of a batch, (B, C) in evaluation; see `FusionModel.forward`.
+        """Compute the outputs of a batch, (B, C) in evaluation; see `FusionModel.forward`.
 
-        In evaluation an expert is given only the samples that the gate sends to it, so that its
-        batch is smaller; what is compiled or exported runs all experts on all samples.
+        In evaluation an expert receives only the samples that the gate sends to it; compiled and
+        exported models run all experts on all samples.
         """
         if not self.training:
             routes = self.scores(inputs, lengths).argmax(dim=1)
             return choose(routes, self.num_routes, self._on_rows(inputs, lengths))
         outputs = [expert(inputs, lengths) for expert in self.experts]
-        if self.is_alone:
+        if self.in_stage_one:
             return torch.cat(outputs, dim=1)
         weights = self.weights(self.scores(inputs, lengths))
         weighted = (weights.unsqueeze(-1) * torch.stack(outputs, dim=1)).sum(dim=1)
@@ -215,7 +226,7 @@ class DynMM(GatedModel):
     def route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Give the outputs of one expert, and ask the gate; see `FusionModel.route`."""
+        """Compute the outputs of one expert, and run the gate; see `FusionModel.route`."""
         self.scores(inputs, lengths)
         outputs: Tensor = self.experts[number](inputs, lengths)
         return outputs
@@ -234,27 +245,27 @@ class DynMM(GatedModel):
         return run
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
-        """Set stage and temperature, and let the experts prepare."""
+        """Set stage and temperature, and call `begin_epoch` of all experts."""
         super().begin_epoch(epoch, num_epochs)
         for expert in self.experts:
             expert.begin_epoch(epoch, num_epochs)  # type: ignore[operator]
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the experts' losses in stage I, the task's and the price's in II."""
-        if not self.is_alone:
+        """Return the sum of the experts' losses in stage I, the task's and cost loss in II."""
+        if not self.in_stage_one:
             return self.joint_losses(losses, outputs, labels)
-        of_experts = [losses(one, labels) for one in outputs.split(self.num_outputs, dim=1)]
-        return torch.stack(of_experts).sum(dim=0)
+        by_expert = [losses(one, labels) for one in outputs.split(self.num_outputs, dim=1)]
+        return torch.stack(by_expert).sum(dim=0)
 
 
 def dynmm_parts(spec: DatasetSpec, config: DynMMConfig) -> tuple[cost.Part, list[cost.Part]]:
-    """Return the price of the gate, and that of each expert."""
-    experts = [cost.whole(one.entry.cost(spec, one.config)) for one in config.experts_of(spec)]
+    """Return the costs of the gate and of each expert."""
+    experts = [cost.to_part(one.entry.cost(spec, one.config)) for one in config.experts_of(spec)]
     return config.gate_part(spec, len(experts)), experts
 
 
 def dynmm_cost(spec: DatasetSpec, config: DynMMConfig) -> cost.Cost:
-    """Price DynMM: the gate and the dearest expert, at least the gate and the cheapest."""
+    """Return the cost of DynMM: the gate and the most expensive expert; at least, the cheapest."""
     gate, experts = dynmm_parts(spec, config)
     parameters = gate.parameters + sum(expert.parameters for expert in experts)
     return cost.bounded([gate + expert for expert in experts], parameters)

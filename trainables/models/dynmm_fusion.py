@@ -1,18 +1,17 @@
-"""DynMM, fusion level: a gate decides how far a sample makes use of its auxiliary modalities.
+"""DynMM, fusion level: a gate decides after how many layers a sample's auxiliary modalities stop.
 
-Behind each layer stands a fusion cell with two operations: the main modality alone, or the sum of
-it and of the auxiliary ones, whose channels are weighed by squeeze and excitation. One gate chooses
-among nested paths: path k uses the auxiliary modalities in the first k cells. So the main modality
-goes on alone in cell j with the weight `w_j = sum_{k < j} g_k`, and in evaluation the auxiliary
-layers behind a sample's last fusion do not run. In stage I every sample takes a path drawn
-uniformly, in stage II the gate learns with the loss `L + lambda sum_k g_k C(path k)`, C relative to
-the dearest path.
+After each layer a fusion cell has two operations: the main modality only, or the sum of all
+modalities, their channels scaled by squeeze-and-excitation. One gate chooses among nested paths:
+path k uses the auxiliary modalities in the first k cells. So in cell j the main modality alone has
+the weight `w_j = sum_{k < j} g_k`, and in evaluation the auxiliary layers after a sample's last
+fusion do not run. In stage I every sample takes a uniformly drawn path; in stage II the gate learns
+with the loss `L + lambda sum_k g_k C(path k)`, where C is relative to the most expensive path.
 
-The paper's network is a convolutional one for depth images (ESANet); here its cells stand between
-the transformer layers of late fusion. Auxiliary tokens are brought to the main modality's places by
-their share of the sequence: averaged where there are more of them, repeated where there are fewer.
-The paper's network also fuses once behind its first layer, for all samples; here a sample may do
-without its auxiliary modalities, and the gate reads the samples, not the first layer's output.
+The paper's network is convolutional, for depth images (ESANet); here the cells follow the
+transformer layers of late fusion. Auxiliary tokens are aligned to the main modality's positions by
+their share of the sequence: averaged if there are more of them, repeated if there are fewer. The
+paper's network also fuses all samples once after its first layer; here a sample may use no
+auxiliary modality, and the gate reads the samples, not the first layer's output.
 
 Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 3.3, with the
 progressive paths of the authors' code.
@@ -53,12 +52,12 @@ class DynMMFusionConfig(GatedConfig):
     """DynMM at the fusion level; the paper's network has four cells."""
 
     main: str | None = None
-    """The modality that every path runs whole; the others are auxiliary. None: the first."""
+    """The modality that every path runs completely; the others are auxiliary. None: the first."""
     num_layers: int = 4
-    """Layers of each modality, with a fusion cell behind each."""
+    """Layers of each modality, with a fusion cell after each."""
     reduction: int = 4
-    """What the width is divided by between squeeze and excitation; the paper's is 16, for its much
-    wider layers."""
+    """Divisor of the width between squeeze and excitation; the paper's is 16, for its much wider
+    layers."""
 
     def __post_init__(self) -> None:
         GatedConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -66,7 +65,9 @@ class DynMMFusionConfig(GatedConfig):
         check_integer("reduction", self.reduction, at_least=1)
         if self.reduction > self.dim:
             got = f"reduction={self.reduction}, dim={self.dim}"
-            raise ConfigError(f"`reduction` must be at most `dim`, but got ({got}).")
+            raise ConfigError(
+                f"`reduction` must be at most `dim`, but got ({got}).", "reduction", "dim"
+            )
 
     @property
     def squeezed(self) -> int:
@@ -77,20 +78,23 @@ class DynMMFusionConfig(GatedConfig):
         """Return the main modality and the auxiliary ones.
 
         Raises:
-            ConfigError: the main one is not used, or there is no other.
+            ConfigError: the main modality is not used, or it is the only one.
         """
         names = tuple(self.num_tokens(spec))
         main = names[0] if self.main is None else self.main
         if main not in names:
-            raise ConfigError(f"`main` must be one of {', '.join(names)}, but got {main!r}.")
+            raise ConfigError(
+                f"`main` must be one of {', '.join(names)}, but got {main!r}.", "main"
+            )
         if len(names) < 2:
             raise ConfigError(
-                f"`modalities` must be at least two, a main and an auxiliary one, but got {main}."
+                f"`modalities` must be at least two, a main and an auxiliary one, but got {main}.",
+                "modalities",
             )
         return main, tuple(name for name in names if name != main)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: the least reduction of all with the same width."""
+        """See `TransformerConfig.canonical`: the smallest reduction with the same width."""
         return dataclasses.replace(
             GatedConfig.canonical(self, spec),
             main=self.roles(spec)[0],
@@ -99,23 +103,23 @@ class DynMMFusionConfig(GatedConfig):
 
 
 class SqueezeExcite(nn.Module):
-    """`x sigmoid(W2 relu(W1 mean(x)))`, the mean over valid tokens: weighs channels."""
+    """Scale channels: `x sigmoid(W2 relu(W1 mean(x)))`, the mean over valid tokens."""
 
     def __init__(self, dim: int, squeezed: int) -> None:
         super().__init__()
         self.squeeze, self.excite = nn.Linear(dim, squeezed), nn.Linear(squeezed, dim)
 
     def forward(self, sequence: Sequence) -> Tensor:
-        """Weigh the channels of (B, T, D)."""
+        """Scale the channels of (B, T, D)."""
         mean = mean_of_valid(sequence.z, sequence.valid)
         gains = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
         return sequence.z * gains.unsqueeze(1)
 
 
 class FusionCell(nn.Module):
-    """The fusing operation: the main modality and all auxiliary ones, weighed and added up.
+    """The fusing operation: the sum of the main and all auxiliary modalities, scaled by channel.
 
-    What is not valid adds nothing. Shape: {m: (B, T_m, D)} -> (B, T_main, D).
+    Invalid tokens add nothing. Shape: {m: (B, T_m, D)} -> (B, T_main, D).
     """
 
     def __init__(self, spec: DatasetSpec, config: DynMMFusionConfig) -> None:
@@ -136,33 +140,33 @@ class FusionCell(nn.Module):
 
 
 class Align(nn.Module):
-    """Bring tokens to the places of another modality, the CLS token to its own.
+    """Align tokens to the positions of another modality; the CLS token stays first.
 
-    Shape: (B, 1 + n, D) -> (B, 1 + k, D), 0 where nothing is valid.
+    Shape: (B, 1 + n, D) -> (B, 1 + k, D), 0 where no token is valid.
     """
 
-    places: Tensor
+    positions: Tensor
 
-    def __init__(self, num_tokens: int, num_places: int) -> None:
+    def __init__(self, num_tokens: int, num_positions: int) -> None:
         super().__init__()
-        windows = Windows(num_tokens, min(num_tokens, num_places))
+        windows = Windows(num_tokens, min(num_tokens, num_positions))
         self.pool = Pool(windows, "average")
-        # A place of the same share of the sequence; each of them, where there are as many.
-        places = torch.arange(num_places) * windows.count // num_places
-        self.register_buffer("places", places, persistent=False)
+        # Each position takes the token at the same share of the sequence.
+        positions = torch.arange(num_positions) * windows.count // num_positions
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, sequence: Sequence) -> Tensor:
         """Average or repeat tokens."""
         z, valid = self.pool(sequence)
         if valid is not None:
             z = z.masked_fill(~valid.unsqueeze(-1), 0.0)
-        return torch.cat([sequence.z[:, :1], z.index_select(1, self.places)], dim=1)
+        return torch.cat([sequence.z[:, :1], z.index_select(1, self.positions)], dim=1)
 
 
 class DynMMFusion(GatedModel):
     """Layers of each modality with cells between them; the main CLS token is classified.
 
-    Training outputs are (B, C) in stage I, of a path drawn for each sample.
+    Training outputs are (B, C) in stage I, with a path drawn for each sample.
     """
 
     config: DynMMFusionConfig
@@ -183,11 +187,11 @@ class DynMMFusion(GatedModel):
         lengths: dict[str, Tensor] | None = None,
         after_layer: Callable[[int, Tokens], Tokens] | None = None,
     ) -> Tensor:
-        """Give the outputs of a batch, (B, C) in evaluation; see `FusionModel.forward`.
+        """Compute the outputs of a batch, (B, C) in evaluation; see `FusionModel.forward`.
 
-        What is compiled or exported runs every cell on all samples, with equal outputs.
+        Compiled and exported models run every cell on all samples, with equal outputs.
         """
-        if self.training and self.is_alone:
+        if self.training and self.in_stage_one:
             size, device = len(inputs[self.main]), inputs[self.main].device
             drawn = torch.randint(self.num_routes, (size,), device=device)
             return self.by_weights(inputs, lengths, F.one_hot(drawn, self.num_routes))
@@ -206,10 +210,10 @@ class DynMMFusion(GatedModel):
         lengths: dict[str, Tensor] | None,
         weights: Tensor,
     ) -> Tensor:
-        """Run all of the network, each cell's operations weighed by the paths (B, K + 1)."""
+        """Run the whole network; path weights (B, K + 1) mix each cell's operations."""
         main = self._tokens((self.main,), inputs, lengths)
         others = self._tokens(self.others, inputs, lengths)
-        alone_BK = weights.cumsum(dim=1)[:, :-1]  # w_j of cell j, which is the first of w_1
+        alone_BK = weights.cumsum(dim=1)[:, :-1]  # column j - 1 is w_j of cell j
         stages = zip(self.main_layers, self.other_layers, self.cells, strict=True)
         for j, (layer, other_layer, cell) in enumerate(stages):
             main, others = layer(main), other_layer(others)
@@ -225,7 +229,7 @@ class DynMMFusion(GatedModel):
         lengths: dict[str, Tensor] | None,
         routes: Tensor,
     ) -> Tensor:
-        """Run each sample by its path (B,): the others leave the auxiliary layers behind it."""
+        """Run each sample by its path (B,); after its last fusion its auxiliary layers stop."""
         main, others = self._tokens((self.main,), inputs, lengths), None
         rows = (routes > 0).nonzero().squeeze(1)
         if len(rows):
@@ -239,9 +243,9 @@ class DynMMFusion(GatedModel):
             if others is None or not bool(stays.any()):
                 others = None
                 continue
-            rows, others = rows[stays], other_layer(_of_rows(others, stays))
+            rows, others = rows[stays], other_layer(_select_rows(others, stays))
             z, valid, _ = main[self.main]
-            fused = cell(_of_rows(main, rows) | others)
+            fused = cell(_select_rows(main, rows) | others)
             main = {self.main: Sequence(z.index_copy(0, rows, fused.to(z.dtype)), valid)}
         outputs: Tensor = self.head(main)
         return outputs
@@ -261,7 +265,7 @@ class DynMMFusion(GatedModel):
     def route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Give the outputs of one path, and ask the gate; see `FusionModel.route`."""
+        """Compute the outputs of one path, and run the gate; see `FusionModel.route`."""
         self.scores(inputs, lengths)
         main = self._tokens((self.main,), inputs, lengths)
         others = self._tokens(self.others, inputs, lengths) if number else {}
@@ -275,14 +279,14 @@ class DynMMFusion(GatedModel):
         return outputs
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the task's loss in stage I, with the paths' price in stage II."""
-        if self.is_alone:
+        """Return the task's loss in stage I, and add the cost of the paths in stage II."""
+        if self.in_stage_one:
             return losses(outputs, labels)
         return self.joint_losses(losses, outputs, labels)
 
 
-def _of_rows(tokens: Tokens, rows: Tensor) -> Tokens:
-    """Return some rows of every sequence, by number or by mask."""
+def _select_rows(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Select rows of every sequence, by index or by mask."""
     return {
         name: Sequence(z[rows], None if valid is None else valid[rows])
         for name, (z, valid, _) in tokens.items()
@@ -290,10 +294,10 @@ def _of_rows(tokens: Tokens, rows: Tensor) -> Tokens:
 
 
 def fusion_parts(spec: DatasetSpec, config: DynMMFusionConfig) -> tuple[cost.Part, list[cost.Part]]:
-    """Return the price of the gate, and that of each path: K + 1, the dearest last.
+    """Return the costs of the gate and of the K + 1 paths, the most expensive last.
 
-    A path runs the main modality whole; with the first cell it uses come the auxiliary tokenizers,
-    and with each cell an auxiliary layer and the products of squeeze and excitation.
+    Every path runs the main modality completely; its first cell adds the auxiliary tokenizers, and
+    every cell adds a layer per auxiliary modality and the products of squeeze-and-excitation.
     """
     main, others = config.roles(spec)
     tokens, d, s = config.num_tokens(spec), config.dim, config.squeezed
@@ -302,17 +306,17 @@ def fusion_parts(spec: DatasetSpec, config: DynMMFusionConfig) -> tuple[cost.Par
         for name in tokens
     }
     blocks = {name: cost.block(n + 1, d, priced=n) for name, n in tokens.items()}
-    weigh = cost.Part(2 * d * s, 2 * d * s, 2 * d * s + d + s) * len(tokens)
-    nothing = cost.Part(0, 0, 0)
+    excitation = cost.Part(2 * d * s, 2 * d * s, 2 * d * s + d + s) * len(tokens)
+    zero = cost.Part(0, 0, 0)
     alone = tokenizers[main] + blocks[main] * config.num_layers + cost.head(d, spec.num_outputs)
-    first = sum((tokenizers[name] for name in others), nothing)
-    cell = sum((blocks[name] for name in others), weigh)
+    first = sum((tokenizers[name] for name in others), zero)
+    cell = sum((blocks[name] for name in others), excitation)
     paths = [alone, *(alone + first + cell * k for k in range(1, config.num_layers + 1))]
     return config.gate_part(spec, len(paths)), paths
 
 
 def fusion_cost(spec: DatasetSpec, config: DynMMFusionConfig) -> cost.Cost:
-    """Price the gate and the dearest path, which has all parameters; at least the cheapest."""
+    """Return the cost of the gate and the most expensive path; at least, the cheapest path."""
     gate, paths = fusion_parts(spec, config)
     return cost.bounded([gate + path for path in paths], gate.parameters + paths[-1].parameters)
 

@@ -1,4 +1,4 @@
-"""What every fusion model is: a tokenizer, layers from tokens to tokens, a head."""
+"""The base class of all fusion models: a tokenizer, layers from tokens to tokens, a head."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class FusionModel(nn.Module):
-    """A token transformer; models differ in their layers alone.
+    """A token transformer; models differ in their layers.
 
-    Shape: {modality: (B, T, F)} -> outputs (B, C). Modalities that are not chosen are not read.
+    Shape: {modality: (B, T, F)} -> outputs (B, C). Only `modalities` are read.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class FusionModel(nn.Module):
         tokenizer: nn.Module | None = None,
         head: nn.Module | None = None,
     ) -> None:
-        """Put a model together.
+        """Assemble a model.
 
         Args:
-            spec: the data set.
+            spec: the dataset.
             config: the configuration.
-            layers: from tokens to tokens. Manifold mixup may mix behind those with an attribute
-                `mixing_point` that is true.
+            layers: from tokens to tokens. Manifold mixup may mix after layers whose attribute
+                `mixing_point` is true.
             readout: sequences whose CLS tokens are classified.
-            average: average their outputs instead of adding them up.
-            tokenizer: another one than the SFT paper's, as `Tokenizer`.
-            head: another one than `Head`, which `readout` and `average` are for.
+            average: average their outputs instead of summing them.
+            tokenizer: replaces `Tokenizer`, which is the SFT paper's.
+            head: replaces `Head`; `readout` and `average` are then not read.
         """
         super().__init__()
         self.config = config
@@ -70,14 +70,14 @@ class FusionModel(nn.Module):
         lengths: dict[str, Tensor] | None = None,
         after_layer: Callable[[int, Tokens], Tokens] | None = None,
     ) -> Tensor:
-        """Give the outputs of a batch.
+        """Compute the outputs of a batch.
 
         Args:
             inputs: {modality: (B, T, F)}.
-            lengths: {modality: (B,)}, its real samples; the others are never read. 0: the modality
-                is missing. A modality that is not named is whole.
-            after_layer: called behind each of `mixing_points` with its number and the tokens;
-                what it returns goes on.
+            lengths: {modality: (B,)}, number of real samples; the others are never read. 0: the
+                modality is missing. A modality without an entry has no padding.
+            after_layer: called after each of `mixing_points` with its index and the tokens; its
+                result replaces the tokens.
         """
         tokens = self.tokenizer(inputs, lengths)
         for i, layer in enumerate(self.layers):
@@ -88,60 +88,60 @@ class FusionModel(nn.Module):
         return outputs
 
     num_routes: int = 1
-    """Ways through the model; with several, a gate chooses one for each sample in evaluation."""
+    """Routes through the model; if several, a gate chooses one per sample in evaluation."""
 
     def route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Give the outputs (B, C) of all samples by one route, and ask the gate, as they cost."""
+        """Compute the outputs (B, C) of all samples by one route; also run the gate (its cost)."""
         assert number == 0, number
         return self(inputs, lengths)  # type: ignore[no-any-return]
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the training loss of each sample, (B,): the task's, where a model has no own.
+        """Return the training loss of each sample, (B,); by default the task's.
 
         Args:
-            losses: the task's: outputs (B, C) and labels -> (B,).
+            losses: the task's loss: outputs (B, C) and labels -> (B,).
             outputs: of `forward` in training, (B, ...): a model whose loss needs more than (B, C)
-                gives more there; in evaluation all give (B, C).
+                returns more in training; in evaluation all return (B, C).
             labels: of the batch.
         """
         return losses(outputs, labels)
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
-        """Prepare to train an epoch, the first is 0: for schedules, which evaluation ignores."""
+        """Prepare for training epoch `epoch`, from 0; for schedules, not used in evaluation."""
 
     def end_epoch(
         self, epoch: int, losses: Losses, train: Iterable[Batch], validation: Iterable[Batch]
     ) -> None:
-        """Learn from an epoch that was trained; only buffers keep what is learnt.
+        """Update the model after a training epoch; store state only in buffers.
 
         Args:
-            epoch: its number, the first is 0.
-            losses: the task's, see `losses`.
-            train: batches of the training split, read anew by every loop over them.
-            validation: the same of the validation split.
+            epoch: its number, from 0.
+            losses: the task's loss, see `losses`.
+            train: batches of the training split; can be iterated repeatedly.
+            validation: the same for the validation split.
         """
 
     measured: tuple[str, ...] = ()
-    """Names of what `measure` always gives; of other splits it may tell more or less beside."""
+    """Names that `measure` always returns; it may return more, depending on the split."""
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return what only data tell of the model beside its accuracy, of batches of a split."""
+        """Return additional metrics of the model, measured on the batches of a split."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelEntry:
-    """A listed model: how it is configured, built and priced."""
+    """A listed model: its configuration class, constructor, cost and paper."""
 
     config: type[TransformerConfig]
     build: Callable[[DatasetSpec, Any], FusionModel]
     cost: Callable[[DatasetSpec, Any], Cost]
-    """A closed form, without building anything; equal to what the built model counts."""
+    """A closed form that builds nothing; must equal the counts of the built model."""
     paper: str
     mixes_latents: bool = True
-    """Whether manifold mixup can train it."""
+    """Whether it supports manifold mixup."""
 
 
 SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"
@@ -152,7 +152,7 @@ def block_layers(
 ) -> list[nn.Module]:
     """Return `count` layers with one block for each sequence of `names`.
 
-    `report_received`: the last of them says how much attention each token received.
+    `report_received`: the last layer also returns the attention that each token received.
     """
     return [
         Each(

@@ -1,8 +1,8 @@
-"""What models have in common whose gate chooses what each sample runs through.
+"""The base class of gated models, in which a gate chooses a route for each sample.
 
-One training has two stages: in stage I the routes learn without the gate, in stage II with it, on
-the loss `L + lambda sum_i g_i C(route i)`. C are multiply-adds relative to those of the dearest
-route, so that one `resource_weight` says the same at any size.
+Training has two stages: in stage I the routes learn without the gate, in stage II with it, on the
+loss `L + lambda sum_i g_i C(route i)`. C are multiply-adds relative to the most expensive route, so
+that `resource_weight` means the same at any size.
 
 Source: Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102, sec. 3.
 
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
 
 DYNMM_PAPER = "Xue and Marculescu 2023, Dynamic Multimodal Fusion, arXiv:2204.00102"
 MAX_CLASSES = 30
-"""Most classes that routes are counted by: every share of theirs is a metric of each epoch."""
+"""Largest number of classes with route shares per class, which are metrics of every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedConfig(TransformerConfig):
-    """What the models share whose gate chooses what a sample runs through.
+    """Fields of gated models.
 
     The gate reads the samples of all `modalities`, in patches of `patch`.
     """
 
     gate: Literal["mlp", "transformer"] = "mlp"
-    """Two layers on the mean patch of every modality, or a light transformer on all patches."""
+    """Two layers on the mean patch of every modality, or a small transformer on all patches."""
     gate_dim: int = 32
     """Width of the gate."""
     gate_heads: int = 2
@@ -66,19 +66,18 @@ class GatedConfig(TransformerConfig):
     gate_layers: int = 1
     """Layers of a `transformer` gate."""
     straight_through: bool = False
-    """Whether stage II trains on the choice itself, with the gradient of its relaxation (the
-    paper's second way); else on the relaxation. A choice trains the experts it falls on alone."""
+    """Train stage II on one-hot choices with the gradient of the relaxation (the paper's second
+    method) instead of the relaxation. A one-hot choice trains only the chosen expert."""
     noise: bool = True
-    """Whether Gumbel noise is added to the gate's scores in training (the paper), or not (its
-    code)."""
+    """Add Gumbel noise to the gate's scores in training (the paper) or not (its code)."""
     tau_start: float = 1.0
     """Temperature of the relaxation in the first epoch of stage II."""
     tau_end: float = 1.0
-    """Temperature it falls to geometrically; a low one makes the relaxation a choice."""
+    """Final temperature, reached geometrically; a low one makes the relaxation nearly one-hot."""
     resource_weight: float = 0.1
-    """Lambda: how much of the loss is the price of what runs, relative to the dearest there is."""
+    """Lambda: weight in the loss of the cost relative to the most expensive route."""
     alone: float = 0.5
-    """Stage I, as a share of the epochs; the gate learns in the rest of them."""
+    """Share of the epochs in stage I; the gate learns in the rest."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -87,37 +86,39 @@ class GatedConfig(TransformerConfig):
             check_integer(name, getattr(self, name), at_least=1)
         if self.gate == "transformer" and self.gate_dim % self.gate_heads:
             got = f"gate_heads={self.gate_heads}, gate_dim={self.gate_dim}"
-            raise ConfigError(f"`gate_heads` must divide `gate_dim`, but got ({got}).")
+            raise ConfigError(
+                f"`gate_heads` must divide `gate_dim`, but got ({got}).", "gate_heads", "gate_dim"
+            )
         for name in ("straight_through", "noise"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
-                    f"`{name}` must be true or false, but got {getattr(self, name)!r}."
+                    f"`{name}` must be true or false, but got {getattr(self, name)!r}.", name
                 )
         check_number("tau_start", self.tau_start, least=0, below=math.inf, open_=True)
         check_number("tau_end", self.tau_end, least=0, below=math.inf, open_=True)
         check_number("resource_weight", self.resource_weight, least=0, below=math.inf)
         check_number("alone", self.alone, least=0, below=1)
 
-    def num_alone(self, num_epochs: int) -> int:
-        """Return the epochs of stage I; stage II has one at least."""
+    def num_stage_one(self, num_epochs: int) -> int:
+        """Return the number of epochs of stage I; stage II has at least one."""
         return min(round(self.alone * num_epochs), num_epochs - 1)
 
     def gate_config(self) -> TransformerConfig:
-        """Return the gate's modalities, patch and sizes."""
+        """Return the gate's configuration: modalities, patch and sizes."""
         heads = self.gate_heads if self.gate == "transformer" else 1
         return TransformerConfig(
             modalities=self.modalities, patch=self.patch, dim=self.gate_dim, num_heads=heads
         )
 
     def build_gate(self, spec: DatasetSpec, num_routes: int) -> nn.Module:
-        """Build the gate of so many routes."""
+        """Build a gate with `num_routes` routes."""
         config = self.gate_config()
         if self.gate == "mlp":
             return MLPGate(spec, config, hidden=self.gate_dim, num_routes=num_routes)
         return TransformerGate(spec, config, num_layers=self.gate_layers, num_routes=num_routes)
 
     def gate_part(self, spec: DatasetSpec, num_routes: int) -> cost.Part:
-        """Price the gate."""
+        """Return the cost of the gate."""
         config = self.gate_config()
         if self.gate == "mlp":
             return mlp_gate_part(spec, config, hidden=self.gate_dim, num_routes=num_routes)
@@ -133,10 +134,10 @@ class GatedConfig(TransformerConfig):
 
 
 class GatedModel(FusionModel):
-    """Stages, temperature, the loss with the price of routes, and what is measured of routes.
+    """A model with a gate: stages, temperature, loss with the cost of routes, route metrics.
 
-    A subclass gives the layers and `forward`; its training outputs are (B, C + routes) in stage II:
-    the task's outputs, then the weights.
+    A subclass defines the layers and `forward`; its training outputs are (B, C + routes) in stage
+    II: the task's outputs, then the weights.
     """
 
     config: GatedConfig
@@ -146,13 +147,13 @@ class GatedModel(FusionModel):
     def __init__(
         self, spec: DatasetSpec, config: GatedConfig, gate: cost.Part, routes: list[cost.Part]
     ) -> None:
-        """Build the gate, and prepare what gates have in common.
+        """Build the gate.
 
         Args:
-            spec: the data set.
+            spec: the dataset.
             config: the configuration.
-            gate: the price of the gate.
-            routes: the price of each route, without the gate.
+            gate: the cost of the gate.
+            routes: the cost of each route, without the gate.
         """
         nn.Module.__init__(self)
         self.config, self.modalities = config, config.chosen(spec)
@@ -162,15 +163,15 @@ class GatedModel(FusionModel):
         self.measured = ("gflops_expected", *(f"route_{i + 1}" for i in range(len(routes))))
         self._classes = _names_of_classes(spec)
         self._route_flops = [gate.flops + route.flops for route in routes]
-        self.is_alone = config.alone > 0
-        """Whether stage I is trained."""
+        self.in_stage_one = config.alone > 0
+        """Whether training is in stage I."""
         macs = torch.tensor([float(route.macs) for route in routes])
         self.register_buffer("relative_costs", macs / macs.max(), persistent=False)
-        # A tensor: a compiled model would be compiled anew for each number.
+        # A tensor: with a Python float a compiled model would recompile for each value.
         self.register_buffer("tau", torch.tensor(config.tau_start), persistent=False)
 
     def scores(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None) -> Tensor:
-        """Return the gate's scores, (B, routes); in full precision, so that routes are the same."""
+        """Return the gate's scores, (B, routes); without autocast, so that routes do not change."""
         device = next(iter(inputs.values())).device.type
         if device != "meta" and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -184,44 +185,43 @@ class GatedModel(FusionModel):
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
         """Set stage and temperature; see `FusionModel.begin_epoch`."""
-        num_alone = self.config.num_alone(num_epochs)
-        self.is_alone = epoch < num_alone
-        joint = max(epoch - num_alone, 0), num_epochs - num_alone
+        num_stage_one = self.config.num_stage_one(num_epochs)
+        self.in_stage_one = epoch < num_stage_one
+        joint = max(epoch - num_stage_one, 0), num_epochs - num_stage_one
         tau = temperature(*joint, start=self.config.tau_start, end=self.config.tau_end)
         self.tau.fill_(tau)
 
     def joint_losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses of stage II, (B,), of outputs (B, C + routes)."""
-        of_task = losses(outputs[:, : self.num_outputs], labels)
-        of_routes = outputs[:, self.num_outputs :] @ self.relative_costs.to(outputs.dtype)
-        return of_task + self.config.resource_weight * of_routes
+        """Return the losses of stage II, (B,), from outputs (B, C + routes)."""
+        task_losses = losses(outputs[:, : self.num_outputs], labels)
+        route_costs = outputs[:, self.num_outputs :] @ self.relative_costs.to(outputs.dtype)
+        return task_losses + self.config.resource_weight * route_costs
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the shares of samples that take each route, and what they cost on average.
+        """Return the share of samples on each route, and their mean cost.
 
-        The shares of a class are `route_1/NAME`, ...; those of classes without samples are left
-        out, and all of them where there are more than `MAX_CLASSES`.
+        The shares per class are `route_1/NAME`, ...; classes without samples are left out, and all
+        classes if there are more than `MAX_CLASSES`.
         """
         num_rows = max(len(self._classes), 1)
         counts = torch.zeros(num_rows, self.num_routes, dtype=torch.int64)  # by class and route
         for inputs, lengths, labels in batches:
             routes = self.scores(inputs, lengths).argmax(dim=1)
-            places = routes + self.num_routes * labels if self._classes else routes
-            found = places.bincount(minlength=counts.numel()).cpu()
-            counts += found.view_as(counts)
+            cells = routes + self.num_routes * labels if self._classes else routes
+            counts += cells.bincount(minlength=counts.numel()).cpu().view_as(counts)
         total = counts.sum(dim=0)
         flops = sum(n * cost_ for n, cost_ in zip(total.tolist(), self._route_flops, strict=True))
         expected, shares = flops / int(total.sum()) / cost.GIGA, (total / total.sum()).tolist()
         measures = dict(zip(self.measured, (expected, *shares), strict=True))
         for name, row in zip(self._classes, counts, strict=False):
             if row.sum():
-                of_class = (row / row.sum()).tolist()
-                measures |= {f"route_{i}/{name}": x for i, x in enumerate(of_class, start=1)}
+                class_shares = (row / row.sum()).tolist()
+                measures |= {f"route_{i}/{name}": x for i, x in enumerate(class_shares, start=1)}
         return measures
 
 
 def _names_of_classes(spec: DatasetSpec) -> list[str]:
-    """Return what shares of classes are called: as the classes are, if trackers can take it."""
+    """Return the class names for metrics; numbered if MLflow would not accept the real names."""
     if spec.task != "classification" or len(spec.classes) > MAX_CLASSES:
         return []
     if all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .-]*", name) for name in spec.classes):

@@ -1,17 +1,17 @@
-"""Gradient blending: every modality has a loss, and those that generalise weigh more.
+"""Gradient blending: one loss per modality, weighted by how well it generalizes.
 
 Source: Wang, Tran, Feiszli 2020, What Makes Training Multi-modal Classification Networks Hard?,
-arXiv:1905.12681, sec. 3. A head for each modality and one on all of them are trained at once, on
-the sum of their losses weighted by w_k ~ G_k / O_k^2. Over a super-epoch, G_k is how much the
-validation loss of head k fell, and O_k how much the gap between its validation and training loss
-grew. The model that is left for evaluation is `concat_fc`.
+arXiv:1905.12681, sec. 3. One head per modality and a fused head are trained together, on the sum of
+their losses weighted by w_k ~ G_k / O_k^2. Over a super-epoch, G_k is the decrease of the
+validation loss of head k, and O_k the growth of the gap between its validation and training loss.
+In evaluation the model is `concat_fc`.
 
-The paper measures G and O on copies of each branch that it trains alone; here they are those of the
-heads in the joint training, which costs one pass over both splits a super-epoch.
+The paper measures G and O on copies of each branch trained separately; here they are measured on
+the heads in joint training, which costs one pass over both splits per super-epoch.
 
-Training reads the validation split: losses of its samples choose the weights. A trial's value is
-measured on the same split, so it is optimistic, by as much as M + 1 numbers a super-epoch can be
-fitted to it. The test split is never read: compare with other models there.
+Training uses the validation split to choose the weights, so a trial's validation metrics are
+optimistic: M + 1 numbers per super-epoch are fitted to that split. Compare with other models on the
+test split, which is never read in training.
 
 Shapes: B batch, T tokens, M modalities, K = M + 1 heads, the fused one last, D width, C outputs.
 """
@@ -48,18 +48,19 @@ GBLEND_PAPER = (
 )
 
 LEAST_GROWTH = 0.01
-"""Least growth of a gap that is told from none, as a share of the heads' mean validation loss."""
+"""Smallest growth of a gap that counts, as a share of the heads' mean validation loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientBlendingConfig(ConcatFCConfig):
-    """Gradient blending; the hidden layer is the fused head's."""
+    """Gradient blending; the hidden layer belongs to the fused head."""
 
     super_epoch: int = 5
     """Epochs from one measurement to the next."""
     equal_share: float = 0.2
-    """Part of the weight that all heads share alike. 0: the paper's weights alone, by which a head
-    that did not generalise is not trained until the next measurement, the fused one included."""
+    """Share of the weight that is divided equally among all heads. 0: the paper's weights, with
+    which a head that did not generalize, even the fused one, is not trained until the next
+    measurement."""
 
     def __post_init__(self) -> None:
         ConcatFCConfig.__post_init__(self)
@@ -70,14 +71,14 @@ class GradientBlendingConfig(ConcatFCConfig):
 def blend(fell: Tensor, grew: Tensor, *, least: float | Tensor) -> Tensor:
     """Return the weights w_k ~ G_k / O_k^2, (K,), which sum to 1.
 
-    A head that did not generalise, G <= 0, weighs 0. A gap that grew by less than `least`, or
-    shrank, counts as `least`: nothing divides by 0, and no gap is punished for shrinking, which
-    the square alone would do. Where no head generalised, or a loss is not finite, all weigh alike.
+    A head that did not generalize, G <= 0, has weight 0. Gaps that grew by less than `least`, or
+    shrank, count as `least`: this avoids division by 0, and the square would penalize shrinking. If
+    no head generalized, or a loss is not finite, all weights are equal.
 
     Args:
-        fell: G, (K,), by how much the validation loss fell.
-        grew: O, (K,), by how much the gap between validation and training loss grew.
-        least: above 0.
+        fell: G, (K,), the decrease of the validation loss.
+        grew: O, (K,), the growth of the gap between validation and training loss.
+        least: greater than 0.
     """
     shares = fell.clamp(min=0.0) / grew.clamp(min=least).square()
     total = shares.sum()
@@ -87,36 +88,36 @@ def blend(fell: Tensor, grew: Tensor, *, least: float | Tensor) -> Tensor:
 
 
 class BlendedHead(FusedHead):
-    """The fused head and a linear one for each modality.
+    """The fused head and a linear head for each modality.
 
-    Shape: {m: (B, T, D)} -> (B, K, C) in training, in evaluation (B, C) of the fused head.
+    Shape: {m: (B, T, D)} -> (B, K, C) in training; (B, C) of the fused head in evaluation.
     """
 
     def __init__(self, vectors: ClsVectors, hidden: int, num_outputs: int, *, rate: float) -> None:
-        """Args as of `FusedHead`."""
+        """Create the heads; arguments as in `FusedHead`."""
         widths = [vectors.width for _ in vectors.names]
         super().__init__(vectors, ConcatFusion(widths, hidden), hidden, num_outputs, rate=rate)
         self.alone = nn.ModuleList(nn.Linear(width, num_outputs) for width in widths)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes by all heads; all run in evaluation too, so that one price holds."""
-        of_heads = self.of_heads(tokens)
-        return of_heads if self.training else of_heads[:, -1]
+        """Compute the outputs; all heads run in evaluation too, so that the cost is the same."""
+        outputs = self.all_outputs(tokens)
+        return outputs if self.training else outputs[:, -1]
 
-    def of_heads(self, tokens: Tokens) -> Tensor:
-        """Score the classes by every head, (B, K, C)."""
+    def all_outputs(self, tokens: Tokens) -> Tensor:
+        """Compute the outputs of every head, (B, K, C)."""
         vectors = self.vectors(tokens)
         alone = [linear(z) for z, linear in zip(vectors, self.alone, strict=True)]
         return torch.stack([*alone, self.outputs(vectors)], dim=1)
 
 
 class GradientBlending(FusionModel):
-    """Layers of each modality on its own; the fused head is what is evaluated.
+    """Separate layers for each modality; the fused head is evaluated.
 
-    Losses are measured behind the first epoch and behind every epoch whose number `super_epoch`
-    divides; from the second measurement on, the difference to the one before gives the weights.
-    Until then all heads weigh alike. Weights and last losses are buffers, so that a resumed run
-    goes on with them bit by bit.
+    Losses are measured after the first epoch and after every epoch divisible by `super_epoch`; from
+    the second measurement on, the difference to the previous one gives the weights. Until then all
+    weights are equal. Weights and last losses are buffers, so that a resumed run continues bit by
+    bit.
     """
 
     blend_weights: Tensor
@@ -135,18 +136,18 @@ class GradientBlending(FusionModel):
         self.super_epoch, self.equal_share = config.super_epoch, config.equal_share
         count = len(names) + 1
         self.register_buffer("blend_weights", torch.full((count,), 1 / count))
-        # (2, K), of the training and the validation split.
+        # (2, K): of the training and the validation split.
         self.register_buffer("last_losses", torch.zeros(2, count))
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the weighted sum of the heads' losses, (B,), of outputs (B, K, C)."""
-        of_heads = torch.stack([losses(one, labels) for one in outputs.unbind(dim=1)], dim=1)
-        return (of_heads * self.blend_weights).sum(dim=1)
+        """Return the weighted sum of the heads' losses, (B,), from outputs (B, K, C)."""
+        losses_BK = torch.stack([losses(one, labels) for one in outputs.unbind(dim=1)], dim=1)
+        return (losses_BK * self.blend_weights).sum(dim=1)
 
     def end_epoch(
         self, epoch: int, losses: Losses, train: Iterable[Batch], validation: Iterable[Batch]
     ) -> None:
-        """Measure the heads where a super-epoch ends, and weigh them anew."""
+        """Measure the heads at the end of a super-epoch and update their weights."""
         if epoch > 0 and (epoch + 1) % self.super_epoch:
             return
         now = torch.stack([self.mean_losses(losses, split) for split in (train, validation)])
@@ -168,14 +169,14 @@ class GradientBlending(FusionModel):
             tokens = self.tokenizer(inputs, lengths)
             for layer in self.layers:
                 tokens = layer(tokens)
-            of_heads = self.head.of_heads(tokens).unbind(dim=1)
-            total += torch.stack([losses(outputs, labels).sum() for outputs in of_heads])
+            by_head = self.head.all_outputs(tokens).unbind(dim=1)
+            total += torch.stack([losses(outputs, labels).sum() for outputs in by_head])
             count += len(labels)
         return total / count
 
 
 def gradient_blending_cost(spec: DatasetSpec, config: GradientBlendingConfig) -> cost.Cost:
-    """Price Concat+FC and the other heads, which the paper's operations leave out as all heads."""
+    """Return the cost of Concat+FC and the other heads; `gflops`, as in the paper, has no heads."""
     widths = config.widths(spec)
     fused = fused_parts(spec, config, concat_part(widths, config.hidden_dim))
     return cost.total([*fused, cost.linear(config.dim, spec.num_outputs) * len(widths)])

@@ -1,7 +1,7 @@
-"""Late fusion (LF): modalities meet in the sum of their logits.
+"""Late fusion (LF): sum the logits of separate modalities.
 
 Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4; pooled as in their Table 3. Their
-code copies the CLS token after the first layer by mistake; here there is one.
+code duplicates the CLS token after the first layer by mistake; here there is one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import PoolingConfig, check_integer
-from sftsearch.trainables.models.concat import check_layers_behind, pooled_behind_first
+from sftsearch.trainables.models.concat import check_layers_after, pooled_after_first
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LateFusionConfig(PoolingConfig):
-    """Late fusion; `stride` or `tokens` pools each modality behind its first layer."""
+    """Late fusion; `stride` or `tokens` pools each modality after its first layer."""
 
     num_layers: int = 12
     """Layers of each modality."""
@@ -32,19 +32,19 @@ class LateFusionConfig(PoolingConfig):
 
     def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
         """Return the windows of each modality."""
-        return check_layers_behind(PoolingConfig.windows(self, spec), self.num_layers)
+        return check_layers_after(PoolingConfig.windows(self, spec), self.num_layers)
 
 
 class LateFusion(FusionModel):
-    """Layers of each modality on its own; one head for all, its logits summed."""
+    """Separate layers for each modality; one head for all, its logits summed."""
 
     def __init__(self, spec: DatasetSpec, config: LateFusionConfig) -> None:
-        layers = pooled_behind_first(config, config.windows(spec), config.num_layers)
+        layers = pooled_after_first(config, config.windows(spec), config.num_layers)
         super().__init__(spec, config, layers, readout=config.chosen(spec))
 
 
 def late_fusion_cost(spec: DatasetSpec, config: LateFusionConfig) -> cost.Cost:
-    """Price late fusion: each modality's layers on its n tokens, k behind the first layer."""
+    """Return the cost of late fusion: layers on n tokens a modality, k after the first layer."""
     windows = config.windows(spec).values()
     first = [cost.block(w.num_tokens + 1, config.dim, priced=w.num_tokens) for w in windows]
     others = [cost.block(w.count + 1, config.dim, priced=w.count) for w in windows]

@@ -1,4 +1,4 @@
-"""The files of this folder that list models. To add a model: its file, and its line in `FILES`."""
+"""List the models of this folder. To add a model, add its file and a line in `FILES`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FILES = (
     "decision_fusion",
     "gradient_blending",
 )
-"""Each has `MODELS`, its models by name."""
+"""Files with a dict `MODELS` of models by name."""
 
 
 @functools.cache
 def listed_models() -> Mapping[str, ModelEntry]:
-    """Import the files and return all models by name, also for models that are made of others."""
+    """Import the files and return all models by name; also used by models built from others."""
     modules = [import_module(f"{__package__}.{name}") for name in FILES]
     found = {name: entry for module in modules for name, entry in module.MODELS.items()}
     return MappingProxyType(found)

@@ -1,8 +1,8 @@
-"""MBT: modalities that meet in a few bottleneck tokens, and its paper's two alternatives.
+"""MBT: fusion through a few bottleneck tokens, and its paper's two alternatives.
 
 Source: Nagrani et al. 2021, Attention Bottlenecks for Multimodal Fusion, arXiv:2107.00135, sec. 3;
-blocks, width and tokens are those of its use as a baseline by Ding et al. 2021, arXiv:2111.11992,
-so that it compares with the other models.
+blocks, width and tokens are those of the baseline in Ding et al. 2021, arXiv:2111.11992, so that it
+is comparable with the other models.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ class MBTConfig(TransformerConfig):
     """MBT; the defaults are its paper's: 12 layers, fusion from the ninth on, 4 bottlenecks."""
 
     num_layers: int = 12
-    """Layers of each modality, fused ones included."""
+    """Layers of each modality, including fused ones."""
     fusion_layer: int = 8
-    """How many of them, at the start, see their modality alone."""
+    """Number of unimodal layers before the first fused one."""
     strategy: Literal["bottleneck", "vanilla", "cross"] = "bottleneck"
-    """How the others fuse: through bottleneck tokens, by self-attention on the joined sequence
-    with shared weights, or by attention of each modality to all, with weights of its own."""
+    """How modalities are fused: through bottleneck tokens, by self-attention on the joined sequence
+    with shared weights, or by attention of each modality to all, with separate weights."""
     num_bottlenecks: int = 4
     """Bottleneck tokens."""
     update: Literal["symmetric", "asymmetric"] = "symmetric"
-    """Whether all modalities are given the same bottlenecks, whose next state is the mean of what
-    they return (eq. 8-9, the default, as in the authors' code), or each is given what the one
-    before it returned (eq. 10-11, as in the SFT authors' baseline)."""
+    """symmetric: all modalities read the same bottlenecks, and the next ones are the mean of their
+    outputs (eq. 8-9, as in the authors' code). asymmetric: each modality reads the bottlenecks that
+    the previous one returned (eq. 10-11, as in the SFT authors' baseline)."""
     tied: bool = False
-    """Whether the modalities share weights in `cross`, which makes it `vanilla`."""
+    """Share weights between modalities in `cross`, which makes it `vanilla`."""
     stochastic_depth: float = 0.0
     """Probability, in training, that a sample skips an update of the last layer; it grows linearly
-    from 0 in the first layer. The paper trains with 0.3."""
+    from 0 in the first layer. The paper uses 0.3."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -70,17 +70,21 @@ class MBTConfig(TransformerConfig):
         check_integer("fusion_layer", self.fusion_layer, at_least=0)
         if self.fusion_layer > self.num_layers:
             got = f"fusion_layer={self.fusion_layer}, num_layers={self.num_layers}"
-            raise ConfigError(f"`fusion_layer` must be at most `num_layers`, but got ({got}).")
+            raise ConfigError(
+                f"`fusion_layer` must be at most `num_layers`, but got ({got}).",
+                "fusion_layer",
+                "num_layers",
+            )
         check_choice("strategy", self.strategy, ("bottleneck", "vanilla", "cross"))
         check_integer("num_bottlenecks", self.num_bottlenecks, at_least=1)
         check_choice("update", self.update, ("symmetric", "asymmetric"))
         if not isinstance(self.tied, bool):
-            raise ConfigError(f"`tied` must be true or false, but got {self.tied!r}.")
+            raise ConfigError(f"`tied` must be true or false, but got {self.tied!r}.", "tied")
         check_number("stochastic_depth", self.stochastic_depth, least=0, below=1)
 
     @property
     def fusion(self) -> Literal["none", "bottleneck", "vanilla", "cross"]:
-        """What fuses in effect."""
+        """The fusion strategy in effect."""
         if self.fusion_layer == self.num_layers:
             return "none"
         return "vanilla" if self.strategy == "cross" and self.tied else self.strategy
@@ -90,7 +94,7 @@ class MBTConfig(TransformerConfig):
         return self.stochastic_depth * layer / max(self.num_layers - 1, 1)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: what the fusion does not read takes its default."""
+        """See `TransformerConfig.canonical`: fields that the fusion does not read are default."""
         same = TransformerConfig.canonical(self, spec)
         if self.num_layers == 1:
             same = dataclasses.replace(same, stochastic_depth=0.0)
@@ -106,7 +110,7 @@ class MBTConfig(TransformerConfig):
 
 
 class MBT(FusionModel):
-    """Unimodal layers, then fused ones; the CLS tokens are classified, their outputs averaged."""
+    """Unimodal layers, then fused ones; the outputs of all CLS tokens are averaged."""
 
     def __init__(self, spec: DatasetSpec, config: MBTConfig) -> None:
         names = config.chosen(spec)
@@ -119,7 +123,7 @@ class MBT(FusionModel):
 
 
 def blocks(config: MBTConfig, names: Iterable[str], layer: int) -> dict[str, SkippedBlock]:
-    """Return a layer's block for each name."""
+    """Return the blocks of one layer, by name."""
     return {
         name: SkippedBlock(
             dim=config.dim,
@@ -132,7 +136,7 @@ def blocks(config: MBTConfig, names: Iterable[str], layer: int) -> dict[str, Ski
 
 
 def fused_layers(spec: DatasetSpec, config: MBTConfig) -> list[nn.Module]:
-    """Return the layers that fuse, and what leads to them and back."""
+    """Return the fused layers, and the layers that join and split sequences around them."""
     names, depths = config.chosen(spec), range(config.fusion_layer, config.num_layers)
     if config.fusion == "bottleneck":
         symmetric = config.update == "symmetric"
@@ -151,7 +155,7 @@ def fused_layers(spec: DatasetSpec, config: MBTConfig) -> list[nn.Module]:
 
 
 def mbt_cost(spec: DatasetSpec, config: MBTConfig) -> cost.Cost:
-    """Price MBT: n tokens a modality, n + K with bottlenecks, attention as far as it reaches."""
+    """Return the cost of MBT: n tokens a modality, n + K with bottlenecks, attended pairs only."""
     tokens = list(config.num_tokens(spec).values())
     unimodal = [cost.block(n + 1, config.dim, priced=n) for n in tokens]
     fused = fused_parts(tokens, config)
@@ -168,7 +172,7 @@ def mbt_cost(spec: DatasetSpec, config: MBTConfig) -> cost.Cost:
 
 
 def fused_parts(tokens: list[int], config: MBTConfig) -> list[cost.Part]:
-    """Price a fused layer of modalities with so many tokens."""
+    """Return the cost of a fused layer, for modalities with `tokens` tokens."""
     d, k, joined = config.dim, config.num_bottlenecks, sum(tokens)
     if config.fusion == "bottleneck":
         return [cost.block(n + 1 + k, d, priced=n + k) for n in tokens]

@@ -1,7 +1,7 @@
-"""MMTM: two modalities that squeeze and excite each other's channels between their layers.
+"""MMTM: squeeze-and-excitation across two modalities between their layers.
 
 Source: Joze et al. 2020, MMTM: Multimodal Transfer Module for CNN Fusion, arXiv:1911.08670; here
-between the transformer layers of late fusion, so that it compares with the other models.
+between the transformer layers of late fusion, so that it is comparable with the other models.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ MMTM_PAPER = "Joze et al. 2020, MMTM: Multimodal Transfer Module for CNN Fusion,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MMTMConfig(TransformerConfig):
-    """Late fusion of two modalities, with MMTM behind some layers."""
+    """Late fusion of two modalities, with MMTM after some layers."""
 
     num_layers: int = 12
     """Layers of each modality."""
     fusion_layers: tuple[int, ...] | None = None
-    """Behind which of them MMTM stands, the first is 1; none: late fusion. None: behind the last
-    two, as `msaf` has it."""
+    """Layers that MMTM follows, from 1; empty: late fusion. None: the last two, as in `msaf`."""
     reduction: int = 4
     """Both modalities are squeezed to int(4 dim / reduction) numbers."""
 
@@ -42,37 +41,40 @@ class MMTMConfig(TransformerConfig):
         check_integer("reduction", self.reduction, at_least=1)
         if self.reduction > 4 * self.dim:
             got = f"reduction={self.reduction}, dim={self.dim}"
-            raise ConfigError(f"`reduction` must be at most 4 `dim`, but got ({got}).")
+            raise ConfigError(
+                f"`reduction` must be at most 4 `dim`, but got ({got}).", "reduction", "dim"
+            )
         if self.fusion_layers is not None:
             checked = check_placement(self.fusion_layers, self.num_layers)
             object.__setattr__(self, "fusion_layers", checked)
 
     @property
     def placement(self) -> tuple[int, ...]:
-        """The layers that MMTM stands behind."""
+        """The layers that MMTM follows."""
         return placement(self.fusion_layers, self.num_layers)
 
     @property
     def squeezed(self) -> int:
-        """Width of what both modalities are squeezed to."""
+        """Width that both modalities are squeezed to."""
         return squeezed_width((self.dim, self.dim), self.reduction)
 
     def two_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return `num_tokens` of two modalities.
+        """Return `num_tokens` of the two modalities.
 
         Raises:
-            ConfigError: there are more, or there is one.
+            ConfigError: there are not exactly two.
         """
         tokens = self.num_tokens(spec)
         if len(tokens) != 2:
             raise ConfigError(
                 f"`modalities` of MMTM must be exactly two, but got {len(tokens)}: "
-                f"{', '.join(tokens)}. Name two, or take the model `msaf`."
+                f"{', '.join(tokens)}. Choose two, or use the model `msaf`.",
+                "modalities",
             )
         return tokens
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: late fusion reads no reduction."""
+        """See `TransformerConfig.canonical`: late fusion does not read `reduction`."""
         self.two_tokens(spec)
         reduction = 4 * self.dim // self.squeezed if self.placement else 4
         return dataclasses.replace(
@@ -83,9 +85,9 @@ class MMTMConfig(TransformerConfig):
 
 
 class MMTMTransformer(FusionModel):
-    """Layers of both modalities, MMTM behind some; one head for both, its logits summed.
+    """Layers of both modalities, MMTM after some; one head for both, its logits summed.
 
-    CLS tokens are squeezed and excited with the others.
+    CLS tokens are pooled and scaled like the others.
     """
 
     def __init__(self, spec: DatasetSpec, config: MMTMConfig) -> None:
@@ -99,9 +101,9 @@ class MMTMTransformer(FusionModel):
 
 
 def mmtm_cost(spec: DatasetSpec, config: MMTMConfig) -> cost.Cost:
-    """Price MMTM: late fusion, and what the modules' products take; relu counts, sigmoids do not.
+    """Return the cost of late fusion and the modules' products; ReLU is counted, sigmoids are not.
 
-    The MSAF paper counts alike.
+    The MSAF paper counts in the same way.
     """
     tokens, channels = config.two_tokens(spec).values(), (config.dim, config.dim)
     macs = mmtm_macs(channels, config.squeezed)

@@ -1,7 +1,7 @@
-"""MSAF: modalities that tell each other which of their channels matter.
+"""MSAF: attention over the channels of all modalities.
 
-`msaf` puts it between the transformer layers of late fusion; `msaf_lstm` is its paper's network
-for CMU-MOSEI, two layers of LSTM with MSAF between them.
+`msaf` inserts it between the transformer layers of late fusion; `msaf_lstm` is its paper's network
+for CMU-MOSEI, two LSTM layers with MSAF between them.
 
 Source: Su et al. 2020, MSAF: Multimodal Split Attention Fusion, arXiv:2012.07175.
 
@@ -48,7 +48,7 @@ MSAF_PAPER = "Su et al. 2020, MSAF: Multimodal Split Attention Fusion, arXiv:201
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How the channels of modalities are split, all defaults settled."""
+    """How the channels of modalities are split, with all defaults resolved."""
 
     widths: tuple[int, ...]
     """Channels of each modality."""
@@ -65,7 +65,7 @@ class Split:
         return sum(num_blocks(width, self.block_width) for width in self.widths)
 
     def part(self) -> cost.Part:
-        """Price the MSAFs of all segments; the paper counts norm and relu, too, but no softmax."""
+        """Return the cost of all segments; the paper also counts norm and ReLU, but no softmax."""
         sizes = (self.block_width, self.block_width // self.reduction, self.num_blocks)
         macs = msaf_macs(*sizes)
         return cost.Part(macs + 3 * sizes[1], macs, msaf_parameters(*sizes)) * self.segments
@@ -73,19 +73,19 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitConfig(TransformerConfig):
-    """What all models with MSAF share."""
+    """Fields that all models with MSAF share."""
 
     block_width: int | None = None
     """Channels of a block, C; None: half of the narrowest modality's (the paper's rule)."""
     reduction: int | None = None
-    """What C is divided by where all blocks are joined, r; None: the paper's, 4 for two modalities
-    and 2 for more, as far as C allows."""
+    """Divisor of C in the join, r; None: the paper's, 4 for two modalities and 2 for more, but at
+    most C."""
     suppression: float = 0.0
-    """The least weight of a channel, lambda; at 1 nothing would be fused."""
+    """Smallest weight of a channel, lambda; at 1 nothing would be fused."""
     block_dropout: float = 0.2
     """Probability that a block of a sample is dropped in training."""
     segments: int = 1
-    """Stretches of time that are fused apart, each by weights of its own."""
+    """Segments of time that are fused separately, each with its own weights."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -97,47 +97,56 @@ class SplitConfig(TransformerConfig):
         check_integer("segments", self.segments, at_least=1)
 
     def widths_of(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the channels of each modality that is used."""
+        """Return the channels of each modality used."""
         return dict.fromkeys(self.num_tokens(spec), self.dim)
 
     def split(self, spec: DatasetSpec) -> Split:
-        """Settle how channels are split.
+        """Resolve how channels are split.
 
         Raises:
-            ConfigError: the sizes do not go together.
+            ConfigError: the sizes are incompatible.
         """
         tokens, widths = self.num_tokens(spec), tuple(self.widths_of(spec).values())
         width = self.block_width or max(1, min(widths) // 2)
         reduction = self.reduction or min(2 if len(widths) > 2 else 4, width)
         if width > max(widths):
-            got = f"block_width={width}, the widest modality has {max(widths)}"
-            raise ConfigError(f"`block_width` must fit into a modality, but got ({got}).")
+            got = f"block_width={width}, widest modality: {max(widths)}"
+            raise ConfigError(
+                f"`block_width` must not exceed the widest modality, but got ({got}).",
+                "block_width",
+            )
         if reduction > width:
             got = f"reduction={reduction}, block_width={width}"
-            raise ConfigError(f"`reduction` must be at most `block_width`, but got ({got}).")
+            raise ConfigError(
+                f"`reduction` must be at most `block_width`, but got ({got}).",
+                "reduction",
+                "block_width",
+            )
         found = Split(widths, width, reduction, self.segments)
         if found.num_blocks == 1:
             raise ConfigError(
                 f"MSAF needs at least two blocks, but got (block_width={width}, one modality of "
-                f"width {width}). Take a smaller `block_width`, or another modality, too."
+                f"width {width}). Choose a smaller `block_width` or add a modality.",
+                "block_width",
             )
         if self.segments > min(tokens.values()):
             got = f"segments={self.segments}, {min(tokens, key=tokens.__getitem__)} has "
             raise ConfigError(
                 "`segments` must be at most the tokens of a modality, but got "
-                f"({got}{min(tokens.values())} tokens)."
+                f"({got}{min(tokens.values())} tokens).",
+                "segments",
             )
         return found
 
-    def settled(self, spec: DatasetSpec) -> dict[str, Any]:
-        """Return the fields that have defaults by their effect; r as large as its effect allows."""
+    def resolved(self, spec: DatasetSpec) -> dict[str, Any]:
+        """Return `block_width` and `reduction` resolved; r is the largest with the same effect."""
         split = self.split(spec)
         reduction = split.block_width // (split.block_width // split.reduction)
         return {"block_width": split.block_width, "reduction": reduction}
 
 
 def msaf_module(split: Split, config: SplitConfig, *, shared: int) -> SegmentedMSAF:
-    """Return the MSAFs of all segments; `shared`: tokens at the start that all of them see."""
+    """Return the MSAFs of all segments; `shared`: leading tokens that all segments read."""
     return SegmentedMSAF(
         [
             MSAF(
@@ -154,20 +163,20 @@ def msaf_module(split: Split, config: SplitConfig, *, shared: int) -> SegmentedM
 
 
 class ChannelFusion(nn.Module):
-    """Fuse the channels of all sequences, whose tokens are the places.
+    """Fuse the channels of all sequences; tokens are the positions.
 
-    A CLS token is a place as the others: it is pooled with them and weighed by the same gains.
+    CLS tokens are pooled with the other tokens and scaled by the same gains.
 
     Shape: {m: (B, T_m, D_m)} -> the same.
     """
 
     def __init__(self, fusion: nn.Module) -> None:
-        """Take a module from features [(B, D_m, T_m)] and masks [(B, T_m)] to features."""
+        """Set the module; it maps features [(B, D_m, T_m)] and masks [(B, T_m)] to features."""
         super().__init__()
         self.fusion = fusion
 
     def forward(self, tokens: Tokens) -> Tokens:
-        """Weigh the channels."""
+        """Scale the channels."""
         features = [sequence.z.transpose(1, 2) for sequence in tokens.values()]
         masks = [sequence.valid for sequence in tokens.values()]
         weighed = zip(tokens, self.fusion(features, masks), masks, strict=True)
@@ -179,13 +188,13 @@ class ChannelFusion(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MSAFConfig(SplitConfig):
-    """Late fusion with MSAF behind some of its layers."""
+    """Late fusion with MSAF after some of its layers."""
 
     num_layers: int = 12
     """Layers of each modality."""
     fusion_layers: tuple[int, ...] | None = None
-    """Behind which of them MSAF stands, the first is 1; none: late fusion. None: behind the last
-    two, as in the paper's networks for video."""
+    """Layers that MSAF follows, from 1; empty: late fusion. None: the last two, as in the paper's
+    networks for video."""
 
     def __post_init__(self) -> None:
         SplitConfig.__post_init__(self)
@@ -196,45 +205,52 @@ class MSAFConfig(SplitConfig):
 
     @property
     def placement(self) -> tuple[int, ...]:
-        """The layers that MSAF stands behind."""
+        """The layers that MSAF follows."""
         return placement(self.fusion_layers, self.num_layers)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: late fusion reads nothing of MSAF."""
+        """See `TransformerConfig.canonical`: late fusion does not read the fields of MSAF."""
         same = dataclasses.replace(
             TransformerConfig.canonical(self, spec), fusion_layers=self.placement
         )
         if self.placement:
-            return dataclasses.replace(same, **self.settled(spec))
+            return dataclasses.replace(same, **self.resolved(spec))
         return dataclasses.replace(
             same, block_width=None, reduction=None, suppression=0.0, block_dropout=0.2, segments=1
         )
 
 
 def check_placement(layers: Any, num_layers: int) -> tuple[int, ...]:
-    """Return the numbers of layers in order; refuse what are none, and repetitions."""
+    """Return the layer numbers sorted; raise ConfigError if one is invalid or repeated."""
     if not isinstance(layers, list | tuple):
-        raise ConfigError(f"`fusion_layers` must be a list of layers, but got {layers!r}.")
+        raise ConfigError(
+            f"`fusion_layers` must be a list of layers, but got {layers!r}.", "fusion_layers"
+        )
     for layer in layers:
         check_integer("fusion_layers", layer, at_least=1)
         if layer > num_layers:
             got = f"fusion_layers={list(layers)}, num_layers={num_layers}"
-            raise ConfigError(f"`fusion_layers` must be at most `num_layers`, but got ({got}).")
+            raise ConfigError(
+                f"`fusion_layers` must be at most `num_layers`, but got ({got}).",
+                "fusion_layers",
+                "num_layers",
+            )
     if len(set(layers)) < len(layers):
-        raise ConfigError(f"`fusion_layers` must be different layers, but got {list(layers)}.")
+        raise ConfigError(
+            f"`fusion_layers` must be distinct layers, but got {list(layers)}.", "fusion_layers"
+        )
     return tuple(sorted(layers))
 
 
 def placement(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
-    """Return the layers that are fused behind: those named, or the last two."""
+    """Return the layers that a fusion module follows: those given, or the last two."""
     return tuple(range(max(num_layers - 1, 1), num_layers + 1)) if layers is None else layers
 
 
 class MSAFTransformer(FusionModel):
-    """Layers of each modality, MSAF behind some; one head for all, its logits summed.
+    """Layers of each modality, MSAF after some; one head for all, its logits summed.
 
-    With several segments each of them sees the CLS tokens, too, which go on as the mean of what
-    the segments make of them: a CLS token stands for all segments.
+    Each segment also reads the CLS tokens, which become the mean of the segments' results.
     """
 
     def __init__(self, spec: DatasetSpec, config: MSAFConfig) -> None:
@@ -249,7 +265,7 @@ class MSAFTransformer(FusionModel):
 
 
 def msaf_cost(spec: DatasetSpec, config: MSAFConfig) -> cost.Cost:
-    """Price MSAF: late fusion, and what the modules' products take, whatever their places."""
+    """Return the cost of late fusion and of the modules' products, which is the same anywhere."""
     tokens = config.num_tokens(spec).values()
     fused = [config.split(spec).part() * len(config.placement)] if config.placement else []
     return cost.total(
@@ -270,21 +286,23 @@ class MSAFLSTMConfig(SplitConfig):
     """LSTM, MSAF, LSTM; on CMU-MOSEI the paper's widths are 32, 64 and 128, its segments five."""
 
     dim: int = 32
-    """Width of the LSTMs of every modality, where `widths` does not say otherwise."""
+    """Width of every modality's LSTMs, unless `widths` is set."""
     widths: Mapping[str, int] | None = None
     """Width of the LSTMs by modality."""
     num_heads: int = 1
     """Not read: there is no attention."""
     dropout: float = 0.0
-    """In training, of what the last layer reads."""
+    """Dropout rate on the inputs of the last layer."""
     segments: int = 5
-    """Stretches of time that are fused apart, each by weights of its own."""
+    """Segments of time that are fused separately, each with its own weights."""
 
     def __post_init__(self) -> None:
         SplitConfig.__post_init__(self)
         if self.widths is not None:
             if not isinstance(self.widths, Mapping):
-                raise ConfigError(f"`widths` must be by modality, but got {self.widths!r}.")
+                raise ConfigError(
+                    f"`widths` must be a mapping by modality, got {self.widths!r}.", "widths"
+                )
             for name, width in self.widths.items():
                 check_integer(f"widths.{name}", width, at_least=1)
             object.__setattr__(self, "widths", dict(self.widths))
@@ -293,23 +311,23 @@ class MSAFLSTMConfig(SplitConfig):
         """Return the width of each modality's LSTMs.
 
         Raises:
-            ConfigError: a width is missing, or of an unknown modality.
+            ConfigError: a modality has no width, or a width has an unknown modality.
         """
         used = self.num_tokens(spec)
         if self.widths is None:
             return dict.fromkeys(used, self.dim)
         if self.widths:
-            TransformerConfig(modalities=tuple(self.widths)).chosen(spec)  # are they known?
+            TransformerConfig(modalities=tuple(self.widths)).chosen(spec)  # raises if unknown
         for name in used:
             if name not in self.widths:
-                raise ConfigError(f"`widths` names nothing for '{name}', which is used.")
+                raise ConfigError(f"`widths` has no value for '{name}', which is used.", "widths")
         return {name: self.widths[name] for name in used}
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: all widths are by modality."""
+        """See `TransformerConfig.canonical`: widths are given by modality."""
         return dataclasses.replace(
             TransformerConfig.canonical(self, spec),
-            **self.settled(spec),
+            **self.resolved(spec),
             widths=self.widths_of(spec),
             dim=32,
             num_heads=1,
@@ -317,21 +335,21 @@ class MSAFLSTMConfig(SplitConfig):
 
 
 class Patches(nn.Module):
-    """Patches of a modality's samples as they are: (B, T, F) -> (B, n, P F), no CLS token."""
+    """Patches of a modality's samples, without projection or CLS: (B, T, F) -> (B, n, P F)."""
 
     def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
         super().__init__()
         self.num_tokens, self.patch = num_tokens, patch
 
     def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
-        """Cut samples into patches; those behind `length` (B,) are not read."""
+        """Cut samples into patches; samples after `length` (B,) are not read."""
         return Sequence(*cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch))
 
 
 class LastSteps(nn.Module):
-    """Outputs from the last valid token of every modality: {m: (B, T, D_m)} -> (B, C).
+    """Compute outputs from the last valid token of every modality: {m: (B, T, D_m)} -> (B, C).
 
-    A modality without a valid token gives zeros.
+    A modality without valid tokens contributes zeros.
     """
 
     def __init__(self, names: Iterable[str], dim: int, num_outputs: int, *, dropout: float) -> None:
@@ -340,16 +358,16 @@ class LastSteps(nn.Module):
         self.linear = nn.Linear(dim, num_outputs)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes."""
+        """Compute the outputs."""
         last = torch.cat([last_valid(tokens[name]) for name in self.names], dim=1)
         outputs: Tensor = self.linear(dropout(last, self.dropout, self.training))
         return outputs
 
 
 class MSAFLSTM(FusionModel):
-    """An LSTM of each modality, MSAF of their states, another LSTM; the last states are classified.
+    """Per modality two LSTMs with MSAF between them; the last states are classified.
 
-    Manifold mixup can mix behind both LSTMs.
+    Manifold mixup can mix after both LSTMs.
     """
 
     def __init__(self, spec: DatasetSpec, config: MSAFLSTMConfig) -> None:
@@ -369,7 +387,7 @@ class MSAFLSTM(FusionModel):
 
 
 def msaf_lstm_cost(spec: DatasetSpec, config: MSAFLSTMConfig) -> cost.Cost:
-    """Price the network: 4 D (F + D) multiply-adds for each token and LSTM, and MSAF's products."""
+    """Return the cost: 4 D (F + D) multiply-adds per token and LSTM, and MSAF's products."""
     split, widths, tokens = config.split(spec), config.widths_of(spec), config.num_tokens(spec)
     parts = [split.part(), cost.linear(sum(split.widths), spec.num_outputs)]
     for name, width in widths.items():

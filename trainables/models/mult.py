@@ -1,4 +1,4 @@
-"""MulT: every modality attends to every other one, in stacks of crossmodal layers.
+"""MulT: every modality attends to every other modality, in stacks of crossmodal layers.
 
 `mult` is the baseline of Ding et al. 2021, arXiv:2111.11992; `mult_original` is the model of Tsai
 et al. 2019, arXiv:1906.00295, as its authors' code builds it.
@@ -41,12 +41,12 @@ MULT_PAPER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MulTConfig(TransformerConfig):
-    """MulT; 9 + 3 layers are the depths that fit what the SFT paper prints of its cost."""
+    """MulT; the depths 9 + 3 match the costs printed in the SFT paper."""
 
     crossmodal_layers: int = 9
     """Layers of each stack, in which one modality attends to another."""
     memory_layers: int = 3
-    """Self-attention layers of each modality on its joined stacks, M - 1 times as wide."""
+    """Self-attention layers on the joined stacks of each modality, M - 1 times as wide."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -54,23 +54,24 @@ class MulTConfig(TransformerConfig):
         check_integer("memory_layers", self.memory_layers, at_least=0)
 
     def several_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return `num_tokens` of at least two modalities.
+        """Return `num_tokens`, for at least two modalities.
 
         Raises:
-            ConfigError: there is only one.
+            ConfigError: there is only one modality.
         """
         tokens = self.num_tokens(spec)
         if len(tokens) < 2:
             raise ConfigError(
                 f"`modalities` of MulT must be at least two, but got one: {', '.join(tokens)}. "
-                "Name another one, or take the model `unimodal`."
+                "Add a modality, or use the model `unimodal`.",
+                "modalities",
             )
         return tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MulTOriginalConfig(MulTConfig):
-    """MulT as published: width 30, and memory layers as many as crossmodal ones, at least 3."""
+    """MulT as published: width 30, and as many memory layers as crossmodal ones (at least 3)."""
 
     dim: int = 30
     crossmodal_layers: int = 5
@@ -78,7 +79,7 @@ class MulTOriginalConfig(MulTConfig):
 
 
 class MulT(FusionModel):
-    """Tokens of the SFT paper; the first tokens, which are the CLS tokens, are classified."""
+    """MulT with the SFT paper's tokens; the CLS tokens are classified."""
 
     def __init__(self, spec: DatasetSpec, config: MulTConfig) -> None:
         names = tuple(config.several_tokens(spec))
@@ -97,10 +98,10 @@ class MulT(FusionModel):
 
 
 class MulTOriginal(FusionModel):
-    """Tokens without CLS; future tokens are hidden, and the last valid tokens are classified.
+    """MulT without CLS tokens: future tokens are hidden, the last valid tokens are classified.
 
-    A modality that a sample lacks gives nothing to the others' stacks, and zeros to the head.
-    Dropout acts where it does in the other models: not on attention weights and embeddings.
+    A missing modality adds nothing to the other stacks, and zeros to the head. Dropout is applied
+    as in the other models: not to attention weights and embeddings.
     """
 
     def __init__(self, spec: DatasetSpec, config: MulTOriginalConfig) -> None:
@@ -126,7 +127,7 @@ class MulTOriginal(FusionModel):
 def crossmodal_layers(
     config: MulTConfig, names: Collection[str], *, hide_future: bool = False
 ) -> list[nn.Module]:
-    """Return the layers of the stacks."""
+    """Return the crossmodal layers of all stacks."""
     return [
         Crossmodal(
             names,
@@ -142,7 +143,7 @@ def crossmodal_layers(
 def memory_layers(
     config: MulTConfig, names: Collection[str], *, hide_future: bool = False
 ) -> list[nn.Module]:
-    """Return the layers behind the stacks, M - 1 times as wide."""
+    """Return the self-attention layers after the stacks, M - 1 times as wide."""
     return [
         Each(
             {
@@ -168,13 +169,13 @@ class Residual(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the two layers' update."""
+        """Apply both layers and add the residual."""
         out: Tensor = x + self.second(dropout(F.relu(self.first(x)), self.dropout, self.training))
         return out
 
 
 class FirstTokens(nn.Module):
-    """Outputs from the first token of each modality (the SFT authors' code): one norm for all.
+    """Compute outputs from the first token of each modality with one norm (SFT authors' code).
 
     Shape: {name: (B, T, D)} -> (B, C).
     """
@@ -187,7 +188,7 @@ class FirstTokens(nn.Module):
         self.joined_norm, self.linear = nn.LayerNorm(joined), nn.Linear(joined, num_outputs)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes."""
+        """Compute the outputs."""
         first_BMD = torch.stack([tokens[name].z[:, 0] for name in self.names], dim=1)
         x = self.residual(self.norm(first_BMD).flatten(1))
         outputs: Tensor = self.linear(self.joined_norm(x))
@@ -195,9 +196,9 @@ class FirstTokens(nn.Module):
 
 
 class LastTokens(nn.Module):
-    """Outputs from the last valid token of each modality (MulT's code): a norm for each.
+    """Compute outputs from the last valid token of each modality with separate norms (MulT's code).
 
-    Shape: {name: (B, T, D)} -> (B, C). A modality without a valid token gives zeros.
+    Shape: {name: (B, T, D)} -> (B, C). A modality without valid tokens contributes zeros.
     """
 
     def __init__(self, names: Iterable[str], dim: int, num_outputs: int, *, dropout: float) -> None:
@@ -209,7 +210,7 @@ class LastTokens(nn.Module):
         self.linear = nn.Linear(joined, num_outputs)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Score the classes."""
+        """Compute the outputs."""
         pairs = zip(self.names, self.norms, strict=True)
         x = torch.cat([self._last(tokens[name], norm) for name, norm in pairs], dim=1)
         outputs: Tensor = self.linear(self.residual(x))
@@ -223,16 +224,16 @@ class LastTokens(nn.Module):
             last = norm(z[:, -1])
             return last
         count = valid.sum(dim=1)[:, None]
-        place = (count - 1).clamp(min=0).unsqueeze(-1).expand(-1, 1, z.shape[-1])
-        last = norm(z.gather(1, place).squeeze(1))
+        index = (count - 1).clamp(min=0).unsqueeze(-1).expand(-1, 1, z.shape[-1])
+        last = norm(z.gather(1, index).squeeze(1))
         return last.where(count > 0, 0.0)
 
 
 def mult_cost(spec: DatasetSpec, config: MulTConfig) -> cost.Cost:
-    """Price MulT as the SFT paper's Table 2 does, which runs more than it counts.
+    """Return the cost of MulT; `gflops` as in the SFT paper's Table 2, which is less than runs.
 
-    All layers of a target, M - 1 stacks and the memory, are priced as blocks of its n tokens of
-    width D. This is inferred: it gives the ratio to late fusion that both data sets' rows have.
+    `gflops` counts all layers of a target, M - 1 stacks and the memory, as blocks of its n tokens
+    of width D. This is inferred: it gives the table's ratio to late fusion for both datasets.
     """
     tokens = config.several_tokens(spec)
     others = len(tokens) - 1
@@ -254,7 +255,7 @@ def mult_cost(spec: DatasetSpec, config: MulTConfig) -> cost.Cost:
 
 
 def mult_original_cost(spec: DatasetSpec, config: MulTOriginalConfig) -> cost.Cost:
-    """Price the published MulT by the SFT paper's formulas, at the widths that run."""
+    """Return the cost of the published MulT by the SFT paper's formulas, at its real widths."""
     tokens = config.several_tokens(spec)
     others = len(tokens) - 1
     joined = len(tokens) * others * config.dim
@@ -271,7 +272,7 @@ def mult_original_cost(spec: DatasetSpec, config: MulTOriginalConfig) -> cost.Co
 
 
 def layer_parts(tokens: dict[str, int], config: MulTConfig) -> list[cost.Part]:
-    """Price the layers on sequences of so many tokens, by what runs."""
+    """Return the cost of the layers as they run, on sequences of `tokens` tokens."""
     wide = (len(tokens) - 1) * config.dim
     stacks = [
         crossmodal_part(n, s, config.dim) * config.crossmodal_layers
@@ -284,12 +285,12 @@ def layer_parts(tokens: dict[str, int], config: MulTConfig) -> list[cost.Part]:
 
 
 def crossmodal_part(n: int, s: int, d: int) -> cost.Part:
-    """Price a block of n tokens that attends to s others: its MLP is 4d wide."""
+    """Return the cost of a block of n tokens that attends to s tokens; its MLP is 4d wide."""
     return cost.cross_attention(n, s, d) + cost.norm(d) + cost.mlp(n, d, hidden=4 * d)
 
 
 def residual_part(d: int) -> cost.Part:
-    """Price the two layers of the head; the paper prints none of a head's costs."""
+    """Return the cost of the head's two layers; the paper does not count heads."""
     return cost.linear(d, d) * 2
 
 

@@ -33,13 +33,13 @@ class SFTConfig(MidFusionConfig):
     """SFT; the defaults are its paper's: 1 unimodal layer, 11 fused ones, width 40, 5 heads."""
 
     sparse_attention: Literal["strided", "fixed", "dense"] = "strided"
-    """Which tokens attend to each other in the layer before pooling. The paper says `strided`,
-    which is the default. Its code builds `fixed` and applies no mask, so its results come from
-    `dense`, and so do its costs."""
+    """Which tokens attend to each other in the layer before pooling. The paper states `strided`,
+    the default. Its code builds `fixed` but never applies the mask, so its results and costs are
+    those of `dense`."""
     window: int = 32
-    """Tokens that attend to each other whatever the pattern; also the stride of `strided`."""
+    """Consecutive tokens that attend to each other in both patterns; the stride of `strided`."""
     summary: int = 8
-    """Tokens at the end of each window that all tokens see in `fixed`."""
+    """Tokens at the end of each window that all tokens attend to in `fixed`."""
 
     def __post_init__(self) -> None:
         MidFusionConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -48,7 +48,9 @@ class SFTConfig(MidFusionConfig):
         check_integer("summary", self.summary, at_least=1)
         if self.sparse_attention == "fixed" and self.summary >= self.window:
             got = f"summary={self.summary}, window={self.window}"
-            raise ConfigError(f"`summary` must be below `window`, but got ({got}).")
+            raise ConfigError(
+                f"`summary` must be less than `window`, but got ({got}).", "summary", "window"
+            )
 
     @property
     def pattern(self) -> Pattern | None:
@@ -103,10 +105,10 @@ class SFTPoolingOnly(FusionModel):
 def pooled_layers(
     spec: DatasetSpec, config: MidFusionConfig, sparse: nn.Module | None = None
 ) -> list[nn.Module]:
-    """Return unimodal layers, the sparse layer if there is one, the pooling and fused layers.
+    """Return the unimodal layers, the sparse layer if any, the pooling and the fused layers.
 
     Raises:
-        ConfigError: attention pooling without attention before it.
+        ConfigError: attention pooling has no attention layer before it.
     """
     if sparse is None:
         check_attention(spec, config)
@@ -122,18 +124,21 @@ def pooled_layers(
 
 
 def pools_by_attention(spec: DatasetSpec, config: MidFusionConfig) -> bool:
-    """Say whether the layer before pooling must report the attention that tokens receive."""
+    """Return whether the layer before pooling must return the attention that tokens receive."""
     return config.pooling == "attention" and pools(config.windows(spec).values())
 
 
 def check_attention(spec: DatasetSpec, config: MidFusionConfig) -> None:
-    """Refuse attention pooling where no layer comes before it."""
+    """Raise ConfigError if attention pooling has no layer before it."""
     if config.unimodal_layers == 0 and pools_by_attention(spec, config):
-        raise ConfigError("`pooling: attention` needs attention before it: `unimodal_layers` is 0.")
+        raise ConfigError(
+            "`pooling: attention` needs an attention layer before it, but got (unimodal_layers=0).",
+            "pooling",
+        )
 
 
 def sft_cost(spec: DatasetSpec, config: SFTConfig) -> cost.Cost:
-    """Price SFT: its sparse layer 4nd^2 + 2pd, where p pairs of n tokens attend; n^2 if dense."""
+    """Return the cost of SFT; its sparse layer is 4nd^2 + 2pd for p attended pairs (dense: n^2)."""
     sparse = [
         cost.attention(
             n + 1, config.dim, priced=n, pattern=config.pattern, num_heads=config.num_heads
@@ -144,13 +149,13 @@ def sft_cost(spec: DatasetSpec, config: SFTConfig) -> cost.Cost:
 
 
 def sft_pooling_only_cost(spec: DatasetSpec, config: SFTPoolingOnlyConfig) -> cost.Cost:
-    """Price SFT-PO."""
+    """Return the cost of SFT-PO."""
     check_attention(spec, config)
     return cost.total(pooled_parts(spec, config))
 
 
 def pooled_parts(spec: DatasetSpec, config: MidFusionConfig) -> list[cost.Part]:
-    """Price the layers of `pooled_layers`: n tokens a modality, then 1 + sum k fused ones."""
+    """Return the cost of `pooled_layers`: n tokens a modality, then 1 + sum k fused tokens."""
     windows = config.windows(spec).values()
     unimodal = [cost.block(w.num_tokens + 1, config.dim, priced=w.num_tokens) for w in windows]
     fused = 1 + sum(w.count for w in windows)

@@ -1,16 +1,16 @@
-"""Fusion of one vector a modality: Concat+FC, TFN, LMF and multiplicative interactions.
+"""Fusion of one vector per modality: Concat+FC, TFN, LMF and multiplicative interactions.
 
-Each modality has layers of its own, as in late fusion; its vector is its CLS token, normed. What
-they differ in is the hidden layer that fuses the vectors; a linear layer on its ReLU classifies.
+Each modality has its own layers, as in late fusion; its vector is its normed CLS token. The models
+differ in the hidden layer that fuses the vectors; ReLU and a linear layer follow.
 
 - `concat_fc`: a fully connected layer on the concatenation, a baseline in the tables of MSAF.
-- `tfn`: one on the outer product of all [1; z_m].
-- `lmf`: the same with a weight of low rank.
+- `tfn`: a fully connected layer on the outer product of all [1; z_m].
+- `lmf`: the same with a low-rank weight.
 - `mi_matrix`: a bilinear map of two modalities.
 
-The papers' encoders (LSTMs, convolutions) are not theirs alone to compare, so all models here
-share the tokens and blocks of Ding et al. 2021, arXiv:2111.11992. Early fusion, where every token
-meets every other one, is `concat`.
+To compare only the fusion, all models use the tokens and blocks of Ding et al. 2021,
+arXiv:2111.11992, instead of the papers' encoders (LSTMs, convolutions). Early fusion, where every
+token attends to every other, is `concat`.
 
 Shapes: d width of a vector, M modalities, H width of the hidden layer, R rank.
 """
@@ -52,13 +52,13 @@ MI_PAPER = (
 )
 
 MOST_PRODUCTS = 65_536
-"""Widest outer product of `tfn`: with 128 hidden units 8.4 million weights, and 128 MiB to hold
-the products of an evaluation's 512 samples."""
+"""Largest width of the outer product of `tfn`: 8.4 million weights at 128 hidden units, and 128 MiB
+for the products of 512 samples in evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodersConfig(TransformerConfig):
-    """What the models share whose modalities have nothing but layers of their own."""
+    """Fields of models that encode each modality separately."""
 
     num_layers: int = 12
     """Layers of each modality."""
@@ -74,7 +74,7 @@ def encoders(spec: DatasetSpec, config: EncodersConfig) -> list[nn.Module]:
 
 
 def encoder_parts(spec: DatasetSpec, config: EncodersConfig) -> list[cost.Part]:
-    """Price them and the tokenizer: n tokens a modality."""
+    """Return the cost of the encoders and the tokenizer: n tokens a modality."""
     tokens = config.num_tokens(spec).values()
     blocks = [cost.block(n + 1, config.dim, priced=n) * config.num_layers for n in tokens]
     return [cost.tokenizer(spec, config), *blocks]
@@ -85,14 +85,14 @@ class ConcatFCConfig(EncodersConfig):
     """Concat+FC: a hidden layer on the concatenated vectors."""
 
     hidden_dim: int = 128
-    """Width of the hidden layer, which fuses."""
+    """Width of the fusing hidden layer."""
 
     def __post_init__(self) -> None:
         EncodersConfig.__post_init__(self)
         check_integer("hidden_dim", self.hidden_dim, at_least=1)
 
     def widths(self, spec: DatasetSpec) -> list[int]:
-        """Return the width of each modality's vector, and refuse what cannot be fused."""
+        """Return the width of each modality's vector; raise ConfigError if they cannot be fused."""
         return [self.dim for _ in self.num_tokens(spec)]
 
 
@@ -101,8 +101,8 @@ class TFNConfig(ConcatFCConfig):
     """Tensor fusion network: a hidden layer on the outer product of the vectors."""
 
     factor_dim: int | None = 8
-    """Width that the vectors are projected to, since the product is (width + 1) ** modalities
-    wide; None: no projection."""
+    """Width that the vectors are projected to; None: no projection. The product is
+    (width + 1) ** modalities wide."""
 
     def __post_init__(self) -> None:
         ConcatFCConfig.__post_init__(self)
@@ -121,7 +121,9 @@ class TFNConfig(ConcatFCConfig):
         raise ConfigError(
             f"The outer product of `tfn` must be at most {MOST_PRODUCTS:,} wide, but "
             f"{len(widths)} modalities of width {width} make {products:,} products "
-            f"(factor_dim={self.factor_dim}, dim={self.dim}). {remedy}."
+            f"(factor_dim={self.factor_dim}, dim={self.dim}). {remedy}.",
+            "factor_dim",
+            "dim",
         )
 
 
@@ -130,7 +132,7 @@ class LMFConfig(ConcatFCConfig):
     """Low-rank multimodal fusion."""
 
     rank: int = 4
-    """Terms of the weight tensor's decomposition."""
+    """Rank of the weight tensor's decomposition."""
 
     def __post_init__(self) -> None:
         ConcatFCConfig.__post_init__(self)
@@ -147,13 +149,14 @@ class MIMatrixConfig(ConcatFCConfig):
         if len(names) != 2:
             raise ConfigError(
                 f"`modalities` of `mi_matrix` must be exactly two, but got {len(names)}: "
-                f"{', '.join(names)}. Name two; `tfn` and `lmf` take any number."
+                f"{', '.join(names)}. Choose two, or use `tfn` or `lmf`, which take any number.",
+                "modalities",
             )
         return [self.dim, self.dim]
 
 
 class VectorFusion(FusionModel):
-    """Layers of each modality on its own, then a head that fuses their vectors."""
+    """Separate layers for each modality, then a head that fuses their vectors."""
 
     def __init__(
         self,
@@ -163,13 +166,13 @@ class VectorFusion(FusionModel):
         *,
         width: int | None = None,
     ) -> None:
-        """Put the model together.
+        """Assemble the model.
 
         Args:
-            spec: the data set.
+            spec: the dataset.
             config: the configuration.
-            fusion: from the vectors to (B, H).
-            width: that the vectors are projected to; None: they are not.
+            fusion: maps the vectors to (B, H).
+            width: width that the vectors are projected to; None: no projection.
         """
         vectors = ClsVectors(config.chosen(spec), config.dim, width=width)
         head = FusedHead(vectors, fusion, config.hidden_dim, spec.num_outputs, rate=config.dropout)
@@ -177,14 +180,14 @@ class VectorFusion(FusionModel):
 
 
 class ConcatFC(VectorFusion):
-    """Fuses by concatenation."""
+    """Fusion by concatenation."""
 
     def __init__(self, spec: DatasetSpec, config: ConcatFCConfig) -> None:
         super().__init__(spec, config, ConcatFusion(config.widths(spec), config.hidden_dim))
 
 
 class TFN(VectorFusion):
-    """Fuses by the outer product."""
+    """Fusion by the outer product."""
 
     def __init__(self, spec: DatasetSpec, config: TFNConfig) -> None:
         fusion = TensorFusion(config.widths(spec), config.hidden_dim)
@@ -192,7 +195,7 @@ class TFN(VectorFusion):
 
 
 class LMF(VectorFusion):
-    """Fuses by low-rank factors."""
+    """Fusion by low-rank factors."""
 
     def __init__(self, spec: DatasetSpec, config: LMFConfig) -> None:
         fusion = LowRankFusion(config.widths(spec), config.hidden_dim, rank=config.rank)
@@ -200,17 +203,17 @@ class LMF(VectorFusion):
 
 
 class MIMatrix(VectorFusion):
-    """Fuses by a bilinear map."""
+    """Fusion by a bilinear map."""
 
     def __init__(self, spec: DatasetSpec, config: MIMatrixConfig) -> None:
         super().__init__(spec, config, MatrixFusion(config.widths(spec), config.hidden_dim))
 
 
 def fused_parts(spec: DatasetSpec, config: ConcatFCConfig, fusion: cost.Part) -> list[cost.Part]:
-    """Price a model whose fusion costs that.
+    """Return the cost of a model with this cost of its fusion.
 
-    The SFT paper prices no head; what fuses is priced here all the same, or the models would
-    differ in nothing.
+    The SFT paper does not count heads, but the fusion is counted: it is all that distinguishes
+    these models.
     """
     modalities = len(config.chosen(spec))
     return [
@@ -222,23 +225,23 @@ def fused_parts(spec: DatasetSpec, config: ConcatFCConfig, fusion: cost.Part) ->
 
 
 def priced(macs: int, parameters: int) -> cost.Part:
-    """Price what fuses: its multiply-adds are the paper's operations, too."""
+    """Return the cost of a fusion; `flops` count all its multiply-adds."""
     return cost.Part(macs, macs, parameters)
 
 
 def concat_part(widths: list[int], hidden: int) -> cost.Part:
-    """Price `ConcatFusion`, sum(d) H."""
+    """Return the cost of `ConcatFusion`, sum(d) H."""
     return priced(sum(widths) * hidden, (sum(widths) + 1) * hidden)
 
 
 def concat_fc_cost(spec: DatasetSpec, config: ConcatFCConfig) -> cost.Cost:
-    """Price Concat+FC."""
+    """Return the cost of Concat+FC."""
     fusion = concat_part(config.widths(spec), config.hidden_dim)
     return cost.total(fused_parts(spec, config, fusion))
 
 
 def tfn_cost(spec: DatasetSpec, config: TFNConfig) -> cost.Cost:
-    """Price TFN: the projections, M D d, and the hidden layer, prod(1 + d) H."""
+    """Return the cost of TFN: projections, M D d, and hidden layer, prod(1 + d) H."""
     widths = config.widths(spec)
     products = prod(1 + d for d in widths)
     fusion = priced(products * config.hidden_dim, (products + 1) * config.hidden_dim)
@@ -249,7 +252,7 @@ def tfn_cost(spec: DatasetSpec, config: TFNConfig) -> cost.Cost:
 
 
 def lmf_cost(spec: DatasetSpec, config: LMFConfig) -> cost.Cost:
-    """Price LMF: sum(1 + d) R H; the products of the modalities are element-wise."""
+    """Return the cost of LMF: sum(1 + d) R H; products of modalities are element-wise."""
     widths = config.widths(spec)
     factors = sum(1 + d for d in widths) * config.rank * config.hidden_dim
     fusion = priced(factors, factors + config.rank + config.hidden_dim)
@@ -257,7 +260,7 @@ def lmf_cost(spec: DatasetSpec, config: LMFConfig) -> cost.Cost:
 
 
 def mi_matrix_cost(spec: DatasetSpec, config: MIMatrixConfig) -> cost.Cost:
-    """Price MI-Matrix: (d_1 d_2 + d_2 + d_1) H."""
+    """Return the cost of MI-Matrix: (d_1 d_2 + d_2 + d_1) H."""
     first, second = config.widths(spec)
     products = (first * second + second + first) * config.hidden_dim
     fusion = priced(products, products + config.hidden_dim)

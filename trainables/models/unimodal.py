@@ -1,6 +1,6 @@
-"""Unimodal transformer: what one modality reaches on its own.
+"""Unimodal transformer: a baseline on one modality.
 
-Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4. It is SFT-PO of one modality.
+Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4. It is SFT-PO with one modality.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnimodalConfig(MidFusionConfig):
-    """One modality; `fused_layers` are those behind its pooling."""
+    """One modality; `fused_layers` are the layers after pooling."""
 
 
 class Unimodal(FusionModel):
@@ -32,19 +32,20 @@ class Unimodal(FusionModel):
 
 
 def unimodal_cost(spec: DatasetSpec, config: UnimodalConfig) -> cost.Cost:
-    """Price the unimodal transformer: n tokens before pooling, 1 + k behind it."""
+    """Return the cost of the unimodal transformer: n tokens before pooling, 1 + k after it."""
     check_one_modality(spec, config)
     check_attention(spec, config)
     return cost.total(pooled_parts(spec, config))
 
 
 def check_one_modality(spec: DatasetSpec, config: UnimodalConfig) -> None:
-    """Refuse a configuration of several modalities."""
+    """Raise ConfigError unless there is exactly one modality."""
     names = config.chosen(spec)
     if len(names) != 1:
         raise ConfigError(
             f"`modalities` of a unimodal model must be exactly one, but got {len(names)}: "
-            f"{', '.join(names)}. Name one of them."
+            f"{', '.join(names)}. Choose one of them.",
+            "modalities",
         )
 
 

@@ -1,0 +1,121 @@
+"""Read names, papers and parameters of the models from their source files.
+
+Importing the models imports torch, which takes seconds: too long to print a table.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+from importlib import resources
+from typing import TypedDict
+
+from sftsearch.trainables import config
+from sftsearch.trainables.models.listing import FILES
+
+PACKAGE = "sftsearch.trainables.models"
+
+
+class Parameter(TypedDict):
+    """A field of a configuration class."""
+
+    name: str
+    type: str
+    default: object
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A listed model, as its source file declares it."""
+
+    name: str
+    paper: str
+    parameters: list[Parameter]
+    """The fields of its configuration."""
+
+
+def read_models() -> list[ModelSource]:
+    """Return the listed models, ordered by name."""
+    found = [_read_model(file, name, entry) for file in FILES for name, entry in _entries(file)]
+    return sorted(found, key=lambda model: model.name)
+
+
+def describe_fields(of: type) -> list[Parameter]:
+    """Return name, type and default of each field of a configuration class."""
+    return [
+        {"name": field.name, "type": str(field.type), "default": field.default}
+        for field in dataclasses.fields(of)
+    ]
+
+
+@functools.cache
+def _parse(file: str) -> ast.Module:
+    return ast.parse(resources.files(PACKAGE).joinpath(f"{file}.py").read_text())
+
+
+def _entries(file: str) -> list[tuple[str, ast.Call]]:
+    """Return names and entries of a file's `MODELS`."""
+    table = _assigned(file, "MODELS")
+    assert isinstance(table, ast.Dict)
+    names = [ast.literal_eval(key) for key in table.keys if key is not None]
+    return [
+        (name, entry)
+        for name, entry in zip(names, table.values, strict=True)
+        if isinstance(entry, ast.Call)
+    ]
+
+
+def _read_model(file: str, name: str, entry: ast.Call) -> ModelSource:
+    keywords = {keyword.arg: keyword.value for keyword in entry.keywords}
+    of, paper = keywords["config"], keywords["paper"]
+    assert isinstance(of, ast.Name)
+    if isinstance(paper, ast.Name):
+        paper = _assigned(*_home(file, paper.id))
+    return ModelSource(name, ast.literal_eval(paper), list(_fields(file, of.id).values()))
+
+
+def _fields(file: str, class_name: str) -> dict[str, Parameter]:
+    """Return the fields of a configuration class by name, those of its bases first."""
+    file, class_name = _home(file, class_name)
+    if not file:  # declared with those that all models share, without torch
+        shared = describe_fields(getattr(config, class_name))
+        return {field["name"]: field for field in shared}
+    found: dict[str, Parameter] = {}
+    (declared,) = (
+        node
+        for node in _parse(file).body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    for base in declared.bases:
+        found |= _fields(file, ast.unparse(base))
+    for node in declared.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            name, default = node.target.id, ast.literal_eval(node.value)
+            found[name] = {
+                "name": name,
+                "type": ast.unparse(node.annotation),
+                "default": default,
+            }
+    return found
+
+
+def _home(file: str, name: str) -> tuple[str, str]:
+    """Return the file that declares an imported name; empty: `trainables/config.py`."""
+    for node in _parse(file).body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            module = str(node.module)
+            if module.startswith(f"{PACKAGE}."):
+                return _home(module.removeprefix(f"{PACKAGE}."), name)
+            return "", name
+    return file, name
+
+
+def _assigned(file: str, name: str) -> ast.expr:
+    """Return the value that a file assigns to a name at its top level."""
+    for node in _parse(file).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return node.value
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value:
+            return node.value
+    raise LookupError(f"{file}.py does not assign {name}.")
