@@ -1,17 +1,17 @@
-# Two commands from a fresh clone: `make run` and `make test`.
+# From a fresh clone, use `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test-quick test test-all lint format types layers wheel check clean help
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftsearch needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo 'Installing the pinned dependencies into .venv (some minutes the first time) ...'
+	@echo 'Installing the pinned dependencies into .venv (takes some minutes the first time) ...'
 	$(INSTALL) -e .
 	touch $@
 
@@ -24,37 +24,37 @@ help:  ## this list
 	for folder in datasets orchestrator search_spaces trainables; do \
 	  ln -sfn ../../$$folder .typing/sftsearch/$$folder; done
 
-run: .venv/installed  ## search the shipped stride study (or go on with it) and print its front
+run: .venv/installed  ## run or resume the shipped study `stride` and print its front
 	$(BIN)/sftsearch run search_spaces/stride.yaml --resume
 
-test-quick: .venv/installed-dev  ## one case of every quick test, under a minute on two cores
+test-quick: .venv/installed-dev  ## run one case of every quick test (under a minute on two cores)
 	$(BIN)/python -m pytest --quick
 
-test: .venv/installed-dev  ## the fast tests, under 15 minutes on two cores
+test: .venv/installed-dev  ## run the fast tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow and not service'
 
-test-all: .venv/installed-dev  ## all tests, under 75 minutes on two cores
+test-all: .venv/installed-dev  ## run all tests (under 75 minutes on two cores)
 	$(BIN)/python -m pytest
 
-lint: .venv/installed-dev  ## style and spelling
+lint: .venv/installed-dev  ## check style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs datasets/*.py datasets/readers orchestrator trainables search_spaces tests
 
-format: .venv/installed-dev  ## rewrite files in the project's style
+format: .venv/installed-dev  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: .venv/installed-dev .typing  ## strict static types
+types: .venv/installed-dev .typing  ## check types
 	$(BIN)/mypy
 
-layers: .venv/installed-dev .typing  ## the direction of imports
+layers: .venv/installed-dev .typing  ## check the import layers
 	PYTHONPATH=.typing $(BIN)/lint-imports
 
-wheel: .venv/installed-dev  ## build the wheel, install it elsewhere, use it
+wheel: .venv/installed-dev  ## build the wheel, install it in a fresh environment, use it
 	bash tests/wheel.sh
 
-check: lint types layers wheel  ## everything but the tests
+check: lint types layers wheel  ## run all checks except the tests
 
-clean:  ## remove what was built, not what was searched
+clean:  ## remove builds and caches; keep studies
 	rm -rf .venv .typing .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Say of every metric what it is called, which way is better, and how its values print."""
+"""Define metrics: label, direction and format."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 MISSING = "\N{EN DASH}"
-"""What a table shows where a value is not known."""
+"""Shown in tables for a missing value."""
 
 EXACT_COSTS = ("gflops", "gmacs", "parameters")
-"""Costs that are known without training."""
+"""Costs known exactly before training."""
+
+BOUNDED_COSTS = {"gflops_expected": "gflops"}
+"""Measured costs of gated models, and the exact cost that is an upper bound of each."""
+
+Direction = Literal["maximize", "minimize"]
+DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize")
+"""As in Optuna."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """Say how a value is called, ordered and printed."""
+    """Label, direction and format of a metric."""
 
     label: str
-    direction: Literal["maximize", "minimize"] = "minimize"
+    direction: Direction = "minimize"
     is_share: bool = False
-    """In [0, 1]; differences are told in points of 0.01."""
+    """In [0, 1]; differences are shown in points of 0.01."""
     is_counted: bool = False
-    """The share of right decisions that trials count by subject: it has intervals."""
+    """A share of correct decisions that trials count by subject, so it has intervals."""
     is_cost: bool = False
-    """What a model takes, not how good it is: ratios count, so it is shown on a log scale."""
+    """A cost of the model, shown on a log scale."""
 
     def format(self, value: float | None) -> str:
-        """Return the value as text, shares with three decimals, others with three digits."""
+        """Return the value as text: shares with 3 decimals, others with 3 significant digits."""
         if value is None:
             return MISSING
         return f"{value:.3f}" if self.is_share else format_number(value)
@@ -64,19 +71,24 @@ KNOWN_METRICS: dict[str, Metric] = {
     "peak_memory_mb": _cost("peak memory (MB)"),
     "seconds": _cost("training time (s)"),
 }
-"""What is known of a value by its name; other names are shown as they are, and less is better."""
+"""Metrics by name; an unknown metric is labeled by its name and minimized."""
 
 COSTS = tuple(name for name, known in KNOWN_METRICS.items() if known.is_cost)
-"""Known before training, measured in the trial, or measured and dependent on the machine."""
+"""Costs known before training or measured in the trial."""
+
+
+def sign_of(direction: str) -> float:
+    """Return the factor that makes more better: 1 to maximize, -1 to minimize."""
+    return 1.0 if direction == "maximize" else -1.0
 
 
 def metric(name: str) -> Metric:
-    """Return what is known of a metric; of an unknown one, its name."""
+    """Return the metric of this name, known or not."""
     return KNOWN_METRICS.get(name) or Metric(label=name)
 
 
 def format_number(value: float) -> str:
-    """Return three significant digits, or a whole number with separators from 1000 on."""
+    """Format with 3 significant digits; from 1000 on, as a whole number with separators."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) >= 1000:

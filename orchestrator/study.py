@@ -1,4 +1,4 @@
-"""The story of a study, from its file to its front. Also the Python API.
+"""Run a study from its file to its report. Also the Python API.
 
 Example:
     >>> from sftsearch.orchestrator.study import run_study
@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -23,7 +23,7 @@ from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.orchestrator.execution.worker import TrainingWorker
-from sftsearch.orchestrator.metrics import COSTS
+from sftsearch.orchestrator.objectives import Objectives
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.search.warm_start import import_study
 from sftsearch.orchestrator.storage.backup import pull
@@ -33,21 +33,14 @@ from sftsearch.orchestrator.storage.retention import Retention
 from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 from sftsearch.orchestrator.storage.trial_events import TrialEnd
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, open_trial_folder
-from sftsearch.orchestrator.studies import (
-    DEFAULT_RUNS,
-    axes_of,
-    backed_up,
-    check_resumable,
-    check_study,
-    definition_hash,
-    find_study,
-    trial_folder,
-)
-from sftsearch.search_spaces.schema import NAME_PATTERN
+from sftsearch.orchestrator.studies import DEFAULT_RUNS, backed_up, find_study, trial_folder
+from sftsearch.orchestrator.study_file import check_resumable, check_study, definition_hash
+from sftsearch.search_spaces.study_name import NAME_PATTERN
 
 if TYPE_CHECKING:
     import optuna
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.execution.worker import Worker
     from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
     from sftsearch.orchestrator.storage.backup import Backup
@@ -60,42 +53,53 @@ REPORT_FORMATS = ("html", "csv", "json", "markdown", "png")
 SHOWN_VERSIONS = ("sftsearch", "ray", "optuna", "mlflow", "torch")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class StudyResult:
-    """What a run of a study left."""
+    """The result of running a study."""
 
     name: str
     folder: Path
     record: StudyRecord
     complete: bool
-    """False where the run was interrupted and can be resumed."""
+    """False if the run was interrupted and can be resumed."""
     reason: str
-    """Why it ended: `interrupted`, or what was reached."""
+    """Why the study ended, such as `interrupted` or a limit."""
     tracking_uri: str
     tracking_problem: str
-    """Why MLflow lacks something; empty if it has everything."""
+    """Why MLflow is incomplete; empty if it is complete."""
     report: list[Path]
     sampler_study: optuna.Study | None
-    """What the sampler was told; None where there was nothing to run."""
+    """The sampler's Optuna study; None if there was nothing to run."""
+
+    @functools.cached_property
+    def analysis(self) -> Analysis:
+        """The analysis that reports show, computed once.
+
+        Raises:
+            UserError: no trial has finished.
+        """
+        from sftsearch.orchestrator.analysis.analyse import analyse
+
+        return analyse(self.record)
 
 
 class RunOptions(TypedDict, total=False):
-    """How a study is run, as opposed to what it searches."""
+    """Options of `run_study` that do not change what is searched."""
 
     resume: bool
-    """Go on with a study that has begun; with more trials in the file, extend it."""
+    """Resume a study that has begun, or extend it if the file has more trials."""
     tracking_uri: str | None
-    """MLflow's; None: an SQLite file in the runs folder."""
+    """URI of MLflow; None: an SQLite file in the runs folder."""
     address: str | None
-    """A Ray cluster; None: this machine."""
+    """Address of a Ray cluster; None: this machine."""
     dataset: str | None
     """Another dataset than the file's; see `load.on_dataset`."""
     root: str | None
-    """Where that one's store is."""
+    """Folder or URI of that dataset's store."""
     ship_code: bool
-    """Send this sftsearch to the cluster's nodes."""
+    """Send this version of sftsearch to the cluster's nodes."""
     worker: type[Worker]
-    """What trains a trial; by default `TrainingWorker`."""
+    """Class that trains a trial; by default `TrainingWorker`."""
     formats: tuple[str, ...]
     """Report formats to write at the end; by default `REPORT_FORMATS`."""
 
@@ -107,29 +111,29 @@ def run_study(
     callback: StudyCallback | None = None,
     **options: Unpack[RunOptions],
 ) -> StudyResult:
-    """Run a study to its end, or on from where it stopped, and write its report.
+    """Run or resume a study, and write its report.
 
     Args:
         file: a study file, or the name of a shipped one.
-        runs: the folder of all studies; this one's is `runs/<name>`. Or the URI of a remote one,
+        runs: the folder of all studies (this one's is `runs/<name>`), or the URI of a remote one;
             see `backup`.
-        callback: hears of progress.
+        callback: receives progress.
         options: see `RunOptions`.
 
     Raises:
-        UserError: the file has mistakes, the study exists with another definition or is being run
-            by another process, or its resources are not there.
+        UserError: the file has errors, the study exists with another definition or is being run
+            by another process, or its resources do not exist.
     """
     return StudySession(file, runs, callback or StudyCallback(), options).run()
 
 
 class StudySession:
-    """One run of a study: checked, opened, searched and closed, in this order."""
+    """One run of a study: check, open, search, report."""
 
     def __init__(
         self, file: str | Path, runs: str | Path, callback: StudyCallback, options: RunOptions
     ) -> None:
-        """Check everything that can be checked before the study is opened; see `run_study`."""
+        """Check everything that can be checked before opening the study; see `run_study`."""
         self._callback, self._options = callback, options
         self._runs = local_runs_folder(runs)
         callback.on_stage("checking the study file")
@@ -141,16 +145,16 @@ class StudySession:
         pull(self._folder)
         begun = (self._folder / FILE_NAME).is_file()
         self._entries = list(read_entries(self._folder)) if begun else []
-        """The journal, which is read once."""
+        """Entries of the journal, which is read once."""
         self._state = StudyState.of(self._entries)
-        """By these entries."""
+        """The state after these entries."""
         resume = options.get("resume", False)
         check_resumable(self._source, self._spec, self._folder, self._state, resume=resume)
-        callback.on_stage(f"opening the data set '{self._spec.name}'")
+        callback.on_stage(f"opening the dataset '{self._spec.name}'")
         open_dataset(self._spec.name, root=self.study.dataset.root)
 
     def run(self) -> StudyResult:
-        """Search to the end, or until interrupted; complete MLflow's record, write the report."""
+        """Search until the end or an interruption, complete MLflow and write the report."""
         with Journal(self._folder) as journal, backed_up(journal, self._callback) as backup:
             created = self.create_or_open(journal)
             self._callback.on_stage("starting Ray and MLflow")
@@ -164,7 +168,7 @@ class StudySession:
             except BaseException:
                 mirror.close(patience=5)
                 raise
-            self._callback.on_stage("completing MLflow's record")
+            self._callback.on_stage("completing the MLflow record")
             synced = mirror.close()
             self._callback.on_stage("writing the report")
             ended = search.state.ended
@@ -188,10 +192,10 @@ class StudySession:
     # ------------------------------------------------------------ opening
 
     def create_or_open(self, journal: Journal) -> Created:
-        """Bring what was read of the journal up to date, and begin a study that has not begun.
+        """Read new entries of the journal, and create the study if it is new.
 
         Returns:
-            How it began.
+            The `created` event.
         """
         known = self._entries[-1].id if self._entries else 0
         since = list(journal.entries(after=known, through=journal.last_id))
@@ -210,7 +214,7 @@ class StudySession:
         return created
 
     def _append(self, journal: Journal, event: Event) -> None:
-        """Journal an event before there is a search that could."""
+        """Append an event to the journal before the search exists."""
         self._entries.append(journal.append(event))
 
     def _created(self) -> Created:
@@ -241,7 +245,7 @@ class StudySession:
     # ------------------------------------------------------------ searching
 
     def _search(self, journal: Journal, backup: Backup | None) -> Search:
-        """Run the trials on Ray; journal the driver's beginning and end."""
+        """Run the trials on Ray, and conclude the study."""
         from sftsearch.orchestrator.execution import placement, tune  # Ray takes seconds to import
         from sftsearch.orchestrator.execution.cluster import connected
         from sftsearch.orchestrator.search.engine import Search
@@ -250,7 +254,7 @@ class StudySession:
         with connected(address, ship_code=self._options.get("ship_code", False)):
             max_concurrent_trials = placement.count_concurrent_trials(study.resources)
             self._append(journal, Opened(study.search.trials, max_concurrent_trials))
-            entries, self._entries = self._entries, []  # the search holds what it needs of them
+            entries, self._entries = self._entries, []  # frees memory when the search drops them
             search = Search(
                 study,
                 journal,
@@ -276,7 +280,7 @@ class StudySession:
         return search
 
     def _follow(self, search: Search, backup: Backup | None) -> None:
-        """Have the user, the backup and the trials' folders hear of events."""
+        """Register the listeners: backup, callback and removal of files."""
         if backup:
             search.listen(backup.check)
         search.listen(self._callback.on_event)
@@ -289,12 +293,12 @@ class StudySession:
 
         @functools.cache
         def retention() -> Retention:
-            """Remotely it takes a request a trial to know what there is: not before it is due."""
+            """Create on first use, because a remote folder needs one request per trial."""
             return Retention(
                 lambda key: open_trial_folder(trial_folder(self._folder, key)),
                 finished,
                 accuracy=(objectives[0].metric, objectives[0].direction),
-                cost=next(one.metric for one in objectives if one.metric in COSTS),
+                cost=Objectives.of_study(self.study).x,
                 limit=1e9 * self.study.resources.max_weights_gb,
             )
 
@@ -309,7 +313,7 @@ class StudySession:
             if isinstance(entry.event, TrialEnd):
                 retention().on_event(entry)
 
-        for listener in (remove_checkpoint, remove_weights):  # one may fail without the other
+        for listener in (remove_checkpoint, remove_weights):  # separate, because one may fail
             search.listen(backup.behind(listener) if backup else listener)
 
     def _trial_spec(self, suggestion: TrialSuggestion) -> TrialSpec:
@@ -333,7 +337,7 @@ class StudySession:
             num_journalled=suggestion.num_journalled,
             threads=max(1, math.floor(given.cpus)),
             device="cuda" if given.gpus else "cpu",
-            # Greater also where the journal is an older one, restored.
+            # Greater than the owner's, also if an older journal was restored.
             fencing_token=max(suggestion.token, open_trial_folder(where).owner() + 1),
             resources=placement.bundle_of(given),
             workers=given.workers,
@@ -342,25 +346,25 @@ class StudySession:
     # ------------------------------------------------------------ closing
 
     def _with_report(self, result: StudyResult, mirror: Mirror | None) -> StudyResult:
-        """Write the report beside the study and, if MLflow has everything, into MLflow."""
-        from sftsearch.orchestrator.report import formats as report
+        """Write the report to the study's folder and, if MLflow is complete, to MLflow."""
+        from sftsearch.orchestrator.report.formats import write_report
         from sftsearch.orchestrator.tracking.client import TrackingError
 
         formats = self._options.get("formats", REPORT_FORMATS)
         if not formats or not any(trial.status == "finished" for trial in result.record.trials):
             return result
-        x, y = axes_of(result.record)
-        files = report.write(result.record, formats, result.folder / "report", x=x, y=y)
+        files = write_report(result.analysis, formats, result.folder / "report")
         problem = result.tracking_problem
         if mirror is not None:
             try:
                 mirror.log_artifacts(files)
             except TrackingError as error:
                 problem = str(error)
-        return replace(result, report=files, tracking_problem=problem)
+        result.report, result.tracking_problem = files, problem
+        return result
 
     def _back_up(self, backup: Backup, files: list[Path]) -> None:
         try:
             backup.put_files("report", files)
         except UserError as error:
-            self._callback.on_notice(f"The report lies here alone. {error}")
+            self._callback.on_notice(f"The report was not backed up. {error}")

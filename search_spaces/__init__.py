@@ -1,1 +1,1 @@
-"""Study files: their types, how they are read, and the ones that ship."""
+"""Study files: schema, reader, search space, and the shipped files."""

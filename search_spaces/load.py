@@ -1,7 +1,7 @@
-"""Read a study file: YAML with line marks, every mistake at once.
+"""Read study files, and collect all errors with their lines.
 
-A study file comes from outside and is hostile until checked: it is parsed into plain values only
-(`plain_yaml.py`), and what it says is shown only in printable characters (`mistakes.py`).
+A study file is untrusted: it is parsed into plain values only (`plain_yaml.py`), and messages show
+only printable characters (`mistakes.py`).
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ if TYPE_CHECKING:
 
 
 class NoStudyFileError(UserError):
-    """There is no study file where one was named, or it cannot be read."""
+    """The study file does not exist or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A study file as it was read: its values, their lines, and what is wrong with its form."""
+    """A study file after reading: values, lines, and schema errors."""
 
     name: str
     data: dict[str, Any]
-    """The plain values, also where they have mistakes."""
+    """The plain values, valid or not."""
     layout: Layout
     mistakes: tuple[Mistake, ...]
     checked: schema.StudyFile | None
-    """The typed study; None where the form has mistakes."""
+    """The typed study; None with schema errors."""
 
     @property
     def study(self) -> schema.StudyFile:
         """The typed study.
 
         Raises:
-            StudyFileError: the form has mistakes.
+            StudyFileError: there are schema errors.
         """
         if self.mistakes or self.checked is None:
             raise StudyFileError(self.name, list(self.mistakes))
         return self.checked
 
     def mistake(self, place: Place, message: str) -> Mistake:
-        """Return a mistake at `place`, or at the nearest thing around it that has a line."""
+        """Return an error at `place`, with the line of the nearest enclosing value that has one."""
         return self.layout.mistake(place, message)
 
 
 def find_study_file(name: str) -> Path:
-    """Return the path of a study file: a path, or the name of one that ships.
+    """Find a study file by its path, or by the name of a shipped one.
 
     Raises:
         NoStudyFileError: neither exists.
@@ -85,7 +85,7 @@ def find_study_file(name: str) -> Path:
 
 
 def _is(path: Path, what: Callable[[Path], bool]) -> bool:
-    """Ask for the kind of a path; what cannot be a path (too long a name, ...) is of no kind."""
+    """Return `what(path)`, or False for an invalid path (such as a name that is too long)."""
     try:
         return what(path)
     except (OSError, ValueError):
@@ -93,7 +93,7 @@ def _is(path: Path, what: Callable[[Path], bool]) -> bool:
 
 
 def read_study(path: Path, parameters_of: ParametersOf) -> Source:
-    """Read the study file at `path` and note every mistake in its form.
+    """Read the study file at `path`, and collect its schema errors.
 
     Args:
         path: of the file.
@@ -101,7 +101,7 @@ def read_study(path: Path, parameters_of: ParametersOf) -> Source:
 
     Raises:
         StudyFileError: it is not a YAML mapping.
-        NoStudyFileError: it cannot be read at all.
+        NoStudyFileError: it cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -129,7 +129,7 @@ def parse_study(
     if not isinstance(data, dict):
         got = "nothing" if data is None else f"a {type(data).__name__}"
         message = (
-            f"A study file is a mapping with `study`, `dataset`, `search`, `space`; got {got}."
+            f"A study file is a mapping with `study`, `dataset`, `search`, `space`, but got {got}."
         )
         raise StudyFileError(name, [*mistakes, Mistake(1, "", message)])
     layout = Layout(lines)
@@ -143,17 +143,17 @@ def _checked(name: str, data: dict[str, Any], layout: Layout, mistakes: list[Mis
 
 
 def on_dataset(source: Source, kind: str, root: str | None, modalities: Sequence[str]) -> Source:
-    """Return a study file's source as it is for another data set, under a name of its own.
+    """Return the source of a study file for another dataset, with the dataset in its name.
 
-    Where a model's `modalities` name others than the data set has, they become: each of its own
-    alone, if the file has choices of one; all of them together, if it has others; the first two, of
-    a model that the file only gives pairs.
+    If a branch's `modalities` are not all in the dataset, they are replaced: by each modality
+    alone, if the branch has choices of one; by all together, if it has larger choices; by the first
+    two, if it has only pairs.
 
     Args:
-        source: of a study file without mistakes of form.
-        kind: the data set's name.
-        root: where its store is; see `DatasetChoice`.
-        modalities: the names of its modalities, in its order.
+        source: of a study file without schema errors.
+        kind: the dataset's name.
+        root: of its store; see `DatasetChoice`.
+        modalities: names of the dataset's modalities, in its order.
     """
     data = copy.deepcopy(source.data)
     data["dataset"] = {**data["dataset"], "kind": kind, "root": root}

@@ -1,4 +1,4 @@
-"""What is wrong with a study file: where it stands, and what is said of it."""
+"""Errors of study files, with the line and the key of each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from sftsearch.datasets.errors import UserError, shorten
 
 MAX_SHOWN = 50
-"""Mistakes that are shown of a file; the rest are counted."""
+"""Number of errors that are shown; the rest are counted."""
 Place = tuple[str | int, ...]
-"""Where a value stands in the file: keys and list positions from the top."""
+"""The path of a value in the file: keys and list positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing to mend in a study file."""
+    """One error in a study file."""
 
     line: int
     key: str
@@ -29,27 +29,27 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the values of a study file are written."""
+    """The lines of the values of a study file."""
 
     lines: dict[Place, int]
-    """Line of each value, by its place in the file."""
+    """Line of each value, by its place."""
     moved: dict[Place, Place] = field(default_factory=dict)
-    """Places of values that are written in another part of the file, and where."""
+    """Places in the expanded form of values that the file has at another place."""
 
     def move(self, place: Place, written: Place) -> None:
-        """Note that the value at `place` is written at `written`."""
+        """Record that the file has the value of `place` at `written`."""
         self.moved[place] = written
 
     def mistake(self, place: Place, message: str) -> Mistake:
-        """Return a mistake with the line of `place`, or of the nearest value around it."""
+        """Return an error with the line of `place`, or of the nearest enclosing value."""
         written = self._written(place)
-        around = written
-        while around and around not in self.lines:
-            around = around[:-1]
-        return Mistake(self.lines.get(around, 1), dotted(written), message)
+        enclosing = written
+        while enclosing and enclosing not in self.lines:
+            enclosing = enclosing[:-1]
+        return Mistake(self.lines.get(enclosing, 1), dotted(written), message)
 
     def _written(self, place: Place) -> Place:
-        """Return where a value is written: the longest part of its place that was moved counts."""
+        """Return the place in the file, using the longest prefix of `place` that was moved."""
         for end in range(len(place), 0, -1):
             if place[:end] in self.moved:
                 return (*self.moved[place[:end]], *place[end:])
@@ -57,19 +57,19 @@ class Layout:
 
 
 class StudyFileError(UserError):
-    """A study file with mistakes; its text is one line for each."""
+    """A study file with errors; the message has one line for each."""
 
     def __init__(self, source: str, mistakes: list[Mistake]) -> None:
         self.source = source
         self.mistakes = sorted(set(mistakes), key=lambda mistake: (mistake.line, mistake.key))
         shown = [f"{source}, {mistake}" for mistake in self.mistakes[:MAX_SHOWN]]
         if len(self.mistakes) > MAX_SHOWN:
-            shown.append(f"{source}: and {len(self.mistakes) - MAX_SHOWN} mistakes more.")
+            shown.append(f"{source}: and {len(self.mistakes) - MAX_SHOWN} more errors.")
         super().__init__("\n".join(shown))
 
 
 def dotted(place: Place) -> str:
-    """Write a place as in `space[0].stride.low`."""
+    """Format a place, such as `space[0].stride.low`."""
     text = ""
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{shorten(part)}"
@@ -77,6 +77,6 @@ def dotted(place: Place) -> str:
 
 
 def short(value: object) -> str:
-    """Return a value as it may stand in a message: cut where it is long."""
+    """Format a value for a message, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

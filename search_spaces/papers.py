@@ -1,8 +1,8 @@
-"""The papers' tables that the shipped studies redo: what they print, and of which models.
+"""Tables of papers that shipped studies reproduce.
 
-`paper_tables.json` holds them: `shapes` are the papers' data (tokens and features of each modality,
-no samples), `systems` their models as we build them, and a row of a table is a system, what it
-changes in it, and what the paper prints for it.
+In `paper_tables.json`, `shapes` are the papers' datasets (tokens and features by modality, without
+samples) and `systems` their models. A row of a table has a system, changed parameters and the
+printed numbers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Row:
     model: str
     """A name of `sftsearch models`."""
     parameters: Mapping[str, Mapping[str, Any]]
-    """By shape: what the model's configuration has there, beside its defaults."""
+    """By shape: the parameters of the model that are not defaults."""
     printed: Mapping[str, float | Mapping[str, float]]
-    """Column -> number, or its `mean` and `std`; empty for a figure without numbers."""
+    """Column -> number, or `mean` and `std`; empty for a figure without numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

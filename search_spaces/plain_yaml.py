@@ -1,7 +1,7 @@
-"""YAML as plain values with the line of each: what a study file may be written in.
+"""Parse the YAML of study files into plain values, with the line of each.
 
-Only scalars, lists and mappings are (YAML 1.2 core types): no other tags, no anchors, no duplicate
-keys, one document, at most 256 KiB.
+Only scalars, lists and mappings of the YAML 1.2 core schema are allowed: no other tags, no anchors,
+no duplicate keys, one document, at most 256 KiB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_DEPTH = 32
 class _Yaml12(yaml.SafeLoader):
     """YAML 1.2 scalars: `1e-3` is a number, `yes` and `12:30` are text, and there are no dates.
 
-    What makes a small file unfold into a huge one is refused before anything unfolds.
+    Anchors and deep nesting are refused before expansion, so a small file cannot become huge.
     """
 
     depth = 0
@@ -42,7 +42,7 @@ class _Yaml12(yaml.SafeLoader):
 
 
 class _RefusedError(yaml.MarkedYAMLError):
-    """YAML that a study file may not have."""
+    """YAML syntax that study files may not use."""
 
 
 _Yaml12.yaml_implicit_resolvers = {}
@@ -61,10 +61,10 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(content: bytes, name: str) -> tuple[Any, dict[Place, int], list[Mistake]]:
-    """Return the plain values of a text, the line of each, and the mistakes in it.
+    """Return the plain values of a text, the line of each, and errors.
 
     Raises:
-        StudyFileError: it is not YAML, or too long; `name` stands in the message.
+        StudyFileError: it is not YAML, or too long; the message has `name`.
     """
     if len(content) > MAX_BYTES:
         message = f"The file is larger than {MAX_BYTES // 1024} KiB, the limit of a study file."
@@ -93,19 +93,19 @@ def _yaml_mistake(error: yaml.MarkedYAMLError) -> Mistake:
     if isinstance(error, _RefusedError):
         message = str(error.problem)
     elif error.context == "expected a single document in the stream":
-        message = "The file holds more than one document: leave out this `---`."
+        message = "The file has more than one document: remove this `---`."
     return Mistake(mark.line + 1 if mark else 1, "", message)
 
 
 def _character_mistake(text: str, error: yaml.reader.ReaderError) -> Mistake:
-    """Say where a character stands that YAML does not allow, such as a control character."""
+    """Return the error of a character that YAML does not allow, such as a control character."""
     line = text[: error.position].count("\n") + 1
     character = f"U+{ord(text[error.position]):04X}"
     return Mistake(line, "", f"The file is not YAML: the character {character} is not allowed.")
 
 
 def _plain(node: Any, place: Place, lines: dict[Place, int], mistakes: list[Mistake]) -> Any:
-    """Turn a YAML node into plain values; note each value's line, and duplicate keys and tags."""
+    """Convert a YAML node to plain values; record lines, duplicate keys and tags."""
     lines.setdefault(place, node.start_mark.line + 1)
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if isinstance(node, yaml.MappingNode) and kind == "map":
@@ -132,13 +132,13 @@ def _plain_mapping(
             mistakes.append(Mistake(line, dotted(place), "A key must be text, not a collection."))
             continue
         key = str(key_node.value)
-        here = (*place, key)
+        inner = (*place, key)
         if key in mapping:
-            message = f"The key stands twice, first in line {lines[here]}."
-            mistakes.append(Mistake(line, dotted(here), message))
+            message = f"The key is listed more than once, first in line {lines[inner]}."
+            mistakes.append(Mistake(line, dotted(inner), message))
             continue
-        lines[here] = line
-        mapping[key] = _plain(value_node, here, lines, mistakes)
+        lines[inner] = line
+        mapping[key] = _plain(value_node, inner, lines, mistakes)
     return mapping
 
 
@@ -163,7 +163,7 @@ def _to_float(text: str) -> float:
 
 
 def _to_text(text: str) -> str:
-    text.encode()  # half a surrogate pair, "\\ud800", is a UnicodeEncodeError, a ValueError
+    text.encode()  # a lone surrogate such as "\\ud800" raises UnicodeEncodeError, a ValueError
     return text
 
 

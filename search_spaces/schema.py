@@ -1,7 +1,7 @@
-"""The study file as types: what may stand in it, with which defaults.
+"""The schema of study files: types, defaults and limits.
 
-`load.read_study` fills these types from YAML and reports every mistake with its line. What only the
-catalogues know (models, data sets, their parameters) is checked by `candidates.study_checks`.
+`load.read_study` fills these types from YAML. Names of models, datasets and parameters are checked
+by `candidates.study_checks`.
 """
 
 from __future__ import annotations
@@ -27,39 +27,38 @@ from pydantic import (
 from sftsearch.search_spaces.papers import PaperName  # noqa: TC001 - pydantic evaluates it
 from sftsearch.search_spaces.search_plan import SearchPlan  # noqa: TC001 - pydantic evaluates it
 from sftsearch.search_spaces.section import Section
+from sftsearch.search_spaces.study_name import NAME_PATTERN
 
 Literals = bool | int | float | str | None | list[Any] | dict[str, Any]
 """What a parameter may be set to: a YAML scalar, a list or a mapping."""
 
 
 MAX_WHOLE = 2**53
-"""Whole numbers of a range are within this: floats hold them exactly."""
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+"""Limit of whole numbers, which floats represent exactly."""
 
 
 class Study(Section):
-    """What the study is called and what it asks."""
+    """Name and description of the study."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     """Lower-case letters, digits, `-` and `_`: it names a folder and an MLflow experiment."""
     description: str = Field(default="", max_length=4000)
     paper: PaperName | None = None
-    """The paper's table that the study redoes; `sftsearch price` shows it beside our costs."""
+    """Table of a paper to reproduce; `sftsearch price` compares its costs with ours."""
 
 
 class DatasetChoice(Section):
-    """Which data set the trials train on."""
+    """The dataset of the trials."""
 
     kind: str
     """A name of `sftsearch data list`, or of a store in `root`."""
     root: str | None = None
-    """Where the store is, if it was not prepared on this machine: a folder that every node sees, or
-    `s3://BUCKET/PREFIX` (`gs://`, `hdfs://`), from which each node fetches it once."""
+    """Folder or URI of the store, if it was not prepared on this machine: a folder that all nodes
+    share, or `s3://BUCKET/PREFIX` (`gs://`, `hdfs://`), which each node downloads once."""
     folds: int | None = Field(default=None, ge=2, le=1000)
-    """Grouped folds: training and validation subjects are dealt into so many parts, and replicate
-    r trains on all but part r modulo `folds`, which it is validated on. None: every replicate has
-    the data set's own split, and the study's figures hold for that split."""
+    """Number of grouped folds: training and validation subjects are divided into folds, and
+    replicate r is validated on fold r modulo `folds` and trained on the others. None: all
+    replicates use the dataset's own split, and all results are conditional on it."""
 
 
 class Objective(Section):
@@ -103,7 +102,7 @@ Gigabytes = Annotated[float, Field(gt=0, le=100_000)]
 
 
 class Override(Section):
-    """Other resources for the configurations whose cost is above a limit."""
+    """Other resources for configurations whose cost is above a limit."""
 
     metric: Literal["gflops", "gmacs", "parameters"]
     above: float = Field(ge=0, allow_inf_nan=False)
@@ -114,36 +113,36 @@ class Override(Section):
 
 
 class Resources(Section):
-    """What one trial is given, and how many run at a time."""
+    """Resources of a trial, and the number of concurrent trials."""
 
     cpus: Cpus = 1
-    """CPUs a worker; its threads are this number, rounded down, at least one."""
+    """CPUs per worker. A worker has as many threads, rounded down, at least one."""
     gpus: Gpus = 0
-    """GPUs a worker; fractions share one."""
+    """GPUs per worker; with a fraction, trials share a GPU."""
     workers: NumWorkers = 1
-    """Processes that train one trial together, each on its part of every batch."""
+    """Processes that train one trial together, each on a part of every batch."""
     memory_gb: Gigabytes | None = None
-    """Memory a worker (GB): Ray starts no more of them on a node than its memory holds."""
+    """Memory per worker (GB): limits the number of workers that Ray starts on a node."""
     custom: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default={}, max_length=16
     )
-    """Ray's custom resources a worker, as nodes were started with: `{v100: 0.001}`."""
+    """Ray's custom resources per worker, as the nodes were started with: `{v100: 0.001}`."""
     overrides: list[Override] = Field(default=[], max_length=16)
-    """What configurations above a cost are given instead; of several that apply the last counts."""
+    """Other resources for configurations above a cost; the last rule that applies counts."""
     concurrent_trials: ConcurrentTrials = "auto"
-    """`auto`: as many as CPUs, GPUs and memory hold, also of nodes that come later."""
+    """`auto`: as many as fit on all nodes, including those that join later."""
     max_trial_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Hours a trial may run, counted anew when the study is resumed: one that runs for longer, or
-    whose process hangs, fails, and the study goes on. None: as long as it takes."""
+    """Hours a trial may run, counted from zero when the study is resumed. A trial that runs longer
+    or hangs fails, and the study continues. None: no limit."""
     max_weights_gb: float = Field(default=20, gt=0, allow_inf_nan=False)
-    """Disk for final weights (GB): beyond it, those of the trials farthest below the front go."""
+    """Disk space for final weights (GB); beyond it, those farthest below the front are deleted."""
 
     @field_validator("custom")
     @classmethod
-    def _not_ray_s_own(cls, custom: dict[str, float]) -> dict[str, float]:
-        own = {"cpu", "gpu", "memory", "object_store_memory"}
+    def _check_custom_names(cls, custom: dict[str, float]) -> dict[str, float]:
+        reserved = {"cpu", "gpu", "memory", "object_store_memory"}
         for name in custom:
-            if name.lower() in own or not re.fullmatch(r"[A-Za-z0-9_:.-]{1,100}", name):
+            if name.lower() in reserved or not re.fullmatch(r"[A-Za-z0-9_:.-]{1,100}", name):
                 raise ValueError(f"'{name}' cannot be the name of a custom resource.")
         return custom
 
@@ -152,13 +151,13 @@ class Resources(Section):
         for given in self.variants():
             if given.workers > 1 and given.gpus not in (0, 1):
                 raise ValueError(
-                    "Every one of several `workers` has a GPU of its own, or none, but got "
+                    "With several `workers`, each has one GPU or none, but got "
                     f"(workers={given.workers}, gpus={given.gpus:g})."
                 )
         return self
 
     def variants(self) -> list[Resources]:
-        """Return what trials may be given: below all limits, above one of them, above all."""
+        """Return all possible resources of trials: below all limits, above each, above all."""
         return [
             self,
             *(self._given([rule]) for rule in self.overrides),
@@ -166,7 +165,7 @@ class Resources(Section):
         ]
 
     def of(self, cost: Mapping[str, float]) -> Resources:
-        """Return what a configuration of this cost is given."""
+        """Return the resources of a configuration of this cost."""
         return self._given([rule for rule in self.overrides if cost[rule.metric] > rule.above])
 
     def _given(self, rules: list[Override]) -> Resources:
@@ -177,13 +176,12 @@ class Resources(Section):
 
 
 class WarmStart(Section):
-    """Begin with what another study of the same parameters has found."""
+    """Start from the results of another study of the same parameters."""
 
     study: str = Field(min_length=1, max_length=4096)
-    """The other study's name, where it is in the same folder of studies, or the path of its
-    folder. Where data set, folds, training and version of sftsearch are the same, what it measured
-    is known from the beginning (to the sampler `ehvi`); else its front is tried first. Read once,
-    before the first trial."""
+    """Name of the other study, if it is in the same runs folder, or the path of its folder. If
+    dataset, folds, training and version of sftsearch are the same, the sampler `ehvi` uses its
+    measurements; otherwise its front is tried first. Read once, before the first trial."""
 
 
 class Choice(Section):
@@ -194,11 +192,11 @@ class Choice(Section):
 
     @field_validator("values")
     @classmethod
-    def _different(cls, values: list[Literals]) -> list[Literals]:
+    def _unique(cls, values: list[Literals]) -> list[Literals]:
         texts = [json.dumps(value, sort_keys=True) for value in values]
         if len(set(texts)) < len(texts):
-            twice = next(text for i, text in enumerate(texts) if text in texts[:i])
-            raise ValueError(f"`values` must be different, but {twice[:60]} stands twice.")
+            repeated = next(text for i, text in enumerate(texts) if text in texts[:i])[:60]
+            raise ValueError(f"`values` must be unique, but {repeated} is listed more than once.")
         return values
 
 
@@ -218,7 +216,7 @@ class IntRange(Section):
 
 
 class FloatRange(Section):
-    """Numbers from `low` to `high`, both included; without `step`, any of them."""
+    """Numbers from `low` to `high`, both included; continuous without `step`."""
 
     kind: Literal["float"]
     low: float = Field(allow_inf_nan=False)
@@ -232,19 +230,19 @@ class FloatRange(Section):
         if self.step is not None and (self.high - self.low) / self.step > MAX_WHOLE:
             raise ValueError(
                 f"The range has too many steps (low={self.low}, high={self.high}, "
-                f"step={self.step}): take a longer step, or none."
+                f"step={self.step}): use a larger step, or none."
             )
         return self
 
 
 def check_range(low: float, high: float, *, log: bool, stepped: bool) -> None:
-    """Raise ValueError for a range that holds nothing or that Optuna cannot draw from."""
+    """Raise ValueError for a range that is empty or that Optuna does not support."""
     if low > high:
         raise ValueError(f"`low <= high` must hold, but got (low={low}, high={high}).")
     if log and low <= 0:
         raise ValueError(f"`log: true` needs `low > 0`, but got (low={low}).")
     if log and stepped:
-        raise ValueError("`log: true` and `step` exclude each other: leave one out.")
+        raise ValueError("`log: true` and `step` are mutually exclusive: remove one.")
     if not math.isfinite(high - low):
         raise ValueError(f"The range is too wide for a number (low={low}, high={high}).")
 
@@ -256,8 +254,8 @@ DISTRIBUTION: TypeAdapter[Choice | IntRange | FloatRange] = TypeAdapter(Distribu
 class Branch(BaseModel):
     """One model of the space; every other key is a parameter: a literal or a distribution.
 
-    Parameters are fields of the model's configuration or of the training's; `sftsearch models`
-    lists them. A parameter that is set by modality may have a distribution for each:
+    Parameters are fields of the model's or the training configuration; `sftsearch models` lists
+    them. A parameter by modality may have a distribution for each modality:
     `tokens: {watch_acc: {kind: choice, values: [1, 4]}, phone_acc: 2}`.
     """
 
@@ -270,7 +268,7 @@ class Branch(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The parameters by name: a literal, or one of the distribution types.
 
-        A mapping that holds distributions is one parameter a key, `tokens.watch_acc`.
+        A mapping with distributions gives a parameter per key, such as `tokens.watch_acc`.
         """
         parts = [
             part
@@ -284,12 +282,12 @@ class Branch(BaseModel):
 
 
 def is_distribution(value: object) -> TypeGuard[dict[str, Any]]:
-    """Tell a distribution from a literal mapping: only a distribution has a `kind`."""
+    """Return whether a value is a distribution: a mapping with a `kind`."""
     return isinstance(value, dict) and "kind" in value
 
 
 def members(name: str, value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return a parameter with its name; of a mapping that holds distributions, every entry."""
+    """Return a parameter with its name; for a mapping with distributions, every entry."""
     whole = not isinstance(value, dict) or is_distribution(value)
     if whole or not any(map(is_distribution, value.values())):
         return [((name,), value)]
@@ -297,15 +295,15 @@ def members(name: str, value: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 
 class SharedSpace(Section):
-    """The short form of a space: parameters that models share, and the models."""
+    """The short form of a space: shared parameters, and models."""
 
     shared: dict[str, Literals] = Field(default={})
-    """Parameters that every model that has them takes, unless it sets them itself."""
+    """Parameters of every model that has them and does not set them itself."""
     models: Annotated[list[Branch], Field(min_length=1, max_length=1000)]
 
 
 def _unchanged(value: object) -> object:
-    return value  # `load` expands the short form; this only describes it in the JSON schema
+    return value  # `load` expands the short form; this type only documents it in the JSON schema
 
 
 Branches = Annotated[list[Branch], Field(min_length=1, max_length=1000)]
@@ -327,12 +325,12 @@ class StudyFile(Section):
         min_length=2,
         max_length=4,
     )
-    """An accuracy first, then a cost. Where the file has none: what the data set's task is judged
-    by (`top1`; `map` for several labels; `mae` for regression), and `gflops`."""
+    """An accuracy first, then a cost. Default: the metric of the dataset's task (`top1`; `map` for
+    multi-label; `mae` for regression), and `gflops`."""
     constraints: list[Constraint] = Field(default=[], max_length=16)
     search: SearchPlan
     training: dict[str, Literals] = Field(default={})
-    """Fields of the training configuration that all branches share."""
+    """Fields of the training configuration, for all branches."""
     resources: Resources = Resources()
     warm_start: WarmStart | None = None
     space: StudySpace

@@ -1,6 +1,7 @@
-"""What does not fit the types of a study file, in our words: the value, what is known, the nearest.
+"""Check a study file against its schema, with messages for users.
 
-Pydantic finds it; its own messages speak of Python, not of the file.
+Pydantic's own messages are about Python types; these have the value, the known names and the
+nearest one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def check_types(
     data: dict[str, Any], layout: Layout
 ) -> tuple[schema.StudyFile | None, list[Mistake]]:
-    """Return the typed study of plain values, None where they do not fit; and their mistakes."""
+    """Return the typed study, or None if the values are invalid, and the errors."""
     found: list[Mistake] = []
     study: schema.StudyFile | None = None
     try:
@@ -34,7 +35,7 @@ def check_types(
 
 
 def _from_pydantic(error: dict[str, Any], data: Any, layout: Layout, prefix: Place = ()) -> Mistake:
-    """Turn one of pydantic's errors into a mistake: our words, the value, the nearest name."""
+    """Convert an error of pydantic."""
     kind = error["type"]
     place = (*prefix, *_place_in_file(error["loc"], data, missing=kind == "missing"))
     if kind == "union_tag_invalid":
@@ -43,7 +44,7 @@ def _from_pydantic(error: dict[str, Any], data: Any, layout: Layout, prefix: Pla
 
 
 def _message(error: dict[str, Any], place: Place, *, inside: bool) -> str:
-    """Return the text of a mistake; `inside` a distribution the error has the known keys."""
+    """Return the text of an error; `inside` a distribution the error has the known keys."""
     kind = error["type"]
     if kind == "extra_forbidden":
         known = error.get("known", []) if inside else _known_keys(schema.StudyFile, place[:-1])
@@ -79,7 +80,7 @@ _RULES = {
 
 
 def _place_in_file(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Place:
-    """Drop what pydantic puts into a location and the file does not have: tags of unions."""
+    """Remove the union tags that pydantic adds to a location."""
     place: list[str | int] = []
     for i, part in enumerate(loc):
         if _has(data, part):
@@ -120,7 +121,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _distribution_mistakes(data: dict[str, Any], layout: Layout) -> list[Mistake]:
-    """Check the distributions of every branch, which pydantic sees as free parameters."""
+    """Check the distributions of every branch, which the schema accepts as free parameters."""
     found: list[Mistake] = []
     space = data.get("space")
     for i, branch in enumerate(space if isinstance(space, list) else []):

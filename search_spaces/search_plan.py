@@ -1,4 +1,4 @@
-"""The section `search` of a study file: samplers, early stopping, replicates, and when it ends."""
+"""The section `search` of a study file: sampler, early stopping, replicates and limits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class _Seeded(Section):
 
 
 class EHVI(_Seeded):
-    """Expected hypervolume improvement: a Gaussian process of accuracy, costs known exactly."""
+    """Expected hypervolume improvement, with a Gaussian process of accuracy and exact costs."""
 
     kind: Literal["ehvi"]
     startup_configurations: int = Field(default=6, ge=1)
-    """Admitted configurations spread over the space before the model of the past is used."""
+    """Configurations spread over the space before the Gaussian process is used."""
 
 
 class TPE(_Seeded):
@@ -26,7 +26,7 @@ class TPE(_Seeded):
 
     kind: Literal["tpe"]
     startup_configurations: int = Field(default=10, ge=1)
-    """Admitted configurations drawn at random before the model of the past is used."""
+    """Configurations drawn at random before the estimator is used."""
 
 
 class NSGA2(_Seeded):
@@ -44,14 +44,14 @@ class NSGA3(_Seeded):
 
 
 class GP(_Seeded):
-    """Gaussian process on every objective, hypervolume improvement (Optuna's); seconds a draw."""
+    """Gaussian process of every objective (Optuna's); takes seconds per proposal."""
 
     kind: Literal["gp"]
     startup_configurations: int = Field(default=10, ge=1)
 
 
 class QuasiRandom(_Seeded):
-    """A scrambled Sobol sequence: random draws that leave smaller gaps (Optuna's)."""
+    """A scrambled Sobol sequence: random draws with smaller gaps (Optuna's)."""
 
     kind: Literal["quasi_random"]
 
@@ -69,7 +69,7 @@ class Exhaustive(Section):
 
 
 def _worded(value: object) -> object:
-    """Take one word for a section of defaults: `sampler: tpe`."""
+    """Accept a word for a section of defaults: `sampler: tpe`."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -85,19 +85,19 @@ Sampler = Annotated[
 
 
 class DominatedStop(_Seeded):
-    """Stop what is very unlikely to end on the front at its own cost."""
+    """Stop trials that are very unlikely to end on the front at their cost."""
 
     kind: Literal["dominated"]
     delta: float = Field(default=0.005, ge=0, allow_inf_nan=False)
     """How far below the best affordable accuracy still counts as on the front."""
     min_probability: float = Field(default=0.05, gt=0, lt=1)
-    """Stop a trial whose probability to end above that is smaller."""
+    """Stop a trial if its probability of ending above that is smaller."""
     audit_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the decided stops that run on, to measure how many were wrong."""
+    """Share of stops that are not carried out, to measure how many are wrong."""
     min_epochs: int = Field(default=2, ge=1)
-    """First epoch that is judged, two after mixup's warm-up at the least."""
+    """First epoch of a decision, at least two after the warm-up of mixup."""
     reduction_factor: float = Field(default=2, gt=1, allow_inf_nan=False)
-    """Epochs of a rung over those of the rung before."""
+    """Ratio of the epochs of successive rungs."""
 
 
 class MOASHA(_Seeded):
@@ -110,7 +110,7 @@ class MOASHA(_Seeded):
 
 
 class MedianStop(_Seeded):
-    """Stop what is below the median of its epoch; blind to cost (Golovin et al. 2017)."""
+    """Stop trials below the median of their epoch; ignores cost (Golovin et al. 2017)."""
 
     kind: Literal["median"]
     audit_share: float = Field(default=0.1, ge=0, le=1)
@@ -135,15 +135,15 @@ EarlyStopping = Annotated[
 
 
 class Replicates(Section):
-    """Trials of one configuration: replicate r has seed r, and fold r where there are folds."""
+    """Trials per configuration. Replicate r has seed r and, with folds, fold r modulo `folds`."""
 
     min: int = Field(default=1, ge=1, le=1000)
-    """Trials of every configuration."""
+    """Number of trials of every configuration."""
     max: int = Field(default=1, ge=1, le=1000)
-    """More go one by one to where the front is uncertain, up to this number."""
+    """Highest number; more are added one by one where the front is uncertain."""
     fresh: int = Field(default=0, ge=0, le=1000)
-    """At the end, so many new trials of each reported configuration, beyond `trials`; its printed
-    mean is of these alone, so that it is not the luck of the chosen."""
+    """New trials of each reported configuration at the end, in addition to `trials`. Its reported
+    mean is over these alone, so it has no selection bias."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Replicates:
@@ -154,44 +154,44 @@ class Replicates(Section):
         return self
 
     def __str__(self) -> str:
-        """Return it in words: `2 replicates a configuration`."""
+        """Return a text such as `2 replicates per configuration`."""
         number = f"{self.min}" if self.max == self.min else f"{self.min} to {self.max}"
-        text = f"{number} replicate{'' if self.max == 1 else 's'} a configuration"
+        text = f"{number} replicate{'' if self.max == 1 else 's'} per configuration"
         return f"{text}, {self.fresh} fresh at the end" if self.fresh else text
 
 
 def _counted(value: object) -> object:
-    """Take a number for so many replicates of every configuration."""
+    """Accept a number of replicates for `{min, max}`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return {"min": value, "max": value} if whole else value
 
 
 class SearchPlan(Section):
-    """How configurations are proposed and how many trials there are."""
+    """Sampler, budget and replicates of the search."""
 
     sampler: Sampler = EHVI(kind="ehvi")
     trials: int = Field(ge=1, le=1_000_000)
-    """Trainings in all, replicates included."""
+    """Number of trials, including replicates."""
     max_epochs: int | None = Field(default=None, ge=1)
-    """End when so many epochs were trained in all."""
+    """End after this number of epochs over all trials."""
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """End after so many hours of running; trials that run then are finished."""
+    """End after this number of hours; running trials are finished."""
     max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """End when trials have had GPUs for so many hours in all."""
+    """End after this number of GPU hours over all trials."""
     until_converged: bool = False
-    """End when the next 20 proposals are expected to gain less than 0.1 point of accuracy over the
-    whole range of budgets, twice running; needs the sampler `ehvi`."""
+    """End when the next 20 proposals are expected to gain less than 0.1 points of accuracy (mean
+    over all budgets), twice in a row; needs the sampler `ehvi`."""
     replicates: Annotated[
         Replicates, BeforeValidator(_counted, json_schema_input_type=Replicates | int)
     ] = Replicates()
-    """Trials of a configuration: a number, or `{min, max, fresh}`."""
+    """Trials per configuration: a number, or `{min, max, fresh}`."""
     early_stopping: EarlyStopping = NoStop(kind="none")
-    """Which trials are stopped before their last epoch."""
+    """Rule that stops trials before their last epoch."""
     deterministic: bool = False
-    """Make proposals independent of the order in which concurrent trials end (some slots wait)."""
+    """Make proposals independent of the order in which concurrent trials end; some may wait."""
     balance: Literal["none", "branches"] = "none"
-    """`branches`: every branch of the space gets as many configurations as any other, give or take
-    one, until it has none left; the sampler chooses within the branch whose turn it is."""
+    """`branches`: all branches get equally many configurations, give or take one, until exhausted;
+    the sampler chooses within a branch."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SearchPlan:
@@ -204,7 +204,7 @@ class SearchPlan(Section):
             )
         if self.trials < least:
             raise ValueError(
-                f"`trials` must hold one configuration, but got (trials={self.trials}, "
+                f"`trials` must be at least `replicates.min`, but got (trials={self.trials}, "
                 f"replicates.min={least})."
             )
         if self.deterministic and (most > least or self.early_stopping.kind != "none"):

@@ -1,9 +1,9 @@
-"""What every mapping of a study file has in common."""
+"""The base class of the sections of a study file."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A mapping of the study file: unknown keys are mistakes."""
+    """A section of the study file; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

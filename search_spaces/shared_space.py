@@ -18,14 +18,14 @@ ParametersOf = Callable[[str], Collection[str]]
 def expand_shared(
     data: dict[str, Any], layout: Layout, parameters_of: ParametersOf
 ) -> tuple[dict[str, Any], list[Mistake]]:
-    """Return the data with `space` as a list of branches, and the mistakes in the short form.
+    """Return the data with `space` as a list of branches, and the errors in the short form.
 
     A branch takes every shared parameter that its model has and that it does not set itself. A
-    `space` that is a list already stays as it is.
+    `space` that is already a list is unchanged.
 
     Args:
         data: the plain values of a study file.
-        layout: notes where each value of the list is written in the file.
+        layout: receives the place in the file of each expanded value.
         parameters_of: returns the names of a model's parameters.
     """
     space = data.get("space")

@@ -1,48 +1,22 @@
-"""A search space as points: its size, all of them in order, one at random.
-
-A point is a branch (by position) and a value for each of the branch's parameters. Nothing here
-knows what a parameter means.
-"""
+"""A search space as a set of points: size, enumeration and random draws."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from sftsearch.search_spaces.point import Point
 from sftsearch.search_spaces.schema import Choice, FloatRange, IntRange
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from sftsearch.search_spaces.schema import Branch
 
 Axis = Choice | IntRange | FloatRange
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One point of a space."""
-
-    branch: int
-    values: Mapping[str, Any]
-    """Parameter -> value; the literals of the branch included, mappings with distributions by key
-    (`tokens.watch_acc`)."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The values as a study file writes them, mappings put together."""
-        whole: dict[str, Any] = {}
-        for name, value in self.values.items():
-            parameter, _, key = name.partition(".")
-            if key:
-                whole.setdefault(parameter, {})[key] = value
-            else:
-                whole[name] = value
-        return whole
 
 
 class Space:
@@ -58,10 +32,7 @@ class Space:
             self.literals.append({k: v for k, v in parameters.items() if not isinstance(v, Axis)})
 
     def size(self) -> float:
-        """Return the number of points; infinite where a range is continuous.
-
-        Whole below 2**53; beyond, a float near it.
-        """
+        """Return the number of points: exact below 2**53, infinite with a continuous range."""
         size = sum(
             math.prod((float(count(axis)) for axis in axes.values()), start=1.0)
             for axes in self.axes
@@ -75,14 +46,14 @@ class Space:
                 yield Point(i, {**self.literals[i], **dict(zip(axes, chosen, strict=True))})
 
     def draw(self, random_: random.Random, branch: int | None = None) -> Point:
-        """Return a point: of any branch with equal chances, each parameter by its distribution."""
+        """Draw a point of a branch (by default a random one), parameters by their distributions."""
         i = random_.randrange(len(self.axes)) if branch is None else branch
         drawn = {name: draw(axis, random_) for name, axis in self.axes[i].items()}
         return Point(i, {**self.literals[i], **drawn})
 
 
 def count(axis: Axis) -> float:
-    """Return how many values an axis has."""
+    """Return the number of values of an axis."""
     if isinstance(axis, Choice):
         return len(axis.values)
     if isinstance(axis, IntRange):
@@ -108,7 +79,7 @@ def values(axis: Axis) -> list[Any]:
 
 
 def on_grid(axis: FloatRange, i: int) -> float:
-    """Return the i-th value of a stepped range in decimal arithmetic: 0.3, not 0.1 + 0.1 + 0.1."""
+    """Return the i-th value of a stepped range, in decimal arithmetic to avoid rounding errors."""
     return float(Decimal(str(axis.low)) + i * Decimal(str(axis.step or 0)))
 
 

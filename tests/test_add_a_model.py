@@ -1,4 +1,4 @@
-"""The model that CONTRIBUTING.md adds as an example, added as it says."""
+"""Follow CONTRIBUTING.md and add its example model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def code_blocks() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_page_adds_a_model_with_one_file_and_one_line(tmp_path: Path) -> None:
-    """Into a copy of the sources: it is listed, checked, priced, and keeps every contract."""
+    """In a copy of the sources; the model is listed, can be searched, and passes every contract."""
     file, line = code_blocks()
     assert file.startswith("# trainables/models/averaged_fusion.py\n")
     assert sum(bool(text.strip()) for text in file.splitlines()) <= 24
@@ -49,12 +49,12 @@ def test_the_page_adds_a_model_with_one_file_and_one_line(tmp_path: Path) -> Non
     (tmp_path / "study.yaml").write_text(study)
     command = "from sftsearch.orchestrator.cli.main import main; main()"
     assert "averaged_fusion" in run(tmp_path, "-c", command, "price", str(tmp_path / "study.yaml"))
-    told = run(tmp_path, "-m", "pytest", "-q", str(CONTRACT), "-k", "averaged_fusion")
-    assert re.search(r"\b(\d\d) passed", told), told
+    output = run(tmp_path, "-m", "pytest", "-q", str(CONTRACT), "-k", "averaged_fusion")
+    assert re.search(r"\b(\d\d) passed", output), output
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """Run Python with the copied package first on its path."""
+    """Run Python with the copied package first on the path, and return its output."""
     done = subprocess.run(
         [sys.executable, "-P", *arguments],
         check=False,

@@ -1,4 +1,4 @@
-"""How large the rooms of the house are: what a reader can hold. `pytest -s` prints the table."""
+"""Limit the size of files, functions and classes; `pytest -s` prints a table."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 
 MAX_LINES = {"file": 400, "function": 60, "class": 250}
 MAX_ANY = 60
-"""Lines of `orchestrator/` with `Any`: what Ray and MLflow give has no types."""
-WHOLE: dict[str, str] = {}
-"""What is better whole though it is longer, as `path` or `path:name`, and why."""
+"""Lines of `orchestrator/` with `Any`, for values of Ray and MLflow that have no types."""
+EXCEPTIONS: dict[str, str] = {}
+"""Longer parts, as `path` or `path:name`, and the reason for each."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -40,13 +40,13 @@ class Part:
 
 @functools.cache
 def trees() -> list[tuple[Path, str, ast.Module]]:
-    """Return path, text and syntax of every file of the product."""
+    """Return path, text and syntax tree of every product file."""
     texts = {file.relative_to(ROOT): file.read_text(encoding="utf-8") for file in FILES}
     return [(path, text, ast.parse(text)) for path, text in texts.items()]
 
 
 def parts() -> Iterator[Part]:
-    """Yield every file, function and class of the product."""
+    """Yield every product file, function and class."""
     for path, text, tree in trees():
         yield Part("file", str(path), len(text.splitlines()))
         for node, name in named(tree):
@@ -84,7 +84,7 @@ def share_of_annotated_arguments() -> float:
 
 
 def without_docstring() -> Iterator[str]:
-    """Yield public modules, classes and functions that say nothing of themselves."""
+    """Yield public modules, classes and functions without a docstring."""
     for path, _, tree in trees():
         nodes: list[tuple[ast.Module | Function | ast.ClassDef, str]] = [(tree, str(path))]
         nodes += [(node, f"{path}:{name}") for node, name in named(tree) if is_public(name)]
@@ -100,7 +100,7 @@ def module_name(path: Path) -> str:
 
 
 def imports() -> dict[str, set[str]]:
-    """Return the modules of ours that each imports, at its top, in functions or for types."""
+    """Return our modules that each module imports, including in functions and for types."""
     known = {module_name(file.relative_to(ROOT)) for file in FILES}
     found: dict[str, set[str]] = {}
     for path, _, tree in trees():
@@ -161,16 +161,16 @@ def test_code_shape_is_printed() -> None:
 
 
 @pytest.mark.parametrize("kind", MAX_LINES)
-def test_nothing_is_longer_than_a_reader_can_hold(kind: str) -> None:
+def test_parts_are_not_longer_than_their_limit(kind: str) -> None:
     limit = MAX_LINES[kind]
     found = {p.name: p.num_lines for p in parts() if p.kind == kind and p.num_lines > limit}
-    assert {name: lines for name, lines in found.items() if name not in WHOLE} == {}
+    assert {name: lines for name, lines in found.items() if name not in EXCEPTIONS} == {}
 
 
 def test_exceptions_to_length_are_needed_and_have_a_reason() -> None:
     longer = {part.name for part in parts() if part.num_lines > MAX_LINES[part.kind]}
-    assert set(WHOLE) <= longer
-    assert all(WHOLE.values())
+    assert set(EXCEPTIONS) <= longer
+    assert all(EXCEPTIONS.values())
 
 
 def test_modules_import_each_other_without_cycles() -> None:
@@ -185,14 +185,14 @@ def test_everything_public_has_a_docstring() -> None:
     assert list(without_docstring()) == []
 
 
-def test_any_stands_for_few_types() -> None:
+def test_any_is_used_on_few_lines() -> None:
     found = lines_with_any()
     assert len(found) <= MAX_ANY, found
 
 
 @pytest.mark.parametrize("text", ['body["', 'rpartition("-")'])
-def test_only_events_read_what_the_journal_holds(text: str) -> None:
-    """Everybody else has typed events and keys."""
+def test_only_events_module_reads_event_bodies(text: str) -> None:
+    """All other modules use typed events and keys."""
     found = [
         f"{path}:{number}"
         for path, content, _ in trees()

@@ -1,4 +1,4 @@
-"""The pages say what is so: their study file is one, their links lead somewhere."""
+"""Check the study file, links, commands and file names in the documentation."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def test_readme_study_file_is_well_formed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_link_to_what_exists(page: Path) -> None:
+def test_pages_have_no_broken_links(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_readme_first_walk_names_commands_that_exist() -> None:
-    walked = re.findall(r"^sftsearch (\w+)", PAGES[0].read_text(), flags=re.MULTILINE)
-    assert len(walked) >= 7
-    assert set(walked) <= set(main.commands)
+def test_readme_quick_start_uses_existing_commands() -> None:
+    commands = re.findall(r"^sftsearch (\w+)", PAGES[0].read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 7
+    assert set(commands) <= set(main.commands)
 
 
-def test_readme_tree_names_what_exists() -> None:
+def test_readme_tree_lists_existing_files() -> None:
     named = re.findall(r"\b(\w+\.(?:py|md)|\w+(?=/))", TREE)
     assert len(named) > 30
     present = {path.name for pattern in ("*", "*/*", "*/*/*") for path in ROOT.glob(pattern)}
     assert [name for name in named if name not in present] == []
 
 
-def test_readme_tree_names_every_sub_package() -> None:
+def test_readme_tree_lists_every_sub_package() -> None:
     packages = {path.parent.name for path in ROOT.glob("orchestrator/*/__init__.py")}
     assert [name for name in sorted(packages) if f"\n  {name}/" not in TREE] == []

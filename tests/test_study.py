@@ -1,4 +1,4 @@
-"""The whole path on real Ray and MLflow: a small study, resumed, extended, confirmed, refused."""
+"""Run, resume, extend and confirm small studies on real Ray and MLflow."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ pytestmark = [pytest.mark.medium, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Any:
-    """One Ray for this file's studies: starting it takes seconds."""
+    """Start Ray once for this file, because it takes seconds."""
     with connected(None):
         yield
 
@@ -74,7 +74,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_the_front_comes_out_of_real_trials(finished: StudyResult) -> None:
+def test_run_study_reports_the_front_of_real_trials(finished: StudyResult) -> None:
     assert finished.complete
     assert finished.tracking_problem == ""
     assert [trial.status for trial in finished.record.trials] == ["finished"] * 8
@@ -92,7 +92,7 @@ def test_the_front_comes_out_of_real_trials(finished: StudyResult) -> None:
         assert trial.test_values is None
 
 
-def test_mlflow_alone_holds_the_same_record(finished: StudyResult) -> None:
+def test_mlflow_has_the_same_record(finished: StudyResult) -> None:
     runs = finished.folder.parent
     assert read_study(finished.tracking_uri, "small", runs) == finished.record
     client = open_client(finished.tracking_uri, runs)
@@ -116,7 +116,7 @@ def test_mlflow_alone_holds_the_same_record(finished: StudyResult) -> None:
 def test_resumed_run_reads_the_journal_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the last line, by which the mirror sees that the journal is the one it knows."""
+    """Only the last event is read twice: the mirror compares it with its bookkeeping."""
     runs = tmp_path / "runs"
     first = run_study(write(tmp_path, trials=4), runs=runs, formats=())
     before = sum(1 for _ in read_events(first.folder))
@@ -134,7 +134,7 @@ def test_resumed_run_reads_the_journal_once(
     assert max(read.values()) == 2
 
 
-def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: StudyResult) -> None:
+def test_trial_value_is_the_mean_of_the_last_three_epochs(finished: StudyResult) -> None:
     trial = finished.record.trials[0]
     epochs = [
         event.body["metrics"]["top1"]
@@ -145,7 +145,7 @@ def test_the_value_of_a_trial_is_the_mean_of_its_last_three_epochs(finished: Stu
     assert trial.values["top1"] == pytest.approx(sum(epochs) / 3, rel=1e-12)
 
 
-def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: StudyResult) -> None:
+def test_trial_folder_has_weights_and_log_but_no_checkpoint(finished: StudyResult) -> None:
     for trial in finished.record.trials:
         folder = Path(studies.trial_folder(finished.folder, trial.key))
         assert sorted(file.name for file in folder.iterdir()) == [
@@ -158,7 +158,7 @@ def test_no_checkpoint_is_left_and_every_trial_has_weights_and_a_log(finished: S
     assert "finished after" in shown.output
 
 
-def test_what_exists_is_not_run_over(finished: StudyResult, tmp_path: Path) -> None:
+def test_run_refuses_an_existing_study(finished: StudyResult, tmp_path: Path) -> None:
     runs = finished.folder.parent
     before = len(list(read_events(finished.folder)))
     again = call("run", write(tmp_path), "--runs", runs)
@@ -174,7 +174,7 @@ def test_what_exists_is_not_run_over(finished: StudyResult, tmp_path: Path) -> N
     assert len(list(read_events(finished.folder))) == before
 
 
-def test_a_larger_budget_extends_and_an_equal_one_changes_nothing(tmp_path: Path) -> None:
+def test_resume_extends_with_a_larger_budget_only(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     first = run_study(write(tmp_path, trials=2), runs=runs, formats=())
     second = run_study(write(tmp_path, trials=4), runs=runs, resume=True, formats=())
@@ -186,7 +186,7 @@ def test_a_larger_budget_extends_and_an_equal_one_changes_nothing(tmp_path: Path
 
 
 class QuickWorker:
-    """Trains nothing: three epochs whose accuracy grows with the width."""
+    """Worker that trains nothing: three epochs whose accuracy grows with the width."""
 
     def start(self, job: Any) -> None:
         self.job, self.epoch = job, job.num_journalled
@@ -201,44 +201,48 @@ class QuickWorker:
         return report
 
 
-class DiesBeforeAVerdict(StudyCallback):
-    """A driver that is gone when it has heard of an epoch and not yet judged the trial by it."""
+class DiesBeforeDecision(StudyCallback):
+    """Callback that fails after the report of an epoch, before the early-stopping decision."""
 
     def on_event(self, entry: Entry) -> None:
         if entry.event.kind == "epoch" and entry.event.epoch == 2:
             raise BackupError("the machine dies here")
 
 
-class Listening(StudyCallback):
-    """Notes every event it hears."""
+class Recorder(StudyCallback):
+    """Callback that records events and notices."""
 
     def __init__(self) -> None:
-        self.heard: list[Entry] = []
+        self.entries: list[Entry] = []
+        self.notices: list[str] = []
 
     def on_event(self, entry: Entry) -> None:
-        self.heard.append(entry)
+        self.entries.append(entry)
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
 
 
-def test_resumed_study_lets_its_callback_hear_what_it_decides_first(tmp_path: Path) -> None:
+def test_resumed_study_calls_back_for_its_first_decision(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
     rule = "replicates: 1, early_stopping: {kind: median, min_epochs: 1}"
     file.write_text(text.replace("replicates: 2", rule))
     with pytest.raises(BackupError, match="the machine dies here"):
         run_study(
-            file, runs=tmp_path, worker=QuickWorker, callback=DiesBeforeAVerdict(), formats=()
+            file, runs=tmp_path, worker=QuickWorker, callback=DiesBeforeDecision(), formats=()
         )
     folder = tmp_path / "small"
     before = max(event.id for event in read_events(folder))
-    callback = Listening()
+    callback = Recorder()
     run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, callback=callback, formats=())
     written = [event for event in read_events(folder, after=before) if event.kind != "opened"]
-    assert [entry.id for entry in callback.heard] == [event.id for event in written]
+    assert [entry.id for entry in callback.entries] == [event.id for event in written]
     assert written[0].kind in ("judged", "stopped")
 
 
-def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:
-    """Also after the reported configurations were chosen and had their fresh replicates."""
+def test_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:
+    """Also after the fresh replicates of the reported configurations."""
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
 
     def run(max_epochs: int) -> StudyResult:
@@ -271,8 +275,8 @@ def test_a_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -
     assert read_study(higher.tracking_uri, "small", tmp_path) == higher.record
 
 
-def test_hours_count_only_while_a_driver_runs_trials(tmp_path: Path) -> None:
-    """What lies between two drivers does not, whoever writes to the journal meanwhile."""
+def test_hours_count_only_while_trials_run(tmp_path: Path) -> None:
+    """Time between two drivers does not count, even if events are written in it."""
 
     def run(trials: int) -> StudyResult:
         file = tmp_path / "small.yaml"
@@ -301,8 +305,8 @@ def test_equal_trials_have_equal_values_in_other_processes(
             assert trial.values[name] == same.values[name], name
 
 
-def test_a_regression_is_searched_for_its_own_metric(tmp_path: Path) -> None:
-    """Without objectives in the file: the less its mean absolute error the better."""
+def test_regression_minimizes_its_own_metric(tmp_path: Path) -> None:
+    """Without objectives in the file the mean absolute error is minimized."""
     file = tmp_path / "rating.yaml"
     text = STUDY.format(trials=4, dims="[8, 16]", concurrent="auto")
     text = text.replace("kind: synthetic", "kind: synthetic_rating").replace(
@@ -311,16 +315,16 @@ def test_a_regression_is_searched_for_its_own_metric(tmp_path: Path) -> None:
     file.write_text(text.replace("name: small", "name: rating").replace("epochs: 3", "epochs: 1"))
     result = run_study(file, runs=tmp_path, formats=("json",))
     assert result.record.objectives == (("mae", "minimize"), ("gflops", "minimize"))
-    assert studies.axes_of(result.record) == ("gflops", "mae")
+    assert (result.analysis.front.x, result.analysis.front.y) == ("gflops", "mae")
     assert result.sampler_study is not None
     assert len(result.record.trials) == 4
     values = [(t.values["mae"], t.values["gflops"]) for t in result.record.trials]
     on_front = {one for one in values if not any(a < one[0] and b < one[1] for a, b in values)}
-    told = {tuple(trial.values) for trial in result.sampler_study.best_trials}
-    assert told == on_front
+    best = {tuple(trial.values) for trial in result.sampler_study.best_trials}
+    assert best == on_front
 
 
-def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
+def test_confirm_evaluates_the_test_split_once(finished: StudyResult) -> None:
     runs = finished.folder.parent
     before = call("pareto", "small", "--runs", runs, "--json")
     assert "test" not in json.loads(before.output)["configurations"][0].get("values", {})
@@ -329,10 +333,11 @@ def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
     on_front = [trial for trial in confirmed.trials if trial.test_values]
     assert 0 < len(on_front) <= len(confirmed.trials)
     assert {trial.seed for trial in on_front} == {0, 1}
-    looks = [event for event in read_events(finished.folder) if event.kind == "confirmed"]
+    recorded = [event for event in read_events(finished.folder) if event.kind == "confirmed"]
     again = call("confirm", "small", "--runs", runs, "--json")
     assert again.exit_code == 0, again.output
-    assert [event for event in read_events(finished.folder) if event.kind == "confirmed"] == looks
+    after = [event for event in read_events(finished.folder) if event.kind == "confirmed"]
+    assert after == recorded
     assert read_study(finished.tracking_uri, "small", runs) == read_record(finished.folder)
     for trial in on_front:
         assert trial.test_values is not None
@@ -345,7 +350,7 @@ def test_confirming_opens_the_test_split_once(finished: StudyResult) -> None:
     assert "was confirmed" in more.output
 
 
-def test_of_fresh_replicates_only_those_are_looked_at(tmp_path: Path) -> None:
+def test_confirm_evaluates_only_fresh_replicates(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     text = STUDY.format(trials=2, dims="[8]", concurrent="auto")
     file.write_text(text.replace("replicates: 2", "replicates: {min: 1, max: 1, fresh: 2}"))
@@ -354,26 +359,26 @@ def test_of_fresh_replicates_only_those_are_looked_at(tmp_path: Path) -> None:
     fresh = {f"{identity}-{seed}" for identity, own in result.record.fresh.items() for seed in own}
     assert fresh
     confirmed = confirm.confirm_study(result.folder)
-    looked_at = {trial.key for trial in confirmed.trials if trial.test_values}
-    assert looked_at
-    assert looked_at <= fresh  # of the chosen ones, those still on the front
-    assert {key.rpartition("-")[2] for key in looked_at} == {"1", "2"}
-    (look,) = [event for event in read_events(result.folder) if event.kind == "confirmed"]
-    assert look.body["trials"].keys() == looked_at
+    evaluated = {trial.key for trial in confirmed.trials if trial.test_values}
+    assert evaluated
+    assert evaluated <= fresh  # those of configurations still on the front
+    assert {key.rpartition("-")[2] for key in evaluated} == {"1", "2"}
+    (event,) = [event for event in read_events(result.folder) if event.kind == "confirmed"]
+    assert event.body["trials"].keys() == evaluated
 
 
-def test_a_recorded_table_is_not_confirmed(tmp_path: Path) -> None:
+def test_confirm_refuses_a_recorded_table(tmp_path: Path) -> None:
     file = write(tmp_path, trials=2)
     with Journal(tmp_path / "small") as journal:
         journal.append("recorded")
     run_study(file, runs=tmp_path, resume=True, worker=QuickWorker, formats=())
-    said = call("confirm", "small", "--runs", tmp_path)
-    assert said.exit_code == 1
-    assert "is a recorded table: its trials looked at the test split" in said.output
+    result = call("confirm", "small", "--runs", tmp_path)
+    assert result.exit_code == 1
+    assert "is a recorded table: its trials evaluated the test split" in result.output
     assert "confirmed" not in {event.kind for event in read_events(tmp_path / "small")}
 
 
-def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
+def test_confirm_refuses_an_unfinished_study(tmp_path: Path) -> None:
     run_study(write(tmp_path, trials=2), runs=tmp_path, formats=())
     with Journal(tmp_path / "small") as journal:
         journal.append("opened", trials=4, slots=1)
@@ -382,34 +387,34 @@ def test_an_unfinished_study_cannot_be_confirmed(tmp_path: Path) -> None:
 
 
 class BreakingWorker:
-    """Fails in every way a trial can, one after another."""
+    """Worker that fails in every way a trial can."""
 
     def start(self, job: Any) -> None:
         self.job = job
 
     def step(self) -> dict[str, Any]:
-        fate = (self.job.parameters["dim"], self.job.seed)
-        if fate == (8, 0):
-            os._exit(1)  # as the kernel does to a process that takes too much memory
-        if fate == (8, 1):
+        case = (self.job.parameters["dim"], self.job.seed)
+        if case == (8, 0):
+            os._exit(1)  # as when the kernel kills a process that uses too much memory
+        if case == (8, 1):
             raise RuntimeError("a bug in the worker itself")
-        if fate == (16, 0):
+        if case == (16, 0):
             return {"epochs": [{"epoch": 1, "top1": float("nan")}]}
         values = {"top1": 0.5, **self.job.cost}
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
-def test_whatever_a_trial_does_the_study_goes_on(tmp_path: Path) -> None:
+def test_study_continues_after_failed_trials(tmp_path: Path) -> None:
     result = run_study(
         write(tmp_path, concurrent="1"), runs=tmp_path, worker=BreakingWorker, formats=()
     )
     assert result.complete
-    by_fate: dict[tuple[int, int], set[str]] = {}
+    by_case: dict[tuple[int, int], set[str]] = {}
     for trial in result.record.trials:
-        fate = (trial.configuration["dim"], trial.seed)
-        by_fate.setdefault(fate, set()).add(trial.reason or trial.status)
+        case = (trial.configuration["dim"], trial.seed)
+        by_case.setdefault(case, set()).add(trial.reason or trial.status)
     died = "the worker process died (out of memory, killed, or lost with its node)"
-    assert by_fate == {
+    assert by_case == {
         (8, 0): {died},
         (8, 1): {"RuntimeError: a bug in the worker itself"},
         (16, 0): {"`top1` is not finite in epoch 1"},
@@ -418,33 +423,28 @@ def test_whatever_a_trial_does_the_study_goes_on(tmp_path: Path) -> None:
     assert read_study(result.tracking_uri, "small", tmp_path) == result.record
 
 
-def test_more_than_the_machine_has_is_refused_at_once(tmp_path: Path) -> None:
+def test_run_study_refuses_more_resources_than_the_machine_has(tmp_path: Path) -> None:
     file = write(tmp_path)
     file.write_text(file.read_text().replace("cpus: 1,", "cpus: 1000,"))
-    with pytest.raises(UserError, match="A trial asks for 1000 CPUs and 0 GPUs, but Ray has"):
+    with pytest.raises(UserError, match="A trial requests 1000 CPUs and 0 GPUs, but the largest"):
         run_study(file, runs=tmp_path)
     file.write_text(file.read_text().replace("cpus: 1000,", "cpus: 1, gpus: 0.5,"))
-    with pytest.raises(UserError, match=r"1 CPUs and 0\.5 GPUs, but Ray has"):
+    with pytest.raises(UserError, match=r"1 CPUs and 0\.5 GPUs, but the largest"):
         run_study(file, runs=tmp_path, resume=True)
 
 
-def test_a_study_begins_with_another_and_says_so(tmp_path: Path) -> None:
+def test_warm_start_is_recorded_and_reported(tmp_path: Path) -> None:
     file, runs = tmp_path / "small.yaml", tmp_path / "runs"
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
     text = text.replace("{kind: exhaustive}", "ehvi")
     file.write_text(text.replace("name: small", "name: other"))
     run_study(file, runs=runs, worker=QuickWorker, formats=())
-    heard: list[str] = []
-
-    class Hearing(StudyCallback):
-        def on_notice(self, text: str) -> None:
-            heard.append(text)
-
+    callback = Recorder()
     file.write_text(f"{text}warm_start: {{study: other}}\n")
-    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), callback=Hearing())
+    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), callback=callback)
     assert begun.complete
-    assert len(heard) == 1
-    assert "4 of its 4 configurations are in this space" in heard[0]
+    assert len(callback.notices) == 1
+    assert "4 of its 4 configurations are in this space" in callback.notices[0]
     assert len(begun.record.trials) == 8
     kinds = [event.kind for event in read_events(begun.folder)]
     assert kinds.index("imported") < kinds.index("proposed")
@@ -459,7 +459,7 @@ def test_a_study_begins_with_another_and_says_so(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ recorded tables
 
 
-def test_a_space_is_recorded_and_searches_are_simulated_on_it(tmp_path: Path) -> None:
+def test_table_is_recorded_and_simulate_runs_on_it(tmp_path: Path) -> None:
     file, out = write(tmp_path, trials=4, dims="[8]"), tmp_path / "tables" / "small.parquet"
     where = ("--out", out, "--runs", tmp_path / "runs")
     done = call("table", file, *where, "--near", 1, "--near-replicates", 3)
@@ -471,17 +471,17 @@ def test_a_space_is_recorded_and_searches_are_simulated_on_it(tmp_path: Path) ->
     assert "15 rows" in again.output
     simulated = call("simulate", file, "--table", out, "--json")
     assert simulated.exit_code == 0, simulated.output
-    told = json.loads(simulated.stdout)
-    assert (told["finished"], told["reused"]) == (4, 0)
-    assert 0 <= told["regret"] < 0.75  # below what chance alone would lack
+    output = json.loads(simulated.stdout)
+    assert (output["finished"], output["reused"]) == (4, 0)
+    assert 0 <= output["regret"] < 0.75  # below the regret of chance
 
 
-def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+def test_table_refuses_other_samplers(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(
         STUDY.format(trials=4, dims="[8]", concurrent="1").replace("exhaustive", "random")
     )
-    said = call("table", file, "--out", tmp_path / "t.parquet", "--runs", tmp_path)
-    assert said.exit_code == 1
-    assert "a table is recorded with `sampler: exhaustive`" in said.output
+    result = call("table", file, "--out", tmp_path / "t.parquet", "--runs", tmp_path)
+    assert result.exit_code == 1
+    assert "recording a table requires `sampler: exhaustive`" in result.output
     assert not (tmp_path / "t.parquet").exists()

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Builds the source distribution, the wheel from it, installs the wheel away from the checkout, and
-# uses it there. Dependencies come from the environment the tests run in; nothing of ours does.
-# Run with `make wheel`.
+# Builds a source distribution and from it a wheel, installs the wheel outside of the checkout, and
+# uses it there. Dependencies come from the environment of the tests. Run with `make wheel`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
@@ -12,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 say() { printf '%s\n' "wheel: $*"; }
 
 say 'building the source distribution, and the wheel from it'
-# From a copy of what git knows: stale build folders of the checkout must not get in.
+# From a copy of the files in git, without stale build folders.
 mkdir "$work/source"
 git ls-files -z --cached --others --exclude-standard | xargs -0 -I{} sh -c \
   'test ! -f "$1" || cp --parents "$1" "$2"' _ {} "$work/source"
@@ -20,7 +19,7 @@ git ls-files -z --cached --others --exclude-standard | xargs -0 -I{} sh -c \
   { cat "$work/build.log"; exit 1; }
 wheel=$(echo "$work"/dist/*.whl)
 
-say "what is inside $(basename "$wheel")"
+say "checking the content of $(basename "$wheel")"
 "$python" - "$wheel" "$work/source" << 'PYTHON'
 import sys
 import zipfile
@@ -36,7 +35,7 @@ expected = {
     if path.is_file()
 }
 ours = {name for name in names if ".dist-info/" not in name}
-assert ours == expected, f"lacking {expected - ours}, too much {ours - expected}"
+assert ours == expected, f"missing {expected - ours}, unexpected {ours - expected}"
 info = {name.split(".dist-info/")[1] for name in names - ours}
 for name in ("licenses/LICENSE", "licenses/datasets/shipped/ATTRIBUTION.md", "entry_points.txt"):
     assert name in info, f"{name} is not in {sorted(info)}"
@@ -47,8 +46,8 @@ say 'installing it into a fresh environment'
 site=$("$work/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')
 "$python" -m pip --python "$work/venv/bin/python" install --quiet --disable-pip-version-check \
   --no-deps --no-index "$wheel"
-# The dependencies, behind what is installed here; the .pth files of that folder, and with them the
-# editable install of the checkout, are not read.
+# Append the dependencies to the path. The .pth files of that folder, and so the editable install of
+# the checkout, are not read.
 "$python" -c 'import site; print(site.getsitepackages()[0])' > "$site/dependencies.pth"
 
 mkdir "$work/empty"
@@ -56,7 +55,7 @@ cd "$work/empty"
 export PYTHONPATH='' SFTSEARCH_CACHE="$work/cache"
 unset SFTSEARCH_RUNS
 
-say 'importing every module from there'
+say 'importing every installed module'
 "$work/venv/bin/python" -W error::ImportWarning - "$checkout" << 'PYTHON'
 import importlib
 import pkgutil
@@ -73,13 +72,13 @@ modules += [f"sftsearch.datasets.{path.stem}" for path in folder.glob("*.py")]
 assert len(modules) > 40, modules
 for name in modules:
     module = importlib.import_module(name)
-    place = Path(module.__file__ or next(iter(module.__path__)))
-    assert not place.is_relative_to(checkout) or ".venv" in place.parts, f"{name} is {place}"
-    assert place.is_relative_to(sys.prefix), f"{name} is {place}"
+    path = Path(module.__file__ or next(iter(module.__path__)))
+    assert not path.is_relative_to(checkout) or ".venv" in path.parts, f"{name} is {path}"
+    assert path.is_relative_to(sys.prefix), f"{name} is {path}"
 assert "datasets" not in sys.modules, "the bare name `datasets` was imported"
 PYTHON
 
-say 'leaving the name `datasets` to Hugging Face, also in the checkout'
+say 'checking that `import datasets` finds Hugging Face, also in the checkout'
 mkdir "$work/huggingface"
 mkdir "$work/huggingface/datasets"
 echo 'OWNER = "Hugging Face"' > "$work/huggingface/datasets/__init__.py"
@@ -92,23 +91,23 @@ for folder in "$work/empty" "$checkout"; do
 import datasets; assert datasets.OWNER == 'Hugging Face'")
 done
 
-# says WORDS ARGUMENT... fails unless the command's output has the words.
-says() {
+# output_has WORDS ARGUMENT... fails unless the command's output has the words.
+output_has() {
   local words=$1
   shift
-  "$work/venv/bin/sftsearch" "$@" > "$work/said.txt"
-  grep -q -- "$words" "$work/said.txt" || { say "no '$words' in the output of: sftsearch $*"; exit 1; }
+  "$work/venv/bin/sftsearch" "$@" > "$work/output.txt"
+  grep -q -- "$words" "$work/output.txt" || { say "no '$words' in the output of: sftsearch $*"; exit 1; }
 }
 
 say 'using the command'
-says 'sftsearch check' --help
-says "$(basename "$wheel" | cut -d- -f2)" --version
-says '^sft ' models
-says 'CC BY 4.0' data info wearables
-says 'well-formed' check stride
-says 'stride=128' price stride_paper --no-time
-says 'No studies' list
-says 'StudyFile' schema
-test -z "$(ls)" || { say "a command left $(ls) in the folder it was called in"; exit 1; }
+output_has 'sftsearch check' --help
+output_has "$(basename "$wheel" | cut -d- -f2)" --version
+output_has '^sft ' models
+output_has 'CC BY 4.0' data info wearables
+output_has 'is valid' check stride
+output_has 'stride=128' price stride_paper --no-time
+output_has 'No studies' list
+output_has 'StudyFile' schema
+test -z "$(ls)" || { say "a command left $(ls) in the current folder"; exit 1; }
 
-say 'well'
+say 'ok'

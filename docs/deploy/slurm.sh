@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A study on the nodes of a SLURM job: sbatch slurm.sh STUDY.yaml /shared/runs
+# Run a study on the nodes of a SLURM job: sbatch slurm.sh STUDY.yaml /shared/runs
 #SBATCH --job-name=sftsearch
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -7,14 +7,14 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-# Five minutes before the end no new trials begin; then the job is queued again, and goes on.
+# Five minutes before the time limit no new trials start; the job is then requeued and resumes.
 #SBATCH --signal=B:INT@300
 set -euo pipefail
 study=${1:?usage: sbatch slurm.sh STUDY.yaml RUNS}
 runs=${2:?usage: sbatch slurm.sh STUDY.yaml RUNS}
-port=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # of its own, where two jobs share a node
+port=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}  # differs by job, because two jobs may share a node
 
-# Whoever reaches Ray's ports could run code: all nodes ask for a token, new for each job.
+# Anyone who can reach Ray's ports could run code: all nodes require a token, new for each job.
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 

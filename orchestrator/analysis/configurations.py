@@ -1,9 +1,8 @@
-"""Sum up a configuration's trials: means over its replicates, and whether it has all of them.
+"""Summarize each configuration: status, means and deviations over its replicates.
 
-Accuracy is the mean over a configuration's replicates: seeds, and folds where the study has them.
-Where a configuration has fresh replicates, which it got after it was chosen, its figures are of
-those alone. Replicates of other folds are compared after what is estimated of how hard the folds
-are is taken out.
+A configuration with fresh replicates (trained after it was chosen for the report) is summarized by
+those alone, because the choice biases the others. With folds, estimated fold effects are subtracted
+first, so that replicates of different folds are comparable.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Hold how much more accurate a configuration (or model) is than another, and how surely."""
+    """The difference of y between a configuration (or family) and another one."""
 
     other: str
-    """Id of the other configuration (or the model's name)."""
+    """Id of the other configuration (or name of the family)."""
     mean: float
     interval: Interval | None
-    """None where no groups were recorded, or the metric is not counted by group."""
+    """95 % interval; None without counts by group."""
 
     @property
     def within_noise(self) -> bool:
-        """Tell whether the interval holds 0: the data do not tell the two apart."""
+        """Return whether the interval contains 0."""
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfigurationSummary:
-    """Hold a point of the search space with what its trials gave: a row of the table."""
+    """A configuration and the results of its trials: a row of the table."""
 
     configuration_id: str
     model: str
@@ -55,70 +54,74 @@ class ConfigurationSummary:
     reasons: tuple[str, ...] = ()
     """Why it is not finished; empty if it is."""
     seeds: tuple[int, ...] = ()
-    """The finished replicates that its values are of; see `is_fresh`."""
+    """The finished replicates that `values` are means of; see `is_fresh`."""
     is_fresh: bool = False
-    """Whether they are those it got after it was chosen to be reported, and no others."""
+    """Whether `seeds` are only fresh replicates, trained after the choice for the report."""
     num_finished: int = 0
-    """All its finished replicates."""
+    """Number of all finished replicates."""
     values: dict[str, float] = field(default_factory=dict)
-    """Means over `seeds`; where nothing finished, what is known without training."""
+    """Means over `seeds`; if no trial has finished, the exact costs."""
     deviations: dict[str, float] = field(default_factory=dict)
-    """Standard deviations over `seeds` (n - 1); empty with fewer than two."""
+    """Sample standard deviations over `seeds`; empty with fewer than two."""
     groups: tuple[Groups, ...] = ()
-    """Validation counts, one of each of `seeds`."""
+    """Validation counts by group, one mapping per seed."""
     ended: float = 0.0
-    """When as many of its trials as it needs had finished, unix seconds."""
+    """When the last of the required trials finished, Unix seconds."""
     interval: Interval | None = None
-    """Of the mean accuracy."""
+    """95 % interval of the mean accuracy."""
     front_probability: float | None = None
-    """How likely it is on the front; see `Front.front_probability_is`."""
+    """Probability of being on the front; see `Front.front_probability_source`."""
     on_front: bool = False
     is_knee: bool = False
     is_thinned: bool = False
-    """On the front, but left out of it because another hardly differs; see `front.summarise`."""
+    """Removed from the front because another point is almost equal; see `FrontOptions.thin`."""
     difference: Difference | None = None
-    """On the front: to the next cheaper front point. Else: to the front point at or below its
+    """To the next cheaper front point; off the front: to the best front point at or below its
     cost."""
     test_values: dict[str, float] = field(default_factory=dict)
     test_interval: Interval | None = None
 
     @property
     def indistinguishable(self) -> bool:
-        """Tell whether it is off the front by no more than noise."""
+        """Return whether it is off the front and its difference from the front is within noise."""
         return not self.on_front and self.difference is not None and self.difference.within_noise
 
 
-def summarise_configurations(study: StudyRecord, x: str, y: str) -> list[ConfigurationSummary]:
+def summarize_configurations(study: StudyRecord, x: str, y: str) -> list[ConfigurationSummary]:
     """Return every configuration of a study with its means, without comparisons.
 
-    It is finished when it has as many finished replicates as every one has, all with a finite `x`
-    and `y`, and none was stopped.
+    A configuration is finished if it has all required replicates, their `x` and `y` are finite, and
+    none was stopped.
     """
     effects = _fold_effects(study, y)
     return [
-        _summarise(trials, study, x, y, effects) for trials in _by_configuration(study).values()
+        _summarize(trials, study, x, y, effects) for trials in _by_configuration(study).values()
     ]
 
 
 def add_test_values(
     finished: Sequence[ConfigurationSummary], study: StudyRecord, y: str
 ) -> list[ConfigurationSummary]:
-    """Add the test values of a confirmed study, and the intervals of y where it is counted."""
+    """Add the test values of a confirmed study, with intervals if y is counted by group."""
     if not study.confirmed:
         return list(finished)
     trials = _by_configuration(study)
-    tested = []
-    for c in finished:
+    tested: list[ConfigurationSummary] = []
+    groups: dict[int, list[Groups]] = {}
+    for number, c in enumerate(finished):
         opened = [t for t in trials[c.configuration_id] if t.test_values is not None]
         opened = [t for t in opened if t.seed in c.seeds] or opened
         found = [t.test_values for t in opened if t.test_values is not None]
         names = dict.fromkeys(name for values in found for name in values)
         means = {n: statistics.fmean(v[n] for v in found if n in v) for n in names}
-        seeds = [t.test_groups for t in opened if t.test_groups]
-        interval = None
-        if metric(y).is_counted and seeds and len(seeds) == len(opened):
-            interval = bootstrap.percentile_interval(bootstrap.resample_accuracies([seeds])[:, 0])
-        tested.append(replace(c, test_values=means, test_interval=interval))
+        tested.append(replace(c, test_values=means))
+        counts = [t.test_groups for t in opened if t.test_groups]
+        if metric(y).is_counted and counts and len(counts) == len(opened):
+            groups[number] = counts
+    draws = bootstrap.resample_accuracies(list(groups.values()))
+    for column, number in enumerate(groups):
+        interval = bootstrap.percentile_interval(draws[:, column])
+        tested[number] = replace(tested[number], test_interval=interval)
     return tested
 
 
@@ -130,30 +133,46 @@ def _by_configuration(study: StudyRecord) -> dict[str, list[TrialRecord]]:
 
 
 def _fold_effects(study: StudyRecord, y: str) -> Mapping[int, float]:
-    """Return how much more than on others is reached on each fold, of a study with folds."""
-    if study.folds is None or metric(y).is_cost:
+    """Estimate the fold effects of a study."""
+    return fold_effects(
+        [
+            (t.configuration_id, t.seed, t.values[y])
+            for t in study.trials
+            if t.status == "finished" and math.isfinite(t.values.get(y, math.nan))
+        ],
+        y,
+        folds=study.folds,
+    )
+
+
+def fold_effects(
+    scores: Sequence[tuple[str, int, float]], y: str, *, folds: int | None
+) -> dict[int, float]:
+    """Estimate how much each fold raises or lowers `y`; empty without folds.
+
+    Args:
+        scores: configuration, replicate and `y` of each finished trial.
+        y: the metric; costs do not depend on the fold.
+        folds: the number of folds.
+    """
+    if folds is None or metric(y).is_cost:
         return {}
-    cells = [
-        (t.configuration_id, t.seed, t.values[y])
-        for t in study.trials
-        if t.status == "finished" and math.isfinite(t.values.get(y, math.nan))
-    ]
-    rows = {name: n for n, name in enumerate(dict.fromkeys(name for name, *_ in cells))}
-    values_CR = np.full((len(rows), max((seed for _, seed, _ in cells), default=0) + 1), np.nan)
-    for name, seed, value in cells:
+    rows = {name: n for n, name in enumerate(dict.fromkeys(name for name, *_ in scores))}
+    values_CR = np.full((len(rows), max((seed for _, seed, _ in scores), default=0) + 1), np.nan)
+    for name, seed, value in scores:
         values_CR[rows[name], seed] = value
-    effects_K = additive_means(values_CR, np.arange(values_CR.shape[1]) % study.folds).effects
+    effects_K = additive_means(values_CR, np.arange(values_CR.shape[1]) % folds).effects
     return dict(enumerate(effects_K.tolist()))
 
 
-def _summarise(
+def _summarize(
     trials: Sequence[TrialRecord],
     study: StudyRecord,
     x: str,
     y: str,
     effects: Mapping[int, float],
 ) -> ConfigurationSummary:
-    """Return the mean over replicates of one configuration's trials."""
+    """Summarize the trials of one configuration."""
     finished = sorted((t for t in trials if t.status == "finished"), key=lambda t: t.seed)
     fresh = [t for t in finished if t.seed in study.fresh.get(t.configuration_id, ())]
     used = fresh or finished

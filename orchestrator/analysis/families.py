@@ -1,11 +1,11 @@
-"""Compare families of configurations fairly: at equal compute and at equal tuning.
+"""Compare families of configurations at equal compute and at equal tuning.
 
-A family is a model, or a model with its values of some parameters (`pooling`, `mixup`, ...).
+A family is a model, or a model with fixed values of some parameters (`pooling`, `mixup`, ...).
 
-Equal compute: for each of some costs, the best configuration of every family that costs no more.
+Equal compute: the best configuration of every family at or below each of some costs.
 
-Equal tuning: the best of more tries is better by luck alone, so every family is credited with the
-expected best of as many configurations as the least tried family ran.
+Equal tuning: the best of more configurations is higher by chance alone. So every family is compared
+by the expected best of k configurations, where k is the size of the smallest family.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.schema import Branch
 
 NUM_LEVELS = 4
-"""Costs of the front that are compared at; the highest cost of all comes last."""
+"""Number of front costs to compare at; the highest cost of all follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BestOfFamily:
-    """Hold the best configuration of a family that costs no more than a level."""
+    """The best configuration of a family at or below a cost."""
 
     family: str
     configuration_id: str
     value: float
     interval: Interval | None
     difference: Difference | None
-    """To the best family of the level; None of itself."""
+    """To the best family at this cost; None for the best one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostLevel:
-    """Hold a cost, and the best of every family that has something to offer for it."""
+    """A cost, and the best configuration of every family with one at or below it."""
 
     cost: float
     families: tuple[BestOfFamily, ...]
@@ -59,7 +59,7 @@ class CostLevel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedBest:
-    """Hold what a family is expected to reach with so many tries."""
+    """The expected best accuracy of a family after equal tuning."""
 
     family: str
     num_run: int
@@ -67,22 +67,22 @@ class ExpectedBest:
     value: float
     interval: Interval | None
     difference: Difference | None
-    """To the best family, by its name; None of itself."""
+    """To the best family, by its name; None for the best one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyComparison:
-    """Hold the comparison of a study's families."""
+    """The comparison of a study's families."""
 
     names: tuple[str, ...]
     levels: tuple[CostLevel, ...]
     num_drawn: int
-    """Configurations each family is credited with: as many as the least tried one ran."""
+    """Configurations that the expected best is drawn from: the size of the smallest family."""
     tuned: tuple[ExpectedBest, ...]
 
 
 def families_of(front: Front) -> FamilyComparison | None:
-    """Return the comparison of the families of finished configurations; None of fewer than two."""
+    """Compare the families of finished configurations; None if there are fewer than two."""
     names = tuple(sorted({family_of(c, front.by) for c in front.finished}))
     if len(names) < 2:
         return None
@@ -99,15 +99,15 @@ def families_of(front: Front) -> FamilyComparison | None:
 
 
 def family_of(c: ConfigurationSummary, by: Sequence[str]) -> str:
-    """Return the name of a configuration's family: its model, with the values of `by` it has."""
+    """Return a configuration's family: its model and its values of the parameters `by`."""
     known = [name for name in by if c.parameters.get(name) is not None]
     return " ".join([c.model, *(f"{name}={format_parameter(c, name)}" for name in known)])
 
 
 def names_of_families(space: Sequence[Branch]) -> tuple[str, ...]:
-    """Return the parameters that tell branches of one model apart, as few as do.
+    """Return a small set of parameters that distinguishes branches of the same model.
 
-    They are literals that differ or that some branch lacks, taken in the order of the study file.
+    They are literals that differ or that some branch lacks, in the order of the study file.
     """
     chosen: list[str] = []
     for kind in dict.fromkeys(branch.kind for branch in space):
@@ -133,16 +133,16 @@ def _levels(front: Front) -> list[float]:
     costs = [c.values[front.x] for c in front.points]
     picks = np.linspace(0, len(costs) - 1, min(NUM_LEVELS, len(costs))).round().astype(int)
     every = [c.values[front.x] for c in front.finished]
-    last = max(every) if front.objectives.is_cost_minimized else min(every)
+    last = max(every, key=lambda cost: front.objectives.cost_sign * cost)
     return list(dict.fromkeys([*(costs[i] for i in picks), last]))
 
 
 def _level(front: Front, cost: float) -> CostLevel:
-    sign = 1 if front.objectives.is_cost_minimized else -1
+    sign = front.objectives.cost_sign
     best: dict[str, ConfigurationSummary] = {}
     for c in _by_quality(front, front.finished):
         if sign * c.values[front.x] <= sign * cost:
-            best[family_of(c, front.by)] = c  # the last is the best
+            best[family_of(c, front.by)] = c  # sorted worst first, so the best stays
     ranked = _by_quality(front, list(best.values()))[::-1]
     return CostLevel(
         cost=cost,
@@ -164,26 +164,24 @@ def _level(front: Front, cost: float) -> CostLevel:
 def _by_quality(
     front: Front, configurations: Sequence[ConfigurationSummary]
 ) -> list[ConfigurationSummary]:
-    """Return the configurations from the worst to the best."""
+    """Return the configurations, worst first."""
     return sorted(configurations, key=lambda c: (front.quality(c), c.configuration_id))
 
 
 def _tune(
     front: Front, members: Mapping[str, Sequence[ConfigurationSummary]], num_drawn: int
 ) -> list[ExpectedBest]:
-    """Return what each family reaches, in the order of `members`."""
+    """Return the expected best of each family, in the order of `members`."""
     values, draws = {}, {}
     for name, found in members.items():
         ranked = _by_quality(front, found)
         weights = best_of(len(ranked), num_drawn)
         values[name] = float(weights @ np.array([c.values[front.y] for c in ranked]))
-        # The ranking stays as it is: in each draw anew, the luckiest of near equals would count.
+        # The ranking is fixed: ranking again in each draw would select on noise.
         own = [front.draws[c.configuration_id] for c in ranked if c.configuration_id in front.draws]
         if len(own) == len(ranked):
             draws[name] = weights @ np.stack(own)
-    best = (max if front.objectives.directions[0] == "maximize" else min)(
-        values, key=values.__getitem__
-    )
+    best = max(values, key=lambda name: front.objectives.sign * values[name])
     return [
         ExpectedBest(
             family=name,
@@ -205,14 +203,14 @@ def _behind(
 
 
 def best_of(num_run: int, num_drawn: int) -> NDArray[np.float64]:
-    """Return how likely each configuration is the best of those drawn, worst first, (num_run,).
+    """Return the probability of each configuration to be the best drawn, worst first, (num_run,).
 
-    Of n configurations in rising order, k drawn without replacement, the i-th (from 1) is the
-    best in C(i - 1, k - 1) of the C(n, k) draws: it and k - 1 below it. The weighted sum of their
-    values is the expected best.
+    Of n configurations in rising order, the i-th (from 1) is the best in C(i - 1, k - 1) of the
+    C(n, k) draws of k without replacement. The sum of values weighted by these probabilities is
+    the expected best.
 
     Args:
-        num_run: n, the configurations there are.
+        num_run: n, the number of configurations.
         num_drawn: k, from 1 to n.
 
     Source: the expected validation performance of Dodge et al. 2019, arXiv:1909.03004, eq. 1,

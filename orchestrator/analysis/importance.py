@@ -1,10 +1,10 @@
-"""Find which parameters set the best configurations apart, by what a configuration may cost.
+"""Compute the importance of parameters, by budget.
 
 PED-ANOVA (Watanabe, Bansal & Hutter 2023, "PED-ANOVA: efficiently quantifying hyperparameter
-importance in arbitrary subspaces"): a parameter matters as far as its distribution among the best
-configurations differs from that among all, by the Pearson divergence of the two; for one objective
-and one set of configurations that is its share of the variance of belonging to the best. What
-matters when compute is scarce need not matter when it is not, so every budget band has its own.
+importance in arbitrary subspaces"): the importance of a parameter is the Pearson divergence between
+its distribution among the best configurations and among all. For one objective this is its share of
+the variance of the indicator of the best. Importance may depend on the budget, so it is computed
+for several upper limits of the cost.
 
 Shapes: N configurations, L levels of a parameter. Numpy only.
 """
@@ -30,41 +30,41 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
 
 FEWEST_OF_BAND = 20
-"""Configurations a band needs; of fewer nothing is said."""
+"""Configurations that a band needs; with fewer its importances are empty."""
 MOST_LEVELS = 20
-"""A number with more values than this is cut into as many bins of equally many values."""
+"""A number with more values than this is divided into this many equal-count bins."""
 PRIOR_WEIGHT = 1.0
-"""Configurations spread evenly over the levels, added to each density."""
+"""Pseudo-configurations, spread evenly over the levels, added to each density."""
 FEWEST_OF_STUDY = 40
-"""Finished configurations below which nothing is said of what matters."""
+"""Finished configurations that a study needs; with fewer there are no bands."""
 
 ABSENT = object()
-"""Stands for a parameter that a configuration lacks."""
+"""The value of a parameter that a configuration lacks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """Hold what matters among the configurations that a budget affords."""
+    """The importance of parameters among configurations up to a cost."""
 
     limit: float
-    """The greatest cost."""
+    """The highest cost."""
     num_configurations: int
     importances: dict[str, float]
-    """By parameter, greatest first, with sum 1. All 0 where no parameter sets the best apart, as
-    when all values are equal; empty where there are too few configurations."""
+    """By parameter, highest first; the sum is 1. All 0 if no parameter has an effect (such as if
+    all values are equal); empty if there are too few configurations."""
 
 
 def importance_of(front: Front) -> tuple[Band, ...]:
-    """Return which parameters set the best apart at three or four budgets; empty of too few.
+    """Return the importance of parameters at three or four budgets; empty with too few results.
 
-    The budgets are the costs that equal shares of the finished configurations keep.
+    The budgets are quantiles of the costs of finished configurations.
     """
     finished = front.finished
     if len(finished) < FEWEST_OF_STUDY or not front.objectives.is_cost_minimized:
         return ()
     shares = [25, 50, 75, 100] if len(finished) >= 2 * FEWEST_OF_STUDY else [50, 75, 100]
     costs = [c.values[front.x] for c in finished]
-    # A cost that was seen, or the configuration at the edge would fall out by rounding.
+    # An observed cost as the limit keeps the configuration at the limit despite rounding.
     limits = np.unique(np.percentile(costs, shares, method="inverted_cdf"))
     return importance_by_band(
         [{"model": c.model, **c.parameters} for c in finished],
@@ -83,19 +83,19 @@ def importance_by_band(
     target: float = 0.1,
     region: float = 1.0,
 ) -> tuple[Band, ...]:
-    """Return the importance of every parameter among the configurations of cost up to each limit.
+    """Return the importance of every parameter among the configurations up to each cost limit.
 
-    Only the order of the values counts. A parameter that a configuration lacks, as those of other
-    branches, has there a level of its own, "absent"; so it shares the credit for the branch.
+    Only the ranks of the values count. A parameter that a configuration lacks (of another branch)
+    has the level "absent" there, so it shares the importance of the branch.
 
     Args:
-        parameters: of each configuration, JSON values by name. Numbers are ordered; all else
+        parameters: of each configuration, JSON values by name. Numbers are ordered; everything else
             (strings, booleans, lists, mappings, null, or numbers mixed with them) is categorical.
         values: to maximize, (N,), such as accuracies.
         costs: (N,).
-        limits: the greatest cost of each band.
-        target: gamma', the share of a band's configurations that are its best.
-        region: gamma, the share with which these are compared; 1 is all.
+        limits: the highest cost of each band.
+        target: gamma', the share of a band's configurations that are the best.
+        region: gamma, the share that they are compared with; 1 is all.
 
     Raises:
         ValueError: lengths differ, a value or cost is NaN, or `0 < target < region <= 1` does not
@@ -104,9 +104,9 @@ def importance_by_band(
     value_N, cost_N = np.asarray(values, dtype=float), np.asarray(costs, dtype=float)
     if not len(parameters) == len(value_N) == len(cost_N):
         got = f"{len(parameters)}, {len(value_N)} and {len(cost_N)}"
-        raise ValueError(f"Parameters, values and costs must be equally many, but got {got}.")
+        raise ValueError(f"Parameters, values and costs must have equal lengths, but got {got}.")
     if np.isnan(value_N).any() or np.isnan(cost_N).any():
-        raise ValueError("Values and costs must be numbers, but one is NaN.")
+        raise ValueError("Values and costs must be numbers, but got NaN.")
     if not 0 < target < region <= 1:
         raise ValueError(f"`0 < target < region <= 1` must hold, but got ({target=}, {region=}).")
     names = sorted({name for row in parameters for name in row})
@@ -125,14 +125,14 @@ def importance_by_band(
                 for name, column in columns.items()
             }
         bands.append(
-            Band(limit=limit, num_configurations=len(inside), importances=_normalise(found))
+            Band(limit=limit, num_configurations=len(inside), importances=_normalize(found))
         )
     return tuple(bands)
 
 
 def is_among_best(value_N: Floats, share: float) -> Mask:
-    """Return which values are among the best share, and all that tie with the last of them."""
-    # Less a little, or a product such as 0.1 * 30 would round up to one more.
+    """Return which values are in the best share, including ties with the last of them."""
+    # The small offset keeps a product such as 0.1 * 30 from rounding up to 4.
     number = max(1, math.ceil(share * len(value_N) - 1e-9))
     cutoff = np.partition(value_N, len(value_N) - number)[len(value_N) - number]
     mask: Mask = value_N >= cutoff
@@ -140,11 +140,11 @@ def is_among_best(value_N: Floats, share: float) -> Mask:
 
 
 def excess_divergence(column: Sequence[object], is_best: Mask) -> float:
-    """Return how much farther a parameter's density among the best is from that among all.
+    """Return the Pearson divergence of a parameter among the best, minus its expectation by chance.
 
-    The Pearson divergence is the sum over levels of (p' - p)^2 / p. Few best configurations differ
-    from all by chance alone, the more so the more levels there are; what is expected of chance,
-    for drawing the best without replacement from all, is subtracted; so it may be less than 0.
+    The divergence is the sum over levels of (p' - p)^2 / p, with densities p' among the best and p
+    among all. Its expectation if the best were drawn from all without replacement is subtracted, so
+    the result may be negative.
     """
     level_N, num_ordered = to_levels(column)
     num_all, num_best = len(level_N), int(is_best.sum())
@@ -164,9 +164,9 @@ def excess_divergence(column: Sequence[object], is_best: Mask) -> float:
 
 
 def to_levels(column: Sequence[object]) -> tuple[Levels, int]:
-    """Return each configuration's level, (N,), and how many levels, the first ones, are ordered.
+    """Return each configuration's level, (N,), and the number of ordered levels, which are first.
 
-    "Absent" comes last.
+    The level of absent values is the last.
     """
     is_absent = np.array([value is ABSENT for value in column])
     present = [value for value in column if value is not ABSENT]
@@ -187,30 +187,30 @@ def to_levels(column: Sequence[object]) -> tuple[Levels, int]:
 def _kernel(share_L: Floats, num_ordered: int, num_best: int) -> Floats:
     """Return the matrix that smooths shares over the ordered levels, (L, L); columns sum to 1.
 
-    Gaussian, with Scott's bandwidth for the smaller sample and the larger's spread, so that both
-    are smoothed alike; other levels stay as they are.
+    It is Gaussian, with Scott's bandwidth for the smaller sample and the spread of the larger, so
+    that both are smoothed equally. Other levels are not smoothed.
 
     Source: Scott 1992, "Multivariate density estimation".
     """
     kernel_LL = np.eye(len(share_L))
     if num_ordered < 2:
         return kernel_LL
-    place = np.arange(num_ordered)
+    level = np.arange(num_ordered)
     weight = share_L[:num_ordered] / share_L[:num_ordered].sum()
-    sd = math.sqrt(weight @ (place - weight @ place) ** 2)
+    sd = math.sqrt(weight @ (level - weight @ level) ** 2)
     bandwidth = 1.059 * sd * num_best**-0.2
-    gaussian = np.exp(-(((place[:, None] - place) / bandwidth) ** 2) / 2)
+    gaussian = np.exp(-(((level[:, None] - level) / bandwidth) ** 2) / 2)
     kernel_LL[:num_ordered, :num_ordered] = gaussian / gaussian.sum(axis=0)
     return kernel_LL
 
 
 def _add_prior(share_L: Floats, number: int) -> Floats:
-    """Return the density of so many configurations and the prior's, (L,)."""
+    """Return the density of `number` configurations and the prior, (L,)."""
     density_L: Floats = (share_L * number + PRIOR_WEIGHT / len(share_L)) / (number + PRIOR_WEIGHT)
     return density_L
 
 
-def _normalise(found: Mapping[str, float]) -> dict[str, float]:
+def _normalize(found: Mapping[str, float]) -> dict[str, float]:
     total = sum(found.values())
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return {name: importance / total if total else 0.0 for name, importance in ordered}

@@ -1,7 +1,4 @@
-"""Write parameters of configurations as text, and find those that differ between them.
-
-The text of a parameter is a part of its family's name, so it is made here, below the reports.
-"""
+"""Format the parameters of configurations, and find those that vary between them."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def varying_parameters(configurations: Iterable[ConfigurationSummary]) -> list[str]:
-    """Return the parameters that are not the same in every configuration that could have them.
+    """Return the parameters that differ between the configurations of models that have them.
 
-    Of a model that has a parameter in some configurations alone, the others could.
+    A configuration without the parameter counts if another one of its model has it.
     """
     seen: dict[str, set[str]] = {}
     rows = list(configurations)
@@ -41,7 +38,7 @@ def format_parameter(c: ConfigurationSummary, name: str) -> str:
 def abbreviate_parameter(
     c: ConfigurationSummary, name: str, configurations: Iterable[ConfigurationSummary]
 ) -> str:
-    """Return `format_parameter`, or `all 4` for a list of all four entries that any of them has."""
+    """Return `format_parameter`, or `all 4` for a list with all 4 entries of any configuration."""
     value = c.parameters.get(name)
     if isinstance(value, (list, tuple)) and len(value) > 1:
         lists = (other.parameters.get(name) for other in configurations)
@@ -53,7 +50,7 @@ def abbreviate_parameter(
 
 
 def _format_entry(entry: object) -> str:
-    """Return an entry of a list as text; an expert as `unimodal(modalities=[watch_acc])`."""
+    """Return an entry of a list as text, for example `unimodal(modalities=[watch_acc])`."""
     if not isinstance(entry, dict):
         return str(entry)
     settings = ", ".join(

@@ -1,7 +1,7 @@
-"""Find where gates send samples: what a configuration's routes take, by the weight of their price.
+"""Summarize the routes of gated models: shares of samples by route, class and resource weight.
 
-A gated model measures `route_1`, `route_2`, ... and, of classes, `route_1/NAME`, ...: shares of
-validation samples; `docs/metrics.md`.
+A gated model measures `route_1`, `route_2`, ... and, by class, `route_1/NAME`, ...: shares of
+validation samples; see `docs/metrics.md`.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.front import Front
 
 WEIGHT = "resource_weight"
-"""The parameter of gated models that weighs the price of routes in the loss."""
+"""The parameter of gated models that weights the cost of routes in the loss."""
 _ROUTE = re.compile(r"route_([1-9][0-9]*)(?:/(.+))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutedConfiguration:
-    """Hold the routes of one configuration."""
+    """The routes of one configuration."""
 
     configuration: ConfigurationSummary
     weight: float | None
-    """Its lambda, where it has one."""
+    """Its resource weight (lambda), if it has one."""
     expected: float | None
     """Its expected GFLOPs."""
     shares: tuple[float, ...]
-    """Of all validation samples, by route."""
+    """Share of all validation samples, by route."""
     by_class: dict[str, tuple[float, ...]]
-    """The same of the samples of a class."""
+    """Share of a class's validation samples, by route."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightLevel:
-    """Hold the means of the configurations of one weight."""
+    """Means over the configurations with one resource weight."""
 
     weight: float
     num_configurations: int
@@ -48,7 +48,7 @@ class WeightLevel:
 
 
 def routes_of(front: Front) -> list[RoutedConfiguration]:
-    """Return the finished configurations with routes, by rising weight."""
+    """Return the finished configurations with routes, by rising resource weight."""
     found = [_read(c) for c in front.finished]
     routed = [one for one in found if one.shares]
     return sorted(routed, key=lambda one: (one.weight or 0.0, one.expected or 0.0))
@@ -72,7 +72,7 @@ def _read(c: ConfigurationSummary) -> RoutedConfiguration:
 
 
 def levels_of(routed: Sequence[RoutedConfiguration]) -> list[WeightLevel]:
-    """Return the means by weight, rising; none where there are not two, or routes differ."""
+    """Return means by rising weight; empty with fewer than two weights or different routes."""
     weighted = [one for one in routed if one.weight is not None and one.expected is not None]
     weights = sorted({one.weight for one in weighted if one.weight is not None})
     if len(weights) < 2 or len({len(one.shares) for one in weighted}) != 1:

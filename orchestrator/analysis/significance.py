@@ -1,7 +1,8 @@
-"""Say how sure accuracies, differences and a place on the front are, by bootstrap.
+"""Compute confidence intervals and front probabilities by bootstrap.
 
-Intervals are 95 % percentile intervals over subjects and replicates at once, paired by subject, so
-that the difference of two configurations' draws is a draw of their difference; see `bootstrap`.
+Intervals are 95 % percentile intervals over both subjects and replicates. Draws are paired by
+subject, so the difference of two configurations' draws is a draw of their difference; see
+`bootstrap`.
 """
 
 from __future__ import annotations
@@ -21,30 +22,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
-    from sftsearch.orchestrator.analysis.objectives import Objectives
-    from sftsearch.orchestrator.storage.study_record import StudyRecord
+    from sftsearch.orchestrator.objectives import Objectives
 
     Draws = Mapping[str, NDArray[np.float64]]
 
 
 def draw_accuracies(
-    finished: Sequence[ConfigurationSummary], study: StudyRecord, y: str
+    finished: Sequence[ConfigurationSummary], y: str, *, folds: int | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the draws of `y` of every configuration that counted groups, by id; of others none.
+    """Return bootstrap draws of `y` by id, for the configurations with counts by group.
 
-    With folds the draws are moved by what the folds of a configuration are easier than others, so
-    that they are of the mean that is printed.
+    With folds the draws are shifted by the fold effects, so that they are draws of the reported
+    mean.
     """
-    counted = _with_groups(finished, study.folds) if metric(y).is_counted else []
+    counted = _with_groups(finished, folds) if metric(y).is_counted else []
     draws = bootstrap.resample_accuracies([c.groups for c in counted])
-    shifts = [0.0 if study.folds is None else c.values[y] - _pooled(c) for c in counted]
+    shifts = [0.0 if folds is None else c.values[y] - _pooled(c) for c in counted]
     return {c.configuration_id: draws[:, n] + shifts[n] for n, c in enumerate(counted)}
 
 
 def difference(
     c: ConfigurationSummary, other: ConfigurationSummary, y: str, draws: Draws
 ) -> Difference:
-    """Return how much more of `y` a configuration has than another, with what `draws` tell."""
+    """Return the difference in `y` between two configurations, with its interval from `draws`."""
     own, rival = draws.get(c.configuration_id), draws.get(other.configuration_id)
     interval = None if own is None or rival is None else bootstrap.percentile_interval(own - rival)
     mean = c.values[y] - other.values[y]
@@ -54,10 +54,10 @@ def difference(
 def compare_with_front(
     finished: Sequence[ConfigurationSummary], objectives: Objectives, draws: Draws
 ) -> list[ConfigurationSummary]:
-    """Add intervals, front probabilities and differences."""
+    """Add intervals, front probabilities and differences from the front."""
     costs = {c.configuration_id: objectives.costs(c.values) for c in finished}
     shares: dict[str, float] = {}
-    if finished and len(draws) == len(finished):  # among fewer, it would be of another front
+    if finished and len(draws) == len(finished):  # a subset would have another front
         found = _shares_on_front(np.stack([*draws.values()], axis=1), [costs[i] for i in draws])
         shares = {i: float(share) for i, share in zip(draws, found, strict=True)}
     front = sorted((c for c in finished if c.on_front), key=lambda c: costs[c.configuration_id])
@@ -79,10 +79,10 @@ def compare_with_front(
 def _with_groups(
     configurations: Sequence[ConfigurationSummary], folds: int | None
 ) -> list[ConfigurationSummary]:
-    """Return those that counted the same groups with every seed, as pairing needs.
+    """Return the configurations with the same groups in every replicate, as pairing requires.
 
-    With folds a replicate counts the groups of its fold: those that counted two in all, for with
-    one (a speaker left out, say) nothing is left to draw from.
+    With folds a replicate has the groups of its fold; a configuration then needs at least two
+    groups in total, because one group cannot be resampled.
     """
     if folds is not None:
         counted = {
@@ -112,11 +112,11 @@ def _pooled(c: ConfigurationSummary) -> float:
 def _shares_on_front(
     draws_RN: NDArray[np.float64], costs: Sequence[tuple[float, ...]]
 ) -> NDArray[np.float64]:
-    """Return in which share of the draws each configuration is on the front, (N,).
+    """Return the share of draws in which each configuration is on the front, (N,).
 
     Args:
-        draws_RN: accuracies to maximize.
-        costs: of each, to minimize; one, or several.
+        draws_RN: accuracies, to maximize.
+        costs: one or several per configuration, to minimize.
     """
     cost_ND = np.array(costs)
     if cost_ND.shape[1] == 1:
@@ -136,10 +136,10 @@ def _rival(
     costs: Mapping[str, tuple[float, ...]],
     quality: Callable[[ConfigurationSummary], float],
 ) -> ConfigurationSummary | None:
-    """Return whom a configuration is compared with: the best front point that costs no more.
+    """Return the best front point that costs no more, with which a configuration is compared.
 
-    Of two objectives that is the next cheaper one of a front point, and of another the front point
-    at or below its cost. Points of exactly its costs are no rivals of a front point.
+    With two objectives this is the next cheaper point for a front point, and the front point at or
+    below its cost for any other. A front point is not compared with points of equal cost.
     """
     own = costs[c.configuration_id]
 

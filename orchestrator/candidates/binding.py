@@ -1,7 +1,7 @@
-"""Names of a study file <-> fields of the model and training configurations.
+"""Bind points of a search space to model and training configurations, with stable ids.
 
 A parameter of a branch is a field of the model's configuration or of `TrainConfig`; no name is in
-both. A point of a space becomes a configuration here, with its id.
+both.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if typing.TYPE_CHECKING:
 
 TRAINING = "training"
 _HASHED_AS = {"score_epoch": "value"}
-"""Fields that once had another name, under which an id still counts them: an id outlives it."""
+"""Renamed fields and the old names that are hashed, so that ids stay the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One point of the search space, bound to a data set, without a seed."""
+    """One point of the search space, bound to a dataset, without a seed."""
 
     id: str
-    """12 hexadecimal digits of the hash of everything that decides the values of its trials."""
+    """12 hexadecimal digits of a hash of everything that determines the values of its trials."""
     model: str
     parameters: dict[str, Any]
-    """The study file's parameters, modalities in the data set's order."""
+    """Parameters as in the study file, with modalities in the dataset's order."""
     model_config: TransformerConfig
     train_config: TrainConfig
 
@@ -48,18 +48,18 @@ class Configuration:
 def bind(
     model: str, values: Mapping[str, object], training: Mapping[str, object], spec: DatasetSpec
 ) -> Configuration:
-    """Resolve a point of a space to a configuration, in its canonical form.
+    """Return the configuration of a point, in canonical form.
 
-    What trains alike is one configuration, with one id: the first of several spellings is shown.
+    Equivalent values give one configuration with one id; `parameters` keeps the values given.
 
     Args:
-        model: a name of the model catalogue.
+        model: a name of the model catalog.
         values: the branch's parameters, as in the study file (`Point.parameters`).
-        training: what the study file's `training` section sets for all branches.
-        spec: the data set; `modalities` is put into its order, absent ones become all of them.
+        training: the study file's `training` section.
+        spec: of the dataset; `modalities` are sorted in its order, by default all of them.
 
     Raises:
-        ConfigError: the values cannot be put together (heads that do not divide the width, ...).
+        ConfigError: values are invalid together, such as a `num_heads` that does not divide `dim`.
     """
     own = fields_of(model)
     shared = {**training, **{name: v for name, v in values.items() if name not in own}}
@@ -83,7 +83,7 @@ def bind(
 
 
 def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) -> Any:
-    """Return a value as its field's type: 0 and 0.0 are one dropout, and one configuration."""
+    """Return a value in its field's type, so that 0 and 0.0 give the same configuration."""
     try:
         return check_value(fields[name], value)
     except ValueError as error:
@@ -106,7 +106,7 @@ def _identity(
 
 @functools.cache
 def fields_of(name: str) -> dict[str, TypeAdapter[object]]:
-    """Return the fields of a model's configuration, or of `TRAINING`'s, each with its strict check.
+    """Return the fields of a model's configuration (or of `TRAINING`) with their type adapters.
 
     They are in alphabetical order.
     """
@@ -123,37 +123,37 @@ def _config_of(name: str) -> type[TrainConfig | TransformerConfig]:
 
 @functools.cache
 def parameters_of(model: str) -> dict[str, TypeAdapter[object]]:
-    """Return every parameter a branch of this model may have, training included."""
+    """Return all parameters of a branch of this model, including those of training."""
     return fields_of(model) | fields_of(TRAINING)
 
 
 def parameter_names(model: str) -> Collection[str]:
-    """Return the names of a model's parameters; of an unknown model, those of all models."""
+    """Return the names of a model's parameters; for an unknown model, those of all models."""
     known = [model] if model in models.MODELS else list(models.MODELS)
     return {name for one in known for name in parameters_of(one)}
 
 
 def check_value(adapter: TypeAdapter[object], value: object) -> object:
-    """Check a value and return it as the field wants it (lists become tuples).
+    """Check a value and return it in its field's type (lists become tuples).
 
     Raises:
-        ValueError: it is of another type; the message gives the value.
+        ValueError: the type is wrong.
     """
     try:
         return adapter.validate_python(_frozen(value))
     except ValidationError as error:
-        # A union reports each of its members; null is what a parameter has that is left out.
+        # A union reports every member. None is only the default of an omitted parameter.
         problems = [one for one in error.errors() if one["type"] != "none_required"]
-        wanted = dict.fromkeys(_WANTED.get(one["type"]) or _rest(one["msg"]) for one in problems)
+        types = dict.fromkeys(_TYPES.get(one["type"]) or _rest(one["msg"]) for one in problems)
         got = json.dumps(value) if len(str(value)) < 60 else f"{str(value)[:57]}..."
-        raise ValueError(f"It must be {' or '.join(wanted)}, but got {got}.") from error
+        raise ValueError(f"It must be {' or '.join(types)}, but got {got}.") from error
 
 
 def _rest(message: str) -> str:
     return message.removeprefix("Input should be ")
 
 
-_WANTED = {
+_TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -169,9 +169,9 @@ def _frozen(value: object) -> object:
 
 
 def with_objectives(source: Source, spec: DatasetSpec) -> Source:
-    """Return the source with the objectives it does not name: the task's own metric, and GFLOPs.
+    """Return the source with default objectives, if it has none: the task's metric and GFLOPs.
 
-    The task's own metric is its first: `top1`, `map` (multi-label) or `mae` (regression).
+    The task's metric is `top1`, `map` (multi-label) or `mae` (regression).
     """
     if "objectives" in source.data:
         return source
@@ -182,10 +182,9 @@ def with_objectives(source: Source, spec: DatasetSpec) -> Source:
 
 
 def definition_of(source: Source, spec: DatasetSpec) -> dict[str, object]:
-    """Return what makes the study the study it is: space, data, objectives, constraints, training.
+    """Return what defines a study: space, data, objectives, constraints, training, replicates.
 
-    The budget (trials, resources, sampler) is left out: changing it extends the same study. Seeds
-    are part of it: a configuration is judged by all of them.
+    The budget (trials, resources, sampler) is not part of it, so a study can be extended.
     """
     study = source.study
     return {

@@ -1,7 +1,7 @@
-"""Check a study file against the catalogues, and report all of its mistakes at once.
+"""Check a study file against the catalogs of datasets and models, and report all errors together.
 
-`load` knows the form of a study file; what only the catalogues know (data sets, models, their
-parameters and types) is checked here, also of a file with mistakes of form elsewhere.
+`load` checks the schema. This module checks names and types of parameters, also in a file with
+schema errors.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.load import Source
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
-"""Metrics of a finished trial on validation, by task; `top5` only with more than five classes."""
+"""Validation metrics of a finished trial by task; `top5` only with more than five classes."""
 
 
 def check_names(source: Source) -> None:
-    """Check what only the catalogues know, and raise it in one list with the mistakes of form.
+    """Check names and types against the catalogs.
 
     Raises:
-        StudyFileError: mistakes of form; unknown models, data sets, metrics, modalities or
-            parameters; values of a wrong type; all of them at once.
+        StudyFileError: lists all schema errors, unknown models, datasets, metrics, modalities or
+            parameters, and values of a wrong type.
     """
     data = source.data
     found = list(source.mistakes)
@@ -68,7 +68,7 @@ def check_names(source: Source) -> None:
 def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
     num_folds = _get(source.data, "dataset", "folds")
     if spec is None or not _is_whole(num_folds):
-        return []  # a mistake of form, if it is one
+        return []  # a wrong type is a schema error
     try:
         deal(spec, num_folds)
     except DatasetError as error:
@@ -80,12 +80,12 @@ def _warm_start_mistakes(source: Source) -> list[Mistake]:
     other, own = _get(source.data, "warm_start", "study"), _get(source.data, "study", "name")
     if other is None or other != own:
         return []
-    message = f"'{own}' is this study: name another one to begin with."
+    message = f"A study cannot be warm-started from itself, but got '{own}'."
     return [source.mistake(("warm_start", "study"), message)]
 
 
 def _get(data: object, *keys: str) -> object:
-    """Return the value at a place of data whose form may be wrong, or None."""
+    """Return the value at nested keys of unchecked data, or None."""
     for key in keys:
         if not isinstance(data, dict) or key not in data:
             return None
@@ -95,21 +95,21 @@ def _get(data: object, *keys: str) -> object:
 
 def _training_mistakes(source: Source) -> list[Mistake]:
     training = source.data.get(TRAINING)
-    found, sound = [], {}
+    found, valid = [], {}
     for name, value in training.items() if isinstance(training, dict) else ():
         place = (TRAINING, name)
         if is_distribution(value):
-            message = "`training` holds for all trials: put what is searched into `space`."
+            message = "`training` applies to all trials: move searched parameters to `space`."
             mistakes = [source.mistake(place, message)]
         else:
             mistakes = _parameter_mistakes(source, place, value, fields_of(TRAINING))
         found += mistakes
         if not mistakes:
-            sound[name] = value
+            valid[name] = value
     try:
-        TrainConfig(**sound)
+        TrainConfig(**valid)
     except ConfigError as error:
-        named = [name for name in error.parameters if name in sound]
+        named = [name for name in error.parameters if name in valid]
         found.append(source.mistake((TRAINING, *named[:1]), str(error)))
     return found
 
@@ -144,7 +144,7 @@ def _modality_mistakes(
 
 
 def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
-    """Return the names in `modalities` (lists) and in what is set by modality (mappings)."""
+    """Return the names in `modalities` (lists) and in values by modality (mappings)."""
     entries = [keys for keys, _ in members(str(place[-1]), value)]
     if entries[0][1:]:
         return [((*place, name), name) for _, name in entries]
@@ -157,7 +157,7 @@ def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
 
 
 def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
-    """Check metrics and directions, also of a file with mistakes of form elsewhere."""
+    """Check metrics and directions, also in a file with schema errors."""
     objectives = source.data.get("objectives")
     if not isinstance(objectives, list):
         return []
@@ -166,8 +166,8 @@ def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistak
     directions = [_get(objective, "direction") for objective in objectives]
     for i, (name, direction) in enumerate(zip(metrics, directions, strict=True)):
         if isinstance(name, str):
-            twice = name in metrics[:i]
-            found += _metric_mistakes(source, i, name, direction, spec, twice=twice)
+            again = name in metrics[:i]
+            found += _metric_mistakes(source, i, name, direction, spec, again=again)
     costs = [name for name in metrics if name in COSTS]
     if not found and (metrics[:1] == costs[:1] or not costs):
         message = (
@@ -185,13 +185,13 @@ def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistak
 
 
 def _measured(spec: DatasetSpec | None) -> list[str]:
-    """Return the metrics of the data set's task; of an unknown data set, those of all tasks."""
+    """Return the metrics of the dataset's task; for an unknown dataset, those of all tasks."""
     tasks = MEASURED if spec is None else {spec.task: MEASURED[spec.task]}
     return list(dict.fromkeys(itertools.chain(*tasks.values())))
 
 
 def _metric_mistakes(
-    source: Source, i: int, name: str, direction: object, spec: DatasetSpec | None, *, twice: bool
+    source: Source, i: int, name: str, direction: object, spec: DatasetSpec | None, *, again: bool
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
     known = [*_measured(spec), *COSTS]
@@ -202,10 +202,10 @@ def _metric_mistakes(
     if direction in ("maximize", "minimize") and direction != metric(name).direction:
         message = f"`{name}` can only be {metric(name).direction}d."
         found.append(source.mistake(("objectives", i, "direction"), message))
-    if twice:
-        found.append(source.mistake(place, f"`{name}` stands twice."))
+    if again:
+        found.append(source.mistake(place, f"`{name}` is listed more than once."))
     if name == "top5" and spec is not None and spec.num_classes <= TOP_K:
-        found.append(source.mistake(place, "`top5` says nothing with five classes or fewer."))
+        found.append(source.mistake(place, "`top5` needs more than five classes."))
     return found
 
 
@@ -225,7 +225,7 @@ def _parameter_mistakes(
 
 
 def _values_to_check(place: Place, value: object) -> list[tuple[Place, object]]:
-    """Return what a parameter is set to, with its place; of a mapping, perhaps entry by entry."""
+    """Return the values of a parameter with their places; those by modality entry by entry."""
     found: list[tuple[Place, object]] = []
     for (_, *key), part in members(str(place[-1]), value):
         for where, one in _values_of((*place, *key), part):

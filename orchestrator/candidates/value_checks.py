@@ -1,4 +1,4 @@
-"""Find the values of a study file that are possible nowhere: mistakes of the file, not refusals."""
+"""Find values that are impossible in every configuration: errors of the study file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ValueChecker:
-    """Notes which points can be built, and blames the values of those that never can."""
+    """Collects which points can be built, and reports values that never can."""
 
     def __init__(self, source: Source, space: Space) -> None:
         self._source = source
@@ -34,19 +34,19 @@ class ValueChecker:
         """Note that a point cannot be built, perhaps because of its values of `names`."""
         for mark in _marks(point, names):
             known = self._seen.get(mark)
-            is_named = mark[1] in error.parameters  # such an error explains more than another
+            is_named = mark[1] in error.parameters  # prefer an error that names the parameter
             if known is None or (is_named and mark[1] not in known.parameters):
                 self._seen[mark] = error
 
     def raise_mistakes(self) -> None:
-        """Raise StudyFileError with one line for each value (or whole branch) that never works."""
+        """Raise StudyFileError with a line for each value (or branch) that never works."""
         found: dict[Place, Mistake] = {}
-        whole = {branch for branch, name, _ in self._possible if name == ""}
+        possible = {branch for branch, name, _ in self._possible if name == ""}
         for mark, error in self._seen.items():
             branch, name, value = mark
             if mark in self._possible:
                 continue
-            if branch not in whole:  # nothing works here: blame the parameter the message names
+            if branch not in possible:  # report the parameter that the error names
                 named = [name for name in error.parameters if name in self._known(branch)]
                 place: Place = ("space", branch, *named[:1])
                 found.setdefault(place, self._source.mistake(place, str(error)))

@@ -1,1 +1,1 @@
-"""The `sftsearch` command: parse, call one function, print, exit code."""
+"""The `sftsearch` command line."""

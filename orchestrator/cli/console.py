@@ -1,10 +1,10 @@
-"""Print what the commands say, for a person or as JSON for a script."""
+"""Print the output of commands, as text or JSON."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,18 +15,11 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.study import StudyResult
-
-
-class ParameterRow(TypedDict):
-    """Describe a parameter of a model, as `models` lists it."""
-
-    name: str
-    type: str
-    default: object
+    from sftsearch.trainables.models.source import Parameter
 
 
 def spinner(text: str) -> Status:
-    """Return a context that shows, in a terminal, that something goes on."""
+    """Return a context that shows a spinner in a terminal."""
     from rich.console import Console
 
     return Console(stderr=True).status(f"{text} ...")
@@ -38,7 +31,7 @@ def echo_json(value: object) -> None:
 
 
 def result_as_json(result: StudyResult) -> dict[str, object]:
-    """Return what `run` says of a study for a script."""
+    """Return the output of `run --json`."""
     from sftsearch.orchestrator.tracking.client import masked
 
     return {
@@ -53,7 +46,7 @@ def result_as_json(result: StudyResult) -> dict[str, object]:
 
 
 def counts(record: StudyRecord) -> dict[str, object]:
-    """Return how many trials are in which state, and why configurations were refused."""
+    """Return the number of trials by state, and of refused configurations by reason."""
     statuses = [trial.status for trial in record.trials]
     return {
         "finished": statuses.count("finished"),
@@ -65,14 +58,14 @@ def counts(record: StudyRecord) -> dict[str, object]:
 
 
 def describe_conclusion(record: StudyRecord) -> list[str]:
-    """Return what a study says of its stops and of what it reports, a sentence each."""
+    """Return sentences on a study's stopped trials and on its conclusion."""
     from sftsearch.orchestrator.report.text import describe_certainty, describe_stops
 
     return [line for line in (describe_stops(record), describe_certainty(record)) if line]
 
 
 def where_options(runs: Path, tracking_uri: str | None) -> str:
-    """Return the options that a next command needs to find the same study."""
+    """Return the command-line options to find the same study."""
     from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
     from sftsearch.orchestrator.tracking.client import masked
 
@@ -81,31 +74,28 @@ def where_options(runs: Path, tracking_uri: str | None) -> str:
 
 
 def print_result(result: StudyResult, where: str) -> None:
-    """Print the front, where the report is, and the next commands."""
+    """Print the front, the path of the report, and next commands."""
     from rich.console import Console
     from rich.markup import escape
 
-    from sftsearch.orchestrator.analysis.front import summarise
     from sftsearch.orchestrator.report.table import front_table
-    from sftsearch.orchestrator.studies import axes_of
 
     console = Console()
     if result.report:
-        x, y = axes_of(result.record)
         console.print()
-        console.print(front_table(summarise(result.record, x=x, y=y)))
+        console.print(front_table(result.analysis))
     if result.tracking_problem:
         console.print(
-            "[yellow]MLflow lacks a part of the record;[/] nothing is lost: the next run with "
-            f"--resume completes it. {escape(result.tracking_problem)}",
+            "[yellow]MLflow is incomplete.[/] The journal has all results; the next run with "
+            f"--resume completes MLflow. {escape(result.tracking_problem)}",
             highlight=False,
         )
     if result.report:
         page = next((path for path in result.report if path.suffix == ".html"), result.report[0])
         console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
         next_steps = {
-            "ui": "browse every trial",
-            f"pareto {result.name}": "write the report anew, with other axes",
+            "ui": "browse all trials",
+            f"pareto {result.name}": "report the front again, with other axes",
             f"confirm {result.name}": "evaluate the front on the test split, once",
         }
         width = max(len(step) for step in next_steps)
@@ -115,7 +105,7 @@ def print_result(result: StudyResult, where: str) -> None:
 
 
 def study_row(folder: Path) -> dict[str, object]:
-    """Return a study's line of the list; one that cannot be read does not hide the others."""
+    """Return the row of a study in `list`, with the error if it cannot be read."""
     from sftsearch.datasets.errors import UserError
     from sftsearch.orchestrator.studies import read_record
 
@@ -137,14 +127,14 @@ def study_row(folder: Path) -> dict[str, object]:
 
 
 def print_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Print some columns of at least one row as a table."""
+    """Print columns of at least one row as a table."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
     for n, name in enumerate(columns):
         justify: Literal["left", "right"] = "right" if isinstance(rows[0][name], int) else "left"
-        table.add_column(name, justify=justify, no_wrap=n == 0)  # a name is to be copied
+        table.add_column(name, justify=justify, no_wrap=n == 0)  # names are copied whole
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in columns))
     Console().print(table)
@@ -158,11 +148,11 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
-def print_parameters(parameters: Sequence[ParameterRow]) -> None:
-    """Print parameters of a model, each with its type and default."""
+def print_parameters(parameters: Sequence[Parameter]) -> None:
+    """Print parameters with their types and defaults."""
     width = max(len(parameter["type"]) for parameter in parameters)
     for parameter in parameters:
         name, default = parameter["name"], parameter["default"]
         if default is None:
-            default = "all of the data set" if name == "modalities" else "none"
+            default = "all of the dataset" if name == "modalities" else "none"
         click.echo(f"    {name:<17} {parameter['type']:<{width}} {default}")

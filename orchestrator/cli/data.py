@@ -1,4 +1,4 @@
-"""List, check, make and remove data sets: the commands of `sftsearch data`."""
+"""Commands of `sftsearch data`: list, inspect, verify, prepare and remove datasets."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """List, check, make and remove data sets."""
+    """List, inspect, verify, prepare and remove datasets."""
 
 
 @data.command(name="list")
-@click.option("--readers", is_flag=True, help="List what `prepare` can read instead.")
+@click.option("--readers", is_flag=True, help="List the readers of `prepare` instead.")
 @json_option
 @user_errors
 def data_list(readers: bool, as_json: bool) -> None:
-    """List the data sets, built in or prepared on this machine."""
+    """List the datasets, built in or prepared on this machine."""
     from sftsearch.datasets.catalog import READERS, known_names, reader
 
     if readers:
@@ -44,35 +44,35 @@ def data_list(readers: bool, as_json: bool) -> None:
 
 
 def _dataset_row(name: str) -> dict[str, object]:
-    """Return a data set in a line, also where its store cannot be read."""
+    """Return the row of a dataset, also if its store cannot be read."""
     from sftsearch.datasets.catalog import DATASETS, describe
     from sftsearch.datasets.errors import DatasetError
 
-    row: dict[str, object] = {"data set": name}
+    row: dict[str, object] = {"dataset": name}
     try:
         spec = describe(name)
     except DatasetError as error:
         row |= dict.fromkeys(("samples", "task", "classes", "modalities"))
-        return row | {"licence": f"damaged: {error}", "from": "prepared"}
+        return row | {"license": f"damaged: {error}", "from": "prepared"}
     return row | {
         "samples": sum(spec.num_samples.values()),
         "task": spec.task,
         "classes": len(spec.classes),
         "modalities": ", ".join(spec.modalities),
-        "licence": spec.licence,
+        "license": spec.licence,
         "from": "built in" if name in DATASETS else "prepared",
     }
 
 
 def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, object]:
-    """Return what a reader reads, in a line, and its options with their defaults."""
+    """Return the row of a reader: what it reads, and its options with their defaults."""
     options = [
         f"{option.name}={option.default}"
         for option in inspect.signature(read).parameters.values()
         if option.kind is option.KEYWORD_ONLY
     ]
-    about = (inspect.getdoc(read) or "").split("\n", 1)[0].rstrip(".")
-    return {"reader": name, "options": ", ".join(options), "what it reads": about}
+    summary = (inspect.getdoc(read) or "").split("\n", 1)[0].rstrip(".")
+    return {"reader": name, "options": ", ".join(options), "what it reads": summary}
 
 
 @data.command(name="info")
@@ -87,10 +87,10 @@ def _reader_row(name: str, read: Callable[..., Source]) -> dict[str, object]:
 @json_option
 @user_errors
 def data_info(name: str, root: str | None, picture: Path | None, as_json: bool) -> None:
-    """Say what the data set NAME holds, whose it is, and under which licence."""
+    """Show the content, attribution and license of the dataset NAME."""
     from sftsearch.datasets.catalog import open_dataset
 
-    with spinner(f"opening the data set '{name}'"):
+    with spinner(f"opening the dataset '{name}'"):
         store = open_dataset(name, root=root)
     if picture is not None:
         from sftsearch.orchestrator.cli.data_picture import draw
@@ -110,9 +110,9 @@ def data_info(name: str, root: str | None, picture: Path | None, as_json: bool) 
 @root_option
 @user_errors
 def data_verify(name: str, root: str | None) -> None:
-    """Read all of the data set NAME, and compare it with its checksums.
+    """Read the dataset NAME completely and compare it with its checksums.
 
-    The exit code is 1 where a bit has changed.
+    The exit code is 1 if a file has changed.
     """
     from sftsearch.datasets.catalog import open_dataset
     from sftsearch.datasets.spec import SPLITS
@@ -122,15 +122,15 @@ def data_verify(name: str, root: str | None) -> None:
         store = open_dataset(name, root=root)
         verify(store)
         for split in SPLITS:
-            store.split(split, unseal_test=True)  # its form; nobody sees what is in it
-    click.echo(f"{name}: {len(store.checksums)} files are as they were written ({store.path}).")
+            store.split(split, unseal_test=True)  # checks the format; no value is shown
+    click.echo(f"{name}: {len(store.checksums)} files match their checksums ({store.path}).")
 
 
-# \b keeps click from folding the lines below it into one paragraph.
-PREPARE_HELP = """Make the data set NAME of published files, or of your own.
+# \b keeps click from joining the lines below it.
+PREPARE_HELP = """Prepare the dataset NAME from published files or your own.
 
-NAME is what study files call it. Memory stays below a gigabyte whatever the source has, and an
-interrupted preparation goes on where it was. `docs/datasets/` has a page for each reader.
+Study files refer to the dataset by NAME. Memory use stays below a gigabyte, and an interrupted
+preparation resumes. `docs/datasets/` has a page for each reader.
 
 \b
 Examples:
@@ -141,35 +141,37 @@ Examples:
 """
 
 
-@data.command(name="prepare", help=PREPARE_HELP, short_help="Make a data set of your files.")
+@data.command(name="prepare", help=PREPARE_HELP, short_help="Prepare a dataset from files.")
 @click.argument("name")
 @click.option(
     "--from",
     "source",
     type=click.Path(exists=True, path_type=Path),
-    help="File or folder, as it was published.",
+    help="Published file or folder.",
 )
 @click.option(
     "--reader",
     "reader_name",
     metavar="READER",
-    help="What reads it; see `data list --readers`. Default: NAME, or what the path looks like.",
+    help="Reader; see `data list --readers`. Default: NAME, or derived from the path.",
 )
 @click.option(
     "--option",
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the reader; may be repeated.",
+    help="Option of the reader; repeatable.",
 )
 @click.option(
     "--nan",
     type=click.Choice(["fail", "zero", "drop"]),
     default="fail",
     show_default=True,
-    help="What becomes of NaN and infinities: an error, 0, or the sample is left out.",
+    help="On NaN or infinity: raise an error, replace by 0, or drop the sample.",
 )
-@click.option("--to", metavar="URI", help="Also put it there: s3://BUCKET/PREFIX, for other nodes.")
+@click.option(
+    "--to", metavar="URI", help="Also upload the store for other nodes: s3://BUCKET/PREFIX."
+)
 @json_option
 @user_errors
 def data_prepare(
@@ -181,21 +183,21 @@ def data_prepare(
     to: str | None,
     as_json: bool,
 ) -> None:
-    """Make a data set; the help is `PREPARE_HELP`."""
+    """Prepare a dataset; the help is `PREPARE_HELP`."""
     from sftsearch.datasets import catalog, staging
     from sftsearch.datasets.remote import RemoteFolder
 
     catalog.check_new_name(name)
     if to is not None:
-        RemoteFolder(to)  # raises here, not behind the long work
-    with spinner(f"listing the samples in {source or 'nothing'}"):
+        RemoteFolder(to)  # raises before the long work
+    with spinner(f"listing the samples of {source or name}"):
         chosen = reader_name or catalog.reader_for(name, source)
         found = catalog.read_source(chosen, source, options)
     done = _prepare(name, found, source, nan)
     store = catalog.open_dataset(name)
     uri = None
     if to is not None:
-        with spinner(f"writing to {to}"):
+        with spinner(f"uploading to {to}"):
             uri = staging.publish(store, to)
     if as_json:
         facts: dict[str, object] = {"path": str(done.path), "uri": uri}
@@ -204,15 +206,15 @@ def data_prepare(
         return
     print_store(store)
     if done.num_zeroed or done.num_dropped:
-        text = f"{done.num_zeroed} numbers made 0, {done.num_dropped} samples left out"
+        text = f"{done.num_zeroed} numbers replaced by 0, {done.num_dropped} samples dropped"
         click.echo(f"{'not finite:':<13} {text}")
     if uri is not None:
-        click.echo(f"{'put at:':<13} {uri}")
+        click.echo(f"{'uploaded to:':<13} {uri}")
         click.echo(f"in a study file: dataset: {{kind: {name}, root: '{to}'}}")
 
 
 def _prepare(name: str, found: Source, source: Path | None, nan: OnNaN) -> Prepared:
-    """Prepare a data set, with a bar."""
+    """Prepare a dataset with a progress bar."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -239,12 +241,12 @@ def _prepare(name: str, found: Source, source: Path | None, nan: OnNaN) -> Prepa
 
 @data.command(name="remove")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @user_errors
 def data_remove(name: str, yes: bool) -> None:
-    """Remove the prepared data set NAME from this machine.
+    """Remove the prepared dataset NAME from this machine.
 
-    Studies that were run on it stay, and can be reported; to go on with one, prepare it again.
+    Its studies are kept and can be reported; to resume one, prepare the dataset again.
     """
     import shutil
 
@@ -258,7 +260,7 @@ def data_remove(name: str, yes: bool) -> None:
 
 
 def store_facts(store: Store) -> dict[str, object]:
-    """Return what `data info` says of a data set."""
+    """Return the facts of `data info --json`."""
     spec = store.spec
     return {
         "name": spec.name,
@@ -290,13 +292,13 @@ def store_facts(store: Store) -> dict[str, object]:
 
 
 def print_store(store: Store) -> None:
-    """Print what a store holds for a person."""
+    """Print a store as text."""
     spec = store.spec
     facts = {
         "name": spec.name,
         "description": spec.description,
         "task": spec.task,
-        "licence": spec.licence,
+        "license": spec.licence,
         "attribution": spec.attribution,
         "source": spec.source,
         "fingerprint": spec.fingerprint,

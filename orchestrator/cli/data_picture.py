@@ -1,4 +1,4 @@
-"""Draw a data set: how many tokens, how many of each class, what a sample looks like."""
+"""Draw a dataset: token counts, class balance and a sample of each modality."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from sftsearch.datasets.store import Split, Store
+    from sftsearch.datasets.samples import Split
+    from sftsearch.datasets.store import Store
 
 _SHOWN_CLASSES = 40
 
 
 def draw(store: Store, file: Path) -> None:
-    """Draw the training split of a store into a PNG file; without a display.
+    """Draw the training split of a store into a PNG file; needs no display.
 
     Raises:
         UserError: the file cannot be written.
@@ -47,7 +48,7 @@ def draw(store: Store, file: Path) -> None:
 def _describe(store: Store) -> str:
     spec = store.spec
     counts = ", ".join(f"{split} {number}" for split, number in spec.num_samples.items())
-    return f"{spec.name}: {spec.task}\n{counts}\nlicence: {spec.licence}".replace("$", r"\$")
+    return f"{spec.name}: {spec.task}\n{counts}\nlicense: {spec.licence}".replace("$", r"\$")
 
 
 def _draw_labels(axes: Axes, store: Store, split: Split) -> None:
@@ -70,16 +71,16 @@ def _draw_lengths(axes: Axes, store: Store, split: Split, name: str) -> None:
     if lengths is None:
         lengths = np.full(len(split), shape.num_tokens)
     missing = int((lengths == 0).sum())
-    places = (-0.5, shape.num_tokens + 0.5)
-    axes.hist(lengths, bins=min(40, shape.num_tokens + 1), range=places, color="#4f9d55")
-    title = f"{name}: tokens a sample, {shape.num_features} features"
+    limits = (-0.5, shape.num_tokens + 0.5)
+    axes.hist(lengths, bins=min(40, shape.num_tokens + 1), range=limits, color="#4f9d55")
+    title = f"{name}: tokens per sample, {shape.num_features} features"
     axes.set_title(
-        title + (f"; missing {missing} times" if missing else ""), loc="left", fontsize=9
+        title + (f"; missing in {missing} samples" if missing else ""), loc="left", fontsize=9
     )
 
 
 def _draw_sample(axes: Axes, split: Split, name: str) -> None:
-    """Draw the first sample that has the modality: lines of up to three features, else a map."""
+    """Draw the first sample that has the modality: lines for up to three features, else a map."""
     lengths = split.lengths.get(name)
     number = 0 if lengths is None else int(np.argmax(lengths > 0))
     count = split.modalities[name].shape[1] if lengths is None else int(lengths[number])

@@ -1,4 +1,4 @@
-"""Show a user's mistake as a line and an exit code, without a traceback."""
+"""Turn user errors into one-line messages and exit codes, without a traceback."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _StudyFileMistakes(click.ClickException):
-    """The study file is wrong or not there, as a command may be."""
+class _WrongStudyFile(click.ClickException):
+    """The study file is wrong or missing; same exit code as a wrong command line."""
 
     exit_code = 2
 
 
 def user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Show a user's mistake as one line (a study file's as one line each), without a traceback."""
+    """Show a user error as one line, and a wrong study file as one line per error."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -35,7 +35,7 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
             from sftsearch.search_spaces.mistakes import StudyFileError
 
             in_file = isinstance(error, NoStudyFileError | StudyFileError)
-            kind = _StudyFileMistakes if in_file else click.ClickException
+            kind = _WrongStudyFile if in_file else click.ClickException
             raise kind(str(error)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

@@ -1,8 +1,7 @@
-"""Run the command line: each command parses, calls one function, prints, sets the exit code.
+"""Command-line entry point.
 
-Exit codes: 0 all is well; 1 something went wrong; 2 the command or the study file is wrong; 130
-interrupted. Heavy imports (Ray, torch, MLflow) are inside the commands, so that `--help` answers at
-once.
+Exit codes: 0 success; 1 failure; 2 wrong command line or study file; 130 interrupted. Heavy
+packages (Ray, torch, MLflow) are imported inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -49,37 +48,46 @@ COMMANDS = (
     simulate,
 )
 
-# \b keeps click from folding the lines below it into one paragraph.
+# \b keeps click from joining the lines below it.
 HELP = """Find the Pareto front of accuracy against compute for multimodal fusion models.
 
 \b
-A first walk:
-  sftsearch check  stride     read a study file and say all its mistakes
-  sftsearch price  stride     what its configurations cost, untrained
-  sftsearch run    stride     search; --resume goes on after any interruption
-  sftsearch pareto stride     write the front as a page and as files
-  sftsearch confirm stride    look at the test split, once
-  sftsearch ui                browse every trial in MLflow
+Quick start with the shipped study `stride`:
+  sftsearch check   stride    validate the study file and report all errors
+  sftsearch price   stride    compute the costs, without training
+  sftsearch run     stride    search; add --resume to continue later
+  sftsearch pareto  stride    report the front as HTML and other files
+  sftsearch confirm stride    evaluate the front on the test split, once
+  sftsearch ui                browse all trials in MLflow
 """
 
 
 @click.group(context_settings=CONTEXT, help=HELP)
 @click.version_option(package_name="sftsearch")
 def main() -> None:
-    """Hold the commands together; the help is `HELP`."""
+    """Group the commands; the help text is `HELP`."""
 
 
 for command in COMMANDS:
     main.add_command(command)
 
 
-@main.command()
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  sftsearch run stride\n"
+    "  sftsearch run stride --resume\n"
+    "  sftsearch run stride --dataset mine --runs s3://BUCKET/PREFIX"
+)
 @click.argument("file")
 @click.option(
-    "--resume", is_flag=True, help="Go on with a study that has begun; extend one that ended."
+    "--resume", is_flag=True, help="Resume a study that has begun, or extend one that has ended."
 )
-@click.option("--address", metavar="ADDRESS", help="A Ray cluster; `auto`: the one started here.")
-@click.option("--ship-code", is_flag=True, help="Send this sftsearch to the cluster's nodes.")
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Address of a Ray cluster; `auto` finds the one that runs on this machine.",
+)
+@click.option("--ship-code", is_flag=True, help="Send this version of sftsearch to the nodes.")
 @dataset_option
 @root_option
 @runs_option
@@ -100,12 +108,11 @@ def run(
     """Search the study FILE and report its front.
 
     FILE is a YAML file, or the name of a shipped study. Trials are recorded in the study's journal
-    and in MLflow; whatever interrupts the search, the same command with --resume goes on where it
-    stopped.
+    and in MLflow. After an interruption, repeat the command with --resume.
 
-    Ctrl-C once adds no more trials, finishes those that run and reports; twice stops now. A study
-    that has ended goes on with --resume too, when FILE asks for more: `search.trials`,
-    `max_epochs`, `max_hours`, `max_gpu_hours`.
+    Press Ctrl-C once to finish the running trials and write the report, twice to stop now. To
+    extend a study that has ended, raise `search.trials`, `max_epochs`, `max_hours` or
+    `max_gpu_hours` in FILE and use --resume.
     """
     from rich.console import Console
 
@@ -113,7 +120,7 @@ def run(
     from sftsearch.orchestrator.study import run_study
 
     if ship_code and address is None:
-        raise click.UsageError("--ship-code is for a cluster: name it with --address.")
+        raise click.UsageError("--ship-code needs a cluster: add --address.")
     with ConsoleProgress(Console(stderr=as_json)) as callback:
         result = run_study(
             file,
@@ -134,7 +141,9 @@ def run(
         if result.complete:
             click.echo(f"Ended: {result.reason}.")
     if not result.complete:
-        click.echo(f"Interrupted. Go on with: sftsearch run {file} --resume{where}", err=True)
+        click.echo(f"Interrupted. Resume with: sftsearch run {file} --resume{where}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
-        raise click.ClickException("No trial finished: see the reasons above, or `sftsearch show`.")
+        raise click.ClickException(
+            f"No trial finished. `sftsearch status {result.name}{where}` shows the reasons."
+        )

@@ -1,4 +1,4 @@
-"""Define the options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import click
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.remote import is_remote
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dataset_option = click.option(
     "--dataset",
     metavar="NAME",
-    help="Another data set than the file's; where it has other modalities, each alone and all "
-    "together are searched. The study is called FILE_NAME.",
+    help="Use this dataset instead of the file's, and add _NAME to the study's name. If it has "
+    "other modalities, each alone and all together are searched.",
 )
 root_option = click.option(
-    "--root", metavar="ROOT", help="Folder or URI of prepared data sets. Default: this machine's."
+    "--root", metavar="ROOT", help="Folder or URI of prepared datasets. Default: the local cache."
 )
 
 
 class RunsFolder(click.Path):
-    """Take a folder, or a URI, for which there is a folder."""
+    """A parameter that accepts a folder or a URI."""
 
     def convert(
         self,
@@ -31,7 +31,7 @@ class RunsFolder(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Path:
-        """Return the local folder."""
+        """Return the folder, or the local folder of the URI."""
         if not is_remote(str(value)):
             return Path(os.fsdecode(super().convert(value, param, ctx)))
         from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
@@ -49,11 +49,11 @@ runs_option = click.option(
     default=Path("runs"),
     show_default=True,
     envvar="SFTSEARCH_RUNS",
-    help="Of all studies: a path, or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
+    help="Folder of all studies: a path or s3://BUCKET/PREFIX. Also $SFTSEARCH_RUNS.",
 )
 uri_option = click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
     metavar="URI",
-    help="MLflow's server or store. Default: mlflow.db in the runs folder.",
+    help="URI of the MLflow server or store. Default: mlflow.db in the runs folder.",
 )

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live bar in a terminal, log lines elsewhere."""
+"""Show the progress of a study: a progress bar in a terminal, else log lines."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from sftsearch.orchestrator.callback import StudyCallback
+from sftsearch.orchestrator.metrics import sign_of
 from sftsearch.orchestrator.pareto import hypervolume, non_dominated
 from sftsearch.orchestrator.storage.trial_events import Failed, Finished, TrialEnd
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ConsoleProgress(StudyCallback):
-    """Shows stages, then trials with the best so far and the time left."""
+    """Progress callback: stages, then trials with the best accuracy and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -45,10 +46,10 @@ class ConsoleProgress(StudyCallback):
         self._objectives: list[tuple[str, str]] = []
         self._outcomes: list[list[float]] = []
         self._costs = (0.0, 0.0)
-        """The least and the greatest of the admissible configurations; zeros: not known."""
+        """Lowest and highest cost of the admissible configurations; zeros if unknown."""
         self._share_before = 0.0
         self._began = time.monotonic()
-        self._said = 0.0
+        self._last_line = 0.0
 
     def __enter__(self) -> ConsoleProgress:
         return self
@@ -57,7 +58,7 @@ class ConsoleProgress(StudyCallback):
         self._stop_live()
 
     def on_stage(self, text: str) -> None:
-        """Show what begins."""
+        """Show the stage that begins."""
         self._stop_live()
         if self._console.is_terminal:
             self._status = self._console.status(escape(text) + " ...")
@@ -68,7 +69,7 @@ class ConsoleProgress(StudyCallback):
     def on_open(
         self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
     ) -> None:
-        """Show the size of the space, and begin the bar."""
+        """Show the size of the space, and start the progress bar."""
         self._stop_live()
         self._search, self._began = search, time.monotonic()
         study = source.study
@@ -79,7 +80,7 @@ class ConsoleProgress(StudyCallback):
         space = (
             f"{len(admission.table)} admissible configurations"
             if admission.table is not None
-            else "a space too large to list"
+            else "a space too large to enumerate"
         )
         self._console.print(
             f"[bold]{study.study.name}[/]: {study.search.trials} trials, "
@@ -94,7 +95,7 @@ class ConsoleProgress(StudyCallback):
                 for configuration in search.state.configurations.values()
                 for values in configuration.values.values()
             ]
-            self._console.print(f"Going on after {self._num_done()} trials.")
+            self._console.print(f"Resuming after {self._num_done()} trials.")
         self._share_before = self._done(self._num_done())[0]
         if self._console.is_terminal:
             self._progress = Progress(
@@ -114,7 +115,7 @@ class ConsoleProgress(StudyCallback):
             self._progress.start()
 
     def on_event(self, entry: Entry) -> None:
-        """Count what ended; say failures at once."""
+        """Count ended trials, and print failures immediately."""
         event = entry.event
         if not isinstance(event, TrialEnd):
             return
@@ -126,7 +127,7 @@ class ConsoleProgress(StudyCallback):
             self._advance(is_urgent=isinstance(event, Failed))
 
     def on_notice(self, text: str) -> None:
-        """Say it above the bar."""
+        """Print a notice above the progress bar."""
         with self._mutex:
             self._console.print(f"[yellow]{escape(text)}[/]", highlight=False)
 
@@ -137,12 +138,12 @@ class ConsoleProgress(StudyCallback):
         share, done = self._done(self._num_done())
         if self._progress is not None:
             self._progress.update(self._task, completed=share, done=done, description=self._best())
-        elif is_urgent or time.monotonic() - self._said > 2:
-            self._said = time.monotonic()
+        elif is_urgent or time.monotonic() - self._last_line > 2:
+            self._last_line = time.monotonic()
             self._line(f"{done}, {self._time_left(share)}{self._best()}")
 
     def _time_left(self, share: float) -> str:
-        """Say how long the rest takes, if it goes on as it went since this driver began."""
+        """Estimate the time left from the progress since this driver started."""
         gained, elapsed = share - self._share_before, time.monotonic() - self._began
         if gained <= 0 or share >= 1:
             return ""
@@ -154,32 +155,32 @@ class ConsoleProgress(StudyCallback):
         return self._search.state.num_ended.total() if self._search else 0
 
     def _done(self, number: int) -> tuple[float, str]:
-        """Return how much of the study is done, by the limit that ends it first, and say so."""
+        """Return the share of the study that is done, by its tightest limit, and a text."""
         assert self._search is not None
         search, budget = self._search, self._search.known.budget
         planned = max(self._planned, search.state.num_trials, number)
-        told, share = f"{number} of {planned} trials", number / planned
+        text, share = f"{number} of {planned} trials", number / planned
         shares = budget.shares()
         binding = max(shares, key=shares.__getitem__, default="")
         if binding and shares[binding] > share:
             share = min(1.0, shares[binding])
-            told += f", {share:.0%} of {binding}"
-        return share, f"{told}, {search.num_running} running"
+            text += f", {share:.0%} of {binding}"
+        return share, f"{text}, {search.num_running} running"
 
     def _best(self) -> str:
         if not self._outcomes:
             return "none finished yet"
         metric, direction = self._objectives[0]
         column = [outcome[0] for outcome in self._outcomes]
-        best = max(column) if direction == "maximize" else min(column)
+        best = max(column, key=lambda value: sign_of(direction) * value)
         on_front = non_dominated(self._outcomes, [direction for _, direction in self._objectives])
-        told = f"best {metric} {best:.3f}, {int(sum(on_front))} trials on the front"
-        return told + self._hypervolume()
+        text = f"best {metric} {best:.3f}, {int(sum(on_front))} trials on the front"
+        return text + self._hypervolume()
 
     def _hypervolume(self) -> str:
-        """Say what the front beats of accuracies from 0 and of the space's costs, by logarithm.
+        """Describe the hypervolume, with log costs scaled to the range of the space.
 
-        It is the mean over budgets of the best accuracy found for each, and only ever grows.
+        It is the best accuracy found at a budget, averaged over budgets, and never falls.
         """
         low, high = self._costs
         directions = [direction for _, direction in self._objectives]
@@ -203,7 +204,7 @@ class ConsoleProgress(StudyCallback):
 
 
 def _range_of(admission: Admission, cost: str) -> tuple[float, float]:
-    """Return the least and the greatest of a cost, where the space was priced whole; else zeros."""
+    """Return the lowest and highest cost of an enumerated space; of another one, zeros."""
     priced = [c.cost.as_dict() for c in (admission.table or {}).values()]
     costs = [prices[cost] for prices in priced if cost in prices]
     return (min(costs), max(costs)) if costs else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Report what a study found: pareto, compare and confirm."""
+"""Commands that report results: pareto, compare and confirm."""
 
 from __future__ import annotations
 
@@ -15,34 +15,42 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  sftsearch pareto stride --x gmacs --max-gflops 0.001\n"
+    "  sftsearch pareto stride --by pooling --format csv --out tables"
+)
 @click.argument("study")
-@click.option("--x", default=None, help="Cost axis. Default: the study's.")
-@click.option("--y", default=None, help="Accuracy axis. Default: the study's.")
+@click.option("--x", default=None, help="Metric of the cost axis. Default: the study's cost.")
+@click.option(
+    "--y", default=None, help="Metric of the accuracy axis. Default: the study's accuracy."
+)
 @click.option(
     "--by",
     multiple=True,
-    help="Parameter that sets families apart, beside the model; may be repeated. "
-    "Default: those that tell the study's branches apart.",
+    help="Parameter that defines families, in addition to the model; repeatable. Default: those "
+    "that differ between branches of the space.",
 )
 @click.option("--max-gflops", type=float, help="Leave out configurations that cost more.")
-@click.option("--top", type=click.IntRange(min=1), help="Rows of the table, the best by accuracy.")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="Show this many configurations, the best by accuracy."
+)
 @click.option(
     "--thin",
     is_flag=True,
-    help="Leave out front points where one hardly dearer (2 %) is hardly worse (half a point).",
+    help="Remove front points if another costs at most 2 % more and is at most 0.5 points worse.",
 )
 @click.option(
     "--format",
     "formats",
     multiple=True,
     default=("html", "csv", "json", "markdown", "png"),
-    help="html, csv, json, markdown or png; may be repeated. Default: all.",
+    help="html, csv, json, markdown or png; repeatable. Default: all.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the files. Default: the study's folder, or STUDY-report.",
+    help="Folder for the files. Default: `report` in the study's folder, or STUDY-report.",
 )
 @runs_option
 @uri_option
@@ -62,53 +70,48 @@ def pareto(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    """Write the front of STUDY as a page and as files.
+    """Print the Pareto front of STUDY and write it to files.
 
-    It is read from MLflow alone, so it also works where the runs folder is not, by --tracking-uri.
+    The study is read from MLflow only, so with --tracking-uri no runs folder is needed.
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator.analysis.front import summarise
-    from sftsearch.orchestrator.report.formats import write_front
+    from sftsearch.orchestrator.analysis.analyse import analyse
+    from sftsearch.orchestrator.analysis.front import FrontOptions
+    from sftsearch.orchestrator.report.formats import write_report
     from sftsearch.orchestrator.report.json_report import to_json
     from sftsearch.orchestrator.report.table import front_table
-    from sftsearch.orchestrator.studies import axes_of
     from sftsearch.orchestrator.tracking.client import default_uri
     from sftsearch.orchestrator.tracking.reader import read_study
 
     uri = tracking_uri or default_uri(runs)
-    record = read_study(uri, study, runs)
-    cost, accuracy = axes_of(record)
-    front = summarise(
-        record,
-        x=x or cost,
-        y=y or accuracy,
-        by=by or None,
-        max_gflops=max_gflops,
-        top=top,
-        thin=thin,
-    )
+    options = FrontOptions(x=x, y=y, by=by or None, max_gflops=max_gflops, top=top, thin=thin)
+    analysis = analyse(read_study(uri, study, runs), options)
     beside = runs / study
     folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
-    files = write_front(front, formats, folder)
+    files = write_report(analysis, formats, folder)
     if as_json:
-        click.echo(to_json(front))
+        click.echo(to_json(analysis))
         return
     console = Console()
-    console.print(front_table(front))
+    console.print(front_table(analysis))
     console.print()
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  sftsearch compare first second\n"
+    "  sftsearch compare stride --families sft concat"
+)
 @click.argument("a")
 @click.argument("b", required=False)
 @click.option(
     "--families",
     nargs=2,
     metavar="NAME NAME",
-    help="Compare two families of study A instead, by their names in its report.",
+    help="Compare two families of study A, by their names in its report.",
 )
 @runs_option
 @uri_option
@@ -122,11 +125,11 @@ def compare(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    """Say which of two studies is better, A or [B].
+    """Compare the studies A and [B], or two families of A.
 
-    At equal inference cost, the best that each has for it; at equal tuning, the expected best of as
-    many configurations, and of as many as each trains in the same time. Each with the probability
-    that A is better. The two must be of the same data, folds and metrics.
+    Shows the best accuracy at equal inference cost, and the expected best accuracy at equal tuning:
+    with equally many configurations, and with equal training time. Each row has the probability
+    that the first is better. Both must have the same data, folds and metrics.
     """
     import dataclasses
 
@@ -157,37 +160,36 @@ def compare(
 def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Evaluate the front of STUDY on the test split, once.
 
-    The look is recorded; a second call shows what the first one saw. Afterwards the study takes no
-    further trials.
+    The result is recorded; a second call shows the recorded values. Afterwards the study cannot
+    be extended.
     """
     from rich.console import Console
 
-    from sftsearch.orchestrator.analysis.front import summarise
+    from sftsearch.orchestrator.analysis.analyse import analyse
     from sftsearch.orchestrator.confirm import confirm_study
-    from sftsearch.orchestrator.report.formats import FORMATS, write_front
+    from sftsearch.orchestrator.report.formats import FORMATS, write_report
     from sftsearch.orchestrator.report.json_report import to_json
     from sftsearch.orchestrator.report.table import confirmed_table
-    from sftsearch.orchestrator.studies import axes_of, find_study, mirror_study
+    from sftsearch.orchestrator.studies import find_study, mirror_study
 
     console = Console(stderr=as_json)
     folder = find_study(study, runs)
     with console.status("evaluating the front on the test split ..."):
         record = confirm_study(folder)
         problem = mirror_study(folder, runs, tracking_uri)
-    x, y = axes_of(record)
-    front = summarise(record, x=x, y=y)
-    files = write_front(front, tuple(FORMATS), folder / "report")
+    analysis = analyse(record)
+    files = write_report(analysis, tuple(FORMATS), folder / "report")
     if as_json:
-        click.echo(to_json(front))
+        click.echo(to_json(analysis))
     else:
-        console.print(confirmed_table(front))
+        console.print(confirmed_table(analysis))
         console.print(f"\nReport: {files[0]}", highlight=False, soft_wrap=True)
     if problem:
-        click.echo(f"MLflow lacks the test figures ({problem}); call this again later.", err=True)
+        click.echo(f"MLflow lacks the test values ({problem}). Repeat the command later.", err=True)
 
 
 def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:
-    """Read a study from its journal where that is here, else from MLflow."""
+    """Read a study from its journal if it is in the runs folder, else from MLflow."""
     from sftsearch.orchestrator.studies import find_study, list_studies, read_record
     from sftsearch.orchestrator.tracking.reader import read_study
 

@@ -1,4 +1,4 @@
-"""Look at study files and what they may search: check, price, models and schema."""
+"""Commands about study files and models: check, price, models and schema."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sftsearch.orchestrator.cli.options import dataset_option, json_option, root
 @json_option
 @user_errors
 def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> None:
-    """Read the study FILE and say all its mistakes, each with its line.
+    """Validate the study FILE and report all errors with their lines.
 
     FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
-    code is 2 where there is a mistake.
+    code is 2 if there is an error.
     """
-    from sftsearch.orchestrator.studies import check_study
+    from sftsearch.orchestrator.study_file import check_study
 
     with spinner("checking the study file"):
         source, _, admission = check_study(file, dataset=dataset, root=root)
@@ -40,10 +40,12 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
     if as_json:
         echo_json(facts)
         return
-    space = "a space too large to list" if size is None else f"{size} admissible configurations"
+    space = (
+        "a space too large to enumerate" if size is None else f"{size} admissible configurations"
+    )
     refused = ", ".join(f"{n} {reason}" for reason, n in admission.num_refused.items())
     click.echo(
-        f"{source.name}: study '{study.study.name}' is well-formed: {study.search.trials} trials "
+        f"{source.name}: study '{study.study.name}' is valid: {study.search.trials} trials "
         f"({study.search.replicates}) over {space}"
         f"{' (' + refused + ')' if refused else ''} on {study.dataset.kind}."
     )
@@ -51,8 +53,10 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
 
 @click.command()
 @click.argument("file")
-@click.option("--top", default=20, type=click.IntRange(min=1), show_default=True, help="Rows.")
-@click.option("--no-time", is_flag=True, help="Skip the measurement behind the estimated time.")
+@click.option(
+    "--top", default=20, type=click.IntRange(min=1), show_default=True, help="Number of rows."
+)
+@click.option("--no-time", is_flag=True, help="Skip the time estimate.")
 @dataset_option
 @root_option
 @json_option
@@ -60,22 +64,23 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
 def price(
     file: str, top: int, no_time: bool, dataset: str | None, root: str | None, as_json: bool
 ) -> None:
-    """Price the configurations of the study FILE, untrained.
+    """Compute the costs of the configurations of the study FILE.
 
-    Costs are exact closed forms; the time is estimated from some training steps measured here and
-    now. The rows shown go evenly from the cheapest configuration to the dearest; --json has all.
+    Costs are exact closed forms; nothing is trained. The training time is estimated from a few
+    training steps on this machine. The rows are evenly spaced from the cheapest to the most
+    expensive configuration; --json prints all.
     """
     from rich.console import Console
 
     from sftsearch.orchestrator.pricing import costs
-    from sftsearch.orchestrator.studies import check_study
+    from sftsearch.orchestrator.study_file import check_study
 
-    with spinner("pricing the space"):
+    with spinner("computing costs"):
         source, spec, admission = check_study(file, dataset=dataset, root=root)
     console = Console()
     estimate = None
     if not no_time:
-        with spinner("measuring some training steps"):
+        with spinner("measuring a few training steps"):
             estimate = costs.estimate_time(source, spec, admission)
     listing = costs.list_prices(admission)
     if as_json:
@@ -91,19 +96,26 @@ def price(
 def models(as_json: bool) -> None:
     """List the fusion models and their parameters.
 
-    Each parameter with its type and default; a study file gives one a value, or a range to search.
+    Each parameter has its type and default. A study file sets it to a value or to a range to
+    search.
     """
-    from sftsearch.orchestrator.candidates.binding import describe_models
+    from sftsearch.trainables.config import TrainConfig
+    from sftsearch.trainables.models.source import describe_fields, read_models
 
-    rows = describe_models()
+    found = read_models()
     if as_json:
-        echo_json(rows)
+        echo_json(
+            [
+                {"model": model.name, "paper": model.paper, "parameters": model.parameters}
+                for model in found
+            ]
+        )
         return
-    for row in rows:
-        click.echo(f"{row['model']}  ({row['paper']})")
-        console.print_parameters(row["parameters"])
-    click.echo("every model also takes the parameters of training:")
-    console.print_parameters(describe_models(training=True)[0]["parameters"])
+    for model in found:
+        click.echo(f"{model.name}  ({model.paper})")
+        console.print_parameters(model.parameters)
+    click.echo("training parameters of every model:")
+    console.print_parameters(describe_fields(TrainConfig))
 
 
 @click.command()
@@ -111,8 +123,8 @@ def models(as_json: bool) -> None:
 def schema() -> None:
     """Print the JSON Schema of study files.
 
-    Editors use it to check YAML while you type: save it, and name it in a study file's first line,
-    `# yaml-language-server: $schema=study.schema.json`.
+    Editors use it to validate and complete YAML: save the output, and refer to it in the first
+    line of a study file, `# yaml-language-server: $schema=study.schema.json`.
     """
     from sftsearch.search_spaces.schema import StudyFile
 

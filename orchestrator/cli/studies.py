@@ -1,4 +1,4 @@
-"""See and manage the studies of a runs folder: list, status, show, delete and ui."""
+"""Commands about the studies of a runs folder: list, status, show, delete and ui."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_PAGES = 10
-"""Studies whose pages `ui` names."""
+"""Number of studies whose pages `ui` lists."""
 
 
 @click.command(name="list")
@@ -35,7 +35,7 @@ def list_(runs: Path, as_json: bool) -> None:
         echo_json(rows)
     elif not rows:
         click.echo(
-            f"No studies in '{describe_runs_folder(runs)}'. Begin with: sftsearch run stride"
+            f"No studies in '{describe_runs_folder(runs)}'. Start with: sftsearch run stride"
         )
     else:
         console.print_rows(
@@ -52,10 +52,10 @@ def list_(runs: Path, as_json: bool) -> None:
 @json_option
 @user_errors
 def status(study: str, runs: Path, as_json: bool) -> None:
-    """Show how far STUDY is, and what failed.
+    """Show the progress and the failures of STUDY.
 
-    Trials by state, failed ones with their reasons, refused proposals, how often stopping trials
-    would have been wrong, and what MLflow lacks.
+    Shows the number of trials by state, the reasons of failures and refusals, the audited share of
+    wrong stops, and how many events MLflow lacks.
     """
     from sftsearch.orchestrator.studies import find_study, read_record, read_state
 
@@ -86,9 +86,9 @@ def status(study: str, runs: Path, as_json: bool) -> None:
 @json_option
 @user_errors
 def show(trial: str, runs: Path, as_json: bool) -> None:
-    """Show one TRIAL with its values and its log.
+    """Show the values and the log of one TRIAL.
 
-    TRIAL is a trial's key, or the beginning of it; reports and `sftsearch status` name them.
+    TRIAL is a trial's key, `CONFIGURATION-SEED`, or the first characters of it.
     """
     import dataclasses
 
@@ -110,14 +110,14 @@ def show(trial: str, runs: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("study")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @runs_option
 @uri_option
 @user_errors
 def delete(study: str, yes: bool, runs: Path, tracking_uri: str | None) -> None:
-    """Delete STUDY with its weights, here and in MLflow.
+    """Delete STUDY with its weights and its MLflow experiment.
 
-    A study that runs is left alone. MLflow keeps what was deleted until `mlflow gc`.
+    A running study is not deleted. MLflow keeps deleted experiments until `mlflow gc`.
     """
     from sftsearch.orchestrator.studies import delete_study, find_study
 
@@ -136,21 +136,21 @@ def delete(study: str, yes: bool, runs: Path, tracking_uri: str | None) -> None:
     default=5000,
     type=click.IntRange(1, 65535),
     show_default=True,
-    help="Where it listens.",
+    help="Port to listen on.",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address of this machine at which it listens; 0.0.0.0: all of them.",
+    help="Address to listen on; 0.0.0.0 is all addresses of this machine.",
 )
 @click.option(
     "--login",
     is_flag=True,
-    help="Ask for a name and a password; the first user's is $MLFLOW_AUTH_ADMIN_PASSWORD.",
+    help="Require a login; the first user's password is $MLFLOW_AUTH_ADMIN_PASSWORD.",
 )
 @click.option(
-    "--without-login", is_flag=True, help="Let other machines in without asking for anything."
+    "--without-login", is_flag=True, help="Allow other machines to connect without a login."
 )
 @runs_option
 @uri_option
@@ -158,9 +158,9 @@ def delete(study: str, yes: bool, runs: Path, tracking_uri: str | None) -> None:
 def ui(
     port: int, host: str, login: bool, without_login: bool, runs: Path, tracking_uri: str | None
 ) -> None:
-    """Open the MLflow UI on the store of the runs folder. Ctrl-C ends it.
+    """Serve the MLflow UI of the runs folder. Ctrl-C stops it.
 
-    Only this machine reaches it, unless --host says otherwise.
+    Only this machine can connect, unless --host is given.
     """
     from sftsearch.orchestrator.tracking import ui
     from sftsearch.orchestrator.tracking.client import default_uri, masked
@@ -172,11 +172,11 @@ def ui(
         return
     if host not in ("127.0.0.1", "localhost", "::1") and not (login or without_login):
         raise click.UsageError(
-            f"With --host {host} everybody who reaches port {port} of this machine could read, "
-            "change and delete all studies. Add --login, or --without-login if that is meant."
+            f"With --host {host}, anyone who can reach port {port} of this machine could read, "
+            "change and delete all studies. Add --login, or --without-login to allow this."
         )
     pages = ui.pages_of_studies(uri, runs)
-    click.echo(f"MLflow UI of {masked(uri)} on http://{host}:{port} (Ctrl-C ends it)")
+    click.echo(f"MLflow UI of {masked(uri)} on http://{host}:{port} (Ctrl-C stops it)")
     for name, page in list(pages.items())[:MAX_PAGES]:
         click.echo(f"  {name}: http://{host}:{port}/{page}")
     sys.exit(ui.serve_ui(uri, runs, port, host=host, login=login))

@@ -1,4 +1,4 @@
-"""Record a space as a table, and measure searches on it: table and simulate."""
+"""Commands that benchmark samplers on recorded tables: table and simulate."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sftsearch.orchestrator.cli.errors import user_errors
 from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_option
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  sftsearch table digits_table --out digits.parquet")
 @click.argument("file")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="T.parquet",
-    help="The table to write, when everything is trained.",
+    help="Table to write when all trials have ended.",
 )
 @click.option(
     "--near",
     default=60,
     type=click.IntRange(min=0),
     show_default=True,
-    help="How many configurations nearest the front get more replicates.",
+    help="Number of configurations nearest the front that get more replicates.",
 )
 @click.option(
     "--near-replicates",
     default=20,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many replicates those have in the end.",
+    help="Number of replicates of those configurations.",
 )
 @runs_option
 @uri_option
@@ -42,14 +42,14 @@ from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_opt
 def table(
     file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
 ) -> None:
-    """Train the whole space of the study FILE into a table.
+    """Train every configuration of the study FILE and record a table.
 
-    FILE has the sampler `exhaustive` and a fixed number of replicates. Every epoch of every trial
-    is recorded; then the configurations nearest the front get more replicates, for there a search
-    must tell small differences. After any interruption the same command goes on.
+    FILE needs the sampler `exhaustive` and a fixed number of replicates. Every epoch of every trial
+    is recorded. Then the configurations nearest the front get more replicates, because small
+    differences matter there. After an interruption, repeat the command to continue.
 
-    Searches are measured on the table with `sftsearch simulate`. The trials look at the test split,
-    so such a study is never confirmed.
+    `sftsearch simulate` runs searches on the table. The trials evaluate the test split, so such a
+    study cannot be confirmed.
     """
     from rich.console import Console
 
@@ -68,7 +68,7 @@ def table(
             callback=callback,
         )
     if not complete:
-        click.echo("Interrupted. Go on with the same command.", err=True)
+        click.echo("Interrupted. Repeat the command to continue.", err=True)
         sys.exit(130)
     recorded = read_table(out)
     replicates = recorded.num_replicates
@@ -80,7 +80,7 @@ def table(
     click.echo(f"Next:   sftsearch simulate {file} --table {out}")
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  sftsearch simulate mine.yaml --table digits.parquet")
 @click.argument("file")
 @click.option(
     "--table",
@@ -88,19 +88,19 @@ def table(
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="T.parquet",
-    help="What training would give, as `sftsearch table` recorded it.",
+    help="Table recorded by `sftsearch table`.",
 )
 @click.option(
     "--workers",
     default=4,
     type=click.IntRange(1, 100_000),
     show_default=True,
-    help="Trials that run at a time, asynchronously.",
+    help="Number of concurrent trials.",
 )
 @click.option(
     "--repetitions",
     type=click.IntRange(1, 1_000_000),
-    help="Simulate so many times with other seeds and replicates; print means.",
+    help="Repeat with other seeds and replicates, and print means.",
 )
 @json_option
 @user_errors
@@ -109,16 +109,17 @@ def simulate(
 ) -> None:
     """Run the study FILE on a recorded table, in seconds.
 
-    It is the very same search with a simulated clock: trials take as long as they took when the
-    table was recorded. FILE has the space and the training of the table, or a part of that space,
-    and whichever sampler, stopping and replicates are to be measured.
+    The search is the same as in a real run, on a simulated clock: trials take as long as they took
+    when the table was recorded. FILE has the dataset, training and space of the table (or a part of
+    the space), and the sampler, early stopping and replicates to measure.
 
-    The budget regret is how far the reported front lies below the best of the table, on average
-    over all budgets (the logarithm of the cost).
+    The budget regret is the distance of the reported front below the best front of the table,
+    averaged over all budgets on a log scale of the cost.
     """
     from sftsearch.orchestrator.benchmark import regret
     from sftsearch.orchestrator.benchmark.table import read_table
-    from sftsearch.orchestrator.studies import check_study
+    from sftsearch.orchestrator.objectives import Objectives
+    from sftsearch.orchestrator.study_file import check_study
 
     with spinner("reading the study file and the table"):
         source, _, admission = check_study(file)
@@ -127,12 +128,12 @@ def simulate(
         measured = regret.measure(
             source, admission, recorded, workers=workers, repetitions=repetitions
         )
-    accuracy, cost = regret.axes_of(source)
+    objectives = Objectives.of_study(source.study)
     if as_json:
         echo_json(measured)
         return
-    rows = regret.front_rows(measured, accuracy, cost)
+    rows = regret.front_rows(measured, objectives.y, objectives.searched_cost)
     if rows:
         console.print_rows(rows, tuple(rows[0]))
         click.echo()
-    click.echo(regret.describe(measured, accuracy))
+    click.echo(regret.describe(measured, objectives.y))

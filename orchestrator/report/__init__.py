@@ -1,1 +1,1 @@
-"""Write a study's front as a page, a table, a picture or plain data."""
+"""Render an analysis as HTML, Markdown, CSV, JSON, PNG or a terminal table."""

@@ -1,4 +1,4 @@
-"""Format the cells of reports: where a configuration stands, means, intervals and differences."""
+"""Format table cells: status, means, intervals and differences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.front import Front
 
 
-def standing(c: ConfigurationSummary) -> str:
-    """Return where a configuration stands, in one word or two."""
+def status_label(c: ConfigurationSummary) -> str:
+    """Return a configuration's status in one word; empty if it is dominated."""
     if c.on_front:
         return "knee" if c.is_knee else "front"
     if c.is_thinned:
@@ -23,7 +23,7 @@ def standing(c: ConfigurationSummary) -> str:
 
 
 def verdict(c: ConfigurationSummary, front: Front) -> str:
-    """Return in a few words where a configuration stands and how sure that is."""
+    """Describe a configuration's status and its difference from the front."""
     if c.status != "finished":
         return f"{c.status}: {'; '.join(c.reasons)}"
     if c.difference is None:
@@ -38,18 +38,17 @@ def verdict(c: ConfigurationSummary, front: Front) -> str:
 
 def _why_off(c: ConfigurationSummary, front: Front) -> str:
     if c.is_thinned:
-        return "thinned out, a front point hardly differs"
+        return "thinned out, another front point is almost equal"
     if c.indistinguishable:
         return "not distinguishable from the front"
     if front.num_chosen is None:
         return "dominated"
-    sign = 1 if front.objectives.directions[0] == "maximize" else -1
-    is_better = c.difference is None or sign * c.difference.mean > 0
+    is_better = c.difference is None or front.objectives.sign * c.difference.mean > 0
     return "not among the chosen" if is_better else "dominated"
 
 
 def format_gain(c: ConfigurationSummary, front: Front) -> str:
-    """Return `verdict` without what a heading can say: the difference, and whether it is noise."""
+    """Return the difference from the front, and whether it is within noise."""
     if c.status != "finished":
         return "; ".join(c.reasons)
     if c.difference is None:
@@ -59,13 +58,13 @@ def format_gain(c: ConfigurationSummary, front: Front) -> str:
 
 
 def gain_heading(front: Front) -> str:
-    """Return what `format_gain` is in, to stand above it."""
+    """Return the column header of `format_gain`, with its unit."""
     y = metric(front.y)
     return f"{'points' if y.is_share else y.label} against the front"
 
 
 def format_change(mean: float, interval: Interval | None, y: str) -> str:
-    """Return a difference of a metric with its interval, of shares in points of 0.01."""
+    """Format a difference of a metric with its interval; for shares in points of 0.01."""
     share = metric(y).is_share
 
     def format_value(value: float) -> str:
@@ -78,7 +77,7 @@ def format_change(mean: float, interval: Interval | None, y: str) -> str:
 
 
 def format_mean(c: ConfigurationSummary, name: str) -> str:
-    """Return the mean of a metric over the finished seeds, with its deviation if there is one."""
+    """Format the mean of a metric over replicates, with its standard deviation if known."""
     if not c.seeds or name not in c.values:
         return MISSING
     text = metric(name).format(c.values[name])
@@ -88,15 +87,15 @@ def format_mean(c: ConfigurationSummary, name: str) -> str:
 
 
 def format_interval(interval: Interval | None) -> str:
-    """Return an interval of accuracies as text."""
+    """Format an interval of accuracies."""
     return MISSING if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def format_replicates(c: ConfigurationSummary) -> str:
-    """Return how many replicates the values are of; where these are fresh, of how many in all."""
+    """Format the number of replicates of the means, for example `3` or `2 fresh of 4`."""
     return f"{len(c.seeds)} fresh of {c.num_finished}" if c.is_fresh else str(len(c.seeds))
 
 
 def format_front_probability(c: ConfigurationSummary) -> str:
-    """Return how likely a configuration is on the front, as text."""
+    """Format a front probability."""
     return MISSING if c.front_probability is None else f"{100 * c.front_probability:.0f} %"

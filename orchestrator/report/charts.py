@@ -1,6 +1,6 @@
-"""Describe the charts of the page as Plotly's data: the front, the progress and the routes.
+"""Build the Plotly charts of the HTML report: front, hypervolume and routes.
 
-Labels know tags of their own, so what comes from a study is escaped in them.
+Plotly interprets some HTML tags in labels, so all text of a study is escaped.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.analysis.parameters import format_parameter
-from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
 from sftsearch.orchestrator.metrics import format_number, metric
 from sftsearch.orchestrator.report.cells import format_mean, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
     JSON = dict[str, object]
 
 PALETTE = ("#4e79a7", "#e8812b", "#4f9d55", "#b0629b", "#d94f54", "#3fa7a0", "#9c755f", "#8a8f2f")
-_HARD_SPACE = "\N{NO-BREAK SPACE}"
+_NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 _HOVER_WIDTH = 42
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon")
 
 
-def charts_as_json(front: Front) -> str:
-    """Return the charts as JSON that may stand inside a script element."""
+def charts_as_json(analysis: Analysis) -> str:
+    """Return the charts as JSON that is safe inside a script element."""
+    front = analysis.front
     charts: dict[str, JSON] = {"front": _front_chart(front), "progress": _progress_chart(front)}
-    if levels := levels_of(routes_of(front)):
-        charts["routes"] = _routes_chart(levels)
+    if analysis.route_levels:
+        charts["routes"] = _routes_chart(analysis.route_levels)
     text = json.dumps(charts, allow_nan=False, ensure_ascii=True)
-    # Within a script element only `<` can end it or open a comment; JSON has the same as \u003c.
+    # `<` could end the script element or open a comment; in JSON \u003c is equivalent.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -61,7 +62,7 @@ def _front_chart(front: Front) -> JSON:
             if chosen:
                 traces.append(_points(front, chosen, number, on_front=on_front))
     named: set[object] = set()
-    for trace in reversed(traces):  # a model is named once, by its boldest points
+    for trace in reversed(traces):  # one legend entry a model, preferably of its front points
         trace["showlegend"] = trace["name"] not in named
         named.add(trace["name"])
     costs = [c.values[front.x] for c in front.finished]
@@ -80,13 +81,13 @@ def _points(
     front: Front, chosen: Sequence[ConfigurationSummary], number: int, *, on_front: bool
 ) -> JSON:
     """Return a model's points, on the front or off it."""
-    colour = PALETTE[number % len(PALETTE)]
+    color = PALETTE[number % len(PALETTE)]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": _escape_label(chosen[0].model),
         "legendgroup": f"model {number}",
-        "legendrank": 1001 + number,  # as Plotly counts from 1000, where the front's line is
+        "legendrank": 1001 + number,  # after the front line, which has Plotly's default rank 1000
         "x": [c.values[front.x] for c in chosen],
         "y": [c.values[front.y] for c in chosen],
         "error_y": {
@@ -96,7 +97,7 @@ def _points(
             "width": 3 if on_front else 0,
         },
         "marker": {
-            "color": colour,
+            "color": color,
             "symbol": _SYMBOLS[number % len(_SYMBOLS)],
             "size": 12 if on_front else 8,
         },
@@ -109,7 +110,7 @@ def _points(
 
 
 def _hover(c: ConfigurationSummary, front: Front) -> str:
-    """Return everything known of a configuration, in the tags that charts know."""
+    """Return the hover text of a configuration, with the tags that Plotly interprets."""
     y = metric(front.y)
     lines = [f"<b>{_escape_label(c.configuration_id)}</b> · {_escape_label(c.model)}"]
     unit = "seed" if front.study.folds is None else "replicate"
@@ -118,7 +119,7 @@ def _hover(c: ConfigurationSummary, front: Front) -> str:
     )
     lines.append(f"{_escape_label(y.label)} {format_mean(c, front.y)} ({seeds})")
     if c.interval is not None:
-        lines.append(f"95 % interval {y.format(c.interval[0])} to {y.format(c.interval[1])}")
+        lines.append(f"95 % CI {y.format(c.interval[0])} to {y.format(c.interval[1])}")
     names = [front.x, "gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb"]
     costs = [
         f"{metric(name).label} {metric(name).format(c.values[name])}"
@@ -127,13 +128,14 @@ def _hover(c: ConfigurationSummary, front: Front) -> str:
     ]
     chosen = [f"{name}={format_parameter(c, name)}" for name in c.parameters if name != "model"]
     for facts in ([verdict(c, front)], costs, chosen):
-        # Narrow enough for a phone, and broken within a fact only if it alone is too long.
+        # Narrow enough for a phone; a fact is broken only if it alone is too long.
         text = ", ".join(
-            fact.replace(" ", _HARD_SPACE) if len(fact) < _HOVER_WIDTH else fact for fact in facts
+            fact.replace(" ", _NO_BREAK_SPACE) if len(fact) < _HOVER_WIDTH else fact
+            for fact in facts
         )
         wrapped = textwrap.wrap(text, _HOVER_WIDTH, break_long_words=False, break_on_hyphens=False)
         lines += [_escape_label(line) for line in wrapped]
-    return "<br>".join(line.replace(_HARD_SPACE, " ") for line in lines)
+    return "<br>".join(line.replace(_NO_BREAK_SPACE, " ") for line in lines)
 
 
 def _escape_label(text: str) -> str:
@@ -160,9 +162,9 @@ def _axis(title: str, *, is_log: bool = False) -> JSON:
 
 
 def _log_ticks(values: Sequence[float]) -> JSON:
-    """Return ticks in full numbers, at 1, 2 and 5 of a decade or closer, as there is room."""
+    """Return ticks at 1, 2 and 5 of each decade, or Plotly's choice for other ranges."""
     decades = math.log10(max(values) / min(values))
-    # With a format of its own the axis prints 0.002 where it would print a small "2".
+    # With this format Plotly prints 0.002; by default it abbreviates it to "2".
     ticks: JSON = {"tickformat": ".3~g"}
     return ticks | ({"dtick": "D2"} if 0.7 < decades < 4 else {})
 
@@ -192,8 +194,9 @@ def _progress_chart(front: Front) -> JSON:
 
 
 def _routes_chart(levels: Sequence[WeightLevel]) -> JSON:
-    """Return shares of routes, and expected cost at the right, by the weight of their price."""
-    weights = [f"{level.weight:g}" for level in levels]  # places, for weights may be far apart
+    """Return shares of routes and, on the right axis, expected cost by resource weight."""
+    # A categorical axis, because weights may differ by orders of magnitude.
+    weights = [f"{level.weight:g}" for level in levels]
     traces = [
         {
             "type": "scatter",
@@ -218,7 +221,7 @@ def _routes_chart(levels: Sequence[WeightLevel]) -> JSON:
     }
     costs = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"}
     layout = {
-        "xaxis": _axis("lambda, the weight of a route's price in the loss") | {"type": "category"},
+        "xaxis": _axis("resource weight (lambda)") | {"type": "category"},
         "yaxis": _axis("share of validation samples") | {"range": [-0.03, 1.03]},
         "yaxis2": _axis("expected GFLOPs") | costs,
     }

@@ -1,4 +1,4 @@
-"""Choose the columns of the table of configurations: what each shows, and what it sorts by."""
+"""Define the columns of the configuration table: text and sort key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sftsearch.orchestrator.report.cells import (
     format_mean,
     format_replicates,
     gain_heading,
-    standing,
+    status_label,
     verdict,
 )
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Hold a column of the table, as text and as what it sorts by."""
+    """A column of the table."""
 
     header: str
     format: Show
     key: Key
-    """None sorts last, whichever way."""
+    """Sort key; None sorts last in both directions."""
     is_number: bool = True
-    """Whether it is set to the right; keys that are numbers sort as numbers anyway."""
-    format_whole: Show | None = None
-    """The whole of what `format` abbreviates."""
+    """Whether it is right-aligned."""
+    format_full: Show | None = None
+    """The full text, if `format` abbreviates."""
 
 
 def columns(front: Front) -> list[Column]:
-    """Return the table's columns; parameters that are the same everywhere are left out."""
+    """Return the table's columns, with the parameters that vary."""
     measured = {name for c in front.configurations for name in c.values}
     found = _leading_columns(front)
     found += [_value_column(name) for name in front.objectives.names[1:] if name in measured]
@@ -57,15 +57,16 @@ def columns(front: Front) -> list[Column]:
             lambda c: format_gain(c, front),
             lambda c: None if c.difference is None else c.difference.mean,
             is_number=False,
-            format_whole=lambda c: verdict(c, front),
+            format_full=lambda c: verdict(c, front),
         )
     )
     if front.study.confirmed:
         found += _test_columns(front)
     varying = varying_parameters(front.configurations)
     found += [_parameter_column(name, front) for name in varying]
-    if front.num_groups or front.front_probability_is == "posterior":
-        found.append(Column("front in", format_front_probability, lambda c: c.front_probability))
+    if front.num_groups or front.front_probability_source == "posterior":
+        header = "front probability"
+        found.append(Column(header, format_front_probability, lambda c: c.front_probability))
     others = (name for name in KNOWN_METRICS if name not in front.objectives.names)
     found += [_value_column(name) for name in others if name in measured]
     heading = "seeds" if front.study.folds is None else "replicates"
@@ -73,9 +74,9 @@ def columns(front: Front) -> list[Column]:
 
 
 def _leading_columns(front: Front) -> list[Column]:
-    """Return where a configuration stands, what it is, and how good it is."""
+    """Return the columns of status, id, model and accuracy."""
     found = [
-        Column("", standing, lambda c: standing(c) or None, is_number=False),
+        Column("", status_label, lambda c: status_label(c) or None, is_number=False),
         Column("configuration", lambda c: c.configuration_id, lambda c: c.configuration_id, False),
         Column("model", lambda c: c.model, lambda c: c.model, is_number=False),
         Column(
@@ -87,7 +88,7 @@ def _leading_columns(front: Front) -> list[Column]:
     if front.num_groups:
         found.append(
             Column(
-                "95 % interval",
+                "95 % CI",
                 lambda c: format_interval(c.interval),
                 lambda c: _low(c.interval),
             )
@@ -115,7 +116,7 @@ def _parameter_column(name: str, front: Front) -> Column:
         lambda c: abbreviate_parameter(c, name, front.configurations),
         key,
         is_number=not any(isinstance(value, str) for value in keys),
-        format_whole=lambda c: format_parameter(c, name),
+        format_full=lambda c: format_parameter(c, name),
     )
 
 
@@ -129,7 +130,7 @@ def _test_columns(front: Front) -> list[Column]:
     if metric(front.y).is_counted:
         found.append(
             Column(
-                "test interval",
+                "test 95 % CI",
                 lambda c: format_interval(c.test_interval),
                 lambda c: _low(c.test_interval),
             )

@@ -1,4 +1,4 @@
-"""Write the table of a front as CSV: flat, every number at full precision."""
+"""Write the configuration table as CSV, with numbers at full precision."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
 
 
-def to_csv(front: Front) -> str:
-    """Return a row a configuration of the table."""
+def to_csv(analysis: Analysis) -> str:
+    """Return a header and one row per configuration of the table."""
+    front = analysis.front
     rows = [_flat(c, front) for c in front.table]
     header = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -39,7 +41,7 @@ def _flat(c: ConfigurationSummary, front: Front) -> dict[str, object]:
         row[name] = value
         row[f"{name}_sd"] = c.deviations.get(name, "")
     row |= _ends(f"{front.y}_interval", c.interval)
-    row["front_membership"] = "" if c.front_probability is None else c.front_probability
+    row["front_probability"] = "" if c.front_probability is None else c.front_probability
     row["difference_to"] = "" if c.difference is None else c.difference.other
     row["difference"] = "" if c.difference is None else c.difference.mean
     row |= _ends("difference", None if c.difference is None else c.difference.interval)

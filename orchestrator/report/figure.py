@@ -1,11 +1,10 @@
-"""Draw a front as a picture, without a display."""
+"""Plot a front as a PNG image; needs no display."""
 
 from __future__ import annotations
 
 import io
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report.charts import PALETTE
 
@@ -14,29 +13,30 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
 
 _MARKERS = "osD^Pp*h"
 
 
-def to_png(front: Front) -> bytes:
-    """Return the front as a PNG of 1500 x 960 pixels.
+def to_png(analysis: Analysis) -> bytes:
+    """Return the front as a PNG image of 1500 x 960 pixels.
 
-    Where a gate chooses routes under several weights, they are drawn beside it, in 2400 x 960.
+    With several resource weights the shares of routes are plotted next to it, in 2400 x 960 pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    levels = levels_of(routes_of(front))
+    front, levels = analysis.front, analysis.route_levels
     figure = Figure(figsize=(16 if levels else 10, 6.4), dpi=150, layout="constrained")
     _draw(figure.add_subplot(1, 2 if levels else 1, 1), front)
     if levels:
         _draw_routes(figure.add_subplot(1, 2, 2), levels)
-    picture = io.BytesIO()
+    image = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    figure.savefig(image, format="png")
+    return image.getvalue()
 
 
 def _draw(axes: Axes, front: Front) -> None:
@@ -44,7 +44,7 @@ def _draw(axes: Axes, front: Front) -> None:
 
     models = sorted({c.model for c in front.finished})
     for number, model in enumerate(models):
-        colour = PALETTE[number % len(PALETTE)]
+        color = PALETTE[number % len(PALETTE)]
         for on_front in (False, True):
             chosen = [c for c in front.finished if c.model == model and c.on_front == on_front]
             axes.errorbar(
@@ -52,7 +52,7 @@ def _draw(axes: Axes, front: Front) -> None:
                 [c.values[front.y] for c in chosen],
                 yerr=[c.deviations.get(front.y, 0.0) for c in chosen],
                 fmt=_MARKERS[number % len(_MARKERS)],
-                color=colour,
+                color=color,
                 alpha=1.0 if on_front else 0.35,
                 markersize=9 if on_front else 6,
                 markeredgecolor="white",
@@ -60,7 +60,7 @@ def _draw(axes: Axes, front: Front) -> None:
                 zorder=4 if on_front else 2,
             )
         axes.plot(
-            [], [], _MARKERS[number % len(_MARKERS)], color=colour, label=model.replace("$", r"\$")
+            [], [], _MARKERS[number % len(_MARKERS)], color=color, label=model.replace("$", r"\$")
         )
     xs, ys = front.staircase()
     axes.plot(xs, ys, drawstyle="steps-post", color="#444444", linewidth=1.2, zorder=3)
@@ -82,27 +82,27 @@ def _draw(axes: Axes, front: Front) -> None:
 
 
 def _draw_routes(axes: Axes, levels: Sequence[WeightLevel]) -> None:
-    places = range(len(levels))
+    positions = range(len(levels))
     for number in range(len(levels[0].shares)):
         shares = [level.shares[number] for level in levels]
         axes.plot(
-            places,
+            positions,
             shares,
             marker=_MARKERS[number % len(_MARKERS)],
             color=PALETTE[number % len(PALETTE)],
             label=f"route {number + 1}",
         )
-    axes.set_xticks(places, [f"{level.weight:g}" for level in levels])
+    axes.set_xticks(positions, [f"{level.weight:g}" for level in levels])
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("lambda, the weight of a route's price in the loss")
+    axes.set_xlabel("resource weight (lambda)")
     axes.set_ylabel("share of validation samples")
     costs = axes.twinx()
     expected = [level.expected for level in levels]
-    costs.plot(places, expected, "x--", color="#444444", label="expected GFLOPs")
+    costs.plot(positions, expected, "x--", color="#444444", label="expected GFLOPs")
     costs.set_ylim(bottom=0)
     costs.set_ylabel("expected GFLOPs")
     costs.spines[["top"]].set_visible(False)
-    axes.set_title("Routes against the weight of their price", loc="left")
+    axes.set_title("Routes by resource weight", loc="left")
     axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.spines[["top"]].set_visible(False)
     handles = [*axes.get_legend_handles_labels()[0], *costs.get_legend_handles_labels()[0]]

@@ -1,6 +1,6 @@
-"""Write a study's front in the formats of `FORMATS`, all from the same numbers.
+"""Write an analysis in the formats of `FORMATS`, all with the same numbers.
 
-To add a format, add its file and its line in `FORMATS`.
+To add a format, add its module and a line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.report.csv_report import to_csv
 from sftsearch.orchestrator.report.figure import to_png
 from sftsearch.orchestrator.report.html import to_html
@@ -21,16 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from sftsearch.orchestrator.analysis.front import Front
-    from sftsearch.orchestrator.storage.study_record import StudyRecord
+    from sftsearch.orchestrator.analysis.analyse import Analysis
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Hold a way to write a front down."""
+    """A report format: file name and renderer."""
 
     file_name: str
-    to_text: Callable[[Front], str | bytes]
+    render: Callable[[Analysis], str | bytes]
 
 
 FORMATS: dict[str, Format] = {
@@ -42,35 +40,27 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def write(
-    study: StudyRecord, formats: Sequence[str], folder: Path, *, x: str = "gflops", y: str = "top1"
-) -> list[Path]:
-    """Write the study's front of `y` against `x`; see `write_front`."""
-    return write_front(summarise(study, x=x, y=y), formats, folder)
+def write_report(analysis: Analysis, formats: Sequence[str], folder: Path) -> list[Path]:
+    """Write an analysis in several formats and return the paths of the files, in that order.
 
-
-def write_front(front: Front, formats: Sequence[str], folder: Path) -> list[Path]:
-    """Write a front in every format, and return the files' paths in that order.
-
-    A file appears whole or not at all; one of an earlier report is replaced.
+    Files are written atomically; existing reports are replaced.
 
     Args:
-        front: what to report.
-        formats: names out of `FORMATS`.
-        folder: where the files go; made if it is missing.
+        analysis: to report.
+        formats: names in `FORMATS`.
+        folder: of the files; created if it is missing.
 
     Raises:
-        UserError: a format is not known, or the folder cannot be written to.
+        UserError: a format is unknown, or the folder is not writable.
     """
     chosen = [look_up(FORMATS, name, kind="report format") for name in formats]
     paths = []
     for style in chosen:
-        text = style.to_text(front)
-        content = text.encode() if isinstance(text, str) else text
+        content = style.render(analysis)
         path = folder / style.file_name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, content)
+            _replace(path, content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise UserError(f"Cannot write the report {path}: {error.strerror}.") from error
         paths.append(path)

@@ -1,8 +1,8 @@
-"""Write a front as one HTML file that needs nothing else: no server, no network, no other file.
+"""Write a report as one self-contained HTML file: no server, no network, no other file.
 
-Everything that comes from a study is text: escaped where it stands in HTML, in the charts' labels
-(which know tags of their own) and in the data block. The page's policy allows the two scripts by
-their hashes and no connection at all, so even a mistake here could not run or load anything.
+All text of a study is escaped, in HTML, in chart labels and in the data block. The content security
+policy allows the two scripts by their hashes and no connections, so that unescaped text could
+neither run nor load anything.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
 from sftsearch.orchestrator.metrics import format_number
-from sftsearch.orchestrator.report.cells import standing
+from sftsearch.orchestrator.report.cells import status_label
 from sftsearch.orchestrator.report.charts import charts_as_json
 from sftsearch.orchestrator.report.columns import columns
 from sftsearch.orchestrator.report.sections import sections
-from sftsearch.orchestrator.report.text import describe_replicates, headline, notes
+from sftsearch.orchestrator.report.text import (
+    describe_replicates,
+    displayed_facts,
+    headline,
+    notes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.report.columns import Column
@@ -34,23 +39,25 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _ROUTES_CHART = (
     '<div id="routes-chart" class="chart" role="figure" '
-    'aria-label="Shares of routes and expected cost by lambda; told in words below."></div>'
+    'aria-label="Shares of routes and expected cost by resource weight, as in the table below.">'
+    "</div>"
 )
 
 
-def to_html(front: Front) -> str:
-    """Return the page."""
+def to_html(analysis: Analysis) -> str:
+    """Return the HTML page."""
     from plotly.offline import get_plotlyjs
 
     plotly = get_plotlyjs()
     script = _read("page.js")
+    front = analysis.front
     shown = columns(front)
     parts = {
         "policy": _policy(plotly, script),
         "style": _read("page.css"),
         "plotly": plotly,
         "script": script,
-        "data": charts_as_json(front),
+        "data": charts_as_json(analysis),
         "title": escape(f"{front.study.name} · sftsearch"),
         "name": escape(front.study.name),
         "dataset": escape(front.study.dataset),
@@ -61,10 +68,10 @@ def to_html(front: Front) -> str:
         "rows": "\n".join(_row(c, shown) for c in front.table),
         "num_rows": str(len(front.table)),
         "caption": escape(_caption(front)),
-        "sections": "".join(_section(section, front) for section in sections(front)),
+        "sections": "".join(_section(section, analysis) for section in sections(analysis)),
         "notes": "".join(f"<li>{_note(note)}</li>" for note in notes(front)),
         "lists": _lists(front),
-        "facts": _definitions(front.study.facts),
+        "facts": _definitions(displayed_facts(front.study)),
     }
     return Template(_read("page.html")).substitute(parts)
 
@@ -74,13 +81,14 @@ def _caption(front: Front) -> str:
     shown = any(front.y in c.deviations for c in front.finished)
     bars = f"Error bars: ± standard deviation over the {unit}. " if shown else ""
     return (
-        f"{bars}The line is the best that each cost affords; points on it are bold, dominated ones "
-        "light. Point at one to see its configuration, click it to find its row."
+        f"{bars}The line is the Pareto front: the best accuracy at each cost. Front points are "
+        "bold, dominated points light. Hover over a point to see its configuration; click it to "
+        "find its row."
     )
 
 
 def _note(text: str) -> str:
-    """Return a sentence as HTML, with what stands in backticks as code."""
+    """Return a sentence as HTML, with text in backticks as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
@@ -91,7 +99,7 @@ def _read(name: str) -> str:
 def _policy(*scripts: str) -> str:
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    # Plotly writes its own style elements and attributes, and draws its downloads from blobs.
+    # Plotly adds style elements and attributes, and creates its downloads from blobs.
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -107,13 +115,15 @@ def _tiles(front: Front) -> str:
         "trials finished": f"{statuses.count('finished')} of {len(statuses)}",
         "trials stopped": str(statuses.count("stopped")),
         f"{unit.rstrip('s')}s each": number,
-        "refused unrun": str(sum(study.refused.values())),
+        "refused before training": str(sum(study.refused.values())),
         "hypervolume": format_number(front.hypervolume),
     }
     if not statuses.count("stopped"):
         del figures["trials stopped"]
-    if study.conclusion is not None and front.front_probability_is == "posterior":
-        figures["near the best at every budget"] = f"{100 * study.conclusion.within_delta:.0f} %"
+    if study.conclusion is not None and front.front_probability_source == "posterior":
+        figures["P(within half a point of the best)"] = (
+            f"{100 * study.conclusion.within_delta:.0f} %"
+        )
     if front.max_gflops is not None:
         figures[f"above {format_number(front.max_gflops)} GFLOPs, left out"] = str(
             front.num_filtered
@@ -126,7 +136,7 @@ def _tiles(front: Front) -> str:
 
 def _head(column: Column, number: int) -> str:
     kind = ' class="number"' if column.is_number else ""
-    label = escape(column.header) or "<span class='unseen'>standing</span>↕"
+    label = escape(column.header) or "<span class='unseen'>status</span>↕"
     return (
         f'<th scope="col"{kind} aria-sort="none">'
         f'<button type="button" data-column="{number}">{label}</button></th>'
@@ -140,19 +150,19 @@ def _row(c: ConfigurationSummary, shown: list[Column]) -> str:
         order = "" if key is None else f' data-key="{escape(str(key))}"'
         kind = ' class="number"' if column.is_number else ""
         kind += (
-            f' title="{escape(column.format_whole(c))}"' if column.format_whole is not None else ""
+            f' title="{escape(column.format_full(c))}"' if column.format_full is not None else ""
         )
         text = escape(column.format(c))
         if column.header == "" and text:
             text = f'<span class="badge">{text}</span>'
         cells.append(f"<td{kind}{order}>{text}</td>")
-    place = escape(standing(c) or "dominated")
-    return f'<tr class="{place}" data-id="{escape(c.configuration_id)}">{"".join(cells)}</tr>'
+    status = escape(status_label(c) or "dominated")
+    return f'<tr class="{status}" data-id="{escape(c.configuration_id)}">{"".join(cells)}</tr>'
 
 
-def _section(section: Section, front: Front) -> str:
-    """Return a table whose first column is names, its chart above and its notes below it."""
-    has_chart = section.key == "routes" and levels_of(routes_of(front))
+def _section(section: Section, analysis: Analysis) -> str:
+    """Return a section with its table, the chart above it and the notes below it."""
+    has_chart = section.key == "routes" and analysis.route_levels
     heads = [f'<th scope="col">{escape(head)}</th>' for head in section.table.headers]
     cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in section.table.rows]
     return (
@@ -168,7 +178,7 @@ def _section(section: Section, front: Front) -> str:
 
 
 def _lists(front: Front) -> str:
-    """Return what was refused and the failed and stopped trials, where there are any."""
+    """Return the lists of refusals, failed trials and stopped trials that are not empty."""
     failed = {
         trial.key: trial.reason or "no reason given"
         for trial in front.study.trials

@@ -1,4 +1,4 @@
-"""Write everything that is known of a front as JSON, for programs."""
+"""Write an analysis as JSON, for programs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.analysis.families import families_of
-from sftsearch.orchestrator.analysis.importance import importance_of
-from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
 from sftsearch.orchestrator.report.cells import verdict
 from sftsearch.orchestrator.report.text import headline, notes
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
 
-SCHEMA_VERSION = 1
-"""Raised whenever a key changes its name or meaning."""
-_KEYS = {"front_probability": "membership"}
-"""What the document calls a field that has another name here."""
+SCHEMA_VERSION = 2
+"""Increased whenever a key changes its name or meaning.
+
+Version 2 renamed `membership` to `front_probability` and `membership_is` to
+`front_probability_source`.
+"""
 
 
-def to_json(front: Front) -> str:
-    """Return everything, whatever `top` says; keys stay as they are, see `SCHEMA_VERSION`."""
+def to_json(analysis: Analysis) -> str:
+    """Return the whole analysis as JSON, regardless of `top`."""
+    front, compared = analysis.front, analysis.families
     study = asdict(front.study)
     trials = study.pop("trials")
-    compared = families_of(front)
     document = {
         "schema_version": SCHEMA_VERSION,
         "study": study,
         "front": _front(front),
         "configurations": [_configuration(c, front) for c in front.configurations],
         "families": None if compared is None else asdict(compared),
-        "routes": [asdict(level) for level in levels_of(routes_of(front))],
-        "importance": [asdict(band) for band in importance_of(front)],
+        "routes": [asdict(level) for level in analysis.route_levels],
+        "importance": [asdict(band) for band in analysis.importance],
         "trials": trials,
     }
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -53,7 +53,7 @@ def _front(front: Front) -> dict[str, object]:
         "max_gflops": front.max_gflops,
         "num_filtered": front.num_filtered,
         "num_groups": front.num_groups,
-        "membership_is": front.front_probability_is,
+        "front_probability_source": front.front_probability_source,
         "num_chosen": front.num_chosen,
         "hypervolume": front.hypervolume,
         "progress": [asdict(step) for step in front.progress],
@@ -61,12 +61,12 @@ def _front(front: Front) -> dict[str, object]:
 
 
 def _configuration(c: ConfigurationSummary, front: Front) -> dict[str, object]:
-    fields = {_KEYS.get(name, name): value for name, value in asdict(c).items()}
-    return fields | {"indistinguishable": c.indistinguishable, "verdict": verdict(c, front)}
+    more = {"indistinguishable": c.indistinguishable, "verdict": verdict(c, front)}
+    return asdict(c) | more
 
 
 def _finite(value: object) -> object:
-    """Return the value with null for what JSON has no number for."""
+    """Return the value with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

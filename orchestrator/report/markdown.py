@@ -1,4 +1,4 @@
-"""Write a front in GitHub's Markdown: headline, table, notes, sections and facts."""
+"""Write a report in GitHub Markdown: headline, table, notes, sections and facts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.report.columns import columns
 from sftsearch.orchestrator.report.sections import sections
-from sftsearch.orchestrator.report.text import headline, notes
+from sftsearch.orchestrator.report.text import displayed_facts, headline, notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sftsearch.orchestrator.analysis.front import Front
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.report.sections import Section
 
 
-def to_markdown(front: Front) -> str:
+def to_markdown(analysis: Analysis) -> str:
     """Return the report."""
+    front = analysis.front
     study = front.study
     shown = columns(front)
     lines = [f"# {_escape(study.name)}", "", _escape(headline(front)), ""]
@@ -26,15 +27,15 @@ def to_markdown(front: Front) -> str:
     lines.append(_row("---:" if column.is_number else "---" for column in shown))
     lines += [_row(_escape(column.format(c)) for column in shown) for c in front.table]
     lines += ["", *(f"- {_escape(note)}" for note in notes(front))]
-    for section in sections(front):
+    for section in sections(analysis):
         lines += _section(section)
     lines += _list("Refused before training", study.refused)
-    lines += _list("Facts", study.facts)
+    lines += _list("Facts", displayed_facts(study))
     return "\n".join(lines) + "\n"
 
 
 def _section(section: Section) -> list[str]:
-    """Return a table whose first column is names, and its notes below it."""
+    """Return a section: its table, and the notes below it."""
     heads = [_escape(head) for head in section.table.headers]
     rows = [[_escape(cell) for cell in cells] for cells in section.table.rows]
     ruler = ["---", *("---:" for _ in heads[1:])]
@@ -58,5 +59,5 @@ _MARKDOWN = str.maketrans(
 
 
 def _escape(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Escape text, so that Markdown shows it literally and on one line."""
     return text.translate(_MARKDOWN)

@@ -6,53 +6,53 @@
   const config = {
     displaylogo: false,
     responsive: true,
-    // Named one by one: Plotly's own choice has a button that uploads the chart to its server.
+    // Listed explicitly, because Plotly's default has a button that uploads the chart.
     modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "resetScale2d"]],
     showSendToCloud: false,
     plotlyServerURL: "",
     toImageButtonOptions: { scale: 2, filename: "front" },
   };
 
-  function colour(name) {
+  function color(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   }
 
   function layoutOf(chart) {
-    const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), automargin: true };
-    const own = chart.layout;
+    const axis = { gridcolor: color("--line"), linecolor: color("--line"), automargin: true };
+    const given = chart.layout;
     const family = getComputedStyle(document.body).fontFamily;
-    return Object.assign({}, own, {
-      xaxis: Object.assign({}, own.xaxis, axis, window.innerWidth < 640 ? { tickangle: -45 } : {}),
-      yaxis: Object.assign({}, own.yaxis, axis),
-      ...(own.yaxis2 ? { yaxis2: Object.assign({}, own.yaxis2, { automargin: true }) } : {}),
+    return Object.assign({}, given, {
+      xaxis: Object.assign({}, given.xaxis, axis, window.innerWidth < 640 ? { tickangle: -45 } : {}),
+      yaxis: Object.assign({}, given.yaxis, axis),
+      ...(given.yaxis2 ? { yaxis2: Object.assign({}, given.yaxis2, { automargin: true }) } : {}),
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: colour("--ink"), size: 13, family },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--mark") },
+      font: { color: color("--ink"), size: 13, family },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: color("--quiet"), activecolor: color("--mark") },
       margin: { l: 60, r: 16, t: 36, b: 56 },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       hovermode: "closest",
       hoverlabel: {
         align: "left",
-        bgcolor: colour("--raised"),
-        bordercolor: colour("--line"),
-        font: { color: colour("--ink"), size: 12, family },
+        bgcolor: color("--raised"),
+        bordercolor: color("--line"),
+        font: { color: color("--ink"), size: 12, family },
       },
     });
   }
 
   function draw(id, chart) {
-    const place = document.getElementById(id);
+    const element = document.getElementById(id);
     if (chart.traces.length === 0) {
-      place.className = "empty";
-      place.textContent = "Nothing to draw yet.";
+      element.className = "empty";
+      element.textContent = "Nothing to draw yet.";
       return;
     }
     for (const trace of chart.traces) {
-      if (trace.meta === "staircase") trace.line.color = colour("--quiet");
-      if (trace.meta === "front") trace.marker.line = { color: colour("--paper"), width: 1.5 };
+      if (trace.meta === "staircase") trace.line.color = color("--quiet");
+      if (trace.meta === "front") trace.marker.line = { color: color("--paper"), width: 1.5 };
     }
-    Plotly.react(place, chart.traces, layoutOf(chart), config);
+    Plotly.react(element, chart.traces, layoutOf(chart), config);
   }
 
   function drawAll() {
@@ -90,7 +90,7 @@
     const sign = direction === "ascending" ? 1 : -1;
     const keyed = rows.map((row) => [keyOf(row, column), row]);
     keyed.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // unknown last, always
+      if (a === null || b === null) return (a === null) - (b === null); // missing values last
       return sign * compare(a, b);
     });
     body.append(...keyed.map(([, row]) => row));
@@ -115,9 +115,9 @@
     shown.textContent = count === rows.length ? `${count} shown` : `${count} of ${rows.length} shown`;
   }
   filter.addEventListener("input", applyFilter);
-  applyFilter(); // a browser may keep the text of the last visit
+  applyFilter(); // a browser may restore the text of the last visit
 
-  // A click on a point leads to its row.
+  // A click on a point marks its row and scrolls to it.
   const chart = document.getElementById("front-chart");
   if (chart.on) {
     chart.on("plotly_click", (event) => {

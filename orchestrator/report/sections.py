@@ -1,20 +1,19 @@
-"""Put into words what stands beside the front: families, routes, what matters, two compared."""
+"""Build the report tables next to the front: families, routes, importance, comparisons."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sftsearch.orchestrator.analysis.families import families_of
-from sftsearch.orchestrator.analysis.importance import importance_of
 from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
-from sftsearch.orchestrator.analysis.routes import WEIGHT, levels_of, routes_of
+from sftsearch.orchestrator.analysis.routes import WEIGHT
 from sftsearch.orchestrator.metrics import MISSING, metric
 from sftsearch.orchestrator.report.cells import format_change, format_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.compare import Comparison, Contest, Reached
     from sftsearch.orchestrator.analysis.families import (
         BestOfFamily,
@@ -30,7 +29,7 @@ _AT_MOST = "\N{LESS-THAN OR EQUAL TO}"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextTable:
-    """Hold a table in words: its first column is names, and notes say how it is to be read."""
+    """A table of text, and notes that explain it. The first column has the names of the rows."""
 
     headers: list[str]
     rows: list[list[str]]
@@ -39,31 +38,31 @@ class TextTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """Hold a part of a report: a table with a title."""
+    """A section of a report: a table with a title."""
 
     key: Literal["families", "routes", "importance"]
     title: str
     label: str
-    """What the table is, for those who cannot see it."""
+    """Description of the table for screen readers."""
     table: TextTable
 
 
-def sections(front: Front) -> list[Section]:
-    """Return the sections that a front has."""
-    found = (families_section(front), routes_section(front), importance_section(front))
+def sections(analysis: Analysis) -> list[Section]:
+    """Return the sections of a report that have content."""
+    found = (families_section(analysis), routes_section(analysis), importance_section(analysis))
     return [section for section in found if section is not None]
 
 
 # ------------------------------------------------------------------ families
 
 
-def families_section(front: Front, *, intervals: bool = True) -> Section | None:
-    """Compare the families: a row each, its best at each cost and what equal tuning reaches.
+def families_section(analysis: Analysis, *, intervals: bool = True) -> Section | None:
+    """Return a row per family: its best at each cost and its expected best after equal tuning.
 
-    The best of a column is marked `*`, and what the data cannot tell from it, `~`. None where
-    there are not two.
+    `*` marks the best of a column, `~` families whose difference from it is within noise. None
+    with fewer than two families.
     """
-    families = families_of(front)
+    front, families = analysis.front, analysis.families
     if families is None:
         return None
     return Section(
@@ -115,31 +114,32 @@ def _family_notes(families: FamilyComparison) -> list[str]:
     k = families.num_drawn
     what = "configuration" if k == 1 else "configurations"
     return [
-        "Equal compute: under each cost stands the best that a family reached without being "
-        f"dearer. Equal tuning: the expected best of {k} {what} drawn from those that a family "
-        f"finished ({counts}), as many as the least tried one has.",
-        "* is the best of its column; ~ is not distinguishable from it, by the bootstrap that the "
-        "front uses. Which configurations are the best ones is taken as found.",
+        "Equal compute: the best configuration of each family at or below each cost. Equal tuning: "
+        f"the expected best of {k} {what} drawn from the finished ones of each family ({counts}); "
+        f"{k} is the number of the smallest family.",
+        "* marks the best of a column; ~ marks families whose difference from it is within noise "
+        "(95 % bootstrap confidence interval). The selection of best configurations is not "
+        "resampled.",
     ]
 
 
 # ------------------------------------------------------------------ routes
 
 
-def routes_section(front: Front) -> Section | None:
-    """Say where gates send samples, a row a configuration; None where there are no gates."""
-    routed = routes_of(front)
-    if not routed:
+def routes_section(analysis: Analysis) -> Section | None:
+    """Return shares of samples by route, a row per configuration; None without gated models."""
+    if not analysis.routes:
         return None
     return Section(
         key="routes",
         title="Routes",
         label="Shares of samples by route",
-        table=_routes_table(routed, front),
+        table=_routes_table(analysis),
     )
 
 
-def _routes_table(routed: Sequence[RoutedConfiguration], front: Front) -> TextTable:
+def _routes_table(analysis: Analysis) -> TextTable:
+    front, routed = analysis.front, analysis.routes
     most = max(len(one.shares) for one in routed)
     names = [name for name in varying_parameters(front.configurations) if name != "model"]
     routes = [f"route {i}" for i in range(1, most + 1)]
@@ -148,10 +148,10 @@ def _routes_table(routed: Sequence[RoutedConfiguration], front: Front) -> TextTa
         headers=["configuration", *names, *labels, *routes, "by class"],
         rows=[_route_row(one, names, most, front) for one in routed],
         notes=[
-            "Shares of validation samples that take each route, means over replicates; expected "
-            "GFLOPs are those of the routes, weighted by their shares, with the gate's. By class: "
-            "the share of a class's samples that take the last route.",
-            *filter(None, [describe_route_levels(routed)]),
+            "Share of validation samples on each route, mean over replicates. Expected GFLOPs: "
+            "those of the gate plus those of the routes, weighted by their shares. By class: the "
+            "share of a class's samples on the last route.",
+            *filter(None, [describe_route_levels(analysis)]),
         ],
     )
 
@@ -159,7 +159,7 @@ def _routes_table(routed: Sequence[RoutedConfiguration], front: Front) -> TextTa
 def _route_row(
     one: RoutedConfiguration, names: Sequence[str], most: int, front: Front
 ) -> list[str]:
-    """Return the cells of a configuration; by class, the share of the last route."""
+    """Return the cells of a configuration."""
     c = one.configuration
     shares = [f"{share:.2f}" for share in one.shares]
     by_class = [f"{name} {shares[-1]:.2f}" for name, shares in one.by_class.items()]
@@ -178,9 +178,9 @@ def _route_row(
     ]
 
 
-def describe_route_levels(routed: Sequence[RoutedConfiguration]) -> str:
-    """Return what the weight of a route's price does; empty where there are not two weights."""
-    levels = levels_of(routed)
+def describe_route_levels(analysis: Analysis) -> str:
+    """Describe the effect of the resource weight; empty with fewer than two weights."""
+    levels = analysis.route_levels
     if not levels:
         return ""
     steps = "; ".join(
@@ -188,21 +188,21 @@ def describe_route_levels(routed: Sequence[RoutedConfiguration]) -> str:
         f"{' / '.join(f'{share:.2f}' for share in level.shares)}"
         for level in levels
     )
-    return f"By `{WEIGHT}`, expected cost and shares of routes, on average: {steps}."
+    return f"Mean expected cost and shares of routes by `{WEIGHT}`: {steps}."
 
 
-# ------------------------------------------------------------------ what matters, by budget
+# ------------------------------------------------------------------ parameter importance
 
 
-def importance_section(front: Front) -> Section | None:
-    """Say what matters at which budget, a column each; None where too few have finished."""
-    bands = importance_of(front)
+def importance_section(analysis: Analysis) -> Section | None:
+    """Return parameter importance, a column per budget; None with too few configurations."""
+    front, bands = analysis.front, analysis.importance
     if not bands:
         return None
     x = metric(front.x)
     return Section(
         key="importance",
-        title="What matters, by budget",
+        title="Parameter importance by budget",
         label="Importance of parameters by budget",
         table=TextTable(
             headers=["parameter", *(f"{_AT_MOST} {x.format(b.limit)} {x.label}" for b in bands)],
@@ -213,7 +213,7 @@ def importance_section(front: Front) -> Section | None:
 
 
 def _importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
-    """Return a row a parameter, the one that matters most at some budget first."""
+    """Return a row per parameter, by falling maximum importance."""
 
     def share(band: Band, name: str) -> float:
         return band.importances.get(name, 0.0)
@@ -230,18 +230,18 @@ def _importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
 def _importance_note(bands: tuple[Band, ...]) -> str:
     numbers = ", ".join(str(band.num_configurations) for band in bands)
     return (
-        f"Among the configurations that a budget affords ({numbers}): how far a parameter's values "
-        "in their best tenth differ from those in all, as a share of the sum over parameters. "
-        "Those under 1 % everywhere are left out. PED-ANOVA (Watanabe, Bansal and Hutter 2023, "
-        "arXiv:2304.10255)."
+        f"PED-ANOVA importance among the configurations within each budget ({numbers}): how much "
+        "a parameter's distribution in the best tenth differs from that in all, as a share of the "
+        "sum over parameters. Parameters below 1 % at every budget are omitted. (Watanabe, Bansal "
+        "and Hutter 2023, arXiv:2304.10255.)"
     )
 
 
-# ------------------------------------------------------------------ two studies, or two families
+# ------------------------------------------------------------------ comparison
 
 
 def describe_comparison(comparison: Comparison) -> TextTable:
-    """Put two side by side: a row a limit, costs first, then tuning."""
+    """Return a row per limit: costs first, then equal tuning."""
     x, y = metric(comparison.x), metric(comparison.y)
     number, timed = comparison.at_number, comparison.at_seconds
     rows = [
@@ -252,7 +252,7 @@ def describe_comparison(comparison: Comparison) -> TextTable:
     rows.append([f"{timed.limit:,.0f} s of training", *_contest_cells(timed, comparison)])
     unit = "points" if y.is_share else y.label
     return TextTable(
-        headers=["at equal", *comparison.names, f"difference ({unit})", "P(first is better)"],
+        headers=["limit", *comparison.names, f"difference ({unit})", "P(first is better)"],
         rows=rows,
         notes=_comparison_notes(comparison),
     )
@@ -279,16 +279,16 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
     runs = ", ".join(f"{name} {number} in {seconds:,.0f} s" for name, number, seconds in each)
     what = metric(comparison.y).label
     chosen = (
-        "Only what was chosen to be reported competes there, by its fresh replicates. "
+        "Only reported configurations are compared, by their fresh replicates."
         if comparison.only_chosen
-        else "Both are picked by the very values shown; the one that tried more is the luckier. "
+        else "Both are selected by the values shown, which favors the side with more results."
     )
     return [
-        f"At equal cost: the best {what} that each reached without being dearer, by configuration. "
-        f"{chosen}".strip(),
-        "At equal tuning: the expected best of so many configurations drawn from those that each "
-        f"finished ({runs}, stopped and failed trials counted in the time), as many as the one "
-        "with fewer finished, and as many as each finishes in the same time.",
-        "Probabilities and 95 % intervals are by a bootstrap over subjects and replicates, paired "
-        "by subject; which configurations are the best ones is taken as found.",
+        f"At equal cost: the best {what} of each side at or below the cost, with the id of its "
+        f"configuration. {chosen}",
+        "At equal tuning: the expected best of equally many configurations drawn from the finished "
+        f"ones of each side ({runs}; the time includes stopped and failed trials), and of as many "
+        "as each side finishes in equal time.",
+        "Probabilities and 95 % confidence intervals are from a bootstrap over subjects and "
+        "replicates, paired by subject. The selection of best configurations is not resampled.",
     ]

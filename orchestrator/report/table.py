@@ -1,4 +1,4 @@
-"""Show a front, its confirmation and a comparison in a terminal."""
+"""Build terminal tables of a front, a confirmed front and a comparison."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
-from sftsearch.orchestrator.analysis.routes import routes_of
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report.cells import (
     format_gain,
     format_mean,
     format_replicates,
     gain_heading,
-    standing,
+    status_label,
 )
 from sftsearch.orchestrator.report.sections import (
     describe_comparison,
@@ -35,29 +34,31 @@ from sftsearch.orchestrator.report.text import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.compare import Comparison
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.report.sections import TextTable
 
 
-def front_table(front: Front) -> Group:
+def front_table(analysis: Analysis) -> Group:
     """Return the front for a terminal; with `top`, the best configurations instead.
 
-    The parameters stand below the table, a line a configuration, so that 80 columns are enough.
+    Parameters are listed below the table, so that 80 columns are enough.
     """
+    front = analysis.front
     shown = front.points if front.top is None else front.table
     names = varying_parameters(front.configurations)
     lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
-    families = families_section(front, intervals=False)
-    routes = describe_route_levels(routes_of(front))
-    importance = importance_section(front)
+    families = families_section(analysis, intervals=False)
+    routes = describe_route_levels(analysis)
+    importance = importance_section(analysis)
     sentences = [
-        f"Means ± standard deviations over {describe_replicates(front.study)}; 95 % intervals in "
-        "brackets.",
+        f"Means ± standard deviations over {describe_replicates(front.study)}; 95 % confidence "
+        "intervals in brackets.",
         describe_stops(front.study),
-        describe_certainty(front.study) if front.front_probability_is == "posterior" else "",
+        describe_certainty(front.study) if front.front_probability_source == "posterior" else "",
         describe_test_split(front),
     ]
     return Group(
@@ -74,7 +75,7 @@ def front_table(front: Front) -> Group:
 
 
 def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
-    """Return the table itself."""
+    """Return the table of configurations."""
     table = Table(box=None, pad_edge=False)
     for name in ("", "configuration", "model"):
         table.add_column(name, no_wrap=True)
@@ -86,7 +87,7 @@ def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
         table.add_column("replicates", justify="right")
     for c in shown:
         cells = (
-            standing(c),
+            status_label(c),
             c.configuration_id,
             c.model,
             format_mean(c, front.y),
@@ -100,14 +101,14 @@ def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
 
 
 def _parameters(c: ConfigurationSummary, names: Sequence[str], front: Front) -> str:
-    """Return the parameters that a configuration has, with no line break within one."""
+    """Return a configuration's parameters, without line breaks inside one."""
     known = [name for name in names if c.parameters.get(name) is not None]
     texts = [f"{name}={abbreviate_parameter(c, name, front.configurations)}" for name in known]
     return ", ".join(text.replace(" ", "\N{NO-BREAK SPACE}") for text in texts)
 
 
 def _matrix(found: TextTable) -> list[Table | Text]:
-    """Return a table whose first column is names, and its notes below it."""
+    """Return a table and the notes below it."""
     table = Table(box=None, pad_edge=False)
     for n, name in enumerate(found.headers):
         table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
@@ -116,8 +117,9 @@ def _matrix(found: TextTable) -> list[Table | Text]:
     return [table, Text(), Text("\n".join(found.notes), style="dim"), Text()]
 
 
-def confirmed_table(front: Front) -> Group:
-    """Return the confirmed front for a terminal: validation beside test, each with its interval."""
+def confirmed_table(analysis: Analysis) -> Group:
+    """Return a confirmed front for a terminal: validation and test values with intervals."""
+    front = analysis.front
     table = Table(box=None, pad_edge=False)
     y, x = metric(front.y), metric(front.x)
     for name in ("configuration", "model"):
@@ -136,8 +138,8 @@ def confirmed_table(front: Front) -> Group:
     seeds = "seeds" if front.study.folds is None else "replicates"
     fresh = "fresh " if any(c.is_fresh for c in front.points) else ""
     caption = (
-        f"Mean {y.label} over {fresh}{seeds}; 95 % intervals by bootstrap over subjects and "
-        f"{seeds}. {describe_test_split(front)}"
+        f"Mean {y.label} over {fresh}{seeds}; 95 % confidence intervals in brackets, from a "
+        f"bootstrap over subjects and {seeds}. {describe_test_split(front)}"
     )
     return Group(table, "", Text(caption))
 
@@ -147,7 +149,7 @@ def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Group:
-    """Return two studies or families side by side for a terminal."""
+    """Return a comparison of two studies or families for a terminal."""
     found = describe_comparison(comparison)
     table = Table(box=None, pad_edge=False)
     for n, name in enumerate(found.headers):

@@ -1,4 +1,4 @@
-"""A study as a search leaves it: 20 configurations, 2 seeds, 3 subjects, with made-up numbers."""
+"""Fixtures: a study of 20 configurations, 2 seeds and 3 subjects, with invented numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two studies or families side by side, against enumeration and values counted by hand."""
+"""Compare studies and families, against enumeration and values computed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SPREAD = (-0.05, 0.0, 0.05)
-"""What the three subjects differ by, alike for all configurations."""
+"""Offsets of the three subjects, equal for all configurations."""
 
 
 def trial(name: str, seed: int, top1: float, cost: float, **changes: Any) -> TrialRecord:
@@ -79,12 +79,12 @@ def test_compare_at_equal_cost_takes_the_best_that_costs_no_more() -> None:
         assert contest.second.configuration_id in {f"b{cost}" for cost in B}
         difference = contest.first.value - best[1]
         assert contest.difference == pytest.approx(difference)
-        # Subjects differ alike: paired, the difference is the same in every resample.
+        # Subject offsets are equal: paired, the difference is the same in every resample.
         assert contest.interval == pytest.approx((difference, difference))
         assert contest.probability == (1.0 if difference > 0 else 0.0)
 
 
-def test_compare_at_equal_tuning_counts_as_many_as_the_fewer() -> None:
+def test_compare_at_equal_tuning_draws_the_smaller_number() -> None:
     found = compare.compare_studies(curve("a", A), curve("b", B))
     assert found.num_configurations == (3, 4)
     assert found.at_number.limit == 3
@@ -96,10 +96,10 @@ def test_compare_at_equal_tuning_counts_as_many_as_the_fewer() -> None:
     assert found.at_number.probability == 0.0
 
 
-def test_compare_at_equal_training_time_counts_fewer_of_the_slower() -> None:
-    """Two replicates each take `b` 80 s for 4 configurations: in the 30 s of `a`, one."""
-    twice = [trial(f"b{c}", s, v, float(c)) for c, v in B.items() for s in (0, 1)]
-    b = study_of("b", *twice, num_seeds=2)
+def test_compare_at_equal_training_time_draws_fewer_of_the_slower() -> None:
+    """`b` takes 80 s for 4 configurations with 2 replicates: one in the 30 s of `a`."""
+    both_seeds = [trial(f"b{c}", s, v, float(c)) for c, v in B.items() for s in (0, 1)]
+    b = study_of("b", *both_seeds, num_seeds=2)
     found = compare.compare_studies(curve("a", A), b)
     assert found.seconds == (30.0, 80.0)
     assert found.at_seconds.limit == 30.0
@@ -110,23 +110,23 @@ def test_compare_at_equal_training_time_counts_fewer_of_the_slower() -> None:
     assert found.at_number.second.num_drawn == 3
 
 
-def test_compare_counts_only_the_time_of_stopped_trials() -> None:
-    lost = trial("x", 0, 0.99, 0.5, status="stopped", reason="unlikely", epoch=2)
+def test_compare_includes_stopped_trials_only_in_time() -> None:
+    stopped = trial("x", 0, 0.99, 0.5, status="stopped", reason="unlikely", epoch=2)
     a = curve("a", A)
-    found = compare.compare_studies(replace(a, trials=(*a.trials, lost)), curve("b", B))
+    found = compare.compare_studies(replace(a, trials=(*a.trials, stopped)), curve("b", B))
     assert found.seconds == (50.0, 40.0)  # it ran for 20 s
     assert found.num_configurations == (3, 4)
     assert max(c.first.value for c in found.at_cost if c.first) == 0.7
 
 
-def test_compare_finds_a_study_as_good_as_itself() -> None:
+def test_compare_of_equal_studies_is_a_tie() -> None:
     found = compare.compare_studies(curve("a", A), curve("a", A))
     for contest in (*found.at_cost, found.at_number, found.at_seconds):
         assert (contest.difference, contest.probability) == (0.0, 0.5)
 
 
 def test_compare_gives_the_share_of_resamples_won() -> None:
-    """One of two subjects favours each: by how often each is drawn, it is a draw in half of all."""
+    """Each study is better on one of two subjects: half of the resamples are ties."""
     first = {"s1": (60.0, 100.0), "s2": (50.0, 100.0)}
     second = {"s1": (50.0, 100.0), "s2": (60.0, 100.0)}
     found = compare.compare_studies(
@@ -134,17 +134,17 @@ def test_compare_gives_the_share_of_resamples_won() -> None:
         study_of("b", trial("b", 0, 0.55, 1.0, groups=second)),
     )
     (contest,) = found.at_cost
-    # Both drawn once: equal, with probability 1/2; else either wins with 1/4.
+    # Both drawn once: a tie, with probability 1/2; else each study wins with 1/4.
     assert contest.probability == pytest.approx(0.5, abs=0.02)
     assert contest.interval == pytest.approx((-0.1, 0.1))
 
 
-def test_compare_takes_folds_out() -> None:
-    """`a` ran on the easy fold alone, `b` on both; `c` and `d` tell how hard the folds are."""
-    hard = {0: 0.0, 1: -0.2}
+def test_compare_subtracts_fold_effects() -> None:
+    """`a` ran only on the easy fold, `b` on both; `c` and `d` determine the fold effects."""
+    effect = {0: 0.0, 1: -0.2}
 
     def cell(name: str, seed: int, truth: float) -> TrialRecord:
-        top1 = truth + hard[seed]
+        top1 = truth + effect[seed]
         return trial(name, seed, top1, 1.0, groups={f"s{seed}": (100 * top1, 100.0)})
 
     a = study_of("a", cell("a", 0, 0.60), folds=2)
@@ -154,7 +154,7 @@ def test_compare_takes_folds_out() -> None:
     assert contest.difference == pytest.approx(-0.05)
 
 
-def test_compare_lets_only_the_chosen_compete_where_both_chose() -> None:
+def test_compare_uses_only_reported_configurations_if_both_have_some() -> None:
     lucky = trial("lucky", 0, 0.99, 1.0)
     chosen = [
         study_of(
@@ -173,7 +173,7 @@ def test_compare_lets_only_the_chosen_compete_where_both_chose() -> None:
     assert found.at_cost[0].first.configuration_id == "lucky"
 
 
-def test_compare_families_of_one_study_as_if_of_two() -> None:
+def test_compare_families_equals_compare_studies() -> None:
     both = [
         replace(t, model=study.name)
         for study in (curve("a", A), curve("b", B), curve("c", {1: 0.99}))
@@ -187,9 +187,9 @@ def test_compare_families_of_one_study_as_if_of_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"dataset": "digits"}, "the data sets differ (synthetic; digits)"),
+        ({"dataset": "digits"}, "the datasets differ (synthetic; digits)"),
         ({"facts": {"fingerprint": "e" * 64}}, "the fingerprints of the data differ (ffffffffffff"),
         ({"folds": 3}, "the numbers of folds differ (None; 3)"),
         ({"objectives": (("mae", "minimize"), ("gflops", "minimize"))},
@@ -198,19 +198,19 @@ def test_compare_families_of_one_study_as_if_of_two() -> None:
          "(top1 against gflops; top1 against latency_ms)"),
     ],
 )  # fmt: skip
-def test_compare_refuses_what_does_not_mean_the_same(changes: dict[str, Any], said: str) -> None:
+def test_compare_refuses_different_data_or_metrics(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(compare.ComparisonError) as caught:
         compare.compare_studies(curve("a", A), curve("b", B, **changes))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_compare_refuses_a_study_with_nothing_finished() -> None:
-    with pytest.raises(compare.ComparisonError, match="Nothing of 'b' has finished"):
+    with pytest.raises(compare.ComparisonError, match="No configuration of 'b' has finished"):
         compare.compare_studies(curve("a", A), study_of("b"))
 
 
-def test_compare_has_no_probability_of_a_metric_that_is_not_counted() -> None:
+def test_compare_has_no_probability_for_a_metric_without_counts() -> None:
     objectives = (("mae", "minimize"), ("gflops", "minimize"))
     errors = {"a": 0.5, "b": 0.7}
     studies = [
@@ -223,7 +223,7 @@ def test_compare_has_no_probability_of_a_metric_that_is_not_counted() -> None:
 
 
 def test_compare_pairs_the_bootstrap_of_both() -> None:
-    """Equal but for 2 points on every subject: certain, although subjects differ by 40."""
+    """A difference of 2 points on every subject is certain, although subjects differ by 40."""
     generator = np.random.default_rng(0)
     base = {f"s{g}": float(v) for g, v in enumerate(generator.uniform(40, 80, 6))}
     studies = []

@@ -1,4 +1,4 @@
-"""Families compared at equal compute and at equal tuning, against enumeration and by hand."""
+"""Compare families at equal compute and at equal tuning, against enumeration and by hand."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sftsearch.orchestrator.analysis.families import (
     families_of,
     names_of_families,
 )
-from sftsearch.orchestrator.analysis.front import Front, summarise
 from sftsearch.orchestrator.candidates.binding import parameter_names
 from sftsearch.search_spaces.load import find_study_file, read_study
 
-from report_studies import A, B, small_study, trial_of, two_models
+from report_studies import A, B, small_study, summarise, trial_of, two_models
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
@@ -35,7 +35,7 @@ def compared(front: Front) -> FamilyComparison:
 
 @pytest.mark.parametrize("num_run", range(1, 8))
 def test_best_of_is_the_mean_over_all_draws(num_run: int) -> None:
-    """Of every subset of k configurations, the best; the mean of them all, by enumeration."""
+    """Compare with the mean of the best over all subsets of k configurations."""
     values = np.sort(np.random.default_rng(num_run).random(num_run))
     for num_drawn in range(1, num_run + 1):
         subsets = itertools.combinations(values, num_drawn)
@@ -51,7 +51,7 @@ def test_best_of_hundreds_does_not_overflow() -> None:
     assert weights.sum() == pytest.approx(1)
 
 
-def test_families_at_equal_tuning_draw_as_many_as_the_least_tried_ran() -> None:
+def test_families_at_equal_tuning_draw_the_number_of_the_smallest() -> None:
     found = compared(summarise(two_models()))
     assert found.num_drawn == 3
     by_name = {tuned.family: tuned for tuned in found.tuned}
@@ -61,7 +61,7 @@ def test_families_at_equal_tuning_draw_as_many_as_the_least_tried_ran() -> None:
     assert by_name["b"].value == pytest.approx(statistics.fmean(best))
     for tuned in found.tuned:
         assert tuned.interval is not None
-        # Groups are 5 points below, at and above the mean, alike in all: so is a best of them.
+        # Group offsets are -5, 0 and 5 points in all configurations, so also in the best one.
         assert tuned.interval == pytest.approx((tuned.value - 0.05, tuned.value + 0.05))
     assert by_name["b"].difference is None
     behind = by_name["a"].difference
@@ -73,31 +73,32 @@ def test_families_at_equal_tuning_draw_as_many_as_the_least_tried_ran() -> None:
 
 def test_families_at_equal_compute_have_the_best_that_costs_no_more() -> None:
     found = compared(summarise(two_models()))
-    assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]  # the front, then the dearest
+    # The costs of the front, then the highest cost.
+    assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]
     for level in found.levels:
-        told = {best.family: best.value for best in level.families}
+        values = {best.family: best.value for best in level.families}
         for name, curve in (("a", A), ("b", B)):
             affordable = [top1 for cost, top1 in curve.items() if cost <= level.cost]
-            assert told.get(name) == max(affordable, default=None)
+            assert values.get(name) == max(affordable, default=None)
         assert level.families[0].difference is None
         for best in level.families[1:]:
             assert best.difference is not None
             assert best.difference.other == level.families[0].configuration_id
             mean = best.value - level.families[0].value
             assert best.difference.mean == pytest.approx(mean)
-            # The groups differ alike in both: pairing leaves no spread.
+            # The group offsets are equal in both: pairing leaves no spread.
             assert best.difference.interval == pytest.approx((mean, mean))
 
 
 def test_families_levels_are_thinned_and_the_most_expensive_is_last() -> None:
     costs = [float(cost) for cost in range(1, 41)]
     trials = [trial_of("ab"[n % 2], n, 0.5 + n / 100, cost) for n, cost in enumerate(costs)]
-    trials.append(trial_of("a", 99, 0.1, 100.0))  # dearer than the front
+    trials.append(trial_of("a", 99, 0.1, 100.0))  # more expensive than the front
     levels = compared(summarise(small_study(*trials))).levels
     assert [level.cost for level in levels] == [1, 14, 27, 40, 100]
 
 
-def test_families_rank_a_quality_to_minimize_the_other_way() -> None:
+def test_families_rank_a_minimized_metric() -> None:
     study = small_study(
         *(
             trial_of(model, n, 0.5, float(n), mae=mae)
@@ -116,7 +117,7 @@ def test_families_rank_a_quality_to_minimize_the_other_way() -> None:
     assert all(tuned.interval is None for tuned in found.tuned)
 
 
-def test_families_are_set_apart_by_parameters() -> None:
+def test_families_are_defined_by_parameters() -> None:
     """Three settings of one model: two values of `pooling`, and none."""
     shapes: list[dict[str, object]] = [{"pooling": "max", "dim": 4}, {"pooling": "average"}, {}]
     study = small_study(
@@ -135,7 +136,7 @@ def test_families_are_set_apart_by_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told_by"),
+    ("name", "expected"),
     [
         ("baselines", ("mixup",)),
         ("cost", ("sparse_attention",)),
@@ -149,15 +150,15 @@ def test_families_are_set_apart_by_parameters() -> None:
         ("stride", ()),
     ],
 )
-def test_names_of_families_tell_branches_apart_by_as_few_literals_as_do(
-    name: str, told_by: tuple[str, ...]
+def test_names_of_families_are_few_distinguishing_literals(
+    name: str, expected: tuple[str, ...]
 ) -> None:
     space = read_study(find_study_file(name), parameter_names).study.space
-    assert names_of_families(space) == told_by
+    assert names_of_families(space) == expected
 
 
-def test_summarise_takes_what_sets_families_apart_from_the_study(study: StudyRecord) -> None:
-    told = replace(study, families=("stride", "never_searched"))
-    assert summarise(told).by == ("stride",)
-    assert summarise(told, by=[]).by == ()
+def test_families_default_to_those_of_the_study(study: StudyRecord) -> None:
+    changed = replace(study, families=("stride", "never_searched"))
+    assert summarise(changed).by == ("stride",)
+    assert summarise(changed, by=[]).by == ()
     assert summarise(study).by == ()

@@ -1,4 +1,4 @@
-"""The front of a study against values counted by hand."""
+"""Compute fronts, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import pytest
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator import pareto
-from sftsearch.orchestrator.analysis.front import summarise
 from sftsearch.orchestrator.analysis.parameters import varying_parameters
-from sftsearch.orchestrator.report.cells import standing, verdict
+from sftsearch.orchestrator.report.cells import status_label, verdict
 from sftsearch.orchestrator.report.text import headline
 
-from report_studies import small_study, three_points, trial
+from report_studies import small_study, summarise, three_points, trial
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
 def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
-    """On a log scale costs 1, 10, 100 lie at 1, 1/2 and 0: an area of 0.5 and 0.3 / 2 more."""
+    """On a log scale costs 1, 10, 100 are 1, 1/2 and 0: an area of 0.5 plus 0.3 / 2."""
     front = summarise(three_points())
     assert [c.configuration_id for c in front.points] == ["a", "b", "c"]
     assert [c.configuration_id for c in front.points if c.is_knee] == ["b"]
@@ -65,16 +64,16 @@ def test_difference_is_to_the_next_cheaper_front_point(study: StudyRecord) -> No
     assert verdict(last, front).endswith("points over the next cheaper, within noise")
 
 
-def test_difference_of_the_dominated_is_to_the_front_at_or_below_their_cost() -> None:
+def test_difference_of_a_dominated_point_is_to_the_front_at_or_below_its_cost() -> None:
     front = summarise(three_points())
     d = next(c for c in front.configurations if c.configuration_id == "d")
     assert d.difference is not None
-    assert d.difference.other == "c"  # at the very same cost
+    assert d.difference.other == "c"  # at equal cost
     assert not d.indistinguishable
     assert verdict(d, front) == "dominated (-20.0 [-20.0, -20.0] points)"
 
 
-def test_verdict_of_the_dominated_within_noise_is_not_distinguishable(study: StudyRecord) -> None:
+def test_verdict_of_a_dominated_point_within_noise_is_near(study: StudyRecord) -> None:
     front = summarise(study)
     near = [c for c in front.finished if c.indistinguishable]
     assert near
@@ -83,11 +82,11 @@ def test_verdict_of_the_dominated_within_noise_is_not_distinguishable(study: Stu
         assert c.difference.interval is not None
         assert c.difference.interval[0] <= 0 <= c.difference.interval[1]
         assert verdict(c, front).startswith("not distinguishable from the front")
-        assert standing(c) == "near"
+        assert status_label(c) == "near"
 
 
 def test_difference_is_paired_by_subject() -> None:
-    """One point better on every subject is certain, however much the subjects differ."""
+    """One point more on every subject is certain, even if the subjects differ much."""
     hard = {"s1": (50.0, 100.0), "s2": (90.0, 100.0), "s3": (70.0, 100.0)}
     better = {name: (correct + 1, count) for name, (correct, count) in hard.items()}
     front = summarise(
@@ -103,7 +102,7 @@ def test_difference_is_paired_by_subject() -> None:
     assert [c.front_probability for c in front.points] == [1.0, 1.0]
 
 
-def test_front_is_of_configurations_with_all_seeds() -> None:
+def test_front_has_only_configurations_with_all_seeds() -> None:
     good, better = {"top1": 0.6, "gflops": 2.0}, {"top1": 0.99, "gflops": 1.0}
     front = summarise(
         small_study(
@@ -117,12 +116,12 @@ def test_front_is_of_configurations_with_all_seeds() -> None:
         )
     )
     assert [c.configuration_id for c in front.points] == ["done"]
-    told = {c.configuration_id: verdict(c, front) for c in front.configurations}
-    assert told["running"] == "incomplete: 1 of 2 seeds finished"
-    assert told["failed"] == "failed: seed 1: the loss is nan"
+    verdicts = {c.configuration_id: verdict(c, front) for c in front.configurations}
+    assert verdicts["running"] == "incomplete: 1 of 2 seeds finished"
+    assert verdicts["failed"] == "failed: seed 1: the loss is nan"
 
 
-def test_front_leaves_out_values_that_are_missing_or_not_finite() -> None:
+def test_front_leaves_out_missing_and_nonfinite_values() -> None:
     front = summarise(
         small_study(
             trial("ok", 0, {"top1": 0.5, "gflops": 1.0}),
@@ -135,7 +134,7 @@ def test_front_leaves_out_values_that_are_missing_or_not_finite() -> None:
     assert reasons["none"] == ("incomplete", ("no gflops recorded",))
 
 
-def test_front_of_other_metrics_has_their_direction_and_no_interval(study: StudyRecord) -> None:
+def test_front_of_other_metrics_uses_their_direction_without_intervals(study: StudyRecord) -> None:
     front = summarise(study, x="latency_ms", y="loss")
     assert front.objectives.directions == ("minimize", "minimize")
     assert all(c.interval is None for c in front.configurations)
@@ -145,8 +144,8 @@ def test_front_of_other_metrics_has_their_direction_and_no_interval(study: Study
     assert 0 < front.hypervolume <= 1
 
 
-def test_test_interval_is_of_counted_metrics_alone(confirmed_study: StudyRecord) -> None:
-    """Subjects' right guesses say nothing of how sure a mean over classes is."""
+def test_test_interval_exists_only_for_counted_metrics(confirmed_study: StudyRecord) -> None:
+    """Counts by subject give no interval of a mean over classes."""
     opened = summarise(confirmed_study, y="top1").points
     assert all(c.test_interval is not None for c in opened)
     opened = summarise(confirmed_study, y="balanced_accuracy").finished
@@ -165,7 +164,7 @@ def test_test_interval_is_of_counted_metrics_alone(confirmed_study: StudyRecord)
         ({"top": 0}, "at least 1, but got 0"),
     ],
 )
-def test_summarise_refuses_mistakes_in_one_line(
+def test_front_options_are_checked_with_one_line_errors(
     study: StudyRecord, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -179,7 +178,7 @@ def test_front_table_of_top_keeps_the_whole_front(study: StudyRecord) -> None:
     assert len(front.points) == 9
 
 
-def test_varying_parameters_has_one_that_some_of_a_model_lack() -> None:
+def test_varying_parameters_include_one_that_some_configurations_lack() -> None:
     values = {"top1": 0.5, "gflops": 1.0}
     settings = {"a": {"tokens": 1, "patch": 8}, "b": {"patch": 8}, "c": {"layers": 4, "patch": 8}}
     study = small_study(
@@ -191,13 +190,13 @@ def test_varying_parameters_has_one_that_some_of_a_model_lack() -> None:
     assert varying_parameters(summarise(study).configurations) == ["tokens"]
 
 
-def test_summarise_does_not_depend_on_the_order_of_trials(study: StudyRecord) -> None:
-    turned = replace(study, trials=study.trials[::-1])
-    assert summarise(turned).configurations == summarise(study).configurations
+def test_front_does_not_depend_on_the_order_of_trials(study: StudyRecord) -> None:
+    reversed_ = replace(study, trials=study.trials[::-1])
+    assert summarise(reversed_).configurations == summarise(study).configurations
 
 
 @pytest.mark.medium
-def test_summarise_takes_seconds_for_500_configurations() -> None:
+def test_front_of_500_configurations_takes_seconds() -> None:
     generator = np.random.default_rng(0)
     trials = [
         trial(f"c{n:03d}", seed, {"top1": generator.random(), "gflops": generator.random()})

@@ -1,4 +1,4 @@
-"""Importance of parameters: known functions, the divergence by hand, what chance alone gives."""
+"""Importance of parameters: known functions, the divergence by hand, expectation by chance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def _rows(number: int, seed: int = 0) -> list[Row]:
-    """Return random configurations: each kind of parameter, none related to another."""
+    """Return random configurations with independent parameters of every kind."""
     generator = np.random.default_rng(seed)
     return [
         {
@@ -50,8 +50,8 @@ ONE: dict[str, Callable[[Row], float]] = {
 
 
 @pytest.mark.parametrize("name", ONE)
-def test_importance_is_of_the_one_parameter_that_matters(name: str) -> None:
-    """Averaged over tables, with noise that breaks the ties of the few levels."""
+def test_importance_finds_the_only_relevant_parameter(name: str) -> None:
+    """Average over tables; noise breaks ties of levels."""
     generator = np.random.default_rng(1)
     found = []
     for seed in range(8):
@@ -82,7 +82,7 @@ def test_importance_grows_with_the_coefficient() -> None:
     assert importances["b"] > 2 * importances["a"] > 0
 
 
-def test_importance_counts_only_the_order_of_values() -> None:
+def test_importance_depends_only_on_ranks() -> None:
     rows = _rows(100)
     values = np.random.default_rng(4).random(100)
     found = _only_band(rows, values)
@@ -99,7 +99,7 @@ def test_importance_does_not_depend_on_the_order_of_rows_and_names() -> None:
     assert [*found.values()] == pytest.approx([*expected.values()], rel=1e-9)
 
 
-def test_importance_is_shares_in_falling_order() -> None:
+def test_importance_shares_fall_and_sum_to_1() -> None:
     rows = _rows(60)
     shares = [*_only_band(rows, [row["depth"] + row["mixup"] for row in rows]).values()]
     assert sum(shares) == pytest.approx(1.0)
@@ -108,21 +108,21 @@ def test_importance_is_shares_in_falling_order() -> None:
 
 
 def test_importance_depends_on_the_budget() -> None:
-    """Cheap configurations are told apart by `a`, dear ones, which are better, by `b`."""
+    """`a` matters among cheap configurations, `b` among the better, expensive ones."""
     generator = np.random.default_rng(7)
     x_ND, cost = generator.integers(0, 4, (600, 2)), np.repeat([1.0, 10.0], 300)
     values = np.where(cost > 1, 10 + x_ND[:, 1], x_ND[:, 0]) + generator.normal(0, 0.1, 600)
     rows = [{"a": a, "b": b} for a, b in x_ND.tolist()]
-    none, cheap, dear = importance_by_band(rows, values, cost, [0.5, 1.0, 10.0])
+    none, cheap, expensive = importance_by_band(rows, values, cost, [0.5, 1.0, 10.0])
     assert (none.limit, none.num_configurations, none.importances) == (0.5, 0, {})
     assert cheap.num_configurations == 300
     assert cheap.importances["a"] > 0.9
-    assert dear.num_configurations == 600
-    assert dear.importances["b"] > 0.9
+    assert expensive.num_configurations == 600
+    assert expensive.importances["b"] > 0.9
 
 
-def test_importance_within_a_region_may_be_of_another_parameter() -> None:
-    """`a` parts good from bad; among the good it is constant, and `b` counts."""
+def test_importance_within_a_region_may_differ() -> None:
+    """`a` separates good from bad; among the good it is constant, and `b` matters."""
     generator = np.random.default_rng(8)
     x_ND = generator.integers(0, 2, (400, 2))
     rows = [{"a": a, "b": b} for a, b in x_ND.tolist()]
@@ -132,8 +132,8 @@ def test_importance_within_a_region_may_be_of_another_parameter() -> None:
     assert _only_band(rows, values, region=share)["b"] == pytest.approx(1.0)
 
 
-def test_importance_takes_an_absent_parameter_as_a_level() -> None:
-    """What only one branch has tells the branches apart as well as their name does."""
+def test_importance_treats_absent_as_a_level() -> None:
+    """A parameter of one branch separates the branches as well as `kind` does."""
     generator = np.random.default_rng(9)
     branch = generator.integers(0, 2, 400)
     rows = [{"kind": "x", "stride": 2} if b else {"kind": "y"} for b in branch]
@@ -155,20 +155,20 @@ def test_importance_of_too_few_configurations_is_empty() -> None:
 
 
 def test_excess_divergence_of_two_levels_by_hand() -> None:
-    """30 configurations, 15 of each level; of the 6 best 5 are `x`; one more for the prior."""
+    """30 configurations, 15 of each level; of the 6 best 5 are `x`; the prior adds one."""
     column = ["x"] * 15 + ["y"] * 15
     is_best = np.zeros(30, dtype=bool)
     is_best[[0, 1, 2, 3, 4, 15]] = True
     best, everyone = np.array([5.5, 1.5]) / 7, np.array([0.5, 0.5])
     divergence = np.sum((best - everyone) ** 2 / everyone)
-    # Of 6 drawn from 15 and 15 the count of x has variance 6 * 1/2 * 1/2 * 24/29.
+    # If 6 are drawn from 15 and 15, the count of x has variance 6 * 1/2 * 1/2 * 24/29.
     by_chance = 2 * (6 * 0.25 * 24 / 29) / 7**2 / 0.5
     assert importance.excess_divergence(column, is_best) == pytest.approx(divergence - by_chance)
 
 
 @pytest.mark.parametrize("column", ["levels", "numbers", "conditional"])
 def test_excess_divergence_by_chance_alone_is_0_on_average(column: str) -> None:
-    """The mean over random choices of the best."""
+    """Average over random choices of the best."""
     generator = np.random.default_rng(10)
     numbers: list[Any] = (generator.random(100) ** 2).tolist()
     columns: dict[str, list[Any]] = {
@@ -180,11 +180,11 @@ def test_excess_divergence_by_chance_alone_is_0_on_average(column: str) -> None:
         importance.excess_divergence(columns[column], generator.permutation(100) < 12)
         for _ in range(1000)
     ]
-    # Beside it stands the little that the prior adds, which weighs more on the smaller sample.
+    # The prior adds a small bias, because it weighs more on the smaller sample.
     assert abs(np.mean(found)) < 5 * np.std(found) / math.sqrt(1000) + 0.003
 
 
-def test_to_levels_cuts_many_numbers_into_equal_bins() -> None:
+def test_to_levels_divides_many_numbers_into_equal_bins() -> None:
     levels, num_ordered = importance.to_levels([float(x) for x in range(100, 0, -1)])
     assert num_ordered == 20
     assert np.bincount(levels).tolist() == [5] * 20
@@ -212,11 +212,11 @@ def test_to_levels_orders_numbers_and_puts_absent_last(
 
 @pytest.mark.parametrize("number", [10, 30, 70, 1000])
 def test_is_among_best_takes_a_tenth(number: int) -> None:
-    """Whatever 0.1 times the number rounds to."""
+    """Independent of how 0.1 times the number is rounded."""
     assert importance.is_among_best(np.arange(float(number)), 0.1).sum() == number // 10
 
 
-def test_is_among_best_takes_ties_with_the_last() -> None:
+def test_is_among_best_includes_ties_with_the_last() -> None:
     assert importance.is_among_best(np.array([3.0, 1.0, 2.0, 2.0, 2.0]), 0.4).sum() == 4
 
 
@@ -230,7 +230,7 @@ def test_is_among_best_takes_ties_with_the_last() -> None:
         ([1.0, 2.0], [1.0, 2.0], {"target": 0.5, "region": 0.5}, "region=0.5"),
     ],
 )
-def test_importance_refuses_what_has_none(
+def test_importance_refuses_invalid_arguments(
     values: list[float], costs: list[float], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -201,7 +201,7 @@ def test_bind_keeps_the_study_files_names_and_sorts_modalities() -> None:
         ({"patch": 8.5}, "`patch`: It must be a whole number, but got 8.5."),
     ],
 )
-def test_bind_says_what_cannot_be_put_together(values: dict[str, Any], message: str) -> None:
+def test_bind_reports_invalid_combinations(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         bind("sft", values, {}, WEARABLES)
     assert isinstance(caught.value, UserError)

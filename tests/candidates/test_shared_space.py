@@ -1,4 +1,4 @@
-"""Spaces with shared parameters, and study files with several kinds of mistakes at once."""
+"""Shared parameters, errors of several kinds together, and objectives."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_shared_parameters_go_to_each_model_that_has_them() -> None:
     assert unimodal.parameters["modalities"] == ["watch_acc"]
 
 
-def test_shared_parameters_make_the_study_that_lists_them_branch_by_branch() -> None:
-    """Same parameters in the same order: the same proposals, and the same study to resume."""
+def test_shared_parameters_equal_parameters_listed_by_branch() -> None:
+    """The order is also equal, so that proposals and the definition are the same."""
     listed = SHARED.split("space:")[0] + (
         "space:\n"
         "  - {kind: sft, num_heads: 4, dim: {kind: choice, values: [8, 16]},"
@@ -104,9 +104,7 @@ def test_shared_parameters_make_the_study_that_lists_them_branch_by_branch() -> 
          "line 10: space.shared: It must be a mapping of parameters."),
     ],
 )  # fmt: skip
-def test_check_names_gives_the_line_of_a_shared_parameter_once(
-    old: str, new: str, message: str
-) -> None:
+def test_check_names_reports_a_shared_parameter_once(old: str, new: str, message: str) -> None:
     found = mistakes_of_shared((old, new))
     assert found[0].startswith(message)
     assert len(found) == len(set(found)) == 1 + (old == "  models:" and "model:" in new)
@@ -159,13 +157,13 @@ def test_check_names_refuses_a_measured_cost_as_the_only_one(cost: str) -> None:
         f"line 3: objectives: A search needs a cost that is known before training, but {cost} is "
         "measured in trials: add one of gflops, gmacs, parameters, gflops_expected."
     ]
-    beside = (
+    both = (
         f"  - {{metric: gflops, direction: minimize}}\n  - {{metric: {cost}, direction: minimize}}"
     )
-    read_shared(SHARED.replace("  - {metric: gflops, direction: minimize}", beside))
+    read_shared(SHARED.replace("  - {metric: gflops, direction: minimize}", both))
 
 
-def test_a_study_is_reported_on_the_cost_that_it_is_searched_on() -> None:
+def test_objectives_report_on_the_searched_cost() -> None:
     text = SHARED.replace(
         "  - {metric: gflops, direction: minimize}",
         "  - {metric: latency_ms, direction: minimize}\n"
@@ -179,7 +177,7 @@ def test_a_study_is_reported_on_the_cost_that_it_is_searched_on() -> None:
     )
 
 
-def test_signs_of_objectives_follow_their_directions() -> None:
+def test_objectives_adjust_signs_by_direction() -> None:
     objectives = Objectives.of([("mae", "minimize"), ("gflops", "minimize")])
     assert objectives.quality({"mae": 0.5, "gflops": 2.0}) == -0.5
     assert objectives.costs({"mae": 0.5, "gflops": 2.0}) == (2.0,)

@@ -84,7 +84,7 @@ def test_check_names_passes_a_valid_file() -> None:
         ("epochs: 2", "learning_rate: .nan", "line 7: training.learning_rate: `learning_rate` must "
          "lie in (0, inf), but got nan."),
         ("epochs: 2", "epochs: {kind: int, low: 1, high: 2}",
-         "line 7: training.epochs: `training` holds for all trials: put what is searched into "
+         "line 7: training.epochs: `training` applies to all trials: move searched parameters to "
          "`space`."),
         ("direction: maximize", "direction: minimize",
          "line 4: objectives[0].direction: `top1` can only be maximized."),
@@ -97,9 +97,9 @@ def test_check_names_passes_a_valid_file() -> None:
         ("{metric: gflops, direction: minimize}", "{metric: loss, direction: minimize}",
          "line 3: objectives: The first objective must be an accuracy (top1, "),
         ("metric: gflops, direction: minimize", "metric: top1, direction: maximize",
-         "line 5: objectives[1].metric: `top1` stands twice."),
-        ("metric: top1", "metric: top5", "line 4: objectives[0].metric: `top5` says nothing with "
-         "five classes or fewer."),
+         "line 5: objectives[1].metric: `top1` is listed more than once."),
+        ("metric: top1", "metric: top5", "line 4: objectives[0].metric: `top5` needs more than "
+         "five classes."),
     ],
 )  # fmt: skip
 def test_check_names_reports_the_line_and_the_nearest_known_name(
@@ -136,9 +136,9 @@ def test_check_names_accepts_any_metric_of_the_task_in_its_direction(
         "top1, direction: maximize", f"{metric}, direction: {direction}"
     )
     check_names(of_task(task, objectives))
-    turned = {"maximize": "minimize", "minimize": "maximize"}[direction]
+    opposite = {"maximize": "minimize", "minimize": "maximize"}[direction]
     with pytest.raises(StudyFileError) as caught:
-        check_names(of_task(task, objectives.replace(direction, turned, 1)))
+        check_names(of_task(task, objectives.replace(direction, opposite, 1)))
     assert str(caught.value) == (
         f"s.yaml, line 4: objectives[0].direction: `{metric}` can only be {direction}d."
     )
@@ -150,8 +150,8 @@ def test_check_names_lists_the_metrics_of_the_task(task: str) -> None:
         check_names(of_task(task, OBJECTIVES))
     (mistake,) = caught.value.mistakes
     assert (mistake.line, mistake.key) == (4, "objectives[0].metric")
-    said, known = mistake.message.split("Known: ")
-    assert said == f"No metric of {task} is called 'top1'. "
+    text, known = mistake.message.split("Known: ")
+    assert text == f"No metric of {task} is called 'top1'. "
     assert set(known.rstrip(".").split(", ")) == {*METRICS[task], "loss", *COSTS}
 
 

@@ -1,4 +1,4 @@
-"""A small study file, and the runs folder of a study that nobody ran."""
+"""Fixtures: a small study file, and a runs folder with a written journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sftsearch data`: prepare, list, info, verify and remove, and a study on what was prepared."""
+"""`sftsearch data`: prepare, list, info, verify, remove, and a study on a prepared dataset."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ def call(*arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments], **options)
 
 
-def test_data_lists_and_verifies_what_was_prepared(file: Path, cache: Path) -> None:
+def test_data_lists_and_verifies_a_prepared_dataset(file: Path, cache: Path) -> None:
     done = call("data", "prepare", "mine", "--from", file, "--option", "licence=CC0")
     assert done.exit_code == 0, done.output
     assert "modality:     sound, 0 to 6 tokens x 2" in done.output
-    rows = {row["data set"]: row for row in json.loads(call("data", "list", "--json").output)}
+    rows = {row["dataset"]: row for row in json.loads(call("data", "list", "--json").output)}
     assert rows["mine"]["from"] == "prepared"
-    assert rows["mine"]["licence"] == "CC0"
+    assert rows["mine"]["license"] == "CC0"
     assert rows["wearables"]["from"] == "built in"
-    told = json.loads(call("data", "info", "mine", "--json").output)
-    assert told["splits"]["train"]["samples"] == 36
-    assert told["store"] == str(cache / "prepared" / "mine")
+    facts = json.loads(call("data", "info", "mine", "--json").output)
+    assert facts["splits"]["train"]["samples"] == 36
+    assert facts["store"] == str(cache / "prepared" / "mine")
     verified = call("data", "verify", "mine")
     assert verified.exit_code == 0
-    assert "3 files are as they were written" in verified.output
+    assert "3 files match their checksums" in verified.output
 
 
 def test_data_verify_finds_a_flipped_bit(file: Path) -> None:
@@ -104,51 +104,51 @@ def test_data_verify_finds_a_flipped_bit(file: Path) -> None:
     assert "validation.arrow: sha256 is" in done.output
 
 
-def test_data_list_shows_others_beside_a_damaged_one(file: Path) -> None:
+def test_data_list_shows_a_damaged_dataset_and_the_others(file: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     (prepared_folder() / "mine" / "manifest.json").write_text("{")
     done = call("data", "list", "--json")
     assert done.exit_code == 0
-    rows = {row["data set"]: row for row in json.loads(done.output)}
-    assert rows["mine"]["licence"].startswith("damaged: The store")
-    assert rows["digits"]["licence"] == "CC BY-SA 4.0"
+    rows = {row["dataset"]: row for row in json.loads(done.output)}
+    assert rows["mine"]["license"].startswith("damaged: The store")
+    assert rows["digits"]["license"] == "CC BY-SA 4.0"
     assert "damaged" in call("data", "list").output
     assert call("data", "remove", "mine", "--yes").exit_code == 0
 
 
-def test_data_prepare_refuses_or_counts_what_is_not_finite(tmp_path: Path) -> None:
+def test_data_prepare_refuses_or_drops_nonfinite_samples(tmp_path: Path) -> None:
     file = write(tmp_path / "bad.parquet", bad=True)
     done = call("data", "prepare", "mine", "--from", file)
     assert done.exit_code == 1
     assert "sound of sample 'row 5' must be finite, but token 0, feature 1 is nan" in done.output
     done = call("data", "prepare", "mine", "--from", file, "--nan", "drop")
     assert done.exit_code == 0
-    assert "not finite:   0 numbers made 0, 1 samples left out" in done.output
+    assert "not finite:   0 numbers replaced by 0, 1 samples dropped" in done.output
 
 
-def test_data_prepare_says_in_json_what_was_done(file: Path, cache: Path) -> None:
+def test_data_prepare_reports_counts_in_json(file: Path, cache: Path) -> None:
     done = CliRunner().invoke(main, ["data", "prepare", "mine", "--from", str(file), "--json"])
-    told = json.loads(done.stdout)
-    assert told["path"] == str(cache / "prepared" / "mine")
-    assert (told["num_samples"], told["num_zeroed"], told["num_dropped"]) == (60, 0, 0)
-    assert len(told["fingerprint"]) == 64
+    facts = json.loads(done.stdout)
+    assert facts["path"] == str(cache / "prepared" / "mine")
+    assert (facts["num_samples"], facts["num_zeroed"], facts["num_dropped"]) == (60, 0, 0)
+    assert len(facts["fingerprint"]) == 64
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wearables", "'wearables' is built in; choose another name"),
-        ("Mine", "A data set's name must be lower case letters"),
-        ("../mine", "A data set's name must be"),
+        ("wearables", "'wearables' is built in. Choose another name"),
+        ("Mine", "The name of a dataset must be lower-case letters"),
+        ("../mine", "The name of a dataset must be"),
     ],
 )
-def test_data_prepare_refuses_names_that_cannot_be(file: Path, name: str, message: str) -> None:
+def test_data_prepare_refuses_invalid_names(file: Path, name: str, message: str) -> None:
     done = call("data", "prepare", name, "--from", file)
     assert done.exit_code == 1
     assert message in done.output
 
 
-def test_data_prepare_refuses_what_is_there(file: Path) -> None:
+def test_data_prepare_refuses_an_existing_name_until_it_is_removed(file: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
     done = call("data", "prepare", "mine", "--from", file)
     assert done.exit_code == 1
@@ -159,7 +159,7 @@ def test_data_prepare_refuses_what_is_there(file: Path) -> None:
     assert not (prepared_folder() / "mine").exists()
     done = call("data", "remove", "mine", "--yes")
     assert done.exit_code == 1
-    assert "No data set 'mine' was prepared here. Prepared: none." in done.output
+    assert "No dataset 'mine' was prepared on this machine. Prepared: none." in done.output
     assert "is built in" in call("data", "remove", "digits", "--yes").output
 
 
@@ -185,8 +185,8 @@ def test_data_list_shows_readers_with_their_options() -> None:
 
 @pytest.mark.medium
 @pytest.mark.timeout(240)  # Ray starts
-def test_run_takes_what_was_prepared(file: Path, tmp_path: Path) -> None:
-    """With modalities of its own: each alone and all together."""
+def test_run_trains_on_a_prepared_dataset(file: Path, tmp_path: Path) -> None:
+    """The study replaces its modalities by those of the dataset: each alone and both together."""
     call("data", "prepare", "mine", "--from", file)
     study = tmp_path / "small.yaml"
     study.write_text(STUDY)
@@ -208,22 +208,22 @@ def test_run_takes_what_was_prepared(file: Path, tmp_path: Path) -> None:
 
 def test_data_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:
     call("data", "prepare", "mine", "--from", file)
-    elsewhere = tmp_path / "shared"
-    elsewhere.mkdir()
-    shutil.move(str(prepared_folder() / "mine"), str(elsewhere / "mine"))
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    shutil.move(str(prepared_folder() / "mine"), str(folder / "mine"))
     assert call("data", "info", "mine").exit_code == 1
-    assert call("data", "verify", "mine", "--root", elsewhere).exit_code == 0
+    assert call("data", "verify", "mine", "--root", folder).exit_code == 0
     study = tmp_path / "small.yaml"
     study.write_text(STUDY)
-    options = ("--dataset", "mine", "--root", elsewhere)
+    options = ("--dataset", "mine", "--root", folder)
     assert call("check", study, *options).exit_code == 0
-    done = call("check", study, "--dataset", "mime", "--root", elsewhere)
+    done = call("check", study, "--dataset", "mime", "--root", folder)
     assert done.exit_code == 1
-    assert "No data set is called 'mime'. Did you mean 'mine'?" in done.output
+    assert "No dataset is called 'mime'. Did you mean 'mine'?" in done.output
 
 
 @pytest.mark.medium
-def test_data_prepare_goes_on_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
+def test_data_prepare_resumes_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
     file = write(tmp_path / "large.parquet", 40_000)
     program = "from sftsearch.orchestrator.cli.main import main; main()"
     command = [sys.executable, "-P", "-c", program, "data", "prepare", "mine", "--from", str(file)]
@@ -235,17 +235,17 @@ def test_data_prepare_goes_on_after_ctrl_c(tmp_path: Path, cache: Path) -> None:
             break
         signal.sigtimedwait([], 0.05)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
-    if process.returncode == 130:  # a fast machine may have been done
-        assert "Interrupted." in told
-        assert "Traceback" not in told
+    stderr = process.communicate(timeout=60)[1]
+    if process.returncode == 130:  # a fast machine may be done before the signal
+        assert "Interrupted." in stderr
+        assert "Traceback" not in stderr
         assert not (folder / "mine").exists()
         done = subprocess.run(command, env=environment, check=False, capture_output=True)
         assert done.returncode == 0
     assert call("data", "verify", "mine").exit_code == 0
 
 
-def test_data_info_shows_data_of_another_task_as_it_is() -> None:
+def test_data_info_shows_a_regression_dataset() -> None:
     assert "regression" in call("data", "list").output
     text = call("data", "info", "synthetic_rating").output
     assert "task:         regression" in text
@@ -254,13 +254,13 @@ def test_data_info_shows_data_of_another_task_as_it_is() -> None:
 
 
 @pytest.mark.medium
-def test_data_list_and_info_name_licence_and_splits() -> None:
+def test_data_list_and_info_show_license_and_splits() -> None:
     rows = json.loads(call("data", "list", "--json").output)
-    assert [row["data set"] for row in rows] == sorted(DATASETS)
+    assert [row["dataset"] for row in rows] == sorted(DATASETS)
     assert "CC BY 4.0" in call("data", "list").output
-    told = json.loads(call("data", "info", "wearables", "--json").output)
-    assert told["licence"] == "CC BY 4.0"
-    for split in told["splits"].values():
+    facts = json.loads(call("data", "info", "wearables", "--json").output)
+    assert facts["licence"] == "CC BY 4.0"
+    for split in facts["splits"].values():
         assert sum(split["by class"].values()) == split["samples"]
     text = call("data", "info", "wearables").output
     for word in ("attribution:", "train:", "validation:", "test:", "watch_gyro", "Matey-Sanz"):

@@ -1,4 +1,4 @@
-"""The command line: quick help that teaches, exit codes, one-line errors, JSON that parses."""
+"""Command line: help texts, exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """Ray and torch take seconds to import; help must answer at once."""
+    """Ray and torch take seconds to import, and help must be fast."""
     code = (
         "import sys\nfrom sftsearch.orchestrator.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit as end: assert not end.code\n"
@@ -54,7 +54,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "IMPORTED []"
 
 
-def test_help_cuts_no_command_short_at_80_columns() -> None:
+def test_help_truncates_no_summary_at_80_columns() -> None:
     for arguments in ("--help", "-h"):
         result = call(arguments, terminal_width=80)
         assert result.exit_code == 0
@@ -63,7 +63,7 @@ def test_help_cuts_no_command_short_at_80_columns() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(commands()))
-def test_help_says_what_every_command_and_option_does(name: str) -> None:
+def test_help_describes_every_command_and_option(name: str) -> None:
     command = commands()[name]
     assert re.fullmatch(r"[A-Z].*[.:]", (command.help or "").splitlines()[0])
     for parameter in command.params:
@@ -77,13 +77,13 @@ def test_help_says_what_every_command_and_option_does(name: str) -> None:
             assert parameter.make_metavar(click.Context(command)) in (command.help or "")
 
 
-def test_help_names_commands_that_exist_in_its_first_walk() -> None:
-    walk = re.findall(r"^ +sftsearch (\w+)", main.main.help or "", flags=re.MULTILINE)
-    assert walk == ["check", "price", "run", "pareto", "confirm", "ui"]
-    assert set(walk) <= set(main.main.commands)
+def test_help_lists_existing_commands_in_its_quick_start() -> None:
+    names = re.findall(r"^ +sftsearch (\w+)", main.main.help or "", flags=re.MULTILINE)
+    assert names == ["check", "price", "run", "pareto", "confirm", "ui"]
+    assert set(names) <= set(main.main.commands)
 
 
-def test_version_is_the_packages() -> None:
+def test_version_is_that_of_the_package() -> None:
     assert re.fullmatch(r".*version \d+\.\d+\.\d+\n", call("--version").output)
 
 
@@ -97,16 +97,16 @@ def test_version_is_the_packages() -> None:
         (["price", "stride", "--top", "none"], 2, "Invalid value for '--top'"),
         (["check"], 2, "Missing argument 'FILE'"),
         (["check", "strid"], 2, "Error: There is no study file 'strid'. Did you mean 'stride'?"),
-        (["data", "info", "wearble"], 1, "Error: No data set is called 'wearble'. Did you mean "
+        (["data", "info", "wearble"], 1, "Error: No dataset is called 'wearble'. Did you mean "
                                          "'wearables'?"),
         (["status", "small"], 1, "Error: There is no study 'small' in "),
         (["status", "../small"], 1, "Error: '../small' is not the name of a study"),
         (["show", "abc"], 1, "Error: No trial's key begins with 'abc'"),
         (["run", "strid"], 2, "Error: There is no study file 'strid'."),
-        (["run", "stride", "--ship-code"], 2, "Error: --ship-code is for a cluster"),
+        (["run", "stride", "--ship-code"], 2, "Error: --ship-code needs a cluster"),
     ],
 )  # fmt: skip
-def test_main_gives_a_line_and_a_code_for_a_mistake(
+def test_main_reports_an_error_with_one_line_and_a_code(
     tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     takes_runs = arguments[0] in ("status", "show", "run")
@@ -119,7 +119,7 @@ def test_main_gives_a_line_and_a_code_for_a_mistake(
 
 
 @pytest.mark.parametrize("command", ["check", "price", "run"])
-def test_main_gives_a_line_for_each_mistake_of_a_study_file(tmp_path: Path, command: str) -> None:
+def test_main_reports_each_error_of_a_study_file_on_a_line(tmp_path: Path, command: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("study: {name: Small}\ndataset: {kind: wearble}\nspace: [{kind: stf}]\n")
     result = call(command, path)
@@ -132,7 +132,7 @@ def test_main_gives_a_line_for_each_mistake_of_a_study_file(tmp_path: Path, comm
 
 
 @pytest.mark.medium
-def test_main_gives_a_process_the_same_code_and_no_traceback(tmp_path: Path) -> None:
+def test_process_has_the_same_code_and_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_bytes(b"\x89PNG\x00")
     done = subprocess.run(
@@ -146,11 +146,11 @@ def test_main_gives_a_process_the_same_code_and_no_traceback(tmp_path: Path) -> 
     assert done.stderr == f"Error: {path}, line 1: The file is not UTF-8 text (byte 0x89).\n"
 
 
-def test_main_gives_code_130_for_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_exits_with_130_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sftsearch.orchestrator.studies.check_study", interrupt)
+    monkeypatch.setattr("sftsearch.orchestrator.study_file.check_study", interrupt)
     result = call("check", "stride")
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
@@ -170,10 +170,10 @@ def test_main_writes_no_traceback_into_a_closed_pipe() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_help_shows_the_first_walk_line_by_line() -> None:
+def test_help_shows_the_quick_start_line_by_line() -> None:
     lines = call("--help").output.splitlines()
-    walk = [line.strip() for line in lines if line.strip().startswith("sftsearch ")]
-    assert [line.split()[1] for line in walk] == [
+    shown = [line.strip() for line in lines if line.strip().startswith("sftsearch ")]
+    assert [line.split()[1] for line in shown] == [
         "check", "price", "run", "pareto", "confirm", "ui",
     ]  # fmt: skip
     assert not any("\\b" in line for line in lines)

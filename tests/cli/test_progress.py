@@ -1,4 +1,4 @@
-"""What a person sees of a running study."""
+"""Show the progress of a running study."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high
 
 
 class Quick:
-    """Trains nothing; accuracy grows with the width."""
+    """Worker that trains nothing; accuracy grows with the width."""
 
     def start(self, job: Any) -> None:
         self.job = job
@@ -40,12 +40,12 @@ class Quick:
 
 
 @pytest.mark.medium
-def test_progress_lines_say_how_far_how_long_and_how_good(
+def test_progress_lines_have_count_time_left_and_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "watched.yaml").write_text(STUDY)
     text = io.StringIO()
-    clock = itertools.count(step=3)  # every line, not one in two seconds
+    clock = itertools.count(step=3)  # without it, lines are printed at most every two seconds
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with progress.ConsoleProgress(Console(file=text, width=200)) as callback:
         run_study(

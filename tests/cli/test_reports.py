@@ -1,4 +1,4 @@
-"""Commands that report what studies found: compare."""
+"""Commands that report results: compare."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def test_compare_command_takes_studies_and_families(two_studies: Path) -> None:
     text = " ".join(result.output.split())
     assert "P(first is better)" in text
     assert "0.700 (c2) 0.600 (c2) +10.0 [+10.0, +10.0] 1.00" in text
-    told = json.loads(call("one", "two", "--runs", two_studies, "--json").output)
-    assert told["names"] == ["one", "two"]
-    assert told["at_cost"][1]["probability"] == 1.0
-    told = json.loads(
+    output = json.loads(call("one", "two", "--runs", two_studies, "--json").output)
+    assert output["names"] == ["one", "two"]
+    assert output["at_cost"][1]["probability"] == 1.0
+    output = json.loads(
         call("two", "--families", "sft", "late", "--runs", two_studies, "--json").output
     )
-    assert (told["names"], told["num_configurations"]) == (["sft", "late"], [1, 3])
+    assert (output["names"], output["num_configurations"]) == (["sft", "late"], [1, 3])
 
 
-def test_compare_command_wants_two(two_studies: Path) -> None:
+def test_compare_command_needs_two_sides(two_studies: Path) -> None:
     for arguments in (["one"], ["one", "two", "--families", "sft", "late"]):
         result = call(*arguments, "--runs", two_studies)
         assert result.exit_code == 2

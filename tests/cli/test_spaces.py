@@ -1,4 +1,4 @@
-"""Commands about study files and what they may search: check, price, models and schema."""
+"""Commands about study files and models: check, price, models and schema."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def call(*arguments: str | Path, **more: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], **more)
 
 
-def test_check_says_what_would_run_and_writes_nothing(
+def test_check_describes_the_study_and_writes_nothing(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = call("check", study_file)
     assert result.exit_code == 0
     assert result.output == (
-        f"{study_file}: study 'small' is well-formed: 2 trials (1 replicate a configuration) over "
+        f"{study_file}: study 'small' is valid: 2 trials (1 replicate per configuration) over "
         "2 admissible configurations on wearables.\n"
     )
     assert json.loads(call("check", study_file, "--json").output) == {
@@ -43,14 +43,14 @@ def test_check_says_what_would_run_and_writes_nothing(
 def test_price_lists_costs_without_measuring(study_file: Path) -> None:
     result = call("price", study_file, "--no-time", "--json")
     assert result.exit_code == 0
-    told = json.loads(result.stdout)
-    assert [row["configuration"]["stride"] for row in told["configurations"]] == [4, 1]
-    assert told["study_seconds"] is None
+    output = json.loads(result.stdout)
+    assert [row["configuration"]["stride"] for row in output["configurations"]] == [4, 1]
+    assert output["study_seconds"] is None
     text = call("price", study_file, "--no-time").output
     assert "stride=4" in text
     assert "2 admissible configurations of 2 points" in text
     assert "minutes" not in text
-    assert "s a trial" in call("price", study_file, "--top", "1").output
+    assert "s per trial" in call("price", study_file, "--top", "1").output
 
 
 def test_models_lists_every_model_with_every_parameter() -> None:
@@ -62,7 +62,7 @@ def test_models_lists_every_model_with_every_parameter() -> None:
         for parameter in row["parameters"]:
             assert f"\n    {parameter['name']} " in text
     assert "\n    learning_rate " in text
-    assert re.search(r"^    modalities .* all of the data set$", text, flags=re.MULTILINE)
+    assert re.search(r"^    modalities .* all of the dataset$", text, flags=re.MULTILINE)
     assert re.search(r"^    tokens .* none$", text, flags=re.MULTILINE)
 
 

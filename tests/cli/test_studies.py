@@ -21,14 +21,14 @@ def call(*arguments: str | Path, **more: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], **more)
 
 
-def test_list_of_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
+def test_list_of_an_empty_folder_suggests_a_command(tmp_path: Path) -> None:
     result = call("list", "--runs", tmp_path / "none")
     assert result.exit_code == 0
-    assert result.output.endswith("Begin with: sftsearch run stride\n")
+    assert result.output.endswith("Start with: sftsearch run stride\n")
     assert json.loads(call("list", "--runs", tmp_path, "--json").output) == []
 
 
-def test_list_shows_what_each_study_has(runs: Path) -> None:
+def test_list_shows_counts_of_each_study(runs: Path) -> None:
     (row,) = json.loads(call("list", "--runs", runs, "--json").output)
     assert row == {
         "study": "small", "dataset": "wearables", "finished": 1, "stopped": 0, "failed": 1,
@@ -39,7 +39,7 @@ def test_list_shows_what_each_study_has(runs: Path) -> None:
     ]  # fmt: skip
 
 
-def test_list_shows_others_beside_a_broken_study(runs: Path) -> None:
+def test_list_shows_other_studies_if_one_is_damaged(runs: Path) -> None:
     (runs / "broken").mkdir()
     (runs / "broken" / "journal.sqlite").write_text("garbage" * 1000)
     Journal(runs / "unbegun").close()
@@ -59,22 +59,22 @@ def test_status_gives_counts_and_reasons(runs: Path) -> None:
     assert "1 of 4 trials finished, 0 stopped, 1 failed, 0 unfinished" in text
     assert "refused: 1 x repeat\n" in text
     assert "failed:  abc-1  the loss is not finite\n" in text
-    told = json.loads(call("status", "small", "--runs", runs, "--json").output)
-    assert (told["finished"], told["failed"], told["trials"]) == (1, 1, 4)
+    output = json.loads(call("status", "small", "--runs", runs, "--json").output)
+    assert (output["finished"], output["failed"], output["trials"]) == (1, 1, 4)
 
 
-def test_status_says_what_mlflow_lacks_where_that_is_known(runs: Path) -> None:
+def test_status_shows_what_mlflow_lacks_if_known(runs: Path) -> None:
     assert "MLflow" not in call("status", "small", "--runs", runs).output
-    told = json.loads(call("status", "small", "--runs", runs, "--json").output)
-    assert told["unmirrored"] is None
+    output = json.loads(call("status", "small", "--runs", runs, "--json").output)
+    assert output["unmirrored"] is None
     last = max(event.id for event in read_events(runs / "small"))
     Bookkeeping("run", through=last - 2).write(runs / "small")
     assert "unfinished; MLflow lacks 2 events.\n" in call("status", "small", "--runs", runs).output
-    told = json.loads(call("status", "small", "--runs", runs, "--json").output)
-    assert told["unmirrored"] == 2
+    output = json.loads(call("status", "small", "--runs", runs, "--json").output)
+    assert output["unmirrored"] == 2
 
 
-def test_status_counts_a_stopped_trial_and_show_says_why(runs: Path) -> None:
+def test_status_counts_a_stopped_trial_and_show_gives_the_reason(runs: Path) -> None:
     with Journal(runs / "small") as journal:
         journal.append("replicated", configuration_id="abc", seeds=[2])
         body = {"configuration_id": "abc", "model": "sft", "parameters": {}, "cost": {}}
@@ -94,11 +94,11 @@ def test_status_counts_a_stopped_trial_and_show_says_why(runs: Path) -> None:
     shown = call("show", "abc-2", "--runs", runs).output
     assert shown.startswith("trial abc-2: stopped after epoch 4: unlikely\n")
     assert re.search(r"top1 +0\.5\n", shown)
-    told = json.loads(call("show", "abc-2", "--runs", runs, "--json").output)
-    assert (told["status"], told["epoch"]) == ("stopped", 4)
+    output = json.loads(call("show", "abc-2", "--runs", runs, "--json").output)
+    assert (output["status"], output["epoch"]) == ("stopped", 4)
 
 
-def test_show_gives_values_and_log_by_the_beginning_of_a_key(runs: Path) -> None:
+def test_show_prints_values_and_log_by_a_prefix_of_the_key(runs: Path) -> None:
     text = call("show", "abc-0", "--runs", runs).output
     assert text.startswith("trial abc-0: finished\n")
     assert re.search(r"top1 +0\.75\n", text)
@@ -106,8 +106,8 @@ def test_show_gives_values_and_log_by_the_beginning_of_a_key(runs: Path) -> None
     failed = call("show", "abc-1", "--runs", runs).output
     assert failed.startswith("trial abc-1: failed: the loss is not finite\n")
     assert failed.endswith("(no log)\n")
-    told = json.loads(call("show", "abc-0", "--runs", runs, "--json").output)
-    assert told["values"]["top1"] == 0.75
+    output = json.loads(call("show", "abc-0", "--runs", runs, "--json").output)
+    assert output["values"]["top1"] == 0.75
     ambiguous = call("show", "abc", "--runs", runs)
     assert ambiguous.exit_code == 1
     assert "2 trials' keys begin with 'abc': abc-0 (small), abc-1 (small)." in ambiguous.stderr

@@ -1,12 +1,12 @@
-"""Write the golden files anew: `python -P tests/golden/record.py [journals] [record] [studies]`.
+"""Rewrite the golden files: `python -P tests/golden/record.py [journals] [record] [studies]`.
 
-Run by hand, where behaviour changes on purpose; a refactoring leaves the files as they are. What is
-written follows from the code alone: clocks are simulated, and every draw has a seed. Steps:
+Run it by hand, only if behavior changes on purpose. Output depends on the code alone: clocks are
+simulated, and every draw has a seed. Steps:
 
-- `journals`: `journal*.jsonl` of the studies in `studies/`, and in `continuations/` what follows
-  where they are resumed from some of their events;
-- `record`: `record.json`, `states.json` and `report.json`, from those journals;
-- `studies`: `studies.json`, what the shipped study files search.
+- `journals`: `journal*.jsonl` of the studies in `studies/`, and in `continuations/` the events
+  after a resume from each cut;
+- `record`: `record.json`, `states.json` and `report.json` of those journals;
+- `studies`: `studies.json`, the configurations of the shipped study files.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 sys.path.insert(
     0, str(Path(__file__).parents[1] / "support")
-)  # `python -P` leaves the tests' folder out
+)  # `python -P` does not add the folder of the script
 import golden_study as golden
 
 
 def record_journals(folder: Path) -> None:
-    """Drive every golden study, and go on with it after every cut."""
+    """Run every golden study, and resume it from every cut."""
     for name, study in golden.STUDIES.items():
         lines = golden.play(name, folder / name)
         golden.save(study.journal, lines)
@@ -35,8 +35,8 @@ def record_journals(folder: Path) -> None:
             golden.save(golden.continuation(name, between), more)
 
 
-def record_what_is_told(folder: Path) -> None:
-    """Write what is told of the golden journals."""
+def record_results(folder: Path) -> None:
+    """Write records, states and the report of the golden journals."""
     journals = {name: golden.load(study.journal) for name, study in golden.STUDIES.items()}
     records = {name: golden.record_of(lines, folder / name) for name, lines in journals.items()}
     _write("record.json", records)
@@ -45,7 +45,7 @@ def record_what_is_told(folder: Path) -> None:
 
 
 def record_study_files(folder: Path) -> None:
-    """Write what the shipped study files search."""
+    """Write the configurations of the shipped study files."""
     files = golden.study_files()
     _write("studies.json", {n: golden.space_of(file, folder / n) for n, file in files.items()})
 
@@ -57,13 +57,13 @@ def _write(name: str, document: dict[str, Any]) -> None:
 
 STEPS = {
     "journals": record_journals,
-    "record": record_what_is_told,
+    "record": record_results,
     "studies": record_study_files,
 }
 
 
 def main() -> None:
-    """Run the steps that are asked for, or all."""
+    """Run the given steps, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}")
     for step in parser.parse_args().steps or STEPS:

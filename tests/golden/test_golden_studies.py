@@ -1,4 +1,4 @@
-"""Shipped study files search what they searched when the golden files were recorded."""
+"""Compare the configurations of shipped study files with the golden files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies that stop, fold, replicate and conclude, against closed forms and enumeration."""
+"""Reports of studies with stops, folds, replicates and conclusions, against closed forms."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rich.console import Console
 from scipy import stats
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.analysis.front import Front, summarise
+from sftsearch.orchestrator.analysis.analyse import Analysis
 from sftsearch.orchestrator.analysis.importance import importance_of
 from sftsearch.orchestrator.report.cells import (
     format_front_probability,
     format_replicates,
-    standing,
+    status_label,
     verdict,
 )
 from sftsearch.orchestrator.report.columns import columns
-from sftsearch.orchestrator.report.formats import FORMATS, write
+from sftsearch.orchestrator.report.formats import FORMATS, write_report
 from sftsearch.orchestrator.report.html import to_html
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.report.markdown import to_markdown
@@ -40,10 +40,13 @@ from sftsearch.orchestrator.storage.study_record import (
     TrialRecord,
 )
 
+from report_studies import summarise
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
+    from sftsearch.orchestrator.analysis.front import Front
 
 
 def trial(name: str, seed: int, top1: float, cost: float, **changes: Any) -> TrialRecord:
@@ -88,7 +91,7 @@ def by_id(front: Front) -> dict[str, ConfigurationSummary]:
 
 def on_terminal(front: Front) -> str:
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(front_table(front))
+    console.print(front_table(Analysis.of(front)))
     return " ".join(console.export_text().split())
 
 
@@ -96,8 +99,8 @@ def on_terminal(front: Front) -> str:
 
 
 def stopped(name: str, seed: int, top1: float, cost: float) -> TrialRecord:
-    told = {"status": "stopped", "reason": "unlikely to reach the front", "epoch": 4, "groups": {}}
-    return trial(name, seed, top1, cost, **told)
+    more = {"status": "stopped", "reason": "unlikely to reach the front", "epoch": 4, "groups": {}}
+    return trial(name, seed, top1, cost, **more)
 
 
 def test_front_leaves_stopped_configurations_out() -> None:
@@ -112,15 +115,15 @@ def test_front_leaves_stopped_configurations_out() -> None:
     assert list(front.draws) == ["a"]
     found = by_id(front)
     assert (found["b"].status, found["c"].status) == ("stopped", "stopped")
-    assert found["b"].values == {"gflops": 0.5}  # what it reached is not a value of it
-    told = "stopped: seed 0 after epoch 4: unlikely to reach the front"
-    assert verdict(found["b"], front) == told
-    assert "Stopped trials" in to_html(front)
-    assert "<dt>trials stopped</dt><dd>2</dd>" in to_html(front)
+    assert found["b"].values == {"gflops": 0.5}  # an intermediate value does not count
+    expected = "stopped: seed 0 after epoch 4: unlikely to reach the front"
+    assert verdict(found["b"], front) == expected
+    assert "Stopped trials" in to_html(Analysis.of(front))
+    assert "<dt>trials stopped</dt><dd>2</dd>" in to_html(Analysis.of(front))
 
 
-def test_describe_stops_gives_false_stops_with_their_interval() -> None:
-    """Two wrong of 31: Clopper and Pearson's interval from the F distribution's closed form."""
+def test_describe_stops_has_the_rate_of_wrong_stops_with_interval() -> None:
+    """Two wrong of 31, with the Clopper-Pearson interval from quantiles of the F distribution."""
     low = 2 / (2 + 30 * stats.f.ppf(0.975, 60, 4))
     high = 3 * stats.f.ppf(0.975, 6, 58) / (29 + 3 * stats.f.ppf(0.975, 6, 58))
     audited = FalseStops(rate=2 / 31, low=low, high=high, num=31)
@@ -129,13 +132,13 @@ def test_describe_stops_gives_false_stops_with_their_interval() -> None:
         conclusion=conclusion(false_stops=audited, posteriors={"a": Posterior(mean=0.5, sd=0.01,
                                                                         on_front=1.0)}),
     )  # fmt: skip
-    said = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
+    sentence = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
     front = summarise(study)
-    assert said in describe_stops(study)
-    assert said in on_terminal(front)
+    assert sentence in describe_stops(study)
+    assert sentence in on_terminal(front)
     for name in ("html", "markdown", "json"):
-        text = str(FORMATS[name].to_text(front)).replace("\\", "")
-        assert said in text, name
+        text = str(FORMATS[name].render(Analysis.of(front))).replace("\\", "")
+        assert sentence in text, name
     unaudited = replace(study, conclusion=conclusion())
     assert describe_stops(unaudited).endswith("No stop was audited.")
     assert describe_stops(replace(study, conclusion=None)).endswith("when the study ends.")
@@ -145,7 +148,7 @@ def test_describe_stops_gives_false_stops_with_their_interval() -> None:
 # Replicates -----------------------------------------------------------------------------------
 
 
-def test_front_has_configurations_of_different_numbers_of_replicates() -> None:
+def test_front_has_configurations_with_different_numbers_of_replicates() -> None:
     front = summarise(
         study_of(*(trial("a", s, 0.5 + s / 10, 1.0) for s in range(4)), trial("b", 0, 0.9, 2.0))
     )
@@ -154,13 +157,13 @@ def test_front_has_configurations_of_different_numbers_of_replicates() -> None:
     assert found["a"].deviations["top1"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8]))
     assert [format_replicates(c) for c in front.points] == ["4", "1"]
     assert "mean over 1 to 5 seeds" in notes(front)[0]
-    assert "Of a configuration with one replicate" in " ".join(notes(front))
+    assert "For configurations with one replicate" in " ".join(notes(front))
     assert "replicates" in on_terminal(front)
-    assert found["a"].ended == 2000.0  # from its first replicate on it could be on the front
+    assert found["a"].ended == 2000.0  # one replicate is required
 
 
 def chosen_study() -> StudyRecord:
-    """Return `a` and `b` reported; `lucky`, not reported, has a better single value than both."""
+    """Return a study that reports `a` and `b`; `lucky` has a better value, but only one."""
     return study_of(
         trial("a", 0, 0.80, 1.0),
         *(trial("a", s, 0.6 + s / 100, 1.0) for s in (1, 2, 3)),
@@ -171,7 +174,7 @@ def chosen_study() -> StudyRecord:
     )
 
 
-def test_front_takes_figures_of_the_chosen_from_fresh_replicates_alone() -> None:
+def test_front_uses_only_fresh_replicates_of_reported_configurations() -> None:
     front = summarise(chosen_study())
     a = by_id(front)["a"]
     assert (a.seeds, a.is_fresh, a.num_finished) == ((1, 2, 3), True, 4)
@@ -182,16 +185,16 @@ def test_front_takes_figures_of_the_chosen_from_fresh_replicates_alone() -> None
     assert format_replicates(a) == "3 fresh of 4"
     text = " ".join(notes(front))
     assert "2 configurations that the search chose to report got 3 fresh replicates each" in text
-    assert "a little too good" not in text
+    assert "slightly optimistic" not in text
 
 
-def test_front_is_of_the_chosen_alone() -> None:
+def test_front_has_only_reported_configurations() -> None:
     front = summarise(chosen_study())
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     lucky = by_id(front)["lucky"]
     assert verdict(lucky, front).startswith("not among the chosen (+33.0 ")
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
-    # Of other axes nothing was chosen: there every configuration counts.
+    # For other axes the study chose nothing, so every configuration counts.
     study = chosen_study()
     trials = tuple(
         replace(t, values=t.values | {"latency_ms": t.values["gflops"]}) for t in study.trials
@@ -201,12 +204,12 @@ def test_front_is_of_the_chosen_alone() -> None:
     assert [c.configuration_id for c in front.points] == ["a", "lucky"]
 
 
-def test_front_counts_all_replicates_while_no_fresh_one_has_finished() -> None:
+def test_front_uses_all_replicates_until_a_fresh_one_has_finished() -> None:
     study = chosen_study()
     study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
     front = summarise(study)
     assert by_id(front)["a"].values["top1"] == pytest.approx(0.8)
-    assert "a little too good" in " ".join(notes(front))
+    assert "slightly optimistic" in " ".join(notes(front))
     assert [c.configuration_id for c in front.points] == ["a", "b"]
 
 
@@ -214,23 +217,23 @@ def test_front_counts_all_replicates_while_no_fresh_one_has_finished() -> None:
 
 
 def folded(cells: dict[str, list[int]], *, noise: float = 0.0) -> StudyRecord:
-    """Return a study of three folds, the second 20 points harder; truths 0.60, 0.61, ... by name.
+    """Return a study of three folds, the second 20 points harder; true means 0.60, 0.61, ...
 
-    Replicate r counts the one subject of fold r modulo 3.
+    Replicate r is validated on the one subject of fold r modulo 3.
     """
     generator = np.random.default_rng(3)
-    hardness = (0.0, -0.2, 0.05)
+    effects = (0.0, -0.2, 0.05)
     trials = []
     for n, (name, seeds) in enumerate(cells.items()):
         for seed in seeds:
-            top1 = 0.60 + n / 100 + hardness[seed % 3] + generator.normal(0, noise)
+            top1 = 0.60 + n / 100 + effects[seed % 3] + generator.normal(0, noise)
             groups = {f"s{seed % 3}": (100 * top1, 100.0)}
             trials.append(trial(name, seed, top1, float(n + 1), groups=groups))
     return study_of(*trials, folds=3)
 
 
-def test_fold_means_of_different_folds_compare() -> None:
-    """Without noise what the folds are easier by is known exactly, and taken out."""
+def test_means_over_different_folds_are_comparable() -> None:
+    """Without noise fold effects are estimated exactly and subtracted."""
     cells = {"a": [0], "b": [1], "c": [0, 1, 2], "d": [0, 1, 2, 3, 4], "e": [2]}
     front = summarise(folded(cells))
     assert [c.configuration_id for c in front.points] == list("abcde")
@@ -238,15 +241,15 @@ def test_fold_means_of_different_folds_compare() -> None:
     assert np.diff(means) == pytest.approx([0.01] * 4)
     for c in front.points:
         assert c.deviations.get("top1", 0.0) == pytest.approx(0.0, abs=1e-9)
-        assert (c.interval is None) == (c.configuration_id in "abe")  # of one subject: no interval
+        assert (c.interval is None) == (c.configuration_id in "abe")  # one subject: no interval
         if c.interval is not None:
             assert c.interval[0] - 1e-9 <= c.values["top1"] <= c.interval[1] + 1e-9
         if c.difference is not None:
             assert c.difference.mean == pytest.approx(0.01)
-    assert front.num_groups == 3  # of all folds together
+    assert front.num_groups == 3  # in all folds
 
 
-def test_fold_means_of_equal_folds_are_plain_means() -> None:
+def test_means_over_equal_folds_are_plain_means() -> None:
     study = folded({name: [0, 1, 2] for name in "abcd"}, noise=0.02)
     for c in summarise(study).finished:
         values = [
@@ -264,20 +267,20 @@ def test_draws_leave_out_a_configuration_with_a_replicate_without_groups() -> No
     assert front.num_groups == 2
 
 
-def test_notes_say_how_the_data_was_split() -> None:
+def test_notes_describe_the_data_split() -> None:
     text = " ".join(notes(summarise(folded({"a": [0, 1], "b": [2]}))))
     assert "mean over 1 to 5 replicates" in text
     assert "one of 3 folds" in text
-    assert "deals the subjects of training and validation into 3 folds" in text
+    assert "divides the subjects of training and validation into 3 folds" in text
     assert "conditional on this split" not in text
     text = " ".join(notes(summarise(study_of(trial("a", 0, 0.5, 1.0)))))
     assert "conditional on this split" in text
 
 
-# What was concluded ---------------------------------------------------------------------------
+# Conclusions ----------------------------------------------------------------------------------
 
 
-def test_front_probability_is_what_the_study_concluded() -> None:
+def test_front_probability_is_that_of_the_conclusion() -> None:
     posteriors = {
         name: Posterior(mean=0.5, sd=0.01, on_front=p) for name, p in {"a": 0.97, "b": 0.25}.items()
     }
@@ -294,18 +297,18 @@ def test_front_probability_is_what_the_study_concluded() -> None:
     assert format_front_probability(by_id(front)["a"]) == "97 %"
     text = " ".join(notes(front))
     assert "probability of being on the (2 %, half a point)-front" in text
-    said = (
+    sentence = (
         "With probability 0.87 the 2 configurations that the search reports are within half a "
         "point of the best at every budget."
     )
-    assert said in text
-    assert said in on_terminal(front)
+    assert sentence in text
+    assert sentence in on_terminal(front)
     assert "2 of them are on the front shown" in text
-    assert "near the best at every budget</dt><dd>87 %" in to_html(front)
+    assert "P(within half a point of the best)</dt><dd>87 %" in to_html(Analysis.of(front))
     plain = summarise(replace(study, conclusion=None))
-    assert plain.front_probability_is == "bootstrap"
+    assert plain.front_probability_source == "bootstrap"
     assert by_id(plain)["a"].front_probability == 1.0
-    assert "share of the resamples" in " ".join(notes(plain))
+    assert "share of bootstrap resamples" in " ".join(notes(plain))
 
 
 def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
@@ -315,14 +318,14 @@ def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
         trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(posteriors=posterior)
     )
     front = summarise(study, x="latency_ms")
-    assert (front.front_probability_is, front.points[0].front_probability) == ("bootstrap", 1.0)
+    assert (front.front_probability_source, front.points[0].front_probability) == ("bootstrap", 1.0)
     assert "With probability" not in " ".join(notes(front))
 
 
-def test_describe_test_split_claims_no_seal_of_a_recorded_table() -> None:
+def test_describe_test_split_of_a_recorded_table() -> None:
     front = summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
-    assert "looked at the test split" in describe_test_split(front)
-    assert "sealed" not in to_markdown(front)
+    assert "evaluate the test split" in describe_test_split(front)
+    assert "sealed" not in to_markdown(Analysis.of(front))
 
 
 # More than two objectives ---------------------------------------------------------------------
@@ -339,11 +342,11 @@ def cube_study(number: int = 30) -> StudyRecord:
     return study_of(*trials, objectives=objectives)
 
 
-def test_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
+def test_front_of_three_objectives_is_not_dominated() -> None:
     study = cube_study()
     front = summarise(study)
 
-    def beats(a: dict[str, float], b: dict[str, float]) -> bool:
+    def dominates(a: dict[str, float], b: dict[str, float]) -> bool:
         gains = [
             a["top1"] - b["top1"],
             b["gflops"] - a["gflops"],
@@ -352,11 +355,11 @@ def test_front_of_three_objectives_is_what_no_other_beats_in_all() -> None:
         return min(gains) >= 0 and max(gains) > 0
 
     values = {t.configuration_id: t.values for t in study.trials}
-    expected = {n for n, v in values.items() if not any(beats(o, v) for o in values.values())}
+    expected = {n for n, v in values.items() if not any(dominates(o, v) for o in values.values())}
     assert {c.configuration_id for c in front.points} == expected
     assert len(expected) > len(summarise(study_2d(study)).points)
     assert front.objectives.names == ("top1", "gflops", "parameters")
-    for c in front.configurations:  # compared with the best that is dearer in nothing
+    for c in front.configurations:  # compared with the best at or below all its costs
         rivals = [
             values[f.configuration_id]["top1"]
             for f in front.points
@@ -375,8 +378,8 @@ def study_2d(study: StudyRecord) -> StudyRecord:
     return replace(study, objectives=study.objectives[:2])
 
 
-def test_hypervolume_of_three_objectives_is_that_of_its_boxes() -> None:
-    """A box of 0.5 x 1 x 1/2 and one of 0.9 x 1/2 x 1, which share 0.5 x 1/2 x 1/2."""
+def test_hypervolume_of_three_objectives_is_a_union_of_boxes() -> None:
+    """Boxes of 0.5 x 1 x 1/2 and 0.9 x 1/2 x 1, which share 0.5 x 1/2 x 1/2."""
     cells = {"a": (0.5, 1.0, 10.0), "b": (0.9, 10.0, 1.0), "worst": (0.1, 100.0, 100.0)}
     study = study_of(
         *(
@@ -413,13 +416,13 @@ def test_front_probability_of_three_objectives_counts_draws() -> None:
 @pytest.mark.medium
 def test_formats_show_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
-    assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
+    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
     front = summarise(study)
     assert [column.header for column in columns(front)][5:7] == ["GFLOPs", "parameters"]
-    assert json.loads(to_json(front))["front"]["directions"] == {
+    assert json.loads(to_json(Analysis.of(front)))["front"]["directions"] == {
         "top1": "maximize", "gflops": "minimize", "parameters": "minimize",
     }  # fmt: skip
-    assert "of all objectives of the study, parameters too" in " ".join(notes(front))
+    assert "uses all objectives of the study, including parameters" in " ".join(notes(front))
     assert "parameters" in on_terminal(front)
     xs, ys = front.staircase()
     assert ys == sorted(ys)
@@ -431,7 +434,7 @@ def test_formats_show_the_third_objective(tmp_path: Path) -> None:
 # Thinning -------------------------------------------------------------------------------------
 
 
-def test_front_thinned_stands_for_the_whole_one() -> None:
+def test_thinned_front_covers_the_whole_front() -> None:
     generator = np.random.default_rng(2)
     logs = np.sort(generator.random(200))
     study = study_of(
@@ -449,20 +452,20 @@ def test_front_thinned_stands_for_the_whole_one() -> None:
     assert thin.hypervolume == whole.hypervolume
     left_out = [c for c in thin.configurations if c.is_thinned]
     assert len(left_out) == len(whole.points) - len(thin.points)
-    assert all(standing(c) == "thinned" for c in left_out)
-    assert "thinned out, a front point hardly differs" in verdict(left_out[-1], thin)
+    assert all(status_label(c) == "thinned" for c in left_out)
+    assert "thinned out, another front point is almost equal" in verdict(left_out[-1], thin)
 
 
 def test_front_of_three_objectives_is_not_thinned() -> None:
-    with pytest.raises(UserError, match="Only a front of two objectives can be thinned"):
+    with pytest.raises(UserError, match="Only a front of two objectives, the second"):
         summarise(cube_study(), thin=True)
 
 
-# What matters, by budget ----------------------------------------------------------------------
+# Parameter importance by budget ---------------------------------------------------------------
 
 
 def space_study(number: int) -> StudyRecord:
-    """Return a full grid where `depth` alone decides; `width` decides nothing."""
+    """Return a full grid where only `depth` has an effect."""
     grid = itertools.islice(itertools.cycle(itertools.product(range(10), range(8))), number)
     return study_of(
         *(
@@ -475,19 +478,19 @@ def space_study(number: int) -> StudyRecord:
     )  # fmt: skip
 
 
-def test_importance_section_names_what_decides() -> None:
+def test_importance_section_lists_the_relevant_parameter() -> None:
     front = summarise(space_study(80))
     bands = importance_of(front)
     assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
-    section = importance_section(front)
+    section = importance_section(Analysis.of(front))
     assert section is not None
     rows = section.table.rows
     assert rows[0][0] == "depth"
     assert float(rows[0][-1].rstrip(" %")) > 90
-    for text in (to_markdown(front), to_html(front), on_terminal(front)):
+    for text in (to_markdown(Analysis.of(front)), to_html(Analysis.of(front)), on_terminal(front)):
         assert "PED-ANOVA" in text
         assert "depth" in text
-    document = json.loads(to_json(front))
+    document = json.loads(to_json(Analysis.of(front)))
     assert document["importance"][-1]["importances"]["depth"] > 0.9
     bands = importance_of(summarise(space_study(41)))
     assert [band.num_configurations for band in bands] == [21, 31, 41]
@@ -496,4 +499,4 @@ def test_importance_section_names_what_decides() -> None:
 def test_importance_section_is_left_out_of_few_configurations() -> None:
     front = summarise(space_study(39))
     assert importance_of(front) == ()
-    assert "PED-ANOVA" not in to_markdown(front)
+    assert "PED-ANOVA" not in to_markdown(Analysis.of(front))

@@ -1,4 +1,4 @@
-"""Each format that a front is written in."""
+"""Write reports in every format."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import pytest
 from rich.console import Console
 
 from sftsearch.datasets.errors import UserError
-from sftsearch.orchestrator.analysis.front import summarise
+from sftsearch.orchestrator.analysis.analyse import Analysis
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report.charts import charts_as_json
 from sftsearch.orchestrator.report.csv_report import to_csv
-from sftsearch.orchestrator.report.formats import FORMATS, write
+from sftsearch.orchestrator.report.formats import FORMATS, write_report
 from sftsearch.orchestrator.report.html import to_html
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.report.markdown import to_markdown
 from sftsearch.orchestrator.report.table import confirmed_table, front_table
 from sftsearch.orchestrator.report.text import headline, notes
 
-from report_studies import small_study, trial
+from report_studies import small_study, summarise, trial
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
@@ -38,9 +38,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;\u2028`|[red]$x$ %{x}"
 
 def test_formats_report_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"gflops": 1.0}, "running"))
-    assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
+    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
     assert "no front" in headline(summarise(study))
-    assert write(small_study(), ["html", "png", "csv"], tmp_path)
+    assert write_report(Analysis.of(summarise(small_study())), ["html", "png", "csv"], tmp_path)
 
 
 def test_formats_report_a_single_configuration(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_formats_report_a_single_configuration(tmp_path: Path) -> None:
     front = summarise(study)
     assert front.hypervolume == 0.5  # with one cost its scale is 1
     assert headline(front).startswith("1 of 1 configuration is on the front")
-    assert len(write(study, list(FORMATS), tmp_path)) == len(FORMATS)
+    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
 
 
 def test_notes_leave_intervals_out_without_groups(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_notes_leave_intervals_out_without_groups(tmp_path: Path) -> None:
     assert front.num_groups == 0
     assert front.points[0].interval is None
     assert not any("bootstrap" in note for note in notes(front))
-    assert FORMATS["html"].to_text(front)
+    assert FORMATS["html"].render(Analysis.of(front))
 
 
 def test_formats_rank_a_regression_by_its_error(
@@ -73,26 +73,28 @@ def test_formats_rank_a_regression_by_its_error(
     )
     front = summarise(study, y="mae")
     assert [c.configuration_id for c in front.points] == ["a", "b"]
-    # Costs lie at 1, 1/2, 0; errors run from the worst seen, 0.9, to the best, 0.6.
+    # Costs are 1, 1/2, 0; errors are scaled from the worst, 0.9, to the best, 0.6.
     assert front.hypervolume == pytest.approx(0.5)
     assert all(c.interval is None for c in front.finished)
-    assert "mean absolute error of the worst seen" in " ".join(notes(front))
+    assert "the worst mean absolute error and the highest cost" in " ".join(notes(front))
     assert headline(front) == (
         "2 of 3 configurations are on the front; the best reaches 0.600 mean absolute error at "
         "10.0 GFLOPs; 10 % of that cost loses 0.3 mean absolute error."
     )
-    assert len(write(study, list(FORMATS), tmp_path, y="mae")) == len(FORMATS)
+    assert len(
+        write_report(Analysis.of(summarise(study, y="mae")), list(FORMATS), tmp_path)
+    ) == len(FORMATS)
     assert all(c.interval is not None for c in summarise(study, y="acc2").finished)
 
 
-def test_html_says_what_max_gflops_left_out(study: StudyRecord) -> None:
+def test_html_counts_configurations_above_max_gflops(study: StudyRecord) -> None:
     front = summarise(study, max_gflops=0.005)
     assert all(c.values["gflops"] <= 0.005 for c in front.configurations)
     assert front.num_filtered == 20 - len(front.configurations)
-    assert "left out" in to_html(front)
+    assert "left out" in to_html(Analysis.of(front))
 
 
-def test_notes_name_subjects_and_seeds_and_the_one_split(study: StudyRecord) -> None:
+def test_notes_state_subjects_seeds_and_split(study: StudyRecord) -> None:
     text = " ".join(notes(summarise(study)))
     assert "bootstrap over 3 subjects and the seeds" in text
     assert "conditional on this split" in text
@@ -103,13 +105,13 @@ def test_notes_name_subjects_and_seeds_and_the_one_split(study: StudyRecord) -> 
     assert "100 groups of samples" in " ".join(notes(front))
 
 
-def test_formats_say_that_the_test_split_is_sealed(study: StudyRecord) -> None:
+def test_formats_state_that_the_test_split_is_sealed(study: StudyRecord) -> None:
     front = summarise(study)
     for name in ("html", "markdown", "json"):
-        text = str(FORMATS[name].to_text(front))
+        text = str(FORMATS[name].render(Analysis.of(front)))
         assert "The test split is sealed" in text, name
         assert "sftsearch confirm stride" in text, name
-    assert "test_top1" not in to_csv(front)
+    assert "test_top1" not in to_csv(Analysis.of(front))
 
 
 def test_formats_show_test_values_of_a_confirmed_study(confirmed_study: StudyRecord) -> None:
@@ -117,15 +119,17 @@ def test_formats_show_test_values_of_a_confirmed_study(confirmed_study: StudyRec
     best = front.points[-1]
     assert best.test_interval is not None
     assert best.test_interval[0] < best.test_values["top1"] < best.test_interval[1]
-    page = to_html(front)
+    page = to_html(Analysis.of(front))
     assert "test top-1 accuracy" in page
     assert "sealed" not in page
-    assert "test_top1_interval_low" in to_csv(front)
+    assert "test_top1_interval_low" in to_csv(Analysis.of(front))
 
 
 def test_write_makes_every_format(study: StudyRecord, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    paths = write(study, ["csv", "html", "json", "markdown", "png"], folder)
+    paths = write_report(
+        Analysis.of(summarise(study)), ["csv", "html", "json", "markdown", "png"], folder
+    )
     assert [path.name for path in paths] == [
         "report.csv", "report.html", "report.json", "report.md", "report.png",
     ]  # fmt: skip
@@ -137,19 +141,19 @@ def test_write_refuses_an_unknown_format_before_anything_is_written(
     study: StudyRecord, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"No report format is called 'htm'\. Did you mean 'html'"):
-        write(study, ["csv", "htm"], tmp_path)
+        write_report(Analysis.of(summarise(study)), ["csv", "htm"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_write_refuses_a_folder_that_is_a_file(study: StudyRecord, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write the report .*report\.csv"):
-        write(study, ["csv"], tmp_path / "file")
+        write_report(Analysis.of(summarise(study)), ["csv"], tmp_path / "file")
 
 
-def test_csv_has_a_row_a_configuration_at_full_precision(study: StudyRecord) -> None:
+def test_csv_has_a_row_per_configuration_at_full_precision(study: StudyRecord) -> None:
     front = summarise(study)
-    rows = list(csv.DictReader(io.StringIO(to_csv(front))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(Analysis.of(front)))))
     assert len(rows) == 20
     for row, c in zip(rows, front.configurations, strict=True):
         assert row["configuration_id"] == c.configuration_id
@@ -170,35 +174,35 @@ def _keys(value: object, path: str = "") -> set[str]:
 
 
 def test_json_keeps_its_keys(confirmed_study: StudyRecord) -> None:
-    """A key that changes breaks readers: raise SCHEMA_VERSION, then rewrite the golden file."""
-    document = json.loads(to_json(summarise(confirmed_study)))
+    """A changed key breaks readers: increase SCHEMA_VERSION, then update the golden file."""
+    document = json.loads(to_json(Analysis.of(summarise(confirmed_study))))
     keys = sorted(key.lstrip(".") for key in _keys(document) if key)
     assert keys == (GOLDEN / "report_keys.txt").read_text().split("\n")[:-1]
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert len(document["trials"]) == 40
 
 
-def test_json_has_null_for_what_is_not_a_number() -> None:
+def test_json_has_null_for_nonfinite_values() -> None:
     front = summarise(
         small_study(
             trial("ok", 0, {"top1": 0.5, "gflops": 1.0, "loss": math.inf}),
             trial("nan", 0, {"top1": math.nan, "gflops": 1.0}),
         )
     )
-    document = json.loads(to_json(front))
+    document = json.loads(to_json(Analysis.of(front)))
     assert document["configurations"][0]["values"]["loss"] is None
     for style in FORMATS.values():
-        assert style.to_text(front)
+        assert style.render(Analysis.of(front))
 
 
 def test_markdown_has_a_table_of_equal_rows(study: StudyRecord) -> None:
-    front_table, family_table = _tables(to_markdown(summarise(study)))
+    front_table, family_table = _tables(to_markdown(Analysis.of(summarise(study))))
     assert len(front_table) == 22
     assert len(family_table) == 7  # five models
 
 
 def _tables(markdown: str) -> list[list[str]]:
-    """Return the rows of each table, which must have equally many cells."""
+    """Return the rows of each table; check that they have equally many cells."""
     lines = itertools.groupby(markdown.split("\n"), key=lambda line: line.startswith("|"))
     tables = [list(rows) for is_table, rows in lines if is_table]
     for rows in tables:
@@ -207,7 +211,7 @@ def _tables(markdown: str) -> list[list[str]]:
 
 
 def _hostile(study: StudyRecord) -> StudyRecord:
-    """Put hostile text wherever a study may have text."""
+    """Put hostile text into every text of a study."""
 
     def spoil(record: TrialRecord) -> TrialRecord:
         configuration = record.configuration | {"modalities": [HOSTILE], HOSTILE: HOSTILE}
@@ -232,21 +236,21 @@ def _hostile(study: StudyRecord) -> StudyRecord:
 
 
 @pytest.mark.parametrize("x", ["gflops", HOSTILE])
-def test_html_keeps_text_of_a_study_text(study: StudyRecord, x: str) -> None:
+def test_html_escapes_text_of_a_study(study: StudyRecord, x: str) -> None:
     front = summarise(_hostile(study), x=x)
-    page = to_html(front)
+    page = to_html(Analysis.of(front))
     assert page.count("<script") == page.count("</script>") == 3 + _scripts_in_plotly()
     assert "<img" not in page.replace(_plotly(), "")
-    data = charts_as_json(front)
+    data = charts_as_json(Analysis.of(front))
     assert not set("<>&\u2028") & set(data)
     hover = json.loads(data)["front"]["traces"][-1]["hovertext"][0]
     assert set(re.findall(r"<[^>]*>", hover)) == {"<b>", "</b>", "<br>"}
     assert "&lt;/script&gt;" in hover
 
 
-def test_formats_keep_text_of_a_study_text(study: StudyRecord, tmp_path: Path) -> None:
+def test_formats_escape_text_of_a_study(study: StudyRecord, tmp_path: Path) -> None:
     hostile = _hostile(study)
-    write(hostile, ["csv", "json", "markdown", "png"], tmp_path)
+    write_report(Analysis.of(summarise(hostile)), ["csv", "json", "markdown", "png"], tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["study"]["name"] == HOSTILE
     markdown = (tmp_path / "report.md").read_text()
@@ -261,12 +265,12 @@ def _plotly() -> str:
 
 
 def _scripts_in_plotly() -> int:
-    assert "</script" not in _plotly()  # it stands inside a script element as it is
+    assert "</script" not in _plotly()  # it is inserted into a script element unescaped
     return _plotly().count("<script")
 
 
 def test_html_may_load_nothing(study: StudyRecord) -> None:
-    page = to_html(summarise(study))
+    page = to_html(Analysis.of(summarise(study)))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
@@ -279,7 +283,7 @@ def test_html_may_load_nothing(study: StudyRecord) -> None:
 def test_front_table_shows_the_front(study: StudyRecord) -> None:
     front = summarise(study)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(front_table(front))
+    console.print(front_table(Analysis.of(front)))
     text = console.export_text()
     for c in front.configurations:
         assert (c.configuration_id in text) == c.on_front
@@ -288,12 +292,12 @@ def test_front_table_shows_the_front(study: StudyRecord) -> None:
     assert "within noise" in text
 
 
-def test_confirmed_table_shows_test_beside_validation(
+def test_confirmed_table_shows_test_and_validation(
     confirmed_study: StudyRecord,
 ) -> None:
     front = summarise(confirmed_study)
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(confirmed_table(front))
+    console.print(confirmed_table(Analysis.of(front)))
     text = console.export_text()
     for c in front.points:
         assert c.test_interval is not None
@@ -304,7 +308,7 @@ def test_confirmed_table_shows_test_beside_validation(
 
 def test_front_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
     console = Console(width=400, record=True, file=io.StringIO())
-    console.print(front_table(summarise(_hostile(study), top=2)))
+    console.print(front_table(Analysis.of(summarise(_hostile(study), top=2))))
     assert "[red]" in console.export_text()
 
 
@@ -313,7 +317,7 @@ def test_metric_formats_numbers_with_three_digits() -> None:
     assert shown == ["0.00210", "0.0340", "12.3", "0", "41,285", "1.00e-09", "–"]  # noqa: RUF001
 
 
-def test_summarise_leaves_the_record_as_it_was(study: StudyRecord) -> None:
+def test_front_does_not_change_the_record(study: StudyRecord) -> None:
     before = json.dumps(asdict(study))
     summarise(study)
     assert json.dumps(asdict(study)) == before

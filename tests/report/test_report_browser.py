@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, sorts, filters and answers without any network."""
+"""Open the HTML report in a browser without a network: charts, sorting, filter, security."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sftsearch.orchestrator.report.formats import write
+from sftsearch.orchestrator.analysis.analyse import Analysis
+from sftsearch.orchestrator.report.formats import write_report
+
+from report_studies import summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.service
 
-# A browser updates itself, syncs and looks things up on its own: only the page is under test.
+# Switch off the browser's own network requests (updates, sync, lookups).
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -34,11 +37,11 @@ POINTS = "#front-chart .scatterlayer .point"
 
 
 class Seen:
-    """What a page asked for and complained of."""
+    """Requests and console messages of a page."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.messages: list[str] = []
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +64,16 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[
     contexts = []
 
     def open_(study: StudyRecord, **settings: Any) -> tuple[Page, Seen]:
-        (path,) = write(study, ["html"], tmp_path)
+        (path,) = write_report(Analysis.of(summarise(study)), ["html"], tmp_path)
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
         contexts.append(context)
         seen = Seen()
         context.set_default_timeout(10_000)
         context.on("request", lambda request: seen.requests.append(request.url))
         page = context.new_page()
-        page.on("console", lambda message: seen.complaints.append(message.text))
-        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))
+        page.on("console", lambda message: seen.messages.append(message.text))
+        page.on("pageerror", lambda error: seen.messages.append(str(error)))
+        page.on("dialog", lambda dialog: seen.messages.append(dialog.message))
         page.emulate_media(**settings)
         page.goto(path.as_uri())
         page.wait_for_selector("#progress-chart .scatterlayer, #progress-chart.empty")
@@ -89,7 +92,7 @@ def column(page: Page, header: str) -> list[str]:
     return page.locator(f"#table tbody tr:visible td:nth-child({number})").all_inner_texts()
 
 
-def test_charts_draw_a_point_a_configuration(
+def test_charts_have_a_point_per_configuration(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study)
@@ -98,10 +101,10 @@ def test_charts_draw_a_point_a_configuration(
     assert page.locator("#front-chart .lines path.js-line").count() == 1
     assert page.locator("#progress-chart .lines path.js-line").count() == 1
     assert page.locator("#front-chart .annotation-text").text_content() == "knee"
-    assert (seen.requests, seen.complaints) == ([], [])
+    assert (seen.requests, seen.messages) == ([], [])
 
 
-def test_charts_have_the_staircase_and_the_axis_in_place(
+def test_charts_have_a_step_line_and_a_log_axis(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
@@ -112,7 +115,7 @@ def test_charts_have_the_staircase_and_the_axis_in_place(
     assert chart == ["log", "hv", 10]  # 9 front points and the end at the highest cost
 
 
-def test_charts_tell_all_of_a_configuration_under_the_pointer(
+def test_charts_describe_the_hovered_configuration(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study)
@@ -126,7 +129,7 @@ def test_charts_tell_all_of_a_configuration_under_the_pointer(
     for name in ("stride=", "fused_layers=", "learning_rate=0.001", "GFLOPs", "latency (ms)", "±"):
         assert name in text
     assert "<br>" not in text
-    assert seen.complaints == []
+    assert seen.messages == []
 
 
 def test_charts_mark_the_row_of_a_clicked_point(
@@ -152,10 +155,10 @@ def test_page_compares_the_models_in_a_table(
     for level in range(2, len(heads)):
         cells = page.locator(f"#families tbody td:nth-child({level})").all_inner_texts()
         assert sum("*" in cell for cell in cells) == 1
-    page.get_by_label("Filter").fill("sft_po")  # filters the other table alone
+    page.get_by_label("Filter").fill("sft_po")  # filters only the other table
     assert page.locator("#families tbody tr:visible").count() == 5
     assert page.get_by_role("heading", name="Families compared").is_visible()
-    assert (seen.requests, seen.complaints) == ([], [])
+    assert (seen.requests, seen.messages) == ([], [])
 
 
 @pytest.mark.parametrize("header", ["GFLOPs", "parameters", "stride", "latency (ms)"])
@@ -179,11 +182,11 @@ def test_table_sorted_by_keyboard_keeps_unknown_values_last(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
-    button = page.locator("#table th button", has_text="95 % interval")
+    button = page.locator("#table th button", has_text="95 % CI")
     button.focus()
     for _ in range(2):
         page.keyboard.press("Enter")
-        assert [text[:1] for text in column(page, "95 % interval")][-2:] == ["\u2013"] * 2
+        assert [text[:1] for text in column(page, "95 % CI")][-2:] == ["\u2013"] * 2
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "GFLOPs"
 
@@ -222,7 +225,7 @@ def test_charts_can_be_saved_as_a_picture(
         page.locator("#front-chart .modebar-btn").first.click(force=True)
     download.value.save_as(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
-    assert seen.complaints == []
+    assert seen.messages == []
     assert all(url.startswith(("data:", "blob:")) for url in seen.requests)
 
 
@@ -243,14 +246,14 @@ def test_page_shows_hostile_text_and_runs_nothing(
     page.locator(POINTS).last.hover(force=True)
     page.wait_for_selector("#front-chart .hoverlayer .hovertext")
     assert hostile in (page.locator(".hoverlayer .hovertext").text_content() or "")
-    assert (seen.requests, seen.complaints) == ([], [])
+    assert (seen.requests, seen.messages) == ([], [])
 
 
-def test_page_would_not_run_a_script_that_slipped_in(
+def test_policy_blocks_unescaped_scripts(
     browser: Browser, study: StudyRecord, tmp_path: Path
 ) -> None:
-    """The policy is the second lock: even unescaped text could neither run nor load."""
-    (path,) = write(study, ["html"], tmp_path)
+    """With the content security policy even unescaped text can neither run nor load."""
+    (path,) = write_report(Analysis.of(summarise(study)), ["html"], tmp_path)
     intruder = "<img src=http://127.0.0.1:9/x onerror='window.ran=1'><script>window.ran=1</script>"
     path.write_text(path.read_text().replace("<main>", f"<main>{intruder}"))
     page = browser.new_page()
@@ -260,16 +263,16 @@ def test_page_would_not_run_a_script_that_slipped_in(
     page.close()
 
 
-def test_page_follows_the_colour_scheme(
+def test_page_follows_the_color_scheme(
     open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
 ) -> None:
     page, seen = open_page(study, color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('#front-chart .xtitle')).fill"
     assert page.evaluate(ink) == "rgb(230, 234, 240)"
     page.emulate_media(color_scheme="light")
-    page.wait_for_timeout(500)  # wait_for_function would need the eval that the policy forbids
+    page.wait_for_timeout(500)  # wait_for_function needs eval, which the policy forbids
     assert page.evaluate(ink) == "rgb(28, 36, 48)"
-    assert seen.complaints == []
+    assert seen.messages == []
 
 
 def test_page_needs_no_sideways_scrolling_on_a_phone(
@@ -277,7 +280,7 @@ def test_page_needs_no_sideways_scrolling_on_a_phone(
 ) -> None:
     page, _ = open_page(study)
     page.set_viewport_size({"width": 380, "height": 800})
-    page.wait_for_timeout(300)  # the charts follow the window
+    page.wait_for_timeout(300)  # the charts are resized
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
@@ -287,4 +290,4 @@ def test_page_exists_of_a_study_without_results(
     page, seen = open_page(replace(study, trials=()))
     assert page.locator("#front-chart").inner_text() == "Nothing to draw yet."
     assert page.locator("#table tbody tr").count() == 0
-    assert seen.complaints == []
+    assert seen.messages == []

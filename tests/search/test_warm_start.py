@@ -323,13 +323,13 @@ def test_warm_start_cannot_be_added_or_changed_later(tmp_path: Path, other: Driv
         late.run(ends=1)
     Driver(tmp_path, "warm", other="other").run(ends=1)
     changed = Driver(tmp_path, "warm", other="cold")
-    with pytest.raises(ValueError, match="began with 'other'"):
+    with pytest.raises(ValueError, match="was warm-started from 'other'"):
         changed.run(ends=1)
 
 
 def test_warm_start_refuses_the_study_itself(tmp_path: Path) -> None:
     own = Driver(tmp_path, "own", other="own")
-    with pytest.raises(StudyFileError, match=r"line \d+: warm_start.study: 'own' is this study"):
+    with pytest.raises(StudyFileError, match="A study cannot be warm-started"):
         own.run()
 
 

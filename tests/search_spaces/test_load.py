@@ -1,4 +1,4 @@
-"""Study files as they come from outside: a mistake is a line with its place; nothing crashes."""
+"""Read untrusted study files: every error has a line and a key, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parameters_of(model: str) -> tuple[str, ...]:
 
 
 def mistakes_of(text: str | bytes) -> list[str]:
-    """Return the lines of the message, without the file's name in front."""
+    """Return the lines of the message, without the name of the file."""
     try:
         source = parse(text)
         source.study  # noqa: B018
@@ -68,7 +68,7 @@ def changed(old: str, new: str) -> str:
     return VALID.replace(old, new)
 
 
-def test_the_values_and_the_lines_of_a_valid_file() -> None:
+def test_parse_study_reads_values_and_lines() -> None:
     source = parse(VALID)
     assert source.mistakes == ()
     assert source.data == yaml.safe_load(VALID.replace("1e-3", "0.001"))
@@ -85,12 +85,12 @@ def test_the_values_and_the_lines_of_a_valid_file() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1: A study file is a mapping with `study`, `dataset`, `search`, `space`; "
-              "got nothing."),
+        (b"", "line 1: A study file is a mapping with `study`, `dataset`, `search`, `space`, "
+              "but got nothing."),
         (b"# only a comment\n", "line 1: A study file is a mapping with `study`, `dataset`, "
-                                "`search`, `space`; got nothing."),
+                                "`search`, `space`, but got nothing."),
         (b"- 1\n", "line 1: A study file is a mapping with `study`, `dataset`, `search`, "
-                   "`space`; got a list."),
+                   "`space`, but got a list."),
         (b"\x89PNG\r\n\x1a\n\x00", "line 1: The file is not UTF-8 text (byte 0x89)."),
         (b"study:\n  name: \xe9\n", "line 2: The file is not UTF-8 text (byte 0xe9)."),
         (b"study:\n  name: a\x00b\n", "line 2: The file is not YAML: the character U+0000 is not "
@@ -102,8 +102,8 @@ def test_the_values_and_the_lines_of_a_valid_file() -> None:
         (b"a: &x [1]\nb: *x\n", "line 1: Anchors and aliases (&, *) are not allowed, got 'x'."),
         (b"study: *nowhere\n", "line 1: Anchors and aliases (&, *) are not allowed, got "
                                "'nowhere'."),
-        (VALID.encode() + b"---\nstudy: 1\n", "line 20: The file holds more than one document: "
-                                              "leave out this `---`."),
+        (VALID.encode() + b"---\nstudy: 1\n", "line 20: The file has more than one document: "
+                                              "remove this `---`."),
         (b"x: " + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "line 1: Lists and mappings are nested "
                                                        "deeper than 32 levels."),
         (b"x: " + b"{a: " * 10_000, "line 1: Lists and mappings are nested deeper than 32 levels."),
@@ -111,11 +111,11 @@ def test_the_values_and_the_lines_of_a_valid_file() -> None:
                                  "file."),
     ],
 )  # fmt: skip
-def test_what_is_no_study_file_at_all_is_one_line(content: bytes, message: str) -> None:
+def test_parse_study_refuses_other_files_with_one_line(content: bytes, message: str) -> None:
     assert mistakes_of(content) == [message]
 
 
-def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
+def test_parse_study_refuses_a_billion_laughs_at_the_first_anchor() -> None:
     rows = ["a: &a [ha, ha]"]
     rows += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi")]  # noqa: B905
     start = time.perf_counter()
@@ -129,7 +129,7 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
     ("old", "new", "message"),
     [
         ("  trials: 6\n", "  trials: 6\n  trials: 8\n",
-         "line 10: search.trials: The key stands twice, first in line 9."),
+         "line 10: search.trials: The key is listed more than once, first in line 9."),
         ("  trials: 6\n", "  trials: !!python/object/apply:os.system ['true']\n",
          "line 9: search.trials: The tag 'tag:yaml.org,2002:python/object/apply:os.system' is not "
          "allowed: only plain values are."),
@@ -184,7 +184,7 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "values, but got 'wearables'."),
         ("[20, 40]", "[]", "line 17: space[0].dim.values: The list is too short, but got []."),
         ("[20, 40]", "[20, 40, 20]",
-         "line 17: space[0].dim.values: `values` must be different, but 20 stands twice."),
+         "line 17: space[0].dim.values: `values` must be unique, but 20 is listed more than once."),
         ("kind: choice", "kind: chice", "line 17: space[0].dim.kind: No kind is called 'chice'. "
          "Did you mean 'choice'? Known: choice, float, int."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, hihg: 3}",
@@ -200,8 +200,8 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 0, high: 3, log: true}",
          "line 19: space[0].fused_layers: `log: true` needs `low > 0`, but got (low=0)."),
         ("{kind: int, low: 1, high: 3}", "{kind: int, low: 1, high: 3, log: true, step: 2}",
-         "line 19: space[0].fused_layers: `log: true` and `step` exclude each other: leave one "
-         "out."),
+         "line 19: space[0].fused_layers: `log: true` and `step` are mutually exclusive: remove "
+         "one."),
         ("{kind: int, low: 1, high: 3}", f"{{kind: int, low: 1, high: {10**400}}}",
          "line 19: space[0].fused_layers.high: It should be less than or equal to "
          "9007199254740992, but got 100000000000000000000000000000000000000000000000000000000...."),
@@ -211,29 +211,29 @@ def test_a_billion_laughs_is_refused_at_its_first_anchor() -> None:
          "line 18: space[0].dropout: The range is too wide for a number (low=-1e+308, "
          "high=1e+308)."),
         ("high: 0.3, step: 0.1", "high: 0.3, step: 1e-300", "line 18: space[0].dropout: The range "
-         "has too many steps (low=0.0, high=0.3, step=1e-300): take a longer step, or none."),
+         "has too many steps (low=0.0, high=0.3, step=1e-300): use a larger step, or none."),
     ],
 )  # fmt: skip
-def test_each_mistake_has_its_line_its_place_and_a_remedy(old: str, new: str, message: str) -> None:
+def test_parse_study_reports_line_key_and_fix(old: str, new: str, message: str) -> None:
     assert message in mistakes_of(changed(old, new))
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "/etc", "a/b", "", "..", "a" * 65, "Upper", "-first", "a b", "a\\nb", "ü"]
 )
-def test_a_study_cannot_be_called_what_is_no_folder(name: str) -> None:
-    """The name becomes a folder below the runs folder: it must not lead anywhere else."""
+def test_study_name_must_be_a_safe_folder_name(name: str) -> None:
+    """The name becomes a folder in the runs folder, and must not lead outside of it."""
     (line,) = mistakes_of(changed("name: small", f'name: "{name}"'))
     rule = "1 to 64 lower-case letters, digits, `-` or `_`, the first a letter or digit"
     assert line.startswith(f"line 2: study.name: It must be {rule}, but got '")
 
 
-def test_the_longest_name_is_64_characters() -> None:
+def test_study_name_may_have_64_characters() -> None:
     assert mistakes_of(changed("name: small", f"name: {'a' * 64}")) == []
 
 
-def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
-    """Those of form, of names and of values are one list."""
+def test_check_names_reports_all_errors_in_the_order_of_the_file() -> None:
+    """Schema errors, unknown names and wrong values are in one list."""
     text = (
         VALID.replace("name: small", "name: Small")
         .replace("kind: wearables", "kind: wearable")
@@ -252,14 +252,14 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file() -> None:
     assert "Did you mean 'learning_rate'?" in str(caught.value)
 
 
-def test_a_flood_of_mistakes_is_cut() -> None:
+def test_study_file_error_shows_a_limited_number_of_errors() -> None:
     lines = mistakes_of(VALID + "".join(f"k{i}: 1\n" for i in range(500)))
     assert len(lines) == MAX_SHOWN + 1
-    assert lines[-1] == f"s.yaml: and {500 - MAX_SHOWN} mistakes more."
+    assert lines[-1] == f"s.yaml: and {500 - MAX_SHOWN} more errors."
 
 
-def test_messages_hold_no_control_characters() -> None:
-    """A name out of a file must not colour the terminal, nor break the line."""
+def test_messages_have_no_control_characters() -> None:
+    """A name from a file must not change the terminal's color or break the line."""
     (line,) = mistakes_of(VALID + '"\\e[31m\\nred": 1\n')
     assert "\\x1b[31m\\nred" in line
     assert line.isprintable()
@@ -277,18 +277,18 @@ def test_messages_hold_no_control_characters() -> None:
         ("'1'", "1"), ('"true"', "true"), ("!!str 12", "12"),
     ],
 )  # fmt: skip
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_parse_study_reads_yaml_1_2_scalars(text: str, value: object) -> None:
     """YAML 1.2.2, section 10.3.2 (core schema)."""
     read = parse(f"x: {text}\n").data["x"]
     assert read == value
     assert type(read) is type(value)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_read() -> None:
+def test_parse_study_reads_byte_order_mark_and_windows_line_ends() -> None:
     assert parse(b"\xef\xbb\xbf" + VALID.replace("\n", "\r\n").encode()).study.search.trials == 6
 
 
-def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
+def test_find_study_file_accepts_paths_and_shipped_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -299,7 +299,7 @@ def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
     assert read_study(find_study_file("stride.yaml"), parameters_of).study.study.name == "small"
     for name, message in {
         "strid": "There is no study file 'strid'. Did you mean 'stride'? Shipped studies: ",
-        "elsewhere/stride.yaml": "There is no study file 'elsewhere/stride.yaml'.",
+        "other/stride.yaml": "There is no study file 'other/stride.yaml'.",
         str(tmp_path): f"'{tmp_path}' is a folder; a study file is a YAML file.",
         "x" * 5000: "There is no study file 'xxx",
         "a\0b": "There is no study file 'a\0b'",
@@ -309,7 +309,7 @@ def test_a_study_file_is_found_by_path_and_by_the_name_of_a_shipped_one(
         assert str(caught.value).startswith(message)
 
 
-def test_a_study_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+def test_read_study_reports_a_missing_file_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Cannot read the study file '.*gone': No such file"):
         read_study(tmp_path / "gone", parameters_of)
 
@@ -318,7 +318,7 @@ def test_a_study_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
 
 
 def survives(content: bytes) -> None:
-    """Parse and check; any error but the user's is a defect, and so is an unprintable message."""
+    """Parse and check; only a UserError with a printable message may be raised."""
     try:
         check_names(parse(content))
     except UserError as error:
@@ -329,7 +329,7 @@ def survives(content: bytes) -> None:
 @pytest.mark.medium
 @settings(max_examples=200)
 @given(st.binary(max_size=2000))
-def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+def test_parse_study_survives_any_bytes(content: bytes) -> None:
     survives(content)
 
 
@@ -353,7 +353,7 @@ space:
 """
 
 
-def test_each_renamed_option_is_named_with_its_new_name() -> None:
+def test_parse_study_gives_new_names_of_renamed_options() -> None:
     assert mistakes_of(OLD_NAMES) == [
         "line 4: objectives[0].direction: This key is missing.",
         "line 4: objectives[0].goal: `goal` is now `direction`.",
@@ -386,19 +386,19 @@ PLAIN = st.recursive(
 @pytest.mark.medium
 @settings(max_examples=200)
 @given(st.data())
-def test_a_valid_file_with_any_value_replaced_is_read_or_refused(data: st.DataObject) -> None:
+def test_parse_study_survives_any_replaced_value(data: st.DataObject) -> None:
     tree = parse(VALID).data
-    holder = tree
+    container = tree
     while True:
-        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        keys = list(container) if isinstance(container, dict) else list(range(len(container)))
         key = data.draw(st.sampled_from(keys))
-        inner = holder[key]
+        inner = container[key]
         if not isinstance(inner, dict | list) or data.draw(st.booleans()):
             break
-        holder = inner
-    holder[key] = data.draw(PLAIN)
-    if isinstance(holder, dict) and data.draw(st.booleans()):
-        holder[data.draw(st.sampled_from(WORDS))] = data.draw(PLAIN)
+        container = inner
+    container[key] = data.draw(PLAIN)
+    if isinstance(container, dict) and data.draw(st.booleans()):
+        container[data.draw(st.sampled_from(WORDS))] = data.draw(PLAIN)
     survives(yaml.dump(tree, allow_unicode=True, sort_keys=False).encode(errors="replace"))
 
 
@@ -408,7 +408,7 @@ MARKS = [b"&a ", b"*a", b"- ", b"!!set ", b"{", b"]", b"\n", b"? ", b": "]
 @pytest.mark.medium
 @settings(max_examples=200)
 @given(st.data())
-def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
+def test_parse_study_survives_any_changed_bytes(data: st.DataObject) -> None:
     content = bytearray(VALID.encode())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content)))
@@ -423,7 +423,7 @@ def test_a_valid_file_with_any_bytes_changed_is_read_or_refused(data: st.DataObj
     [b"x: [" + b"1," * 120_000 + b"]", b"k: 1\n" * 50_000, b"? \n" * 80_000, b'"' + b"\\" * 250_000,
      b"x: 1e" + b"9" * 250_000, b"x: a" + b"\n  a" * 60_000, b"a" * 250_000 + b": 1"],
 )  # fmt: skip
-def test_the_largest_files_are_read_within_seconds(content: bytes) -> None:
+def test_parse_study_reads_the_largest_files_in_seconds(content: bytes) -> None:
     assert len(content) <= MAX_BYTES
     start = time.perf_counter()
     survives(content)

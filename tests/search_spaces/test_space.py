@@ -1,4 +1,4 @@
-"""A space as points: sizes by counting, values in exact decimals, draws that stay inside."""
+"""Size, enumeration and draws of search spaces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FINITE = CHOICES | int_ranges() | stepped_ranges()
 
 @pytest.mark.medium
 @given(FINITE)
-def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis) -> None:
+def test_values_are_unique_and_as_many_as_count(axis: space.Axis) -> None:
     listed = space.values(axis)
     assert space.count(axis) == len(listed)
     assert len({json.dumps(value) for value in listed}) == len(listed)
@@ -59,7 +59,7 @@ def test_an_axis_has_as_many_values_as_it_counts_all_different(axis: space.Axis)
 
 @pytest.mark.medium
 @given(FINITE, st.integers(0, 2**32))
-def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, seed: int) -> None:
+def test_draw_returns_one_of_the_values(axis: space.Axis, seed: int) -> None:
     listed = [json.dumps(value) for value in space.values(axis)]
     random_ = random.Random(seed)
     assert all(json.dumps(space.draw(axis, random_)) in listed for _ in range(20))
@@ -67,15 +67,15 @@ def test_what_is_drawn_of_a_finite_axis_is_one_of_its_values(axis: space.Axis, s
 
 @pytest.mark.medium
 @given(stepped_ranges())
-def test_the_values_of_a_stepped_range_are_exact_decimals(axis: FloatRange) -> None:
-    """Against fractions: value i is the float nearest to low + i step, and the next is too far."""
+def test_values_of_a_stepped_range_are_exact_decimals(axis: FloatRange) -> None:
+    """Compare with fractions: value i is the float nearest to low + i * step."""
     low, high, step = (Fraction(str(end)) for end in (axis.low, axis.high, axis.step))
     listed = space.values(axis)
     assert listed == [float(low + i * step) for i in range(len(listed))]
     assert low + (len(listed) - 1) * step <= high < low + len(listed) * step
 
 
-def test_tenths_are_tenths() -> None:
+def test_values_of_tenths_are_exact() -> None:
     axis = FloatRange(kind="float", low=0.0, high=1.0, step=0.1)
     assert space.values(axis) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     assert space.count(axis) == 11  # in binary, (1.0 - 0.0) // 0.1 is 9
@@ -91,18 +91,18 @@ def test_tenths_are_tenths() -> None:
         ({"kind": "choice", "values": [[1, 2], None, True, 1]}, [[1, 2], None, True, 1]),
     ],
 )
-def test_values_at_the_ends(axis: dict[str, Any], values: list[Any]) -> None:
+def test_values_of_edge_cases(axis: dict[str, Any], values: list[Any]) -> None:
     assert space.values(DISTRIBUTION.validate_python(axis)) == values
 
 
-def test_a_continuous_range_has_no_list_of_values() -> None:
+def test_values_of_a_continuous_range_raises() -> None:
     axis = FloatRange(kind="float", low=0.0, high=1.0)
     assert space.count(axis) == math.inf
     with pytest.raises(ValueError, match="continuous range"):
         space.values(axis)
 
 
-def test_a_range_of_very_many_steps_is_drawn_from_without_being_listed() -> None:
+def test_draw_does_not_list_a_large_stepped_range() -> None:
     axis = FloatRange(kind="float", low=0.0, high=1e9, step=0.001)
     assert space.count(axis) == 10**12 + 1
     drawn = space.draw(axis, random.Random(0))
@@ -110,8 +110,8 @@ def test_a_range_of_very_many_steps_is_drawn_from_without_being_listed() -> None
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_a_continuous_draw_is_uniform_in_its_scale(log: bool) -> None:
-    """Kolmogorov and Smirnov's test against the closed form of the distribution."""
+def test_draw_is_uniform_on_the_scale_of_a_continuous_range(log: bool) -> None:
+    """Kolmogorov-Smirnov test against the closed form of the distribution."""
     axis = FloatRange(kind="float", low=1e-4, high=1e-1, log=log)
     random_ = random.Random(1)
     drawn = [space.draw(axis, random_) for _ in range(4000)]
@@ -120,7 +120,7 @@ def test_a_continuous_draw_is_uniform_in_its_scale(log: bool) -> None:
     assert stats.kstest(drawn, reference.cdf).pvalue > 0.001
 
 
-def test_a_logarithmic_draw_of_whole_numbers_follows_the_widths_of_their_bins() -> None:
+def test_draw_of_log_integers_follows_the_bin_widths() -> None:
     axis = IntRange(kind="int", low=1, high=8, log=True)
     random_ = random.Random(2)
     counts = Counter(space.draw(axis, random_) for _ in range(8000))
@@ -141,10 +141,10 @@ def axis_of(values: list[Any]) -> dict[str, Any]:
 @given(
     st.lists(
         st.dictionaries(st.sampled_from("abc"), FINITE, max_size=2), min_size=1, max_size=3
-    ).filter(lambda made: sum(math.prod(map(space.count, one.values())) for one in made) < 3000)
+    ).filter(lambda axes: sum(math.prod(map(space.count, one.values())) for one in axes) < 3000)
 )
-def test_a_space_has_as_many_points_as_its_size(made: list[dict[str, Any]]) -> None:
-    whole = Space(branches(*({k: v.model_dump() for k, v in one.items()} for one in made)))
+def test_points_are_unique_and_as_many_as_size(axes: list[dict[str, Any]]) -> None:
+    whole = Space(branches(*({k: v.model_dump() for k, v in one.items()} for one in axes)))
     listed = list(whole.points())
     assert whole.size() == len(listed)
     texts = [json.dumps([point.branch, point.values], sort_keys=True) for point in listed]
@@ -155,7 +155,7 @@ def test_a_space_has_as_many_points_as_its_size(made: list[dict[str, Any]]) -> N
         assert json.dumps([drawn.branch, drawn.values], sort_keys=True) in texts
 
 
-def test_points_come_branch_by_branch_with_their_literals() -> None:
+def test_points_are_ordered_by_branch_and_include_literals() -> None:
     whole = Space(branches({"a": 7, "b": axis_of([1, 2])}, {"stride": {"left": 2}}))
     assert whole.models == ["model0", "model1"]
     assert [(point.branch, point.values) for point in whole.points()] == [
@@ -165,8 +165,8 @@ def test_points_come_branch_by_branch_with_their_literals() -> None:
     ]
 
 
-def test_a_mapping_may_hold_a_distribution_for_each_key() -> None:
-    """Each is an axis of its own; a point's parameters are the mappings put together again."""
+def test_space_has_an_axis_per_distribution_in_a_mapping() -> None:
+    """`Point.parameters` rebuilds the mapping."""
     tokens = {"left": axis_of([1, 2]), "right": 7, "top": axis_of([4])}
     whole = Space(branches({"tokens": tokens, "a": {"left": 3}}))
     assert {name: space.values(axis) for name, axis in whole.axes[0].items()} == {
@@ -180,7 +180,7 @@ def test_a_mapping_may_hold_a_distribution_for_each_key() -> None:
     assert whole.draw(random.Random(0)) in list(whole.points())
 
 
-def test_branches_are_drawn_with_equal_chances_whatever_their_size() -> None:
+def test_draw_gives_all_branches_equal_probability() -> None:
     whole = Space(branches({"a": axis_of(list(range(100)))}, {}))
     random_ = random.Random(3)
     counts = Counter(whole.draw(random_).branch for _ in range(4000))
@@ -188,7 +188,7 @@ def test_branches_are_drawn_with_equal_chances_whatever_their_size() -> None:
     assert {whole.draw(random_, 1).branch for _ in range(10)} == {1}
 
 
-def test_the_size_of_an_enormous_space_is_a_number() -> None:
+def test_size_of_a_huge_space_is_a_float() -> None:
     wide = {"kind": "int", "low": 0, "high": 2**53 - 1}
     assert Space(branches({str(i): wide for i in range(3)})).size() == pytest.approx(2.0**159)
     assert Space(branches({str(i): wide for i in range(100)})).size() == math.inf

@@ -293,7 +293,7 @@ def test_running_driver_is_visible_on_other_machines(
         pull(second)
         assert read_state(second).state.startswith("running (process ")
         assert "on 'first'" in read_state(second).state
-        with pytest.raises(StudyError, match=r"'s' is run by process \d+ on 'first': stop"):
+        with pytest.raises(StudyError, match=r"'s' is being run by process \d+ on 'first': stop"):
             delete_study(second, RUNS, None)
         assert names()
         written = json.loads(study.read("driver.json", limit=9999))

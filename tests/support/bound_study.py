@@ -1,4 +1,4 @@
-"""A study file that is right, and files of tasks other than classification."""
+"""A valid study file, and study files of other tasks than classification."""
 
 from __future__ import annotations
 

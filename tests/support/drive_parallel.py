@@ -1,9 +1,9 @@
-"""A worker for tests: train small models together with other processes, or alone.
+"""Worker process for tests: train small models, alone or together with other processes.
 
     python tests/support/drive_parallel.py RANK COUNT PORT DTYPE CACHE NAME...
 
-The process prints its histories as JSON, by model. Rank 0 prints the port first: of the others it
-is an argument.
+The process prints its histories by model as JSON. Rank 0 prints its port first; the others get it
+as an argument.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TINY: dict[str, Any] = SMALL | {"dim": 4, "num_heads": 2, "patch": 2}
 
 
 class Cast(Batches):
-    """Batches of the default type of numbers."""
+    """Batches with torch's default dtype."""
 
     def on_device(self, rows: Any) -> torch.Tensor:
         tensor = super().on_device(rows)
@@ -58,7 +58,7 @@ def histories(
     """Train each model for two epochs."""
     torch.set_num_threads(1)
     store = open_dataset("synthetic", cache=cache)
-    # Of the last batch one worker has a sample more, and of all where the size is odd.
+    # An odd batch size gives one worker one sample more, also in the last batch.
     size = store.spec.num_samples["train"]
     config = TrainConfig(epochs=2, batch_size=next(n for n in range(99, 9, -1) if size % n % 2))
     found = {}
@@ -76,7 +76,7 @@ def histories(
 
 
 def main() -> None:
-    """Train with the others, and print."""
+    """Train with the other processes, and print the histories."""
     rank, count, port = (int(word) for word in sys.argv[1:4])
     dtype, cache = getattr(torch, sys.argv[4]), Path(sys.argv[5])
     workers, listener = Workers(rank, count), None

@@ -1,12 +1,12 @@
-"""A driver for tests: run a study in a process of its own, and die where the test says.
+"""Driver process for tests: run a study, and die at a given event.
 
     python -P tests/support/drive_study.py FILE RUNS [--resume] [--tracking-uri URI]
         [--kill-after KIND NUMBER] [--jump SECONDS]
 
-The last line printed is JSON: what Optuna holds at the end. With `--kill-after` the process sends
-itself SIGKILL as soon as the journal holds NUMBER events of that KIND, written by this process;
-for the KIND `mirrored`, as soon as the mirror has noted so often what MLflow has.
-With `--jump` its clock jumps, by so many seconds, when it gets SIGUSR1.
+The last line printed is JSON with the final trials of Optuna. With `--kill-after` the process kills
+itself with SIGKILL after it has written NUMBER events of this KIND to the journal; for the KIND
+`mirrored`, after NUMBER updates of the mirror's bookkeeping. With `--jump` its clock jumps by
+SECONDS at each SIGUSR1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:
-    """Start this as a driver, in a session of its own."""
+    """Start this program in a new session."""
     return subprocess.Popen(
         [sys.executable, "-P", __file__, str(file), str(runs), *options],
         stdout=subprocess.PIPE,
@@ -43,17 +43,17 @@ def start(file: Path, runs: Path, *options: str) -> subprocess.Popen[str]:
 
 
 class Assassin(StudyCallback):
-    """Kills this process after an event."""
+    """Callback that kills this process after an event."""
 
     def __init__(self, kind: str, number: int) -> None:
         self._kind, self._left = kind, number
 
     def on_event(self, entry: Entry) -> None:
-        """Count an event, and die."""
+        """Count an event, and kill the process after the last one."""
         self._count(entry.event.kind)
 
     def watch_mirror(self) -> None:
-        """Count what the mirror notes, too."""
+        """Also count updates of the mirror's bookkeeping."""
         write = Bookkeeping.write
 
         def write_and_count(done: Bookkeeping, folder: Path) -> None:
@@ -69,7 +69,7 @@ class Assassin(StudyCallback):
 
 
 def main() -> None:
-    """Run the study and print what Optuna was told."""
+    """Run the study and print the trials of Optuna."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file")
     parser.add_argument("runs", type=Path)
@@ -77,20 +77,20 @@ def main() -> None:
     parser.add_argument("--tracking-uri")
     parser.add_argument("--kill-after", nargs=2, default=("never", "1"))
     parser.add_argument("--jump", type=float, default=0.0)
-    asked = parser.parse_args()
-    let_clock_jump(asked.jump)
-    kind, number = asked.kill_after
+    arguments = parser.parse_args()
+    let_clock_jump(arguments.jump)
+    kind, number = arguments.kill_after
     watcher = Assassin(kind, int(number))
     watcher.watch_mirror()
-    options = {"resume": asked.resume, "tracking_uri": asked.tracking_uri}
-    result = run_study(asked.file, runs=asked.runs, callback=watcher, **options)
+    options = {"resume": arguments.resume, "tracking_uri": arguments.tracking_uri}
+    result = run_study(arguments.file, runs=arguments.runs, callback=watcher, **options)
     assert result.sampler_study is not None
     trials = [
         {"params": trial.params, "state": trial.state.name, "values": trial.values}
         for trial in result.sampler_study.trials
     ]
-    told = {"complete": result.complete, "problem": result.tracking_problem, "optuna": trials}
-    print(json.dumps(told))
+    output = {"complete": result.complete, "problem": result.tracking_problem, "optuna": trials}
+    print(json.dumps(output))
 
 
 def let_clock_jump(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The hierarchical Gaussian model, densely: draws of it, and small examples."""
+"""Dense reference of the hierarchical Gaussian model: covariance, draws and examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def matern(a: Floats, b: Floats, hyperparameters: Hyperparameters) -> Floats:
-    """Return the covariance of f by the general Matern with smoothness 5/2."""
+    """Return the covariance of f by the general Matern formula with smoothness 5/2."""
     nu = 2.5
     r = np.linalg.norm((a[:, None] - b) / hyperparameters.lengthscales, axis=2)
     s = np.sqrt(2 * nu) * np.where(r > 0, r, 1.0)
@@ -51,6 +51,6 @@ TRUTH = Hyperparameters(
 def example(num: int = 8) -> tuple[Floats, Floats, list[Floats]]:
     generator = np.random.default_rng(num)
     x = generator.random((num, 2))
-    x[-1] = x[0]  # two configurations that the features do not tell apart
+    x[-1] = x[0]  # two configurations with equal features
     counts = generator.integers(1, 5, num).astype(float)
     return x, counts, draw(generator, x, counts, TRUTH)[1]

@@ -1,7 +1,7 @@
-"""Golden studies: driven without Ray by a toy training, their journals kept as plain data.
+"""Golden studies, run without Ray by a toy training; their journals are kept as plain data.
 
-Everything of the product whose names may change is called here; tests under `golden/` see study
-files, lines of journals (`[id, time, kind, body]`, as SQLite holds them) and plain JSON.
+Only this module calls the product; tests under `golden/` use study files, lines of journals
+(`[id, time, kind, body]`, as in SQLite) and plain JSON.
 """
 
 from __future__ import annotations
@@ -40,44 +40,44 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.event import TrialKey
 
 Line = list[Any]
-"""An event as it is stored: `[id, time, kind, body]`."""
+"""A stored event: `[id, time, kind, body]`."""
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILE_NAME = "journal.sqlite"
-BEGAN = 1_700_000_000.0
-"""Unix seconds at which golden studies begin."""
+START = 1_700_000_000.0
+"""Start of golden studies, Unix seconds."""
 VERSIONS = ("sftsearch", "ray", "optuna", "mlflow", "torch")
-"""Facts of `created` that differ from installation to installation."""
+"""Facts of `created` that depend on the installation."""
 TOLERANCE, LOOSE = 1e-6, 1e-4
-"""Relative and absolute, of floats; the looser one of fitted hyperparameters."""
+"""Relative and absolute tolerance of floats; the looser one is for fitted hyperparameters."""
 
 
 # ------------------------------------------------------------------ stored data
 
 
 def load(path: Path) -> list[Line]:
-    """Read lines of a journal, compressed or not."""
+    """Read the lines of a journal, compressed or not."""
     data = path.read_bytes()
     text = gzip.decompress(data) if path.suffix == ".gz" else data
     return [json.loads(line) for line in text.decode().splitlines()]
 
 
 def save(path: Path, lines: Sequence[Line]) -> None:
-    """Write lines of a journal, compressed where the name ends in `.gz`."""
+    """Write the lines of a journal, compressed if the name ends in `.gz`."""
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_journal(folder: Path) -> list[Line]:
-    """Read a study's journal straight from SQLite."""
+    """Read a study's journal directly from SQLite."""
     with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
         rows = connection.execute("SELECT id, time, kind, body FROM events ORDER BY id").fetchall()
     return [[number, time, kind, json.loads(body)] for number, time, kind, body in rows]
 
 
 def write_journal(folder: Path, lines: Sequence[Line]) -> None:
-    """Write a study's journal straight into SQLite, as an earlier driver left it."""
+    """Write a study's journal directly into SQLite, as if by an earlier driver."""
     folder.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
         connection.execute(
@@ -102,22 +102,22 @@ def load_json(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class GoldenStudy:
-    """A study of `golden/studies/`, and what happens to it."""
+    """A study of `golden/studies/`, and the events to simulate."""
 
     name: str
     slots: int = 3
     killed_after: tuple[int, ...] = ()
-    """Events after which a driver dies and another one goes on."""
+    """Numbers of events after which a driver dies and another one resumes."""
     begins_with: str = ""
-    """The golden study that it is warm-started from."""
+    """Name of the golden study that it is warm-started from."""
     is_table: bool = False
-    """Whether it is recorded as a table: more replicates of some follow its end."""
+    """Whether it is recorded as a table: some configurations then get more replicates."""
     faulty: bool = True
-    """Whether workers are lost, lack memory and fail."""
-    luck: float = 0.02
-    """The standard deviation between its replicates."""
+    """Whether workers are lost, run out of memory and fail."""
+    noise_sd: float = 0.02
+    """Standard deviation between replicates."""
     is_confirmed: bool = False
-    """Whether a look at the test split follows its end."""
+    """Whether it is confirmed after its end."""
 
     @property
     def file(self) -> Path:
@@ -125,7 +125,7 @@ class GoldenStudy:
 
     @property
     def journal(self) -> Path:
-        """Where its golden journal is."""
+        """Path of its golden journal."""
         suffix = "" if self.name == "rich" else f"_{self.name}"
         return GOLDEN / f"journal{suffix}.jsonl"
 
@@ -138,57 +138,57 @@ STUDIES = {
         GoldenStudy("ordered", killed_after=(60, 61), begins_with="first"),
         GoldenStudy("carried"),
         GoldenStudy("listed", slots=2, killed_after=(101,)),
-        GoldenStudy("converged", slots=1, faulty=False, luck=0.003),
+        GoldenStudy("converged", slots=1, faulty=False, noise_sd=0.003),
         GoldenStudy("table", is_table=True, faulty=False),
     )
 }
 
 
 def play(name: str, folder: Path) -> list[Line]:
-    """Drive a golden study from its beginning to its end and return its journal.
+    """Run a golden study from start to end and return its journal.
 
     Args:
         name: of the study.
-        folder: of all studies; the ones it begins with are driven there too.
+        folder: of all studies; the warm-start study is run there too.
     """
     study = STUDIES[name]
     lines: list[Line] = []
     if study.begins_with:
         play(study.begins_with, folder)
     for number, killed_after in enumerate(study.killed_after):
-        lines = _go_on(study, folder, f"{name}-{number}", lines, until=killed_after)
-    lines = _go_on(study, folder, name if not study.is_table else "table-begun", lines)
+        lines = _drive(study, folder, f"{name}-{number}", lines, until=killed_after)
+    lines = _drive(study, folder, name if not study.is_table else "table-begun", lines)
     if study.is_table:
-        lines = _go_on(study, folder, name, [*lines, *_granted(lines)])
+        lines = _drive(study, folder, name, [*lines, *_granted(lines)])
     return [*lines, _confirmed(lines)] if study.is_confirmed else lines
 
 
 def resume(name: str, lines: Sequence[Line], folder: Path) -> list[Line]:
-    """Let another driver go on from the first events of a study; return what it adds."""
-    return _go_on(STUDIES[name], folder, name, lines)[len(lines) :]
+    """Resume a study from its first events; return the new events."""
+    return _drive(STUDIES[name], folder, name, lines)[len(lines) :]
 
 
-def _go_on(
+def _drive(
     study: GoldenStudy, folder: Path, name: str, lines: Sequence[Line], until: int | None = None
 ) -> list[Line]:
-    """Drive a study to its end, or until a number of events, and return its journal."""
+    """Run a study to its end, or until a number of events, and return its journal."""
     where = folder / study.name
     shutil.rmtree(where, ignore_errors=True)
     if lines:
         write_journal(where, lines)
-    _Driver(study, where, until, lines[-1][1] if lines else BEGAN).run()
+    _Driver(study, where, until, lines[-1][1] if lines else START).run()
     return read_journal(where)[:until]
 
 
 def _granted(lines: Sequence[Line]) -> Iterator[Line]:
-    """Return more replicates of two configurations, as a table gets them near its front."""
+    """Yield `replicated` events of two configurations, as a table gets them near its front."""
     admitted = [body["configuration_id"] for _, _, kind, body in lines if kind == "admitted"]
     for number, identity in enumerate(admitted[:2], start=len(lines) + 1):
         yield [number, lines[-1][1], "replicated", {"configuration_id": identity, "seeds": [2, 3]}]
 
 
 class _Driver:
-    """One process that runs a study, on a clock of its own, with workers that compute nothing."""
+    """A driver with its own clock and workers that train nothing."""
 
     def __init__(self, study: GoldenStudy, folder: Path, until: int | None, now: float) -> None:
         self.study, self.folder, self.until, self.now = study, folder, until, now
@@ -196,7 +196,7 @@ class _Driver:
         self.running: list[tuple[float, int, TrialSuggestion, int]] = []
         """When an epoch ends, a tie-break, the trial, the epoch."""
         self.faults: set[tuple[str, str]] = set()
-        """What has befallen which trial: each of them happens once in a study."""
+        """Trials and their faults; each fault happens once per study."""
 
     def run(self) -> None:
         runs = self.folder.parent
@@ -236,13 +236,13 @@ class _Driver:
         heapq.heappush(self.running, (then, next(self.order), assignment, epoch))
 
     def _step(self) -> None:
-        """Let the next epoch end, or what befalls its trial."""
+        """Finish the next epoch, or simulate a fault of its trial."""
         if not self.running:
-            assert self.search.exhausted, "nothing runs, and nothing is proposed"
+            assert self.search.exhausted, "no trial runs, and none is proposed"
             return
         self.now, _, assignment, epoch = heapq.heappop(self.running)
         key = assignment.key
-        if self.study.faulty and self._befalls(key, epoch):
+        if self.study.faulty and self._fault(key, epoch):
             return
         if not self.search.report(key, self._metrics(assignment, epoch)):
             return
@@ -257,15 +257,16 @@ class _Driver:
         self.search.finish(key, values, groups, {"device": "cpu", "threads": 1})
 
     def _metrics(self, assignment: TrialSuggestion, epoch: int) -> dict[str, float]:
-        """Return what a trial reports of an epoch: every other configuration is hopeless."""
+        """Return the report of an epoch; about a third of the configurations are bad."""
         key = assignment.key
-        hopeless = noise(f"{key.configuration_id} hopeless") > 0.3
-        final = uneven(assignment) - 0.25 * hopeless + self.study.luck * noise(key)
-        top1 = final * (0.6 + 0.4 * epoch / self.epochs) + 0.2 * self.study.luck * noise(key, epoch)
+        is_bad = noise(f"{key.configuration_id} hopeless") > 0.3
+        sd = self.study.noise_sd
+        final = uneven(assignment) - 0.25 * is_bad + sd * noise(key)
+        top1 = final * (0.6 + 0.4 * epoch / self.epochs) + 0.2 * sd * noise(key, epoch)
         return {"epoch": float(epoch), "top1": top1, "loss": 1 - top1, "seconds": _seconds(key)}
 
-    def _befalls(self, key: TrialKey, epoch: int) -> bool:
-        """Tell the search what goes wrong in a trial, if anything does."""
+    def _fault(self, key: TrialKey, epoch: int) -> bool:
+        """Report a fault of a trial to the search, if there is one."""
         if epoch == 1 and self._is_hit(key, "memory", 1.2):
             self.search.on_out_of_memory(key, "out of memory: asked for 2 GiB")
         elif epoch == 2 and self._is_hit(key, "lost", 1.0):
@@ -291,19 +292,17 @@ class _Driver:
 
 
 def _seconds(key: TrialKey) -> float:
-    """Return how long an epoch of a trial takes."""
+    """Return the duration of an epoch of a trial."""
     return round(10 + 2 * noise(f"{key} seconds"), 3)
 
 
-def _groups(key: TrialKey | str, top1: float, people: Sequence[int]) -> dict[str, list[float]]:
-    """Return correct and all samples of a few people."""
-    return {
-        f"s{one:02}": [float(round(100 * top1 + noise(key, one))), 100.0 + one] for one in people
-    }
+def _groups(key: TrialKey | str, top1: float, subjects: Sequence[int]) -> dict[str, list[float]]:
+    """Return counts of correct and all samples by subject."""
+    return {f"s{n:02}": [float(round(100 * top1 + noise(key, n))), 100.0 + n] for n in subjects}
 
 
 def _confirmed(lines: Sequence[Line]) -> Line:
-    """Return a `confirmed` event that follows the events of a finished study."""
+    """Return a `confirmed` event for a finished study."""
     concluded = next(body for _, _, kind, body in reversed(lines) if kind == "concluded")
     chosen = [
         body["trial"]
@@ -318,7 +317,7 @@ def _confirmed(lines: Sequence[Line]) -> Line:
     return [len(lines) + 1, lines[-1][1] + 60, "confirmed", {"trials": results}]
 
 
-# ------------------------------------------------------------------ places to resume from
+# ------------------------------------------------------------------ cuts to resume from
 
 CUTS = {
     "rich": (
@@ -354,40 +353,40 @@ CUTS = {
     "converged": ("fitted expected", "expected concluded"),
     "table": ("finished concluded", "proposed admitted"),
 }
-"""By study, kinds of event that follow one another: it is resumed from between two such."""
+"""By study, pairs of successive event kinds; the study is resumed between the two."""
 
 
 def find_cut(lines: Sequence[Line], between: str) -> int:
-    """Return the number of events before a cut, three quarters through those it may be."""
+    """Return the number of events before a cut: three quarters through all matching pairs."""
     pairs = itertools.pairwise(kind for _, _, kind, _ in lines)
     found = [number for number, pair in enumerate(pairs, start=1) if " ".join(pair) == between]
     return found[3 * len(found) // 4]
 
 
 def continuation(name: str, between: str) -> Path:
-    """Return where the golden continuation after a cut is."""
+    """Return the path of the golden continuation after a cut."""
     return GOLDEN / "continuations" / f"{name}_{between.replace(' ', '_')}.jsonl.gz"
 
 
-# ------------------------------------------------------------------ what is told of a journal
+# ------------------------------------------------------------------ records and reports
 
 
 def record_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
-    """Return the record of a study as plain JSON values."""
+    """Return the record of a journal as plain JSON values."""
     write_journal(folder, lines)
     record: dict[str, Any] = json.loads(json.dumps(asdict(read_record(folder))))
     return record
 
 
 def state_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
-    """Return where a study stands; not what MLflow lacks of it."""
+    """Return the state of a journal, without the state of MLflow."""
     write_journal(folder, lines)
     state = read_state(folder)
     return {"state": state.state, "trials": state.trials}
 
 
 def report_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
-    """Return the JSON report of a study."""
+    """Return the JSON report of a journal."""
     write_journal(folder, lines)
     (file,) = write_report(analyse(read_record(folder)), ["json"], folder / "report")
     document: dict[str, Any] = json.loads(file.read_text())
@@ -395,7 +394,7 @@ def report_of(lines: Sequence[Line], folder: Path) -> dict[str, Any]:
 
 
 def states(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return where golden studies stand after some of their events, in folders of their own."""
+    """Return the states of golden studies after some of their events."""
     rich, table = load(STUDIES["rich"].journal), load(STUDIES["table"].journal)
     kinds = [kind for _, _, kind, _ in rich]
     begun, ended = kinds.index("opened") + 1, kinds.index("ended") + 1
@@ -421,15 +420,15 @@ def states(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def study_files() -> dict[str, Path]:
-    """Return the shipped study files by name; of `stride` a copy as it once was."""
+    """Return the shipped study files by name; for `stride` an old copy."""
     shipped = sorted(Path(next(iter(sftsearch.search_spaces.__path__))).glob("*.yaml"))
     return {file.stem: file for file in shipped} | {"stride": GOLDEN / "stride.yaml"}
 
 
 def space_of(file: Path, folder: Path) -> dict[str, Any]:
-    """Return what a study file searches: admissible configurations and the definition's hash.
+    """Return the admissible configurations of a study file and the hash of its definition.
 
-    Of a space that is priced whole every id counts, of another one the first draws.
+    All ids of an enumerated space are hashed; of another space the first draws are listed.
 
     Args:
         file: of the study.
@@ -466,7 +465,7 @@ def space_of(file: Path, folder: Path) -> dict[str, Any]:
 def differences(
     found: Any, expected: Any, *, tolerance: float = TOLERANCE, at: str = ""
 ) -> list[str]:
-    """Return where two JSON values differ: floats beyond a tolerance, everything else at all."""
+    """Return the differences of two JSON values; floats may differ within a tolerance."""
     numbers = isinstance(found, float | int) and isinstance(expected, float | int)
     if numbers and (isinstance(found, float) or isinstance(expected, float)):
         is_near = math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance)
@@ -490,21 +489,21 @@ def differences(
 
 
 def journal_differences(found: Sequence[Line], expected: Sequence[Line]) -> list[str]:
-    """Return where two journals first differ, and how many events they have where that differs.
+    """Return the first differences of two journals, and differing numbers of events.
 
-    `fitted` events are compared on their own: they may move among the others, and ids with them.
+    `fitted` events are compared separately, because their position and so the ids may change.
     """
-    told: list[str] = []
+    different: list[str] = []
     for name, tolerance in (("fitted", LOOSE), ("others", TOLERANCE)):
         ours, theirs = (_part(lines, fitted=name == "fitted") for lines in (found, expected))
         for i, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             differ = differences(one, other, tolerance=tolerance, at=f"{name} {i} ({other[-2]})")
-            told += differ
+            different += differ
             if differ:
                 break
         if len(ours) != len(theirs):
-            told.append(f"{name}: {len(ours)} events, but were {len(theirs)}")
-    return told
+            different.append(f"{name}: {len(ours)} events, but were {len(theirs)}")
+    return different
 
 
 def _part(lines: Sequence[Line], *, fitted: bool) -> list[Line]:

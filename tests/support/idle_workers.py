@@ -1,4 +1,4 @@
-"""Workers that train nothing, for tests of what Ray gives trials and of how they end."""
+"""Workers that train nothing, for tests of resources and of the end of trials."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def finished(values: dict[str, float], **facts: object) -> WorkerReport:
-    """Return the only report of a trial, with its end."""
+    """Return the only report of a trial, which is also the last."""
     return {"epochs": [], "final": {"values": values, "groups": {}, "facts": facts}}
 
 
 class Idle:
-    """Notes the trial that it takes up."""
+    """Keeps the spec of its trial."""
 
     def start(self, spec: TrialSpec) -> None:
         self.spec = spec
@@ -29,7 +29,7 @@ class Idle:
 
 
 class Brief(Idle):
-    """Ends in less time than a process takes to start; tells in which one it ran."""
+    """Ends faster than a process starts; reports the id of its process."""
 
     def step(self) -> WorkerReport:
         time.sleep(0.1)
@@ -37,14 +37,14 @@ class Brief(Idle):
 
 
 class Noting(Idle):
-    """Notes when and with which GPU it ran."""
+    """Records when and with which GPU it ran."""
 
     def start(self, spec: TrialSpec) -> None:
         self.spec, self.began = spec, time.time()
         Path(spec.folder).mkdir(parents=True, exist_ok=True)
 
     def step(self) -> WorkerReport:
-        if self.spec.device == "cuda":  # the second process takes its time to start: wait for it
+        if self.spec.device == "cuda":  # wait for the second process to start
             deadline = time.monotonic() + 60
             while len(list(Path(self.spec.folder).parent.iterdir())) < 2:
                 assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Observations that tests tell of trials without a study around them."""
+"""Observations of trials, without a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALUE = "value"
 
 
 class Observations(product.Observations):
-    """Takes what became of trials one by one."""
+    """Observations that tests update trial by trial."""
 
     def __init__(self, costs: tuple[str, ...], **options: Any) -> None:
         super().__init__(VALUE, costs, **options)

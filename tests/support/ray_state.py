@@ -1,4 +1,4 @@
-"""What the Ray of `four_cpus_and_a_gpu` holds at the moment."""
+"""Inspect the Ray of the fixture `four_cpus_and_a_gpu`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ray.util import placement_group_table
 
 
 def num_actors() -> int:
-    """Return how many actors there were since Ray started."""
-    return len(ray._private.state.actors())  # the public way needs a dashboard
+    """Return the number of actors since Ray started."""
+    return len(ray._private.state.actors())  # the public API needs a dashboard
 
 
 def check_nothing_is_left() -> None:
-    """Check that no placement group and no actor outlives the study that made it."""
+    """Check that no placement group and no actor outlives its study."""
     deadline = time.monotonic() + 20
     while True:
         groups = {str(group["state"]) for group in placement_group_table().values()}

@@ -1,4 +1,4 @@
-"""Studies as a search leaves them, with made-up numbers, for tests of analysis and reports."""
+"""Finished studies with invented numbers, for tests of analysis and reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SUBJECTS = {"s04": 151, "s12": 140, "s20": 150}
-HARDNESS = {"s04": 0.02, "s12": -0.05, "s20": 0.03}
+OFFSETS = {"s04": 0.02, "s12": -0.05, "s20": 0.03}
 ALL = ["phone_acc", "phone_gyro", "watch_acc", "watch_gyro"]
 MODELS = ("sft", "sft_po", "concat", "late_fusion", "unimodal")
 START = 1_760_000_000.0
@@ -23,7 +23,7 @@ START = 1_760_000_000.0
 def _groups(generator: np.random.Generator, accuracy: float, num_samples: int = 1) -> Groups:
     groups = {}
     for name, count in SUBJECTS.items():
-        rate = np.clip(accuracy + HARDNESS[name] + generator.normal(0, 0.008), 0, 1)
+        rate = np.clip(accuracy + OFFSETS[name] + generator.normal(0, 0.008), 0, 1)
         groups[name] = (float(round(rate * count * num_samples, 2)), float(count * num_samples))
     return groups
 
@@ -54,7 +54,7 @@ def _trial(
     }
     groups = _groups(generator, accuracy[model] - 0.011 * (stride - 1) ** 1.1)
     identity = f"{(number + 1) * 0x9E3779B9 & 0xFFFFFFFF:08x}"
-    begun = START + 300 * (2 * number + seed)
+    started = START + 300 * (2 * number + seed)
     modalities = ["phone_acc"] if model == "unimodal" else ALL
     parameters = 41_285 + 9_120 * (number % 5)
     test_groups = _groups(generator, accuracy[model] - 0.02, 2) if confirmed else None
@@ -83,15 +83,15 @@ def _trial(
             "seconds": 250.0 + seed,
         },
         groups=groups,
-        started=begun,
-        ended=begun + 280,
+        started=started,
+        ended=started + 280,
         test_values=None if test_groups is None else {"top1": _accuracy(test_groups)},
         test_groups=test_groups,
     )
 
 
 def make_study(*, confirmed: bool = False, name: str = "stride") -> StudyRecord:
-    """Return the study: 18 configurations finished, one failed, one with a seed still running."""
+    """Return a study: 18 configurations finished, one failed, one with a running seed."""
     generator = np.random.default_rng(7)
     trials = [
         _trial(generator, number, seed, confirmed=confirmed)
@@ -113,13 +113,13 @@ def make_study(*, confirmed: bool = False, name: str = "stride") -> StudyRecord:
             "device": "cpu",
         },
         refused={"over 0.04 GFLOPs": 7, "repeats an earlier configuration": 12},
-        trials=(*trials[:34], *_unlucky(trials[34:37]), *trials[37:]),
+        trials=(*trials[:34], *_with_failures(trials[34:37]), *trials[37:]),
         confirmed=confirmed,
     )
 
 
-def _unlucky(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Make the first trial fail, with its second seed finished; leave the third running."""
+def _with_failures(trials: list[TrialRecord]) -> list[TrialRecord]:
+    """Make the first trial fail and the third one run; the second is finished."""
 
     def changed(trial: TrialRecord, status: str, reason: str) -> TrialRecord:
         return TrialRecord(
@@ -214,7 +214,7 @@ def two_models() -> StudyRecord:
 
 
 def gated(name: str, weight: float | None, share: float, **values: float) -> TrialRecord:
-    """Return a trial whose second route takes a share of the samples."""
+    """Return a trial whose second route gets a share of the samples."""
     return TrialRecord(
         key=f"{name}-0",
         configuration_id=name,

@@ -1,4 +1,4 @@
-"""A small space of two models, priced whole, and a parameter that makes it too large for that."""
+"""A small space of two models, and a parameter that makes it too large to enumerate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials for tests of workers: a small SFT on synthetic data."""
+"""Trial specs for tests of workers: a small SFT on synthetic data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINING = {"epochs": 4, "batch_size": 256}
 
 
 def trial_spec(folder: Path, dataset: str = "synthetic", **changed: Any) -> TrialSpec:
-    """Return a trial of a small model, with some of it changed."""
+    """Return the spec of a small model's trial, with changes."""
     spec = describe(dataset)
     bound = bind("sft", PARAMETERS, TRAINING, spec)
     cost = dataclasses.asdict(MODELS["sft"].cost(spec, bound.model_config))
@@ -43,7 +43,7 @@ def trial_spec(folder: Path, dataset: str = "synthetic", **changed: Any) -> Tria
 
 
 def run(worker: Worker) -> list[Any]:
-    """Train the trial that was taken up to its end; return all reports."""
+    """Train the worker's trial to its end; return all reports."""
     reports = [worker.step()]
     while not is_last(reports[-1]):
         reports.append(worker.step())

@@ -111,17 +111,12 @@ class SplitConfig(TransformerConfig):
         reduction = self.reduction or min(2 if len(widths) > 2 else 4, width)
         if width > max(widths):
             got = f"block_width={width}, widest modality: {max(widths)}"
-            raise ConfigError(
-                f"`block_width` must not exceed the widest modality, but got ({got}).",
-                "block_width",
-            )
+            message = f"`block_width` must not exceed the widest modality, but got ({got})."
+            raise ConfigError(message, "block_width")
         if reduction > width:
             got = f"reduction={reduction}, block_width={width}"
-            raise ConfigError(
-                f"`reduction` must be at most `block_width`, but got ({got}).",
-                "reduction",
-                "block_width",
-            )
+            message = f"`reduction` must be at most `block_width`, but got ({got})."
+            raise ConfigError(message, "reduction", "block_width")
         found = Split(widths, width, reduction, self.segments)
         if found.num_blocks == 1:
             raise ConfigError(
@@ -230,11 +225,8 @@ def check_placement(layers: Any, num_layers: int) -> tuple[int, ...]:
         check_integer("fusion_layers", layer, at_least=1)
         if layer > num_layers:
             got = f"fusion_layers={list(layers)}, num_layers={num_layers}"
-            raise ConfigError(
-                f"`fusion_layers` must be at most `num_layers`, but got ({got}).",
-                "fusion_layers",
-                "num_layers",
-            )
+            message = f"`fusion_layers` must be at most `num_layers`, but got ({got})."
+            raise ConfigError(message, "fusion_layers", "num_layers")
     if len(set(layers)) < len(layers):
         raise ConfigError(
             f"`fusion_layers` must be distinct layers, but got {list(layers)}.", "fusion_layers"

@@ -1,7 +1,4 @@
-"""Read names, papers and parameters of the models from their source files.
-
-Importing the models imports torch, which takes seconds: too long to print a table.
-"""
+"""Read names, papers and parameters of models from their source files, without importing torch."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class Parameter(TypedDict):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A listed model, as its source file declares it."""
+    """A model of the catalog, as declared in its source file."""
 
     name: str
     paper: str
@@ -36,7 +33,7 @@ class ModelSource:
 
 
 def read_models() -> list[ModelSource]:
-    """Return the listed models, ordered by name."""
+    """Return the models of the catalog, sorted by name."""
     found = [_read_model(file, name, entry) for file in FILES for name, entry in _entries(file)]
     return sorted(found, key=lambda model: model.name)
 
@@ -55,7 +52,7 @@ def _parse(file: str) -> ast.Module:
 
 
 def _entries(file: str) -> list[tuple[str, ast.Call]]:
-    """Return names and entries of a file's `MODELS`."""
+    """Return the names and entries of a file's `MODELS`."""
     table = _assigned(file, "MODELS")
     assert isinstance(table, ast.Dict)
     names = [ast.literal_eval(key) for key in table.keys if key is not None]
@@ -78,7 +75,7 @@ def _read_model(file: str, name: str, entry: ast.Call) -> ModelSource:
 def _fields(file: str, class_name: str) -> dict[str, Parameter]:
     """Return the fields of a configuration class by name, those of its bases first."""
     file, class_name = _home(file, class_name)
-    if not file:  # declared with those that all models share, without torch
+    if not file:  # declared in `trainables/config.py`, which does not import torch
         shared = describe_fields(getattr(config, class_name))
         return {field["name"]: field for field in shared}
     found: dict[str, Parameter] = {}
@@ -101,7 +98,7 @@ def _fields(file: str, class_name: str) -> dict[str, Parameter]:
 
 
 def _home(file: str, name: str) -> tuple[str, str]:
-    """Return the file that declares an imported name; empty: `trainables/config.py`."""
+    """Return the file that declares a name, empty for `trainables/config.py`, and the name."""
     for node in _parse(file).body:
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
             module = str(node.module)
@@ -112,7 +109,7 @@ def _home(file: str, name: str) -> tuple[str, str]:
 
 
 def _assigned(file: str, name: str) -> ast.expr:
-    """Return the value that a file assigns to a name at its top level."""
+    """Return the value that a file assigns to a name at module level."""
     for node in _parse(file).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return node.value

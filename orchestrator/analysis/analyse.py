@@ -1,0 +1,62 @@
+"""Analyse a study once: its front, families, routes and parameter importance.
+
+Every renderer (terminal, HTML, Markdown, JSON, CSV, PNG) shows one `Analysis`, so all of them have
+the same numbers, and the bootstrap runs once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sftsearch.orchestrator.analysis.families import families_of
+from sftsearch.orchestrator.analysis.front import FrontOptions, build_front, mark_front
+from sftsearch.orchestrator.analysis.importance import importance_of
+from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
+
+if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.families import FamilyComparison
+    from sftsearch.orchestrator.analysis.front import Front
+    from sftsearch.orchestrator.analysis.importance import Band
+    from sftsearch.orchestrator.analysis.routes import RoutedConfiguration, WeightLevel
+    from sftsearch.orchestrator.storage.study_record import StudyRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """The numbers of a report."""
+
+    front: Front
+    families: FamilyComparison | None
+    """None with fewer than two families."""
+    routes: tuple[RoutedConfiguration, ...]
+    """Configurations of gated models."""
+    route_levels: tuple[WeightLevel, ...]
+    """Means by resource weight; empty with fewer than two weights."""
+    importance: tuple[Band, ...]
+    """Empty with too few configurations."""
+
+    @classmethod
+    def of(cls, front: Front) -> Analysis:
+        """Return the analysis of a front."""
+        routes = routes_of(front)
+        return cls(
+            front=front,
+            families=families_of(front),
+            routes=tuple(routes),
+            route_levels=tuple(levels_of(routes)),
+            importance=importance_of(front),
+        )
+
+
+def analyse(study: StudyRecord, options: FrontOptions | None = None) -> Analysis:
+    """Compute everything that a report shows of a study, which may still be running.
+
+    Args:
+        study: the record.
+        options: axes, families and filters; by default the study's own.
+
+    Raises:
+        UserError: an option does not fit the study; see `FrontOptions`.
+    """
+    return Analysis.of(build_front(mark_front(study, options or FrontOptions())))

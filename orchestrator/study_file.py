@@ -1,0 +1,110 @@
+"""Check a study file, and whether a study can be resumed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.candidates import binding
+from sftsearch.orchestrator.candidates.admission import Admission
+from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
+from sftsearch.orchestrator.studies import StudyError
+from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
+
+if TYPE_CHECKING:
+    from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.search.state import StudyState
+    from sftsearch.orchestrator.storage.event import JSON
+
+
+def check_study(
+    file: str | Path, *, dataset: str | None = None, root: str | None = None
+) -> tuple[Source, DatasetSpec, Admission]:
+    """Read a study file and check everything that can be checked before a trial runs.
+
+    Args:
+        file: a study file, or the name of a shipped one.
+        dataset: another dataset than the file's; see `load.on_dataset`.
+        root: of that dataset's store.
+
+    Raises:
+        UserError: the file has errors; all of them are listed.
+    """
+    source = read_study(find_study_file(str(file)), binding.parameter_names)
+    if dataset is not None:
+        source.study  # noqa: B018 - raises schema errors
+        source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))
+    check_names(source)
+    chosen = source.study.dataset
+    spec = describe(chosen.kind, root=chosen.root)
+    source = binding.with_objectives(source, spec)
+    return source, spec, Admission(source, spec)
+
+
+def check_resumable(
+    source: Source, spec: DatasetSpec, folder: Path, state: StudyState, *, resume: bool
+) -> None:
+    """Raise if the study cannot be started or resumed from this file.
+
+    Args:
+        source: the checked study file.
+        spec: of its dataset.
+        folder: of the study.
+        state: of the study; empty if it has not begun.
+        resume: whether to resume.
+
+    Raises:
+        StudyError: the study exists and `resume` is false, it has another definition or warm
+            start, or it was confirmed and the file has more trials.
+    """
+    name, created = folder.name, state.created
+    if created is None:
+        return
+    definition = binding.definition_of(source, spec)
+    if definition_hash(definition) != created.definition_hash:
+        theirs = created.definition
+        differs = ", ".join(f"`{k}`" for k in definition if definition[k] != theirs.get(k))
+        raise StudyError(
+            f"The study '{name}' exists with another definition (it differs in {differs}). Use "
+            f"another `study.name`, or delete '{folder}'."
+        )
+    if state.facts.confirmed and source.study.search.trials > state.num_admitted:
+        raise StudyError(
+            f"The study '{name}' was confirmed, so it cannot be extended: new trials would be "
+            "chosen with knowledge of the test split. Use another `study.name`."
+        )
+    _check_warm_start(source, state, name)
+    if not resume and state.opened is not None:
+        raise StudyError(
+            f"The study '{name}' exists in '{describe_runs_folder(folder.parent)}' with "
+            f"{state.num_ended.total()} of {source.study.search.trials} trials done. Add --resume "
+            f"to continue it, see its front with `sftsearch pareto {name}`, or use another "
+            "`study.name`."
+        )
+
+
+def _check_warm_start(source: Source, state: StudyState, name: str) -> None:
+    """Raise if the warm start is new or differs from that of the existing study."""
+    section = source.study.warm_start
+    if section is None:
+        return
+    if state.imported is None and state.num_proposals:
+        raise StudyError(
+            f"The study '{name}' has begun without a warm start: remove `warm_start`, or use "
+            "another `study.name`."
+        )
+    if state.imported is not None and state.imported.study != Path(section.study).name:
+        raise StudyError(
+            f"The study '{name}' was warm-started from '{state.imported.study}': restore "
+            "`warm_start`, or use another `study.name`."
+        )
+
+
+def definition_hash(definition: JSON) -> str:
+    """Return the hash of a study's definition, which must not change when it is resumed."""
+    text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
