@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import logging
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # MLflow reads these at each request. Fail fast, as the mirror retries.
@@ -17,13 +19,13 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import URL, make_url
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.storage.event import KEY_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from mlflow.entities import Run
 
@@ -52,7 +54,7 @@ class TrackingError(UserError):
 
 def default_uri(runs: Path) -> str:
     """Return the default tracking URI: an SQLite file in the runs folder."""
-    return f"sqlite:///{(runs / 'mlflow.db').absolute()}"
+    return sqlite_uri((runs / "mlflow.db").absolute())
 
 
 def masked(text: str) -> str:
@@ -62,11 +64,15 @@ def masked(text: str) -> str:
     return text
 
 
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a file, with the characters escaped that a URI cannot hold."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
 def open_client(uri: str, runs: Path) -> MlflowClient:
     """Return a client after checking that its store answers.
 
-    The first use of an SQLite store migrates its tables. Concurrent migrations would fail, so an
-    SQLite store is opened under a lock.
+    Concurrent creations of an SQLite store would break each other, so it is opened under a lock.
 
     Raises:
         TrackingError: MLflow does not support the URI, or the store does not answer.
@@ -76,11 +82,29 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
         with (runs / "mlflow.lock").open("a") as lock:
             if uri.startswith("sqlite:"):
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                _create_store(uri)
             client = MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # of MLflow, SQLAlchemy or requests
         raise no_answer(uri, error) from None  # the cause's text may contain the password
     return client
+
+
+def _create_store(uri: str) -> None:
+    """Create an SQLite store that is missing, complete or not at all.
+
+    MLflow creates the tables in many steps. If it is killed in between, it refuses the file.
+    """
+    url = make_url(uri)
+    if not url.database or url.database == ":memory:" or Path(url.database).exists():
+        return
+    path = Path(url.database)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    for left in path.parent.glob(f"{glob.escape(unfinished.name)}*"):  # with SQLite's journal
+        left.unlink()
+    created = MlflowClient(tracking_uri=sqlite_uri(unfinished))
+    created.search_experiments(max_results=1)
+    unfinished.replace(path)
 
 
 def find_experiment(client: MlflowClient, created: Created, runs: Path, uri: str) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.tracking.client import PREFIX, TrackingError, open_client
+from sftsearch.orchestrator.tracking.client import PREFIX, TrackingError, open_client, sqlite_uri
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def _login(runs: Path) -> dict[str, str]:
     users.chmod(0o600)
     settings.write_text(
         "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 30\n"
-        f"database_uri = sqlite:///{users.absolute()}\n"
+        f"database_uri = {sqlite_uri(users.absolute())}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     return {
