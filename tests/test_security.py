@@ -73,7 +73,7 @@ def test_ui_on_another_host_requires_a_login_option(host: str) -> None:
     assert result.exit_code == 2
     text = " ".join(result.output.split())
     assert f"With --host {host}, anyone who can reach port 5000 of this machine could read" in text
-    assert "Add --login, or --without-login if that is meant." in text
+    assert "Add --login, or --without-login to allow this." in text
 
 
 @pytest.mark.medium
