@@ -41,14 +41,14 @@ def confirm_study(folder: Path) -> StudyRecord:
     Raises:
         StudyError: the study is not finished or is a recorded table, or weights are missing.
     """
-    seen = read_record(folder)
-    if seen.recorded:
+    record = read_record(folder)
+    if record.recorded:
         raise StudyError(
-            f"The study '{seen.name}' is a recorded table: its trials evaluated the test split, so "
-            "it cannot be confirmed. Search the space in a study with another `study.name`."
+            f"The study '{record.name}' is a recorded table: its trials evaluated the test split, "
+            "so it cannot be confirmed. Search the space in a study with another `study.name`."
         )
-    if seen.confirmed:
-        return seen
+    if record.confirmed:
+        return record
     with Journal(folder) as journal:
         state = StudyState.of(journal.entries())
         event = _confirm(folder, state)
@@ -57,20 +57,20 @@ def confirm_study(folder: Path) -> StudyRecord:
 
 
 def _confirm(folder: Path, state: StudyState) -> Confirmed:
-    seen, created = record_of(state), state.created
+    record, created = record_of(state), state.created
     assert created is not None
     if state.ended is None or not state.ended.complete:
         raise StudyError(
-            f"The study '{seen.name}' is not finished, so its front is not final. Finish it with "
+            f"The study '{record.name}' is not finished, so its front is not final. Finish it with "
             "`sftsearch run --resume`, then confirm it."
         )
-    front = mark_front(seen, FrontOptions()).points
+    front = mark_front(record, FrontOptions()).points
     chosen = {TrialKey(point.configuration_id, seed) for point in front for seed in point.seeds}
     trials = [trial for key, trial in state.trials.items() if key in chosen]
-    store = open_dataset(seen.dataset, root=seen.root)
+    store = open_dataset(record.dataset, root=record.root)
     if store.spec.fingerprint != created.definition["fingerprint"]:
         raise StudyError(
-            f"The dataset '{seen.dataset}' has changed since the study '{seen.name}' (its "
+            f"The dataset '{record.dataset}' has changed since the study '{record.name}' (its "
             "fingerprint differs). Restore the original dataset to confirm the study."
         )
     evaluated = {trial.key: _evaluate(folder, trial, created, store) for trial in trials}

@@ -143,8 +143,8 @@ class StudySession:
         self.study = self._source.study
         self._folder = self._runs / self.study.study.name
         pull(self._folder)
-        begun = (self._folder / FILE_NAME).is_file()
-        self._entries = list(read_entries(self._folder)) if begun else []
+        exists = (self._folder / FILE_NAME).is_file()
+        self._entries = list(read_entries(self._folder)) if exists else []
         """Entries of the journal, which is read once."""
         self._state = StudyState.of(self._entries)
         """The state after these entries."""

@@ -441,14 +441,14 @@ def test_warm_start_is_recorded_and_reported(tmp_path: Path) -> None:
     run_study(file, runs=runs, worker=QuickWorker, formats=())
     callback = Recorder()
     file.write_text(f"{text}warm_start: {{study: other}}\n")
-    begun = run_study(file, runs=runs, worker=QuickWorker, formats=(), callback=callback)
-    assert begun.complete
+    result = run_study(file, runs=runs, worker=QuickWorker, formats=(), callback=callback)
+    assert result.complete
     assert len(callback.notices) == 1
     assert "4 of its 4 configurations are in this space" in callback.notices[0]
-    assert len(begun.record.trials) == 8
-    kinds = [event.kind for event in read_events(begun.folder)]
+    assert len(result.record.trials) == 8
+    kinds = [event.kind for event in read_events(result.folder)]
     assert kinds.index("imported") < kinds.index("proposed")
-    assert read_study(begun.tracking_uri, "small", runs) == begun.record
+    assert read_study(result.tracking_uri, "small", runs) == result.record
     file.write_text(
         f"{text}warm_start: {{study: {tmp_path / 'none' / 'such'}}}\n".replace("small", "third")
     )

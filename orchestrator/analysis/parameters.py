@@ -17,12 +17,12 @@ def varying_parameters(configurations: Iterable[ConfigurationSummary]) -> list[s
 
     A configuration without the parameter counts if another one of its model has it.
     """
-    seen: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     rows = list(configurations)
     for name in dict.fromkeys(name for c in rows for name in c.parameters):
         models = {c.model for c in rows if c.parameters.get(name) is not None}
-        seen[name] = {format_parameter(c, name) for c in rows if c.model in models}
-    return [name for name, values in seen.items() if len(values) > 1 and name != "model"]
+        found[name] = {format_parameter(c, name) for c in rows if c.model in models}
+    return [name for name, values in found.items() if len(values) > 1 and name != "model"]
 
 
 def format_parameter(c: ConfigurationSummary, name: str) -> str:

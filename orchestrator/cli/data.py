@@ -130,7 +130,7 @@ def data_verify(name: str, root: str | None) -> None:
 PREPARE_HELP = """Prepare the dataset NAME from published files or your own.
 
 Study files refer to the dataset by NAME. Memory use stays below a gigabyte, and an interrupted
-preparation resumes. `docs/datasets/` has a page for each reader.
+preparation resumes. `docs/datasets.md` describes the readers.
 
 \b
 Examples:

@@ -87,8 +87,8 @@ def pareto(
     uri = tracking_uri or default_uri(runs)
     options = FrontOptions(x=x, y=y, by=by or None, max_gflops=max_gflops, top=top, thin=thin)
     analysis = analyse(read_study(uri, study, runs), options)
-    beside = runs / study
-    folder = out or (beside / "report" if beside.is_dir() else Path(f"{study}-report"))
+    home = runs / study
+    folder = out or (home / "report" if home.is_dir() else Path(f"{study}-report"))
     files = write_report(analysis, formats, folder)
     if as_json:
         click.echo(to_json(analysis))

@@ -116,7 +116,7 @@ def _family_notes(families: FamilyComparison) -> list[str]:
     return [
         "Equal compute: the best configuration of each family at or below each cost. Equal tuning: "
         f"the expected best of {k} {what} drawn from the finished ones of each family ({counts}); "
-        f"{k} is the number of the smallest family.",
+        f"{k} is the size of the smallest family.",
         "* marks the best of a column; ~ marks families whose difference from it is within noise "
         "(95 % bootstrap confidence interval). The selection of best configurations is not "
         "resampled.",

@@ -201,7 +201,7 @@ def _split_notes(front: Front) -> list[str]:
         )
     fresh = [c for c in front.finished if c.is_fresh]
     if front.num_chosen is None or not fresh:
-        bias = "The front is selected by the values shown, so they are slightly optimistic."
+        bias = "The front is selected by the values shown, so these are slightly optimistic."
         return [f"{split} {bias}"]
     number = max(len(seeds) for seeds in study.fresh.values())
     each = "a fresh replicate" if number == 1 else f"{number} fresh replicates"

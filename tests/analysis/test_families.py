@@ -20,7 +20,7 @@ from sftsearch.orchestrator.analysis.families import (
 from sftsearch.orchestrator.candidates.binding import parameter_names
 from sftsearch.search_spaces.load import find_study_file, read_study
 
-from report_studies import A, B, small_study, summarise, trial_of, two_models
+from report_studies import A, B, small_study, summarize, trial_of, two_models
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.front import Front
@@ -52,7 +52,7 @@ def test_best_of_hundreds_does_not_overflow() -> None:
 
 
 def test_families_at_equal_tuning_draw_the_number_of_the_smallest() -> None:
-    found = compared(summarise(two_models()))
+    found = compared(summarize(two_models()))
     assert found.num_drawn == 3
     by_name = {tuned.family: tuned for tuned in found.tuned}
     assert (by_name["a"].num_run, by_name["b"].num_run) == (3, 4)
@@ -72,7 +72,7 @@ def test_families_at_equal_tuning_draw_the_number_of_the_smallest() -> None:
 
 
 def test_families_at_equal_compute_have_the_best_that_costs_no_more() -> None:
-    found = compared(summarise(two_models()))
+    found = compared(summarize(two_models()))
     # The costs of the front, then the highest cost.
     assert [level.cost for level in found.levels] == [1, 2, 3, 8, 16]
     for level in found.levels:
@@ -94,7 +94,7 @@ def test_families_levels_are_thinned_and_the_most_expensive_is_last() -> None:
     costs = [float(cost) for cost in range(1, 41)]
     trials = [trial_of("ab"[n % 2], n, 0.5 + n / 100, cost) for n, cost in enumerate(costs)]
     trials.append(trial_of("a", 99, 0.1, 100.0))  # more expensive than the front
-    levels = compared(summarise(small_study(*trials))).levels
+    levels = compared(summarize(small_study(*trials))).levels
     assert [level.cost for level in levels] == [1, 14, 27, 40, 100]
 
 
@@ -106,7 +106,7 @@ def test_families_rank_a_minimized_metric() -> None:
             for n, mae in enumerate(errors, start=1)
         )
     )
-    found = compared(summarise(study, y="mae"))
+    found = compared(summarize(study, y="mae"))
     best = {best.family: best.value for best in found.levels[-1].families}
     assert best == {"a": 0.7, "b": 0.6}
     assert found.levels[-1].families[0].family == "b"
@@ -126,13 +126,13 @@ def test_families_are_defined_by_parameters() -> None:
             for n in range(6)
         )
     )
-    assert families_of(summarise(study)) is None
-    found = compared(summarise(study, by=["pooling"]))
+    assert families_of(summarize(study)) is None
+    found = compared(summarize(study, by=["pooling"]))
     assert found.names == ("a", "a pooling=average", "a pooling=max")
     assert [tuned.num_run for tuned in found.tuned] == [2, 2, 2]
     assert [tuned.value for tuned in found.tuned] == pytest.approx([0.55, 0.54, 0.53])
     with pytest.raises(UserError, match=r"No parameter of this study is called 'poling'\. Did you"):
-        summarise(study, by=["poling"])
+        summarize(study, by=["poling"])
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,6 @@ def test_names_of_families_are_few_distinguishing_literals(
 
 def test_families_default_to_those_of_the_study(study: StudyRecord) -> None:
     changed = replace(study, families=("stride", "never_searched"))
-    assert summarise(changed).by == ("stride",)
-    assert summarise(changed, by=[]).by == ()
-    assert summarise(study).by == ()
+    assert summarize(changed).by == ("stride",)
+    assert summarize(changed, by=[]).by == ()
+    assert summarize(study).by == ()

@@ -17,7 +17,7 @@ from sftsearch.orchestrator.analysis.parameters import varying_parameters
 from sftsearch.orchestrator.report.cells import status_label, verdict
 from sftsearch.orchestrator.report.text import headline
 
-from report_studies import small_study, summarise, three_points, trial
+from report_studies import small_study, summarize, three_points, trial
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
     """On a log scale costs 1, 10, 100 are 1, 1/2 and 0: an area of 0.5 plus 0.3 / 2."""
-    front = summarise(three_points())
+    front = summarize(three_points())
     assert [c.configuration_id for c in front.points] == ["a", "b", "c"]
     assert [c.configuration_id for c in front.points if c.is_knee] == ["b"]
     assert front.hypervolume == pytest.approx(0.5 + 0.5 * 0.3)
@@ -38,7 +38,7 @@ def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
 
 
 def test_front_has_means_deviations_and_intervals(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     assert (len(front.points), len(front.finished), len(front.configurations)) == (9, 18, 20)
     for c in front.finished:
         found = [t.values["top1"] for t in study.trials if t.configuration_id == c.configuration_id]
@@ -52,7 +52,7 @@ def test_front_has_means_deviations_and_intervals(study: StudyRecord) -> None:
 
 
 def test_difference_is_to_the_next_cheaper_front_point(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     assert front.points[0].difference is None
     for cheaper, c in zip(front.points, front.points[1:], strict=False):
         assert c.difference is not None
@@ -65,7 +65,7 @@ def test_difference_is_to_the_next_cheaper_front_point(study: StudyRecord) -> No
 
 
 def test_difference_of_a_dominated_point_is_to_the_front_at_or_below_its_cost() -> None:
-    front = summarise(three_points())
+    front = summarize(three_points())
     d = next(c for c in front.configurations if c.configuration_id == "d")
     assert d.difference is not None
     assert d.difference.other == "c"  # at equal cost
@@ -74,7 +74,7 @@ def test_difference_of_a_dominated_point_is_to_the_front_at_or_below_its_cost() 
 
 
 def test_verdict_of_a_dominated_point_within_noise_is_near(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     near = [c for c in front.finished if c.indistinguishable]
     assert near
     for c in near:
@@ -89,7 +89,7 @@ def test_difference_is_paired_by_subject() -> None:
     """One point more on every subject is certain, even if the subjects differ much."""
     hard = {"s1": (50.0, 100.0), "s2": (90.0, 100.0), "s3": (70.0, 100.0)}
     better = {name: (correct + 1, count) for name, (correct, count) in hard.items()}
-    front = summarise(
+    front = summarize(
         small_study(
             trial("a", 0, {"top1": 0.70, "gflops": 1.0}, groups=hard),
             trial("b", 0, {"top1": 0.71, "gflops": 2.0}, groups=better),
@@ -104,7 +104,7 @@ def test_difference_is_paired_by_subject() -> None:
 
 def test_front_has_only_configurations_with_all_seeds() -> None:
     good, better = {"top1": 0.6, "gflops": 2.0}, {"top1": 0.99, "gflops": 1.0}
-    front = summarise(
+    front = summarize(
         small_study(
             trial("done", 0, good),
             trial("done", 1, good),
@@ -122,7 +122,7 @@ def test_front_has_only_configurations_with_all_seeds() -> None:
 
 
 def test_front_leaves_out_missing_and_nonfinite_values() -> None:
-    front = summarise(
+    front = summarize(
         small_study(
             trial("ok", 0, {"top1": 0.5, "gflops": 1.0}),
             trial("nan", 0, {"top1": math.nan, "gflops": 1.0}),
@@ -135,7 +135,7 @@ def test_front_leaves_out_missing_and_nonfinite_values() -> None:
 
 
 def test_front_of_other_metrics_uses_their_direction_without_intervals(study: StudyRecord) -> None:
-    front = summarise(study, x="latency_ms", y="loss")
+    front = summarize(study, x="latency_ms", y="loss")
     assert front.objectives.directions == ("minimize", "minimize")
     assert all(c.interval is None for c in front.configurations)
     losses = [c.values["loss"] for c in front.points]
@@ -146,9 +146,9 @@ def test_front_of_other_metrics_uses_their_direction_without_intervals(study: St
 
 def test_test_interval_exists_only_for_counted_metrics(confirmed_study: StudyRecord) -> None:
     """Counts by subject give no interval of a mean over classes."""
-    opened = summarise(confirmed_study, y="top1").points
+    opened = summarize(confirmed_study, y="top1").points
     assert all(c.test_interval is not None for c in opened)
-    opened = summarise(confirmed_study, y="balanced_accuracy").finished
+    opened = summarize(confirmed_study, y="balanced_accuracy").finished
     assert any(c.test_values for c in opened)
     assert all(c.test_interval is None for c in opened)
 
@@ -168,11 +168,11 @@ def test_front_options_are_checked_with_one_line_errors(
     study: StudyRecord, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        summarise(study, **arguments)
+        summarize(study, **arguments)
 
 
 def test_front_table_of_top_keeps_the_whole_front(study: StudyRecord) -> None:
-    front = summarise(study, top=3)
+    front = summarize(study, top=3)
     best = sorted((c.values["top1"] for c in front.finished), reverse=True)[:3]
     assert sorted((c.values["top1"] for c in front.table), reverse=True) == best
     assert len(front.points) == 9
@@ -187,12 +187,12 @@ def test_varying_parameters_include_one_that_some_configurations_lack() -> None:
             for name, own in settings.items()
         )
     )
-    assert varying_parameters(summarise(study).configurations) == ["tokens"]
+    assert varying_parameters(summarize(study).configurations) == ["tokens"]
 
 
 def test_front_does_not_depend_on_the_order_of_trials(study: StudyRecord) -> None:
     reversed_ = replace(study, trials=study.trials[::-1])
-    assert summarise(reversed_).configurations == summarise(study).configurations
+    assert summarize(reversed_).configurations == summarize(study).configurations
 
 
 @pytest.mark.medium
@@ -204,5 +204,5 @@ def test_front_of_500_configurations_takes_seconds() -> None:
         for seed in range(2)
     ]
     started = time.process_time()
-    summarise(small_study(*trials, num_seeds=2))
+    summarize(small_study(*trials, num_seeds=2))
     assert time.process_time() - started < 5

@@ -180,7 +180,7 @@ def test_bind_gives_different_training_different_ids(
 def test_bind_ids_depend_on_the_fingerprint_but_not_on_the_description() -> None:
     spec = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     assert bind("sft", {}, {}, spec).id != bind("sft", {}, {}, WEARABLES).id
-    spec = dataclasses.replace(WEARABLES, description="Better said.")
+    spec = dataclasses.replace(WEARABLES, description="Another description.")
     assert bind("sft", {}, {}, spec).id == bind("sft", {}, {}, WEARABLES).id
 
 
@@ -215,7 +215,7 @@ def test_bind_reports_invalid_combinations(values: dict[str, Any], message: str)
     [
         ("trials: 4", "trials: 8"),
         ("{kind: random}", "{kind: tpe, seed: 4}"),
-        ("study: {name: small}", "study: {name: small, description: said better}"),
+        ("study: {name: small}", "study: {name: small, description: another one}"),
         ("space:\n", "resources: {cpus: 2}\nspace:\n"),
         ("trials: 4", "trials: 4, balance: branches"),
         (OBJECTIVES, ""),

@@ -40,7 +40,7 @@ from sftsearch.orchestrator.storage.study_record import (
     TrialRecord,
 )
 
-from report_studies import summarise
+from report_studies import summarize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ def stopped(name: str, seed: int, top1: float, cost: float) -> TrialRecord:
 
 
 def test_front_leaves_stopped_configurations_out() -> None:
-    front = summarise(
+    front = summarize(
         study_of(
             trial("a", 0, 0.5, 1.0), stopped("b", 0, 0.9, 0.5), stopped("c", 0, 0.9, 0.6),
             trial("c", 1, 0.95, 0.6),
@@ -133,7 +133,7 @@ def test_describe_stops_has_the_rate_of_wrong_stops_with_interval() -> None:
                                                                         on_front=1.0)}),
     )  # fmt: skip
     sentence = "2 of 31 audited stops would have been wrong: 6 % [1, 21]."
-    front = summarise(study)
+    front = summarize(study)
     assert sentence in describe_stops(study)
     assert sentence in on_terminal(front)
     for name in ("html", "markdown", "json"):
@@ -149,7 +149,7 @@ def test_describe_stops_has_the_rate_of_wrong_stops_with_interval() -> None:
 
 
 def test_front_has_configurations_with_different_numbers_of_replicates() -> None:
-    front = summarise(
+    front = summarize(
         study_of(*(trial("a", s, 0.5 + s / 10, 1.0) for s in range(4)), trial("b", 0, 0.9, 2.0))
     )
     found = by_id(front)
@@ -175,7 +175,7 @@ def chosen_study() -> StudyRecord:
 
 
 def test_front_uses_only_fresh_replicates_of_reported_configurations() -> None:
-    front = summarise(chosen_study())
+    front = summarize(chosen_study())
     a = by_id(front)["a"]
     assert (a.seeds, a.is_fresh, a.num_finished) == ((1, 2, 3), True, 4)
     assert a.values["top1"] == pytest.approx(0.62)
@@ -189,7 +189,7 @@ def test_front_uses_only_fresh_replicates_of_reported_configurations() -> None:
 
 
 def test_front_has_only_reported_configurations() -> None:
-    front = summarise(chosen_study())
+    front = summarize(chosen_study())
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     lucky = by_id(front)["lucky"]
     assert verdict(lucky, front).startswith("not among the chosen (+33.0 ")
@@ -199,7 +199,7 @@ def test_front_has_only_reported_configurations() -> None:
     trials = tuple(
         replace(t, values=t.values | {"latency_ms": t.values["gflops"]}) for t in study.trials
     )
-    front = summarise(replace(study, trials=trials), x="latency_ms")
+    front = summarize(replace(study, trials=trials), x="latency_ms")
     assert front.num_chosen is None
     assert [c.configuration_id for c in front.points] == ["a", "lucky"]
 
@@ -207,7 +207,7 @@ def test_front_has_only_reported_configurations() -> None:
 def test_front_uses_all_replicates_until_a_fresh_one_has_finished() -> None:
     study = chosen_study()
     study = replace(study, trials=tuple(t for t in study.trials if t.seed == 0))
-    front = summarise(study)
+    front = summarize(study)
     assert by_id(front)["a"].values["top1"] == pytest.approx(0.8)
     assert "slightly optimistic" in " ".join(notes(front))
     assert [c.configuration_id for c in front.points] == ["a", "b"]
@@ -235,7 +235,7 @@ def folded(cells: dict[str, list[int]], *, noise: float = 0.0) -> StudyRecord:
 def test_means_over_different_folds_are_comparable() -> None:
     """Without noise fold effects are estimated exactly and subtracted."""
     cells = {"a": [0], "b": [1], "c": [0, 1, 2], "d": [0, 1, 2, 3, 4], "e": [2]}
-    front = summarise(folded(cells))
+    front = summarize(folded(cells))
     assert [c.configuration_id for c in front.points] == list("abcde")
     means = [c.values["top1"] for c in front.points]
     assert np.diff(means) == pytest.approx([0.01] * 4)
@@ -251,7 +251,7 @@ def test_means_over_different_folds_are_comparable() -> None:
 
 def test_means_over_equal_folds_are_plain_means() -> None:
     study = folded({name: [0, 1, 2] for name in "abcd"}, noise=0.02)
-    for c in summarise(study).finished:
+    for c in summarize(study).finished:
         values = [
             t.values["top1"] for t in study.trials if t.configuration_id == c.configuration_id
         ]
@@ -262,18 +262,18 @@ def test_draws_leave_out_a_configuration_with_a_replicate_without_groups() -> No
     study = folded({"a": [0, 1], "b": [2, 3]})
     first, *others = study.trials
     study = replace(study, trials=(replace(first, groups={"s9": (0.0, 0.0)}), *others))
-    front = summarise(study)
+    front = summarize(study)
     assert list(front.draws) == ["b"]
     assert front.num_groups == 2
 
 
 def test_notes_describe_the_data_split() -> None:
-    text = " ".join(notes(summarise(folded({"a": [0, 1], "b": [2]}))))
+    text = " ".join(notes(summarize(folded({"a": [0, 1], "b": [2]}))))
     assert "mean over 1 to 5 replicates" in text
     assert "one of 3 folds" in text
     assert "divides the subjects of training and validation into 3 folds" in text
     assert "conditional on this split" not in text
-    text = " ".join(notes(summarise(study_of(trial("a", 0, 0.5, 1.0)))))
+    text = " ".join(notes(summarize(study_of(trial("a", 0, 0.5, 1.0)))))
     assert "conditional on this split" in text
 
 
@@ -288,7 +288,7 @@ def test_front_probability_is_that_of_the_conclusion() -> None:
         trial("a", 0, 0.5, 1.0), trial("b", 0, 0.6, 2.0), trial("c", 0, 0.55, 3.0),
         conclusion=conclusion(posteriors=posteriors, reported=("a", "b")),
     )  # fmt: skip
-    front = summarise(study)
+    front = summarize(study)
     assert {n: c.front_probability for n, c in by_id(front).items()} == {
         "a": 0.97,
         "b": 0.25,
@@ -305,7 +305,7 @@ def test_front_probability_is_that_of_the_conclusion() -> None:
     assert sentence in on_terminal(front)
     assert "2 of them are on the front shown" in text
     assert "P(within half a point of the best)</dt><dd>87 %" in to_html(Analysis.of(front))
-    plain = summarise(replace(study, conclusion=None))
+    plain = summarize(replace(study, conclusion=None))
     assert plain.front_probability_source == "bootstrap"
     assert by_id(plain)["a"].front_probability == 1.0
     assert "share of bootstrap resamples" in " ".join(notes(plain))
@@ -317,13 +317,13 @@ def test_front_probability_of_other_axes_is_not_the_conclusion() -> None:
     study = study_of(
         trial("a", 0, 0.5, 1.0, values=values), conclusion=conclusion(posteriors=posterior)
     )
-    front = summarise(study, x="latency_ms")
+    front = summarize(study, x="latency_ms")
     assert (front.front_probability_source, front.points[0].front_probability) == ("bootstrap", 1.0)
     assert "With probability" not in " ".join(notes(front))
 
 
 def test_describe_test_split_of_a_recorded_table() -> None:
-    front = summarise(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
+    front = summarize(study_of(trial("a", 0, 0.5, 1.0), recorded=True))
     assert "evaluate the test split" in describe_test_split(front)
     assert "sealed" not in to_markdown(Analysis.of(front))
 
@@ -344,7 +344,7 @@ def cube_study(number: int = 30) -> StudyRecord:
 
 def test_front_of_three_objectives_is_not_dominated() -> None:
     study = cube_study()
-    front = summarise(study)
+    front = summarize(study)
 
     def dominates(a: dict[str, float], b: dict[str, float]) -> bool:
         gains = [
@@ -357,7 +357,7 @@ def test_front_of_three_objectives_is_not_dominated() -> None:
     values = {t.configuration_id: t.values for t in study.trials}
     expected = {n for n, v in values.items() if not any(dominates(o, v) for o in values.values())}
     assert {c.configuration_id for c in front.points} == expected
-    assert len(expected) > len(summarise(study_2d(study)).points)
+    assert len(expected) > len(summarize(study_2d(study)).points)
     assert front.objectives.names == ("top1", "gflops", "parameters")
     for c in front.configurations:  # compared with the best at or below all its costs
         rivals = [
@@ -388,7 +388,7 @@ def test_hypervolume_of_three_objectives_is_a_union_of_boxes() -> None:
         ),
         objectives=(("top1", "maximize"), ("gflops", "minimize"), ("parameters", "minimize")),
     )
-    front = summarise(study)
+    front = summarize(study)
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     assert front.hypervolume == pytest.approx(0.25 + 0.45 - 0.125)
     assert front.progress[-1].hypervolume == pytest.approx(front.hypervolume)
@@ -401,7 +401,7 @@ def test_front_probability_of_three_objectives_counts_draws() -> None:
         replace(t, groups={f"s{g}": (float(generator.integers(20, 80)), 100.0) for g in range(4)})
         for t in study.trials
     ]
-    front = summarise(replace(study, trials=tuple(noisy)))
+    front = summarize(replace(study, trials=tuple(noisy)))
     points = {c.configuration_id: costs(c) for c in front.finished}
     for name, own in points.items():
         on_front = np.ones(10_000, dtype=bool)
@@ -416,8 +416,8 @@ def test_front_probability_of_three_objectives_counts_draws() -> None:
 @pytest.mark.medium
 def test_formats_show_the_third_objective(tmp_path: Path) -> None:
     study = cube_study()
-    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
-    front = summarise(study)
+    assert len(write_report(Analysis.of(summarize(study)), list(FORMATS), tmp_path)) == len(FORMATS)
+    front = summarize(study)
     assert [column.header for column in columns(front)][5:7] == ["GFLOPs", "parameters"]
     assert json.loads(to_json(Analysis.of(front)))["front"]["directions"] == {
         "top1": "maximize", "gflops": "minimize", "parameters": "minimize",
@@ -443,7 +443,7 @@ def test_thinned_front_covers_the_whole_front() -> None:
             for n, u in enumerate(logs)
         )
     )
-    whole, thin = summarise(study), summarise(study, thin=True)
+    whole, thin = summarize(study), summarize(study, thin=True)
     assert 3 < len(thin.points) < len(whole.points)
     kept = [(c.values["gflops"], c.values["top1"]) for c in thin.points]
     for c in whole.points:
@@ -458,7 +458,7 @@ def test_thinned_front_covers_the_whole_front() -> None:
 
 def test_front_of_three_objectives_is_not_thinned() -> None:
     with pytest.raises(UserError, match="Only a front of two objectives, the second"):
-        summarise(cube_study(), thin=True)
+        summarize(cube_study(), thin=True)
 
 
 # Parameter importance by budget ---------------------------------------------------------------
@@ -479,7 +479,7 @@ def space_study(number: int) -> StudyRecord:
 
 
 def test_importance_section_lists_the_relevant_parameter() -> None:
-    front = summarise(space_study(80))
+    front = summarize(space_study(80))
     bands = importance_of(front)
     assert [band.num_configurations for band in bands] == [20, 40, 60, 80]
     section = importance_section(Analysis.of(front))
@@ -492,11 +492,11 @@ def test_importance_section_lists_the_relevant_parameter() -> None:
         assert "depth" in text
     document = json.loads(to_json(Analysis.of(front)))
     assert document["importance"][-1]["importances"]["depth"] > 0.9
-    bands = importance_of(summarise(space_study(41)))
+    bands = importance_of(summarize(space_study(41)))
     assert [band.num_configurations for band in bands] == [21, 31, 41]
 
 
 def test_importance_section_is_left_out_of_few_configurations() -> None:
-    front = summarise(space_study(39))
+    front = summarize(space_study(39))
     assert importance_of(front) == ()
     assert "PED-ANOVA" not in to_markdown(Analysis.of(front))

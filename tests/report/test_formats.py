@@ -27,7 +27,7 @@ from sftsearch.orchestrator.report.markdown import to_markdown
 from sftsearch.orchestrator.report.table import confirmed_table, front_table
 from sftsearch.orchestrator.report.text import headline, notes
 
-from report_studies import small_study, summarise, trial
+from report_studies import small_study, summarize, trial
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
@@ -38,21 +38,21 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;\u2028`|[red]$x$ %{x}"
 
 def test_formats_report_a_study_without_a_finished_trial(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"gflops": 1.0}, "running"))
-    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
-    assert "no front" in headline(summarise(study))
-    assert write_report(Analysis.of(summarise(small_study())), ["html", "png", "csv"], tmp_path)
+    assert len(write_report(Analysis.of(summarize(study)), list(FORMATS), tmp_path)) == len(FORMATS)
+    assert "no front" in headline(summarize(study))
+    assert write_report(Analysis.of(summarize(small_study())), ["html", "png", "csv"], tmp_path)
 
 
 def test_formats_report_a_single_configuration(tmp_path: Path) -> None:
     study = small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}))
-    front = summarise(study)
+    front = summarize(study)
     assert front.hypervolume == 0.5  # with one cost its scale is 1
     assert headline(front).startswith("1 of 1 configuration is on the front")
-    assert len(write_report(Analysis.of(summarise(study)), list(FORMATS), tmp_path)) == len(FORMATS)
+    assert len(write_report(Analysis.of(summarize(study)), list(FORMATS), tmp_path)) == len(FORMATS)
 
 
 def test_notes_leave_intervals_out_without_groups(tmp_path: Path) -> None:
-    front = summarise(small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}, groups={})))
+    front = summarize(small_study(trial("a", 0, {"top1": 0.5, "gflops": 1.0}, groups={})))
     assert front.num_groups == 0
     assert front.points[0].interval is None
     assert not any("bootstrap" in note for note in notes(front))
@@ -71,7 +71,7 @@ def test_formats_rank_a_regression_by_its_error(
         ),
         objectives=(("mae", "minimize"), ("gflops", "minimize")),
     )
-    front = summarise(study, y="mae")
+    front = summarize(study, y="mae")
     assert [c.configuration_id for c in front.points] == ["a", "b"]
     # Costs are 1, 1/2, 0; errors are scaled from the worst, 0.9, to the best, 0.6.
     assert front.hypervolume == pytest.approx(0.5)
@@ -82,31 +82,31 @@ def test_formats_rank_a_regression_by_its_error(
         "10.0 GFLOPs; 10 % of that cost loses 0.3 mean absolute error."
     )
     assert len(
-        write_report(Analysis.of(summarise(study, y="mae")), list(FORMATS), tmp_path)
+        write_report(Analysis.of(summarize(study, y="mae")), list(FORMATS), tmp_path)
     ) == len(FORMATS)
-    assert all(c.interval is not None for c in summarise(study, y="acc2").finished)
+    assert all(c.interval is not None for c in summarize(study, y="acc2").finished)
 
 
 def test_html_counts_configurations_above_max_gflops(study: StudyRecord) -> None:
-    front = summarise(study, max_gflops=0.005)
+    front = summarize(study, max_gflops=0.005)
     assert all(c.values["gflops"] <= 0.005 for c in front.configurations)
     assert front.num_filtered == 20 - len(front.configurations)
     assert "left out" in to_html(Analysis.of(front))
 
 
 def test_notes_state_subjects_seeds_and_split(study: StudyRecord) -> None:
-    text = " ".join(notes(summarise(study)))
+    text = " ".join(notes(summarize(study)))
     assert "bootstrap over 3 subjects and the seeds" in text
     assert "conditional on this split" in text
     assert "too narrow" in text
     hundredths = {f"{g:02d}": (50.0, 100.0) for g in range(100)}
     values = {"top1": 0.5, "gflops": 1.0}
-    front = summarise(small_study(trial("a", 0, values, groups=hundredths)))
+    front = summarize(small_study(trial("a", 0, values, groups=hundredths)))
     assert "100 groups of samples" in " ".join(notes(front))
 
 
 def test_formats_state_that_the_test_split_is_sealed(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     for name in ("html", "markdown", "json"):
         text = str(FORMATS[name].render(Analysis.of(front)))
         assert "The test split is sealed" in text, name
@@ -115,7 +115,7 @@ def test_formats_state_that_the_test_split_is_sealed(study: StudyRecord) -> None
 
 
 def test_formats_show_test_values_of_a_confirmed_study(confirmed_study: StudyRecord) -> None:
-    front = summarise(confirmed_study)
+    front = summarize(confirmed_study)
     best = front.points[-1]
     assert best.test_interval is not None
     assert best.test_interval[0] < best.test_values["top1"] < best.test_interval[1]
@@ -128,7 +128,7 @@ def test_formats_show_test_values_of_a_confirmed_study(confirmed_study: StudyRec
 def test_write_makes_every_format(study: StudyRecord, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     paths = write_report(
-        Analysis.of(summarise(study)), ["csv", "html", "json", "markdown", "png"], folder
+        Analysis.of(summarize(study)), ["csv", "html", "json", "markdown", "png"], folder
     )
     assert [path.name for path in paths] == [
         "report.csv", "report.html", "report.json", "report.md", "report.png",
@@ -141,18 +141,18 @@ def test_write_refuses_an_unknown_format_before_anything_is_written(
     study: StudyRecord, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"No report format is called 'htm'\. Did you mean 'html'"):
-        write_report(Analysis.of(summarise(study)), ["csv", "htm"], tmp_path)
+        write_report(Analysis.of(summarize(study)), ["csv", "htm"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_write_refuses_a_folder_that_is_a_file(study: StudyRecord, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write the report .*report\.csv"):
-        write_report(Analysis.of(summarise(study)), ["csv"], tmp_path / "file")
+        write_report(Analysis.of(summarize(study)), ["csv"], tmp_path / "file")
 
 
 def test_csv_has_a_row_per_configuration_at_full_precision(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     rows = list(csv.DictReader(io.StringIO(to_csv(Analysis.of(front)))))
     assert len(rows) == 20
     for row, c in zip(rows, front.configurations, strict=True):
@@ -175,7 +175,7 @@ def _keys(value: object, path: str = "") -> set[str]:
 
 def test_json_keeps_its_keys(confirmed_study: StudyRecord) -> None:
     """A changed key breaks readers: increase SCHEMA_VERSION, then update the golden file."""
-    document = json.loads(to_json(Analysis.of(summarise(confirmed_study))))
+    document = json.loads(to_json(Analysis.of(summarize(confirmed_study))))
     keys = sorted(key.lstrip(".") for key in _keys(document) if key)
     assert keys == (GOLDEN / "report_keys.txt").read_text().split("\n")[:-1]
     assert document["schema_version"] == 2
@@ -183,7 +183,7 @@ def test_json_keeps_its_keys(confirmed_study: StudyRecord) -> None:
 
 
 def test_json_has_null_for_nonfinite_values() -> None:
-    front = summarise(
+    front = summarize(
         small_study(
             trial("ok", 0, {"top1": 0.5, "gflops": 1.0, "loss": math.inf}),
             trial("nan", 0, {"top1": math.nan, "gflops": 1.0}),
@@ -196,7 +196,7 @@ def test_json_has_null_for_nonfinite_values() -> None:
 
 
 def test_markdown_has_a_table_of_equal_rows(study: StudyRecord) -> None:
-    front_table, family_table = _tables(to_markdown(Analysis.of(summarise(study))))
+    front_table, family_table = _tables(to_markdown(Analysis.of(summarize(study))))
     assert len(front_table) == 22
     assert len(family_table) == 7  # five models
 
@@ -237,7 +237,7 @@ def _hostile(study: StudyRecord) -> StudyRecord:
 
 @pytest.mark.parametrize("x", ["gflops", HOSTILE])
 def test_html_escapes_text_of_a_study(study: StudyRecord, x: str) -> None:
-    front = summarise(_hostile(study), x=x)
+    front = summarize(_hostile(study), x=x)
     page = to_html(Analysis.of(front))
     assert page.count("<script") == page.count("</script>") == 3 + _scripts_in_plotly()
     assert "<img" not in page.replace(_plotly(), "")
@@ -250,7 +250,7 @@ def test_html_escapes_text_of_a_study(study: StudyRecord, x: str) -> None:
 
 def test_formats_escape_text_of_a_study(study: StudyRecord, tmp_path: Path) -> None:
     hostile = _hostile(study)
-    write_report(Analysis.of(summarise(hostile)), ["csv", "json", "markdown", "png"], tmp_path)
+    write_report(Analysis.of(summarize(hostile)), ["csv", "json", "markdown", "png"], tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["study"]["name"] == HOSTILE
     markdown = (tmp_path / "report.md").read_text()
@@ -270,7 +270,7 @@ def _scripts_in_plotly() -> int:
 
 
 def test_html_may_load_nothing(study: StudyRecord) -> None:
-    page = to_html(Analysis.of(summarise(study)))
+    page = to_html(Analysis.of(summarize(study)))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
@@ -281,7 +281,7 @@ def test_html_may_load_nothing(study: StudyRecord) -> None:
 
 
 def test_front_table_shows_the_front(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(front_table(Analysis.of(front)))
     text = console.export_text()
@@ -295,7 +295,7 @@ def test_front_table_shows_the_front(study: StudyRecord) -> None:
 def test_confirmed_table_shows_test_and_validation(
     confirmed_study: StudyRecord,
 ) -> None:
-    front = summarise(confirmed_study)
+    front = summarize(confirmed_study)
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(confirmed_table(Analysis.of(front)))
     text = console.export_text()
@@ -308,7 +308,7 @@ def test_confirmed_table_shows_test_and_validation(
 
 def test_front_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
     console = Console(width=400, record=True, file=io.StringIO())
-    console.print(front_table(Analysis.of(summarise(_hostile(study), top=2))))
+    console.print(front_table(Analysis.of(summarize(_hostile(study), top=2))))
     assert "[red]" in console.export_text()
 
 
@@ -319,5 +319,5 @@ def test_metric_formats_numbers_with_three_digits() -> None:
 
 def test_front_does_not_change_the_record(study: StudyRecord) -> None:
     before = json.dumps(asdict(study))
-    summarise(study)
+    summarize(study)
     assert json.dumps(asdict(study)) == before

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sftsearch.orchestrator.analysis.analyse import Analysis
 from sftsearch.orchestrator.report.formats import write_report
 
-from report_studies import summarise
+from report_studies import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ QUIET = [
 POINTS = "#front-chart .scatterlayer .point"
 
 
-class Seen:
+class PageLog:
     """Requests and console messages of a page."""
 
     def __init__(self) -> None:
@@ -59,26 +59,26 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Page, Seen]]]:
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Page, PageLog]]]:
     """Return a function that writes a study's page, opens it offline and waits for its charts."""
     contexts = []
 
-    def open_(study: StudyRecord, **settings: Any) -> tuple[Page, Seen]:
-        (path,) = write_report(Analysis.of(summarise(study)), ["html"], tmp_path)
+    def open_(study: StudyRecord, **settings: Any) -> tuple[Page, PageLog]:
+        (path,) = write_report(Analysis.of(summarize(study)), ["html"], tmp_path)
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
         contexts.append(context)
-        seen = Seen()
+        log = PageLog()
         context.set_default_timeout(10_000)
-        context.on("request", lambda request: seen.requests.append(request.url))
+        context.on("request", lambda request: log.requests.append(request.url))
         page = context.new_page()
-        page.on("console", lambda message: seen.messages.append(message.text))
-        page.on("pageerror", lambda error: seen.messages.append(str(error)))
-        page.on("dialog", lambda dialog: seen.messages.append(dialog.message))
+        page.on("console", lambda message: log.messages.append(message.text))
+        page.on("pageerror", lambda error: log.messages.append(str(error)))
+        page.on("dialog", lambda dialog: log.messages.append(dialog.message))
         page.emulate_media(**settings)
         page.goto(path.as_uri())
         page.wait_for_selector("#progress-chart .scatterlayer, #progress-chart.empty")
-        seen.requests.remove(path.as_uri())
-        return page, seen
+        log.requests.remove(path.as_uri())
+        return page, log
 
     yield open_
     for context in contexts:
@@ -93,19 +93,19 @@ def column(page: Page, header: str) -> list[str]:
 
 
 def test_charts_have_a_point_per_configuration(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
-    page, seen = open_page(study)
+    page, log = open_page(study)
     assert page.locator(POINTS).count() == 18  # of 20, one failed and one is incomplete
     assert page.locator("#front-chart .errorbars path.yerror").count() == 18
     assert page.locator("#front-chart .lines path.js-line").count() == 1
     assert page.locator("#progress-chart .lines path.js-line").count() == 1
     assert page.locator("#front-chart .annotation-text").text_content() == "knee"
-    assert (seen.requests, seen.messages) == ([], [])
+    assert (log.requests, log.messages) == ([], [])
 
 
 def test_charts_have_a_step_line_and_a_log_axis(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     chart = page.evaluate(
@@ -116,9 +116,9 @@ def test_charts_have_a_step_line_and_a_log_axis(
 
 
 def test_charts_describe_the_hovered_configuration(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
-    page, seen = open_page(study)
+    page, log = open_page(study)
     page.locator(POINTS).last.hover(force=True)
     page.wait_for_selector("#front-chart .hoverlayer .hovertext")
     text = page.locator("#front-chart .hoverlayer .hovertext").text_content() or ""
@@ -129,11 +129,11 @@ def test_charts_describe_the_hovered_configuration(
     for name in ("stride=", "fused_layers=", "learning_rate=0.001", "GFLOPs", "latency (ms)", "±"):
         assert name in text
     assert "<br>" not in text
-    assert seen.messages == []
+    assert log.messages == []
 
 
 def test_charts_mark_the_row_of_a_clicked_point(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     page.locator(POINTS).last.click(force=True)
@@ -145,9 +145,9 @@ def test_charts_mark_the_row_of_a_clicked_point(
 
 
 def test_page_compares_the_models_in_a_table(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
-    page, seen = open_page(study)
+    page, log = open_page(study)
     heads = page.locator("#families th").all_inner_texts()
     assert (heads[0], heads[-1]) == ("family", "expected best of 3")
     names = page.locator("#families tbody td:first-child").all_inner_texts()
@@ -158,12 +158,12 @@ def test_page_compares_the_models_in_a_table(
     page.get_by_label("Filter").fill("sft_po")  # filters only the other table
     assert page.locator("#families tbody tr:visible").count() == 5
     assert page.get_by_role("heading", name="Families compared").is_visible()
-    assert (seen.requests, seen.messages) == ([], [])
+    assert (log.requests, log.messages) == ([], [])
 
 
 @pytest.mark.parametrize("header", ["GFLOPs", "parameters", "stride", "latency (ms)"])
 def test_table_header_sorts_by_number(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord, header: str
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord, header: str
 ) -> None:
     page, _ = open_page(study)
     button = page.get_by_role("button", name=header, exact=True)
@@ -179,7 +179,7 @@ def test_table_header_sorts_by_number(
 
 
 def test_table_sorted_by_keyboard_keeps_unknown_values_last(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     button = page.locator("#table th button", has_text="95 % CI")
@@ -192,7 +192,7 @@ def test_table_sorted_by_keyboard_keeps_unknown_values_last(
 
 
 def test_table_filter_keeps_rows_with_every_word(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     page.get_by_label("Filter").fill("SFT_PO near")
@@ -207,7 +207,7 @@ def test_table_filter_keeps_rows_with_every_word(
 
 
 def test_charts_have_no_button_that_uploads(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     titles = page.evaluate(
@@ -218,26 +218,26 @@ def test_charts_have_no_button_that_uploads(
 
 
 def test_charts_can_be_saved_as_a_picture(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord, tmp_path: Path
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord, tmp_path: Path
 ) -> None:
-    page, seen = open_page(study)
+    page, log = open_page(study)
     with page.expect_download() as download:
         page.locator("#front-chart .modebar-btn").first.click(force=True)
     download.value.save_as(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
-    assert seen.messages == []
-    assert all(url.startswith(("data:", "blob:")) for url in seen.requests)
+    assert log.messages == []
+    assert all(url.startswith(("data:", "blob:")) for url in log.requests)
 
 
 def test_page_shows_hostile_text_and_runs_nothing(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     hostile = "</script><img src=x onerror=alert(1)><script>alert(2)</script>"
     trials = tuple(
         replace(trial, model=f"{trial.model}{hostile}", reason=hostile if trial.reason else "")
         for trial in study.trials
     )
-    page, seen = open_page(
+    page, log = open_page(
         replace(study, name=hostile, trials=trials, facts={hostile: hostile}, refused={hostile: 3})
     )
     assert page.locator("h1").inner_text() == hostile
@@ -246,14 +246,14 @@ def test_page_shows_hostile_text_and_runs_nothing(
     page.locator(POINTS).last.hover(force=True)
     page.wait_for_selector("#front-chart .hoverlayer .hovertext")
     assert hostile in (page.locator(".hoverlayer .hovertext").text_content() or "")
-    assert (seen.requests, seen.messages) == ([], [])
+    assert (log.requests, log.messages) == ([], [])
 
 
 def test_policy_blocks_unescaped_scripts(
     browser: Browser, study: StudyRecord, tmp_path: Path
 ) -> None:
     """With the content security policy even unescaped text can neither run nor load."""
-    (path,) = write_report(Analysis.of(summarise(study)), ["html"], tmp_path)
+    (path,) = write_report(Analysis.of(summarize(study)), ["html"], tmp_path)
     intruder = "<img src=http://127.0.0.1:9/x onerror='window.ran=1'><script>window.ran=1</script>"
     path.write_text(path.read_text().replace("<main>", f"<main>{intruder}"))
     page = browser.new_page()
@@ -264,19 +264,19 @@ def test_policy_blocks_unescaped_scripts(
 
 
 def test_page_follows_the_color_scheme(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
-    page, seen = open_page(study, color_scheme="dark")
+    page, log = open_page(study, color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('#front-chart .xtitle')).fill"
     assert page.evaluate(ink) == "rgb(230, 234, 240)"
     page.emulate_media(color_scheme="light")
     page.wait_for_timeout(500)  # wait_for_function needs eval, which the policy forbids
     assert page.evaluate(ink) == "rgb(28, 36, 48)"
-    assert seen.messages == []
+    assert log.messages == []
 
 
 def test_page_needs_no_sideways_scrolling_on_a_phone(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
     page, _ = open_page(study)
     page.set_viewport_size({"width": 380, "height": 800})
@@ -285,9 +285,9 @@ def test_page_needs_no_sideways_scrolling_on_a_phone(
 
 
 def test_page_exists_of_a_study_without_results(
-    open_page: Callable[..., tuple[Page, Seen]], study: StudyRecord
+    open_page: Callable[..., tuple[Page, PageLog]], study: StudyRecord
 ) -> None:
-    page, seen = open_page(replace(study, trials=()))
+    page, log = open_page(replace(study, trials=()))
     assert page.locator("#front-chart").inner_text() == "Nothing to draw yet."
     assert page.locator("#table tbody tr").count() == 0
-    assert seen.messages == []
+    assert log.messages == []

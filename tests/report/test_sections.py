@@ -20,7 +20,7 @@ from sftsearch.orchestrator.report.markdown import to_markdown
 from sftsearch.orchestrator.report.sections import families_section, routes_section
 from sftsearch.orchestrator.report.table import front_table
 
-from report_studies import gated, routes_front, small_study, summarise, sweep, two_models
+from report_studies import gated, routes_front, small_study, summarize, sweep, two_models
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.front import Front
@@ -37,15 +37,15 @@ def compared(front: Front) -> FamilyComparison:
 
 def test_families_section_is_omitted_with_one_model(study: StudyRecord) -> None:
     alone = replace(study, trials=tuple(t for t in study.trials if t.model == "sft"))
-    front = summarise(alone)
+    front = summarize(alone)
     assert families_of(front) is None
     assert "Families compared" not in to_markdown(Analysis.of(front)) + to_html(Analysis.of(front))
     assert json.loads(to_json(Analysis.of(front)))["families"] is None
-    assert families_of(summarise(small_study())) is None
+    assert families_of(summarize(small_study())) is None
 
 
 def test_families_section_is_in_every_format(study: StudyRecord) -> None:
-    front = summarise(study)
+    front = summarize(study)
     found = compared(front)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(front_table(Analysis.of(front)))
@@ -70,7 +70,7 @@ def test_families_section_is_in_every_format(study: StudyRecord) -> None:
 
 
 def test_families_section_has_a_dash_for_a_missing_value() -> None:
-    front = summarise(two_models())
+    front = summarize(two_models())
     section = families_section(Analysis.of(front), intervals=False)
     assert section is not None
     table, heads = section.table.rows, section.table.headers
@@ -107,7 +107,7 @@ def test_routes_section_is_in_every_format() -> None:
 
 
 def test_routes_section_is_omitted_without_gates(study: Any) -> None:
-    front = summarise(study)
+    front = summarize(study)
     assert "Routes" not in to_markdown(Analysis.of(front))
     assert "routes-chart" not in to_html(Analysis.of(front)).split("<script", 1)[0]
     assert json.loads(to_json(Analysis.of(front)))["routes"] == []

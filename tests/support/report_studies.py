@@ -236,7 +236,7 @@ def gated(name: str, weight: float | None, share: float, **values: float) -> Tri
     )
 
 
-def summarise(
+def summarize(
     study: StudyRecord, *, x: str = "gflops", y: str = "top1", by: Any = None, **options: Any
 ) -> Front:
     chosen = None if by is None else tuple(by)
@@ -254,7 +254,7 @@ def routes_front(*trials: TrialRecord) -> Front:
         refused={},
         trials=trials,
     )
-    return summarise(study, x="gflops_expected")
+    return summarize(study, x="gflops_expected")
 
 
 def sweep() -> Front:

@@ -29,7 +29,7 @@ from sftsearch.orchestrator.tracking.reader import read_study
 
 from journals import Journal
 from mirrored_study import COST, CREATED, add_trials, expected, lag, snapshot
-from report_studies import summarise
+from report_studies import summarize
 from servers import MlflowServer
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_read_study_of_an_adaptive_study_equals_the_journal_s_record(tmp_path: P
         read = read_study(uri, "mirrored", tmp_path)
         assert read == expected(journal)
         theirs, ours = (
-            json.loads(to_json(Analysis.of(summarise(study))))
+            json.loads(to_json(Analysis.of(summarize(study))))
             for study in (read, expected(journal))
         )
         assert theirs == ours
