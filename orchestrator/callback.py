@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.search.engine import Search
     from sftsearch.orchestrator.storage.journal import Entry
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 
 class StudyCallback:
@@ -18,7 +18,7 @@ class StudyCallback:
         """Called when a stage begins that may take seconds."""
 
     def on_open(
-        self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
+        self, source: StudySource, admission: Admission, search: Search, max_concurrent_trials: int
     ) -> None:
         """Called before the first trial of this run starts."""
 

@@ -13,7 +13,7 @@ from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
 from sftsearch.orchestrator.studies import StudyError
-from sftsearch.search_spaces.load import Source, find_study_file, on_dataset, read_study
+from sftsearch.search_spaces.load import StudySource, find_study_file, on_dataset, read_study
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def check_study(
     file: str | Path, *, dataset: str | None = None, root: str | None = None
-) -> tuple[Source, DatasetSpec, Admission]:
+) -> tuple[StudySource, DatasetSpec, Admission]:
     """Read a study file and check everything that can be checked before a trial runs.
 
     Args:
@@ -46,7 +46,7 @@ def check_study(
 
 
 def check_resumable(
-    source: Source, spec: DatasetSpec, folder: Path, state: StudyState, *, resume: bool
+    source: StudySource, spec: DatasetSpec, folder: Path, state: StudyState, *, resume: bool
 ) -> None:
     """Raise if the study cannot be started or resumed from this file.
 
@@ -87,7 +87,7 @@ def check_resumable(
         )
 
 
-def _check_warm_start(source: Source, state: StudyState, name: str) -> None:
+def _check_warm_start(source: StudySource, state: StudyState, name: str) -> None:
     """Raise if the warm start is new or differs from that of the existing study."""
     section = source.study.warm_start
     if section is None:

@@ -31,7 +31,7 @@ class NoStudyFileError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StudySource:
     """A study file after reading: values, lines, and schema errors."""
 
     name: str
@@ -92,7 +92,7 @@ def _is(path: Path, what: Callable[[Path], bool]) -> bool:
         return False
 
 
-def read_study(path: Path, parameters_of: ParametersOf) -> Source:
+def read_study(path: Path, parameters_of: ParametersOf) -> StudySource:
     """Read the study file at `path`, and collect its schema errors.
 
     Args:
@@ -114,7 +114,7 @@ def read_study(path: Path, parameters_of: ParametersOf) -> Source:
 
 def parse_study(
     content: bytes, parameters_of: ParametersOf | None = None, *, name: str = "study file"
-) -> Source:
+) -> StudySource:
     """Parse the text of a study file.
 
     Args:
@@ -137,12 +137,16 @@ def parse_study(
     return _checked(name, data, layout, [*mistakes, *found])
 
 
-def _checked(name: str, data: dict[str, Any], layout: Layout, mistakes: list[Mistake]) -> Source:
+def _checked(
+    name: str, data: dict[str, Any], layout: Layout, mistakes: list[Mistake]
+) -> StudySource:
     study, found = check_types(data, layout)
-    return Source(name, data, layout, (*mistakes, *found), study)
+    return StudySource(name, data, layout, (*mistakes, *found), study)
 
 
-def on_dataset(source: Source, kind: str, root: str | None, modalities: Sequence[str]) -> Source:
+def on_dataset(
+    source: StudySource, kind: str, root: str | None, modalities: Sequence[str]
+) -> StudySource:
     """Return the source of a study file for another dataset, with the dataset in its name.
 
     If a branch's `modalities` are not all in the dataset, they are replaced: by each modality

@@ -35,7 +35,7 @@ from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 if TYPE_CHECKING:
     from sftsearch.orchestrator.callback import StudyCallback
     from sftsearch.orchestrator.storage.event import JSON, Numbers, TrialKey
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 SHOWN_VERSIONS = ("sftsearch", "torch", "numpy")
 
@@ -105,7 +105,7 @@ def record_table(
     return True
 
 
-def _check(source: Source) -> None:
+def _check(source: StudySource) -> None:
     plan = source.study.search
     fixed = plan.replicates.min == plan.replicates.max and not plan.replicates.fresh
     if plan.sampler.kind != "exhaustive" or plan.early_stopping.kind != "none" or not fixed:
@@ -115,7 +115,7 @@ def _check(source: Source) -> None:
         )
 
 
-def _grant(journal: Journal, source: Source, near: int, near_replicates: int) -> int:
+def _grant(journal: Journal, source: StudySource, near: int, near_replicates: int) -> int:
     """Add replicates of the configurations nearest the front; return the number of trials."""
     state = StudyState.of(journal.entries())
     count = Counter(key.configuration_id for key in state.trials)
@@ -130,7 +130,7 @@ def _grant(journal: Journal, source: Source, near: int, near_replicates: int) ->
     return more
 
 
-def nearest_the_front(state: StudyState, source: Source, number: int) -> list[str]:
+def nearest_the_front(state: StudyState, source: StudySource, number: int) -> list[str]:
     """Return the configurations whose mean is closest to the best one that is as cheap."""
     valued = [one for one in state.configurations.values() if one.values]
     objective, num = source.study.objectives[0], source.study.search.replicates.max
@@ -152,7 +152,9 @@ def nearest_the_front(state: StudyState, source: Source, number: int) -> list[st
 # ------------------------------------------------------------------ the table
 
 
-def _collect(folder: Path, source: Source, fingerprint: str) -> tuple[dict[str, pa.Array], JSON]:
+def _collect(
+    folder: Path, source: StudySource, fingerprint: str
+) -> tuple[dict[str, pa.Array], JSON]:
     """Return the columns and the metadata of the table."""
     entries = list(read_entries(folder))
     state = StudyState.of(entries)
@@ -205,7 +207,7 @@ def _array(name: str, values: list[object]) -> pa.Array:
     return pa.array(values, pa.float64() if name.startswith("cost_") else pa.float32())
 
 
-def _facts(source: Source, fingerprint: str) -> JSON:
+def _facts(source: StudySource, fingerprint: str) -> JSON:
     study = source.study
     return {
         "study": study.study.name,
@@ -221,7 +223,7 @@ def _facts(source: Source, fingerprint: str) -> JSON:
     }
 
 
-def _subjects(source: Source) -> dict[str, list[list[str]]]:
+def _subjects(source: StudySource) -> dict[str, list[list[str]]]:
     """Return the subject of each sample, `validation` by fold and `test`, in the bits' order."""
     chosen = source.study.dataset
     store, folds = open_dataset(chosen.kind, root=chosen.root), chosen.folds

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.benchmark.simulator import Simulation
     from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.candidates.admission import Admission
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 Number = Literal["finished", "stopped", "failed", "seconds", "reused", "regret"]
 ENDS: tuple[Number, ...] = ("finished", "stopped", "failed")
@@ -109,7 +109,7 @@ def area(
 
 
 def outcome_of(
-    source: Source, simulation: Simulation, table: Table, chance: float | None
+    source: StudySource, simulation: Simulation, table: Table, chance: float | None
 ) -> Outcome:
     """Return the result of a simulated search as plain values.
 
@@ -151,7 +151,7 @@ def outcome_of(
 
 
 def measure(
-    source: Source,
+    source: StudySource,
     admission: Admission,
     table: Table,
     *,

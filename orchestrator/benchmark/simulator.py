@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.orchestrator.benchmark.table import LAST_EPOCHS, TableError
+from sftsearch.orchestrator.benchmark.table import TableError
 from sftsearch.orchestrator.search.engine import Search
 from sftsearch.orchestrator.storage.events import Concluded, Opened
 from sftsearch.orchestrator.storage.journal import MemoryJournal
 from sftsearch.search_spaces.search_plan import Exhaustive, NoStop
+from sftsearch.trainables.training_record import LAST_EPOCHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.benchmark.table import Table
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.search.engine import TrialSuggestion
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,7 @@ class Replay:
 
 
 def simulate(
-    source: Source,
+    source: StudySource,
     admission: Admission,
     table: Table,
     *,
@@ -124,7 +125,7 @@ def simulate(
 class _Simulator:
     def __init__(
         self,
-        source: Source,
+        source: StudySource,
         admission: Admission,
         table: Table,
         workers: int,
@@ -205,7 +206,7 @@ class _Simulator:
 
 
 def simulate_repeatedly(
-    source: Source, admission: Admission, table: Table, *, workers: int, repetitions: int
+    source: StudySource, admission: Admission, table: Table, *, workers: int, repetitions: int
 ) -> Iterator[Simulation]:
     """Yield simulations with different seeds.
 
@@ -218,7 +219,7 @@ def simulate_repeatedly(
         yield simulate(reseeded, admission, table, workers=workers, repetition=repetition)
 
 
-def _reseeded(source: Source, more: int) -> Source:
+def _reseeded(source: StudySource, more: int) -> StudySource:
     """Return the study with `more` added to the seeds of its sampler and stopping rule."""
     plan = source.study.search
     sections = {
@@ -230,7 +231,7 @@ def _reseeded(source: Source, more: int) -> Source:
     return replace(source, checked=study)
 
 
-def check_table(source: Source, admission: Admission, table: Table) -> None:
+def check_table(source: StudySource, admission: Admission, table: Table) -> None:
     """Check that a table matches a study.
 
     Raises:

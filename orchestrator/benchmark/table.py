@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
+from sftsearch.trainables.training_record import LAST_EPOCHS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +38,6 @@ MAX_BYTES = 1 << 30
 MAX_ROWS = 20_000_000
 MAX_HOLES = 1_000
 """Maximum number of array cells in memory per row of the file, against sparse tables."""
-LAST_EPOCHS = 3
-"""Number of last epochs whose mean is the value of a replicate, as in training."""
 
 
 class TableError(UserError):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
     from sftsearch.trainables.cost import Cost
 
 MAX_TABLE = 50_000
@@ -68,7 +68,7 @@ class Admission:
 
     def __init__(
         self,
-        source: Source,
+        source: StudySource,
         spec: DatasetSpec,
         *,
         price: Callable[[Point], Candidate] | None = None,

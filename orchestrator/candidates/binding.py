@@ -25,7 +25,7 @@ from sftsearch.trainables.metrics import METRICS
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 TRAINING = "training"
 _HASHED_AS = {"score_epoch": "value"}
@@ -168,7 +168,7 @@ def _frozen(value: object) -> object:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
-def with_objectives(source: Source, spec: DatasetSpec) -> Source:
+def with_objectives(source: StudySource, spec: DatasetSpec) -> StudySource:
     """Return the source with default objectives, if it has none: the task's metric and GFLOPs.
 
     The task's metric is `top1`, `map` (multi-label) or `mae` (regression).
@@ -181,7 +181,7 @@ def with_objectives(source: Source, spec: DatasetSpec) -> Source:
     return dataclasses.replace(source, checked=study)
 
 
-def definition_of(source: Source, spec: DatasetSpec) -> dict[str, object]:
+def definition_of(source: StudySource, spec: DatasetSpec) -> dict[str, object]:
     """Return what defines a study: space, data, objectives, constraints, training, replicates.
 
     The budget (trials, resources, sampler) is not part of it, so a study can be extended.

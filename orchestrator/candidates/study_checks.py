@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
 """Validation metrics of a finished trial by task; `top5` only with more than five classes."""
 
 
-def check_names(source: Source) -> None:
+def check_names(source: StudySource) -> None:
     """Check names and types against the catalogs.
 
     Raises:
@@ -65,7 +65,7 @@ def check_names(source: Source) -> None:
         raise StudyFileError(source.name, found)
 
 
-def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+def _fold_mistakes(source: StudySource, spec: DatasetSpec | None) -> list[Mistake]:
     num_folds = _get(source.data, "dataset", "folds")
     if spec is None or not _is_whole(num_folds):
         return []  # a wrong type is a schema error
@@ -76,7 +76,7 @@ def _fold_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
     return []
 
 
-def _warm_start_mistakes(source: Source) -> list[Mistake]:
+def _warm_start_mistakes(source: StudySource) -> list[Mistake]:
     other, own = _get(source.data, "warm_start", "study"), _get(source.data, "study", "name")
     if other is None or other != own:
         return []
@@ -93,7 +93,7 @@ def _get(data: object, *keys: str) -> object:
     return data
 
 
-def _training_mistakes(source: Source) -> list[Mistake]:
+def _training_mistakes(source: StudySource) -> list[Mistake]:
     training = source.data.get(TRAINING)
     found, valid = [], {}
     for name, value in training.items() if isinstance(training, dict) else ():
@@ -115,7 +115,7 @@ def _training_mistakes(source: Source) -> list[Mistake]:
 
 
 def _branch_mistakes(
-    source: Source, i: int, branch: dict[str, object], spec: DatasetSpec | None
+    source: StudySource, i: int, branch: dict[str, object], spec: DatasetSpec | None
 ) -> list[Mistake]:
     kind = str(branch["kind"])
     if kind not in models.MODELS:
@@ -133,7 +133,7 @@ def _branch_mistakes(
 
 
 def _modality_mistakes(
-    source: Source, place: Place, value: object, spec: DatasetSpec
+    source: StudySource, place: Place, value: object, spec: DatasetSpec
 ) -> list[Mistake]:
     kind_ = f"modality of '{spec.name}'"
     return [
@@ -156,7 +156,7 @@ def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
     ]
 
 
-def _objective_mistakes(source: Source, spec: DatasetSpec | None) -> list[Mistake]:
+def _objective_mistakes(source: StudySource, spec: DatasetSpec | None) -> list[Mistake]:
     """Check metrics and directions, also in a file with schema errors."""
     objectives = source.data.get("objectives")
     if not isinstance(objectives, list):
@@ -191,7 +191,13 @@ def _measured(spec: DatasetSpec | None) -> list[str]:
 
 
 def _metric_mistakes(
-    source: Source, i: int, name: str, direction: object, spec: DatasetSpec | None, *, again: bool
+    source: StudySource,
+    i: int,
+    name: str,
+    direction: object,
+    spec: DatasetSpec | None,
+    *,
+    again: bool,
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
     known = [*_measured(spec), *COSTS]
@@ -210,7 +216,7 @@ def _metric_mistakes(
 
 
 def _parameter_mistakes(
-    source: Source, place: Place, value: object, known: Mapping[str, TypeAdapter[object]]
+    source: StudySource, place: Place, value: object, known: Mapping[str, TypeAdapter[object]]
 ) -> list[Mistake]:
     name = str(place[-1])
     if name not in known:

@@ -10,7 +10,7 @@ from sftsearch.search_spaces.schema import Choice
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.mistakes import Mistake, Place
     from sftsearch.search_spaces.point import Point
     from sftsearch.search_spaces.space import Space
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ValueChecker:
     """Collects which points can be built, and reports values that never can."""
 
-    def __init__(self, source: Source, space: Space) -> None:
+    def __init__(self, source: StudySource, space: Space) -> None:
         self._source = source
         self._space = space
         self._possible: set[tuple[int, str, str]] = set()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.search.engine import Search
     from sftsearch.orchestrator.storage.event import Numbers
     from sftsearch.orchestrator.storage.journal import Entry
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 
 class ConsoleProgress(StudyCallback):
@@ -67,7 +67,7 @@ class ConsoleProgress(StudyCallback):
             self._line(text)
 
     def on_open(
-        self, source: Source, admission: Admission, search: Search, max_concurrent_trials: int
+        self, source: StudySource, admission: Admission, search: Search, max_concurrent_trials: int
     ) -> None:
         """Show the size of the space, and start the progress bar."""
         self._stop_live()

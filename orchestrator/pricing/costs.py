@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.schema import DatasetChoice, Resources
 
 NUM_MEASURED = 5
@@ -52,7 +52,7 @@ def list_prices(admission: Admission) -> list[Candidate]:
     return sorted(found, key=lambda candidate: (candidate.cost.gflops, candidate.id))
 
 
-def estimate_time(source: Source, spec: DatasetSpec, admission: Admission) -> Estimate:
+def estimate_time(source: StudySource, spec: DatasetSpec, admission: Admission) -> Estimate:
     """Measure training steps of a few configurations and extrapolate to the study."""
     listing = list_prices(admission)
     max_concurrent_trials = _max_concurrent_trials(source.study.resources)
@@ -128,7 +128,7 @@ def as_json(
     listing: list[Candidate],
     admission: Admission,
     estimate: Estimate | None,
-    source: Source,
+    source: StudySource,
 ) -> dict[str, object]:
     """Return the output of `price --json`, with the paper's table if the study names one."""
     paper = source.study.study.paper
@@ -211,7 +211,7 @@ def _format_parameters(parameters: dict[str, object], spec: DatasetSpec) -> str:
 
 
 def describe(
-    listing: list[Candidate], source: Source, admission: Admission, estimate: Estimate | None
+    listing: list[Candidate], source: StudySource, admission: Admission, estimate: Estimate | None
 ) -> Group:
     """Describe the space's size, its cost range, the time and the paper's table."""
     from rich.console import Group

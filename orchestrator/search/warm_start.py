@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.storage.event import Numbers
     from sftsearch.orchestrator.storage.events import Created
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.schema import StudyFile
     from sftsearch.search_spaces.space import Axis
 
@@ -61,7 +61,7 @@ class _Trained:
 
 
 def import_study(
-    source: Source, admission: Admission, folder: Path, other: Path
+    source: StudySource, admission: Admission, folder: Path, other: Path
 ) -> tuple[Imported, str]:
     """Import the results of another study; return the event and a message for the user.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.orchestrator.benchmark.table import Table
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
     from journals import RawEvent
 
@@ -34,11 +34,11 @@ EPOCHS, REPLICATES = 4, 6
 SPACE = width(8, 16, 24, 32, 40)
 
 
-def study(plan: str = "sampler: ehvi, trials: 10, replicates: 2") -> Source:
+def study(plan: str = "sampler: ehvi, trials: 10, replicates: 2") -> StudySource:
     return source_of(plan, space=SPACE, epochs=EPOCHS)
 
 
-def admission_of(source: Source) -> Admission:
+def admission_of(source: StudySource) -> Admission:
     return Admission(source, describe("wearables"))
 
 
@@ -247,7 +247,7 @@ def test_replay_reuses_a_replicate_of_the_same_fold_if_one_is_missing() -> None:
 # ----------------------------------------------------------------- simulation
 
 
-def simulated(table: Table, source: Source, **more: Any) -> tuple[list[RawEvent], Any]:
+def simulated(table: Table, source: StudySource, **more: Any) -> tuple[list[RawEvent], Any]:
     done = simulate(source, admission_of(source), table, **more)
     return [raw(entry) for entry in done.journal.entries()], done
 

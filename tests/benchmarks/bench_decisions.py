@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.search.engine import TrialSuggestion
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 BRANCH = """
   - kind: {kind}
@@ -66,13 +66,13 @@ space:
 EPOCHS, RUNG = 8, 2
 
 
-def make_source() -> Source:
+def make_source() -> StudySource:
     """Return the study file."""
     text = STUDY + "".join(BRANCH.format(kind=kind) for kind in ("sft", "concat"))
     return parse_study(text.encode())
 
 
-def make_table(source: Source) -> Table:
+def make_table(source: StudySource) -> Table:
     """Return a table of all configurations with their costs, without metrics."""
     space = Space(source.study.space)
     points = list(space.points())

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.benchmark.table import Table
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.point import Point
 
 
-def recorded_prices(source: Source, table: Table) -> Callable[[Point], Candidate]:
+def recorded_prices(source: StudySource, table: Table) -> Callable[[Point], Candidate]:
     """Return a `price` function for `Admission` that looks costs up in a table."""
     named = zip(table.models, table.parameters, strict=True)
     rows = {_canonical(model, parameters): row for row, (model, parameters) in enumerate(named)}

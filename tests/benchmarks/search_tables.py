@@ -19,7 +19,7 @@ from sftsearch.datasets.catalog import describe
 from sftsearch.orchestrator.benchmark.regret import area
 from sftsearch.orchestrator.benchmark.table import Table, read_table
 from sftsearch.orchestrator.candidates.admission import Admission
-from sftsearch.search_spaces.load import Source, parse_study
+from sftsearch.search_spaces.load import StudySource, parse_study
 
 from recorded_prices import recorded_prices
 from rivals.optuna_samplers import Table as Grid
@@ -45,7 +45,7 @@ class Case:
     study: dict[str, Any]
     """The study file without its `search`."""
 
-    def source(self, **plan: Any) -> Source:
+    def source(self, **plan: Any) -> StudySource:
         """Return the study with a search plan."""
         text = yaml.safe_dump({**self.study, "search": plan}, sort_keys=False)
         return parse_study(text.encode())

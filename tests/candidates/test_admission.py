@@ -22,12 +22,12 @@ from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.cost import count_gmacs
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 WEARABLES = describe("wearables")
 
 
-def source_of(space: str, constraints: str = "[]", training: str = "{}") -> Source:
+def source_of(space: str, constraints: str = "[]", training: str = "{}") -> StudySource:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\nsearch: {trials: 1}\n"
         f"constraints: {constraints}\ntraining: {training}\n{space}"

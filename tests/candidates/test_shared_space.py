@@ -15,7 +15,7 @@ from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.schema import FloatRange
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 
 SHARED = """\
@@ -36,7 +36,7 @@ space:
 """
 
 
-def read_shared(text: str = SHARED) -> Source:
+def read_shared(text: str = SHARED) -> StudySource:
     source = parse_study(text.encode(), parameter_names, name="s.yaml")
     check_names(source)
     return source

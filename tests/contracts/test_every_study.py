@@ -30,13 +30,13 @@ from sftsearch.trainables.fit import Fit
 if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.candidates.binding import Configuration
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 FOLDER = Path(next(iter(sftsearch.search_spaces.__path__)))
 STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read(name: str) -> Source:
+def read(name: str) -> StudySource:
     return read_study(find_study_file(name), parameter_names)
 
 

@@ -21,7 +21,7 @@ from sftsearch.orchestrator.pricing import costs as prices
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 WEARABLES = describe("wearables")
 SPACE = """\
@@ -40,7 +40,7 @@ space:
 CONTINUOUS = SPACE + "    learning_rate: {kind: float, low: 1e-4, high: 1e-2, log: true}\n"
 
 
-def study_of(space: str = SPACE, constraints: str = "[]") -> tuple[Source, Admission]:
+def study_of(space: str = SPACE, constraints: str = "[]") -> tuple[StudySource, Admission]:
     text = (
         "study: {name: small}\ndataset: {kind: wearables}\n"
         "search: {trials: 12, sampler: {kind: random}}\nresources: {concurrent_trials: 1}\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.candidates.study_checks import check_names
-from sftsearch.search_spaces.load import Source, find_study_file, parse_study, read_study
+from sftsearch.search_spaces.load import StudySource, find_study_file, parse_study, read_study
 from sftsearch.search_spaces.mistakes import MAX_SHOWN, StudyFileError
 from sftsearch.search_spaces.plain_yaml import MAX_BYTES, MAX_DEPTH
 
@@ -43,7 +43,7 @@ space:
 """
 
 
-def parse(text: str | bytes) -> Source:
+def parse(text: str | bytes) -> StudySource:
     return parse_study(text if isinstance(text, bytes) else text.encode(), name="s.yaml")
 
 

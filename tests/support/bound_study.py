@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sftsearch.search_spaces.load import parse_study
 
 if TYPE_CHECKING:
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
 OBJECTIVES = """\
 objectives:
@@ -31,12 +31,12 @@ space:
 TASKS = {"multilabel": "synthetic_tags", "regression": "synthetic_rating"}
 
 
-def parse(old: str = "", new: str = "") -> Source:
+def parse(old: str = "", new: str = "") -> StudySource:
     assert VALID.count(old) == 1 or not old
     return parse_study(VALID.replace(old, new).encode() if old else VALID.encode(), name="s.yaml")
 
 
-def of_task(task: str, objectives: str) -> Source:
+def of_task(task: str, objectives: str) -> StudySource:
     text = (
         f"study: {{name: small}}\ndataset: {{kind: {TASKS[task]}}}\n{objectives}"
         "search: {trials: 4}\nspace: [{kind: sft}]\n"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.search.engine import TrialSuggestion
     from sftsearch.orchestrator.storage.journal import Entry
-    from sftsearch.search_spaces.load import Source
+    from sftsearch.search_spaces.load import StudySource
 
     from journals import RawEvent
 
@@ -137,7 +137,7 @@ def width(*dims: int) -> str:
     return ONE.replace("dim: 8", f"dim: {{kind: choice, values: {list(dims)}}}")
 
 
-def source_of(search: str, *, space: str = LISTED, epochs: int = 2, more: str = "") -> Source:
+def source_of(search: str, *, space: str = LISTED, epochs: int = 2, more: str = "") -> StudySource:
     """Return a study file of wearables; `search` is the content of its search section."""
     text = (
         f"study: {{name: toy}}\ndataset: {{kind: wearables}}\nsearch: {{{search}}}\n"
@@ -193,7 +193,7 @@ class Training:
 class Memory:
     """A study in memory with its own clock, which can be cut off after any event."""
 
-    source: Source
+    source: StudySource
     slots: int = 1
     admission: Admission = field(init=False)
     now: float = 1000.0

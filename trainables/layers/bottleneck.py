@@ -115,7 +115,7 @@ class CrossLayer(nn.Module):
         return {name: block(tokens[name], source) for name, block in pairs}
 
 
-class Split(nn.Module):
+class SplitModalities(nn.Module):
     """Split a joined sequence into its modalities: (B, sum T, D) -> {m: (B, T_m, D)}."""
 
     def __init__(self, joined: str, lengths: Mapping[str, int]) -> None:

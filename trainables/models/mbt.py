@@ -25,7 +25,7 @@ from sftsearch.trainables.layers.bottleneck import (
     BottleneckLayer,
     CrossLayer,
     SkippedBlock,
-    Split,
+    SplitModalities,
 )
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.concat import Join
@@ -149,7 +149,7 @@ def fused_layers(spec: DatasetSpec, config: MBTConfig) -> list[nn.Module]:
         return [
             Join(),
             *(Each(blocks(config, [FUSED], i)) for i in depths),
-            Split(FUSED, lengths),
+            SplitModalities(FUSED, lengths),
         ]
     return [CrossLayer(blocks(config, names, i)) for i in depths]  # none, or cross
 

@@ -47,7 +47,7 @@ MSAF_PAPER = "Su et al. 2020, MSAF: Multimodal Split Attention Fusion, arXiv:201
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class ChannelSplit:
     """How the channels of modalities are split, with all defaults resolved."""
 
     widths: tuple[int, ...]
@@ -100,7 +100,7 @@ class SplitConfig(TransformerConfig):
         """Return the channels of each modality used."""
         return dict.fromkeys(self.num_tokens(spec), self.dim)
 
-    def split(self, spec: DatasetSpec) -> Split:
+    def split(self, spec: DatasetSpec) -> ChannelSplit:
         """Resolve how channels are split.
 
         Raises:
@@ -117,7 +117,7 @@ class SplitConfig(TransformerConfig):
             got = f"reduction={reduction}, block_width={width}"
             message = f"`reduction` must be at most `block_width`, but got ({got})."
             raise ConfigError(message, "reduction", "block_width")
-        found = Split(widths, width, reduction, self.segments)
+        found = ChannelSplit(widths, width, reduction, self.segments)
         if found.num_blocks == 1:
             raise ConfigError(
                 f"MSAF needs at least two blocks, but got (block_width={width}, one modality of "
@@ -140,7 +140,7 @@ class SplitConfig(TransformerConfig):
         return {"block_width": split.block_width, "reduction": reduction}
 
 
-def msaf_module(split: Split, config: SplitConfig, *, shared: int) -> SegmentedMSAF:
+def msaf_module(split: ChannelSplit, config: SplitConfig, *, shared: int) -> SegmentedMSAF:
     """Return the MSAFs of all segments; `shared`: leading tokens that all segments read."""
     return SegmentedMSAF(
         [
