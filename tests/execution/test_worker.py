@@ -164,7 +164,7 @@ def test_worker_reports_a_missing_compiler(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.startswith("CompileError: `compile` needs a C++ compiler, and Triton on")
     assert "InvalidCxxCompiler" in done.stdout
-    assert done.stdout.endswith("Install them, or leave `compile` out.\n")
+    assert done.stdout.endswith("Install them, or remove `compile`.\n")
 
 
 # ------------------------------------------------------------------- fencing tokens
