@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftsearch.datasets.errors import DatasetError, UserError, look_up
+from sftsearch.datasets.errors import DatasetError, UserError, look_up, unknown
 from sftsearch.datasets.spec import FORMAT_VERSION, MANIFEST, NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -235,10 +235,8 @@ def reader_for(name: str, path: Path | None) -> str:
     if name in READERS:
         return name
     if path is None:
-        raise UserError(
-            f"No reader is called '{name}'. Choose one by --reader, or give files by --from. "
-            f"Known: {', '.join(sorted(READERS))}."
-        )
+        known = unknown(name, READERS, kind="reader")
+        raise UserError(f"{known} Choose one by --reader, or give files by --from.")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return "parquet"
     if (path / "dataset_dict.json").is_file():

@@ -25,10 +25,14 @@ class Objectives:
         """Return the objectives of a study, whose cost comes second.
 
         The cost is the first exact one, else the first bounded one, so the study is searched and
-        reported on the same cost. The others keep their order.
+        reported on the same cost. Old records may have only a measured one. The others keep their
+        order.
 
         Args:
             pairs: metric and direction of each objective, the accuracy first.
+
+        Raises:
+            LookupError: there is no cost.
         """
         directions = dict(pairs)
         accuracy, *others = directions
@@ -63,8 +67,8 @@ class Objectives:
 
     @property
     def searched_cost(self) -> str:
-        """The cost used by the search, known before training: exact, or an upper bound."""
-        return BOUNDED_COSTS.get(self.x, self.x)
+        """The exact cost that the surrogate uses: x, its upper bound, else GFLOPs."""
+        return self.x if self.x in EXACT_COSTS else BOUNDED_COSTS.get(self.x, EXACT_COSTS[0])
 
     @property
     def is_cost_minimized(self) -> bool:

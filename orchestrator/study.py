@@ -73,11 +73,7 @@ class StudyResult:
 
     @functools.cached_property
     def analysis(self) -> Analysis:
-        """The analysis that reports show, computed once.
-
-        Raises:
-            UserError: no trial has finished.
-        """
+        """The analysis that reports show, computed once."""
         from sftsearch.orchestrator.analysis.analyse import analyse
 
         return analyse(self.record)

@@ -33,6 +33,7 @@ Literals = bool | int | float | str | None | list[Any] | dict[str, Any]
 """What a parameter may be set to: a YAML scalar, a list or a mapping."""
 
 
+MAX_BRANCHES = 1000
 MAX_WHOLE = 2**53
 """Limit of whole numbers, which floats represent exactly."""
 
@@ -299,14 +300,14 @@ class SharedSpace(Section):
 
     shared: dict[str, Literals] = Field(default={})
     """Parameters of every model that has them and does not set them itself."""
-    models: Annotated[list[Branch], Field(min_length=1, max_length=1000)]
+    models: Annotated[list[Branch], Field(min_length=1, max_length=MAX_BRANCHES)]
 
 
 def _unchanged(value: object) -> object:
     return value  # `load` expands the short form; this type only documents it in the JSON schema
 
 
-Branches = Annotated[list[Branch], Field(min_length=1, max_length=1000)]
+Branches = Annotated[list[Branch], Field(min_length=1, max_length=MAX_BRANCHES)]
 StudySpace = Annotated[
     Branches, BeforeValidator(_unchanged, json_schema_input_type=Branches | SharedSpace)
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import unknown
-from sftsearch.search_spaces.schema import SharedSpace
+from sftsearch.search_spaces.schema import MAX_BRANCHES, SharedSpace
 
 if TYPE_CHECKING:
     from sftsearch.search_spaces.mistakes import Layout, Mistake
@@ -40,13 +40,13 @@ def expand_shared(
     if not isinstance(shared, dict):
         found.append(layout.mistake(("space", "shared"), "It must be a mapping of parameters."))
         shared = {}
-    branches = models if isinstance(models, list) else []
+    branches = models if isinstance(models, list) and len(models) <= MAX_BRANCHES else []
     kinds = {str(branch.get("kind")) for branch in branches if isinstance(branch, dict)}
     known = {name for kind in kinds for name in parameters_of(kind)}
     found += [
         layout.mistake(("space", "shared", name), unknown(str(name), known, kind="parameter"))
         for name in shared
-        if branches and name not in known
+        if kinds and name not in known
     ]
     layout.move(("space",), ("space", "models"))
     expanded: list[Any] = []
@@ -57,7 +57,7 @@ def expand_shared(
         for name in taken:
             layout.move(("space", i, name), ("space", "shared", name))
         expanded.append({**branch, **taken} if isinstance(branch, dict) else branch)
-    if isinstance(models, list):
+    if branches:
         return data | {"space": expanded}, found
     rest = {key: value for key, value in data.items() if key != "space"}
     return (rest if models is None else rest | {"space": models}), found

@@ -49,6 +49,7 @@ def test_the_page_adds_a_model_with_one_file_and_one_line(tmp_path: Path) -> Non
     (tmp_path / "study.yaml").write_text(study)
     command = "from sftsearch.orchestrator.cli.main import main; main()"
     assert "averaged_fusion" in run(tmp_path, "-c", command, "price", str(tmp_path / "study.yaml"))
+    assert "averaged_fusion" in run(tmp_path, "-c", command, "models")
     output = run(tmp_path, "-m", "pytest", "-q", str(CONTRACT), "-k", "averaged_fusion")
     assert re.search(r"\b(\d\d) passed", output), output
 

@@ -21,7 +21,6 @@ from sftsearch.orchestrator.analysis.configurations import fold_effects
 from sftsearch.orchestrator.analysis.families import NUM_LEVELS, best_of, family_of
 from sftsearch.orchestrator.analysis.front import FrontOptions, mark_front
 from sftsearch.orchestrator.analysis.significance import draw_accuracies
-from sftsearch.orchestrator.metrics import metric, sign_of
 from sftsearch.orchestrator.objectives import Objectives
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def _metrics(study: StudyRecord) -> str:
 def _compare(sides: Sequence[_Side], marked: Sequence[MarkedConfigurations]) -> Comparison:
     """Compare two sides with one bootstrap of both."""
     study, objectives = marked[0].study, marked[0].objectives
-    first, second = _with_common_folds(sides, objectives.y, folds=study.folds)
+    first, second = _with_common_folds(sides, objectives, folds=study.folds)
     common = _Common(
         objectives=objectives,
         draws=draw_accuracies(
@@ -231,18 +230,20 @@ def _side(number: int, name: str, marked: MarkedConfigurations, ids: set[str] | 
     )
 
 
-def _with_common_folds(sides: Sequence[_Side], y: str, *, folds: int | None) -> list[_Side]:
+def _with_common_folds(
+    sides: Sequence[_Side], objectives: Objectives, *, folds: int | None
+) -> list[_Side]:
     """Subtract fold effects, estimated on both sides together, and sort worst first."""
+    y = objectives.y
     scores = [(name, seed, v) for side in sides for (name, seed), v in side.scores.items()]
     effects = fold_effects(scores, y, folds=folds)
-    sign = sign_of(metric(y).direction)
     found = []
     for side in sides:
         moved = [
             replace(c, values=c.values | {y: _mean(c, side.scores, effects, folds or 1)})
             for c in side.configurations
         ]
-        moved.sort(key=lambda c: (sign * c.values[y], c.configuration_id))
+        moved.sort(key=lambda c: (objectives.quality(c.values), c.configuration_id))
         found.append(replace(side, configurations=tuple(moved)))
     return found
 

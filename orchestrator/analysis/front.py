@@ -153,7 +153,7 @@ class MarkedConfigurations:
 
     @property
     def points(self) -> tuple[ConfigurationSummary, ...]:
-        """The front."""
+        """The front, in the order of ids."""
         return tuple(c for c in self.finished if c.on_front)
 
     @property
@@ -170,8 +170,7 @@ def mark_front(study: StudyRecord, options: FrontOptions) -> MarkedConfiguration
     ones can be: the means of the others are biased by selection.
 
     Raises:
-        UserError: a metric or parameter is not in the record, a limit is not positive, or a front
-            cannot be thinned.
+        UserError: a metric or parameter is not in the record, or a limit is not positive.
     """
     own = Objectives.of(study.objectives)
     objectives = own.with_axes(options.x or own.x, options.y or own.y)
@@ -195,7 +194,11 @@ def mark_front(study: StudyRecord, options: FrontOptions) -> MarkedConfiguration
 
 
 def build_front(marked: MarkedConfigurations) -> Front:
-    """Add intervals, front probabilities, differences, test values and hypervolumes to a front."""
+    """Add intervals, front probabilities, differences, test values and hypervolumes to a front.
+
+    Raises:
+        UserError: the front cannot be thinned.
+    """
     study, objectives, options = marked.study, marked.objectives, marked.options
     scale = HypervolumeScale.over(marked.finished, objectives)
     shown = _thin(marked.finished, objectives) if options.thin else marked.finished

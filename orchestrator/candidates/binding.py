@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sftsearch.datasets.errors import unknown
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.search_spaces.schema import Objective
 from sftsearch.trainables import catalog as models
@@ -84,6 +85,8 @@ def bind(
 
 def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) -> Any:
     """Return a value in its field's type, so that 0 and 0.0 give the same configuration."""
+    if name not in fields:  # of a journal from another version
+        raise ConfigError(unknown(name, fields, kind="parameter"), name)
     try:
         return check_value(fields[name], value)
     except ValueError as error:

@@ -110,7 +110,8 @@ def _training_mistakes(source: StudySource) -> list[Mistake]:
         TrainConfig(**valid)
     except ConfigError as error:
         named = [name for name in error.parameters if name in valid]
-        found.append(source.mistake((TRAINING, *named[:1]), str(error)))
+        if len(valid) == len(training or {}) or set(error.parameters) <= set(valid):
+            found.append(source.mistake((TRAINING, *named[:1]), str(error)))
     return found
 
 
@@ -177,8 +178,8 @@ def _objective_mistakes(source: StudySource, spec: DatasetSpec | None) -> list[M
         found.append(source.mistake(("objectives",), message))
     elif not found and not any(name in EXACT_COSTS or name in BOUNDED_COSTS for name in costs):
         message = (
-            f"A search needs a cost that is known before training, but {costs[0]} is measured in "
-            f"trials: add one of {', '.join((*EXACT_COSTS, *BOUNDED_COSTS))}."
+            f"A search needs a cost that is known or bounded before training, but {costs[0]} is "
+            f"measured in trials: add one of {', '.join((*EXACT_COSTS, *BOUNDED_COSTS))}."
         )
         found.append(source.mistake(("objectives",), message))
     return found

@@ -47,7 +47,8 @@ class ValueChecker:
             if mark in self._possible:
                 continue
             if branch not in possible:  # report the parameter that the error names
-                named = [name for name in error.parameters if name in self._known(branch)]
+                blamed = [name.partition(".")[0] for name in error.parameters]
+                named = [name for name in blamed if name in self._known(branch)]
                 place: Place = ("space", branch, *named[:1])
                 found.setdefault(place, self._source.mistake(place, str(error)))
             elif name:

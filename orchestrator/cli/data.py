@@ -266,7 +266,7 @@ def store_facts(store: Store) -> dict[str, object]:
         "name": spec.name,
         "description": spec.description,
         "task": spec.task,
-        "licence": spec.licence,
+        "license": spec.licence,
         "attribution": spec.attribution,
         "source": spec.source,
         "fingerprint": spec.fingerprint,

@@ -19,6 +19,7 @@ from rich.progress import (
 
 from sftsearch.orchestrator.callback import StudyCallback
 from sftsearch.orchestrator.metrics import sign_of
+from sftsearch.orchestrator.objectives import Objectives
 from sftsearch.orchestrator.pareto import hypervolume, non_dominated
 from sftsearch.orchestrator.storage.trial_events import Failed, Finished, TrialEnd
 
@@ -88,7 +89,7 @@ class ConsoleProgress(StudyCallback):
             f"{max_concurrent_trials} at a time, on {study.dataset.kind}; {models}; {space}."
         )
         self._planned = study.search.trials
-        self._costs = _range_of(admission, self._objectives[1][0])
+        self._costs = _range_of(admission, Objectives.of_study(study).x)
         if self._num_done():
             self._outcomes = [
                 self._outcome(values)

@@ -154,8 +154,8 @@ def test_check_names_reports_a_wrong_type_and_an_unknown_name_together(
 def test_check_names_refuses_a_measured_cost_as_the_only_one(cost: str) -> None:
     only = ("metric: gflops", f"metric: {cost}")
     assert mistakes_of_shared(only) == [
-        f"line 3: objectives: A search needs a cost that is known before training, but {cost} is "
-        "measured in trials: add one of gflops, gmacs, parameters, gflops_expected."
+        f"line 3: objectives: A search needs a cost that is known or bounded before training, but "
+        f"{cost} is measured in trials: add one of gflops, gmacs, parameters, gflops_expected."
     ]
     both = (
         f"  - {{metric: gflops, direction: minimize}}\n  - {{metric: {cost}, direction: minimize}}"
@@ -182,3 +182,28 @@ def test_objectives_adjust_signs_by_direction() -> None:
     assert objectives.quality({"mae": 0.5, "gflops": 2.0}) == -0.5
     assert objectives.costs({"mae": 0.5, "gflops": 2.0}) == (2.0,)
     assert objectives.with_axes("pearson", "top1").costs({"pearson": 0.25}) == (-0.25,)
+
+
+def test_check_names_does_not_blame_a_default_for_a_value_of_a_wrong_type() -> None:
+    changed = ("epochs: 2", "mixup: input, mixup_warmup: 30, epochs: x")
+    assert mistakes_of_shared(changed) == [
+        'line 7: training.epochs: It must be a whole number, but got "x".'
+    ]
+
+
+def test_check_names_reports_no_shared_parameter_where_no_model_is_a_mapping() -> None:
+    text = SHARED.split("  models:")[0] + "  models: [sft, concat]\n"
+    with pytest.raises(StudyFileError) as caught:
+        read_shared(text)
+    assert "Known: ." not in str(caught.value)
+
+
+def test_expand_shared_leaves_too_many_models_to_the_schema() -> None:
+    models = "    - {kind: sft}\n" * 1001
+    with pytest.raises(StudyFileError, match=r"space\.models: The list is too long"):
+        read_shared(SHARED.split("    - {kind: sft")[0] + models)
+
+
+def test_objectives_of_an_old_record_may_have_a_measured_cost_alone() -> None:
+    objectives = Objectives.of([("top1", "maximize"), ("latency_ms", "minimize")])
+    assert (objectives.x, objectives.searched_cost) == ("latency_ms", "gflops")

@@ -46,6 +46,12 @@ def test_value_checker_reports_an_impossible_value_of_a_modality(more: str) -> N
     )
 
 
+def test_value_checker_reports_a_fixed_value_of_a_modality() -> None:
+    space = BY_MODALITY.replace("{kind: choice, values: [1, 4, 16, 17]}", "0")
+    (line,) = mistakes_of(space)
+    assert line.startswith("line 13: space[0].tokens: `tokens.watch_acc` must be a whole number")
+
+
 @pytest.mark.parametrize("more", ["", LARGE], ids=["listed", "continuous"])
 def test_value_checker_reports_an_impossible_value(more: str) -> None:
     space = """\

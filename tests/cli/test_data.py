@@ -259,7 +259,7 @@ def test_data_list_and_info_show_license_and_splits() -> None:
     assert [row["dataset"] for row in rows] == sorted(DATASETS)
     assert "CC BY 4.0" in call("data", "list").output
     facts = json.loads(call("data", "info", "wearables", "--json").output)
-    assert facts["licence"] == "CC BY 4.0"
+    assert facts["license"] == "CC BY 4.0"
     for split in facts["splits"].values():
         assert sum(split["by class"].values()) == split["samples"]
     text = call("data", "info", "wearables").output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import importlib
 from importlib import resources
 from typing import TypedDict
 
@@ -34,7 +35,7 @@ class ModelSource:
 
 def read_models() -> list[ModelSource]:
     """Return the models of the catalog, sorted by name."""
-    found = [_read_model(file, name, entry) for file in FILES for name, entry in _entries(file)]
+    found = [model for file in FILES for model in _read_file(file)]
     return sorted(found, key=lambda model: model.name)
 
 
@@ -44,6 +45,18 @@ def describe_fields(of: type) -> list[Parameter]:
         {"name": field.name, "type": str(field.type), "default": field.default}
         for field in dataclasses.fields(of)
     ]
+
+
+def _read_file(file: str) -> list[ModelSource]:
+    """Return the models of a file; import it if it is written in a way not understood here."""
+    try:
+        return [_read_model(file, name, entry) for name, entry in _entries(file)]
+    except (AssertionError, AttributeError, LookupError, ValueError):
+        models = importlib.import_module(f"{PACKAGE}.{file}").MODELS
+        return [
+            ModelSource(name, entry.paper, describe_fields(entry.config))
+            for name, entry in models.items()
+        ]
 
 
 @functools.cache
@@ -56,11 +69,8 @@ def _entries(file: str) -> list[tuple[str, ast.Call]]:
     table = _assigned(file, "MODELS")
     assert isinstance(table, ast.Dict)
     names = [ast.literal_eval(key) for key in table.keys if key is not None]
-    return [
-        (name, entry)
-        for name, entry in zip(names, table.values, strict=True)
-        if isinstance(entry, ast.Call)
-    ]
+    entries = [entry for entry in table.values if isinstance(entry, ast.Call)]
+    return list(zip(names, entries, strict=True))
 
 
 def _read_model(file: str, name: str, entry: ast.Call) -> ModelSource:
