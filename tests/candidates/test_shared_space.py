@@ -132,7 +132,7 @@ UNKNOWN_NAMES = {
     "objectives[1].metric": ("metric: gflops", "metric: gflop"),
     "space.shared.num_layer": ("num_layers", "num_layer"),
     "space.models[0].heads": ("sft, num_heads", "sft, heads"),
-    "study.nam": ("study: {", "study: {nam: x, "),
+    "study.label": ("study: {", "study: {label: x, "),
     "space.models[2].width": ("unimodal, ", "unimodal, width: 8, "),
     "search.replicate": ("trials: ", "replicate: 2, trials: "),
     "dataset.kind": ("wearables", "wearable"),
