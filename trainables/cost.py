@@ -5,7 +5,9 @@ Notation: n tokens, d width. One operation is always one multiply-add.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,8 @@ class Cost:
     """
 
     gflops: float
-    """1e9 operations as the SFT paper counts them (appendix A.2): no tokenizer, no head."""
+    """1e9 operations by the formulas of the SFT paper (appendix A.2): no tokenizer, no head. Sparse
+    attention counts the pairs of tokens that attend to each other."""
     gmacs: float
     """1e9 multiply-adds of every matrix product that runs."""
     parameters: int
@@ -38,8 +41,12 @@ class Cost:
     """`gflops` of the cheapest route; equal to `gflops` if there is one route."""
     gmacs_low: float = math.nan
     """`gmacs` of the cheapest route."""
+    gflops_dense: float = math.nan
+    """`gflops` with sparse attention counted as dense, as in the SFT paper's Table 2."""
 
     def __post_init__(self) -> None:
+        if math.isnan(self.gflops_dense):
+            object.__setattr__(self, "gflops_dense", self.gflops)
         for name in ("gflops", "gmacs"):
             if math.isnan(getattr(self, f"{name}_low")):
                 object.__setattr__(self, f"{name}_low", getattr(self, name))
@@ -50,7 +57,12 @@ class Cost:
 
     def as_dict(self) -> dict[str, float]:
         """Return the costs by name, and the lower bounds that differ from them."""
-        prices = {"gflops": self.gflops, "gmacs": self.gmacs, "parameters": self.parameters}
+        prices = {
+            "gflops": self.gflops,
+            "gmacs": self.gmacs,
+            "parameters": self.parameters,
+            "gflops_dense": self.gflops_dense,
+        }
         lower = {f"{name}_low": self.low(name) for name in prices if self.low(name) < prices[name]}
         return prices | lower
 
@@ -62,28 +74,39 @@ class Part:
     flops: int
     macs: int
     parameters: int
+    spared: int = 0
+    """Operations that `flops` would have more if sparse attention were dense."""
 
     def __add__(self, other: Part) -> Part:
         return Part(
-            self.flops + other.flops, self.macs + other.macs, self.parameters + other.parameters
+            self.flops + other.flops,
+            self.macs + other.macs,
+            self.parameters + other.parameters,
+            self.spared + other.spared,
         )
 
     def __mul__(self, times: int) -> Part:
-        return Part(self.flops * times, self.macs * times, self.parameters * times)
+        return Part(
+            self.flops * times, self.macs * times, self.parameters * times, self.spared * times
+        )
 
 
 def total(parts: list[Part]) -> Cost:
     """Add up parts; the only division comes last, so that equal counts give equal costs."""
+    whole = functools.reduce(operator.add, parts)
     return Cost(
-        sum(part.flops for part in parts) / GIGA,
-        sum(part.macs for part in parts) / GIGA,
-        sum(part.parameters for part in parts),
+        whole.flops / GIGA,
+        whole.macs / GIGA,
+        whole.parameters,
+        gflops_dense=(whole.flops + whole.spared) / GIGA,
     )
 
 
 def to_part(priced: Cost) -> Part:
     """Convert a cost back to integers, to use it as a part of another model."""
-    return Part(round(priced.gflops * GIGA), round(priced.gmacs * GIGA), priced.parameters)
+    flops = round(priced.gflops * GIGA)
+    spared = round(priced.gflops_dense * GIGA) - flops
+    return Part(flops, round(priced.gmacs * GIGA), priced.parameters, spared)
 
 
 def bounded(routes: list[Part], parameters: int) -> Cost:
@@ -94,8 +117,9 @@ def bounded(routes: list[Part], parameters: int) -> Cost:
         parameters: of the model.
     """
     flops, macs = [part.flops for part in routes], [part.macs for part in routes]
+    dense = max(part.flops + part.spared for part in routes) / GIGA
     return Cost(
-        max(flops) / GIGA, max(macs) / GIGA, parameters, min(flops) / GIGA, min(macs) / GIGA
+        max(flops) / GIGA, max(macs) / GIGA, parameters, min(flops) / GIGA, min(macs) / GIGA, dense
     )
 
 
@@ -118,7 +142,7 @@ def attention(
     *,
     priced: int | None = None,
     pattern: Pattern | None = None,
-    num_heads: int = 1,
+    reports: bool = False,
 ) -> Part:
     """Return the cost of self-attention: four projections, two products over the attended pairs.
 
@@ -127,15 +151,16 @@ def attention(
         d: width.
         priced: tokens in `flops`, where the paper does not count the CLS token.
         pattern: which pairs attend; None: all n x n.
-        num_heads: read only with a pattern, whose values have a column of ones for each head.
+        reports: whether the attention received is returned, which computes all pairs.
     """
     p = n if priced is None else priced
     parameters = 4 * d * d + 4 * d
-    if pattern is None or n <= pattern.window:
-        return Part(4 * p * d * d + 2 * p * p * d, 4 * n * d * d + 2 * n * n * d, parameters)
-    run = pattern.num_scores(n) * (2 * d + num_heads)
-    flops = 4 * p * d * d + 2 * pattern.num_pairs(p) * d
-    return Part(flops, 4 * n * d * d + run, parameters)
+    pairs, scores = p * p, n * n
+    if pattern is not None:
+        pairs = pattern.num_pairs(p)
+        scores = n * n if reports else pattern.num_scores(n)
+    flops, macs = 4 * p * d * d + 2 * pairs * d, 4 * n * d * d + 2 * scores * d
+    return Part(flops, macs, parameters, 2 * (p * p - pairs) * d)
 
 
 def cross_attention(n: int, s: int, d: int, *, priced: tuple[int, int] | None = None) -> Part:
@@ -197,20 +222,32 @@ def count_routes(
             m: torch.empty(1, dtype=torch.int64) for m, one in shapes.items() if one.variable_length
         }
     num_routes = getattr(model, "num_routes", 1)
-    routes = [model] if num_routes == 1 else [_Route(model, i) for i in range(num_routes)]
+    # A gated model has one route if it runs all its experts: `route` then also runs the gate.
+    has_routes = hasattr(model, "route")
+    routes = [Route(model, i) for i in range(num_routes)] if has_routes else [model]
     return tuple(_count(route, inputs, lengths) for route in routes)
 
 
-class _Route(nn.Module):
+class Route(nn.Module):
     """One route of a model as a module."""
 
     def __init__(self, model: nn.Module, number: int) -> None:
+        """Wrap route `number` of a model that has `route`."""
         super().__init__()
         self.model, self.number = model, number
 
     def forward(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
+        """Compute the outputs (B, C) of the route."""
         outputs: Tensor = self.model.route(self.number, inputs, lengths)  # type: ignore[operator]
         return outputs
+
+
+def _count_fused(q: torch.Size, k: torch.Size, v: torch.Size, **_: object) -> int:
+    """Count two operations a multiply-add of fused attention, which torch does not count."""
+    return 2 * q.numel() * k[-2] + 2 * q[:-1].numel() * k[-2] * v[-1]
+
+
+_FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_fused}
 
 
 def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> float:
@@ -218,7 +255,7 @@ def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tenso
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter, torch.no_grad():
         torch.func.functional_call(model, weights, (inputs, lengths))
     operations: int = counter.get_total_flops()
     return operations // 2 / GIGA

@@ -1,13 +1,14 @@
 """Measure time and memory of a training step of every model; compare with the SFT paper's Table 2.
 
 A step is forward, backward and AdamW on random samples with the shapes of VGGSound and MOSEI, on
-one thread. Each model runs in its own process; memory is the peak resident size minus that before
-the first step. The paper used an RTX 3090, so only ratios to SFT are comparable. For MOSEI, times
+one thread; the time is that of the processor, which other work on the machine disturbs least. Each
+model runs in its own process; memory is the peak resident size minus that before the first step. The paper used an RTX 3090, so only ratios to SFT are comparable. For MOSEI, times
 of the authors' code are included (batch 8, one thread, on a similar machine).
 
 Strided sparse attention is also compared with dense attention at 1,216 tokens.
 
-Run with `python -P tests/benchmarks/bench_train_step.py`; the last line is JSON.
+Run with `python -P tests/benchmarks/bench_train_step.py`; the last line is JSON. `--against
+CHECKOUT` compares with the models of another checkout instead.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import timeit
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHAPES: dict[str, dict[str, Any]] = {
     "vggs": {
@@ -95,14 +100,19 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
 
     baseline = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    times = []
-    for _ in range(1 + steps):
-        start = time.perf_counter()
+
+    def step() -> None:
         loss = F.cross_entropy(model(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        times.append(1e3 * (time.perf_counter() - start))
+
+    times = []
+    for _ in range(1 + steps):
+        start = time.process_time()
+        step()
+        times.append(1e3 * (time.process_time() - start))
+    peak = resident_mib("VmHWM")
     quartiles = statistics.quantiles(times[1:], n=4)  # the first step warms up
     cost = definition.cost(spec, config)
     return {
@@ -110,12 +120,25 @@ def measure(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
         "model": name,
         "step_ms": quartiles[1],
         "iqr_ms": quartiles[2] - quartiles[0],
-        "memory_mib": resident_mib("VmHWM") - baseline,
+        "memory_mib": peak - baseline,
+        "limits": profile(step),
         "gflops": cost.gflops,
         "parameters": cost.parameters,
         "cost_us": 1e3 * timeit.timeit(lambda: definition.cost(spec, config), number=1000),
         "torch": torch.__version__,
     }
+
+
+def profile(step: Callable[[], None]) -> dict[str, float]:
+    """Return the three operations that take most of a step, with their share of its time."""
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        step()
+    operations = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(operations.values())
+    most = sorted(operations, key=lambda name: -operations[name])[:3]
+    return {name.removeprefix("aten::"): operations[name] / whole for name in most}
 
 
 def options_of(name: str, shape: dict[str, Any]) -> dict[str, Any]:
@@ -130,27 +153,27 @@ def options_of(name: str, shape: dict[str, Any]) -> dict[str, Any]:
 def measure_sparse(repeats: int) -> dict[str, float]:
     """Time strided and dense attention in turns: 1,216 tokens, batch 8, 5 heads of 8, one thread.
 
+    The window is 35, the square root of the tokens.
+
     Queries, keys and values are slices of one tensor, as in a layer; there are no projections.
     """
     import torch
 
-    from sftsearch.trainables.layers.attention import attend, attend_sparsely
+    from sftsearch.trainables.layers.attention import attend
+    from sftsearch.trainables.layers.sparse_attention import attend_sparsely
     from sftsearch.trainables.token_windows import Pattern
 
     torch.set_num_threads(1)
-    pattern = Pattern("strided", 32, 8)
+    pattern = Pattern("strided", 35, 8)
     in_BTD = torch.randn(8, 1216, 3 * 40, requires_grad=True)
     out_BHTd = torch.randn(8, 5, 1216, 8)
 
     def step(sparse: bool) -> float:
         q, k, v = (x.unflatten(2, (5, 8)).transpose(1, 2) for x in in_BTD.chunk(3, dim=2))
-        start = time.perf_counter()
-        if sparse:
-            y, _ = attend_sparsely(q, k, v, pattern, None, report_received=False)
-        else:
-            y = attend(q, k, v)
+        start = time.process_time()
+        y = attend_sparsely(q, k, v, pattern) if sparse else attend(q, k, v)
         torch.autograd.grad(y, in_BTD, out_BHTd)
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (time.process_time() - start)
 
     pairs = [(step(sparse=False), step(sparse=True)) for _ in range(2 + repeats)][2:]
     return {
@@ -168,14 +191,44 @@ def resident_mib(field: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {field}: this benchmark needs Linux.")
 
 
-def measure_apart(name: str, data: str, batch: int, steps: int) -> dict[str, Any]:
-    """Run `measure` in its own process."""
+def measure_apart(
+    name: str, data: str, batch: int, steps: int, path: str | None = None
+) -> dict[str, Any]:
+    """Run `measure` in its own process; `path` is searched first for the package."""
     arguments = ["--model", name, "--data", data, "--batch", str(batch), "--steps", str(steps)]
     done = subprocess.run(
-        [sys.executable, "-P", __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-P", __file__, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | ({} if path is None else {"PYTHONPATH": path}),
     )
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
+
+
+def compare(other: Path, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure models of this and of another checkout in turns; ratios above 1: this is faster."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "sftsearch")
+        package.mkdir()
+        for part in ("datasets", "orchestrator", "search_spaces", "trainables"):
+            (package / part).symlink_to(other.resolve() / part)
+        for data in SHAPES:
+            for name in names:
+                pairs = [
+                    [
+                        measure_apart(name, data, args.batch, args.steps, path)["step_ms"]
+                        for path in (folder, None)
+                    ]
+                    for _ in range(args.repeats)
+                ]
+                before, now = (statistics.median(times) for times in zip(*pairs, strict=True))
+                faster = statistics.median(old / new for old, new in pairs)
+                print(f"{data} {name}: {before:.0f} ms before, {now:.0f} now: {faster:.2f} times")
+                rows.append({"data": data, "model": name, "pairs": pairs, "times_faster": faster})
+    return rows
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
@@ -197,9 +250,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print a Markdown table: measurements, ratios to SFT, and the paper's ratios in brackets."""
     print(
         "| data | model | ms per step | IQR | authors' ms | MiB | authors' MiB | us per cost "
-        "| x time | x memory | x GFLOPs |"
+        "| x time | x memory | x GFLOPs | most time |"
     )
-    print("| --- | --- |" + " ---: |" * 9)
+    print("| --- | --- |" + " ---: |" * 9 + " --- |")
     for row in rows:
         printed = row.get("paper_to_sft")
         ratios = [
@@ -207,6 +260,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             for key in MEASURES
         ]
         authors = row.get("authors", {})
+        limits = ", ".join(f"{name.strip('_')} {x:.0%}" for name, x in row["limits"].items())
         figures = [
             f"{row['step_ms']:.0f}",
             f"{row['iqr_ms']:.0f}",
@@ -215,7 +269,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             str(authors.get("memory_mib", "")),
             f"{row['cost_us']:.0f}",
         ]
-        print(f"| {' | '.join([row['data'], row['model'], *figures, *ratios])} |")
+        print(f"| {' | '.join([row['data'], row['model'], *figures, *ratios, limits])} |")
 
 
 def main() -> None:
@@ -223,6 +277,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8, help="samples per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one warm-up step")
+    parser.add_argument("--models", nargs="*", help="only these models")
+    parser.add_argument("--against", type=Path, help="another checkout to compare with, in turns")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs with --against")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--data", choices=list(SHAPES), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,9 +288,15 @@ def main() -> None:
         return
     from sftsearch.trainables.catalog import MODELS
 
+    facts = {"batch": args.batch, "steps": args.steps, "threads": 1, "cpus": os.cpu_count()}
+    names = args.models or list(MODELS)
+    if args.against:
+        rows = compare(args.against, names, args)
+        print(json.dumps({**facts, "machine": platform.machine(), "rows": rows}))
+        return
     rows = []
     for data in SHAPES:
-        for name in MODELS:
+        for name in names:
             print(f"{data} {name} ...", file=sys.stderr, flush=True)
             rows.append(measure_apart(name, data, args.batch, args.steps))
     add_ratios(rows)
@@ -243,7 +306,6 @@ def main() -> None:
         f"strided against dense attention at 1,216 tokens: {sparse['strided_ms']:.1f} ms against "
         f"{sparse['dense_ms']:.1f} ms, {sparse['times_faster']:.1f} times faster"
     )
-    facts = {"batch": args.batch, "steps": args.steps, "threads": 1, "cpus": os.cpu_count()}
     print(json.dumps({**facts, "machine": platform.machine(), "sparse": sparse, "rows": rows}))
 
 

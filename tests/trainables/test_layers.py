@@ -6,7 +6,7 @@ Shapes: B batch, n tokens, F features, P patch, D width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from torch import nn
 from sftsearch.datasets.catalog import describe
 from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.trainables.config import TransformerConfig
-from sftsearch.trainables.layers.attention import MAX_SCORES, SelfAttention
+from sftsearch.trainables.layers.attention import SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
-from sftsearch.trainables.token_windows import Pattern, Windows, windows_of_stride
+from sftsearch.trainables.token_windows import Windows, windows_of_stride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,110 +103,12 @@ def test_dropout_keeps_the_mean_and_has_its_rate() -> None:
     assert dropout(x, 0.0, training=True) is x
 
 
-def strided_pairs(tokens: int, window: int) -> Tensor:
-    """Return the mask of the strided pattern: the same window, or the same residue."""
-    i = torch.arange(tokens)
-    return (i[:, None] // window == i // window) | ((i[:, None] - i) % window == 0)
-
-
-def fixed_pairs(tokens: int, window: int, summary: int) -> Tensor:
-    """Return the mask of the fixed pattern: the same window, or a summary token."""
-    i = torch.arange(tokens)
-    columns = torch.zeros(tokens, dtype=torch.bool)
-    for k in range(0, tokens, window):
-        columns[k + window - summary : k + window + 1] = True
-    return (i[:, None] // window == i // window) | columns
-
-
-PATTERNS = [
-    pytest.param(kind, window, tokens, id=f"{kind}-{tokens}-by-{window}")
-    for kind in ("strided", "fixed")
-    for window, tokens in [(4, 13), (4, 16), (4, 5), (7, 50), (32, 20)]
-]
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(("kind", "window", "tokens"), PATTERNS)
-def test_sparse_attention_is_dense_attention_with_a_mask(
-    kind: Literal["strided", "fixed"], window: int, tokens: int, padded: bool
-) -> None:
-    """Compare output, gradients and attention received with masked (T, T) attention."""
-    pattern, summary = Pattern(kind, window, 2), 2
-    attention = SelfAttention(dim=12, num_heads=3, pattern=pattern, report_received=True).double()
-    pairs = strided_pairs(tokens, window)
-    if kind == "fixed":
-        pairs = fixed_pairs(tokens, window, summary)
-    lengths = torch.tensor([1, tokens // 2, tokens] if padded else [tokens] * 3)
-    valid = torch.arange(tokens) < lengths[:, None]
-    x = torch.randn(3, tokens, 12, dtype=torch.float64, requires_grad=True)
-
-    def reference(x: Tensor) -> tuple[Tensor, Tensor]:
-        heads = attention.in_projection(x).view(3, tokens, 3, 3, 4).permute(2, 0, 3, 1, 4)
-        scores = heads[0] @ heads[1].transpose(-1, -2) / 2
-        allowed = pairs & valid[:, None, None, :]
-        weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1).nan_to_num()
-        y = (weights @ heads[2]).transpose(1, 2).reshape(3, tokens, 12)
-        counted = weights[:, :, 1:, 1:] * valid[:, None, 1:, None]
-        return attention.out_projection(y), counted.mean(dim=1).sum(dim=1)
-
-    expected, expected_received = reference(x)
-    out, received = attention(x, valid if padded else None)
-    assert received is not None
-    read = valid[:, :, None]  # outputs of padded tokens are meaningless
-    torch.testing.assert_close(out * read, expected * read)
-    torch.testing.assert_close(received * valid[:, 1:], expected_received)
-    target = torch.randn(3, tokens, 12, dtype=torch.float64) * read
-    if not padded:  # rows of the reference without valid keys have no gradient
-        loss = (out * target).sum() + received.square().sum()
-        expected_loss = (expected * target).sum() + expected_received.square().sum()
-        gradients = torch.autograd.grad(loss, x)
-        torch.testing.assert_close(gradients, torch.autograd.grad(expected_loss, x))
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", ["strided", "fixed"])
-def test_sparse_attention_in_chunks_equals_the_whole_batch(
-    kind: Literal["strided", "fixed"], padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pattern = Pattern(kind, 4, 2)
-    attention = SelfAttention(dim=12, num_heads=3, pattern=pattern, report_received=True).double()
-    x = torch.randn(5, 13, 12, dtype=torch.float64)
-    valid = torch.arange(13) < torch.tensor([[13], [2], [7], [1], [12]]) if padded else None
-    whole, of_whole = attention(x, valid)
-    monkeypatch.setitem(MAX_SCORES, "cpu", 3 * 2 * pattern.num_scores(13))  # two samples
-    y, received = attention(x, valid)
-    torch.testing.assert_close(y, whole)
-    torch.testing.assert_close(received, of_whole)
-
-
-@pytest.mark.parametrize("kind", ["strided", "fixed"])
-@pytest.mark.parametrize(("window", "summary"), [(32, 8), (5, 2), (2, 1)])
-def test_a_pattern_counts_its_pairs(
-    kind: Literal["strided", "fixed"], window: int, summary: int
-) -> None:
-    for tokens in range(1, 140):
-        pairs = strided_pairs(tokens, window)
-        if kind == "fixed":
-            pairs = fixed_pairs(tokens, window, summary)
-        assert Pattern(kind, window, summary).num_pairs(tokens) == int(pairs.sum())
-
-
-def test_fixed_pattern_at_1201_tokens_matches_the_authors_code() -> None:
-    """Rows have 349, 356 or 357 entries, and columns outside the window are equal in all rows."""
-    pairs = fixed_pairs(1201, 32, 8)
-    assert set(pairs.sum(dim=1).tolist()) == {349, 356, 357}
-    assert Pattern("fixed", 32, 8).num_pairs(1201) == int(pairs.sum())
-    summary = Pattern("fixed", 32, 8).summary_tokens(1201)
-    assert pairs.all(dim=0).nonzero().flatten().tolist() == summary
-    assert int(pairs.sum()) / 1201**2 == pytest.approx(0.296, abs=5e-4)
-
-
 def by_hand(x: Tensor, bounds: list[tuple[int, int]], kind: str, weights: Tensor) -> Tensor:
     pooled = []
     for start, stop in bounds:
         of_window, w = x[:, start:stop], weights[:, start:stop, None]
         if kind == "attention":
-            pooled.append((of_window * w).sum(dim=1) / (w.sum(dim=1) + 1e-5))
+            pooled.append((of_window * w).sum(dim=1) / w.sum(dim=1))
         else:
             pooled.append(of_window.mean(dim=1) if kind == "average" else of_window.amax(dim=1))
     return torch.stack(pooled, dim=1)
@@ -261,6 +163,34 @@ def test_pooling_reads_only_valid_tokens_and_masks_empty_windows(
             expected = by_hand(z[i : i + 1, 1:], full, kind, received[i : i + 1])
             torch.testing.assert_close(pooled[i : i + 1, : len(full)], expected)
         assert pooled[i, len(full) :].abs().sum() == 0
+
+
+def test_pooling_by_attention_is_an_exact_mean() -> None:
+    """Any positive weights, however small: pooling equal tokens gives that token."""
+    z = torch.full((1, 13, 2), 3.0, dtype=torch.float64)
+    received = torch.rand(1, 12, dtype=torch.float64) * 1e-12
+    received[0, 4:8] = 0.0  # no query attends to the second window at all
+    pooled, _ = Pool(Windows(12, 3), "attention")(Sequence(z, None, received))
+    torch.testing.assert_close(pooled, torch.full_like(pooled, 3.0))
+
+
+def test_pooling_eps_is_that_of_the_authors_code() -> None:
+    """Their weights are means over 1,200 queries, and 1e-5 is added to the mean of a window.
+
+    For equal weights 1 / 1,200 a token shrinks by 1 / (1 + 1,200 * 1e-5), 1.2 %.
+    """
+    n, window, eps = 1200, 60, 1e-5
+    z = torch.randn(2, 1 + n, 3, dtype=torch.float64)
+    weights = torch.rand(2, n, n, dtype=torch.float64)
+    pool = Pool(windows_of_stride(n, window), "attention", eps=eps)
+    pooled, _ = pool(Sequence(z, None, weights.sum(dim=1)))
+    w, x = weights.mean(dim=1)[..., None], z[:, 1:]
+    for i in range(n // window):
+        part = slice(i * window, (i + 1) * window)
+        by_hand_ = (x[:, part] * w[:, part]).mean(dim=1) / (w[:, part].mean(dim=1) + eps)
+        torch.testing.assert_close(pooled[:, i], by_hand_)
+    equal, _ = pool(Sequence(torch.ones_like(z), None, torch.ones(2, n, dtype=torch.float64)))
+    torch.testing.assert_close(equal, torch.full_like(equal, 1 / 1.012))
 
 
 def test_token_budget_leaves_exactly_that_many_tokens_and_drops_none() -> None:

@@ -46,18 +46,33 @@ class AttentionBlock(nn.Module):
         dropout: float,
         pattern: Pattern | None = None,
         report_received: bool = False,
+        keep_cls: bool = False,
     ) -> None:
+        """Create the layer.
+
+        Args:
+            dim: D.
+            num_heads: of the attention.
+            dropout: rate.
+            pattern: which tokens attend to each other; None: all.
+            report_received: return the attention that tokens receive; otherwise what the layer
+                before returned is passed on.
+            keep_cls: do not update the CLS token, which other tokens still attend to.
+        """
         super().__init__()
         self.attention = SelfAttention(
             dim=dim, num_heads=num_heads, pattern=pattern, report_received=report_received
         )
-        self.dropout = dropout
+        self.dropout, self.keep_cls = dropout, keep_cls
 
     def forward(self, sequence: Sequence) -> Sequence:
         """Attend and add the residual."""
-        z, valid, _ = sequence
+        z, valid, before = sequence
         update, received = self.attention(F.layer_norm(z, z.shape[-1:]), valid)
-        return Sequence(z + dropout(update, self.dropout, self.training), valid, received)
+        updated = z + dropout(update, self.dropout, self.training)
+        if self.keep_cls:
+            updated = torch.cat([z[:, :1], updated[:, 1:]], dim=1)
+        return Sequence(updated, valid, before if received is None else received)
 
 
 class Block(nn.Module):
@@ -77,7 +92,7 @@ class Block(nn.Module):
 
     def forward(self, sequence: Sequence) -> Sequence:
         """Attend, then apply the MLP to each token."""
-        z, valid, received = self.attend(sequence)
+        z, valid, received = self.attend(sequence._replace(received=None))
         hidden = dropout(self.expand(self.norm(z)), self.dropout, self.training)
         update = self.contract(F.relu(hidden))
         return Sequence(z + dropout(update, self.dropout, self.training), valid, received)

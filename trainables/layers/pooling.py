@@ -14,16 +14,13 @@ if TYPE_CHECKING:
 
     from sftsearch.trainables.token_windows import Windows
 
-SMALL = 1e-5
-"""Added to a sum of weights before the division, as in the SFT authors' code."""
-
 
 class Pool(nn.Module):
     """Pool the valid tokens of each window to one token, channel by channel.
 
     `average`, `max`, or `attention`: the mean weighted by the attention that each token received
-    in the previous layer (SFT paper, eq. 12, with column sums: the row sums of softmax weights that
-    it prints are 1 for every token).
+    (SFT paper, eq. 12, with column sums: the row sums of softmax weights that it prints are 1 for
+    every token). A window whose tokens received none is averaged.
 
     Shape: a sequence (B, 1 + n, D) -> (B, k, D) and its mask (B, k), without the CLS token. A
     window without a valid token is masked.
@@ -32,9 +29,17 @@ class Pool(nn.Module):
     index: Tensor | None
     inside: Tensor | None
 
-    def __init__(self, windows: Windows, kind: str) -> None:
+    def __init__(self, windows: Windows, kind: str, *, eps: float = 0.0) -> None:
+        """Prepare the windows.
+
+        Args:
+            windows: that tokens are pooled in.
+            kind: average, max or attention.
+            eps: of `attention`: added to the mean of a window's weights, each itself a mean over
+                the n queries, before the division.
+        """
         super().__init__()
-        self.windows, self.kind = windows, kind
+        self.windows, self.kind, self.eps = windows, kind, eps
         index, inside = windows.index()
         even = all(inside)
         self.register_buffer("index", None if even else torch.tensor(index), persistent=False)
@@ -59,9 +64,11 @@ class Pool(nn.Module):
             pooled = _highest(x_BksD, inside)
         elif self.kind == "attention":
             assert sequence.received is not None, "attention pooling must follow attention"
-            pooled = _mean(x_BksD, inside, self._cut(sequence.received))
+            queries = self.windows.num_tokens if valid is None else valid.sum(dim=1)[:, None]
+            weights, eps = self._cut(sequence.received), self.eps * queries
+            pooled = _weighted_mean(x_BksD, inside, weights, eps)
         else:
-            pooled = _mean(x_BksD, inside, None)
+            pooled = _mean(x_BksD, inside)
         return pooled, None if valid is None or inside is None else inside.any(dim=-1)
 
     def _cut(self, x: Tensor) -> Tensor:
@@ -83,26 +90,33 @@ def _highest(x: Tensor, inside: Tensor | None) -> Tensor:
     return highest.masked_fill(hidden.all(dim=-2), 0.0)
 
 
-def _mean(x: Tensor, inside: Tensor | None, weights: Tensor | None) -> Tensor:
-    if inside is None and weights is None:
+def _mean(x: Tensor, inside: Tensor | None) -> Tensor:
+    if inside is None:
         return x.mean(dim=2)
-    if weights is None:
-        assert inside is not None
-        weights = inside.to(x.dtype)
-        total = weights.sum(dim=-1, keepdim=True).clamp(min=1.0)  # an empty window has none
-    else:
-        weights = weights if inside is None else weights * inside
-        total = weights.sum(dim=-1, keepdim=True) + SMALL
-    return (x * (weights / total).unsqueeze(-1)).sum(dim=2)
+    total = inside.sum(dim=-1, keepdim=True).clamp(min=1)  # an empty window has none
+    return (x * (inside / total).unsqueeze(-1)).sum(dim=2)
+
+
+def _weighted_mean(
+    x: Tensor, inside: Tensor | None, weights: Tensor, eps: float | Tensor
+) -> Tensor:
+    """Average by weights (B, k, s); `eps`, one number or (B, 1), is added to their mean."""
+    equal = torch.ones_like(weights) if inside is None else inside.to(weights.dtype)
+    weights = weights * equal
+    weights = weights.where(weights.sum(dim=-1, keepdim=True) > 0, equal)
+    total = weights.sum(dim=-1) + eps * equal.sum(dim=-1)
+    total = total.where(total > 0, 1.0)  # an empty window
+    return (x * (weights / total.unsqueeze(-1)).unsqueeze(-1)).sum(dim=2)
 
 
 class PoolEach(nn.Module):
     """Pool every sequence and keep its CLS token: {m: (B, 1 + n, D)} -> {m: (B, 1 + k, D)}."""
 
-    def __init__(self, windows: Mapping[str, Windows], kind: str) -> None:
+    def __init__(self, windows: Mapping[str, Windows], kind: str, *, eps: float = 0.0) -> None:
+        """Create one `Pool` for each sequence."""
         super().__init__()
         self.names = tuple(windows)
-        self.pools = nn.ModuleList([Pool(one, kind) for one in windows.values()])
+        self.pools = nn.ModuleList([Pool(one, kind, eps=eps) for one in windows.values()])
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Pool the sequences."""
@@ -119,10 +133,11 @@ class PoolAndFuse(nn.Module):
     Shape: {modality: (B, 1 + n, D)} -> {FUSED: (B, 1 + sum k, D)}.
     """
 
-    def __init__(self, windows: Mapping[str, Windows], kind: str) -> None:
+    def __init__(self, windows: Mapping[str, Windows], kind: str, *, eps: float = 0.0) -> None:
+        """Create one `Pool` for each sequence."""
         super().__init__()
         self.names = tuple(windows)
-        self.pools = nn.ModuleList([Pool(one, kind) for one in windows.values()])
+        self.pools = nn.ModuleList([Pool(one, kind, eps=eps) for one in windows.values()])
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Pool every modality and join the results after the sum of the CLS tokens."""
