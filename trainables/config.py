@@ -42,6 +42,16 @@ def check_number(name: str, value: Any, *, least: float, below: float, open_: bo
         raise ConfigError(f"`{name}` must lie in {left}{least}, {below}), but got {value!r}.", name)
 
 
+def check_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return the names in a list as a tuple; raise ConfigError unless they are distinct."""
+    good = isinstance(value, tuple | list) and all(isinstance(one, str) for one in value)
+    if not good or not value or len(set(value)) < len(value):
+        raise ConfigError(
+            f"`{name}` must be a non-empty list of distinct names, but got {value!r}.", name
+        )
+    return tuple(value)
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
@@ -65,15 +75,39 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 24
     """Samples per step; the last, incomplete batch of an epoch is used too."""
+    accumulate: int = 1
+    """Batches per optimizer step: their gradients add up to that of one large batch."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw decays weights apart from the gradient; adam and sgd add the decay to the gradient."""
+    momentum: float = 0.9
+    """Momentum of `sgd`, without Nesterov's correction."""
     learning_rate: float = 1e-3
-    """AdamW's initial learning rate; reduced when the validation loss stops falling."""
+    """Initial learning rate; with a warm-up, the one it reaches."""
     weight_decay: float = 0.0
-    clip_norm: float = 0.8
-    """Largest norm of all gradients together."""
+    clip_norm: float | None = 0.8
+    """Largest norm of all gradients together; None: gradients are not clipped."""
+    schedule: Literal["plateau", "cosine", "step", "constant"] = "plateau"
+    """How the learning rate falls: when the validation loss stops falling, as half a cosine to 0 at
+    the end of the last epoch, every `step_epochs` epochs, or not at all."""
+    warmup_epochs: float = 0.0
+    """Epochs, or parts of one, in which the learning rate rises linearly at the start."""
     plateau_patience: int = 10
-    """Epochs without a lower validation loss before the learning rate is reduced."""
+    """Epochs without a lower validation loss before `plateau` reduces the learning rate."""
     plateau_factor: float = 0.1
-    """Factor of that reduction."""
+    """Factor by which `plateau` and `step` multiply the learning rate."""
+    step_epochs: int = 10
+    """Epochs between two reductions by `step`, from the first epoch on."""
+    patience: int | None = None
+    """Epochs in a row without a lower validation loss that end a trial; None: it trains on."""
+    average_weights: float | None = None
+    """Decay per step of an exponential moving average of the weights, which is then evaluated and
+    saved instead of the last weights; None: no average."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes, in the training loss of a
+    classification. The validation loss stays plain."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: in the training loss of a classification, samples weigh inversely to the number of
+    training samples of their class. The validation loss stays plain."""
     score_epoch: Literal["last", "best"] = "last"
     """How a trial is scored: by the mean of its last three epochs, or by its best epoch in the
     first metric of the task (top1, map or mae)."""
@@ -98,11 +132,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_integer("epochs", self.epochs, at_least=1)
         check_integer("batch_size", self.batch_size, at_least=1)
-        check_number("learning_rate", self.learning_rate, least=0, below=math.inf, open_=True)
-        check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
-        check_number("clip_norm", self.clip_norm, least=0, below=math.inf, open_=True)
-        check_integer("plateau_patience", self.plateau_patience, at_least=0)
-        check_number("plateau_factor", self.plateau_factor, least=0, below=1, open_=True)
+        self._check_optimization()
         check_choice("score_epoch", self.score_epoch, ("last", "best"))
         check_choice("mixup", self.mixup, ("none", "manifold", "input", "modality"))
         check_number("mixup_alpha", self.mixup_alpha, least=0, below=math.inf, open_=True)
@@ -122,14 +152,52 @@ class TrainConfig:
                 f"`compile` must be true or false, but got {self.compile!r}.", "compile"
             )
 
+    def _check_optimization(self) -> None:
+        """Check the fields of optimizer, schedule and training loss."""
+        check_integer("accumulate", self.accumulate, at_least=1)
+        check_choice("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        check_number("momentum", self.momentum, least=0, below=1)
+        check_number("learning_rate", self.learning_rate, least=0, below=math.inf, open_=True)
+        check_number("weight_decay", self.weight_decay, least=0, below=math.inf)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, least=0, below=math.inf, open_=True)
+        check_choice("schedule", self.schedule, ("plateau", "cosine", "step", "constant"))
+        check_number("warmup_epochs", self.warmup_epochs, least=0, below=math.inf)
+        if self.warmup_epochs >= self.epochs:
+            got = f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
+            raise ConfigError(
+                f"`warmup_epochs` must be less than `epochs`, but got ({got}).",
+                "warmup_epochs",
+                "epochs",
+            )
+        check_integer("plateau_patience", self.plateau_patience, at_least=0)
+        check_number("plateau_factor", self.plateau_factor, least=0, below=1, open_=True)
+        check_integer("step_epochs", self.step_epochs, at_least=1)
+        if self.patience is not None:
+            check_integer("patience", self.patience, at_least=1)
+        if self.average_weights is not None:
+            check_number("average_weights", self.average_weights, least=0, below=1, open_=True)
+        check_number("label_smoothing", self.label_smoothing, least=0, below=1)
+        check_choice("class_weights", self.class_weights, ("none", "balanced"))
+
     def canonical(self, spec: DatasetSpec) -> TrainConfig:
         """Return the canonical form of equivalent configurations: unused fields are default."""
-        same = self
+        unused: dict[str, Any] = {}
         if spec.task != "regression":
-            same = dataclasses.replace(same, regression_loss="l1")
+            unused |= {"regression_loss": "l1"}
         if self.mixup == "none":
-            same = dataclasses.replace(same, mixup_alpha=0.3, mixup_warmup=5, mixup_weights="batch")
-        return same
+            unused |= {"mixup_alpha": 0.3, "mixup_warmup": 5, "mixup_weights": "batch"}
+        if self.optimizer != "sgd":
+            unused |= {"momentum": 0.9}
+        if self.schedule != "plateau":
+            unused |= {"plateau_patience": 10}
+        if self.schedule not in ("plateau", "step"):
+            unused |= {"plateau_factor": 0.1}
+        if self.schedule != "step":
+            unused |= {"step_epochs": 10}
+        if self.patience is not None and self.patience >= self.epochs - 1:
+            unused |= {"patience": None}  # the last epoch ends the trial at the same time or before
+        return dataclasses.replace(self, **unused)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,18 +224,8 @@ class TransformerConfig:
             raise ConfigError(
                 f"`num_heads` must divide `dim`, but got ({got}).", "num_heads", "dim"
             )
-        if self.modalities is not None:
-            self._check_modalities(self.modalities)
-            object.__setattr__(self, "modalities", tuple(self.modalities))  # JSON has lists
-
-    @staticmethod
-    def _check_modalities(names: Any) -> None:
-        good = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
-        if not good or not names or len(set(names)) < len(names):
-            raise ConfigError(
-                f"`modalities` must be a non-empty list of distinct names, but got {names!r}.",
-                "modalities",
-            )
+        if self.modalities is not None:  # JSON has lists
+            object.__setattr__(self, "modalities", check_names("modalities", self.modalities))
 
     def chosen(self, spec: DatasetSpec) -> tuple[str, ...]:
         """Return the names of the modalities used, in the dataset's order.
@@ -219,11 +277,15 @@ class PoolingConfig(TransformerConfig):
     """Token budget: tokens left of each modality, or all of them if it has fewer; windows differ
     by at most one token, and no token is dropped. One value for all, or one per modality."""
     pooling: Literal["average", "max", "attention"] = "average"
-    """`attention` weights each token by the attention it received in the previous layer."""
+    """`attention` weights each token by the attention it received in the last unimodal layer."""
+    pooling_eps: float = 0.0
+    """Added to the mean weight of a window in `pooling: attention`, which makes the pooled token
+    smaller. 0: the exact weighted mean (the paper); its code has 1e-5."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
         check_choice("pooling", self.pooling, ("average", "max", "attention"))
+        check_number("pooling_eps", self.pooling_eps, least=0, below=math.inf)
         if self.stride is not None and self.tokens is not None:
             got = f"stride={self.stride}, tokens={self.tokens}"
             raise ConfigError(
@@ -288,12 +350,14 @@ class PoolingConfig(TransformerConfig):
         windows = self.windows(spec)
         exact = all(one.stride is None for one in windows.values())
         longest = {name: one.longest for name, one in windows.items()}
+        pooling = self.pooling if pools(windows.values()) else "average"
         return dataclasses.replace(
             self,
             modalities=self.chosen(spec),
             tokens={name: one.count for name, one in windows.items()} if exact else None,
             stride=None if exact else longest,
-            pooling=self.pooling if pools(windows.values()) else "average",
+            pooling=pooling,
+            pooling_eps=self.pooling_eps if pooling == "attention" else 0.0,
         )
 
 

@@ -223,7 +223,8 @@ def evaluate(
     groups = Groups(store, split)
     correct = groups.count(is_right(store.spec.task, outputs, split))
     return Evaluation(
-        metrics_of(store.spec.task, config, outputs, split) | measures_of(model, batches),
+        metrics_of(store.spec.task, config, outputs, split, store.spec.classes)
+        | measures_of(model, batches),
         groups.by_name(correct),
         num_absent_classes(store.spec.task, split.labels, outputs.shape[1]),
     )
@@ -268,7 +269,13 @@ def losses_of(task: Task, config: TrainConfig, outputs: Tensor, labels: Tensor) 
     return errors.abs() if config.regression_loss == "l1" else errors.square()
 
 
-def metrics_of(task: Task, config: TrainConfig, outputs: Tensor, split: Split) -> dict[str, float]:
+def metrics_of(
+    task: Task,
+    config: TrainConfig,
+    outputs: Tensor,
+    split: Split,
+    classes: tuple[str, ...] = (),
+) -> dict[str, float]:
     """Return the mean loss and the task's metrics of a split, from its outputs (N, C).
 
     Raises:
@@ -277,7 +284,7 @@ def metrics_of(task: Task, config: TrainConfig, outputs: Tensor, split: Split) -
     loss = losses_of(task, config, outputs, torch.tensor(split.labels)).mean()
     if not (outputs.isfinite().all() and loss.isfinite()):
         raise TrainingDiverged(f"Outputs or loss on the {split.name} split are not finite.")
-    return {"loss": loss.item(), **score(task, outputs.numpy(), split.labels)}
+    return {"loss": loss.item(), **score(task, outputs.numpy(), split.labels, classes)}
 
 
 def is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]:

@@ -31,18 +31,19 @@ from sftsearch.trainables.evaluation import (
     metrics_of,
     predict,
 )
-from sftsearch.trainables.metrics import METRICS, TOP_K
+from sftsearch.trainables.metrics import METRICS, metrics_of_dataset
 from sftsearch.trainables.mixup import Mixup
+from sftsearch.trainables.optimization import Optimization
+from sftsearch.trainables.training_loss import training_losses
 from sftsearch.trainables.training_record import check_record, epochs_that_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
     from torch import Tensor
 
-    from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.config import TrainConfig
     from sftsearch.trainables.distributed import Workers
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from sftsearch.trainables.mixup import Mix
     from sftsearch.trainables.models.fusion import FusionModel
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NO_METRICS = ("epoch", "train_loss", "learning_rate", "seconds")
 
 
@@ -87,23 +87,21 @@ class Fit:
         if config.score_epoch == "best":
             self._best = {name: t.clone() for name, t in self.model.state_dict().items()}
         self.task, self._fingerprint = store.spec.task, store.spec.fingerprint
-        self._metric_names = _metric_names(store.spec) | set(model.measured)
+        self._classes = store.spec.classes
+        self._metric_names = {"loss", *metrics_of_dataset(store.spec), *model.measured}
         self._validation = store.split("validation")
         self._groups = Groups(store, self._validation)
         self._train_batches = Batches(store, store.split("train"), model.modalities, device)
         self.validation_batches = Batches(store, self._validation, model.modalities, device)
         train, validation = self._train_batches.size, self.validation_batches.size
+        num_batches = math.ceil(train / config.batch_size)
+        self._optimization = Optimization(self.model, config, num_batches)
         sizes = (min(config.batch_size, train), min(EVALUATION_BATCH, validation))
         self.network = Network(self.model, config, device, sizes, workers.replicate(self.model))
         inputs, lengths, _ = self._train_batches(np.arange(1))
         self._mixup = Mixup(config, self.model, inputs, lengths)
-        self._optimizer = _build_optimizer(self.model, config)
-        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer,
-            factor=config.plateau_factor,
-            patience=config.plateau_patience,
-            eps=0.0,  # the default would stop reductions at 1e-8
-        )
+        labels = store.split("train").labels
+        self._losses = training_losses(self.task, config, labels, store.spec.num_outputs)
 
     @property
     def epoch(self) -> int:
@@ -112,8 +110,8 @@ class Fit:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.config.epochs
+        """Whether all epochs are done, or `patience` ended the training."""
+        return self._optimization.is_over(self._validation_losses())
 
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch, evaluate on the validation split, and return the entry of `history`.
@@ -122,13 +120,16 @@ class Fit:
             TrainingDiverged: a loss is not finite; the model is then unusable.
         """
         start = time.perf_counter()
-        learning_rate = self._optimizer.param_groups[0]["lr"]
+        self._optimization.begin_epoch(self._validation_losses())
+        learning_rate = self._optimization.learning_rate
         train_loss = self._train_epoch()
         self._end_training()
+        self._optimization.end_epoch(self.workers)
         outputs = predict(self.network, self.validation_batches, EVALUATION_BATCH, self.workers)
-        metrics = metrics_of(self.task, self.config, outputs, self._validation)
+        metrics = metrics_of(self.task, self.config, outputs, self._validation, self._classes)
         metrics |= measures_of(self.model, self.validation_batches)
-        self._plateau.step(metrics["loss"])
+        # Machines may round differently; all workers must agree when to end.
+        metrics = json.loads(self.workers.from_first(json.dumps(metrics)))
         self.right = is_right(self.task, outputs, self._validation)
         self._correct.append(self._groups.count(self.right))
         self.history.append(
@@ -149,6 +150,9 @@ class Fit:
         """Return the weights of the last epoch, or with `score_epoch: best` of the best one."""
         return self._best or self.model.state_dict()
 
+    def _validation_losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.history]
+
     def _train_epoch(self) -> float:
         """Train on every sample once and return the mean loss."""
         random = np.random.default_rng([self.seed, self.epoch])
@@ -161,31 +165,36 @@ class Fit:
             torch.manual_seed(int(random.integers(2**63)) + self.workers.rank)
             if self.workers.rank:
                 random = np.random.default_rng([self.seed, self.epoch, self.workers.rank])
-            for start in range(0, len(order), self.config.batch_size):
-                rows = order[start : start + self.config.batch_size]
+            for rows, share, is_last in _batches_of_steps(order, self.config):
                 own, weight = self.workers.part(rows), self.workers.weight(len(rows))
                 mix = self._mixup.draw(len(own), random) if mixes else None
-                losses.append(self._train_step(self._train_batches(own), mix, weight))
+                losses.append(self._backward(self._train_batches(own), mix, weight, share))
                 sizes.append(len(rows))
+                if is_last:
+                    self._optimization.step()
         # One transfer per epoch: reading each loss would make a GPU wait after every step.
         values = self.workers.mean(torch.stack(losses)).tolist()
         _check_finite(values, self.epoch + 1)
         return float(np.average(values, weights=sizes))
 
-    def _train_step(self, batch: Batch, mix: Mix | None, weight: float = 1.0) -> Tensor:
-        """Take a step and return the loss before it, weighted for the mean over workers."""
+    def _backward(self, batch: Batch, mix: Mix | None, weight: float, share: float) -> Tensor:
+        """Add a batch's gradients, and return its mean loss.
+
+        Args:
+            batch: the samples of this worker.
+            mix: None: the batch is not mixed.
+            weight: for the mean over workers; see `Workers.weight`.
+            share: the batch's share of the samples of the optimizer step.
+        """
         inputs, lengths, labels = batch
-        losses = partial(self.model.losses, partial(losses_of, self.task, self.config))
+        losses = partial(self.model.losses, self._losses)
         if mix is None:
             loss = losses(self.network(inputs, lengths), labels).mean()
         else:
             loss = mix.loss(losses, self.network(*mix.inputs(inputs, lengths), mix), labels)
         if self.workers.count > 1:
             loss = weight * loss
-        self._optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self._optimizer.step()
+        (loss if share == 1 else share * loss).backward()
         return loss.detach()
 
     @torch.no_grad()
@@ -206,12 +215,14 @@ class Fit:
         """
         batch = next(self._train_batches.in_order(self.config.batch_size))
         random, mixes = np.random.default_rng(self.seed), self.config.mixup != "none"
+        self._optimization.begin_epoch([])
         self.model.train()
         times = []
         for _ in range(1 + repeats):
             start = time.perf_counter()
             mix = self._mixup.draw(len(batch[2]), random) if mixes else None
-            self._train_step(batch, mix).item()
+            self._backward(batch, mix, 1.0, 1.0).item()
+            self._optimization.step()
             times.append(time.perf_counter() - start)
         return float(np.median(times[1:]))
 
@@ -242,9 +253,6 @@ class Fit:
             "run": self._identity(),
             "history": self.history,
             "correct": self._correct,
-            "best_loss": self._plateau.best if self.history else None,
-            "num_bad_epochs": self._plateau.num_bad_epochs,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
         }
 
     def load(self, path: Path) -> None:
@@ -277,20 +285,12 @@ class Fit:
 
     def _restore(self, record: dict[str, Any]) -> None:
         self.history, self._correct = record["history"], record["correct"]
-        self._plateau.best = record["best_loss"] if self.history else math.inf
-        self._plateau.num_bad_epochs = record["num_bad_epochs"]
-        self._plateau.last_epoch = self.epoch
-        for group in self._optimizer.param_groups:
-            group["lr"] = record["learning_rate"]
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return weights and moments by name, not copied."""
+        """Return weights, moments and averages by name, not copied."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self._best.items()}
-        for name, parameter in self.model.named_parameters():
-            moments: Mapping[str, Tensor] = self._optimizer.state[parameter]
-            tensors |= {f"optimizer.{name}.{key}": moments[key] for key in _MOMENTS}
-        return tensors
+        return tensors | self._optimization.tensors()
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal in a checkpoint of this run, besides tensor shapes."""
@@ -305,34 +305,29 @@ class Fit:
         return as_read
 
 
-def _build_optimizer(model: FusionModel, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW with initialized moments, so that they can be saved before the first step."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-    return optimizer
+def _batches_of_steps(
+    order: npt.NDArray[np.int64], config: TrainConfig
+) -> Iterator[tuple[npt.NDArray[np.int64], float, bool]]:
+    """Yield the rows of each batch of an epoch, and when to step.
+
+    An optimizer step takes `accumulate` batches, the last one of an epoch those that are left. A
+    batch counts by its share of the step's samples, so the gradient is that of their mean loss.
+
+    Yields:
+        rows (B,), share of the samples of the step, whether the batch is the last of the step.
+    """
+    size = config.batch_size
+    for first in range(0, len(order), size * config.accumulate):
+        of_step = order[first : first + size * config.accumulate]
+        for start in range(0, len(of_step), size):
+            rows = of_step[start : start + size]
+            yield rows, len(rows) / len(of_step), start + size >= len(of_step)
 
 
 def _check_finite(losses: list[float], epoch: int) -> None:
     for step, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
             raise TrainingDiverged(f"The training loss of epoch {epoch}, step {step} is {loss}.")
-
-
-def _metric_names(spec: DatasetSpec) -> set[str]:
-    """Return the names of the metrics of this dataset."""
-    names = {"loss", *METRICS[spec.task]}
-    return names if spec.num_outputs > TOP_K else names - {"top5"}
 
 
 def _cuda_devices(device: str) -> list[int]:

@@ -67,12 +67,6 @@ def check_record(
     history, correct = record.get("history"), record.get("correct")
     if not _is_history(history, metric_names, epochs, num_groups, correct):
         raise CheckpointError(path, "its history is damaged")
-    numbers: list[Any] = [record.get("num_bad_epochs"), record.get("learning_rate")]
-    if history:
-        numbers.append(record.get("best_loss"))
-    valid = all(_is_number(number) and number >= 0 for number in numbers)
-    if not valid or not isinstance(numbers[0], int):
-        raise CheckpointError(path, "its learning rate state is damaged")
 
 
 def _is_history(

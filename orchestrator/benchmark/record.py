@@ -113,6 +113,12 @@ def _check(source: StudySource) -> None:
             f"{source.name}: recording a table requires `sampler: exhaustive`, a fixed number of "
             "replicates and no early stopping."
         )
+    searched = {name for branch in source.study.space for name in branch.parameters}
+    if "patience" in searched or source.study.training.get("patience") is not None:
+        raise RecordingError(
+            f"{source.name}: a table has the same number of epochs of every trial: remove "
+            "`patience`, which ends trials early."
+        )
 
 
 def _grant(journal: Journal, source: StudySource, near: int, near_replicates: int) -> int:

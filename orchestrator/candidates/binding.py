@@ -23,6 +23,7 @@ from sftsearch.search_spaces.schema import Objective
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig, TransformerConfig
 from sftsearch.trainables.metrics import METRICS
+from sftsearch.trainables.training_loss import check_loss
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -31,6 +32,18 @@ if typing.TYPE_CHECKING:
 TRAINING = "training"
 _HASHED_AS = {"score_epoch": "value"}
 """Renamed fields and the old names that are hashed, so that ids stay the same."""
+_ADDED_LATER = frozenset(
+    {
+        # of training
+        *("accumulate", "average_weights", "class_weights", "label_smoothing", "momentum"),
+        *("optimizer", "patience", "schedule", "step_epochs", "warmup_epochs"),
+        # of models
+        *("cls_sum", "joint_learning_rate", "modality_order", "pooling_eps", "pooling_weights"),
+        "soft_inference",
+    }
+)
+"""Fields of existing configurations that were added after studies had run. They are hashed only if
+they differ from their default, so that ids stay the same; their defaults must never change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,7 @@ def bind(
             "so no layer sees all of them. Use input or modality.",
             "mixup",
         )
+    check_loss(train_config, spec.task, own_loss=models.MODELS[model].own_loss)
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)
@@ -96,15 +110,22 @@ def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) 
 def _identity(
     model: str, model_config: TransformerConfig, train_config: TrainConfig, fingerprint: str
 ) -> str:
-    training = {_HASHED_AS.get(n, n): getattr(train_config, n) for n in fields_of(TRAINING)}
+    training = {_HASHED_AS.get(n, n): value for n, value in _hashed(TRAINING, train_config)}
     content = [
         model,
-        [[name, getattr(model_config, name)] for name in fields_of(model)],
+        _hashed(model, model_config),
         sorted(training.items()),
         fingerprint,
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _hashed(name: str, config: TrainConfig | TransformerConfig) -> list[tuple[str, object]]:
+    """Return the fields that determine a configuration's id, and their values."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    values = [(field, getattr(config, field)) for field in fields_of(name)]
+    return [(n, v) for n, v in values if n not in _ADDED_LATER or v != defaults[n]]
 
 
 @functools.cache

@@ -70,8 +70,9 @@ class StudySearcher(Searcher):
     def _on_report(self, spec: TrialSpec, report: reports.SentReport) -> bool:
         if report["fencing_token"] != spec.fencing_token:
             return False  # from a worker that lost this trial to another one
-        for metrics in report["epochs"]:
-            if not self._search.report(_key(spec), metrics):
+        for number, metrics in enumerate(report["epochs"], start=1):
+            is_last = "final" in report and number == len(report["epochs"])
+            if not self._search.report(_key(spec), metrics, is_last=is_last):
                 return False
         if "failed" in report:
             self._on_failure(spec, report["failed"], FailureCause(report["cause"]))

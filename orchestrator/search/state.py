@@ -239,7 +239,7 @@ class StudyState:
     def _epoch_ended(self, event: EpochEnded, time: float) -> None:
         trial = self.trials[event.trial]
         trial.epochs[event.epoch] = event.metrics
-        trial.losses = 0
+        trial.losses, trial.has_trained = 0, event.last
 
     @_apply.register
     def _retried(self, event: Retried, time: float) -> None:

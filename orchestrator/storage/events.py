@@ -272,6 +272,9 @@ class Admitted(Event):
     """Epochs before mixup starts; 0 without mixup."""
     group: str = ""
     """Branch and mixup setting: their learning curves are comparable."""
+    best: float | None = None
+    """In a deterministic study, the best posterior mean at its cost or below at that time, by which
+    early stopping judges it; None if there is none."""
 
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:

@@ -30,6 +30,13 @@ class EpochEnded(Event):
     trial: TrialKey
     epoch: int
     metrics: Numbers
+    last: bool = False
+    """Whether it is the last epoch of the trial, which with `patience` may come early."""
+
+    def to_json(self) -> JSON:
+        """Return the event as JSON, without its kind."""
+        body = Event.to_json(self)
+        return body if self.last else {name: v for name, v in body.items() if name != "last"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """A trial reached its last epoch."""
+    """A trial reached its last epoch, or was ended by its `patience`."""
 
     kind = "finished"
     trial: TrialKey

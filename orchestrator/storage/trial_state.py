@@ -62,6 +62,8 @@ class TrialState:
     """`waiting`, `running`, `finished`, `stopped` or `failed`."""
     epochs: dict[int, Numbers] = field(default_factory=dict)
     """Metrics of the journalled epochs; emptied when the trial ends."""
+    has_trained: bool = False
+    """Whether its last epoch is journalled, but maybe not its result."""
     judged: int = 0
     """The last epoch after which the early-stopping rule judged it."""
     losses: int = 0

@@ -106,16 +106,28 @@ def test_bind_gives_different_values_different_ids() -> None:
         "patch": 4, "dim": 20, "num_heads": 4, "dropout": 0.1, "unimodal_layers": 2,
         "fused_layers": 3, "stride": 5, "tokens": 5, "pooling": "max", "modalities": ["watch_acc"],
         "sparse_attention": "strided", "window": 11, "summary": 7,
+        "pooling_eps": 1e-3, "pooling_weights": "sparse", "cls_sum": "after_sparse",
         "epochs": 8, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0.1,
         "clip_norm": 1.0, "plateau_patience": 5, "plateau_factor": 0.5, "score_epoch": "best",
+        "accumulate": 2, "optimizer": "adam", "momentum": 0.5, "schedule": "cosine",
+        "warmup_epochs": 2.5, "step_epochs": 3, "patience": 2, "average_weights": 0.99,
+        "label_smoothing": 0.1, "class_weights": "balanced",
         "mixup": "manifold", "mixup_alpha": 0.4, "mixup_warmup": 4, "mixup_weights": "sample",
         "regression_loss": "l2", "precision": "bfloat16", "compile": True,
     }  # fmt: skip
+    needed: dict[str, Any] = {
+        "tokens": {"stride": None}, "momentum": {"optimizer": "sgd"},
+        "step_epochs": {"schedule": "step"}, "pooling_eps": {"pooling": "attention"},
+        "pooling_weights": {"pooling": "attention"},
+    }  # fmt: skip
+    """What a parameter needs to have an effect."""
     assert others.keys() == binding.parameters_of("sft").keys()
     ids = [identity(**base)]
     for name, value in others.items():
-        changed = base | {name: value} | ({"stride": None} if name == "tokens" else {})
+        changed = base | {name: value} | needed.get(name, {})
         ids.append(identity(**changed))
+        if name != "regression_loss":  # has no effect on classification
+            assert ids[-1] != identity(**base | needed.get(name, {}))
     # The loss of a regression has no effect on classification.
     assert identity(**base, regression_loss="l2") == ids[0]
     assert len(set(ids)) == len(ids) - 1
@@ -139,6 +151,12 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
      {**WATCH, "tokens": {"watch_acc": 8, "watch_gyro": 4}}),
     ("sft", {"sparse_attention": "strided", "window": 17}, {"sparse_attention": "dense"}),
     ("sft", {"mixup": "none", "mixup_alpha": 0.9}, {}),
+    ("sft", {"momentum": 0.5, "step_epochs": 3}, {}),
+    ("sft", {"schedule": "cosine", "plateau_patience": 3, "plateau_factor": 0.5},
+     {"schedule": "cosine"}),
+    ("sft", {"schedule": "step", "plateau_patience": 3}, {"schedule": "step"}),
+    ("sft", {"epochs": 5, "patience": 4}, {"epochs": 5}),
+    ("sft", {"clip_norm": 1}, {"clip_norm": 1.0}),
 ]  # fmt: skip
 
 
@@ -177,6 +195,22 @@ def test_bind_gives_different_training_different_ids(
     assert identity(**WATCH, **one) != identity(**WATCH, **other)
 
 
+def test_bind_ids_of_fields_added_later_differ_only_from_their_defaults() -> None:
+    """The id of a configuration with an older version's fields is pinned above."""
+    assert identity(optimizer="adamw", patience=None, warmup_epochs=0) == "437bd13ed2b7"
+    assert identity(clip_norm=None) != identity()
+    assert identity(patience=3, epochs=9) != identity(epochs=9)
+    gated = {"gate": "mlp", "dim": 8, "num_heads": 2}
+    rates = {identity("dynmm_fusion", **gated, joint_learning_rate=r) for r in (None, 1e-3, 1e-4)}
+    assert len(rates) == 3
+    assert identity("dynmm_fusion", **gated) in rates
+
+
+def test_every_field_added_later_is_a_field_with_a_default() -> None:
+    for name in binding._ADDED_LATER:
+        assert any(name in binding.fields_of(kind) for kind in (*MODELS, binding.TRAINING)), name
+
+
 def test_bind_ids_depend_on_the_fingerprint_but_not_on_the_description() -> None:
     spec = dataclasses.replace(WEARABLES, fingerprint="0" * 64)
     assert bind("sft", {}, {}, spec).id != bind("sft", {}, {}, WEARABLES).id
@@ -205,6 +239,17 @@ def test_bind_reports_invalid_combinations(values: dict[str, Any], message: str)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         bind("sft", values, {}, WEARABLES)
     assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing": 0.1}, {"class_weights": "balanced"}])
+def test_bind_refuses_options_of_a_loss_that_is_not_trained_on(option: dict[str, Any]) -> None:
+    (name,) = option
+    for model, dataset in (("sft", "synthetic_tags"), ("sft", "synthetic_rating"),
+                           ("multiplication", "wearables"), ("multiplicative", "wearables")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"`{name}` changes the cross-entropy") as caught:
+            bind(model, {}, option, describe(dataset))
+        assert caught.value.parameters == (name,)
+    bind("sft", {}, option, WEARABLES)
 
 
 # ---------------------------------------------------------------- definition

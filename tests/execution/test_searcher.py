@@ -40,7 +40,7 @@ class FakeSearch:
     def propose(self) -> object:
         return object()
 
-    def report(self, key: str, metrics: dict[str, float]) -> bool:
+    def report(self, key: str, metrics: dict[str, float], *, is_last: bool) -> bool:
         self.calls.append(("report", key, metrics))
         return metrics["epoch"] < 2
 

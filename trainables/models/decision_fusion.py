@@ -279,11 +279,13 @@ MODELS = {
         build=Multiplication,
         cost=multiplication_cost,
         paper=MULTIPLICATIVE_PAPER,
+        own_loss=True,
     ),
     "multiplicative": ModelEntry(
         config=MultiplicativeConfig,
         build=Multiplicative,
         cost=multiplicative_cost,
         paper=MULTIPLICATIVE_PAPER,
+        own_loss=True,
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     Batch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
     """Inputs {modality: (B, T, F)}, lengths {modality: (B,)}, labels (B,) or (B, C)."""
     Losses = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stage(NamedTuple):
+    """A part of training that begins with zero moments and a new learning-rate schedule."""
+
+    first: int
+    """Its first epoch, from 0."""
+    length: int
+    """Its number of epochs."""
+    learning_rate: float | None = None
+    """Its initial learning rate; None: that of the training configuration."""
+    is_judged: bool = True
+    """Whether the validation loss of its epochs shows how good the trained model is; if not, the
+    schedule `plateau` and `patience` ignore them."""
 
 
 class FusionModel(nn.Module):
@@ -108,6 +122,10 @@ class FusionModel(nn.Module):
         """
         return losses(outputs, labels)
 
+    def stage(self, epoch: int, num_epochs: int) -> Stage:
+        """Return the training stage of an epoch, from 0; by default training has one stage."""
+        return Stage(0, num_epochs)
+
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
         """Prepare for training epoch `epoch`, from 0; for schedules, not used in evaluation."""
 
@@ -142,6 +160,8 @@ class ModelEntry:
     paper: str
     mixes_latents: bool = True
     """Whether it supports manifold mixup."""
+    own_loss: bool = False
+    """Whether it trains on a loss of its own instead of the task's."""
 
 
 SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"

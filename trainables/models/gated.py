@@ -37,7 +37,7 @@ from sftsearch.trainables.layers.gating import (
     temperature,
     transformer_gate_part,
 )
-from sftsearch.trainables.models.fusion import FusionModel
+from sftsearch.trainables.models.fusion import FusionModel, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,19 +65,27 @@ class GatedConfig(TransformerConfig):
     """Attention heads of a `transformer` gate."""
     gate_layers: int = 1
     """Layers of a `transformer` gate."""
-    straight_through: bool = False
-    """Train stage II on one-hot choices with the gradient of the relaxation (the paper's second
-    method) instead of the relaxation. A one-hot choice trains only the chosen expert."""
+    straight_through: bool = True
+    """Train stage II on one-hot choices, which evaluation makes too, with the gradient of the
+    relaxation (the paper's second method). A one-hot choice trains only the chosen expert. False:
+    train on the relaxation itself (the first method); `tau_end` must then be low."""
     noise: bool = True
     """Add Gumbel noise to the gate's scores in training (the paper) or not (its code)."""
     tau_start: float = 1.0
     """Temperature of the relaxation in the first epoch of stage II."""
-    tau_end: float = 1.0
-    """Final temperature, reached geometrically; a low one makes the relaxation nearly one-hot."""
+    tau_end: float = 0.001
+    """Final temperature, reached geometrically; a low one makes the relaxation nearly one-hot. The
+    paper's is 0.0001; the best run of its code has 0.001."""
     resource_weight: float = 0.1
     """Lambda: weight in the loss of the cost relative to the most expensive route."""
     alone: float = 0.5
     """Share of the epochs in stage I; the gate learns in the rest."""
+    soft_inference: bool = False
+    """Run all routes in evaluation, too, weighted by the softmax of the scores at `tau_start`
+    (DynMM-d of the paper). Training is then soft at that temperature, without a cost of routes:
+    `straight_through`, `tau_end` and `resource_weight` are not read."""
+    joint_learning_rate: float | None = None
+    """Initial learning rate of stage II; None: `learning_rate`."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -89,7 +97,7 @@ class GatedConfig(TransformerConfig):
             raise ConfigError(
                 f"`gate_heads` must divide `gate_dim`, but got ({got}).", "gate_heads", "gate_dim"
             )
-        for name in ("straight_through", "noise"):
+        for name in ("straight_through", "noise", "soft_inference"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     f"`{name}` must be true or false, but got {getattr(self, name)!r}.", name
@@ -98,6 +106,9 @@ class GatedConfig(TransformerConfig):
         check_number("tau_end", self.tau_end, least=0, below=math.inf, open_=True)
         check_number("resource_weight", self.resource_weight, least=0, below=math.inf)
         check_number("alone", self.alone, least=0, below=1)
+        if self.joint_learning_rate is not None:
+            rate = self.joint_learning_rate
+            check_number("joint_learning_rate", rate, least=0, below=math.inf, open_=True)
 
     def num_stage_one(self, num_epochs: int) -> int:
         """Return the number of epochs of stage I; stage II has at least one."""
@@ -126,8 +137,12 @@ class GatedConfig(TransformerConfig):
         return transformer_gate_part(spec, config, num_layers=layers, num_routes=num_routes)
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: an `mlp` gate has neither heads nor layers."""
+        """See `TransformerConfig.canonical`: fields that are not read are default."""
         same = TransformerConfig.canonical(self, spec)
+        if self.soft_inference:
+            same = dataclasses.replace(
+                same, straight_through=True, tau_end=0.001, resource_weight=0.1
+            )
         if self.gate == "mlp":
             return dataclasses.replace(same, gate_heads=2, gate_layers=1)
         return same
@@ -157,10 +172,12 @@ class GatedModel(FusionModel):
         """
         nn.Module.__init__(self)
         self.config, self.modalities = config, config.chosen(spec)
-        self.num_outputs, self.num_routes = spec.num_outputs, len(routes)
+        self.num_outputs, self.num_weights = spec.num_outputs, len(routes)
+        self.num_routes = 1 if config.soft_inference else len(routes)
         self.mixing_points = ()
         self.gate = config.build_gate(spec, len(routes))
-        self.measured = ("gflops_expected", *(f"route_{i + 1}" for i in range(len(routes))))
+        if not config.soft_inference:
+            self.measured = ("gflops_expected", *(f"route_{i + 1}" for i in range(len(routes))))
         self._classes = _names_of_classes(spec)
         self._route_flops = [gate.flops + route.flops for route in routes]
         self.in_stage_one = config.alone > 0
@@ -181,19 +198,39 @@ class GatedModel(FusionModel):
     def weights(self, scores: Tensor) -> Tensor:
         """Return the weights of the routes in training, (B, routes)."""
         soft = relax(scores, self.tau, noise=self.config.noise)
-        return harden(soft) if self.config.straight_through else soft
+        is_hard = self.config.straight_through and not self.config.soft_inference
+        return harden(soft) if is_hard else soft
+
+    def soft_weights(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None) -> Tensor:
+        """Return the weights of the routes in evaluation with `soft_inference`, (B, routes)."""
+        return relax(self.scores(inputs, lengths), self.config.tau_start, noise=False)
+
+    def stage(self, epoch: int, num_epochs: int) -> Stage:
+        """Return the stage of an epoch; see `FusionModel.stage`.
+
+        The gate that routes samples in evaluation does not learn in stage I, so its validation
+        losses are not judged.
+        """
+        num_stage_one = self.config.num_stage_one(num_epochs)
+        if epoch < num_stage_one:
+            return Stage(0, num_stage_one, is_judged=False)
+        length, rate = num_epochs - num_stage_one, self.config.joint_learning_rate
+        return Stage(num_stage_one, length, rate)
 
     def begin_epoch(self, epoch: int, num_epochs: int) -> None:
         """Set stage and temperature; see `FusionModel.begin_epoch`."""
         num_stage_one = self.config.num_stage_one(num_epochs)
         self.in_stage_one = epoch < num_stage_one
         joint = max(epoch - num_stage_one, 0), num_epochs - num_stage_one
-        tau = temperature(*joint, start=self.config.tau_start, end=self.config.tau_end)
-        self.tau.fill_(tau)
+        start, end = self.config.tau_start, self.config.tau_end
+        end = start if self.config.soft_inference else end
+        self.tau.fill_(temperature(*joint, start=start, end=end))
 
     def joint_losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the losses of stage II, (B,), from outputs (B, C + routes)."""
         task_losses = losses(outputs[:, : self.num_outputs], labels)
+        if self.config.soft_inference:
+            return task_losses  # the weights do not change what runs
         route_costs = outputs[:, self.num_outputs :] @ self.relative_costs.to(outputs.dtype)
         return task_losses + self.config.resource_weight * route_costs
 
@@ -201,13 +238,16 @@ class GatedModel(FusionModel):
         """Return the share of samples on each route, and their mean cost.
 
         The shares per class are `route_1/NAME`, ...; classes without samples are left out, and all
-        classes if there are more than `MAX_CLASSES`.
+        classes if there are more than `MAX_CLASSES`. With `soft_inference` there is nothing to
+        measure.
         """
+        if self.config.soft_inference:
+            return {}
         num_rows = max(len(self._classes), 1)
-        counts = torch.zeros(num_rows, self.num_routes, dtype=torch.int64)  # by class and route
+        counts = torch.zeros(num_rows, self.num_weights, dtype=torch.int64)  # by class and route
         for inputs, lengths, labels in batches:
             routes = self.scores(inputs, lengths).argmax(dim=1)
-            cells = routes + self.num_routes * labels if self._classes else routes
+            cells = routes + self.num_weights * labels if self._classes else routes
             counts += cells.bincount(minlength=counts.numel()).cpu().view_as(counts)
         total = counts.sum(dim=0)
         flops = sum(n * cost_ for n, cost_ in zip(total.tolist(), self._route_flops, strict=True))
