@@ -9,11 +9,14 @@ from typing import Literal
 MISSING = "\N{EN DASH}"
 """Shown in tables for a missing value."""
 
-EXACT_COSTS = ("gflops", "gmacs", "parameters")
+EXACT_COSTS = ("gflops", "gmacs", "parameters", "gflops_dense")
 """Costs known exactly before training."""
 
 BOUNDED_COSTS = {"gflops_expected": "gflops"}
 """Measured costs of gated models, and the exact cost that is an upper bound of each."""
+
+MEMORY_COSTS = ("train_memory_mb", "inference_memory_mb", "weights_mb")
+"""Costs counted on the model before a trial starts, in about a second: not for a whole space."""
 
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize")
@@ -59,16 +62,26 @@ KNOWN_METRICS: dict[str, Metric] = {
     "pearson": Metric(label="Pearson's r", direction="maximize"),
     "acc2": _share("accuracy of the sign", is_counted=True),
     "acc2_nonzero": _share("accuracy of the sign, without zeros"),
+    "acc2_msaf": _share("accuracy of the sign (MSAF)"),
+    "acc2_sft": _share("accuracy of the sign (SFT)"),
     "f1": _share("F1 of the sign"),
     "f1_nonzero": _share("F1 of the sign, without zeros"),
+    "f1_mult": _share("F1 of the sign (MulT)"),
+    "f1_msaf": _share("F1 of the sign (MSAF)"),
+    "f1_sft": _share("F1 of the sign (SFT)"),
+    "acc5": _share("accuracy of five steps"),
     "acc7": _share("accuracy of seven steps"),
     "loss": Metric(label="loss"),
     "gflops": _cost("GFLOPs"),
     "gmacs": _cost("GMACs"),
     "parameters": _cost("parameters"),
+    "gflops_dense": _cost("GFLOPs (sparse attention as dense)"),
     "gflops_expected": _cost("expected GFLOPs"),
     "latency_ms": _cost("latency (ms)"),
-    "peak_memory_mb": _cost("peak memory (MB)"),
+    "train_step_ms": _cost("training step (ms)"),
+    "train_memory_mb": _cost("training memory (MB)"),
+    "inference_memory_mb": _cost("inference memory (MB)"),
+    "weights_mb": _cost("weights (MB)"),
     "seconds": _cost("training time (s)"),
 }
 """Metrics by name; an unknown metric is labeled by its name and minimized."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.metrics import BOUNDED_COSTS, EXACT_COSTS, metric, sign_of
+from sftsearch.orchestrator.metrics import (
+    BOUNDED_COSTS,
+    EXACT_COSTS,
+    MEMORY_COSTS,
+    metric,
+    sign_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,9 +30,9 @@ class Objectives:
     def of(cls, pairs: Iterable[tuple[str, str]]) -> Objectives:
         """Return the objectives of a study, whose cost comes second.
 
-        The cost is the first exact one, else the first bounded one, so the study is searched and
-        reported on the same cost. Old records may have only a measured one. The others keep their
-        order.
+        The cost is the first exact one, else the first bounded one, else the first memory, so the
+        study is searched and reported on the same cost. Old records may have only a measured one.
+        The others keep their order.
 
         Args:
             pairs: metric and direction of each objective, the accuracy first.
@@ -67,8 +73,16 @@ class Objectives:
 
     @property
     def searched_cost(self) -> str:
-        """The exact cost that the surrogate uses: x, its upper bound, else GFLOPs."""
+        """The exact cost that the surrogate uses: x, its upper bound, else GFLOPs.
+
+        It must be known for every point of the space, as memory is not.
+        """
         return self.x if self.x in EXACT_COSTS else BOUNDED_COSTS.get(self.x, EXACT_COSTS[0])
+
+    @property
+    def judged_cost(self) -> str:
+        """The cost by which the study compares admitted configurations: memory, else as above."""
+        return self.x if self.x in MEMORY_COSTS else self.searched_cost
 
     @property
     def is_cost_minimized(self) -> bool:
@@ -96,13 +110,13 @@ class Objectives:
 
 
 def cost_among(names: Iterable[str]) -> str:
-    """Return the first exact cost, else the first bounded one, else the first measured one.
+    """Return the first exact cost, else a bounded one, else a memory, else a measured one.
 
     Raises:
         LookupError: no name is a cost.
     """
     costs = [name for name in names if metric(name).is_cost]
-    for known_before_training in (EXACT_COSTS, BOUNDED_COSTS):
+    for known_before_training in (EXACT_COSTS, BOUNDED_COSTS, MEMORY_COSTS):
         for name in costs:
             if name in known_before_training:
                 return name

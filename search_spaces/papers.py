@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Memory and times of a sample: those of a batch, divided by its size.
+
+    Ratios are to the last row of the table; they are printed, with more digits than the numbers.
+    """
+
+    memory_gb: float
+    memory_ratio: float
+    evaluation_ms: float
+    evaluation_ratio: float
+    training_ms: float
+    training_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """A row of a paper's table."""
 
@@ -32,6 +47,8 @@ class Row:
     """By shape: the parameters of the model that are not defaults."""
     printed: Mapping[str, float | Mapping[str, float]]
     """Column -> number, or `mean` and `std`; empty for a figure without numbers."""
+    measured: Mapping[str, Measured]
+    """By shape: what the paper measured on its machine; empty if it did not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +60,8 @@ class PaperTable:
     source: str
     shapes: Mapping[str, Mapping[str, tuple[int, int]]]
     """Name -> modality -> (tokens, features)."""
+    batch_size: int | None
+    """Of the measured memory and times."""
     rows: tuple[Row, ...]
 
 
@@ -62,6 +81,7 @@ def paper_tables() -> dict[str, PaperTable]:
                 shape: {m: (n, f) for m, (n, f) in data["shapes"][shape].items()}
                 for shape in shapes
             },
+            batch_size=table.get("batch_size"),
             rows=tuple(_row(row, systems[row["system"]], shapes) for row in table["rows"]),
         )
     return tables
@@ -77,6 +97,7 @@ def _row(row: dict[str, Any], system: dict[str, Any], shapes: list[str]) -> Row:
         model=system["model"],
         parameters=parameters,
         printed=row.get("printed", {}),
+        measured={shape: Measured(**values) for shape, values in row.get("measured", {}).items()},
     )
 
 

@@ -69,10 +69,22 @@ class Objective(Section):
     direction: Literal["maximize", "minimize"]
 
 
-class Constraint(Section):
-    """A hard limit on a cost that is known before training."""
+KnownCost = Literal[
+    "gflops",
+    "gmacs",
+    "parameters",
+    "gflops_dense",
+    "train_memory_mb",
+    "inference_memory_mb",
+    "weights_mb",
+]
+"""A cost that is known before a trial starts."""
 
-    metric: Literal["gflops", "gmacs", "parameters"]
+
+class Constraint(Section):
+    """A hard limit on a cost that is known before a trial starts."""
+
+    metric: KnownCost
     max: float = Field(gt=0, allow_inf_nan=False)
 
 
@@ -105,7 +117,8 @@ Gigabytes = Annotated[float, Field(gt=0, le=100_000)]
 class Override(Section):
     """Other resources for configurations whose cost is above a limit."""
 
-    metric: Literal["gflops", "gmacs", "parameters"]
+    metric: KnownCost
+    """Memory is that of the workers that the other rules give."""
     above: float = Field(ge=0, allow_inf_nan=False)
     cpus: Cpus | None = None
     gpus: Gpus | None = None
@@ -166,8 +179,9 @@ class Resources(Section):
         ]
 
     def of(self, cost: Mapping[str, float]) -> Resources:
-        """Return the resources of a configuration of this cost."""
-        return self._given([rule for rule in self.overrides if cost[rule.metric] > rule.above])
+        """Return the resources of a configuration; rules on costs it lacks do not apply."""
+        known = [rule for rule in self.overrides if rule.metric in cost]
+        return self._given([rule for rule in known if cost[rule.metric] > rule.above])
 
     def _given(self, rules: list[Override]) -> Resources:
         given: dict[str, Any] = {}

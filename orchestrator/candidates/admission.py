@@ -3,10 +3,14 @@
 A space of up to `MAX_TABLE` points is enumerated when the study opens. Draws then come from the
 admissible points only, and the study knows when it has used all of them. A larger or continuous
 space is priced point by point.
+
+Memory takes up to a second to count. It is counted only for proposals within all other limits, if
+the study has a limit, an objective or a rule for resources on it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import random
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 from sftsearch.orchestrator.candidates.binding import Configuration, bind
 from sftsearch.orchestrator.candidates.neighbors import Nearest
 from sftsearch.orchestrator.candidates.value_checks import ValueChecker
+from sftsearch.orchestrator.metrics import MEMORY_COSTS
 from sftsearch.search_spaces.mistakes import Mistake, StudyFileError
 from sftsearch.search_spaces.point import Point
 from sftsearch.search_spaces.space import Space, count, values
@@ -23,12 +28,15 @@ from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import StudySource
     from sftsearch.trainables.cost import Cost
+    from sftsearch.trainables.memory import Memory
 
+OVER_LIMIT = "over limit"
+"""The reason of a refusal by a constraint."""
 MAX_TABLE = 50_000
 MAX_DRAWS = 2_000
 """Draws from a space too large to enumerate without a result, after which it counts as used up."""
@@ -45,11 +53,17 @@ class Candidate:
     point: Point
     configuration: Configuration
     cost: Cost
+    memory: Memory | None = None
+    """None: not counted."""
 
     @property
     def id(self) -> str:
         """The configuration's id."""
         return self.configuration.id
+
+    def costs(self) -> dict[str, float]:
+        """Return all known costs by name."""
+        return self.cost.as_dict() | (self.memory.as_dict() if self.memory else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +102,12 @@ class Admission:
         self.spec = spec
         self._source = source
         self._price = price or self._price_model
-        self._limits = {limit.metric: limit.max for limit in source.study.constraints}
+        limits: dict[str, float] = {limit.metric: limit.max for limit in source.study.constraints}
+        self._limits = {name: limits[name] for name in limits if name not in MEMORY_COSTS}
+        self._memory_limits = {name: limits[name] for name in limits if name in MEMORY_COSTS}
+        self._counts_memory = _uses_memory(source)
         self._taken: set[str] = set()
+        self._excluded: set[str] = set()
         self.num_points = self.space.size()
         self.table: dict[str, Candidate] | None = None
         """Every admissible configuration by id; None if the space is too large."""
@@ -118,7 +136,19 @@ class Admission:
         return Candidate(point, configuration, cost)
 
     def decide(self, point: Point) -> Candidate | Refusal:
-        """Return the priced point or the reason to refuse it; `take` then admits it."""
+        """Return the priced point or the reason to refuse it; `take` then admits it.
+
+        Memory is counted here only, if the study uses it.
+        """
+        decided = self._decide_by_price(point)
+        if isinstance(decided, Refusal) or not self._counts_memory:
+            return decided
+        candidate = dataclasses.replace(
+            decided, memory=_count_memory(decided, self._source, self.spec)
+        )
+        return _refused(candidate.costs(), self._memory_limits) or candidate
+
+    def _decide_by_price(self, point: Point) -> Candidate | Refusal:
         try:
             candidate = self.price(point)
         except ConfigError as error:
@@ -129,7 +159,7 @@ class Admission:
         return refusal or candidate
 
     def within_limits(self, point: Point) -> Candidate | None:
-        """Return the priced point if it can be built within the limits, in the study or not."""
+        """Return the priced point if it is within the limits on prices, in the study or not."""
         try:
             candidate = self.price(point)
         except ConfigError:
@@ -142,9 +172,21 @@ class Admission:
         if self.table is not None:
             self._nearest.take(candidate_id)
 
+    def exclude(self, point: Point) -> str | None:
+        """Exclude a point that its memory refuses from draws; return its id if it can be built."""
+        try:
+            candidate = self.price(point)
+        except ConfigError:
+            return None
+        if self.table is not None and candidate.id in self.table:
+            self._excluded.add(candidate.id)
+            self._nearest.take(candidate.id)
+        return candidate.id
+
     def release(self) -> None:
         """Forget all taken configurations, so that another study can use the space."""
         self._taken.clear()
+        self._excluded.clear()
         if self.table is not None:
             self._nearest.release()
 
@@ -155,7 +197,9 @@ class Admission:
 
     def left(self) -> int | None:
         """Return the number of admissible configurations not in the study; None if unknown."""
-        return None if self.table is None else len(self.table.keys() - self._taken)
+        if self.table is None:
+            return None
+        return len(self.table.keys() - self._taken - self._excluded)
 
     def draw(self, random_: random.Random, branch: int | None = None) -> Candidate | None:
         """Draw uniformly from the admissible configurations (of a branch) not in the study.
@@ -166,7 +210,7 @@ class Admission:
             free = self._free(branch)
             return random_.choice(free) if free else None
         for _ in range(MAX_DRAWS):
-            decided = self.decide(self.space.draw(random_, branch))
+            decided = self._decide_by_price(self.space.draw(random_, branch))
             if isinstance(decided, Candidate):
                 return decided
         return None
@@ -190,16 +234,14 @@ class Admission:
         return [
             candidate
             for identity, candidate in (self.table or {}).items()
-            if identity not in self._taken and branch in (None, candidate.point.branch)
+            if identity not in self._taken
+            and identity not in self._excluded
+            and branch in (None, candidate.point.branch)
         ]
 
     def _over_limit(self, candidate: Candidate) -> Refusal | None:
-        for metric, limit in self._limits.items():
-            value = candidate.cost.low(metric)  # refuse only what exceeds the limit for all samples
-            if value > limit:
-                detail = f"{metric} {value:.6g} is over the limit of {limit:.6g}"
-                return Refusal("over limit", detail, value / limit - 1)
-        return None
+        # Refuse only what exceeds the limit for all samples.
+        return _refused({name: candidate.cost.low(name) for name in self._limits}, self._limits)
 
     def _price_all(self) -> dict[str, Candidate]:
         table: dict[str, Candidate] = {}
@@ -215,7 +257,7 @@ class Admission:
             checker.possible(point, self.space.axes[point.branch])
             least = {name: min(known, candidate.cost.low(name)) for name, known in least.items()}
             if self._over_limit(candidate):
-                self._count("over limit")
+                self._count(OVER_LIMIT)
             elif candidate.id in table:
                 self._count("repeat")
             else:
@@ -275,3 +317,32 @@ class Admission:
 
     def _count(self, reason: str) -> None:
         self.num_refused[reason] = self.num_refused.get(reason, 0) + 1
+
+
+def _uses_memory(source: StudySource) -> bool:
+    """Return whether a study decides anything by memory before a trial starts."""
+    study = source.study
+    names = [
+        *(limit.metric for limit in study.constraints),
+        *(objective.metric for objective in study.objectives),
+        *(rule.metric for rule in study.resources.overrides),
+    ]
+    return any(name in MEMORY_COSTS for name in names)
+
+
+def _count_memory(candidate: Candidate, source: StudySource, spec: DatasetSpec) -> Memory:
+    """Count the memory of a worker of the trial; its workers follow the rules on other costs."""
+    from sftsearch.trainables.memory import count_memory
+
+    bound = candidate.configuration
+    workers = source.study.resources.of(candidate.cost.as_dict()).workers
+    return count_memory(bound.model, spec, bound.model_config, bound.train_config, workers=workers)
+
+
+def _refused(costs: Mapping[str, float], limits: Mapping[str, float]) -> Refusal | None:
+    """Return the refusal by the first limit that a cost exceeds."""
+    for metric, limit in limits.items():
+        if costs[metric] > limit:
+            detail = f"{metric} {costs[metric]:.6g} is over the limit of {limit:.6g}"
+            return Refusal(OVER_LIMIT, detail, costs[metric] / limit - 1)
+    return None

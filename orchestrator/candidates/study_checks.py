@@ -18,12 +18,18 @@ from sftsearch.orchestrator.candidates.binding import (
     fields_of,
     parameters_of,
 )
-from sftsearch.orchestrator.metrics import BOUNDED_COSTS, COSTS, EXACT_COSTS, metric
+from sftsearch.orchestrator.metrics import (
+    BOUNDED_COSTS,
+    COSTS,
+    EXACT_COSTS,
+    MEMORY_COSTS,
+    metric,
+)
 from sftsearch.search_spaces.mistakes import Mistake, Place, StudyFileError
 from sftsearch.search_spaces.schema import MAX_WHOLE, is_distribution, members
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, TrainConfig
-from sftsearch.trainables.metrics import METRICS, TOP_K
+from sftsearch.trainables.metrics import DEGREES, METRICS, metrics_of_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +40,13 @@ if TYPE_CHECKING:
     from sftsearch.search_spaces.load import StudySource
 
 MEASURED = {task: (*names, "loss") for task, names in METRICS.items()}
-"""Validation metrics of a finished trial by task; `top5` only with more than five classes."""
+"""Validation metrics of a finished trial by task; some datasets lack those of `_NEEDED`."""
+_NEEDED = {
+    "top5": "more than five classes",
+    "acc2_sft": f"the classes {', '.join(DEGREES)}",
+    "f1_sft": f"the classes {', '.join(DEGREES)}",
+}
+"""Metrics that not every dataset of the task has, and what they need."""
 
 
 def check_names(source: StudySource) -> None:
@@ -152,7 +164,8 @@ def _named_modalities(place: Place, value: object) -> list[tuple[Place, str]]:
     return [
         (where, str(name))
         for where, one in _values_to_check(place, value)
-        if isinstance(one, dict) or (place[-1] == "modalities" and isinstance(one, list))
+        if isinstance(one, dict)
+        or (place[-1] in ("modalities", "modality_order") and isinstance(one, list))
         for name in one
     ]
 
@@ -170,25 +183,27 @@ def _objective_mistakes(source: StudySource, spec: DatasetSpec | None) -> list[M
             again = name in metrics[:i]
             found += _metric_mistakes(source, i, name, direction, spec, again=again)
     costs = [name for name in metrics if name in COSTS]
+    known = (*EXACT_COSTS, *BOUNDED_COSTS, *MEMORY_COSTS)
     if not found and (metrics[:1] == costs[:1] or not costs):
         message = (
             f"The first objective must be an accuracy ({', '.join(_measured(spec))}) and another "
             f"a cost ({', '.join(COSTS)}), but got ({', '.join(map(str, metrics))})."
         )
         found.append(source.mistake(("objectives",), message))
-    elif not found and not any(name in EXACT_COSTS or name in BOUNDED_COSTS for name in costs):
+    elif not found and not any(name in known for name in costs):
         message = (
             f"A search needs a cost that is known or bounded before training, but {costs[0]} is "
-            f"measured in trials: add one of {', '.join((*EXACT_COSTS, *BOUNDED_COSTS))}."
+            f"measured in trials: add one of {', '.join(known)}."
         )
         found.append(source.mistake(("objectives",), message))
     return found
 
 
 def _measured(spec: DatasetSpec | None) -> list[str]:
-    """Return the metrics of the dataset's task; for an unknown dataset, those of all tasks."""
-    tasks = MEASURED if spec is None else {spec.task: MEASURED[spec.task]}
-    return list(dict.fromkeys(itertools.chain(*tasks.values())))
+    """Return the metrics of the dataset; for an unknown dataset, those of all tasks."""
+    if spec is not None:
+        return [*metrics_of_dataset(spec), "loss"]
+    return list(dict.fromkeys(itertools.chain(*MEASURED.values())))
 
 
 def _metric_mistakes(
@@ -202,6 +217,8 @@ def _metric_mistakes(
 ) -> list[Mistake]:
     place = ("objectives", i, "metric")
     known = [*_measured(spec), *COSTS]
+    if spec is not None and name in set(MEASURED[spec.task]) - set(known):
+        return [source.mistake(place, f"`{name}` needs {_NEEDED[name]}.")]
     if name not in known:
         kind_ = f"metric of {spec.task}" if spec else "metric"
         return [source.mistake(place, unknown(name, known, kind=kind_))]
@@ -211,8 +228,6 @@ def _metric_mistakes(
         found.append(source.mistake(("objectives", i, "direction"), message))
     if again:
         found.append(source.mistake(place, f"`{name}` is listed more than once."))
-    if name == "top5" and spec is not None and spec.num_classes <= TOP_K:
-        found.append(source.mistake(place, "`top5` needs more than five classes."))
     return found
 
 

@@ -83,11 +83,15 @@ def price(
         with spinner("measuring a few training steps"):
             estimate = costs.estimate_time(source, spec, admission)
     listing = costs.list_prices(admission)
+    with spinner(counting := "counting the memory of the paper's models") as status:
+        memory = costs.count_paper_memory(
+            source, lambda done, of: status.update(f"{counting}: {done} of {of}")
+        )
     if as_json:
-        echo_json(costs.as_json(listing, admission, estimate, source))
+        echo_json(costs.as_json(listing, admission, estimate, source, memory))
     else:
         console.print(costs.rich_table(listing, admission, estimate, top))
-        console.print(costs.describe(listing, source, admission, estimate), highlight=False)
+        console.print(costs.describe(listing, source, admission, estimate, memory), highlight=False)
 
 
 @click.command()

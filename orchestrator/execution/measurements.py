@@ -1,16 +1,61 @@
-"""Measure a trial on its device: latency of one sample, peak memory."""
+"""Measure the times of a trial on its device, one trial of a node at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sftsearch.datasets.file_lock import locked
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sftsearch.trainables.fit import Fit
 
 WARM_UPS = 5
+PATIENCE = 30.0
+"""Longest wait, in seconds, for the measurements of other trials."""
+_POLL = 0.01
+
+
+def lock_file() -> Path:
+    """Return the file that all of a user's workers on a node lock; it is on the node's own disk."""
+    return Path(tempfile.gettempdir()) / f"sftsearch-{os.getuid()}-measuring.lock"
+
+
+@contextlib.contextmanager
+def measuring_alone(file: Path | None = None, *, patience: float = PATIENCE) -> Iterator[bool]:
+    """Measure while no other trial of this node does; measure anyway if that is not possible.
+
+    Args:
+        file: to lock; None: `lock_file()`.
+        patience: longest wait for other trials, in seconds.
+
+    Yields:
+        whether the measurement has the lock: false if others kept it, or it cannot be written.
+    """
+    deadline = time.monotonic() + patience
+    with contextlib.ExitStack() as stack:
+        yield _lock(stack, file or lock_file(), deadline)
+
+
+def _lock(stack: contextlib.ExitStack, file: Path, deadline: float) -> bool:
+    while True:
+        try:
+            stack.enter_context(locked(file, wait=False))
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
+        except OSError:
+            return False
+        else:
+            return True
 
 
 def latency_ms(fit: Fit, *, repeats: int = 30) -> float:
@@ -33,30 +78,6 @@ def latency_ms(fit: Fit, *, repeats: int = 30) -> float:
     return statistics.median(times[WARM_UPS:])
 
 
-def reset_peak_memory(device: str) -> None:
-    """Reset the peak memory counter, where the operating system allows it."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak then includes earlier trials
-        return
-
-
-def peak_memory_mb(device: str) -> float:
-    """Return the trial's peak memory in MiB: CUDA allocations, or the process's resident memory."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 2**10
+def train_step_ms(fit: Fit) -> float:
+    """Measure the median time of a training step in milliseconds; changes the fit's weights."""
+    return 1e3 * fit.seconds_a_step()

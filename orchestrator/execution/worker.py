@@ -7,6 +7,7 @@ trial: it reports the trial as failed and writes the traceback to the trial's lo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 from sftsearch.datasets.remote import RemoteUnavailableError
 from sftsearch.orchestrator.execution.measurements import (
     latency_ms,
-    peak_memory_mb,
-    reset_peak_memory,
+    measuring_alone,
+    train_step_ms,
 )
 from sftsearch.orchestrator.execution.reports import FailureCause, failure
 from sftsearch.orchestrator.storage.trial_files import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
+    from sftsearch.orchestrator.candidates.binding import Configuration
     from sftsearch.orchestrator.execution.reports import FinalReport, WorkerReport
     from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.orchestrator.storage.trial_files import TrialFolder
@@ -71,6 +73,7 @@ class TrainingWorker:
         self._spec: TrialSpec | None = None
         self._folder: TrialFolder | None = None
         self._fit: Fit | None = None
+        self._bound: Configuration | None = None
         self._failure: WorkerReport | None = None
         self._parallel: dict[str, object] = {}
         self._reported = 0
@@ -123,9 +126,8 @@ class TrainingWorker:
         from sftsearch.trainables.fit import Fit
 
         torch.set_num_threads(spec.threads)
-        reset_peak_memory(spec.device)
         store = self.open_store(spec)
-        bound = bind(spec.model, spec.parameters, spec.training, store.spec)
+        bound = self._bound = bind(spec.model, spec.parameters, spec.training, store.spec)
         model = build_model(spec.model, store.spec, bound.model_config, spec.seed)
         counted = {
             "gmacs": count_gmacs(model, store.spec, bound.model_config),
@@ -180,6 +182,8 @@ class TrainingWorker:
             self.run_epoch()
         report: WorkerReport = {"epochs": fit.history[self._reported :]}
         self._reported = fit.epoch
+        if fit.done and fit.epoch < fit.config.epochs:
+            self._log(f"`patience` ended the trial after epoch {fit.epoch}")
         if fit.done and self.spec.rank == 0:
             report["final"] = self.final_report()
         elif fit.done:
@@ -205,12 +209,48 @@ class TrainingWorker:
         tensors = {name: t.contiguous() for name, t in fit.weights().items()}
         self.save(WEIGHTS, lambda path: save_file(tensors, path))
         # Without gates, every sample costs the same.
-        values = {"gflops_expected": spec.cost["gflops"]} | fit.result() | spec.cost
-        values["latency_ms"] = latency_ms(fit)
-        values["peak_memory_mb"] = peak_memory_mb(spec.device)
+        values = {"gflops_expected": spec.cost["gflops"]} | fit.result()
+        values |= self._memory() | spec.cost
         values["seconds"] = math.fsum(epoch["seconds"] for epoch in fit.history)
+        groups, facts = fit.groups(), self.facts()
+        with measuring_alone() as is_alone:
+            values["latency_ms"] = latency_ms(fit)
+            values["train_step_ms"] = train_step_ms(self._measured_fit())  # changes the weights
+        if not is_alone:
+            facts["times"] = "disturbed: another trial was measured at the same time"
         self._log(f"finished after {time.perf_counter() - self._started:.1f} s")
-        return {"values": values, "groups": fit.groups(), "facts": self.facts()}
+        return {"values": values, "groups": groups, "facts": facts}
+
+    def _memory(self) -> dict[str, float]:
+        """Return the memory metrics; they are in the spec's cost if the study needs them before."""
+        from sftsearch.orchestrator.metrics import MEMORY_COSTS
+        from sftsearch.trainables.memory import count_memory
+
+        spec, bound = self.spec, self._bound
+        assert bound is not None, "call start() first; it must have succeeded"
+        if all(name in spec.cost for name in MEMORY_COSTS):
+            return {}
+        dataset, workers = self.open_store(spec).spec, spec.workers
+        counted = count_memory(
+            spec.model, dataset, bound.model_config, bound.train_config, workers=workers
+        )
+        return counted.as_dict()
+
+    def _measured_fit(self) -> Fit:
+        """Return a fit whose training step is one worker's: its part of a batch, no exchange."""
+        from sftsearch.trainables.catalog import build_model
+        from sftsearch.trainables.fit import Fit
+
+        spec, bound = self.spec, self._bound
+        if spec.workers == 1:
+            return self.fit
+        assert bound is not None, "call start() first; it must have succeeded"
+        store, config = self.open_store(spec), bound.train_config
+        model = build_model(spec.model, store.spec, bound.model_config, spec.seed)
+        model.begin_epoch(config.epochs - 1, config.epochs)
+        size = math.ceil(config.batch_size / spec.workers)
+        part = dataclasses.replace(config, batch_size=size)
+        return Fit(model, store, part, seed=spec.seed, device=spec.device)
 
     def facts(self) -> dict[str, object]:
         """Return the trial's environment: torch, device, threads."""

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.candidates.admission import Admission, Candidate
-from sftsearch.orchestrator.pricing import paper_tables
+from sftsearch.orchestrator.pricing import paper_memory, paper_tables
 from sftsearch.orchestrator.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Group
     from rich.table import Table
 
     from sftsearch.datasets.spec import DatasetSpec
+    from sftsearch.orchestrator.candidates.admission import Admission, Candidate
+    from sftsearch.orchestrator.pricing.paper_memory import Remembered
     from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.schema import DatasetChoice, Resources
 
@@ -47,8 +50,8 @@ def list_prices(admission: Admission) -> list[Candidate]:
         found = list(admission.table.values())
     else:
         random_ = random.Random(derive_seed(0, 0))
-        drawn = (admission.decide(admission.space.draw(random_)) for _ in range(NUM_DRAWN))
-        found = list({c.id: c for c in drawn if isinstance(c, Candidate)}.values())
+        drawn = (admission.within_limits(admission.space.draw(random_)) for _ in range(NUM_DRAWN))
+        found = list({c.id: c for c in drawn if c is not None}.values())
     return sorted(found, key=lambda candidate: (candidate.cost.gflops, candidate.id))
 
 
@@ -129,11 +132,13 @@ def as_json(
     admission: Admission,
     estimate: Estimate | None,
     source: StudySource,
+    memory: list[Remembered] | None = None,
 ) -> dict[str, object]:
     """Return the output of `price --json`, with the paper's table if the study names one."""
     paper = source.study.study.paper
     return {
         "paper": paper_tables.as_json(paper) if paper else None,
+        "paper_memory": paper_memory.as_json(memory) if memory else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
         "max_concurrent_trials": estimate.max_concurrent_trials if estimate else None,
@@ -172,7 +177,7 @@ def rich_table(
     for candidate in [listing[i] for i in picks]:
         bound, cost = candidate.configuration, candidate.cost
         seconds = [f"{estimate.seconds_per_trial[candidate.id]:,.1f}"] if estimate else []
-        shown = {name: bound.parameters[name] for name in varying if name in bound.parameters}
+        shown = {n: _of_used(bound.parameters, n) for n in varying if n in bound.parameters}
         brief = _format_parameters(shown, admission.spec)
         table.add_row(f"{cost.gflops:.3g}", f"{cost.parameters:,}", *seconds, bound.model, brief)
     return table
@@ -196,6 +201,15 @@ def _split_by_variation(listing: list[Candidate]) -> tuple[list[str], dict[str, 
     return varying, shared
 
 
+def _of_used(parameters: dict[str, object], name: str) -> object:
+    """Return a parameter; one by modality only for the modalities that are used."""
+    value, used = parameters[name], parameters["modalities"]
+    assert isinstance(used, list)
+    if isinstance(value, dict) and any(key in used for key in value):
+        return {key: one for key, one in value.items() if key in used}
+    return value
+
+
 def _format_parameters(parameters: dict[str, object], spec: DatasetSpec) -> str:
     from rich.markup import escape
 
@@ -204,6 +218,8 @@ def _format_parameters(parameters: dict[str, object], spec: DatasetSpec) -> str:
         text = str(value)
         if isinstance(value, list):
             text = "all" if value == list(spec.modalities) else f"[{', '.join(map(str, value))}]"
+        elif isinstance(value, dict):
+            text = f"{{{', '.join(f'{key}: {one}' for key, one in value.items())}}}"
         elif isinstance(value, float):
             text = f"{value:.4g}"
         shown.append(f"{name}={text}")
@@ -211,9 +227,16 @@ def _format_parameters(parameters: dict[str, object], spec: DatasetSpec) -> str:
 
 
 def describe(
-    listing: list[Candidate], source: StudySource, admission: Admission, estimate: Estimate | None
+    listing: list[Candidate],
+    source: StudySource,
+    admission: Admission,
+    estimate: Estimate | None,
+    memory: list[Remembered] | None = None,
 ) -> Group:
-    """Describe the space's size, its cost range, the time and the paper's table."""
+    """Describe the space's size, its cost range, the time and the paper's table.
+
+    `memory` is that of `count_paper_memory`.
+    """
     from rich.console import Group
 
     lines = [_describe_size(listing, admission)]
@@ -225,7 +248,25 @@ def describe(
             "training steps, without start-up and validation)."
         )
     paper = source.study.study.paper
-    return Group(*lines, "", paper_tables.rich_table(paper)) if paper else Group(*lines)
+    if not paper:
+        return Group(*lines)
+    tables: list[Group | str] = [paper_tables.rich_table(paper)]
+    if memory:
+        tables += ["", paper_memory.rich_table(paper, memory)]
+    return Group(*lines, "", *tables)
+
+
+def count_paper_memory(
+    source: StudySource, progress: Callable[[int, int], None]
+) -> list[Remembered] | None:
+    """Count the memory of the models of the study's paper; None if it prints no memory.
+
+    `progress` is called with the number of models counted and of all.
+    """
+    name = source.study.study.paper
+    if not name or not paper_memory.has_memory(name):
+        return None
+    return paper_memory.count_table(name, progress)
 
 
 def _describe_size(listing: list[Candidate], admission: Admission) -> str:

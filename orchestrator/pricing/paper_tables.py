@@ -41,8 +41,11 @@ def price_table(name: str) -> list[Priced]:
     ]
 
 
-def spec_of(table: PaperTable, shape: str) -> DatasetSpec:
-    """Return a dataset specification of the paper's sizes; costs do not depend on its classes."""
+def spec_of(table: PaperTable, shape: str, *, num_samples: int = 1) -> DatasetSpec:
+    """Return a dataset specification of the paper's sizes; costs do not depend on its classes.
+
+    `num_samples` is the size of each split.
+    """
     return DatasetSpec(
         name=shape.lower(),
         modalities={
@@ -50,7 +53,7 @@ def spec_of(table: PaperTable, shape: str) -> DatasetSpec:
             for name, (tokens, features) in table.shapes[shape].items()
         },
         classes=("first", "second"),
-        num_samples=dict.fromkeys(SPLITS, 1),
+        num_samples=dict.fromkeys(SPLITS, num_samples),
         subjects=dict.fromkeys(SPLITS, ()),
         licence="none",
         attribution=table.source,

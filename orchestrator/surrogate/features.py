@@ -50,7 +50,7 @@ class Encoder:
         self.costs = costs
         rows = [_flat(candidate) for candidate in candidates]
         names = dict.fromkeys(name for row in rows for name in row)
-        self._features = [feature for name in names for feature in _features(name, rows)]
+        self._features = [feature for name in names for feature in features_of(name, rows)]
         costs_NC = np.log([_costs(candidate, costs) for candidate in candidates])
         self._low, span = costs_NC.min(axis=0), np.ptp(costs_NC, axis=0)
         self._span = np.where(span > 0, span, 1.0)
@@ -85,8 +85,8 @@ def _flat(candidate: Candidate) -> Row:
     return flat
 
 
-def _features(name: str, rows: Sequence[Row]) -> list[Feature]:
-    """Return the features of one parameter; none if it never varies."""
+def features_of(name: str, rows: Sequence[Row]) -> list[Feature]:
+    """Return the features of one parameter, functions of a row; none if it never varies."""
     values = {_text(row[name]): row[name] for row in rows if name in row}
     if len(values) < 2 and (name == BRANCH or all(name in row for row in rows)):
         return []

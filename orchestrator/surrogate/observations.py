@@ -40,7 +40,9 @@ class Measurements:
     dof: float
     """Degrees of freedom of the pooled variance."""
     costs: Floats
-    """The study's cost, (C,)."""
+    """The cost by which configurations are compared, (C,)."""
+    searched_costs: Floats
+    """The cost that candidates also have, (C,)."""
     seconds: Floats
     """Mean seconds of a replicate, (C,)."""
     imported: Indices
@@ -70,6 +72,7 @@ class Observations:
         objective: str,
         costs: tuple[str, ...],
         *,
+        judged_cost: str | None = None,
         sign: float = 1.0,
         floor: float | None = None,
         num_folds: int | None = None,
@@ -79,13 +82,15 @@ class Observations:
 
         Args:
             objective: the first objective, the accuracy.
-            costs: the objectives that are known without training, the study's cost first.
+            costs: the objectives that are known for every point, the study's cost first.
+            judged_cost: by which admitted configurations are compared; None: the first of `costs`.
             sign: 1 if the first objective is maximized, -1 if it is minimized.
             floor: value of the first objective at chance level, if known.
             num_folds: number of folds; replicate r uses fold r modulo it.
             is_share: whether the first objective is in [0, 1].
         """
         self.costs, self.sign, self.num_folds = costs, sign, num_folds
+        self.judged_cost = judged_cost or costs[0]
         self._objective = objective
         self._floor = floor
         self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
@@ -99,7 +104,7 @@ class Observations:
         self._ids = np.empty(64, dtype=object)
         self._values = np.full((64, 2), np.nan)
         self._seconds = np.zeros(64)
-        self._costs = np.zeros(64)
+        self._costs = np.zeros((64, 2))  # the judged one, the searched one
         self._is_complete = np.zeros(64, dtype=bool)
         self._num_pending = np.zeros(64, dtype=np.int64)
         self._num_replicates = np.zeros(64, dtype=np.int64)
@@ -130,7 +135,7 @@ class Observations:
             self._grow()
         self._by_id[configuration.id] = configuration
         self._ids[row] = configuration.id
-        self._costs[row] = configuration.cost[self.costs[0]]
+        self._costs[row] = [configuration.cost[name] for name in (self.judged_cost, self.costs[0])]
         self._set_values(configuration)
         self.begin(configuration)
 
@@ -146,7 +151,8 @@ class Observations:
 
     def begin(self, configuration: ConfigurationState) -> None:
         """Record that replicates of a configuration were admitted."""
-        if configuration.pending:
+        ended = configuration.values or configuration.failed or configuration.stopped
+        if configuration.pending and not ended:
             self._in_flight[configuration.id] = configuration
         else:
             self._in_flight.pop(configuration.id, None)
@@ -195,8 +201,7 @@ class Observations:
 
     def pending(self) -> list[ConfigurationState]:
         """Return the configurations without a value that may still get one."""
-        waiting = self._in_flight.values()
-        return [o for o in waiting if not (o.values or o.failed or o.stopped)]
+        return list(self._in_flight.values())
 
     def replicates(self) -> tuple[Indices, Indices]:
         """Return pending and admitted replicates of the measured configurations, each (C,)."""
@@ -207,7 +212,7 @@ class Observations:
         self._values = np.vstack([self._values, np.full_like(self._values, np.nan)])
         self._ids = np.append(self._ids, np.empty_like(self._ids))
         self._seconds = np.append(self._seconds, np.zeros_like(self._seconds))
-        self._costs = np.append(self._costs, np.zeros_like(self._costs))
+        self._costs = np.vstack([self._costs, np.zeros_like(self._costs)])
         self._is_complete = np.append(self._is_complete, np.zeros_like(self._is_complete))
         self._num_pending = np.append(self._num_pending, np.zeros_like(self._num_pending))
         self._num_replicates = np.append(self._num_replicates, np.zeros_like(self._num_replicates))
@@ -244,7 +249,8 @@ class Observations:
             counts=counts[:number],
             pooled_variance=fit.variance,
             dof=fit.dof,
-            costs=self._costs[rows],
+            costs=self._costs[rows, 0],
+            searched_costs=self._costs[rows, 1],
             seconds=self._seconds[rows] / np.maximum(counts[:number], 1),
             imported=imported,
             imported_means=means[number:],

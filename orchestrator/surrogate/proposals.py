@@ -135,9 +135,9 @@ def seconds_of(measurements: Measurements) -> Floats:
 
 
 def expected_seconds(measurements: Measurements, cost: float) -> float:
-    """Estimate the seconds of a configuration from its cost, by a log-log line of the measured."""
+    """Estimate the seconds of a configuration by a log-log line on the searched cost."""
     seconds = np.log(seconds_of(measurements))
-    costs = np.log(measurements.costs)
+    costs = np.log(measurements.searched_costs)
     if np.ptp(costs) == 0:
         return float(np.exp(seconds.mean()))
     slope, level = np.polyfit(costs, seconds, 1)

@@ -18,8 +18,10 @@ from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.search_spaces.load import parse_study
 from sftsearch.search_spaces.mistakes import StudyFileError
 from sftsearch.search_spaces.point import Point
+from sftsearch.trainables import memory
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.cost import count_gmacs
+from sftsearch.trainables.memory import Memory, count_memory
 
 if TYPE_CHECKING:
     from sftsearch.search_spaces.load import StudySource
@@ -259,3 +261,102 @@ space:
         Admission(parse_study(text.encode()), describe("synthetic"))
     (mistake,) = caught.value.mistakes
     assert (mistake.line, mistake.key) == (5, "search.sampler.kind")
+
+
+MEMORY = "train_memory_mb"
+
+
+def memory_of(candidate: Candidate, workers: int = 1) -> float:
+    bound = candidate.configuration
+    counted = count_memory(
+        bound.model, WEARABLES, bound.model_config, bound.train_config, workers=workers
+    )
+    return counted.train_memory_mb
+
+
+@pytest.mark.medium
+def test_memory_is_counted_for_proposals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the enumerated space or draws, and not at all in a study that does not use it."""
+    limit = "[{metric: train_memory_mb, max: 1000}]"
+    asked: list[str] = []
+
+    def count(name: str, *_: object, **__: object) -> Memory:
+        asked.append(name)
+        return Memory(2000.0 if len(asked) == 2 else 10.0, 1.0, 0.5)
+
+    monkeypatch.setattr(memory, "count_memory", count)
+    admission, plain = admission_of(constraints=limit), admission_of()
+    drawn = admission.draw(random.Random(0))
+    assert drawn is not None
+    assert (drawn.memory, asked) == (None, [])
+    points = list(admission.space.points())
+    assert isinstance(plain.decide(points[0]), Candidate)
+    assert asked == []
+    first, second = (admission.decide(point) for point in points[:2])
+    assert isinstance(first, Candidate)
+    assert first.costs() == first.cost.as_dict() | {
+        MEMORY: 10.0, "inference_memory_mb": 1.0, "weights_mb": 0.5,
+    }  # fmt: skip
+    assert second == Refusal(
+        "over limit", "train_memory_mb 2000 is over the limit of 1000", pytest.approx(1.0)
+    )
+    assert len(asked) == 2
+
+
+@pytest.mark.medium
+def test_a_limit_on_memory_refuses_what_exceeds_it_and_draws_it_no_more() -> None:
+    free = admission_of()
+    found = {i: memory_of(c) for i, c in table_of(free).items()}
+    limit = sorted(found.values())[len(found) // 2]
+    admission = admission_of(constraints=f"[{{metric: {MEMORY}, max: {limit!r}}}]")
+    assert table_of(admission).keys() == table_of(free).keys()
+    for point in admission.space.points():
+        decided = admission.decide(point)
+        if isinstance(decided, Refusal):
+            identity = admission.exclude(point)
+            assert identity is not None
+            assert found[identity] > limit
+            assert decided.excess == pytest.approx(found[identity] / limit - 1)
+        else:
+            assert found[decided.id] == decided.costs()[MEMORY] <= limit
+    within = {i for i, megabytes in found.items() if megabytes <= limit}
+    assert admission.left() == len(within)
+    assert admission.num_taken == 0
+    for number in range(50):
+        drawn = admission.draw(random.Random(number))
+        assert drawn is not None
+        assert drawn.id in within
+    nearest = [admission.nearest(point) for point in admission.space.points()]
+    assert {one.id for one in nearest if one is not None} == within
+    admission.release()
+    assert admission.left() == len(found)
+
+
+@pytest.mark.medium
+def test_cheap_limits_come_before_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "count_memory", None)  # a call would raise
+    limits = sorted(c.cost.parameters for c in table_of(admission_of()).values())
+    constraints = (
+        f"[{{metric: parameters, max: {limits[4]}}}, {{metric: train_memory_mb, max: 1000}}]"
+    )
+    admission = admission_of(constraints=constraints)
+    refused = [p for p in admission.space.points() if admission.within_limits(p) is None]
+    assert refused
+    assert all(isinstance(admission.decide(point), Refusal) for point in refused)
+
+
+@pytest.mark.medium
+def test_memory_is_that_of_one_of_the_workers() -> None:
+    """Rules on other costs count; a rule on memory gives resources by the memory found."""
+    text = SPACE + (
+        "resources:\n  overrides:\n    - {metric: gflops, above: 0, workers: 2}\n"
+        "    - {metric: train_memory_mb, above: 0, memory_gb: 4}\n"
+    )
+    source = source_of(text)
+    admission = Admission(source, WEARABLES)
+    decided = admission.decide(next(admission.space.points()))
+    assert isinstance(decided, Candidate)
+    assert decided.costs()[MEMORY] == memory_of(decided, workers=2) != memory_of(decided)
+    given = source.study.resources.of(decided.costs())
+    assert (given.workers, given.memory_gb) == (2, 4)
+    assert source.study.resources.of(decided.cost.as_dict()).memory_gb is None

@@ -150,12 +150,13 @@ def test_check_names_reports_a_wrong_type_and_an_unknown_name_together(
     assert unknown in keys
 
 
-@pytest.mark.parametrize("cost", ["latency_ms", "peak_memory_mb", "seconds"])
+@pytest.mark.parametrize("cost", ["latency_ms", "train_step_ms", "seconds"])
 def test_check_names_refuses_a_measured_cost_as_the_only_one(cost: str) -> None:
     only = ("metric: gflops", f"metric: {cost}")
     assert mistakes_of_shared(only) == [
         f"line 3: objectives: A search needs a cost that is known or bounded before training, but "
-        f"{cost} is measured in trials: add one of gflops, gmacs, parameters, gflops_expected."
+        f"{cost} is measured in trials: add one of gflops, gmacs, parameters, gflops_expected, "
+        "train_memory_mb, inference_memory_mb, weights_mb."
     ]
     both = (
         f"  - {{metric: gflops, direction: minimize}}\n  - {{metric: {cost}, direction: minimize}}"

@@ -32,7 +32,7 @@ def test_check_names_passes_a_valid_file() -> None:
          "line 13: space[1].kind: No model is called 'conkat'. Did you mean 'concat'? Known: "),
         ("patch: 8", "ptach: 8",
          "line 10: space[0].ptach: No parameter is called 'ptach'. Did you mean 'patch'? Known: "
-         "batch_size, "),
+         "accumulate, "),
         ("num_heads: 4", "fused_layers: 4",
          "line 15: space[1].fused_layers: No parameter is called 'fused_layers'."),
         ("epochs: 2", "epoch: 2",
@@ -40,8 +40,9 @@ def test_check_names_passes_a_valid_file() -> None:
         ("epochs: 2", "patch: 8", "line 7: training.patch: No parameter is called 'patch'. "),
         ("metric: top1", "metric: tpo1",
          "line 4: objectives[0].metric: No metric of classification is called 'tpo1'. Did you mean "
-         "'top1'? Known: balanced_accuracy, gflops, gflops_expected, gmacs, latency_ms, loss, "
-         "macro_f1, map, parameters, peak_memory_mb, seconds, top1, top5."),
+         "'top1'? Known: balanced_accuracy, gflops, gflops_dense, gflops_expected, gmacs, "
+         "inference_memory_mb, latency_ms, loss, macro_f1, map, parameters, seconds, top1, train_memory_mb, "
+         "train_step_ms, weights_mb."),
         ("[watch_acc, phone_acc]", "[watch_acc, phone_mic]",
          "line 12: space[0].modalities: No modality of 'wearables' is called 'phone_mic'. Did you "
          "mean 'phone_acc'? Known: phone_acc, phone_gyro, watch_acc, watch_gyro."),
@@ -89,9 +90,10 @@ def test_check_names_passes_a_valid_file() -> None:
         ("direction: maximize", "direction: minimize",
          "line 4: objectives[0].direction: `top1` can only be maximized."),
         ("{metric: gflops, direction: minimize}", "{metric: map, direction: maximize}",
-         "line 3: objectives: The first objective must be an accuracy (top1, top5, map, "
+         "line 3: objectives: The first objective must be an accuracy (top1, map, "
          "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, "
-         "gflops_expected, latency_ms, peak_memory_mb, seconds), but got (top1, map)."),
+         "gflops_expected, latency_ms, train_step_ms, train_memory_mb, inference_memory_mb, "
+         "weights_mb, seconds), but got (top1, map)."),
         ("{metric: top1, direction: maximize}", "{metric: gmacs, direction: minimize}",
          "line 3: objectives: The first objective must be an accuracy (top1, "),
         ("{metric: gflops, direction: minimize}", "{metric: loss, direction: minimize}",

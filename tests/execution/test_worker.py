@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from sftsearch.datasets.catalog import describe
+from sftsearch.orchestrator.candidates.binding import bind
+from sftsearch.orchestrator.execution import measurements
+from sftsearch.orchestrator.execution.measurements import measuring_alone
 from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, LOG, OWNER, WEIGHTS
+from sftsearch.trainables.memory import count_memory
 
 from trial_specs import TRAINING, run, trial_spec
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 
-UNREPEATABLE = {"seconds", "latency_ms", "peak_memory_mb"}
+UNREPEATABLE = {"seconds", "latency_ms", "train_step_ms"}
 
 
 def epochs(reports: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -97,6 +103,72 @@ def test_worker_repeats_the_final_report_of_a_finished_trial(tmp_path: Path) -> 
     again = run(start(trial_spec(tmp_path, num_journalled=4)))
     assert epochs(again) == []
     assert again[-1]["final"]["groups"] == once[-1]["final"]["groups"]
+
+
+@pytest.mark.medium
+def test_worker_counts_memory_unless_it_is_known(tmp_path: Path) -> None:
+    known = {"train_memory_mb": 1.5, "inference_memory_mb": 1.0, "weights_mb": 0.5}
+    spec = trial_spec(tmp_path / "a", training=TRAINING | {"epochs": 1})
+    counted = run(start(spec))[-1]["final"]["values"]
+    dataset = describe("synthetic")
+    bound = bind("sft", spec.parameters, spec.training, dataset)
+    expected = count_memory("sft", dataset, bound.model_config, bound.train_config)
+    assert {name: counted[name] for name in known} == expected.as_dict()
+    second = trial_spec(tmp_path / "b", training=spec.training, cost=spec.cost | known)
+    assert run(start(second))[-1]["final"]["values"].items() >= known.items()
+
+
+@pytest.mark.medium
+def test_worker_marks_times_that_were_measured_beside_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "lock_file", lambda: tmp_path / "missing" / "lock")
+    final = run(start(trial_spec(tmp_path, training=TRAINING | {"epochs": 1})))[-1]["final"]
+    assert final["facts"]["times"].startswith("disturbed")
+    assert final["values"]["train_step_ms"] > 0
+
+
+@pytest.mark.medium
+def test_worker_measures_its_part_of_a_batch(tmp_path: Path) -> None:
+    """Of three workers, the first has 86 of 256 samples; it does not wait for the others."""
+    spec = trial_spec(tmp_path, training=TRAINING | {"epochs": 1})
+    worker = start(spec)
+    assert worker._measured_fit() is worker.fit
+    worker._spec = dataclasses.replace(spec, workers=3)
+    fit = worker._measured_fit()
+    assert (fit.config.batch_size, fit.workers.count) == (86, 1)
+    assert fit.model is not worker.fit.model
+
+
+def test_measuring_alone_waits_for_the_others_and_gives_up(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with measuring_alone(file) as first, measuring_alone(file, patience=0.05) as second:
+        assert (first, second) == (True, False)
+    with measuring_alone(file, patience=0.0) as third:
+        assert third
+    with measuring_alone(tmp_path / "missing" / "lock") as unwritable:
+        assert not unwritable
+
+
+@pytest.mark.medium
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    code = (
+        "import sys, pathlib, time\n"
+        "from sftsearch.orchestrator.execution.measurements import measuring_alone\n"
+        "with measuring_alone(pathlib.Path(sys.argv[1])) as alone:\n"
+        "    print(alone, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        with measuring_alone(file, patience=0.05) as alone:
+            assert not alone
+        holder.kill()
+    with measuring_alone(file, patience=5.0) as alone:
+        assert alone
 
 
 @pytest.mark.medium

@@ -213,6 +213,7 @@ def test_as_json_has_costs_and_estimates() -> None:
         "gflops": cost.gflops,
         "gmacs": cost.gmacs,
         "parameters": cost.parameters,
+        "gflops_dense": cost.gflops_dense,
         "seconds": 2.0,
     }
     source, admission = study_of(CONTINUOUS)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sftsearch.orchestrator.pricing import paper_memory
 from sftsearch.orchestrator.pricing import paper_tables as priced_tables
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.trainables.cost import GIGA
@@ -95,6 +96,62 @@ def test_as_json_includes_deviations() -> None:
     assert row["printed"]["VGGS100 mAP"] == {"mean": 57.18, "std": 0.39}
     assert row["gflops"]["VGGS"] == pytest.approx(by_hand("SFT", "VGGS"))
     assert row["difference"] == {"VGGS": None, "MOSEI": None}
+
+
+def test_table_2_prints_the_memory_ratios_and_times_of_the_paper() -> None:
+    """Ding et al. 2021, Table 2."""
+    table = paper_tables()["SFT table 2"]
+    assert table.batch_size == 24
+    printed = {
+        shape: [row.measured[shape].memory_ratio for row in table.rows] for shape in table.shapes
+    }
+    assert printed == {
+        "VGGS": [3.16, 2.80, 2.45, 2.82, 1],
+        "MOSEI": [11.95, 5.66, 7.10, 5.72, 1],
+    }
+    for row in table.rows:  # a ratio has more digits than the quotient of two rounded numbers
+        for shape, measured in row.measured.items():
+            base = table.rows[-1].measured[shape]
+            quotient = measured.training_ms / base.training_ms
+            assert measured.training_ratio == pytest.approx(quotient, rel=0.01)
+            assert measured.memory_ratio == pytest.approx(
+                measured.memory_gb / base.memory_gb, rel=0.06
+            )
+    assert not paper_memory.has_memory("SFT table 1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_memory_of_table_2_is_ordered_as_printed_and_fits_into_100_columns() -> None:
+    """With attention weights held, as the paper's code must, SFT saves most where it prints so.
+
+    Weights alone are a lower bound by hand: 12 layers of 5 heads for each sample, in float32.
+    """
+    counted = paper_memory.count_table("SFT table 2")
+    found = {(one.shape, one.name): one for one in counted}
+    for shape, sizes in SIZES.items():
+        ours = {name: found[shape, name].gigabytes["math"] for name in ("Concat", "LF", "MBT")}
+        base = found[shape, "SFT"].gigabytes["math"]
+        weights = 12 * 5 * 4 / 2**30
+        assert ours["Concat"] > weights * sum(sizes) ** 2
+        assert ours["LF"] > weights * sum(n**2 for n in sizes)
+        for name, gigabytes in ours.items():
+            printed = found[shape, name].measured.memory_ratio
+            assert 0.75 < gigabytes / base / printed < 1.35, (shape, name)
+    for one in counted:
+        assert one.gigabytes["fused"] < one.gigabytes["math"]
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(paper_memory.rich_table("SFT table 2", counted))
+    lines = stream.getvalue().splitlines()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue()
+    for one in counted:
+        line = next(line for line in lines if line.startswith(f"{one.shape} {one.name} "))
+        assert f"{one.gigabytes['math']:.4f}" in line
+        assert f"{one.measured.memory_ratio:.2f}" in line
+        assert f"{one.measured.training_ms:.2f}" in line
+    rows = json.loads(json.dumps(paper_memory.as_json(counted)))
+    assert len(rows) == 10
+    assert rows[0]["printed"]["memory_gb"] == 1.52
 
 
 def test_cost_page_shows_the_output_of_its_command(

@@ -79,7 +79,7 @@ def _trial(
             "gmacs": cost / 2,
             "parameters": float(parameters),
             "latency_ms": 3.1 + 120 * cost + 0.1 * seed,
-            "peak_memory_mb": 140 + 2000 * cost,
+            "train_memory_mb": 140 + 2000 * cost,
             "seconds": 250.0 + seed,
         },
         groups=groups,

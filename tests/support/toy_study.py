@@ -31,7 +31,7 @@ study: {{name: toy}}
 dataset: {{kind: wearables}}
 search:
   {{sampler: {sampler}, trials: {trials}, replicates: {seeds}, deterministic: {deterministic},
-    balance: {balance}}}
+    balance: {balance}, early_stopping: {stop}}}
 constraints: [{{metric: parameters, max: 40000}}]
 training: {{epochs: 2}}
 space:
@@ -68,6 +68,7 @@ class Toy:
 
     def __init__(self, folder: Path, *, sampler: str = TPE, trials: int = 24, seeds: int = 2,
                  deterministic: bool = False, slots: int = 2, balance: str = "none",
+                 stop: str = "none",
                  text: str = STUDY) -> None:  # fmt: skip
         text = text.format(
             sampler=sampler,
@@ -75,6 +76,7 @@ class Toy:
             seeds=seeds,
             deterministic=str(deterministic).lower(),
             balance=balance,
+            stop=stop,
         )
         self.source = parse_study(text.encode())
         check_names(self.source)
