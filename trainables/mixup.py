@@ -1,7 +1,8 @@
 """Mixup: train on a blend of a batch with a permutation of itself.
 
 - `manifold`: multimodal manifold mixup (SFT paper, sec. 3.4). Latents are mixed after a layer drawn
-  uniformly: before fusion each modality has its own weight, after fusion all tokens share one.
+  uniformly: before fusion each modality has its own weight, after fusion all tokens share one. The
+  bottleneck of MBT, which all modalities share, has the mean of their weights.
 - `input`: the inputs of all modalities are mixed by one weight (Zhang et al. 2018).
 - `modality`: the inputs of each modality are mixed by their own weight (MBT paper, sec. 4).
 
@@ -93,15 +94,20 @@ class Mix:
         return torch.lerp(other, own, self.label_weight).mean()
 
     def _blend_tokens(self, tokens: Tokens, weights: dict[str, Tensor]) -> Tokens:
-        """Mix all sequences except the bottleneck, which belongs to no modality."""
+        """Mix all sequences, each by its weight.
+
+        Without the bottleneck, a row with weight 0 would not be its partner: it would keep what its
+        own modalities wrote there.
+        """
         mixed = {}
         for name, sequence in tokens.items():
             if name == BOTTLENECK:
-                mixed[name] = sequence
-                continue
-            # "a<b" is what modality a has read from b (MulT): it belongs to a.
-            source = FUSED if FUSED in tokens else name.partition("<")[0]
-            mixed[name] = self._blend_sequence(sequence, weights[source])
+                apart = [w for source, w in weights.items() if source != FUSED]
+                weight = sum(apart[1:], apart[0]) / len(apart)
+            else:
+                # "a<b" is what modality a has read from b (MulT): it belongs to a.
+                weight = weights[FUSED if FUSED in tokens else name.partition("<")[0]]
+            mixed[name] = self._blend_sequence(sequence, weight)
         return mixed
 
     def _blend_sequence(self, sequence: Sequence, weight: Tensor) -> Sequence:

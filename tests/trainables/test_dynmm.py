@@ -32,13 +32,14 @@ from sftsearch.trainables.fit import Fit
 from sftsearch.trainables.models.dynmm import DynMM, DynMMConfig
 
 from journals import MemoryJournal
-from shapes import dataset_spec
+from shapes import MOSEI, VGGS, dataset_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
+    from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.models.fusion import FusionModel
 
 SPEC = dataset_spec(3, first=(6, 4), second=(5, 4), third=(4, 4))
@@ -157,16 +158,38 @@ def outputs_of(model: DynMM, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def test_in_stage_two_outputs_are_weighted() -> None:
-    model, x = dynmm(), samples()
+    model, x = dynmm(straight_through=False, tau_end=1.0), samples()
     outputs, weights = outputs_of(model, x)
     by_hand = sum(weights[:, i : i + 1] * expert(x) for i, expert in enumerate(model.experts))
     torch.testing.assert_close(outputs, by_hand)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(24, dtype=torch.float64))
-    hard, choice = outputs_of(dynmm(straight_through=True), x)
+    hard, choice = outputs_of(dynmm(straight_through=True, tau_end=1.0), x)
     assert torch.equal(choice, F.one_hot(choice.argmax(dim=1), 2).double())
     assert torch.equal(choice.argmax(dim=1), weights.argmax(dim=1))  # the same noise
     picked = torch.where(choice[:, :1] == 1, model.experts[0](x), model.experts[1](x))
     torch.testing.assert_close(hard, picked)
+
+
+@pytest.mark.parametrize("kind", ["dynmm", "dynmm_fusion"])
+def test_training_ends_with_hard_choices_by_default(kind: str) -> None:
+    """The defaults have both of the paper's methods; each alone ends nearly one-hot, too."""
+    fields = {"dim": 8, "num_heads": 2}
+    default = MODELS[kind].config(**fields)
+    assert (default.straight_through, default.tau_start, default.tau_end) == (True, 1.0, 0.001)
+    for options in ({}, {"tau_end": 1.0}, {"straight_through": False, "noise": False}):
+        model = build_model(kind, SPEC, MODELS[kind].config(**fields, **options), seed=0)
+        model.train().begin_epoch(39, 40)
+        scores = torch.tensor([[0.0, 0.1] + [-1.0] * (model.num_routes - 2)]).repeat(24, 1)
+        weights = model.weights(scores)
+        if options.get("straight_through", True):
+            assert torch.equal(weights, F.one_hot(weights.argmax(dim=1), model.num_routes).float())
+        else:
+            assert weights[:, 1].min() > 1 - 1e-6
+    constant = build_model(
+        kind, SPEC, MODELS[kind].config(**fields, straight_through=False, tau_end=1.0), seed=0
+    )
+    constant.train().begin_epoch(39, 40)
+    assert constant.weights(scores).max() < 0.99  # neither method
 
 
 def test_without_noise_the_choice_is_that_of_evaluation() -> None:
@@ -204,7 +227,7 @@ def test_cost_loss_of_a_choice_is_the_cost_of_the_chosen_expert() -> None:
 
 @pytest.mark.parametrize("straight_through", [True, False])
 def test_cost_loss_favors_the_cheap_expert(straight_through: bool) -> None:
-    model = dynmm(straight_through=straight_through, resource_weight=1.0)
+    model = dynmm(straight_through=straight_through, tau_end=1.0, resource_weight=1.0)
     outputs, weights = outputs_of(model, samples())
     constant = torch.zeros(24, dtype=torch.float64)
     joined = torch.cat([outputs, weights], dim=1)
@@ -232,11 +255,11 @@ def test_cost_bounds_are_the_gate_plus_cheapest_and_most_expensive_expert() -> N
     assert count_routes(model, SPEC, config()) == (cost.gmacs_low, cost.gmacs)
     assert cost.gflops_low < cost.gflops
     assert cost.as_dict().keys() == {
-        "gflops", "gmacs", "parameters", "gflops_low", "gmacs_low"
+        "gflops", "gmacs", "parameters", "gflops_dense", "gflops_low", "gmacs_low"
     }  # fmt: skip
     plain = MODELS["late_fusion"].cost(SPEC, MODELS["late_fusion"].config(**SIZES))
     assert (plain.gflops_low, plain.gmacs_low) == (plain.gflops, plain.gmacs)
-    assert plain.as_dict().keys() == {"gflops", "gmacs", "parameters"}
+    assert plain.as_dict().keys() == {"gflops", "gmacs", "parameters", "gflops_dense"}
 
 
 def test_expected_costs_are_those_of_the_routes_taken() -> None:
@@ -258,7 +281,102 @@ def test_expected_costs_are_those_of_the_routes_taken() -> None:
     assert measures["gflops_expected"] == pytest.approx(expected)
 
 
+# ------------------------------------------------------------- soft inference
+
+
+SOFT: dict[str, Any] = {"soft_inference": True, "tau_start": 0.5}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_soft_inference_weights_all_experts_as_training_ends(training: bool) -> None:
+    model, x = dynmm(**SOFT, noise=False), samples()
+    g = torch.softmax(model.scores(x, None) / 0.5, dim=1)
+    expected = sum(g[:, i : i + 1] * expert(x) for i, expert in enumerate(model.experts))
+    if training:
+        outputs, weights = outputs_of(model, x)
+        torch.testing.assert_close(weights, g)
+        torch.testing.assert_close(outputs, expected)
+    else:
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_soft_inference_costs_the_gate_once_and_all_experts() -> None:
+    """Unlike in the paper's Table 1, where DynMM-d counts the gate twice."""
+    cost, gate = MODELS["dynmm"].cost(SPEC, config(**SOFT)), 32 * 14 / GIGA
+    model = build_model("dynmm", SPEC, config(**SOFT), seed=0)
+    assert cost.gmacs == pytest.approx(sum(expert_macs()) + gate, rel=1e-12)
+    assert (cost.gflops_low, cost.gmacs_low) == (cost.gflops, cost.gmacs)
+    assert cost.parameters == MODELS["dynmm"].cost(SPEC, config()).parameters
+    assert model.num_routes == 1
+    assert count_routes(model, SPEC, config(**SOFT)) == (cost.gmacs,)
+
+
+def test_soft_inference_has_no_cost_loss_and_nothing_to_measure() -> None:
+    model, labels = dynmm(**SOFT, resource_weight=5.0), torch.arange(24) % 3
+    outputs, weights = outputs_of(model, samples())
+    losses = model.losses(TASK, torch.cat([outputs, weights], dim=1), labels)
+    torch.testing.assert_close(losses, F.cross_entropy(outputs, labels, reduction="none"))
+    assert model.measured == ()
+    assert model.measure([(samples(), {}, labels)]) == {}
+
+
+@pytest.mark.parametrize("kind", ["dynmm", "dynmm_fusion"])
+def test_soft_inference_reads_neither_final_temperature_nor_cost(kind: str) -> None:
+    def soft(**options: Any) -> Any:
+        return MODELS[kind].config(**SIZES, soft_inference=True, **options).canonical(SPEC)
+
+    same = soft(straight_through=False, tau_end=0.5, resource_weight=3.0)
+    assert same == soft()
+    assert soft(tau_start=0.5) != soft()
+    assert MODELS[kind].config(**SIZES).canonical(SPEC) != soft()
+
+
+@pytest.mark.medium
+def test_soft_model_can_be_exported_and_learns(tmp_path: Path) -> None:
+    model, x = dynmm(**SOFT), samples(size=8)
+    program = torch.export.export(model, (x, {}))
+    torch.testing.assert_close(program.module()(x, {}), model(x, {}), rtol=1e-12, atol=1e-12)
+    store = open_dataset("synthetic", cache=tmp_path)
+    built = build_model("dynmm", store.spec, DynMMConfig(**SIZES, soft_inference=True), seed=0)
+    fit = Fit(built, store, TrainConfig(epochs=2, batch_size=64, learning_rate=5e-3), seed=0)
+    for _ in range(2):
+        fit.run_epoch()
+    assert fit.history[1]["loss"] < fit.history[0]["loss"]
+    assert not [name for name in fit.result() if name.startswith("route")]
+
+
 # ------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize(
+    ("spec", "patch", "expected"),
+    [
+        (MOSEI, 1, "text"),  # 50 tokens against 500
+        (dataset_spec(7, vision=(50, 35), audio=(50, 74), text=(50, 300)), 1, "text"),  # aligned
+        (VGGS, 1, "rgb"),  # as many tokens and features as flow, and first
+        (VGGS, 38, "rgb"),
+        (dataset_spec(2, first=(6, 4), second=(5, 4)), 1, "second"),
+        (dataset_spec(2, first=(6, 4), second=(5, 4)), 5, "second"),
+        (dataset_spec(2, first=(6, 4), second=(5, 4)), 3, "first"),  # two tokens each
+    ],
+)
+def test_the_default_cheap_expert_reads_the_fewest_tokens(
+    spec: DatasetSpec, patch: int, expected: str
+) -> None:
+    cheap, expensive = DynMMConfig(patch=patch).experts_of(spec)
+    assert (cheap.kind, cheap.config.chosen(spec)) == ("unimodal", (expected,))
+    assert (expensive.kind, expensive.config.chosen(spec)) == (
+        "late_fusion",
+        tuple(spec.modalities),
+    )
+
+
+@pytest.mark.parametrize("spec", [MOSEI, VGGS])
+def test_no_other_modality_has_a_cheaper_expert(spec: DatasetSpec) -> None:
+    chosen, _ = DynMMConfig().experts_of(spec)
+    entry = MODELS["unimodal"]
+    costs = {m: entry.cost(spec, entry.config(modalities=(m,))).gmacs for m in spec.modalities}
+    assert costs[chosen.config.chosen(spec)[0]] == min(costs.values())
 
 
 @pytest.mark.parametrize(
@@ -316,6 +434,7 @@ def test_experts_inherit_the_fields_they_do_not_set() -> None:
         ({"alone": 1.0}, "`alone`"),
         ({"resource_weight": -0.1}, "`resource_weight`"),
         ({"noise": 1}, "`noise`"),
+        ({"soft_inference": "yes"}, "`soft_inference`"),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], word: str) -> None:

@@ -205,6 +205,25 @@ def test_expected_costs_are_those_of_the_paths_taken() -> None:
     )
 
 
+def test_soft_inference_mixes_every_cell_and_costs_the_longest_path() -> None:
+    chosen = config(soft_inference=True, tau_start=0.5)
+    model, x = network(soft_inference=True, tau_start=0.5), samples()
+    g = torch.softmax(model.scores(x, LENGTHS) / 0.5, dim=1)
+    torch.testing.assert_close(model(x, LENGTHS), model.by_weights(x, LENGTHS, g))
+    gate, paths = fusion_parts(SPEC, chosen)
+    cost = MODELS["dynmm_fusion"].cost(SPEC, chosen)
+    assert cost.gmacs == cost.gmacs_low == (gate + paths[-1]).macs / GIGA
+    assert cost.parameters == MODELS["dynmm_fusion"].cost(SPEC, config()).parameters
+    built = build_model("dynmm_fusion", SPEC, chosen, seed=0)
+    assert count_routes(built, SPEC, chosen) == (cost.gmacs,)
+    assert (built.num_routes, built.measured) == (1, ())
+    model.train().begin_epoch(0, 10)  # in stage I any of the K + 1 paths is drawn
+    torch.manual_seed(0)
+    drawn = torch.randint(K + 1, (24,))
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(x), model.by_weights(x, None, F.one_hot(drawn, K + 1)))
+
+
 # ------------------------------------------------------------- parts
 
 

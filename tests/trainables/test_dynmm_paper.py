@@ -116,6 +116,23 @@ def test_attention_adds_an_eighth_to_the_papers_counts() -> None:
     assert (round(cheap / 1e6, 1), round(expensive / 1e6, 1)) == (142.1, 349.5)
 
 
+def test_soft_dynmm_costs_both_experts_and_one_gate() -> None:
+    """The paper's DynMM-d, 12.1 million, is the sum of both routes, each with the gate."""
+    model, inputs = on_meta(lambda: paper.imdb_dynmm(soft=True), IMDB)
+    assert thop_macs(model, inputs) == 689_664 + 10_306_136 + 562_944
+    assert 1_252_608 + 10_869_080 - thop_macs(model, inputs) == 562_944
+    assert round((1_252_608 + 10_869_080) / 1e6, 1) == 12.1
+
+
+def test_soft_dynmm_weights_its_experts() -> None:
+    torch.manual_seed(0)
+    model = paper.imdb_dynmm(soft=True).eval()
+    x = {name: torch.randn(8, *one) for name, one in IMDB.items()}
+    g = torch.softmax(model.gate(x), dim=1)
+    expected = g[:, :1] * model.experts[0](x) + g[:, 1:] * model.experts[1](x)
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_selection_rates_follow_from_the_papers_costs() -> None:
     """P = (MAdds - c_1) / (c_2 - c_1), with the costs of both routes; 16.4 % on CMU-MOSEI."""
     cheap, expensive = 135.132264, 320.032048
@@ -144,11 +161,12 @@ def test_maxout_unit_is_the_maximum_of_two() -> None:
     network = paper.MaxOut(4, 3, 2).eval()
     x = torch.randn(5, 4)
     z = x / (1 + 1e-4) ** 0.5  # an untrained norm has mean 0 and variance 1
-    for layer in (network.first, network.second):
+    for layer in (network.first, network.second):  # only the first norm's eps is 1e-4
         pairs = (layer.weight @ z.T).T + layer.bias
         z = torch.stack([pairs[:, 2 * i : 2 * i + 2].max(dim=1)[0] for i in
-                         range(pairs.shape[1] // 2)], dim=1) / (1 + 1e-4) ** 0.5  # fmt: skip
+                         range(pairs.shape[1] // 2)], dim=1) / (1 + 1e-5) ** 0.5  # fmt: skip
     torch.testing.assert_close(network(x), z)
+    assert [norm.eps for norm in network.norms] == [1e-4, 1e-5, 1e-5]
     assert network.train()(x[:1]).isfinite().all()  # a batch of one has no variance
 
 

@@ -24,6 +24,7 @@ from sftsearch.trainables.layers.gating import (
     relax,
     temperature,
     transformer_gate_part,
+    weighted_sum,
 )
 
 from shapes import dataset_spec
@@ -79,6 +80,12 @@ def test_hard_row_is_exactly_one_hot_with_the_gradient_of_the_soft_one() -> None
         (target * weights).sum().backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_outputs_are_summed_by_their_weights() -> None:
+    outputs = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]])]
+    weights = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    assert weighted_sum(weights, outputs).tolist() == [[7.75, 15.5], [3.0, 4.0]]
 
 
 def test_the_temperature_falls_geometrically() -> None:

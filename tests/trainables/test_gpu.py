@@ -164,8 +164,7 @@ def test_a_compiled_run_is_nearly_the_same(
         assert entry["train_loss"] == pytest.approx(expected["train_loss"], rel=2e-2)
 
 
-def test_a_trial_measures_the_devices_memory(store: Store, tmp_path: Path) -> None:
-    """A model of width 64 with AdamW's moments and gradients needs at least 4 x its weights."""
+def test_a_trial_measures_on_the_device(store: Store, tmp_path: Path) -> None:
     from sftsearch.orchestrator.candidates.binding import bind
     from sftsearch.orchestrator.execution.trial_spec import TrialSpec
     from sftsearch.orchestrator.execution.worker import TrainingWorker
@@ -192,7 +191,6 @@ def test_a_trial_measures_the_devices_memory(store: Store, tmp_path: Path) -> No
     )
     report = worker.step()
     assert "failed" not in report, report
-    peak = report["final"]["values"]["peak_memory_mb"]
-    assert 4 * 4 * cost["parameters"] / 2**20 < peak < 2000
     assert report["final"]["values"]["latency_ms"] > 0
+    assert report["final"]["values"]["train_step_ms"] > 0
     assert report["final"]["facts"]["device"] == torch.cuda.get_device_name()

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from sftsearch.trainables.metrics import METRICS, num_absent_classes, score
+from sftsearch.datasets.catalog import open_dataset
+from sftsearch.datasets.readers import mosei
+from sftsearch.trainables.catalog import MODELS, build_model
+from sftsearch.trainables.config import TrainConfig
+from sftsearch.trainables.evaluation import evaluate
+from sftsearch.trainables.fit import Fit
+from sftsearch.trainables.metrics import (
+    METRICS,
+    are_degrees,
+    metrics_of_dataset,
+    num_absent_classes,
+    score,
+)
+
+from shapes import dataset_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 def average_precision(scores: Sequence[float], positive: Sequence[bool]) -> float:
@@ -75,8 +91,8 @@ def test_metrics_match_their_definitions(num_classes: int, num_samples: int) -> 
 def test_perfect_model_scores_one_though_a_class_is_absent() -> None:
     labels_N = np.array([0, 1, 1, 3])
     logits_NC = np.eye(6, dtype=np.float32)[labels_N]
-    expected = dict.fromkeys(METRICS["classification"], 1.0)
-    assert score("classification", logits_NC, labels_N) == expected
+    names = metrics_of_dataset(dataset_spec(6, only=(1, 1)))
+    assert score("classification", logits_NC, labels_N) == dict.fromkeys(names, 1.0)
     assert num_absent_classes("classification", labels_N, 6) == 3
 
 
@@ -98,6 +114,75 @@ def test_predicting_an_absent_class_is_only_one_error() -> None:
     assert metrics["top1"] == 0.5
     assert metrics["balanced_accuracy"] == 0.5
     assert metrics["macro_f1"] == pytest.approx(2 / 3)  # precision 1, recall 1/2
+
+
+DEGREES = ("-3", "-2", "-1", "0", "+1", "+2", "+3")
+
+
+def test_the_sign_of_seven_degrees_is_scored_as_in_the_sft_code() -> None:
+    """Class 3 is neutral: left out as a label, positive as a prediction.
+
+    Left are six samples, of which three are positive and four predicted so, two rightly; the F1 are
+    2 x 2 / (3 + 4) and 2 x 1 / (3 + 2), weighted by the four and two predictions.
+    """
+    labels_N = np.array([6, 4, 3, 0, 2, 5, 1])
+    guesses_N = np.array([3, 2, 0, 1, 3, 6, 4])
+    logits_NC = np.eye(7, dtype=np.float32)[guesses_N]
+    metrics = score("classification", logits_NC, labels_N, DEGREES)
+    assert metrics["acc2_sft"] == 3 / 6
+    assert metrics["f1_sft"] == pytest.approx((4 * 4 / 7 + 2 * 2 / 5) / 6)
+    neutral = score("classification", logits_NC[:1], np.array([3]), DEGREES)
+    assert (neutral["acc2_sft"], neutral["f1_sft"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (mosei.CLASSES, True),
+        (DEGREES, True),
+        (("-3", "-2", "-1", "0", "1", "2", "3"), True),
+        (tuple(reversed(DEGREES)), False),
+        (DEGREES[1:], False),
+        (tuple("abcdefg"), False),
+        ((), False),
+    ],
+)
+def test_only_class_names_say_that_classes_are_degrees(
+    classes: tuple[str, ...], expected: bool
+) -> None:
+    assert are_degrees(classes) == expected
+    metrics = score("classification", np.eye(7, dtype=np.float32), np.arange(7), classes)
+    assert {"acc2_sft", "f1_sft"} <= set(metrics) if expected else "acc2_sft" not in metrics
+
+
+@pytest.mark.medium
+def test_trials_on_degrees_have_their_metrics(tmp_path: Path) -> None:
+    store = open_dataset("synthetic", cache=tmp_path)  # four classes, here the first of seven
+    counts = {split: (*found, 0, 0, 0) for split, found in store.class_counts.items()}
+    degrees = replace(store, spec=replace(store.spec, classes=DEGREES), class_counts=counts)
+    config = MODELS["late_fusion"].config(dim=8, num_heads=2, num_layers=1)
+    for opened in (store, degrees):
+        model = build_model("late_fusion", opened.spec, config, seed=0)
+        fit = Fit(model, opened, TrainConfig(epochs=1), seed=0)
+        fit.run_epoch()
+        evaluated = evaluate(model, opened, opened.split("validation")).metrics
+        for metrics in (fit.result(), evaluated):
+            assert ("acc2_sft" in metrics, "f1_sft" in metrics) == (opened is degrees,) * 2
+
+
+def test_metrics_of_a_dataset_are_those_that_are_scored() -> None:
+    for num_classes in (5, 6, 7):
+        for classes in ((), DEGREES if num_classes == 7 else ()):
+            spec = dataset_spec(num_classes, only=(1, 1))
+            spec = replace(spec, classes=classes or spec.classes)
+            scored = score(
+                "classification",
+                np.eye(num_classes, dtype=np.float32),
+                np.arange(num_classes),
+                spec.classes,
+            )
+            assert metrics_of_dataset(spec) == tuple(scored)
+    assert metrics_of_dataset(replace(spec, task="regression", classes=())) == METRICS["regression"]
 
 
 # Multi-label
@@ -160,6 +245,7 @@ def test_regression_metrics_match_their_definitions() -> None:
     pairs = list(zip(guesses, truths, strict=True))
     signed = [(g, t) for g, t in pairs if t != 0]
     assert 0 < len(signed) < len(pairs)
+    positive = [g > 0 for g, _ in signed], [t > 0 for _, t in signed]
     mean_g, mean_t = np.mean(guesses), np.mean(truths)
     covariance = np.mean([(g - mean_g) * (t - mean_t) for g, t in pairs])
     metrics = score("regression", outputs_N1, labels_N)
@@ -170,8 +256,14 @@ def test_regression_metrics_match_their_definitions() -> None:
             "pearson": covariance / np.std(guesses) / np.std(truths),
             "acc2": np.mean([(g >= 0) == (t >= 0) for g, t in pairs]),
             "acc2_nonzero": np.mean([(g > 0) == (t > 0) for g, t in signed]),
+            "acc2_msaf": np.mean([(g > 0) == (t > 0) for g, t in signed]),  # no prediction is 0
             "f1": weighted_f1([g >= 0 for g in guesses], [t >= 0 for t in truths]),
-            "f1_nonzero": weighted_f1([g > 0 for g, _ in signed], [t > 0 for _, t in signed]),
+            "f1_nonzero": weighted_f1(*positive),
+            "f1_mult": weighted_f1(positive[1], positive[0]),
+            "f1_msaf": weighted_f1(*positive),
+            "acc5": np.mean(
+                [round(max(-2, min(2, g))) == round(max(-2, min(2, t))) for g, t in pairs]
+            ),
             "acc7": np.mean([round(max(-3, min(3, g))) == round(t) for g, t in pairs]),
         },
         abs=1e-12,
@@ -188,6 +280,36 @@ def test_the_two_conventions_of_zero_differ() -> None:
     assert metrics["acc2_nonzero"] == 1 / 2  # right: -1 and 0, as 0 is not above 0
     assert metrics["f1"] == pytest.approx(3 / 4 * 2 * (2 / 3) * (2 / 3) / (4 / 3))
     assert metrics["f1_nonzero"] == pytest.approx(1 / 2 * 2 * (1 / 2) / (3 / 2))
+
+
+def test_a_prediction_of_zero_has_no_sign_for_msaf() -> None:
+    """Its accuracy leaves such samples out; its F1 counts them as misses of their class.
+
+    Of two negative labels one is found, and one more is predicted wrongly: F1 = 1/2. Of four
+    positive ones two are found: F1 = 2/3. The weights are the numbers of labels.
+    """
+    labels_N = np.array([1, -1, 2, -2, 0, 1, 3], dtype=np.float32)
+    outputs_N1 = np.array([[0.5], [0.0], [0.0], [-1], [3], [-0.2], [1]], dtype=np.float32)
+    metrics = score("regression", outputs_N1, labels_N)
+    assert metrics["acc2_msaf"] == 3 / 4
+    assert metrics["acc2_nonzero"] == 4 / 6  # here 0 is not positive: right for -1, wrong for 2
+    assert metrics["f1_msaf"] == pytest.approx((2 * 1 / 2 + 4 * 2 / 3) / 6)
+
+
+def test_predictions_weight_the_f1_of_mult() -> None:
+    """F1 of 2/3 with two labels and one prediction, and 6/7 with three and four."""
+    labels_N = np.array([1, 1, -1, -1, -1, 0], dtype=np.float32)
+    outputs_N1 = np.array([[1], [-1], [-1], [-1], [-1], [2]], dtype=np.float32)
+    metrics = score("regression", outputs_N1, labels_N)
+    assert metrics["f1_mult"] == pytest.approx((1 * 2 / 3 + 4 * 6 / 7) / 5)
+    assert metrics["f1_nonzero"] == pytest.approx((2 * 2 / 3 + 3 * 6 / 7) / 5)
+
+
+def test_five_degrees_end_at_two() -> None:
+    outputs_N1 = np.array([[2.5], [-2.6], [1.5], [0.5], [3.0]], dtype=np.float32)
+    metrics = score("regression", outputs_N1, np.array([3, -2, 2, 0, 1], dtype=np.float32))
+    assert metrics["acc5"] == 4 / 5
+    assert metrics["acc7"] == 2 / 5  # 1.5 is a 2 and 0.5 a 0
 
 
 def test_seven_degrees_round_halves_to_even_and_end_at_three() -> None:
@@ -208,7 +330,9 @@ def test_pearson_of_a_constant_is_zero(constant: float) -> None:
 
 def test_nonzero_metrics_are_zero_if_all_labels_are_neutral() -> None:
     metrics = score("regression", np.ones((2, 1), np.float32), np.zeros(2, np.float32))
-    assert (metrics["acc2"], metrics["acc2_nonzero"], metrics["f1_nonzero"]) == (1.0, 0.0, 0.0)
+    assert metrics["acc2"] == 1.0
+    for name in ("acc2_nonzero", "acc2_msaf", "f1_nonzero", "f1_mult", "f1_msaf"):
+        assert metrics[name] == 0.0
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e30])

@@ -27,6 +27,15 @@ PARTNER = torch.tensor([2, 0, 1, 3])
 """A cycle of three rows, and one row that is its own partner."""
 
 
+DEPTHS = {
+    "unimodal_layers": 1,
+    "fused_layers": 2,
+    "crossmodal_layers": 2,
+    "memory_layers": 1,
+    "segments": 2,
+}
+
+
 def mix(weights: Mapping[str, Any], label: Any = 0.5, *, layer: int | None = 1) -> Mix:
     as_tensors = {name: torch.tensor(w).float().view(-1) for name, w in weights.items()}
     at = torch.tensor(-1 if layer is None else layer)
@@ -48,6 +57,18 @@ def model() -> FusionModel:
     spec = synthetic.spec()
     config = MODELS["sft"].config(dim=8, num_heads=2, unimodal_layers=2, fused_layers=3, stride=2)
     return build_model("sft", spec, config, seed=0)
+
+
+MIXING_LATENTS = sorted(name for name, entry in MODELS.items() if entry.mixes_latents)
+
+
+def small_model(name: str) -> FusionModel:
+    spec, known = synthetic.spec(), MODELS[name].config
+    fields = {"dim": 8, "num_heads": 2, "num_layers": 3, "fusion_layer": 0, **DEPTHS}
+    fields = {field: value for field, value in fields.items() if hasattr(known, field)}
+    if name == "unimodal":
+        fields["modalities"] = ("left",)
+    return build_model(name, spec, known(**fields), seed=0)
 
 
 def inputs(size: int = 4) -> dict[str, Tensor]:
@@ -99,15 +120,14 @@ def test_only_the_drawn_layer_is_mixed() -> None:
     assert not torch.equal(drawn.after_layer(2, state)["left"].z, state["left"].z)
 
 
-def test_each_modality_has_its_weight_and_the_bottleneck_is_not_mixed() -> None:
+def test_each_modality_has_its_weight_and_the_bottleneck_their_mean() -> None:
     state = tokens("left", "right<left", BOTTLENECK)
     mixed = mix({"left": 0.3, "right": 0.6, FUSED: 0.9}).after_layer(1, state)
-    for name, weight in (("left", 0.3), ("right<left", 0.6)):
+    for name, weight in (("left", 0.3), ("right<left", 0.6), (BOTTLENECK, 0.45)):
         z = state[name].z.double()
         torch.testing.assert_close(
             mixed[name].z.double(), weight * z + (1 - weight) * z[PARTNER], rtol=1e-6, atol=1e-6
         )
-    assert mixed[BOTTLENECK] is state[BOTTLENECK]
 
 
 def test_fused_tokens_have_the_fused_weight() -> None:
@@ -137,8 +157,9 @@ def test_padding_counts_as_zero_and_the_union_is_valid() -> None:
     assert mixed.valid.all()
 
 
-def test_after_every_layer_mixes_as_after_layer() -> None:
-    state = tokens("left", "right", masked=True, received=True)
+@pytest.mark.parametrize("shared", [(), (BOTTLENECK,)])
+def test_after_every_layer_mixes_as_after_layer(shared: tuple[str, ...]) -> None:
+    state = tokens("left", "right", *shared, masked=True, received=True)
     drawn = mix({"left": [0.3, 0.1, 1.0, 0.0], "right": 0.6, FUSED: 0.9}, layer=2)
     for index in (0, 1, 2):
         ours, theirs = drawn.after_every_layer(index, state), drawn.after_layer(index, state)
@@ -286,11 +307,33 @@ def test_equal_generators_draw_equally() -> None:
         assert all(torch.equal(w, other.weights[name]) for name, w in one.weights.items())
 
 
-def test_a_model_mixes_in_its_forward_pass() -> None:
-    """With any layer, weight 0 gives the partner's outputs, and weight 1 the row's own."""
-    mixing, batch = model().eval(), inputs()
+@pytest.mark.medium
+@pytest.mark.parametrize("name", MIXING_LATENTS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_weight_zero_gives_the_partners_outputs_after_any_layer(name: str, compiled: bool) -> None:
+    """And weight one the row's own: what a model passes on is mixed as a whole."""
+    mixing, batch = small_model(name).eval().double(), inputs()
+    batch = {source: x.double() for source, x in batch.items()}
+    assert mixing.mixing_points
     for layer in mixing.mixing_points:
         for weight, rows in ((1.0, torch.arange(4)), (0.0, PARTNER)):
-            drawn = mix(dict.fromkeys(("left", "right", FUSED), weight), layer=layer)
-            outputs = mixing(batch, None, drawn.after_layer)
-            torch.testing.assert_close(outputs, mixing(batch)[rows], rtol=1e-5, atol=1e-6)
+            drawn = mix(dict.fromkeys((*mixing.modalities, FUSED), weight), layer=layer)
+            mixed = mixing(batch, None, drawn.after_every_layer if compiled else drawn.after_layer)
+            torch.testing.assert_close(mixed, mixing(batch)[rows], rtol=1e-12, atol=1e-12)
+
+
+def test_bottlenecks_take_the_weight_of_the_label() -> None:
+    """In a model: the state after a fused layer is mixed by modality, and by the label's weight."""
+    mixing, batch = small_model("mbt").eval(), inputs()
+    drawn = mix({"left": 0.2, "right": 0.6, FUSED: 0.9}, 0.4, layer=mixing.mixing_points[-1])
+    seen: dict[str, Tokens] = {}
+
+    def look(index: int, state: Tokens) -> Tokens:
+        if index == drawn.layer:
+            seen.update(before=state, after=drawn.after_layer(index, state))
+        return state
+
+    mixing(batch, None, look)
+    for name, weight in (("left", 0.2), ("right", 0.6), (BOTTLENECK, drawn.label_weight.item())):
+        z = seen["before"][name].z
+        torch.testing.assert_close(seen["after"][name].z, weight * z + (1 - weight) * z[PARTNER])

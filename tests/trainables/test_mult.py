@@ -6,6 +6,7 @@ Shapes: B batch, T tokens of the target, S of the source, D width.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.layers.attention import SelfAttention
-from sftsearch.trainables.layers.crossmodal import attend_to, future, sinusoids
+from sftsearch.trainables.layers.crossmodal import Sinusoids, attend_to, future, sinusoids
 from sftsearch.trainables.layers.tokens import Sequence
 
 from shapes import MOSEI, VGGS, dataset_spec
@@ -204,6 +205,92 @@ def test_sinusoids_match_the_authors_code() -> None:
     torch.testing.assert_close(p[:, 7], (t * 10_000 ** (-7 / 14)).sin())
     assert not sinusoids(3, 5)[:, 4].any()
     assert sinusoids(3, 1).shape == (3, 1)
+
+
+def papers_position(step: int, dim: int) -> Tensor:
+    """Return the position of a step, from 0: step + 1 times falling rates, sines, then cosines."""
+    rates = torch.tensor([10_000 ** (-i / (dim // 2 - 1)) for i in range(dim // 2)])
+    return torch.cat([((step + 1) * rates).sin(), ((step + 1) * rates).cos()])
+
+
+def test_padding_has_no_position_and_steps_keep_theirs() -> None:
+    """Only the first channel tells: at exactly 0 the position is 0, whatever the others are."""
+    layer = Sinusoids(5, 8)
+    z = torch.randn(2, 5, 8)
+    z[0, :2] = 0.0  # padded in front
+    z[1, 3, 0] = 0.0  # the authors' rule also takes this step for padding
+    z[1, 4, 1:] = 0.0
+    given = layer({"left": Sequence(z)})["left"].z
+    padded = {(0, 0), (0, 1), (1, 3)}
+    for row, step in product(range(2), range(5)):
+        expected = 8**0.5 * z[row, step]
+        if (row, step) not in padded:
+            expected = expected + papers_position(step, 8)
+        torch.testing.assert_close(given[row, step], expected, rtol=1e-5, atol=1e-5)
+    assert not given[0, :2].any()
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_front_padded_sequence_has_positions_where_it_has_steps(declared: bool) -> None:
+    """Zeros are projected to zeros; so are steps after a length, whatever they are."""
+    model, x = small("mult_original"), samples()
+    x["left"][0, :4] = 0.0
+    lengths = {"right": [12, 5, 12]} if declared else {}
+    embedded = states(model, x, **lengths)[1]
+    projected = x["left"] @ model.tokenizer.modalities[0].projection.weight.T
+    for step in range(12):
+        expected = 8**0.5 * projected[:, step]
+        expected = expected + papers_position(step, 8) * (projected[:, step, :1] != 0)
+        torch.testing.assert_close(embedded["left"].z[:, step], expected, rtol=1e-5, atol=1e-5)
+    assert not embedded["left"].z[0, :4].any()
+    assert bool(embedded["right"].z[1, 5:].any()) != declared
+
+
+def test_the_published_model_matches_pytorch_on_front_padded_sequences() -> None:
+    """Compare the whole forward pass with `torch.nn` layers, one stack after another."""
+    model, x = small("mult_original", crossmodal_layers=1, memory_layers=1), samples()
+    x["left"][0, :4], x["third"][1, :2] = 0.0, 0.0
+    names = list(SMALL.modalities)
+    projected = {
+        name: x[name] @ tokenizer.projection.weight.T
+        for name, tokenizer in zip(names, model.tokenizer.modalities, strict=True)
+    }
+    _, crossmodal, join, _, memory = model.layers
+    joined: dict[str, list[Tensor]] = {name: [] for name in names}
+    for (a, b), block, norm in zip(crossmodal.pairs, crossmodal.blocks, join.norms, strict=True):
+        joined[a].append(norm(encode(block, embed(projected[a]), embed(projected[b]))))
+    last = []
+    for name, block, norm in zip(names, memory.blocks, model.head.norms, strict=True):
+        z = embed(torch.cat(joined[name], dim=2))
+        last.append(norm(encode(block, z, z))[:, -1])
+    h = torch.cat(last, dim=1)
+    h = h + model.head.residual.second(torch.relu(model.head.residual.first(h)))
+    torch.testing.assert_close(model(x), model.head.linear(h), rtol=1e-5, atol=1e-5)
+
+
+def embed(z: Tensor) -> Tensor:
+    """Scale by sqrt(D) and add positions, except to steps whose first channel is 0."""
+    positions = torch.stack([papers_position(step, z.shape[2]) for step in range(z.shape[1])])
+    return z * z.shape[2] ** 0.5 + positions * (z[:, :, :1] != 0)
+
+
+def encode(block: nn.Module, z: Tensor, source: Tensor) -> Tensor:
+    """Apply a pre-norm layer; PyTorch computes the attention."""
+    own, dim = block.attention, z.shape[2]
+    attention = nn.MultiheadAttention(dim, 2, batch_first=True, dtype=torch.float64)
+    attention.load_state_dict(
+        {
+            "in_proj_weight": own.in_projection.weight,
+            "in_proj_bias": own.in_projection.bias,
+            "out_proj.weight": own.out_projection.weight,
+            "out_proj.bias": own.out_projection.bias,
+        }
+    )
+    x, keys = block.attention_norm(z), block.attention_norm(source)
+    hidden = torch.ones(z.shape[1], source.shape[1]).triu(1 + abs(source.shape[1] - z.shape[1]))
+    z = z + attention(x, keys, keys, attn_mask=hidden.bool(), need_weights=False)[0]
+    out: Tensor = z + block.contract(torch.relu(block.expand(block.norm(z))))
+    return out
 
 
 def test_published_model_does_not_attend_to_future_tokens() -> None:

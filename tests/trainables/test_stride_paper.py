@@ -24,11 +24,19 @@ def test_every_stride_can_train_a_step() -> None:
     torch.set_num_threads(1)
     _, spec, admission = check_study("stride_paper")
     assert admission.table is not None
-    assert len(admission.table) == 32
-    by_stride = {c.configuration.parameters["stride"]: c for c in admission.table.values()}
-    assert len(by_stride) == 8
+    assert len(admission.table) == 6 * 8 * 2
+    curves = {
+        (c.point.branch, c.configuration.parameters["stride"]): c for c in admission.table.values()
+    }
+    assert len(curves) == 6 * 8
     store = open_dataset(spec.name)
-    for candidate in by_stride.values():
+    models = set()
+    for (_, stride), candidate in curves.items():
+        model, training = candidate.configuration.model, candidate.configuration.train_config
+        assert training.mixup == ("manifold" if model == "sft" else "none")
+        if (model, stride) in models:
+            continue  # the networks of the sensors are equally large
+        models.add((model, stride))
         bound = candidate.configuration
         model = build_model(bound.model, spec, bound.model_config, seed=0)
         assert Fit(model, store, bound.train_config, seed=0).seconds_a_step(repeats=1) > 0
@@ -36,11 +44,13 @@ def test_every_stride_can_train_a_step() -> None:
 
 def test_the_cheapest_configuration_runs_as_a_trial(tmp_path: Path) -> None:
     text = find_study_file("stride_paper").read_text()
-    text = text.replace("epochs: 20", "epochs: 1").replace("trials: 160", "trials: 1")
+    text = text.replace("epochs: 20", "epochs: 1\n  mixup_warmup: 0")
+    text = text.replace("trials: 480", "trials: 1")
     file = tmp_path / "stride_paper.yaml"
     file.write_text(text.replace("replicates: 5", "replicates: 1"))
     result = run_study(file, runs=tmp_path)
     (trial,) = result.record.trials
     assert (trial.status, trial.configuration["stride"]) == ("finished", 128)
-    assert trial.values["parameters"] == 196_765
-    assert trial.values["top1"] > 0.5
+    assert len(trial.configuration["modalities"]) == 1
+    assert trial.values["parameters"] == 124_685
+    assert trial.values["top1"] > 0.3

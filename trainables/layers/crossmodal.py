@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftsearch.trainables.layers.attention import SelfAttention, attend, lowest_score
+from sftsearch.trainables.layers.attention import SelfAttention, attend
 from sftsearch.trainables.layers.blocks import dropout
+from sftsearch.trainables.layers.fused_attention import attend_fused
+from sftsearch.trainables.layers.sparse_attention import lowest_score
 from sftsearch.trainables.layers.tokens import Sequence, cut_patches
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def attend_to(
         if valid is not None:
             hidden = hidden | ~valid[:, None, None]
         mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, lowest_score(q))
-        y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y_BHTd = attend_fused(q, k, v, mask)
     out: Tensor = attention.out_projection(y_BHTd.transpose(1, 2).reshape(batch, tokens, dim))
     return out
 
@@ -177,7 +179,12 @@ class ProjectionTokenizer(nn.Module):
 
 
 class Sinusoids(nn.Module):
-    """`sqrt(D) z + p` for all sequences; p are the sinusoidal positions of the authors' code."""
+    """`sqrt(D) z + p` for all sequences; p are the sinusoidal positions of the authors' code.
+
+    Its padding rule: a token whose first channel is exactly 0 has no position (p = 0), and the
+    others keep the position of their index. A step of zeros, such as padding at the front, is
+    projected to zeros because the projection has no bias; so is a step masked by its length.
+    """
 
     positions: Tensor
 
@@ -190,9 +197,13 @@ class Sinusoids(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         """Scale every sequence and add the positions."""
         return {
-            name: Sequence(self.scale * z + self.positions[: z.shape[1]], valid)
+            name: Sequence(self.scale * z + self._positions(z), valid)
             for name, (z, valid, _) in tokens.items()
         }
+
+    def _positions(self, z: Tensor) -> Tensor:
+        """Return the positions of (B, T, D), 0 for padding."""
+        return self.positions[: z.shape[1]].where(z[:, :, :1] != 0, 0.0)
 
 
 def sinusoids(num_tokens: int, dim: int) -> Tensor:

@@ -60,6 +60,11 @@ def harden(weights_BN: Tensor) -> Tensor:
     return choice.to(weights_BN.dtype) + (weights_BN - weights_BN.detach())
 
 
+def weighted_sum(weights_BN: Tensor, outputs: list[Tensor]) -> Tensor:
+    """Return sum_i g_i E_i(x), (B, C), from weights (B, N) and N outputs (B, C)."""
+    return (weights_BN.unsqueeze(-1) * torch.stack(outputs, dim=1)).sum(dim=1)
+
+
 def temperature(epoch: float, num_epochs: int, *, start: float, end: float) -> float:
     """Return tau(e) = start (end / start)^(e / T): geometric from `start` to `end` at e = T."""
     return float(start * (end / start) ** (epoch / num_epochs))

@@ -5,21 +5,30 @@ Source: baseline of Ding et al. 2021, arXiv:2111.11992, sec. 4; pooled as in the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import ConfigError, PoolingConfig, check_integer
+from sftsearch.trainables.config import (
+    ConfigError,
+    PoolingConfig,
+    TransformerConfig,
+    check_integer,
+    check_names,
+)
 from sftsearch.trainables.layers.pooling import PoolEach, join_masks
 from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry, block_layers
 from sftsearch.trainables.token_windows import pools
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.token_windows import Windows
 
@@ -29,10 +38,36 @@ class ConcatConfig(PoolingConfig):
     """Early fusion; `stride` or `tokens`, a single number, pools after the first layer."""
 
     num_layers: int = 12
+    modality_order: tuple[str, ...] | None = None
+    """The order of the joined sequence, read only if it is pooled: the first CLS token, which is
+    classified, is not pooled, and windows may span modalities. None: the dataset's."""
 
     def __post_init__(self) -> None:
         PoolingConfig.__post_init__(self)  # super() does not work in a class with slots
         check_integer("num_layers", self.num_layers, at_least=1)
+        if self.modality_order is not None:  # JSON has lists
+            order = check_names("modality_order", self.modality_order)
+            object.__setattr__(self, "modality_order", order)
+
+    def joined_order(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """Return the modalities in the order of the joined sequence.
+
+        Without pooling it has no effect: all tokens attend to all, and CLS tokens differ in learned
+        numbers only.
+
+        Raises:
+            ConfigError: `modality_order` does not fit the dataset or the modalities used.
+        """
+        order = in_order(self, spec, self.modality_order)
+        return order if pools(self.windows(spec).values()) else self.chosen(spec)
+
+    def canonical(self, spec: DatasetSpec) -> Self:
+        """See `PoolingConfig.canonical`: an order that has no effect is default."""
+        order = self.joined_order(spec)
+        return dataclasses.replace(
+            PoolingConfig.canonical(self, spec),
+            modality_order=None if order == self.chosen(spec) else order,
+        )
 
     def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
         """Return the tokens of the joined sequence except the first CLS; the others are pooled."""
@@ -60,13 +95,38 @@ def check_layers_after(windows: dict[str, Windows], num_layers: int) -> dict[str
     return windows
 
 
+def in_order(
+    config: TransformerConfig, spec: DatasetSpec, order: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Return the modalities used, in the order of a field `modality_order`; None: the dataset's.
+
+    The order may also have modalities that are not used.
+
+    Raises:
+        ConfigError: a modality is unknown, or one that is used is missing in the order.
+    """
+    names = config.chosen(spec)
+    for name in names:
+        if order is not None and name not in order:
+            raise ConfigError(
+                f"`modality_order` must have all modalities used ({', '.join(names)}), but "
+                f"{name} is missing.",
+                "modality_order",
+            )
+    return names if order is None else tuple(name for name in order if name in names)
+
+
 class Join(nn.Module):
-    """Concatenate all sequences with their CLS tokens: {m: (B, T_m, D)} -> FUSED."""
+    """Concatenate the sequences of `names` with their CLS tokens: {m: (B, T_m, D)} -> FUSED."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Concatenate the sequences in order."""
-        parts = [sequence.z for sequence in tokens.values()]
-        valid = join_masks([sequence.valid for sequence in tokens.values()], parts)
+        parts = [tokens[name].z for name in self.names]
+        valid = join_masks([tokens[name].valid for name in self.names], parts)
         return {FUSED: Sequence(torch.cat(parts, dim=1), valid)}
 
 
@@ -74,7 +134,8 @@ class Concat(FusionModel):
     """Layers on the joined sequence; the CLS token of the first modality is classified."""
 
     def __init__(self, spec: DatasetSpec, config: ConcatConfig) -> None:
-        layers = [Join(), *pooled_after_first(config, config.windows(spec), config.num_layers)]
+        join = Join(config.joined_order(spec))
+        layers = [join, *pooled_after_first(config, config.windows(spec), config.num_layers)]
         super().__init__(spec, config, layers, readout=[FUSED])
 
 
@@ -86,7 +147,7 @@ def pooled_after_first(
     first = block_layers(config, tuple(windows), 1, report_received=by_attention)
     return [
         *first,
-        PoolEach(windows, config.pooling),
+        PoolEach(windows, config.pooling, eps=config.pooling_eps),
         *block_layers(config, tuple(windows), num_layers - 1),
     ]
 

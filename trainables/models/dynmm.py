@@ -3,7 +3,12 @@
 Experts are fusion models of the catalog, each on its own modalities. Training has the two stages of
 the paper: in stage I every expert is trained separately; in stage II all experts and the gate are
 trained together, on `y = sum_i g_i E_i(x)` with the loss `L(y) + lambda sum_i g_i C(E_i)`. In
-evaluation each sample runs through the gate and one expert.
+evaluation each sample runs through the gate and one expert, or with `soft_inference` through all
+experts. That costs all experts and one gate; the paper's Table 1 counts the gate twice.
+
+The defaults combine the paper's two methods, so that training ends with the hard choices of
+evaluation: one-hot weights with the gradient of the relaxation, whose temperature falls to 0.001.
+The authors' code has one of the two: no annealing here, and no one-hot weights on the fusion level.
 
 C(E_i) are multiply-adds relative to the most expensive expert, so that `resource_weight` means the
 same at any size. The paper's lambda multiplies absolute numbers: it is `resource_weight` divided by
@@ -32,7 +37,7 @@ from torch import Tensor, nn
 from sftsearch.datasets.errors import nearest
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import ConfigError, TransformerConfig
-from sftsearch.trainables.layers.gating import choose
+from sftsearch.trainables.layers.gating import choose, weighted_sum
 from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
 from sftsearch.trainables.models.gated import DYNMM_PAPER, GatedConfig, GatedModel
 from sftsearch.trainables.models.listing import listed_models
@@ -68,7 +73,8 @@ class DynMMConfig(GatedConfig):
 
     experts: tuple[Mapping[str, Any], ...] | None = None
     """Mappings `{kind: a model, modalities: [...], ...its parameters}`. None: `unimodal` on the
-    first modality and `late_fusion` on all."""
+    modality with the fewest tokens (among equals, the one with the most features, then the first),
+    and `late_fusion` on all."""
 
     def __post_init__(self) -> None:
         GatedConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -90,9 +96,11 @@ class DynMMConfig(GatedConfig):
         Raises:
             ConfigError: this or an expert's configuration does not fit the dataset.
         """
-        self.num_tokens(spec)  # errors common to all experts do not name one
+        tokens = self.num_tokens(spec)  # errors common to all experts do not name one
         chosen = self.chosen(spec)
-        default = ({"kind": "unimodal", "modalities": chosen[:1]}, {"kind": "late_fusion"})
+        # Tokens determine an expert's cost; the paper's cheap expert on CMU-MOSEI reads the text.
+        cheap = min(chosen, key=lambda name: (tokens[name], -spec.modalities[name].num_features))
+        default = ({"kind": "unimodal", "modalities": (cheap,)}, {"kind": "late_fusion"})
         found = []
         for i, one in enumerate(self._configured(self.experts or default), start=1):
             try:
@@ -213,6 +221,8 @@ class DynMM(GatedModel):
         In evaluation an expert receives only the samples that the gate sends to it; compiled and
         exported models run all experts on all samples.
         """
+        if not self.training and self.config.soft_inference:
+            return self.route(0, inputs, lengths)
         if not self.training:
             routes = self.scores(inputs, lengths).argmax(dim=1)
             return choose(routes, self.num_routes, self._on_rows(inputs, lengths))
@@ -220,13 +230,18 @@ class DynMM(GatedModel):
         if self.in_stage_one:
             return torch.cat(outputs, dim=1)
         weights = self.weights(self.scores(inputs, lengths))
-        weighted = (weights.unsqueeze(-1) * torch.stack(outputs, dim=1)).sum(dim=1)
-        return torch.cat([weighted, weights], dim=1)
+        return torch.cat([weighted_sum(weights, outputs), weights], dim=1)
 
     def route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Compute the outputs of one expert, and run the gate; see `FusionModel.route`."""
+        """Compute the outputs of one expert, and run the gate; see `FusionModel.route`.
+
+        With `soft_inference` the single route is the weighted sum of all experts.
+        """
+        if self.config.soft_inference:
+            outputs_BC = [expert(inputs, lengths) for expert in self.experts]
+            return weighted_sum(self.soft_weights(inputs, lengths), outputs_BC)
         self.scores(inputs, lengths)
         outputs: Tensor = self.experts[number](inputs, lengths)
         return outputs
@@ -265,8 +280,13 @@ def dynmm_parts(spec: DatasetSpec, config: DynMMConfig) -> tuple[cost.Part, list
 
 
 def dynmm_cost(spec: DatasetSpec, config: DynMMConfig) -> cost.Cost:
-    """Return the cost of DynMM: the gate and the most expensive expert; at least, the cheapest."""
+    """Return the cost of DynMM: the gate and the most expensive expert; at least, the cheapest.
+
+    With `soft_inference` it is that of the gate and all experts.
+    """
     gate, experts = dynmm_parts(spec, config)
+    if config.soft_inference:
+        return cost.total([gate, *experts])
     parameters = gate.parameters + sum(expert.parameters for expert in experts)
     return cost.bounded([gate + expert for expert in experts], parameters)
 

@@ -193,15 +193,17 @@ class DynMMFusion(GatedModel):
         """
         if self.training and self.in_stage_one:
             size, device = len(inputs[self.main]), inputs[self.main].device
-            drawn = torch.randint(self.num_routes, (size,), device=device)
-            return self.by_weights(inputs, lengths, F.one_hot(drawn, self.num_routes))
+            drawn = torch.randint(self.num_weights, (size,), device=device)
+            return self.by_weights(inputs, lengths, F.one_hot(drawn, self.num_weights))
+        if not self.training and self.config.soft_inference:
+            return self.route(0, inputs, lengths)
         scores = self.scores(inputs, lengths)
         if self.training:
             weights = self.weights(scores)
             return torch.cat([self.by_weights(inputs, lengths, weights), weights], dim=1)
         routes = scores.argmax(dim=1)
         if torch.compiler.is_compiling() or routes.is_meta:
-            return self.by_weights(inputs, lengths, F.one_hot(routes, self.num_routes))
+            return self.by_weights(inputs, lengths, F.one_hot(routes, self.num_weights))
         return self.by_routes(inputs, lengths, routes)
 
     def by_weights(
@@ -265,7 +267,12 @@ class DynMMFusion(GatedModel):
     def route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Compute the outputs of one path, and run the gate; see `FusionModel.route`."""
+        """Compute the outputs of one path, and run the gate; see `FusionModel.route`.
+
+        With `soft_inference` the single route is the whole network, its operations mixed.
+        """
+        if self.config.soft_inference:
+            return self.by_weights(inputs, lengths, self.soft_weights(inputs, lengths))
         self.scores(inputs, lengths)
         main = self._tokens((self.main,), inputs, lengths)
         others = self._tokens(self.others, inputs, lengths) if number else {}
@@ -316,8 +323,13 @@ def fusion_parts(spec: DatasetSpec, config: DynMMFusionConfig) -> tuple[cost.Par
 
 
 def fusion_cost(spec: DatasetSpec, config: DynMMFusionConfig) -> cost.Cost:
-    """Return the cost of the gate and the most expensive path; at least, the cheapest path."""
+    """Return the cost of the gate and the most expensive path; at least, the cheapest path.
+
+    With `soft_inference` every sample takes the most expensive path.
+    """
     gate, paths = fusion_parts(spec, config)
+    if config.soft_inference:
+        return cost.total([gate, paths[-1]])
     return cost.bounded([gate + path for path in paths], gate.parameters + paths[-1].parameters)
 
 

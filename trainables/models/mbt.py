@@ -17,6 +17,7 @@ from sftsearch.trainables.config import (
     TransformerConfig,
     check_choice,
     check_integer,
+    check_names,
     check_number,
 )
 from sftsearch.trainables.layers.blocks import Each
@@ -28,7 +29,7 @@ from sftsearch.trainables.layers.bottleneck import (
     SplitModalities,
 )
 from sftsearch.trainables.layers.tokens import FUSED
-from sftsearch.trainables.models.concat import Join
+from sftsearch.trainables.models.concat import Join, in_order
 from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class MBTConfig(TransformerConfig):
     """symmetric: all modalities read the same bottlenecks, and the next ones are the mean of their
     outputs (eq. 8-9, as in the authors' code). asymmetric: each modality reads the bottlenecks that
     the previous one returned (eq. 10-11, as in the SFT authors' baseline)."""
+    modality_order: tuple[str, ...] | None = None
+    """The order of an asymmetric update, not read otherwise. None: the dataset's. (The paper's
+    Table 4 compares both orders of two modalities.)"""
     tied: bool = False
     """Share weights between modalities in `cross`, which makes it `vanilla`."""
     stochastic_depth: float = 0.0
@@ -81,6 +85,9 @@ class MBTConfig(TransformerConfig):
         if not isinstance(self.tied, bool):
             raise ConfigError(f"`tied` must be true or false, but got {self.tied!r}.", "tied")
         check_number("stochastic_depth", self.stochastic_depth, least=0, below=1)
+        if self.modality_order is not None:  # JSON has lists
+            order = check_names("modality_order", self.modality_order)
+            object.__setattr__(self, "modality_order", order)
 
     @property
     def fusion(self) -> Literal["none", "bottleneck", "vanilla", "cross"]:
@@ -89,13 +96,26 @@ class MBTConfig(TransformerConfig):
             return "none"
         return "vanilla" if self.strategy == "cross" and self.tied else self.strategy
 
+    def update_order(self, spec: DatasetSpec) -> tuple[str, ...]:
+        """Return the modalities in the order in which they read the bottlenecks.
+
+        Raises:
+            ConfigError: `modality_order` does not fit the dataset or the modalities used.
+        """
+        order = in_order(self, spec, self.modality_order)
+        is_read = self.fusion == "bottleneck" and self.update == "asymmetric"
+        return order if is_read else self.chosen(spec)
+
     def skip(self, layer: int) -> float:
         """Return the probability that an update of a layer is skipped."""
         return self.stochastic_depth * layer / max(self.num_layers - 1, 1)
 
     def canonical(self, spec: DatasetSpec) -> Self:
         """See `TransformerConfig.canonical`: fields that the fusion does not read are default."""
-        same = TransformerConfig.canonical(self, spec)
+        same, order = TransformerConfig.canonical(self, spec), self.update_order(spec)
+        same = dataclasses.replace(
+            same, modality_order=None if order == self.chosen(spec) else order
+        )
         if self.num_layers == 1:
             same = dataclasses.replace(same, stochastic_depth=0.0)
         fusion = self.fusion
@@ -139,15 +159,15 @@ def fused_layers(spec: DatasetSpec, config: MBTConfig) -> list[nn.Module]:
     """Return the fused layers, and the layers that join and split sequences around them."""
     names, depths = config.chosen(spec), range(config.fusion_layer, config.num_layers)
     if config.fusion == "bottleneck":
-        symmetric = config.update == "symmetric"
+        symmetric, order = config.update == "symmetric", config.update_order(spec)
         return [
             AddBottleneck(config.num_bottlenecks, config.dim),
-            *(BottleneckLayer(blocks(config, names, i), symmetric=symmetric) for i in depths),
+            *(BottleneckLayer(blocks(config, order, i), symmetric=symmetric) for i in depths),
         ]
     if config.fusion == "vanilla":
         lengths = {name: 1 + n for name, n in config.num_tokens(spec).items()}
         return [
-            Join(),
+            Join(names),
             *(Each(blocks(config, [FUSED], i)) for i in depths),
             SplitModalities(FUSED, lengths),
         ]
