@@ -188,7 +188,8 @@ class SearchPlan(Section):
     early_stopping: EarlyStopping = NoStop(kind="none")
     """Rule that stops trials before their last epoch."""
     deterministic: bool = False
-    """Make proposals independent of the order in which concurrent trials end; some may wait."""
+    """Make proposals and early stopping independent of the order in which concurrent trials end:
+    both use only results that are known in every order. A free worker may have to wait."""
     balance: Literal["none", "branches"] = "none"
     """`branches`: all branches get equally many configurations, give or take one, until exhausted;
     the sampler chooses within a branch."""
@@ -207,10 +208,16 @@ class SearchPlan(Section):
                 f"`trials` must be at least `replicates.min`, but got (trials={self.trials}, "
                 f"replicates.min={least})."
             )
-        if self.deterministic and (most > least or self.early_stopping.kind != "none"):
+        if self.deterministic and most > least:
             raise ValueError(
-                "`deterministic` needs a fixed number of replicates and no `early_stopping`: both "
-                "depend on the order in which trials end."
+                f"`deterministic` needs a fixed number of replicates, but got (min={least}, "
+                f"max={most}): additional ones depend on the order in which trials end."
+            )
+        if self.deterministic and self.early_stopping.kind != "none" and least > 1:
+            raise ValueError(
+                "`deterministic` with `early_stopping` needs a single replicate, besides fresh "
+                f"ones, but got (min={least}): which others have started when the first one is "
+                "stopped depends on the order in which trials end."
             )
         if self.until_converged and self.sampler.kind != "ehvi":
             raise ValueError(

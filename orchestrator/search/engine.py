@@ -88,6 +88,7 @@ class Search:
         self._plan, self._resources = study.search, study.resources
         self._journal = journal
         self._listeners: list[Callable[[Entry], None]] = []
+        self._journals_fits = True
         self.known = Knowledge(study, admission, on_fit=self._on_fit)
         self.state = self.known.state
         for entry in journal.entries(through=journal.last_id) if entries is None else entries:
@@ -110,17 +111,8 @@ class Search:
 
     def _on_fit(self, fit: Fit) -> None:
         """Journal the surrogate's hyperparameters, from which later fits start."""
-        fitted = fit.hyperparameters
-        self._commit(
-            Fitted(
-                num=fit.num,
-                lengthscales=fitted.lengthscales.tolist(),
-                amplitude=fitted.amplitude,
-                tau=fitted.tau,
-                sigma=fitted.sigma,
-                mean=fitted.mean,
-            )
-        )
+        if self._journals_fits:
+            self._commit(_fitted(fit))
 
     def finish_what_was_begun(self) -> None:
         """Make the decisions that were due when the last driver died; add listeners before."""
@@ -177,11 +169,12 @@ class Search:
             trial.alone,
         )
 
-    def report(self, key: TrialKey, metrics: Mapping[str, float]) -> bool:
+    def report(self, key: TrialKey, metrics: Mapping[str, float], is_last: bool = False) -> bool:
         """Journal an epoch of a trial; return whether the trial continues.
 
         `metrics` has `epoch`, from 1. If the journal already has the epoch (of a resumed trial),
-        its values must be equal, else the trial fails as not reproducible.
+        its values must be equal, else the trial fails as not reproducible. The early-stopping rule
+        does not judge the last epoch of a trial.
         """
         trial = self.state.running.get(key)
         if trial is None:
@@ -198,7 +191,7 @@ class Search:
         if bad:
             self.on_failure(key, f"`{bad[0]}` is not finite in epoch {epoch}")
             return False
-        self._commit(EpochEnded(key, epoch, dict(metrics)))
+        self._commit(EpochEnded(key, epoch, dict(metrics), is_last))
         return self._judge(trial, epoch)
 
     def _judge(self, trial: TrialState, epoch: int) -> bool:
@@ -208,12 +201,11 @@ class Search:
             self._stop(trial, epoch, "another replicate was stopped")
             return False
         kind = self._plan.early_stopping.kind
-        if kind == "none" or trial.key.replicate > 0:
+        if kind == "none" or trial.key.replicate > 0 or trial.has_trained:
             return True
         if not known.rule.judges(configuration.epochs, configuration.warmup, epoch):
             return True
-        best = known.surrogate.affordable(known.cost_bounds(configuration)[0])
-        decision = known.rule.decide(known.report_of(trial, epoch, trial.epochs[epoch], best))
+        best, decision = known.judge(trial, epoch)
         if decision.stop:
             reason = f"unlikely to reach the front at its cost ({kind})"
             self._stop(trial, epoch, reason, best, decision)
@@ -304,7 +296,10 @@ class Search:
         self._planner.tell_sampler(self.state.trials[key].configuration.number)
 
     def conclude(self) -> None:
-        """Journal the study's conclusions, if a configuration has a value."""
+        """Journal the study's conclusions, if a configuration has a value; then nothing may run."""
+        # A fit for conclusions only, of a study that may be resumed, must not change its decisions.
+        self._journals_fits = self.exhausted or not self._plan.deterministic
+        self.known.release()
         if self.known.past.has_values:
             self._commit(conclude(self.known))
 
@@ -313,3 +308,15 @@ class Search:
         is_complete = self.exhausted
         reason = self.why_ended() if is_complete else "interrupted"
         self._commit(Ended(reason, is_complete))
+
+
+def _fitted(fit: Fit) -> Fitted:
+    found = fit.hyperparameters
+    return Fitted(
+        num=fit.num,
+        lengthscales=found.lengthscales.tolist(),
+        amplitude=found.amplitude,
+        tau=found.tau,
+        sigma=found.sigma,
+        mean=found.mean,
+    )

@@ -6,11 +6,14 @@ is replayed.
 
 from __future__ import annotations
 
+import copy
 import functools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sftsearch.orchestrator.candidates.admission import OVER_LIMIT
 from sftsearch.orchestrator.early_stopping.base import Decision, Report
 from sftsearch.orchestrator.early_stopping.catalog import build_rule
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
@@ -38,14 +41,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.orchestrator.candidates.admission import Admission
+    from sftsearch.orchestrator.early_stopping.base import EarlyStoppingRule
     from sftsearch.orchestrator.storage.event import Event, Numbers
     from sftsearch.orchestrator.storage.journal import Entry
     from sftsearch.orchestrator.storage.trial_state import ConfigurationState, TrialState
     from sftsearch.search_spaces.schema import StudyFile
 
 
+@dataclass(slots=True)
+class View:
+    """What a deterministic study knew when it admitted a configuration."""
+
+    rule: EarlyStoppingRule
+    best: float | None
+    """The best posterior mean at its cost or below; None if there was none."""
+    withheld: list[Callable[[], None]] = field(default_factory=list)
+    """Updates by the configuration's trials, made when the sampler gets its result."""
+
+
 class Knowledge:
-    """The state of one study with everything derived from its events."""
+    """The state of one study with everything derived from its events.
+
+    In a deterministic study, the sampler, the surrogate and the early-stopping rule get results in
+    the order of the proposals. A trial is judged by what was known when its configuration was
+    admitted. So neither proposals nor stops depend on the order in which trials end.
+    """
 
     def __init__(
         self, study: StudyFile, admission: Admission, *, on_fit: Callable[[Fit], None]
@@ -70,14 +90,54 @@ class Knowledge:
         self.rule = build_rule(plan.early_stopping)
         self.budget = Budget(plan, study.resources)
         self._admission = admission
+        self._is_deterministic = plan.deterministic
+        self._views: dict[int, View] = {}
+        """Of a deterministic study, by proposal whose result the sampler does not have yet."""
 
     def apply(self, entry: Entry) -> None:
         """Update everything with an event."""
+        if isinstance(entry.event, Refused):
+            self._exclude(entry.event)
         self.state.apply(entry)
         self.budget.apply(entry, self.state)
         self._apply(entry.event)
 
-    def report_of(
+    def judge(self, trial: TrialState, epoch: int) -> tuple[float | None, Decision]:
+        """Decide whether a trial stops after an epoch.
+
+        Returns:
+            the best posterior mean at its cost or below, None if there is none, and the decision.
+        """
+        view = self._views.get(trial.configuration.number)
+        if view is None:
+            rule, best = self.rule, self.affordable(self.cost_bounds(trial.configuration)[0])
+        else:
+            rule, best = view.rule, view.best
+        return best, rule.decide(self._report_of(trial, epoch, trial.epochs[epoch], best))
+
+    def affordable(self, cost: float) -> float | None:
+        """Return the best posterior mean at this cost or below; None if there is none."""
+        return self.surrogate.affordable(cost)
+
+    def release(self) -> None:
+        """Make all withheld updates, to conclude a study; nothing may be decided afterwards."""
+        while self._views:
+            self._release(min(self._views))
+
+    def _release(self, number: int) -> None:
+        view = self._views.pop(number, None)
+        for update in [] if view is None else view.withheld:
+            update()
+
+    def _update(self, configuration: ConfigurationState, update: Callable[[], None]) -> None:
+        """Make an update now, or once the sampler gets the configuration's result."""
+        view = self._views.get(configuration.number)
+        if view is None:
+            update()
+        else:
+            view.withheld.append(update)
+
+    def _report_of(
         self, trial: TrialState, epoch: int, metrics: Numbers, best: float | None
     ) -> Report:
         """Return what the early-stopping rule needs to judge a trial after an epoch.
@@ -104,9 +164,17 @@ class Knowledge:
 
     def cost_bounds(self, configuration: ConfigurationState) -> tuple[float, float]:
         """Return the lower and upper bound of the cost of a sample; equal if the cost is exact."""
-        name = self.past.costs[0]
+        name = self.past.judged_cost
         most = configuration.cost[name]
         return configuration.cost.get(f"{name}_low", most), most
+
+    def _exclude(self, event: Refused) -> None:
+        """Exclude a refused configuration from further draws; call before the state forgets it."""
+        proposal = self.state.proposals.get(event.number)
+        if event.reason == OVER_LIMIT and proposal is not None:
+            identity = self._admission.exclude(proposal.point)
+            if identity is not None:
+                self.surrogate.pool.take(identity)
 
     # ------------------------------------------------------------ events
 
@@ -132,6 +200,8 @@ class Knowledge:
     def _admitted(self, event: Admitted) -> None:
         configuration = self.state.configurations[event.configuration_id]
         self.past.admit(configuration)
+        if self._is_deterministic:
+            self._views[event.number] = View(copy.deepcopy(self.rule), event.best)
         self.surrogate.take(configuration.id, configuration.point)
         self._admission.take(event.configuration_id)
 
@@ -157,6 +227,7 @@ class Knowledge:
 
     @_apply.register
     def _told(self, event: Told) -> None:
+        self._release(event.number)
         if event.values is not None:
             self.optuna.tell(event.number, event.values)
         elif event.state == "stopped":
@@ -167,31 +238,41 @@ class Knowledge:
     @_apply.register
     def _judged(self, event: Judged) -> None:
         trial = self.state.trials[event.trial]
-        report = self.report_of(trial, event.epoch, trial.epochs[event.epoch], event.best)
-        decision = Decision(event.stop, event.audit, event.probability, event.threshold)
-        self.rule.record(report, decision)
+        self._record(trial, event, trial.epochs[event.epoch])
 
     @_apply.register
     def _stopped(self, event: Stopped) -> None:
         trial = self.state.trials[event.trial]
         if event.stop is not None and event.audit is not None:
-            report = self.report_of(trial, event.epoch, event.values, event.best)
-            decision = Decision(event.stop, event.audit, event.probability, event.threshold)
-            self.rule.record(report, decision)
-        self.rule.on_stopped(str(event.trial))
-        self.past.end(trial.configuration)
+            self._record(trial, event, event.values)
+        self._ended(trial, lambda: self.rule.on_stopped(str(event.trial)))
 
     @_apply.register
     def _failed(self, event: Failed) -> None:
-        self.rule.on_stopped(str(event.trial))
-        self.past.end(self.state.trials[event.trial].configuration)
+        self._ended(self.state.trials[event.trial], lambda: self.rule.on_stopped(str(event.trial)))
 
     @_apply.register
     def _finished(self, event: Finished) -> None:
-        if event.trial.replicate == 0:
-            value = self.past.sign * event.values[self.objectives[0]]
-            self.rule.on_finished(str(event.trial), value)
-        self.past.end(self.state.trials[event.trial].configuration)
+        value = self.past.sign * event.values[self.objectives[0]]
+        is_first = event.trial.replicate == 0
+        self._ended(
+            self.state.trials[event.trial],
+            lambda: self.rule.on_finished(str(event.trial), value) if is_first else None,
+        )
+
+    def _record(self, trial: TrialState, event: Judged | Stopped, metrics: Numbers) -> None:
+        """Record a decision in the rule; in a deterministic study, also in the trial's view."""
+        report = self._report_of(trial, event.epoch, metrics, event.best)
+        decision = Decision(bool(event.stop), bool(event.audit), event.probability, event.threshold)
+        view = self._views.get(trial.configuration.number)
+        if view is not None:
+            view.rule.record(report, decision)
+        self._update(trial.configuration, lambda: self.rule.record(report, decision))
+
+    def _ended(self, trial: TrialState, update_rule: Callable[[], None]) -> None:
+        """Update rule and surrogate with the end of a trial."""
+        self._update(trial.configuration, update_rule)
+        self._update(trial.configuration, lambda: self.past.end(trial.configuration))
 
 
 def _observations(study: StudyFile, admission: Admission) -> Observations:
@@ -202,6 +283,7 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
     return Observations(
         accuracy.metric,
         tuple(costs) or (objectives.searched_cost,),
+        judged_cost=None if costs else objectives.judged_cost,
         sign=objectives.sign,
         floor=chance,
         num_folds=study.dataset.folds,

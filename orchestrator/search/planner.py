@@ -73,6 +73,8 @@ class Planner:
             return
         while not state.waiting and not self.at_end():
             self._add_next()
+        if self._plan.deterministic and self.at_end():
+            self._tell_decided()
         if not state.waiting and not state.running and self.fresh_is_due():
             self._freeze()
 
@@ -221,7 +223,10 @@ class Planner:
         if isinstance(decided, Refusal):
             self._commit(Refused(number, decided.reason, decided.detail, decided.excess))
             return False
-        self._commit(_admitted(number, decided, self._plan.replicates.min))
+        best = None
+        if self._plan.deterministic and self._plan.early_stopping.kind != "none":
+            best = self._known.affordable(decided.cost.low(self._known.past.costs[0]))
+        self._commit(_admitted(number, decided, self._plan.replicates.min, best))
         return True
 
     # ------------------------------------------------------------ results for the sampler
@@ -236,7 +241,9 @@ class Planner:
         self._commit(Told(number, outcome, values))
 
 
-def _admitted(number: int, candidate: Candidate, num_replicates: int) -> Admitted:
+def _admitted(
+    number: int, candidate: Candidate, num_replicates: int, best: float | None
+) -> Admitted:
     training = candidate.configuration.train_config
     mixes = training.mixup != "none"
     return Admitted(
@@ -244,11 +251,12 @@ def _admitted(number: int, candidate: Candidate, num_replicates: int) -> Admitte
         configuration_id=candidate.id,
         model=candidate.configuration.model,
         parameters=candidate.configuration.parameters,
-        cost=candidate.cost.as_dict(),
+        cost=candidate.costs(),
         seeds=list(range(num_replicates)),
         epochs=training.epochs,
         warmup=training.mixup_warmup if mixes else 0,
         group=f"{candidate.point.branch} {training.mixup}",
+        best=best,
     )
 
 
