@@ -1,4 +1,4 @@
-"""Analyse a study once: its front, families, routes and parameter importance.
+"""Analyse a study once: front, tokens, families, effects and importance of parameters, routes.
 
 Every renderer (terminal, HTML, Markdown, JSON, CSV, PNG) shows one `Analysis`, so all of them have
 the same numbers, and the bootstrap runs once.
@@ -9,16 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.analysis.bound import BoundStudy
+from sftsearch.orchestrator.analysis.effects import effects_of
 from sftsearch.orchestrator.analysis.families import families_of
 from sftsearch.orchestrator.analysis.front import FrontOptions, build_front, mark_front
 from sftsearch.orchestrator.analysis.importance import importance_of
 from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
+from sftsearch.orchestrator.analysis.standings import standings_of
+from sftsearch.orchestrator.analysis.tokens import tokens_of
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.effects import Effects
     from sftsearch.orchestrator.analysis.families import FamilyComparison
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.importance import Band
     from sftsearch.orchestrator.analysis.routes import RoutedConfiguration, WeightLevel
+    from sftsearch.orchestrator.analysis.standings import Standings
+    from sftsearch.orchestrator.analysis.tokens import SequenceTokens
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
@@ -35,17 +42,26 @@ class Analysis:
     """Means by resource weight; empty with fewer than two weights."""
     importance: tuple[Band, ...]
     """Empty with too few configurations."""
+    tokens: tuple[SequenceTokens, ...]
+    """By modality; empty if all configurations pool alike."""
+    standings: Standings | None
+    """Families at equal compute and equal tuning; None if fewer than two can be compared."""
+    effects: Effects | None
+    """None with too few configurations."""
 
     @classmethod
     def of(cls, front: Front) -> Analysis:
         """Return the analysis of a front."""
-        routes = routes_of(front)
+        routes, bound = routes_of(front), BoundStudy(front.study)
         return cls(
             front=front,
             families=families_of(front),
             routes=tuple(routes),
             route_levels=tuple(levels_of(routes)),
             importance=importance_of(front),
+            tokens=tokens_of(front, bound),
+            standings=standings_of(front),
+            effects=effects_of(front, bound),
         )
 
 

@@ -83,12 +83,9 @@ class FamilyComparison:
 
 def families_of(front: Front) -> FamilyComparison | None:
     """Compare the families of finished configurations; None if there are fewer than two."""
-    names = tuple(sorted({family_of(c, front.by) for c in front.finished}))
-    if len(names) < 2:
+    members = members_of(front)
+    if len(members) < 2:
         return None
-    members = {
-        name: [c for c in front.finished if family_of(c, front.by) == name] for name in names
-    }
     num_drawn = min(map(len, members.values()))
     return FamilyComparison(
         names=tuple(members),
@@ -96,6 +93,14 @@ def families_of(front: Front) -> FamilyComparison | None:
         num_drawn=num_drawn,
         tuned=tuple(_tune(front, members, num_drawn)),
     )
+
+
+def members_of(front: Front) -> dict[str, list[ConfigurationSummary]]:
+    """Return the finished configurations of each family, by its name in alphabetical order."""
+    members: dict[str, list[ConfigurationSummary]] = {}
+    for c in front.finished:
+        members.setdefault(family_of(c, front.by), []).append(c)
+    return dict(sorted(members.items()))
 
 
 def family_of(c: ConfigurationSummary, by: Sequence[str]) -> str:
@@ -172,6 +177,27 @@ def _tune(
     front: Front, members: Mapping[str, Sequence[ConfigurationSummary]], num_drawn: int
 ) -> list[ExpectedBest]:
     """Return the expected best of each family, in the order of `members`."""
+    values, draws = expected_best(front, members, num_drawn)
+    best = max(values, key=lambda name: front.objectives.sign * values[name])
+    return [
+        ExpectedBest(
+            family=name,
+            num_run=len(found),
+            value=values[name],
+            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
+            difference=None if name == best else difference_of(name, best, values, draws),
+        )
+        for name, found in members.items()
+    ]
+
+
+def expected_best(
+    front: Front, members: Mapping[str, Sequence[ConfigurationSummary]], num_drawn: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Return each family's expected best of `num_drawn` configurations, and its bootstrap draws.
+
+    Families with a configuration that is not counted by group have no draws, (R,).
+    """
     values, draws = {}, {}
     for name, found in members.items():
         ranked = _by_quality(front, found)
@@ -181,25 +207,16 @@ def _tune(
         own = [front.draws[c.configuration_id] for c in ranked if c.configuration_id in front.draws]
         if len(own) == len(ranked):
             draws[name] = weights @ np.stack(own)
-    best = max(values, key=lambda name: front.objectives.sign * values[name])
-    return [
-        ExpectedBest(
-            family=name,
-            num_run=len(found),
-            value=values[name],
-            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
-            difference=None if name == best else _behind(name, best, values, draws),
-        )
-        for name, found in members.items()
-    ]
+    return values, draws
 
 
-def _behind(
-    name: str, best: str, values: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
+def difference_of(
+    name: str, other: str, values: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
 ) -> Difference:
-    known = name in draws and best in draws
-    interval = bootstrap.percentile_interval(draws[name] - draws[best]) if known else None
-    return Difference(other=best, mean=values[name] - values[best], interval=interval)
+    """Return the difference between two families, from the results of `expected_best`."""
+    known = name in draws and other in draws
+    interval = bootstrap.percentile_interval(draws[name] - draws[other]) if known else None
+    return Difference(other=other, mean=values[name] - values[other], interval=interval)
 
 
 def best_of(num_run: int, num_drawn: int) -> NDArray[np.float64]:

@@ -264,7 +264,7 @@ def _chosen(
 def _are_searched(objectives: Objectives, study: StudyRecord) -> bool:
     """Return whether the study's conclusion and choice apply to these objectives."""
     own = Objectives.of(study.objectives)
-    return objectives.names == (own.y, own.searched_cost)
+    return objectives.names == (own.y, own.judged_cost)
 
 
 def _mark_front(

@@ -120,7 +120,7 @@ def _hover(c: ConfigurationSummary, front: Front) -> str:
     lines.append(f"{_escape_label(y.label)} {format_mean(c, front.y)} ({seeds})")
     if c.interval is not None:
         lines.append(f"95 % CI {y.format(c.interval[0])} to {y.format(c.interval[1])}")
-    names = [front.x, "gflops", "gmacs", "parameters", "latency_ms", "peak_memory_mb"]
+    names = [front.x, "gflops", "gmacs", "parameters", "train_memory_mb", "latency_ms"]
     costs = [
         f"{metric(name).label} {metric(name).format(c.values[name])}"
         for name in dict.fromkeys(names)

@@ -161,19 +161,28 @@ def _row(c: ConfigurationSummary, shown: list[Column]) -> str:
 
 
 def _section(section: Section, analysis: Analysis) -> str:
-    """Return a section with its table, the chart above it and the notes below it."""
+    """Return a section: sentences, chart, table and notes."""
     has_chart = section.key == "routes" and analysis.route_levels
+    sentences = "".join(f"<li>{_note(sentence)}</li>" for sentence in section.sentences)
+    return (
+        f"<section><h2>{section.title}</h2>"
+        f"{f'<ul>{sentences}</ul>' if sentences else ''}{_ROUTES_CHART if has_chart else ''}"
+        f"{_matrix(section) if section.table.rows else ''}"
+        '<ul class="notes">'
+        f"{''.join(f'<li>{_note(note)}</li>' for note in section.table.notes)}</ul>"
+        "</section>"
+    )
+
+
+def _matrix(section: Section) -> str:
+    """Return the table of a section."""
     heads = [f'<th scope="col">{escape(head)}</th>' for head in section.table.headers]
     cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in section.table.rows]
     return (
-        f"<section><h2>{section.title}</h2>{_ROUTES_CHART if has_chart else ''}"
         '<div class="scroll" tabindex="0" role="region" '
         f'aria-label="{section.label}"><table class="matrix" id="{section.key}"><thead><tr>'
         f"{''.join(heads)}</tr></thead><tbody>"
         f"{''.join(f'<tr>{row}</tr>' for row in cells)}</tbody></table></div>"
-        '<ul class="notes">'
-        f"{''.join(f'<li>{_note(note)}</li>' for note in section.table.notes)}</ul>"
-        "</section>"
     )
 
 

@@ -7,6 +7,11 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.report.answers import (
+    describe_effects,
+    describe_standings,
+    describe_tokens,
+)
 from sftsearch.orchestrator.report.cells import verdict
 from sftsearch.orchestrator.report.text import headline, notes
 
@@ -24,7 +29,11 @@ Version 2 renamed `membership` to `front_probability` and `membership_is` to
 
 
 def to_json(analysis: Analysis) -> str:
-    """Return the whole analysis as JSON, regardless of `top`."""
+    """Return the whole analysis as JSON, regardless of `top`.
+
+    `docs/metrics.md` ("What a report concludes") defines `tokens`, `standings` and `effects`;
+    `answers` has their sentences. `standings` and `effects` are null with too few configurations.
+    """
     front, compared = analysis.front, analysis.families
     study = asdict(front.study)
     trials = study.pop("trials")
@@ -36,6 +45,14 @@ def to_json(analysis: Analysis) -> str:
         "families": None if compared is None else asdict(compared),
         "routes": [asdict(level) for level in analysis.route_levels],
         "importance": [asdict(band) for band in analysis.importance],
+        "tokens": [asdict(one) for one in analysis.tokens],
+        "standings": None if analysis.standings is None else asdict(analysis.standings),
+        "effects": None if analysis.effects is None else asdict(analysis.effects),
+        "answers": {
+            "tokens": describe_tokens(analysis),
+            "standings": describe_standings(analysis),
+            "effects": describe_effects(analysis),
+        },
         "trials": trials,
     }
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

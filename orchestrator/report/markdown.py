@@ -35,12 +35,17 @@ def to_markdown(analysis: Analysis) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    """Return a section: its table, and the notes below it."""
-    heads = [_escape(head) for head in section.table.headers]
-    rows = [[_escape(cell) for cell in cells] for cells in section.table.rows]
-    ruler = ["---", *("---:" for _ in heads[1:])]
-    below = [f"- {_escape(note)}" for note in section.table.notes]
-    return ["", f"## {section.title}", "", *map(_row, [heads, ruler, *rows]), "", *below]
+    """Return a section: its sentences, its table, and the notes below it."""
+    lines = ["", f"## {section.title}", ""]
+    if section.sentences:
+        lines += [*(f"- {_escape(sentence)}" for sentence in section.sentences), ""]
+    if section.table.rows:
+        heads = [_escape(head) for head in section.table.headers]
+        rows = [[_escape(cell) for cell in cells] for cells in section.table.rows]
+        ruler = ["---", *("---:" for _ in heads[1:])]
+        lines += [*map(_row, [heads, ruler, *rows]), ""]
+        return lines + [f"- {_escape(note)}" for note in section.table.notes]
+    return [*lines, _escape(" ".join(section.table.notes))]
 
 
 def _list(title: str, entries: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Build the report tables next to the front: families, routes, importance, comparisons."""
+"""Build the report sections next to the front: sentences, and tables with their notes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Literal
 from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
 from sftsearch.orchestrator.analysis.routes import WEIGHT
 from sftsearch.orchestrator.metrics import MISSING, metric
+from sftsearch.orchestrator.report.answers import (
+    AT_MOST,
+    describe_effects,
+    describe_standings,
+    describe_tokens,
+    effects_notes,
+    standing_headers,
+    standing_notes,
+    standing_rows,
+    tokens_note,
+)
 from sftsearch.orchestrator.report.cells import format_change, format_interval
 
 if TYPE_CHECKING:
@@ -24,8 +35,6 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.importance import Band
     from sftsearch.orchestrator.analysis.routes import RoutedConfiguration
 
-_AT_MOST = "\N{LESS-THAN OR EQUAL TO}"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextTable:
@@ -38,19 +47,77 @@ class TextTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A section of a report: a table with a title."""
+    """A section of a report: sentences, a table or both."""
 
-    key: Literal["families", "routes", "importance"]
+    key: Literal["tokens", "standings", "effects", "families", "routes", "importance"]
     title: str
     label: str
     """Description of the table for screen readers."""
     table: TextTable
+    """Without rows, only its notes are shown."""
+    sentences: tuple[str, ...] = ()
+    """Shown before the table."""
 
 
 def sections(analysis: Analysis) -> list[Section]:
     """Return the sections of a report that have content."""
-    found = (families_section(analysis), routes_section(analysis), importance_section(analysis))
+    found = (
+        tokens_section(analysis),
+        standings_section(analysis),
+        effects_section(analysis),
+        families_section(analysis),
+        routes_section(analysis),
+        importance_section(analysis),
+    )
     return [section for section in found if section is not None]
+
+
+# ------------------------------------------------------------------ answers in sentences
+
+
+def tokens_section(analysis: Analysis) -> Section | None:
+    """Return the strides and token budgets on the front, by modality; None if all pool alike."""
+    sentences = describe_tokens(analysis)
+    if not sentences:
+        return None
+    return Section(
+        key="tokens",
+        title="Strides and tokens on the front",
+        label="",
+        table=TextTable(headers=[], rows=[], notes=[tokens_note()]),
+        sentences=tuple(sentences),
+    )
+
+
+def standings_section(analysis: Analysis, *, intervals: bool = True) -> Section | None:
+    """Return each model at equal compute and equal tuning; None with too few configurations."""
+    found, front = analysis.standings, analysis.front
+    if found is None:
+        return None
+    return Section(
+        key="standings",
+        title="Models at equal compute and equal tuning",
+        label="Expected best of equally many configurations within each budget",
+        table=TextTable(
+            headers=standing_headers(found, front),
+            rows=standing_rows(found, front, intervals=intervals),
+            notes=standing_notes(found, front),
+        ),
+        sentences=tuple(describe_standings(analysis)),
+    )
+
+
+def effects_section(analysis: Analysis) -> Section | None:
+    """Return what the values of parameters are worth; None with too few configurations."""
+    if analysis.effects is None:
+        return None
+    return Section(
+        key="effects",
+        title="What each value is worth",
+        label="",
+        table=TextTable(headers=[], rows=[], notes=effects_notes(analysis.effects, analysis.front)),
+        sentences=tuple(describe_effects(analysis)),
+    )
 
 
 # ------------------------------------------------------------------ families
@@ -79,7 +146,7 @@ def families_section(analysis: Analysis, *, intervals: bool = True) -> Section |
 
 def _family_headers(families: FamilyComparison, front: Front) -> list[str]:
     x = metric(front.x)
-    sign = _AT_MOST if front.objectives.is_cost_minimized else ""
+    sign = AT_MOST if front.objectives.is_cost_minimized else ""
     levels = [f"{sign} {x.format(level.cost)} {x.label}".strip() for level in families.levels]
     return ["family", *levels, f"expected best of {families.num_drawn}"]
 
@@ -205,7 +272,7 @@ def importance_section(analysis: Analysis) -> Section | None:
         title="Parameter importance by budget",
         label="Importance of parameters by budget",
         table=TextTable(
-            headers=["parameter", *(f"{_AT_MOST} {x.format(b.limit)} {x.label}" for b in bands)],
+            headers=["parameter", *(f"{AT_MOST} {x.format(b.limit)} {x.label}" for b in bands)],
             rows=_importance_rows(bands),
             notes=[_importance_note(bands)],
         ),
@@ -245,7 +312,7 @@ def describe_comparison(comparison: Comparison) -> TextTable:
     x, y = metric(comparison.x), metric(comparison.y)
     number, timed = comparison.at_number, comparison.at_seconds
     rows = [
-        [f"{_AT_MOST} {x.format(contest.limit)} {x.label}", *_contest_cells(contest, comparison)]
+        [f"{AT_MOST} {x.format(contest.limit)} {x.label}", *_contest_cells(contest, comparison)]
         for contest in comparison.at_cost
     ]
     rows.append([f"{number.limit:.0f} configurations", *_contest_cells(number, comparison)])

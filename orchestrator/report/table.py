@@ -20,14 +20,17 @@ from sftsearch.orchestrator.report.cells import (
 from sftsearch.orchestrator.report.sections import (
     describe_comparison,
     describe_route_levels,
+    effects_section,
     families_section,
     importance_section,
+    standings_section,
+    tokens_section,
 )
 from sftsearch.orchestrator.report.text import (
     describe_certainty,
-    describe_replicates,
-    describe_stops,
     describe_test_split,
+    describe_trials,
+    describe_values,
     headline,
 )
 
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.compare import Comparison
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
-    from sftsearch.orchestrator.report.sections import TextTable
+    from sftsearch.orchestrator.report.sections import Section, TextTable
+
+MOST_EFFECTS = 8
+"""Parameters whose values are compared on a terminal; files have all."""
 
 
 def front_table(analysis: Analysis) -> Group:
@@ -51,13 +57,15 @@ def front_table(analysis: Analysis) -> Group:
     names = varying_parameters(front.configurations)
     lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
-    families = families_section(analysis, intervals=False)
+    found = (
+        tokens_section(analysis),
+        # Files have all sections; a terminal has one about models and one about parameters.
+        standings_section(analysis, intervals=False) or families_section(analysis, intervals=False),
+        effects_section(analysis) or importance_section(analysis),
+    )
     routes = describe_route_levels(analysis)
-    importance = importance_section(analysis)
     sentences = [
-        f"Means ± standard deviations over {describe_replicates(front.study)}; 95 % confidence "
-        "intervals in brackets.",
-        describe_stops(front.study),
+        describe_trials(front),
         describe_certainty(front.study) if front.front_probability_source == "posterior" else "",
         describe_test_split(front),
     ]
@@ -66,12 +74,24 @@ def front_table(analysis: Analysis) -> Group:
         "",
         _points(shown, front),
         "",
+        *([Text(describe_values(front)), Text()] if front.points else []),
         *below,
-        *([] if families is None else _matrix(families.table)),
+        *(part for section in found if section is not None for part in _section(section)),
         *([Text(routes, style="dim"), Text()] if routes else []),
-        *([] if importance is None else _matrix(importance.table)),
         Text(" ".join(filter(None, sentences))),
     )
+
+
+def _section(section: Section) -> list[Table | Text]:
+    """Return a section: title, sentences, table and notes."""
+    shown = section.sentences
+    if section.key == "effects" and len(shown) > MOST_EFFECTS:
+        more = f"{len(shown) - MOST_EFFECTS} more parameters are in the report files."
+        shown = (*shown[:MOST_EFFECTS], more)
+    parts: list[Table | Text] = [Text(section.title, style="bold")]
+    if shown:
+        parts += [Text("\n".join(shown)), Text()]
+    return [*parts, *_matrix(section.table)]
 
 
 def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
@@ -108,13 +128,16 @@ def _parameters(c: ConfigurationSummary, names: Sequence[str], front: Front) -> 
 
 
 def _matrix(found: TextTable) -> list[Table | Text]:
-    """Return a table and the notes below it."""
+    """Return a table, if it has rows, and the notes below it."""
+    notes = [Text("\n".join(found.notes), style="dim"), Text()]
+    if not found.rows:
+        return [*notes]
     table = Table(box=None, pad_edge=False)
     for n, name in enumerate(found.headers):
         table.add_column(Text(name), justify="right" if n else "left", no_wrap=n == 0)
     for cells in found.rows:
         table.add_row(*(Text(cell) for cell in cells))
-    return [table, Text(), Text("\n".join(found.notes), style="dim"), Text()]
+    return [table, Text(), *notes]
 
 
 def confirmed_table(analysis: Analysis) -> Group:

@@ -51,11 +51,11 @@ def _half_cost(cheaper: ConfigurationSummary, best: ConfigurationSummary, front:
 def notes(front: Front) -> list[str]:
     """Return notes that explain the numbers of a report."""
     y = metric(front.y)
-    lines = [_means_note(front)]
+    lines = [_means_note(front), describe_trials(front)]
     if front.num_groups:
         lines += _interval_notes(front)
     lines += [*_front_probability_notes(front), *_split_notes(front)]
-    lines += [*filter(None, [describe_stops(front.study)]), *_certainty_notes(front)]
+    lines += _certainty_notes(front)
     worst = f"{y.label} 0" if y.is_share else f"the worst {y.label}"
     several = len(front.objectives.names) > 2
     others = ", ".join(metric(name).label for name in front.objectives.names[2:])
@@ -81,6 +81,42 @@ def describe_replicates(study: StudyRecord) -> str:
     return f"{number} {unit}{'' if most == 1 else 's'}"
 
 
+def describe_values(front: Front) -> str:
+    """Return what the values shown are means of: fresh replicates or those of the search."""
+    points = front.points if front.top is None else front.table
+    fresh = [c for c in points if c.is_fresh]
+    brackets = " 95 % confidence intervals in brackets." if front.num_groups else ""
+    means = "means ± standard deviations" if any(c.deviations for c in points) else "means"
+    if not fresh:
+        return (
+            f"Values are {means} over {describe_replicates(front.study)} on validation.{brackets}"
+        )
+    number = sorted({len(c.seeds) for c in fresh})
+    each = " to ".join(dict.fromkeys([str(number[0]), str(number[-1])]))
+    what = "fresh replicate" if number == [1] else "fresh replicates"
+    text = (
+        f"Values are {means} over {each} {what} each on validation, trained "
+        f"with new seeds after the search had chosen what to report.{brackets}"
+    )
+    if len(fresh) < len(points):
+        text += " Configurations that are not marked fresh have none."
+    return text
+
+
+def describe_trials(front: Front) -> str:
+    """Return how many trials of the study finished, were fresh, were stopped early or failed."""
+    study = front.study
+    finished = [trial for trial in study.trials if trial.status == "finished"]
+    text = f"{len(finished)} of {len(study.trials)} trials finished"
+    fresh = sum(trial.seed in study.fresh.get(trial.configuration_id, ()) for trial in finished)
+    if fresh:
+        text += f", {fresh} of them as fresh replicates"
+    for status, what in (("failed", "failed"), ("running", "still running")):
+        number = sum(trial.status == status for trial in study.trials)
+        text += f"; {number} {what}" if number else ""
+    return " ".join(filter(None, [f"{text}.", describe_stops(study)]))
+
+
 def describe_stops(study: StudyRecord) -> str:
     """Return the number of stopped trials, and the audited share of wrong stops."""
     number = sum(trial.status == "stopped" for trial in study.trials)
@@ -88,7 +124,7 @@ def describe_stops(study: StudyRecord) -> str:
     if not number and (conclusion is None or conclusion.false_stops is None):
         return ""
     what = "trial was" if number == 1 else "trials were"
-    text = f"{number} {what} stopped before the last epoch and cannot be on the front."
+    text = f"{number} {what} stopped early, before the last epoch, and cannot be on the front."
     if conclusion is None:
         return f"{text} The share of wrong stops is reported when the study ends."
     audited = conclusion.false_stops
@@ -137,6 +173,8 @@ def _means_note(front: Front) -> str:
         f"{label[:1].upper()}{label[1:]} is measured on the validation split: mean over "
         f"{describe_replicates(study)}, ± standard deviation."
     )
+    if any(c.is_fresh for c in front.finished):
+        text += " Reported configurations have the mean over their fresh replicates alone."
     if study.folds is None:
         return text
     return (

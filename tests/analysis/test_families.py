@@ -145,7 +145,7 @@ def test_families_are_defined_by_parameters() -> None:
         ("mixup", ("mixup",)),
         ("tokens", ()),
         ("mbt_fusion", ("fusion_layer", "strategy")),
-        ("mbt_bottlenecks", ("num_bottlenecks", "update")),
+        ("mbt_bottlenecks", ("num_bottlenecks", "update", "modality_order")),
         ("mbt_mixup", ("mixup",)),
         ("stride", ()),
     ],

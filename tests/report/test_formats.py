@@ -196,9 +196,11 @@ def test_json_has_null_for_nonfinite_values() -> None:
 
 
 def test_markdown_has_a_table_of_equal_rows(study: StudyRecord) -> None:
-    front_table, family_table = _tables(to_markdown(Analysis.of(summarize(study))))
+    tables = _tables(to_markdown(Analysis.of(summarize(study))))
+    front_table, standing_table, family_table = tables
     assert len(front_table) == 22
-    assert len(family_table) == 7  # five models
+    assert len(standing_table) == 8  # five models, and how many configurations are drawn
+    assert len(family_table) == 7
 
 
 def _tables(markdown: str) -> list[list[str]]:
@@ -255,7 +257,7 @@ def test_formats_escape_text_of_a_study(study: StudyRecord, tmp_path: Path) -> N
     assert document["study"]["name"] == HOSTILE
     markdown = (tmp_path / "report.md").read_text()
     assert "<img" not in markdown
-    assert len(_tables(markdown)) == 2
+    assert len(_tables(markdown)) == 3
 
 
 def _plotly() -> str:
@@ -284,7 +286,7 @@ def test_front_table_shows_the_front(study: StudyRecord) -> None:
     front = summarize(study)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(front_table(Analysis.of(front)))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     for c in front.configurations:
         assert (c.configuration_id in text) == c.on_front
     assert "9 of 18 configurations are on the front" in text
