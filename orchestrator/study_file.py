@@ -37,7 +37,9 @@ def check_study(
     source = read_study(find_study_file(str(file)), binding.parameter_names)
     if dataset is not None:
         source.study  # noqa: B018 - raises schema errors
-        source = on_dataset(source, dataset, root, list(describe(dataset, root=root).modalities))
+        modalities = describe(dataset, root=root).modalities
+        lengths = {name: one.num_tokens for name, one in modalities.items()}
+        source = on_dataset(source, dataset, root, lengths)
     check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError, nearest
 from sftsearch.search_spaces.mistakes import Layout, Mistake, StudyFileError
+from sftsearch.search_spaces.other_dataset import adapt
 from sftsearch.search_spaces.plain_yaml import MAX_BYTES, parse_yaml
 from sftsearch.search_spaces.schema_mistakes import check_types
 from sftsearch.search_spaces.shared_space import expand_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     from sftsearch.search_spaces import schema
     from sftsearch.search_spaces.mistakes import Place
@@ -145,39 +146,21 @@ def _checked(
 
 
 def on_dataset(
-    source: StudySource, kind: str, root: str | None, modalities: Sequence[str]
+    source: StudySource, kind: str, root: str | None, lengths: Mapping[str, int]
 ) -> StudySource:
     """Return the source of a study file for another dataset, with the dataset in its name.
 
-    If a branch's `modalities` are not all in the dataset, they are replaced: by each modality
-    alone, if the branch has choices of one; by all together, if it has larger choices; by the first
-    two, if it has only pairs.
+    See `adapt` for models whose modalities the dataset does not have.
 
     Args:
         source: of a study file without schema errors.
         kind: the dataset's name.
         root: of its store; see `DatasetChoice`.
-        modalities: names of the dataset's modalities, in its order.
+        lengths: samples of each of the dataset's modalities, in its order.
     """
     data = copy.deepcopy(source.data)
     data["dataset"] = {**data["dataset"], "kind": kind, "root": root}
     data["study"]["name"] = f"{source.study.study.name}_{kind}"[:64]
     for branch in data["space"]:
-        given = branch.get("modalities")
-        is_choice = isinstance(given, dict)
-        choices = given.get("values", []) if is_choice else [given]
-        choices = [choice for choice in choices if isinstance(choice, list)]
-        if all(name in modalities for choice in choices for name in choice):
-            continue
-        branch["modalities"] = {"kind": "choice", "values": _adapted(choices, modalities)}
+        adapt(branch, lengths)
     return _checked(f"{source.name}, on {kind}", data, source.layout, [])
-
-
-def _adapted(choices: list[list[str]], modalities: Sequence[str]) -> list[list[str]]:
-    sizes = {len(choice) for choice in choices}
-    values = [[name] for name in modalities] if 1 in sizes else []
-    if sizes == {2}:
-        values.append([*modalities[:2]])
-    elif sizes != {1} and len(modalities) > 1:
-        values.append([*modalities])
-    return values or [[*modalities]]

@@ -96,7 +96,7 @@ def test_record_table_adds_replicates_near_the_front(
     assert sorted(table.num_replicates) == [2, 2, 4]
     assert table.num_epochs == 2
     assert table.num_folds == 5
-    assert table.costs.keys() == {"gflops", "gmacs", "parameters"}
+    assert table.costs.keys() == {"gflops", "gmacs", "parameters", "gflops_dense"}
     best = table.values("top1")[:, :2].mean(axis=1)
     nearest = int(np.argmax(table.num_replicates))
     # The cheapest one is always on the front, another one only if it is better.

@@ -93,7 +93,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_gives_a_logit_for_each_class_and_a_gradient_to_each_parameter(name: str) -> None:
     model = build_model(name, SPEC, small(name), seed=0)
     assert model.eval()(batch()).shape == (4, NUM_CLASSES)
-    model.train().begin_epoch(9, 10)
+    # Gates begin to learn at half of the epochs; later their gradients may be too small to see.
+    model.train().begin_epoch(5, 10)
     losses_B = losses(model, model(batch()))
     assert losses_B.shape == (4,)
     losses_B.sum().backward()

@@ -96,6 +96,22 @@ def test_every_branch_tunes_the_same_training_parameters(name: str) -> None:
         assert (study.search.trials // study.search.replicates.min) % len(study.space) == 0
 
 
+@pytest.mark.parametrize("name", ["baselines", "cost", "sparsification", "pooling", "stride_paper"])
+def test_sft_is_trained_with_manifold_mixup_and_others_with_dropout(name: str) -> None:
+    """Ding et al. 2021, sec. 4: dropout of 0.2 where nothing is mixed; SFT-PO is without mixup."""
+    study, kinds = read(name).study, set()
+    for branch in study.space:
+        recipe = {"mixup": "none", "dropout": 0.0} | study.training | branch.parameters
+        mixes = recipe["mixup"] == "manifold"
+        assert (recipe["mixup"], recipe["dropout"]) == (
+            ("manifold", 0.0) if mixes else ("none", 0.2)
+        )
+        assert mixes or branch.kind != "sft"
+        assert not mixes or branch.kind in ("sft", "mbt")
+        kinds.add(branch.kind)
+    assert "sft" in kinds
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", STUDIES)
@@ -160,3 +176,9 @@ def test_stride_spans_costs_and_models() -> None:
     assert len({candidate.configuration.model for candidate in listing}) >= 3
     budgets = {candidate.configuration.parameters.get("tokens") for candidate in listing}
     assert len(budgets - {None}) >= 4
+
+
+def test_the_full_main_study_has_the_space_of_the_main_study() -> None:
+    short, full = (read_study(find_study_file(name)) for name in ("stride", "stride_full"))
+    assert full.data["space"] == short.data["space"]
+    assert full.study.training == short.study.training

@@ -48,7 +48,7 @@ space:
     dim: {kind: int, low: 4, high: 24, step: 4}
     num_layers: {kind: int, low: 1, high: 3}
 """
-MEASURED = {"latency_ms", "peak_memory_mb", "seconds"}
+MEASURED = {"latency_ms", "train_step_ms", "seconds"}
 EVENTS = ["proposed", "admitted", "started", "epoch", "finished", "told", "ended"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
