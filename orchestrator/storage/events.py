@@ -276,6 +276,11 @@ class Admitted(Event):
     """In a deterministic study, the best posterior mean at its cost or below at that time, by which
     early stopping judges it; None if there is none."""
 
+    def to_json(self) -> JSON:
+        """Return the event as JSON, without its kind."""
+        body = Event.to_json(self)
+        return {name: v for name, v in body.items() if name != "best" or v is not None}
+
     @classmethod
     def parse_field(cls, name: str, value: object) -> object:
         """Parse the value of one field from its JSON."""

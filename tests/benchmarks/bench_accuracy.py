@@ -2,7 +2,8 @@
 
 Runs `stride.yaml` with three fresh replicates, chooses the configuration with the best mean
 validation top-1 over them, and confirms it: mean test top-1 over the same, with a 95 % interval
-over people and seeds. The baseline is logistic regression on simple features, with C chosen on validation.
+over people and seeds. The baseline is logistic regression on simple features, with C chosen on
+validation.
 
 Run with `python -P tests/benchmarks/bench_accuracy.py`; the last line is JSON.
 """

@@ -1,9 +1,10 @@
 """Measure time and memory of a training step of every model; compare with the SFT paper's Table 2.
 
 A step is forward, backward and AdamW on random samples with the shapes of VGGSound and MOSEI, on
-one thread; the time is that of the processor, which other work on the machine disturbs least. Each
-model runs in its own process; memory is the peak resident size minus that before the first step. The paper used an RTX 3090, so only ratios to SFT are comparable. For MOSEI, times
-of the authors' code are included (batch 8, one thread, on a similar machine).
+one thread. Its time is that of the processor, which other work on the machine disturbs least. Each
+model runs in its own process; memory is the peak resident size minus that before the first step.
+The paper used an RTX 3090, so only ratios to SFT are comparable. For MOSEI, times of the authors'
+code are included (batch 8, one thread, on a similar machine).
 
 Strided sparse attention is also compared with dense attention at 1,216 tokens.
 

@@ -244,8 +244,13 @@ def test_bind_reports_invalid_combinations(values: dict[str, Any], message: str)
 @pytest.mark.parametrize("option", [{"label_smoothing": 0.1}, {"class_weights": "balanced"}])
 def test_bind_refuses_options_of_a_loss_that_is_not_trained_on(option: dict[str, Any]) -> None:
     (name,) = option
-    for model, dataset in (("sft", "synthetic_tags"), ("sft", "synthetic_rating"),
-                           ("multiplication", "wearables"), ("multiplicative", "wearables")):  # fmt: skip
+    cases = [
+        ("sft", "synthetic_tags"),
+        ("sft", "synthetic_rating"),
+        ("multiplication", "wearables"),
+        ("multiplicative", "wearables"),
+    ]
+    for model, dataset in cases:
         with pytest.raises(ConfigError, match=f"`{name}` changes the cross-entropy") as caught:
             bind(model, {}, option, describe(dataset))
         assert caught.value.parameters == (name,)

@@ -41,8 +41,8 @@ def test_check_names_passes_a_valid_file() -> None:
         ("metric: top1", "metric: tpo1",
          "line 4: objectives[0].metric: No metric of classification is called 'tpo1'. Did you mean "
          "'top1'? Known: balanced_accuracy, gflops, gflops_dense, gflops_expected, gmacs, "
-         "inference_memory_mb, latency_ms, loss, macro_f1, map, parameters, seconds, top1, train_memory_mb, "
-         "train_step_ms, weights_mb."),
+         "inference_memory_mb, latency_ms, loss, macro_f1, map, parameters, seconds, top1, "
+         "train_memory_mb, train_step_ms, weights_mb."),
         ("[watch_acc, phone_acc]", "[watch_acc, phone_mic]",
          "line 12: space[0].modalities: No modality of 'wearables' is called 'phone_mic'. Did you "
          "mean 'phone_acc'? Known: phone_acc, phone_gyro, watch_acc, watch_gyro."),
