@@ -38,16 +38,11 @@ def attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) ->
 
     Shape: (B, H, T, d), (B, H, S, d), (B, H, S, d), (B or 1, H or 1, T or 1, S) -> (B, H, T, d).
     """
-    if _missing(q) and q.shape[2] * k.shape[2] >= SMALLEST and has_kernel(q):
+    is_large = q.shape[2] * k.shape[2] >= SMALLEST
+    if is_large and _missing(q) and has_kernel(q):
         y: Tensor = _Fused.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
         return y
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
-def _missing(q: Tensor) -> int:
-    """Return by how much heads are padded; not on the meta device, where operations are counted."""
-    is_padded = q.dtype == torch.float32 and q.device.type == "cpu"
-    return max(0, WIDTH - q.shape[-1]) if is_padded else 0
 
 
 class _Fused(torch.autograd.Function):
@@ -55,41 +50,61 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        out, log = call_kernel(q, k, v, bias)
+        width = q.shape[-1]
+        out, log = call_kernel(widen(q), widen(k), widen(v), bias, width)
+        out = out[..., :width].contiguous()
         ctx.save_for_backward(q, k, v, bias, out, log)  # type: ignore[arg-type]
         return out
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, log = ctx.saved_tensors  # type: ignore[attr-defined]
-        return *call_backward(grad, q, k, v, bias, out, log), None
+        width = q.shape[-1]
+        gradients = call_backward(
+            widen(grad), widen(q), widen(k), widen(v), bias, widen(out), log, width
+        )
+        return *(x[..., :width] for x in gradients), None
 
 
-def call_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def widen(x: Tensor) -> Tensor:
+    """Pad narrow heads with zeros, (B, H, T, d) -> (B, H, T, at least `WIDTH`)."""
+    missing = _missing(x)
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def _missing(x: Tensor) -> int:
+    """Return by how much heads are padded; not on the meta device, where operations are counted."""
+    is_padded = x.dtype == torch.float32 and x.device.type == "cpu"
+    return max(0, WIDTH - x.shape[-1]) if is_padded else 0
+
+
+def call_kernel(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, width: int
+) -> tuple[Tensor, Tensor]:
     """Return the outputs (B, H, T, d), and of each query the logarithm of the sum of exponentials.
 
-    The logarithms are (B, H, T).
+    The logarithms are (B, H, T). `width` is that of the heads before padding.
     """
-    width, missing = q.shape[-1], _missing(q)
-    if missing:
-        q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
     out, log = _attend(q, k, v, attn_mask=bias, scale=width**-0.5)
-    return out[..., :width].contiguous() if missing else out, log
+    return out, log
 
 
 def call_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log: Tensor
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    log: Tensor,
+    width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys and values.
 
     The kernel computes the weights again, from the logarithms. Outputs and logarithms may be those
     of a softmax over more keys than these: the gradients are then this part's.
     """
-    width, missing = q.shape[-1], _missing(q)
-    if missing:
-        grad, q, k, v, out = (F.pad(x, (0, missing)) for x in (grad, q, k, v, out))
-    gradients = _attend_backward(
+    q_grad, k_grad, v_grad = _attend_backward(
         grad.contiguous(), q, k, v, out, log, 0.0, False, attn_mask=bias, scale=width**-0.5
     )
-    q_grad, k_grad, v_grad = (x[..., :width] if missing else x for x in gradients)
     return q_grad, k_grad, v_grad

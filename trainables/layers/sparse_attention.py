@@ -21,12 +21,11 @@ from sftsearch.trainables.layers.fused_attention import (
     call_backward,
     call_kernel,
     has_kernel,
+    widen,
 )
 from sftsearch.trainables.token_windows import QUERY_BLOCK as BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch.autograd.function import FunctionCtx
 
     from sftsearch.trainables.token_windows import Pattern
@@ -70,12 +69,8 @@ def attend_sparsely(
         bias = _bias(allowed, q).view(-1, 1, tokens, tokens)
         return attend_fused(q, k, v, bias)
     layout = (_Strided if pattern.kind == "strided" else _Fixed)(pattern, q.shape[1], tokens)
-    near = layout.near(q, k, v, valid)
-    far = layout.far(q, k, v, valid)
-    y: Tensor = _Union.apply(  # type: ignore[no-untyped-call]
-        *near, *far, layout.to_near, layout.to_far
-    )
-    return layout.from_near(y)
+    y: Tensor = _Union.apply(q, k, v, valid, layout)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _bias(allowed: Tensor, like: Tensor) -> Tensor:
@@ -90,45 +85,67 @@ Part = tuple[Tensor, Tensor, Tensor, Tensor]
 class _Union(torch.autograd.Function):
     """Merge two attentions of the same queries into one softmax over the keys of both.
 
-    Their outputs are weighted by the sums of exponentials of their rows. See `call_backward` for
-    the gradients.
+    Their outputs are weighted by the sums of exponentials of their rows; see `call_backward` for
+    the gradients. Only queries, keys, values and outputs are kept for the backward pass, which cuts
+    them into parts again.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        near_q: Tensor,
-        near_k: Tensor,
-        near_v: Tensor,
-        near_bias: Tensor,
-        far_q: Tensor,
-        far_k: Tensor,
-        far_v: Tensor,
-        far_bias: Tensor,
-        to_near: Callable[[Tensor, float], Tensor],
-        to_far: Callable[[Tensor], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        valid: Tensor | None,
+        layout: _Strided | _Fixed,
     ) -> Tensor:
-        near, near_log = call_kernel(near_q, near_k, near_v, near_bias)
-        far, far_log = call_kernel(far_q, far_k, far_v, far_bias)
-        far_log = to_near(far_log.unsqueeze(-1), lowest_score(far_log)).squeeze(-1)
+        width, wide_q, wide_k, wide_v = q.shape[-1], widen(q), widen(k), widen(v)
+        near, near_log = call_kernel(*layout.near(wide_q, wide_k, wide_v, valid), width)
+        far, far_log = call_kernel(*layout.far(wide_q, wide_k, wide_v, valid), width)
+        far_log = layout.to_near(far_log.unsqueeze(-1), lowest_score(far_log)).squeeze(-1)
         log = torch.logaddexp(near_log, far_log)
         share = (near_log - log).exp().unsqueeze(-1).to(near.dtype)
-        out = torch.lerp(to_near(far, 0.0), near, share)
-        ctx.save_for_backward(
-            near_q, near_k, near_v, near_bias, far_q, far_k, far_v, far_bias, out, log
-        )
-        ctx.to_far = to_far  # type: ignore[attr-defined]
+        out = layout.from_near(torch.lerp(layout.to_near(far, 0.0), near, share))
+        out = out[..., :width].contiguous()
+        ctx.save_for_backward(q, k, v, valid, out, log)  # type: ignore[arg-type]
+        ctx.layout = layout  # type: ignore[attr-defined]
         return out
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        near_q, near_k, near_v, near_bias, *far_parts, out, log = ctx.saved_tensors  # type: ignore[attr-defined]
-        far_q, far_k, far_v, far_bias = far_parts
-        to_far = ctx.to_far  # type: ignore[attr-defined]
-        near = call_backward(grad, near_q, near_k, near_v, near_bias, out, log)
-        far_log = to_far(log.unsqueeze(-1)).squeeze(-1).contiguous()
-        far = call_backward(to_far(grad), far_q, far_k, far_v, far_bias, to_far(out), far_log)
-        return *near, None, *far, None, None, None
+        *inputs, valid, out, log = ctx.saved_tensors  # type: ignore[attr-defined]
+        layout: _Strided | _Fixed = ctx.layout  # type: ignore[attr-defined]
+        width = grad.shape[-1]
+        grad, out = (layout.in_near(widen(x)) for x in (grad, out))
+        far_log = layout.to_far(log.unsqueeze(-1)).squeeze(-1).contiguous()
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in inputs]
+            wide_q, wide_k, wide_v = (widen(x) for x in inputs)
+            near = layout.near(wide_q, wide_k, wide_v, valid)
+            far = layout.far(wide_q, wide_k, wide_v, valid)
+        of_near = call_backward(grad, *near, out, log, width)
+        of_far = call_backward(layout.to_far(grad), *far, layout.to_far(out), far_log, width)
+        gradients = torch.autograd.grad([*near[:3], *far[:3]], inputs, [*of_near, *of_far])
+        return *gradients, None, None
+
+
+class _Blocks(torch.autograd.Function):
+    """Cut (B, H, T, d) into overlapping blocks (B, H, N, width, d), one every `BLOCK` tokens.
+
+    The backward pass of `unfold`, or of slices, would take as long as the attention.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, width: int) -> Tensor:
+        ctx.shape = x.shape  # type: ignore[attr-defined]
+        return x.unfold(2, width, BLOCK).transpose(-1, -2).contiguous()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.new_zeros(ctx.shape)  # type: ignore[attr-defined]
+        for i, block in enumerate(grad.unbind(2)):
+            total[:, :, i * BLOCK : i * BLOCK + block.shape[2]] += block
+        return total, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +179,10 @@ class _Strided:
 
         def around(x: Tensor) -> Tensor:
             x = F.pad(x, (0, 0, reach, self._blocks * BLOCK - self.tokens + reach))
-            blocks = [x[:, :, i * BLOCK : i * BLOCK + width] for i in range(self._blocks)]
-            return torch.cat(blocks, dim=2).view(x.shape[0], -1, width, x.shape[-1])
+            blocks: Tensor = _Blocks.apply(x, width)  # type: ignore[no-untyped-call]
+            return blocks.flatten(1, 2)
 
-        return self._in_blocks(q), around(k), around(v), bias.flatten(1, 2)
+        return self.in_near(q), around(k), around(v), bias.flatten(1, 2)
 
     def far(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Part:
         """Return the part of the same residue, w sequences of N tokens, without a token itself."""
@@ -183,7 +200,7 @@ class _Strided:
     def to_near(self, x: Tensor, fill: float) -> Tensor:
         """Convert from the layout of `far` to that of `near`."""
         x = x.unflatten(1, (self.heads, self.pattern.window)).transpose(2, 3)
-        return self._in_blocks(x.flatten(2, 3)[:, :, : self.tokens], fill)
+        return self.in_near(x.flatten(2, 3)[:, :, : self.tokens], fill)
 
     def to_far(self, x: Tensor) -> Tensor:
         """Convert from the layout of `near` to that of `far`."""
@@ -194,7 +211,8 @@ class _Strided:
         rows: Tensor = x.unflatten(1, (self.heads, -1)).flatten(2, 3)
         return rows[:, :, : self.tokens]
 
-    def _in_blocks(self, x: Tensor, fill: float = 0.0) -> Tensor:
+    def in_near(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Convert from (B, H, T, d) to the layout of `near`."""
         x = F.pad(x, (0, 0, 0, self._blocks * BLOCK - self.tokens), value=fill)
         return x.reshape(x.shape[0], -1, BLOCK, x.shape[-1])
 
@@ -234,7 +252,7 @@ class _Fixed:
             x = x.unflatten(2, (self._windows, window))
             return torch.cat([x[:, :, :1], x], dim=2).flatten(1, 2)
 
-        return self._in_windows(q), cut(k), cut(v), bias.flatten(1, 2)
+        return self.in_near(q), cut(k), cut(v), bias.flatten(1, 2)
 
     def far(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Part:
         """Return the part of CLS, for itself and the first window, and distant summary tokens."""
@@ -249,7 +267,7 @@ class _Fixed:
 
     def to_near(self, x: Tensor, fill: float) -> Tensor:
         """Convert from the layout of `far` to that of `near`."""
-        return self._in_windows(x, fill)
+        return self.in_near(x, fill)
 
     def to_far(self, x: Tensor) -> Tensor:
         """Convert from the layout of `near` to that of `far`."""
@@ -261,7 +279,8 @@ class _Fixed:
         rows: Tensor = x.unflatten(1, (self.heads, -1)).flatten(2, 3)
         return rows[:, :, start : start + self.tokens]
 
-    def _in_windows(self, x: Tensor, fill: float = 0.0) -> Tensor:
+    def in_near(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Convert from (B, H, T, d) to the layout of `near`."""
         window = self.pattern.window
         last = self._windows * window + 1 - self.tokens
         x = F.pad(x, (0, 0, window - 1, last), value=fill)
