@@ -26,6 +26,7 @@ from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.search_spaces.section import Section
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.fit import Fit
+from sftsearch.trainables.models.sft import SFTConfig
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.candidates.admission import Admission
@@ -169,16 +170,47 @@ def test_the_json_schema_refuses_what_the_loader_refuses() -> None:
 
 
 @pytest.mark.medium
-def test_stride_spans_costs_and_models() -> None:
-    """The quick-start study has a wide range of costs and several models to compare."""
+def test_stride_searches_what_the_main_study_is_about() -> None:
+    """All models at equal tuning, strides and budgets by sensor, kinds of pooling, mixup, alpha."""
+    study = read("stride").study
+    branches = {branch.kind: branch.parameters for branch in study.space}
+    assert branches.keys() == {
+        "sft", "sft_po", "late_fusion", "concat", "unimodal", "mbt", "mult",
+    }  # fmt: skip
+    assert study.search.trials >= 5 * len(branches)
+    assert study.search.balance == "branches"
+    sensors = describe("wearables").modalities
+    for kind, name in (("sft", "stride"), ("sft_po", "tokens"), ("late_fusion", "tokens")):
+        for sensor in sensors:
+            assert len(branches[kind][f"{name}.{sensor}"].values) >= 5
+    for kind in ("sft", "sft_po", "late_fusion", "concat", "unimodal"):
+        assert branches[kind]["pooling"].values == ["average", "max", "attention"]
+    for parameters in branches.values():
+        assert parameters["mixup"].values == ["none", "manifold"]
+        assert len(parameters["mixup_alpha"].values) >= 3
     listing = list_prices(admission_of("stride"))
-    assert listing[-1].cost.gflops >= 10 * listing[0].cost.gflops
-    assert len({candidate.configuration.model for candidate in listing}) >= 3
-    budgets = {candidate.configuration.parameters.get("tokens") for candidate in listing}
-    assert len(budgets - {None}) >= 4
+    assert listing[-1].cost.gmacs >= 100 * listing[0].cost.gmacs
+
+
+def test_sparse_attention_is_sparse_in_the_main_study() -> None:
+    """SFT has at least 64 tokens a sensor before pooling; at most 35 % of the pairs attend."""
+    spec = describe("wearables")
+    configs = [
+        candidate.configuration.model_config
+        for candidate in list_prices(admission_of("stride"))
+        if candidate.configuration.model == "sft"
+    ]
+    assert configs
+    for config in configs:
+        assert isinstance(config, SFTConfig)
+        tokens = config.num_tokens(spec)
+        for name, pattern in config.patterns(spec).items():
+            assert tokens[name] >= 64
+            assert pattern is not None
+            assert pattern.num_pairs(1 + tokens[name]) <= 0.35 * (1 + tokens[name]) ** 2
 
 
 def test_the_full_main_study_has_the_space_of_the_main_study() -> None:
-    short, full = (read_study(find_study_file(name)) for name in ("stride", "stride_full"))
+    short, full = read("stride"), read("stride_full")
     assert full.data["space"] == short.data["space"]
     assert full.study.training == short.study.training

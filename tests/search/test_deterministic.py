@@ -144,7 +144,7 @@ def test_killed_and_resumed_study_equals_the_undisturbed_one(tmp_path: Path, sto
 
 @pytest.mark.medium
 def test_interrupted_study_concludes_with_all_results_and_resumes_the_same(tmp_path: Path) -> None:
-    """Its conclusions use results that the sampler does not have yet; its later decisions do not."""
+    """Conclusions use results that the sampler does not have yet; later decisions do not."""
     undisturbed = race(toy_of(tmp_path / "whole", MO_ASHA), ORDERS[0])
     toy = toy_of(tmp_path / "interrupted", MO_ASHA)
     journal, search = toy.open()
