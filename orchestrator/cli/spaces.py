@@ -56,7 +56,7 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
 @click.option(
     "--top", default=20, type=click.IntRange(min=1), show_default=True, help="Number of rows."
 )
-@click.option("--no-time", is_flag=True, help="Skip the time estimate.")
+@click.option("--no-time", is_flag=True, help="Skip all measurements of time.")
 @dataset_option
 @root_option
 @json_option
@@ -87,11 +87,18 @@ def price(
         memory = costs.count_paper_memory(
             source, lambda done, of: status.update(f"{counting}: {done} of {of}")
         )
+    times = None
+    if not no_time:
+        with spinner(timing := "timing the paper's models, for about a minute") as status:
+            times = costs.time_paper(
+                source, lambda done, of: status.update(f"{timing}: {done} of {of}")
+            )
     if as_json:
-        echo_json(costs.as_json(listing, admission, estimate, source, memory))
+        echo_json(costs.as_json(listing, admission, estimate, source, memory, times))
     else:
         console.print(costs.rich_table(listing, admission, estimate, top))
-        console.print(costs.describe(listing, source, admission, estimate, memory), highlight=False)
+        described = costs.describe(listing, source, admission, estimate, memory, times)
+        console.print(described, highlight=False)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.pricing import paper_memory, paper_tables
+from sftsearch.orchestrator.pricing import paper_memory, paper_tables, paper_times
 from sftsearch.orchestrator.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.orchestrator.pricing.paper_memory import Remembered
+    from sftsearch.orchestrator.pricing.paper_times import Timed
     from sftsearch.search_spaces.load import StudySource
     from sftsearch.search_spaces.schema import DatasetChoice, Resources
 
@@ -133,12 +134,14 @@ def as_json(
     estimate: Estimate | None,
     source: StudySource,
     memory: list[Remembered] | None = None,
+    times: list[Timed] | None = None,
 ) -> dict[str, object]:
     """Return the output of `price --json`, with the paper's table if the study names one."""
     paper = source.study.study.paper
     return {
         "paper": paper_tables.as_json(paper) if paper else None,
         "paper_memory": paper_memory.as_json(memory) if memory else None,
+        "paper_times": paper_times.as_json(times) if times else None,
         "points": admission.num_points if math.isfinite(admission.num_points) else None,
         "refused": admission.num_refused,
         "max_concurrent_trials": estimate.max_concurrent_trials if estimate else None,
@@ -232,10 +235,11 @@ def describe(
     admission: Admission,
     estimate: Estimate | None,
     memory: list[Remembered] | None = None,
+    times: list[Timed] | None = None,
 ) -> Group:
     """Describe the space's size, its cost range, the time and the paper's table.
 
-    `memory` is that of `count_paper_memory`.
+    `memory` is that of `count_paper_memory`, and `times` that of `time_paper`.
     """
     from rich.console import Group
 
@@ -253,6 +257,8 @@ def describe(
     tables: list[Group | str] = [paper_tables.rich_table(paper)]
     if memory:
         tables += ["", paper_memory.rich_table(paper, memory)]
+    if times:
+        tables += ["", paper_times.rich_table(paper, times)]
     return Group(*lines, "", *tables)
 
 
@@ -267,6 +273,17 @@ def count_paper_memory(
     if not name or not paper_memory.has_memory(name):
         return None
     return paper_memory.count_table(name, progress)
+
+
+def time_paper(source: StudySource, progress: Callable[[int, int], None]) -> list[Timed] | None:
+    """Time the models of the study's paper, for about a minute; None if it prints no times.
+
+    `progress` is called with the number of models timed and of all.
+    """
+    name = source.study.study.paper
+    if not name or not paper_memory.has_memory(name):
+        return None
+    return paper_times.time_table(name, progress)
 
 
 def _describe_size(listing: list[Candidate], admission: Admission) -> str:

@@ -90,7 +90,7 @@ def rich_table(name: str, counted: list[Remembered]) -> Group:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in ("paper GB", *(f"{attention} GB" for attention in ATTENTIONS), *_TIMES):
+    for head in ("paper GB", *(f"{attention} GB" for attention in ATTENTIONS)):
         table.add_column(head, justify="right", no_wrap=True)
         table.add_column("ratio", justify="right", no_wrap=True)
     bases = {one.shape: one for one in counted}
@@ -100,16 +100,11 @@ def rich_table(name: str, counted: list[Remembered]) -> Group:
         for attention in ATTENTIONS:
             gigabytes = ours[attention]
             cells += [f"{gigabytes:.4f}", f"{gigabytes / base[attention]:.2f}"]
-        cells += [f"{paper.evaluation_ms:.2f}", f"{paper.evaluation_ratio:.2f}"]
-        cells += [f"{paper.training_ms:.2f}", f"{paper.training_ratio:.2f}"]
         table.add_row(Text(f"{one.shape} {one.name}"), *map(Text, cells))
     size, last = paper_tables()[name].batch_size, counted[-1].name
     title = Text(
         f"{name}, and our memory of a training step at its sizes and batch size ({size}), per "
         f"sample; 1 GB is {MB_PER_GB} MB. Ratios are to {last}. `math` holds the attention "
-        "weights, as the paper's code does; `fused` does not, as here. The times are the paper's."
+        "weights, as the paper's code does; `fused` does not, as here."
     )
     return Group(title, table)
-
-
-_TIMES = ("eval ms", "train ms")

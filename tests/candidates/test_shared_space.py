@@ -155,8 +155,8 @@ def test_check_names_refuses_a_measured_cost_as_the_only_one(cost: str) -> None:
     only = ("metric: gflops", f"metric: {cost}")
     assert mistakes_of_shared(only) == [
         f"line 3: objectives: A search needs a cost that is known or bounded before training, but "
-        f"{cost} is measured in trials: add one of gflops, gmacs, parameters, gflops_dense, gflops_expected, "
-        "train_memory_mb, inference_memory_mb, weights_mb."
+        f"{cost} is measured in trials: add one of gflops, gmacs, parameters, gflops_dense, "
+        "gflops_expected, train_memory_mb, inference_memory_mb, weights_mb."
     ]
     both = (
         f"  - {{metric: gflops, direction: minimize}}\n  - {{metric: {cost}, direction: minimize}}"

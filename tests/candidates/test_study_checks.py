@@ -91,9 +91,9 @@ def test_check_names_passes_a_valid_file() -> None:
          "line 4: objectives[0].direction: `top1` can only be maximized."),
         ("{metric: gflops, direction: minimize}", "{metric: map, direction: maximize}",
          "line 3: objectives: The first objective must be an accuracy (top1, map, "
-         "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, gflops_dense, "
-         "gflops_expected, latency_ms, train_step_ms, train_memory_mb, inference_memory_mb, "
-         "weights_mb, seconds), but got (top1, map)."),
+         "balanced_accuracy, macro_f1, loss) and another a cost (gflops, gmacs, parameters, "
+         "gflops_dense, gflops_expected, latency_ms, train_step_ms, train_memory_mb, "
+         "inference_memory_mb, weights_mb, seconds), but got (top1, map)."),
         ("{metric: top1, direction: maximize}", "{metric: gmacs, direction: minimize}",
          "line 3: objectives: The first objective must be an accuracy (top1, "),
         ("{metric: gflops, direction: minimize}", "{metric: loss, direction: minimize}",

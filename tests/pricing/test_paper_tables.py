@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sftsearch.orchestrator.pricing import paper_memory
+from sftsearch.orchestrator.pricing import paper_memory, paper_times
 from sftsearch.orchestrator.pricing import paper_tables as priced_tables
 from sftsearch.search_spaces.papers import paper_tables
 from sftsearch.trainables.cost import GIGA
@@ -148,10 +148,30 @@ def test_memory_of_table_2_is_ordered_as_printed_and_fits_into_100_columns() -> 
         line = next(line for line in lines if line.startswith(f"{one.shape} {one.name} "))
         assert f"{one.gigabytes['math']:.4f}" in line
         assert f"{one.measured.memory_ratio:.2f}" in line
-        assert f"{one.measured.training_ms:.2f}" in line
     rows = json.loads(json.dumps(paper_memory.as_json(counted)))
     assert len(rows) == 10
     assert rows[0]["printed"]["memory_gb"] == 1.52
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_times_of_table_2_are_those_of_ten_models() -> None:
+    """Quadratic attention makes every other model at least as slow as SFT, as in the paper."""
+    done: list[tuple[int, int]] = []
+    timed = paper_times.time_table("SFT table 2", lambda *counts: done.append(counts))
+    assert done == [(i, 10) for i in range(1, 11)]
+    for one in timed:
+        base = next(other for other in timed if (other.shape, other.name) == (one.shape, "SFT"))
+        assert one.training_ms >= base.training_ms
+        assert one.training_ms > one.evaluation_ms > 0
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(paper_times.rich_table("SFT table 2", timed))
+    lines = stream.getvalue().splitlines()
+    for one in timed:
+        line = next(line for line in lines if line.startswith(f"{one.shape} {one.name} "))
+        assert f"{one.training_ms:.2f}" in line
+        assert f"{one.measured.training_ms:.2f}" in line
+    assert len(json.loads(json.dumps(paper_times.as_json(timed)))) == 10
 
 
 def test_cost_page_shows_the_output_of_its_command(
