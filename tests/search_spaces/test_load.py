@@ -161,8 +161,8 @@ def test_parse_study_refuses_a_billion_laughs_at_the_first_anchor() -> None:
          "line 8: search.sampler: It needs a `kind`. Known: ehvi, tpe, nsga2, nsga3, gp, "
          "quasi_random, random, exhaustive."),
         ("metric: gflops", "metric: glops", "line 6: constraints[0].metric: No value is called "
-         "'glops'. Did you mean 'gflops'? Known: gflops, gmacs, inference_memory_mb, parameters, "
-         "train_memory_mb, weights_mb."),
+         "'glops'. Did you mean 'gflops'? Known: gflops, gflops_dense, gmacs, "
+         "inference_memory_mb, parameters, train_memory_mb, weights_mb."),
         ("max: 1e-3", "max: .inf",
          "line 6: constraints[0].max: It should be a finite number, but got inf."),
         ("max: 1e-3", "max: .nan",
