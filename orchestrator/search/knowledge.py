@@ -110,14 +110,14 @@ class Knowledge:
         """
         view = self._views.get(trial.configuration.number)
         if view is None:
-            rule, best = self.rule, self.affordable(self.cost_bounds(trial.configuration)[0])
+            rule, best = self.rule, self.affordable(trial.configuration.cost)
         else:
             rule, best = view.rule, view.best
         return best, rule.decide(self._report_of(trial, epoch, trial.epochs[epoch], best))
 
-    def affordable(self, cost: float) -> float | None:
-        """Return the best posterior mean at this cost or below; None if there is none."""
-        return self.surrogate.affordable(cost)
+    def affordable(self, cost: Numbers) -> float | None:
+        """Return the best posterior mean at the lower bound of a cost or below; None if none is."""
+        return self.surrogate.affordable(self._bounds(cost)[0])
 
     def release(self) -> None:
         """Make all withheld updates, to conclude a study; nothing may be decided afterwards."""
@@ -149,7 +149,7 @@ class Knowledge:
             best: the best posterior mean at its cost or below; None if there is none.
         """
         configuration = trial.configuration
-        cost_low, cost_high = self.cost_bounds(configuration)
+        cost_low, cost_high = self._bounds(configuration.cost)
         return Report(
             key=str(trial.key),
             epoch=epoch,
@@ -162,11 +162,10 @@ class Knowledge:
             best_affordable=best,
         )
 
-    def cost_bounds(self, configuration: ConfigurationState) -> tuple[float, float]:
+    def _bounds(self, cost: Numbers) -> tuple[float, float]:
         """Return the lower and upper bound of the cost of a sample; equal if the cost is exact."""
         name = self.past.judged_cost
-        most = configuration.cost[name]
-        return configuration.cost.get(f"{name}_low", most), most
+        return cost.get(f"{name}_low", cost[name]), cost[name]
 
     def _exclude(self, event: Refused) -> None:
         """Exclude a refused configuration from further draws; call before the state forgets it."""

@@ -225,7 +225,7 @@ class Planner:
             return False
         best = None
         if self._plan.deterministic and self._plan.early_stopping.kind != "none":
-            best = self._known.affordable(decided.cost.low(self._known.past.costs[0]))
+            best = self._known.affordable(decided.costs())
         self._commit(_admitted(number, decided, self._plan.replicates.min, best))
         return True
 
