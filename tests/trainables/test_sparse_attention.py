@@ -181,6 +181,7 @@ def test_bfloat16_attends_in_blocks() -> None:
     torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.medium
 def test_blocks_are_bit_equal_in_another_process() -> None:
     script = """
 import torch
