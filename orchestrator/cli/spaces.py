@@ -69,6 +69,9 @@ def price(
     Costs are exact closed forms; nothing is trained. The training time is estimated from a few
     training steps on this machine. The rows are evenly spaced from the cheapest to the most
     expensive configuration; --json prints all.
+
+    For a study of a paper's table, the paper's costs are shown beside ours; for `cost` also its
+    memory and times, which takes about a minute more.
     """
     from rich.console import Console
 
