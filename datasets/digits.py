@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sftsearch.datasets import shipped_file
-from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
+
+    from sftsearch.datasets.samples import Split
 
 SHIPPED = shipped_file.FOLDER / "digits.parquet"
 
@@ -80,6 +80,8 @@ def load() -> dict[str, Split]:
 
 
 def _read(rows: pa.Table, split: str) -> Split:
+    from sftsearch.datasets.samples import Split
+
     audio_NTF, length_N = _audio(rows)
     return Split(
         name=split,
@@ -92,6 +94,8 @@ def _read(rows: pa.Table, split: str) -> Split:
 
 def _audio(rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return the recordings, zero-padded (N, T, F), and their token counts, (N,)."""
+    import numpy as np
+
     sizes_N, values = shipped_file.read_lists(rows, "audio")
     length_N = rows["audio_tokens"].to_numpy().astype(np.int64)
     num_tokens, num_features = AUDIO.num_tokens, AUDIO.num_features

@@ -12,8 +12,6 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sftsearch.datasets.checksums import file_sha256
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.spec import SPLITS
@@ -21,6 +19,7 @@ from sftsearch.datasets.spec import SPLITS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
 
@@ -58,7 +57,7 @@ def read_splits(file: Path, read: Callable[[pa.Table, str], Split]) -> dict[str,
     Raises:
         DatasetError: the file is missing or damaged, or `read` rejects its rows.
     """
-    # Imported here: specs need the checksum of a file, not its content.
+    # Imported here, as numpy below: specs need the checksum of a file, not its content.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -76,7 +75,7 @@ def read_labels(rows: pa.Table, classes: Sequence[str]) -> npt.NDArray[np.int64]
     Raises:
         ValueError: a label does not match its name.
     """
-    label_N: npt.NDArray[np.int64] = rows["label"].to_numpy().astype(np.int64)
+    label_N: npt.NDArray[np.int64] = rows["label"].to_numpy().astype("int64")
     if [classes[label] for label in label_N] != rows["label_name"].to_pylist():
         raise ValueError("labels and their names differ")
     return label_N
@@ -88,6 +87,8 @@ def read_subjects(rows: pa.Table, column: str, people: Sequence[str]) -> npt.NDA
     Raises:
         KeyError: a row names a person who is not in `people`.
     """
+    import numpy as np
+
     codes = {person: code for code, person in enumerate(people)}
     return np.array([codes[person] for person in rows[column].to_pylist()], dtype=np.int64)
 
@@ -111,7 +112,7 @@ def read_lists(rows: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.ND
 
     column = rows[name].combine_chunks()
     sizes = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
-    return sizes.astype(np.int64), column.flatten().to_numpy(zero_copy_only=False)
+    return sizes.astype("int64"), column.flatten().to_numpy(zero_copy_only=False)
 
 
 def _rows(table: pa.Table, split: str) -> pa.Table:

@@ -50,17 +50,18 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import SPLITS, DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
     import numpy.typing as npt
+
+    from sftsearch.datasets.samples import Split
 
 GENERATOR_VERSION = 1
 """Increased whenever equal parameters generate different samples."""
@@ -129,7 +130,7 @@ def tags_spec() -> DatasetSpec:
             "missing from a tenth of the samples. The best possible accuracy and F1 are known."
         ),
         fingerprint=_variable_fingerprint("synthetic_tags", parameters),
-        best_accuracy=float(np.mean(best_tag_accuracies())),
+        best_accuracy=fmean(best_tag_accuracies()),
     )
 
 
@@ -239,6 +240,8 @@ def _variable_fingerprint(name: str, parameters: Mapping[str, object]) -> str:
 
 
 def _load(generate: Callable[[str, int, np.random.Generator], Split]) -> dict[str, Split]:
+    import numpy as np
+
     seeds = np.random.SeedSequence(SEED).spawn(len(SPLITS))
     return {
         name: generate(name, NUM_SAMPLES[name], np.random.default_rng(seed))
@@ -248,6 +251,10 @@ def _load(generate: Callable[[str, int, np.random.Generator], Split]) -> dict[st
 
 def generate(name: str, num_samples: int, random: np.random.Generator) -> Split:
     """Generate samples of `synthetic`."""
+    import numpy as np
+
+    from sftsearch.datasets.samples import Split
+
     bits = random.integers(0, 2, size=(3, num_samples))
     left, right, common = bits
     return Split(
@@ -271,11 +278,13 @@ def _show(
     x_NTF = random.standard_normal((len(private), shape.num_tokens, shape.num_features))
     x_NTF[:, :, 0] += (2 * private[:, None] - 1) * PRIVATE / math.sqrt(shape.num_tokens)
     x_NTF[:, :, 1] += (2 * common[:, None] - 1) * SHARED / math.sqrt(shape.num_tokens)
-    return x_NTF.astype(np.float32)
+    return x_NTF.astype("float32")
 
 
 def generate_tags(name: str, num_samples: int, random: np.random.Generator) -> Split:
     """Generate samples of `synthetic_tags`."""
+    import numpy as np
+
     tags_NC = random.integers(0, 2, size=(num_samples, len(TAGS)))
     shown = {key: (2 * tags_NC - 1) * np.array(TAG_AMPLITUDES[key]) for key in VARIABLE_MODALITIES}
     return _show_variable(name, shown, tags_NC, random)
@@ -283,6 +292,8 @@ def generate_tags(name: str, num_samples: int, random: np.random.Generator) -> S
 
 def generate_rating(name: str, num_samples: int, random: np.random.Generator) -> Split:
     """Generate samples of `synthetic_rating`."""
+    import numpy as np
+
     u, v, noise = random.standard_normal((3, num_samples))
     nothing = np.zeros(num_samples)
     shown = {
@@ -299,6 +310,10 @@ def _show_variable(
     random: np.random.Generator,
 ) -> Split:
     """Return samples whose valid tokens are noise plus the signal `shown`, (N, F) by modality."""
+    import numpy as np
+
+    from sftsearch.datasets.samples import Split
+
     longest = VARIABLE_MODALITIES["right"].num_tokens
     length_N = random.integers(1, longest + 1, size=len(labels))
     length_N[random.random(len(labels)) < MISSING] = 0

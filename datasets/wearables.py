@@ -14,11 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets import shipped_file
-from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from sftsearch.datasets.samples import Split
 
 SHIPPED = shipped_file.FOLDER / "wearables.parquet"
 
@@ -78,6 +79,8 @@ def _subjects() -> dict[str, tuple[str, ...]]:
 
 
 def _read(rows: pa.Table, split: str) -> Split:
+    from sftsearch.datasets.samples import Split
+
     return Split(
         name=split,
         modalities={name: shipped_file.read_tokens(rows, name, SENSOR) for name in MODALITIES},

@@ -81,6 +81,7 @@ class Lease:
         self.generation = max(max(earlier) + 1, time.time_ns())
         self.taken_from = "" if previous is None or previous.is_here else str(previous)
         """The previous driver, if it was on another machine; else empty."""
+        self._host = socket.gethostname()
         self.taken_by = ""
         """The driver that took the study over from this one; empty while this one holds it."""
         self.through = 0
@@ -112,7 +113,7 @@ class Lease:
         driver = Driver(
             generation=self.generation,
             through=through,
-            host=socket.gethostname(),
+            host=self._host,
             pid=os.getpid(),
             time=time.time(),
             ended=ended,

@@ -426,6 +426,6 @@ def test_parse_study_survives_any_changed_bytes(data: st.DataObject) -> None:
 )  # fmt: skip
 def test_parse_study_reads_the_largest_files_in_seconds(content: bytes) -> None:
     assert len(content) <= MAX_BYTES
-    start = time.perf_counter()
+    start = time.process_time()
     survives(content)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
