@@ -1,6 +1,8 @@
 # From a fresh clone, use `make run` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, each with whole files, as fixtures belong to files.
+PARALLEL := -n 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test-quick test test-all lint format types layers wheel check clean help
@@ -28,13 +30,13 @@ run: .venv/installed  ## run or resume the shipped study `stride` and print its 
 	$(BIN)/sftsearch run search_spaces/stride.yaml --resume
 
 test-quick: .venv/installed-dev  ## run one case of every quick test (under a minute on two cores)
-	$(BIN)/python -m pytest --quick
+	$(BIN)/python -m pytest $(PARALLEL) --quick
 
 test: .venv/installed-dev  ## run the fast tests (under 15 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow and not service'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not service'
 
 test-all: .venv/installed-dev  ## run all tests (under 75 minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: .venv/installed-dev  ## check style and spelling
 	$(BIN)/ruff check .
