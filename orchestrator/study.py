@@ -137,6 +137,8 @@ class StudySession:
             file, dataset=options.get("dataset"), root=options.get("root")
         )
         self.study = self._source.study
+        for change in self._source.adapted:
+            callback.on_notice(f"Adapted to '{self._spec.name}': {change}")
         self._folder = self._runs / self.study.study.name
         pull(self._folder)
         exists = (self._folder / FILE_NAME).is_file()

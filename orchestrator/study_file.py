@@ -1,24 +1,36 @@
-"""Check a study file, and whether a study can be resumed from it."""
+"""Check a study file, write one, and check whether a study can be resumed from it."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.study_checks import check_names
+from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
 from sftsearch.orchestrator.studies import StudyError
 from sftsearch.search_spaces.load import StudySource, find_study_file, on_dataset, read_study
+from sftsearch.search_spaces.schema import StudyFile
+from sftsearch.search_spaces.shared_space import contract_shared
+from sftsearch.trainables.metrics import METRICS
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.orchestrator.search.state import StudyState
     from sftsearch.orchestrator.storage.event import JSON
+
+_LINE = 90
+"""Characters of a mapping that is written in one line."""
 
 
 def check_study(
@@ -37,14 +49,81 @@ def check_study(
     source = read_study(find_study_file(str(file)), binding.parameter_names)
     if dataset is not None:
         source.study  # noqa: B018 - raises schema errors
-        modalities = describe(dataset, root=root).modalities
-        lengths = {name: one.num_tokens for name, one in modalities.items()}
-        source = on_dataset(source, dataset, root, lengths)
+        source = _on_dataset(source, describe(dataset, root=root), root)
     check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)
     source = binding.with_objectives(source, spec)
     return source, spec, Admission(source, spec)
+
+
+def _on_dataset(source: StudySource, spec: DatasetSpec, root: str | None) -> StudySource:
+    chosen = source.study.dataset
+    try:
+        own = describe(chosen.kind, root=chosen.root)
+    except UserError:  # it is not on this machine
+        own = None
+    name = METRICS[spec.task][0]
+    accuracy = {"metric": name, "direction": metric(name).direction}
+    return on_dataset(source, spec, own, root=root, accuracy=accuracy)
+
+
+def write_study_file(source: StudySource, spec: DatasetSpec, path: Path) -> Path:
+    """Write a checked study file as YAML, with comments that explain it.
+
+    Args:
+        source: the study, of one dataset.
+        spec: of this dataset.
+        path: of the file; it must not exist.
+
+    Raises:
+        StudyError: the file exists or cannot be written.
+    """
+    values = copy.deepcopy(source.data)
+    values["space"] = contract_shared(values["space"], binding.parameter_names)
+    values["dataset"] = {k: v for k, v in values["dataset"].items() if v is not None}
+    ordered = {name: values[name] for name in StudyFile.model_fields if name in values}
+    sizes = ", ".join(
+        f"{name} {one.num_tokens} x {one.num_features}" for name, one in spec.modalities.items()
+    )
+    header = (
+        f"# Which fusion model for {spec.name}?\n"
+        f"# {spec.num_samples['train']} training samples; samples x features: {sizes}.\n"
+        "# Run it with `sftsearch run FILE`; `sftsearch models` explains all parameters.\n"
+    )
+    text = yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, width=100)
+    sections = re.sub(r"^(?=\w)", "\n", text, flags=re.MULTILINE)
+    try:
+        with path.open("x") as stream:
+            stream.write(header + sections)
+    except FileExistsError as error:
+        raise StudyError(
+            f"'{path}' exists: remove it, or choose another file with --out."
+        ) from error
+    except OSError as error:
+        raise StudyError(f"Cannot write '{path}': {error.strerror}.") from error
+    return path
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes short mappings and lists in one line, and no aliases, which study files lack."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+    def represent_mapping(
+        self, tag: str, mapping: Any, flow_style: bool | None = None
+    ) -> yaml.MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        node.flow_style = len(str(mapping)) < _LINE
+        return node
+
+    def represent_sequence(
+        self, tag: str, sequence: Any, flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
+        node = super().represent_sequence(tag, sequence, flow_style)
+        node.flow_style = not any(isinstance(one, dict) for one in sequence)
+        return node
 
 
 def check_resumable(

@@ -7,6 +7,7 @@ only printable characters (`mistakes.py`).
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,7 @@ from sftsearch.search_spaces.shared_space import expand_shared
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces import schema
     from sftsearch.search_spaces.mistakes import Place
     from sftsearch.search_spaces.shared_space import ParametersOf
@@ -42,6 +44,8 @@ class StudySource:
     mistakes: tuple[Mistake, ...]
     checked: schema.StudyFile | None
     """The typed study; None with schema errors."""
+    adapted: tuple[str, ...] = ()
+    """What was changed for another dataset; one sentence each."""
 
     @property
     def study(self) -> schema.StudyFile:
@@ -146,21 +150,30 @@ def _checked(
 
 
 def on_dataset(
-    source: StudySource, kind: str, root: str | None, lengths: Mapping[str, int]
+    source: StudySource,
+    spec: DatasetSpec,
+    own: DatasetSpec | None,
+    *,
+    root: str | None,
+    accuracy: Mapping[str, str],
 ) -> StudySource:
     """Return the source of a study file for another dataset, with the dataset in its name.
 
-    See `adapt` for models whose modalities the dataset does not have.
+    See `adapt` for what changes. The description is dropped: it is of the file's own dataset.
 
     Args:
         source: of a study file without schema errors.
-        kind: the dataset's name.
-        root: of its store; see `DatasetChoice`.
-        lengths: samples of each of the dataset's modalities, in its order.
+        spec: of the other dataset.
+        own: of the file's dataset; None if this machine does not have it.
+        root: of the other dataset's store; see `DatasetChoice`.
+        accuracy: the objective of the other dataset's task, `{metric, direction}`.
     """
-    data = copy.deepcopy(source.data)
-    data["dataset"] = {**data["dataset"], "kind": kind, "root": root}
-    data["study"]["name"] = f"{source.study.study.name}_{kind}"[:64]
-    for branch in data["space"]:
-        adapt(branch, lengths)
-    return _checked(f"{source.name}, on {kind}", data, source.layout, [])
+    data, study = copy.deepcopy(source.data), source.study
+    data["dataset"] = {**data["dataset"], "kind": spec.name, "root": root}
+    data["study"] = {"name": f"{study.study.name}_{spec.name}"[:64]}
+    notes = adapt(data, spec, own)
+    if "objectives" in data and own is not None and own.task != spec.task:
+        data["objectives"][0] = dict(accuracy)
+        notes.append(f"objective: {accuracy['metric']}, as the task is {spec.task}.")
+    adapted = _checked(f"{source.name}, on {spec.name}", data, source.layout, [])
+    return dataclasses.replace(adapted, adapted=tuple(notes))

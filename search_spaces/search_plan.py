@@ -175,7 +175,7 @@ class SearchPlan(Section):
     max_epochs: int | None = Field(default=None, ge=1)
     """End after this number of epochs over all trials."""
     max_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """End after this number of hours; running trials are finished."""
+    """End after this number of hours, fresh replicates included; running trials are finished."""
     max_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """End after this number of GPU hours over all trials."""
     until_converged: bool = False
@@ -187,6 +187,10 @@ class SearchPlan(Section):
     """Trials per configuration: a number, or `{min, max, fresh}`."""
     early_stopping: EarlyStopping = NoStop(kind="none")
     """Rule that stops trials before their last epoch."""
+    min_accuracy: Annotated[float, Field(allow_inf_nan=False)] | Literal["baseline"] | None = None
+    """Worst value of the first objective that is of interest; `baseline`: that of the best
+    baseline. Worse configurations are not on the front and get no more replicates, and the sampler
+    `ehvi` does not look for them."""
     deterministic: bool = False
     """Make proposals and early stopping independent of the order in which concurrent trials end:
     both use only results that are known in every order. A free worker may have to wait."""
@@ -218,6 +222,11 @@ class SearchPlan(Section):
                 "`deterministic` with `early_stopping` needs a single replicate, besides fresh "
                 f"ones, but got (min={least}): which others have started when the first one is "
                 "stopped depends on the order in which trials end."
+            )
+        if self.deterministic and self.min_accuracy == "baseline":
+            raise ValueError(
+                "`deterministic` needs a number for `min_accuracy`, but got (baseline): when the "
+                "baselines are known differs from run to run."
             )
         if self.until_converged and self.sampler.kind != "ehvi":
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Expand `space: {shared: ..., models: [...]}` into one complete branch for each model."""
+"""Expand `space: {shared: ..., models: [...]}` into a complete branch for each model, and back."""
 
 from __future__ import annotations
 
@@ -61,3 +61,26 @@ def expand_shared(
         return data | {"space": expanded}, found
     rest = {key: value for key, value in data.items() if key != "space"}
     return (rest if models is None else rest | {"space": models}), found
+
+
+def contract_shared(
+    branches: list[dict[str, Any]], parameters_of: ParametersOf
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return the short form of complete branches; `expand_shared` gives the branches again.
+
+    A parameter is shared if every model that has it sets it; its shared value is the most frequent.
+    """
+    known = [set(parameters_of(str(branch["kind"]))) for branch in branches]
+    shared: dict[str, Any] = {}
+    for name in dict.fromkeys(key for branch in branches for key in branch if key != "kind"):
+        having = [branch for branch, names in zip(branches, known, strict=True) if name in names]
+        values = [branch[name] for branch in having if name in branch]
+        if len(values) == len(having) > 1:
+            shared[name] = max(values, key=values.count)
+    if not shared:
+        return branches
+    models = [
+        {key: one for key, one in branch.items() if key not in shared or one != shared[key]}
+        for branch in branches
+    ]
+    return {"shared": shared, "models": models}

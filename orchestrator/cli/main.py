@@ -22,7 +22,7 @@ from sftsearch.orchestrator.cli.options import (
     uri_option,
 )
 from sftsearch.orchestrator.cli.reports import compare, confirm, pareto
-from sftsearch.orchestrator.cli.spaces import check, models, price, schema
+from sftsearch.orchestrator.cli.spaces import check, init, models, price, schema
 from sftsearch.orchestrator.cli.studies import delete, list_, show, status, ui
 from sftsearch.orchestrator.cli.tables import simulate, table
 
@@ -33,6 +33,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMMANDS = (
     check,
     price,
+    init,
     models,
     schema,
     data,

@@ -161,6 +161,8 @@ class ConsoleProgress(StudyCallback):
         search, budget = self._search, self._search.known.budget
         planned = max(self._planned, search.state.num_trials, number)
         text, share = f"{number} of {planned} trials", number / planned
+        if search.state.frozen:
+            text += ", measuring the front with fresh replicates"
         shares = budget.shares()
         binding = max(shares, key=shares.__getitem__, default="")
         if binding and shares[binding] > share:

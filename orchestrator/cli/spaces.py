@@ -1,6 +1,8 @@
-"""Commands about study files and models: check, price, models and schema."""
+"""Commands about study files and models: check, price, init, models and schema."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -36,6 +38,7 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
         "points": admission.num_points if size is not None else None,
         "admissible": size,
         "refused": admission.num_refused,
+        "adapted": list(source.adapted),
     }
     if as_json:
         echo_json(facts)
@@ -44,6 +47,8 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
         "a space too large to enumerate" if size is None else f"{size} admissible configurations"
     )
     refused = ", ".join(f"{n} {reason}" for reason, n in admission.num_refused.items())
+    for change in source.adapted:
+        click.echo(f"adapted: {change}")
     click.echo(
         f"{source.name}: study '{study.study.name}' is valid: {study.search.trials} trials "
         f"({study.search.replicates}) over {space}"
@@ -102,6 +107,45 @@ def price(
         console.print(costs.rich_table(listing, admission, estimate, top))
         described = costs.describe(listing, source, admission, estimate, memory, times)
         console.print(described, highlight=False)
+
+
+@click.command()
+@click.argument("dataset")
+@click.option(
+    "--study",
+    "like",
+    default="stride",
+    show_default=True,
+    help="Study file to adapt: name or path.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write [default: STUDY_DATASET.yaml].",
+)
+@root_option
+@user_errors
+def init(dataset: str, like: str, out: Path | None, root: str | None) -> None:
+    r"""Write a study file for DATASET, to be edited.
+
+    It is a shipped study adapted to the dataset, the same as `run STUDY --dataset DATASET` uses.
+    An existing file is not overwritten.
+
+    \b
+    Example:
+      sftsearch data prepare csv clips.csv --name mine
+      sftsearch init mine
+      sftsearch run stride_mine.yaml
+    """
+    from sftsearch.orchestrator.study_file import check_study, write_study_file
+
+    with spinner("checking the study file"):
+        source, spec, _ = check_study(like, dataset=dataset, root=root)
+    path = write_study_file(source, spec, out or Path(f"{source.study.study.name}.yaml"))
+    for change in source.adapted:
+        click.echo(f"adapted: {change}")
+    click.echo(f"Wrote {path}. Edit it, then: sftsearch check {path}")
 
 
 @click.command()

@@ -278,6 +278,7 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
     accuracy = study.objectives[0]
     objectives = Objectives.of_study(study)
     costs = [o.metric for o in study.objectives if o.metric in EXACT_COSTS]
+    least = study.search.min_accuracy
     chance = 1 / admission.spec.num_classes if accuracy.metric == "top1" else None
     return Observations(
         accuracy.metric,
@@ -285,6 +286,7 @@ def _observations(study: StudyFile, admission: Admission) -> Observations:
         judged_cost=None if costs else objectives.judged_cost,
         sign=objectives.sign,
         floor=chance,
+        least=None if isinstance(least, str) else least,
         num_folds=study.dataset.folds,
         is_share=metric(accuracy.metric).is_share,
     )

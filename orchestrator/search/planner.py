@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sftsearch.orchestrator.candidates.admission import Refusal
 from sftsearch.orchestrator.samplers.base import History
 from sftsearch.orchestrator.samplers.catalog import build_sampler
+from sftsearch.orchestrator.search.budget import Use
 from sftsearch.orchestrator.storage.events import (
     Admitted,
     Expected,
@@ -57,6 +60,7 @@ class Planner:
         """
         self.used_up = False
         """Whether the sampler had nothing left to propose."""
+        self._limit_reached = ""
         self._plan, self._known, self._state = plan, known, known.state
         self._admission, self._commit, self._max_concurrent_trials = (
             admission,
@@ -80,7 +84,7 @@ class Planner:
 
     def at_end(self) -> bool:
         """Return whether no trial will be added, except fresh replicates."""
-        if self._known.budget.exceeded():
+        if self._exceeded():
             return True
         may_admit = self._has_trials_left() and not self.used_up
         if not may_admit and self._may_replicate():
@@ -95,8 +99,7 @@ class Planner:
     def why_ended(self) -> str:
         """Return why the study adds no further trials, as a phrase."""
         used_up = self.used_up and self._has_trials_left()
-        exceeded = self._known.budget.exceeded()
-        return exceeded or ("the space is used up" if used_up else "all trials ran")
+        return self._exceeded() or ("the space is used up" if used_up else "all trials ran")
 
     def finish_what_was_begun(self) -> None:
         """Make the decisions that were due when an earlier driver was killed."""
@@ -173,7 +176,33 @@ class Planner:
         if is_due and number != self._state.last_expected:
             gain = self._known.surrogate.gain_ahead(number, self._plan.replicates.max)
             self._commit(Expected(number, gain))
-        return bool(self._known.budget.exceeded())
+        return bool(self._exceeded())
+
+    def _exceeded(self) -> str:
+        """Return which limit was reached, with what the fresh replicates will use; empty if none.
+
+        A limit that was once reached stays so: fresh replicates that take less than expected do not
+        make room for more configurations.
+        """
+        if not self._limit_reached:
+            self._limit_reached = self._known.budget.exceeded(self._reserved())
+        return self._limit_reached
+
+    def _reserved(self) -> Use:
+        """Return what fresh replicates of the front as measured so far will use."""
+        past, number = self._known.past, self._plan.replicates.fresh
+        if not number or not past.has_values:
+            return Use()
+        measured = past.measured()
+        order = np.lexsort((-measured.means, measured.costs))
+        means = measured.means[order]
+        rows = order[means > np.append(-np.inf, np.maximum.accumulate(means)[:-1])]
+        trials = [
+            (self._state.configurations[measured.ids[row]], float(measured.seconds[row]))
+            for row in rows
+            for _ in range(number)
+        ]
+        return self._known.budget.use_of(trials, self._max_concurrent_trials)
 
     def _freeze(self) -> None:
         """Choose the configurations to report; only fresh replicates will count for their means."""

@@ -119,6 +119,11 @@ class SurrogateModel:
         """Add a configuration of another study; call in the order of `Observations`."""
         self._features_imported.add(configuration_id, point)
 
+    def require(self, value: float) -> None:
+        """Set the worst value of the first objective that is of interest."""
+        self.past.require(value)
+        self._outlook = None
+
     # ------------------------------------------------------------ measurements
 
     def fitted(self) -> FittedModel:
@@ -158,8 +163,19 @@ class SurrogateModel:
         return self.fitted().affordable(cost) if is_any else None
 
     def front(self) -> list[str]:
-        """Return the ids on the front of the posterior means, by rising cost."""
-        return self.fitted().front()
+        """Return the ids on the front of the posterior means, by rising cost.
+
+        Those below the lowest accuracy of interest are left out; if all are, the best one is kept.
+        """
+        front = self.fitted().front()
+        interesting = dict(zip(self.past.measured().ids, self._is_interesting(), strict=True))
+        return [identity for identity in front if interesting[identity]] or front[-1:]
+
+    def _is_interesting(self) -> NDArray[np.bool_]:
+        """Return which measured configurations reach the lowest accuracy of interest, (C,)."""
+        least = -np.inf if self.past.least is None else self.past.least
+        reached: NDArray[np.bool_] = self.posterior().means >= least
+        return reached
 
     def draws(self, number: int, seed: int = 0) -> Floats:
         """Draw the true means of all measured configurations, (number, C)."""
@@ -216,7 +232,8 @@ class SurrogateModel:
             posterior.u[:, 0],
             running,
         )
-        allowed: Floats = np.where(replicates < maximum, changes, 0.0)
+        may_get = (replicates < maximum) & self._is_interesting()
+        allowed: Floats = np.where(may_get, changes, 0.0)
         return allowed
 
     def compare(self, number: int, branch: int | None = None) -> Comparison:

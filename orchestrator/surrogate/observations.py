@@ -75,6 +75,7 @@ class Observations:
         judged_cost: str | None = None,
         sign: float = 1.0,
         floor: float | None = None,
+        least: float | None = None,
         num_folds: int | None = None,
         is_share: bool = False,
     ) -> None:
@@ -86,6 +87,7 @@ class Observations:
             judged_cost: by which admitted configurations are compared; None: the first of `costs`.
             sign: 1 if the first objective is maximized, -1 if it is minimized.
             floor: value of the first objective at chance level, if known.
+            least: worst value of the first objective that is of interest, if any is too bad.
             num_folds: number of folds; replicate r uses fold r modulo it.
             is_share: whether the first objective is in [0, 1].
         """
@@ -93,6 +95,8 @@ class Observations:
         self.judged_cost = judged_cost or costs[0]
         self._objective = objective
         self._floor = floor
+        self.least = None if least is None else sign * least
+        """Lowest accuracy that is of interest, higher is better; None: any is."""
         self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
         """Maps values to the scale of the surrogate."""
         self.imported: list[ImportedConfiguration] = []
@@ -123,10 +127,19 @@ class Observations:
 
     @property
     def floor(self) -> float:
-        """The value assumed where nothing is affordable: chance level, or the worst value seen."""
-        if self._floor is not None:
-            return self._floor
-        return float(np.nanmin(self._values)) if np.isfinite(self._values).any() else 0.0
+        """The value assumed where nothing is affordable: chance level, or the worst value seen.
+
+        At least the lowest one of interest, so that what is worse gains nothing.
+        """
+        floor = self._floor
+        if floor is None:
+            is_any = np.isfinite(self._values).any()
+            floor = float(np.nanmin(self._values)) if is_any else 0.0
+        return floor if self.least is None else max(floor, self.least)
+
+    def require(self, value: float) -> None:
+        """Set the worst value of the first objective that is of interest."""
+        self.least = self.sign * value
 
     def admit(self, configuration: ConfigurationState) -> None:
         """Add an admitted configuration."""

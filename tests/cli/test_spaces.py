@@ -1,4 +1,4 @@
-"""Commands about study files and models: check, price, models and schema."""
+"""Commands about study files and models: check, price, init, models and schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sftsearch.orchestrator.candidates.binding import definition_of
 from sftsearch.orchestrator.cli.main import main
+from sftsearch.orchestrator.study_file import check_study
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.trainables.catalog import MODELS
 
@@ -34,9 +36,32 @@ def test_check_describes_the_study_and_writes_nothing(
     assert json.loads(call("check", study_file, "--json").output) == {
         "study": "small", "dataset": "wearables", "trials": 2, "points": 2,
         "replicates": {"min": 1, "max": 1, "fresh": 0},
-        "admissible": 2, "refused": {},
+        "admissible": 2, "refused": {}, "adapted": [],
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == [study_file]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("study", ["stride", "mbt_fusion"])
+def test_init_writes_the_study_that_another_dataset_uses(tmp_path: Path, study: str) -> None:
+    """The written file has the same space, training and search as `--dataset`."""
+    file = tmp_path / "study.yaml"
+    done = call("init", "digits", "--study", study, "--out", file)
+    assert done.exit_code == 0, done.stderr
+    assert "adapted: modalities: " in done.stdout
+    written, _, _ = check_study(file)
+    adapted, spec, _ = check_study(study, dataset="digits")
+    assert written.study == adapted.study.model_copy(update={"description": ""})
+    assert definition_of(written, spec) == definition_of(adapted, spec)
+    again = call("init", "digits", "--study", study, "--out", file)
+    assert again.exit_code == 1
+    assert f"'{file}' exists: remove it, or choose another file with --out." in again.stderr
+
+
+def test_init_says_why_a_file_cannot_be_written(tmp_path: Path) -> None:
+    done = call("init", "digits", "--out", tmp_path / "missing" / "study.yaml")
+    assert done.exit_code == 1
+    assert "No such file or directory" in done.stderr
 
 
 @pytest.mark.medium

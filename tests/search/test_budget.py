@@ -82,13 +82,32 @@ def test_waiting_replicates_run_after_the_limit() -> None:
     assert search.why_ended() == "the limit of 5 epochs was reached"
 
 
+ONE_ON_FRONT = Training(epochs=4, seconds=60.0, truth=lambda _: 0.5, sigma=0.0)
+"""All accuracies are equal, so the cheapest configuration is the front."""
+
+
 @pytest.mark.medium
-def test_reported_configurations_get_fresh_replicates_after_the_limit() -> None:
-    plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 3}, max_epochs: 20"
-    events, search = run(plan)
+@pytest.mark.parametrize("limit", ["max_epochs: 40", "max_hours: 0.665", "max_gpu_hours: 0.3325"])
+def test_fresh_replicates_count_in_the_limit(limit: str) -> None:
+    """Of 40 epochs of a minute each, 8 trials take 32 and two fresh replicates 8."""
+    plan = f"sampler: random, trials: 20, replicates: {{min: 1, max: 1, fresh: 2}}, {limit}"
+    memory = Memory(source_of(plan, epochs=4, more="resources: {gpus: 0.5}"))
+    journal, search = memory.open()
+    memory.drive(search, ONE_ON_FRONT)
+    events = list(journal.events())
     assert count(events, "frozen") == 1
+    assert search.state.num_trials == 8
+    assert count(events, "finished") == 8 + 2
+    assert search.known.budget.epochs == 40
+    assert search.why_ended().startswith(f"the limit of {limit.rpartition(' ')[2]} ")
+
+
+@pytest.mark.medium
+def test_search_gets_at_least_half_of_a_limit_with_fresh_replicates() -> None:
+    plan = "sampler: random, trials: 20, replicates: {min: 1, max: 1, fresh: 9}, max_epochs: 40"
+    events, search = run(plan)
     assert search.state.num_trials == 5
-    assert count(events, "finished") == 5 + 3 * len(events[-1].body["reported"])
+    assert count(events, "finished") == 5 + 9 * len(events[-1].body["reported"])
 
 
 SPACE = width(*range(8, 88, 8))
