@@ -269,16 +269,35 @@ def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> So
         for option in parameters.values()
         if option.kind is option.KEYWORD_ONLY
     }
+    known["axes"] = ""  # of every reader
     if path is None and parameters["path"].default is inspect.Parameter.empty:
         raise UserError(f"The reader '{name}' needs published files. Give their path by --from.")
-    values: dict[str, object] = {}
+    values: dict[str, object] = {"axes": ""}
     for text in options:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"An option must be KEY=VALUE, but got {text!r}.")
         default = look_up(known, key, kind=f"option of the reader '{name}'")
         values[key] = _parse_option(key, value, default)
-    return read(path, **values)
+    axes = values.pop("axes")
+    source = read(path, **values)
+    return with_axes(source, str(axes)) if axes else source
+
+
+def with_axes(source: Source, axes: str) -> Source:
+    """Return a source with declared `axes` of modalities, given as `acc=3,gyro=3`.
+
+    Raises:
+        UserError: no modality has this name.
+        DatasetError: the text has another form, or a modality has no such axes.
+    """
+    from sftsearch.datasets.readers.tabular import parse_pairs
+
+    declared, modalities = parse_pairs(axes, "axes"), dict(source.modalities)
+    for name, number in declared.items():
+        shape = look_up(modalities, name, kind="modality of option `axes`")
+        modalities[name] = replace(shape, axes=number)
+    return replace(source, modalities=modalities)
 
 
 def _parse_option(key: str, value: str, default: object) -> object:
@@ -343,6 +362,6 @@ def _build_if_missing(path: Path, spec: DatasetSpec, dataset: Dataset) -> None:
 
 def _content(spec: DatasetSpec) -> tuple[object, ...]:
     """Return the fields of a spec that depend on the samples, including the modality order."""
-    modalities = tuple(spec.modalities.items())
+    modalities = tuple((name, replace(one, axes=None)) for name, one in spec.modalities.items())
     declared = spec.name, spec.task, spec.classes, spec.num_samples, spec.subjects
     return *declared, modalities, spec.fingerprint

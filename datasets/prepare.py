@@ -171,7 +171,8 @@ def revision_of(path: Path | None) -> str:
 
 def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> str:
     """Return a hash of everything a preparation depends on except the values."""
-    digest = hashlib.sha256(json.dumps([asdict(draft), nan, revision]).encode())
+    fields = asdict(draft) | {"modalities": _shapes(draft)}
+    digest = hashlib.sha256(json.dumps([fields, nan, revision]).encode())
     for sample in source.samples:
         line = [sample.name, sample.split, sample.label, sample.subject]
         digest.update(json.dumps(line).encode())
@@ -363,9 +364,12 @@ def _with_counts(draft: DatasetSpec, state: PreparationRecord) -> DatasetSpec:
     """Return the spec of the written samples; its fingerprint hashes names and content."""
     fields = asdict(draft) | {"modalities": draft.modalities, "num_samples": dict(state.counts)}
     declared = [draft.name, draft.task, draft.classes, draft.subjects]
-    shapes = {name: asdict(shape) for name, shape in draft.modalities.items()}
-    content = json.dumps([declared, shapes, state.content])
+    content = json.dumps([declared, _shapes(draft), state.content])
     return DatasetSpec(**fields | {"fingerprint": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _shapes(draft: DatasetSpec) -> dict[str, object]:
+    return {name: shape.hashed() for name, shape in draft.modalities.items()}
 
 
 def _chain_hash(before: str, split: str, part: Split) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sftsearch.datasets.errors import DatasetError
@@ -42,6 +42,8 @@ class ModalitySpec:
     """Whether a sample may have fewer valid tokens; with no token the modality is missing."""
     dtype: Literal["float32", "float16"] = "float32"
     """Storage type of the numbers; models receive float32."""
+    axes: int | None = None
+    """3: the features are the x, y and z axes of a sensor, or several such triples."""
 
     def __post_init__(self) -> None:
         for field, count in (("num_tokens", self.num_tokens), ("num_features", self.num_features)):
@@ -53,6 +55,18 @@ class ModalitySpec:
             )
         if self.dtype not in ("float32", "float16"):
             raise DatasetError(f"`dtype` must be float32 or float16, but got {self.dtype!r}.")
+        if self.axes is not None and (self.axes != 3 or self.num_features % 3):
+            raise DatasetError(
+                "`axes` must be 3, for features in triples, but got "
+                f"(axes={self.axes!r}, num_features={self.num_features})."
+            )
+
+    def hashed(self) -> dict[str, int | bool | str]:
+        """Return the fields that a fingerprint depends on: all but an omitted `axes`."""
+        fields = asdict(self)
+        if self.axes is None:
+            del fields["axes"]  # added later; fingerprints stay
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

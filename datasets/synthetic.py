@@ -49,7 +49,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -233,7 +233,7 @@ def _variable_fingerprint(name: str, parameters: Mapping[str, object]) -> str:
         "version": GENERATOR_VERSION,
         "seed": SEED,
         "missing": MISSING,
-        "modalities": {key: asdict(shape) for key, shape in VARIABLE_MODALITIES.items()},
+        "modalities": {key: shape.hashed() for key, shape in VARIABLE_MODALITIES.items()},
         "num_samples": NUM_SAMPLES,
     }
     return hashlib.sha256(f"{name} {json.dumps({**shared, **parameters})}".encode()).hexdigest()

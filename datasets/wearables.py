@@ -27,7 +27,7 @@ READER_VERSION = 1
 """Increased whenever the same file yields different samples."""
 
 CLASSES = ("SEATED", "STANDING_UP", "WALKING", "TURNING", "SITTING_DOWN")
-SENSOR = ModalitySpec(num_tokens=128, num_features=3)
+SENSOR = ModalitySpec(num_tokens=128, num_features=3, axes=3)
 MODALITIES = dict.fromkeys(("phone_acc", "phone_gyro", "watch_acc", "watch_gyro"), SENSOR)
 NUM_SAMPLES = {"train": 2029, "validation": 441, "test": 815}
 HELD_OUT = {

@@ -34,7 +34,7 @@ def adapt(data: dict[str, Any], spec: DatasetSpec, own: DatasetSpec | None) -> l
     Returns:
         one sentence for each change.
     """
-    notes = _adapt_modalities(data["space"], spec)
+    notes = _adapt_modalities(data["space"], spec) + _drop_rotation(data, spec)
     if own is not None:
         notes += _adapt_epochs(data, spec.num_samples["train"], own.num_samples["train"])
     return notes
@@ -75,10 +75,9 @@ def _subsets(modalities: Sequence[str], sizes: set[int]) -> list[list[str]]:
     least, most = min(sizes), max(sizes)
     most = most if most <= 2 and least == most else len(modalities)  # only single ones, or pairs
     least = min(least, len(modalities))
-    every = range(least, most + 1)
+    every = [*range(least, most + 1)]
     if most > 2 and len(modalities) > MOST_FOR_SUBSETS:
-        every_size = {1, len(modalities) - 1, len(modalities)}
-        every = sorted(size for size in every_size if size >= least)
+        every = [size for size in every if size == 1 or size >= len(modalities) - 1]
     return [list(chosen) for size in every for chosen in itertools.combinations(modalities, size)]
 
 
@@ -146,6 +145,16 @@ def _adapt_modalities(space: list[dict[str, Any]], spec: DatasetSpec) -> list[st
         f"modalities: {number} subset{'' if number == 1 else 's'} of {', '.join(lengths)} in place "
         "of the file's; values by modality are those of the file's first modality."
     ]
+
+
+def _drop_rotation(data: dict[str, Any], spec: DatasetSpec) -> list[str]:
+    """Leave out the rotation of three-axis sensors if no modality is declared as one."""
+    if any(one.axes == 3 for one in spec.modalities.values()):
+        return []
+    sections = [data.get("training", {}), *data["space"]]
+    dropped = [section.pop("rotation") for section in sections if "rotation" in section]
+    why = f"no modality of '{spec.name}' is declared as a three-axis sensor (`axes: 3`)."
+    return [f"rotation: left out, as {why}"] if dropped else []
 
 
 def _adapt_epochs(data: dict[str, Any], samples: int, own_samples: int) -> list[str]:

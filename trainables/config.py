@@ -4,72 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sftsearch.datasets.errors import UserError, nearest
-from sftsearch.trainables.token_windows import Windows, pools, windows_of_stride
+from sftsearch.trainables.augmentation_config import AugmentationConfig
+from sftsearch.trainables.config_checks import (
+    ConfigError,
+    by_modality,
+    check_by_modality,
+    check_choice,
+    check_integer,
+    check_modality,
+    check_names,
+    check_number,
+)
+from sftsearch.trainables.token_windows import Cut
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sftsearch.datasets.spec import DatasetSpec
 
 
-class ConfigError(UserError):
-    """A configuration is invalid or does not fit the dataset."""
+__all__ = [
+    "CONV_KERNELS",
+    "TOKENIZERS",
+    "ConfigError",
+    "ModelConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "by_modality",
+    "check_by_modality",
+    "check_choice",
+    "check_integer",
+    "check_modality",
+    "check_names",
+    "check_number",
+]
 
-    def __init__(self, message: str, *parameters: str) -> None:
-        """Take the message and the parameters to blame, the most likely one first."""
-        super().__init__(message)
-        self.parameters = parameters
+TOKENIZERS = ("linear", "statistics", "linear_statistics", "conv")
+CONV_KERNELS = (5, 3)
+"""Samples that each of the two convolutions of `tokenizer: conv` reads."""
 
 
-def check_integer(name: str, value: Any, *, at_least: int) -> None:
-    """Raise ConfigError unless `value` is an int (not a bool) of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+def check_own_tokens(model: str, tokenizer: str) -> None:
+    """Raise ConfigError unless the tokenizer of a model with its own tokens is linear."""
+    if tokenizer != "linear":
         raise ConfigError(
-            f"`{name}` must be a whole number from {at_least}, but got {value!r}.", name
+            f"`tokenizer` must be linear for `{model}`, whose tokens are its paper's, but got "
+            f"{tokenizer!r}. All models except mult_original and msaf_lstm have the others.",
+            "tokenizer",
         )
 
 
-def check_number(name: str, value: Any, *, least: float, below: float, open_: bool = False) -> None:
-    """Raise ConfigError unless `value` is finite and in [least, below), or (least, below)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and least <= value < below and math.isfinite(value)) or (
-        open_ and value == least
-    ):
-        left = "(" if open_ else "["
-        raise ConfigError(f"`{name}` must lie in {left}{least}, {below}), but got {value!r}.", name)
+def _segments(length: int, count: int) -> Cut:
+    count = min(count, length)
+    return Cut(count, -(-length // count), resampled=True)
 
 
-def check_names(name: str, value: Any) -> tuple[str, ...]:
-    """Return the names in a list as a tuple; raise ConfigError unless they are distinct."""
-    good = isinstance(value, tuple | list) and all(isinstance(one, str) for one in value)
-    if not good or not value or len(set(value)) < len(value):
-        raise ConfigError(
-            f"`{name}` must be a non-empty list of distinct names, but got {value!r}.", name
-        )
-    return tuple(value)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, but got {value!r}.", name)
-
-
-def _check_modality(spec: DatasetSpec, name: str) -> None:
-    if name not in spec.modalities:
-        near = nearest(name, spec.modalities)
-        hint = f" Did you mean '{near}'?" if near else ""
-        known = ", ".join(spec.modalities)
-        raise ConfigError(
-            f"Dataset '{spec.name}' has no modality '{name}'.{hint} Known: {known}.", "modalities"
-        )
+def _one_or_each(values: dict[str, int]) -> int | dict[str, int]:
+    """Return the one number that all modalities have, or the numbers by modality."""
+    numbers = set(values.values())
+    return numbers.pop() if len(numbers) == 1 else values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(AugmentationConfig):
     """How a model is trained; the defaults are those of the SFT paper's code."""
 
     epochs: int = 20
@@ -130,6 +130,7 @@ class TrainConfig:
     so it pays only in long training runs."""
 
     def __post_init__(self) -> None:
+        AugmentationConfig.__post_init__(self)  # super() does not work in a class with slots
         check_integer("epochs", self.epochs, at_least=1)
         check_integer("batch_size", self.batch_size, at_least=1)
         self._check_optimization()
@@ -181,8 +182,15 @@ class TrainConfig:
         check_choice("class_weights", self.class_weights, ("none", "balanced"))
 
     def canonical(self, spec: DatasetSpec) -> TrainConfig:
-        """Return the canonical form of equivalent configurations: unused fields are default."""
-        unused: dict[str, Any] = {}
+        """Return the canonical form of equivalent configurations: unused fields are default.
+
+        Raises:
+            ConfigError: an augmentation does not fit the dataset.
+        """
+        unused: dict[str, Any] = {
+            "rotate": self.rotated(spec) if self.rotation else None,
+            "spectrograms": self.masked(spec) if self.time_mask or self.frequency_mask else None,
+        }
         if spec.task != "regression":
             unused |= {"regression_loss": "l1"}
         if self.mixup == "none":
@@ -201,29 +209,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransformerConfig:
-    """Fields that all token transformers share."""
+class ModelConfig:
+    """The field that all models share."""
 
     modalities: tuple[str, ...] | None = None
     """The modalities to use; None: all. Their order is the dataset's."""
-    patch: int = 1
-    """Consecutive samples of a modality per token."""
-    dim: int = 40
-    """Width of every token."""
-    num_heads: int = 5
-    """Attention heads; must divide `dim`."""
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_integer("patch", self.patch, at_least=1)
-        check_integer("dim", self.dim, at_least=1)
-        check_integer("num_heads", self.num_heads, at_least=1)
-        check_number("dropout", self.dropout, least=0, below=1)
-        if self.dim % self.num_heads:
-            got = f"num_heads={self.num_heads}, dim={self.dim}"
-            raise ConfigError(
-                f"`num_heads` must divide `dim`, but got ({got}).", "num_heads", "dim"
-            )
         if self.modalities is not None:  # JSON has lists
             object.__setattr__(self, "modalities", check_names("modalities", self.modalities))
 
@@ -236,7 +228,7 @@ class TransformerConfig:
         if self.modalities is None:
             return tuple(spec.modalities)
         for name in self.modalities:
-            _check_modality(spec, name)
+            check_modality(spec, name)
         return tuple(name for name in spec.modalities if name in self.modalities)
 
     def canonical(self, spec: DatasetSpec) -> Self:
@@ -247,139 +239,110 @@ class TransformerConfig:
         """
         return dataclasses.replace(self, modalities=self.chosen(spec))
 
-    def num_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the tokens of each modality used, without CLS: ceil(samples / patch).
+    def cuts(self, spec: DatasetSpec) -> dict[str, Cut]:
+        """Return how the samples of each modality used are cut into tokens.
+
+        Models without tokens: into up to sixteen equal segments, for `token_dropout`.
 
         Raises:
-            ConfigError: a modality is unknown, or shorter than one patch.
+            ConfigError: the configuration does not fit the dataset.
         """
-        tokens = {}
-        for name in self.chosen(spec):
-            samples = spec.modalities[name].num_tokens
-            if self.patch > samples:
+        lengths = {name: spec.modalities[name].num_tokens for name in self.chosen(spec)}
+        return {name: _segments(length, 16) for name, length in lengths.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig(ModelConfig):
+    """Fields that all token transformers share."""
+
+    patch: int | Mapping[str, int] = 1
+    """Consecutive samples of a modality per token. One value for all modalities, or one per
+    modality."""
+    segments: int | Mapping[str, int] | None = None
+    """Tokens of each modality, in place of `patch`: every sample, whatever its length, is resampled
+    to so many equal segments. A modality with fewer samples has one token for each. One value for
+    all modalities, or one per modality."""
+    tokenizer: Literal["linear", "statistics", "linear_statistics", "conv"] = "linear"
+    """What a token is made of: a linear map of its samples (the papers), of their mean, deviation
+    and mean absolute difference, or of both; or the mean of two convolutions over its samples."""
+    dim: int = 40
+    """Width of every token."""
+    num_heads: int = 5
+    """Attention heads; must divide `dim`."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        ModelConfig.__post_init__(self)  # super() does not work in a class with slots
+        object.__setattr__(self, "patch", check_by_modality("patch", self.patch))
+        if self.num_segments is not None:
+            object.__setattr__(self, "segments", check_by_modality("segments", self.segments))
+            if self.patch != 1:
+                got = f"patch={self.patch}, segments={self.segments}"
                 raise ConfigError(
-                    f"`patch` must not be longer than a modality, but got (patch={self.patch}, "
-                    f"{name} has {samples} samples). Choose a smaller patch.",
+                    f"Only one of `patch` and `segments` may be set, but got ({got}).",
+                    "segments",
                     "patch",
                 )
-            tokens[name] = -(-samples // self.patch)
-        return tokens
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolingConfig(TransformerConfig):
-    """Fields of transformers that pool tokens: by stride, by budget, or not at all (neither)."""
-
-    stride: int | Mapping[str, int] | None = None
-    """Consecutive tokens that are pooled to one; the last, incomplete window is dropped (as in the
-    paper). One value for all modalities, or one per modality."""
-    tokens: int | Mapping[str, int] | None = None
-    """Token budget: tokens left of each modality, or all of them if it has fewer; windows differ
-    by at most one token, and no token is dropped. One value for all, or one per modality."""
-    pooling: Literal["average", "max", "attention"] = "average"
-    """`attention` weights each token by the attention it received in the last unimodal layer."""
-    pooling_eps: float = 0.0
-    """Added to the mean weight of a window in `pooling: attention`, which makes the pooled token
-    smaller. 0: the exact weighted mean (the paper); its code has 1e-5."""
-
-    def __post_init__(self) -> None:
-        TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
-        check_choice("pooling", self.pooling, ("average", "max", "attention"))
-        check_number("pooling_eps", self.pooling_eps, least=0, below=math.inf)
-        if self.stride is not None and self.tokens is not None:
-            got = f"stride={self.stride}, tokens={self.tokens}"
+        check_choice("tokenizer", self.tokenizer, TOKENIZERS)
+        check_integer("dim", self.dim, at_least=1)
+        check_integer("num_heads", self.num_heads, at_least=1)
+        check_number("dropout", self.dropout, least=0, below=1)
+        if self.dim % self.num_heads:
+            got = f"num_heads={self.num_heads}, dim={self.dim}"
             raise ConfigError(
-                f"Only one of `stride` and `tokens` may be set, but got ({got}).",
-                "stride",
-                "tokens",
+                f"`num_heads` must divide `dim`, but got ({got}).", "num_heads", "dim"
             )
-        for name in ("stride", "tokens"):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                for modality, one in value.items():
-                    check_integer(f"{name}.{modality}", one, at_least=1)
-                object.__setattr__(self, name, dict(value))
-            elif value is not None:
-                check_integer(name, value, at_least=1)
-
-    def num_pooled_tokens(self, spec: DatasetSpec) -> dict[str, int]:
-        """Return the tokens of each pooled sequence, without CLS."""
-        return self.num_tokens(spec)
-
-    def windows(self, spec: DatasetSpec) -> dict[str, Windows]:
-        """Return the pooling windows of each modality used.
-
-        One stride for all may be longer than some modalities, which then keep a single token
-        (SFT paper, Table 3, pools 38 tokens with stride 64), but not longer than all of them.
-
-        Raises:
-            ConfigError: a stride is longer than its sequence, a modality has no value, or a value
-                has an unknown modality.
-        """
-        tokens = self.num_pooled_tokens(spec)
-        if self.stride is None:
-            budgets = self._by_modality("tokens", self.tokens, tokens, spec)
-            return {m: Windows(n, min(budgets.get(m, n), n)) for m, n in tokens.items()}
-        strides = self._by_modality("stride", self.stride, tokens, spec)
-        for name, stride in strides.items():
-            if isinstance(self.stride, Mapping):
-                _check_stride(f"stride.{name}", stride, tokens[name])
-            else:
-                _check_stride("stride", stride, max(tokens.values()))
-        return {m: windows_of_stride(n, strides[m]) for m, n in tokens.items()}
-
-    @staticmethod
-    def _by_modality(
-        name: str,
-        value: int | Mapping[str, int] | None,
-        known: Mapping[str, int],
-        spec: DatasetSpec,
-    ) -> Mapping[str, int]:
-        if not isinstance(value, Mapping):
-            return {} if value is None else dict.fromkeys(known, value)
-        for modality in value:
-            if modality not in known:
-                _check_modality(spec, modality)
-        for modality in known:
-            if modality not in value:
-                raise ConfigError(f"`{name}` has no value for '{modality}', which is used.", name)
-        return {modality: value[modality] for modality in known}
 
     def canonical(self, spec: DatasetSpec) -> Self:
-        """See `TransformerConfig.canonical`: a stride that drops no token becomes a budget."""
-        windows = self.windows(spec)
-        exact = all(one.stride is None for one in windows.values())
-        longest = {name: one.longest for name, one in windows.items()}
-        pooling = self.pooling if pools(windows.values()) else "average"
+        """See `ModelConfig.canonical`."""
+        cuts, shapes = self.cuts(spec), spec.modalities
+        patches: int | dict[str, int] = 1
+        segments = self.segments
+        if self.num_segments is not None:
+            segments = _one_or_each({name: cut.num_tokens for name, cut in cuts.items()})
+        exact = all(
+            cut.is_exact(shapes[name].num_tokens, varies=shapes[name].variable_length)
+            for name, cut in cuts.items()
+        )
+        if exact:
+            patches = _one_or_each({name: cut.patch for name, cut in cuts.items()})
+            segments = self.segments if self.num_segments is None else None
         return dataclasses.replace(
-            self,
-            modalities=self.chosen(spec),
-            tokens={name: one.count for name, one in windows.items()} if exact else None,
-            stride=None if exact else longest,
-            pooling=pooling,
-            pooling_eps=self.pooling_eps if pooling == "attention" else 0.0,
+            self, modalities=self.chosen(spec), patch=patches, segments=segments
         )
 
+    @property
+    def num_segments(self) -> int | Mapping[str, int] | None:
+        """`segments`, where it is the number of tokens; see `SplitConfig` for models of MSAF."""
+        return self.segments
 
-def _check_stride(name: str, stride: int, tokens: int) -> None:
-    if stride > tokens:
-        raise ConfigError(
-            f"`{name}` must not be longer than the tokens it pools, but got (stride={stride}, "
-            f"tokens={tokens}). Stride {tokens} already leaves one token.",
-            name,
-        )
+    def cuts(self, spec: DatasetSpec) -> dict[str, Cut]:
+        """See `ModelConfig.cuts`."""
+        lengths = {name: spec.modalities[name].num_tokens for name in self.chosen(spec)}
+        if self.num_segments is not None:
+            counts = by_modality("segments", self.num_segments, lengths, spec)
+            return {name: _segments(length, counts[name]) for name, length in lengths.items()}
+        patches = by_modality("patch", self.patch, lengths, spec)
+        for name, length in lengths.items():
+            if patches[name] > length:
+                raise ConfigError(
+                    f"`patch` must not be longer than a modality, but got (patch={patches[name]}, "
+                    f"{name} has {length} samples). Choose a smaller patch.",
+                    "patch",
+                )
+        return {name: Cut(-(-n // patches[name]), patches[name]) for name, n in lengths.items()}
 
+    def sample_widths(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the numbers in the samples of one token, of each modality used."""
+        shapes = spec.modalities
+        return {
+            name: cut.patch * shapes[name].num_features for name, cut in self.cuts(spec).items()
+        }
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MidFusionConfig(PoolingConfig):
-    """Fields of mid-fusion transformers: unimodal layers, pooling, fused layers."""
+    def num_tokens(self, spec: DatasetSpec) -> dict[str, int]:
+        """Return the tokens of each modality used, without CLS.
 
-    unimodal_layers: int = 1
-    """Layers of each modality before pooling."""
-    fused_layers: int = 11
-    """Layers on the pooled tokens."""
-
-    def __post_init__(self) -> None:
-        PoolingConfig.__post_init__(self)
-        check_integer("unimodal_layers", self.unimodal_layers, at_least=0)
-        check_integer("fused_layers", self.fused_layers, at_least=1)
+        Raises:
+            ConfigError: see `cuts`.
+        """
+        return {name: cut.num_tokens for name, cut in self.cuts(spec).items()}

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sftsearch.trainables.config import CONV_KERNELS
+
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.config import ModelConfig, TransformerConfig
     from sftsearch.trainables.token_windows import Pattern
 
 GIGA = 1_000_000_000
@@ -124,15 +126,26 @@ def bounded(routes: list[Part], parameters: int) -> Cost:
 
 
 def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = False) -> Part:
-    """Return the cost of all tokenizers: patch projection, CLS token, positions.
+    """Return the cost of all tokenizers: projection of the features, CLS token, positions.
 
-    The SFT paper does not count them. `plain`: only the projection, without bias.
+    The SFT paper does not count them. `plain`: only the projection of samples, without bias.
     """
     d, macs, parameters = config.dim, 0, 0
-    for name, n in config.num_tokens(spec).items():
-        patch_width = config.patch * spec.modalities[name].num_features
-        macs += n * patch_width * d
-        parameters += patch_width * d + (0 if plain else d + (n + 1) * d + d)
+    for name, cut in config.cuts(spec).items():
+        n, num_features = cut.num_tokens, spec.modalities[name].num_features
+        width = {
+            "linear": cut.patch * num_features,
+            "statistics": 3 * num_features,
+            "linear_statistics": (cut.patch + 3) * num_features,
+            "conv": d,
+        }[config.tokenizer]
+        macs += n * width * d
+        parameters += width * d + (0 if plain else d + (n + 1) * d + d)
+        if config.tokenizer == "conv":  # at every sample, the padding of the last patch included
+            first, second = CONV_KERNELS
+            weights = first * num_features * d + second * d
+            macs += n * cut.patch * weights
+            parameters += weights + 2 * d
     return Part(0, macs, parameters)
 
 
@@ -199,7 +212,7 @@ def linear(d: int, num_outputs: int) -> Part:
     return Part(0, d * num_outputs, (d + 1) * num_outputs)
 
 
-def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) -> float:
+def count_gmacs(model: nn.Module, spec: DatasetSpec, config: ModelConfig) -> float:
     """Count the multiply-adds of one sample, in 1e9, by running the model on the meta device.
 
     For a model with routes: those of the most expensive one (`count_routes`).
@@ -207,9 +220,7 @@ def count_gmacs(model: nn.Module, spec: DatasetSpec, config: TransformerConfig) 
     return max(count_routes(model, spec, config))
 
 
-def count_routes(
-    model: nn.Module, spec: DatasetSpec, config: TransformerConfig
-) -> tuple[float, ...]:
+def count_routes(model: nn.Module, spec: DatasetSpec, config: ModelConfig) -> tuple[float, ...]:
     """Count the multiply-adds of one sample, in 1e9, for each route; most models have one.
 
     On a CPU torch's counter misses the operations of fused attention; on the meta device it sees

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sftsearch.trainables.augmentation import Augmentation
 from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.distributed import ALONE
@@ -33,6 +34,7 @@ from sftsearch.trainables.evaluation import (
 )
 from sftsearch.trainables.metrics import METRICS, metrics_of_dataset
 from sftsearch.trainables.mixup import Mixup
+from sftsearch.trainables.models.fusion import solved_training
 from sftsearch.trainables.optimization import Optimization
 from sftsearch.trainables.training_loss import training_losses
 from sftsearch.trainables.training_record import check_record, epochs_that_count
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from sftsearch.datasets.spec import Task
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.config import TrainConfig
     from sftsearch.trainables.distributed import Workers
@@ -77,6 +80,7 @@ class Fit:
                 "compile",
             )
         self.model = model.to(device)
+        config = solved_training(config) if model.is_solved else config
         self.config, self.seed, self.device = config, seed, device
         self.workers = workers
         self.history: list[dict[str, float]] = []
@@ -100,6 +104,7 @@ class Fit:
         self.network = Network(self.model, config, device, sizes, workers.replicate(self.model))
         inputs, lengths, _ = self._train_batches(np.arange(1))
         self._mixup = Mixup(config, self.model, inputs, lengths)
+        self._augmentation = Augmentation(config, store, model.config.cuts(store.spec))
         labels = store.split("train").labels
         self._losses = training_losses(self.task, config, labels, store.spec.num_outputs)
 
@@ -155,6 +160,11 @@ class Fit:
 
     def _train_epoch(self) -> float:
         """Train on every sample once and return the mean loss."""
+        batches, workers = self._train_batches, self.workers
+        if self.epoch == 0:
+            loss = _begin_training(self.model, self.task, self.config, batches, workers)
+            if loss is not None:
+                return loss
         random = np.random.default_rng([self.seed, self.epoch])
         order = random.permutation(self._train_batches.size)
         mixes = self.config.mixup != "none" and self.epoch >= self.config.mixup_warmup
@@ -167,8 +177,9 @@ class Fit:
                 random = np.random.default_rng([self.seed, self.epoch, self.workers.rank])
             for rows, share, is_last in _batches_of_steps(order, self.config):
                 own, weight = self.workers.part(rows), self.workers.weight(len(rows))
+                batch = _augmented(batches(own), self._augmentation, random)
                 mix = self._mixup.draw(len(own), random) if mixes else None
-                losses.append(self._backward(self._train_batches(own), mix, weight, share))
+                losses.append(self._backward(batch, mix, weight, share))
                 sizes.append(len(rows))
                 if is_last:
                     self._optimization.step()
@@ -220,8 +231,9 @@ class Fit:
         times = []
         for _ in range(1 + repeats):
             start = time.perf_counter()
+            augmented = _augmented(batch, self._augmentation, random)
             mix = self._mixup.draw(len(batch[2]), random) if mixes else None
-            self._backward(batch, mix, 1.0, 1.0).item()
+            self._backward(augmented, mix, 1.0, 1.0).item()
             self._optimization.step()
             times.append(time.perf_counter() - start)
         return float(np.median(times[1:]))
@@ -293,16 +305,41 @@ class Fit:
         return tensors | self._optimization.tensors()
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must be equal in a checkpoint of this run, besides tensor shapes."""
-        identity = {
-            "model": type(self.model).__name__,
-            "configuration": asdict(self.model.config),
-            "training": asdict(self.config),
-            "seed": self.seed,
-            "data": self._fingerprint,
-        }
-        as_read: dict[str, Any] = json.loads(json.dumps(identity))  # JSON has no tuples
-        return as_read
+        return _identity(self.model, self.config, self.seed, self._fingerprint)
+
+
+def _identity(
+    model: FusionModel, config: TrainConfig, seed: int, fingerprint: str
+) -> dict[str, Any]:
+    """Return what must be equal in a checkpoint of a run, besides tensor shapes."""
+    identity = {
+        "model": type(model).__name__,
+        "configuration": asdict(model.config),
+        "training": asdict(config),
+        "seed": seed,
+        "data": fingerprint,
+    }
+    as_read: dict[str, Any] = json.loads(json.dumps(identity))  # JSON has no tuples
+    return as_read
+
+
+def _begin_training(
+    model: FusionModel, task: Task, config: TrainConfig, batches: Batches, workers: Workers
+) -> float | None:
+    """Call the model's `begin_training` in evaluation mode.
+
+    Returns:
+        of a solved model, its mean loss on the training split.
+    """
+    model.eval()
+    outputs = model.begin_training(task, InOrder(batches))
+    workers.copy_from_first(model.state_dict().values())  # machines may round differently
+    if outputs is None:
+        return None
+    labels = torch.cat([labels.cpu() for _, _, labels in InOrder(batches)])
+    loss = workers.mean(losses_of(task, config, outputs, labels).mean()).item()
+    _check_finite([loss], 1)
+    return loss
 
 
 def _batches_of_steps(
@@ -322,6 +359,11 @@ def _batches_of_steps(
         for start in range(0, len(of_step), size):
             rows = of_step[start : start + size]
             yield rows, len(rows) / len(of_step), start + size >= len(of_step)
+
+
+def _augmented(batch: Batch, augmentation: Augmentation, random: np.random.Generator) -> Batch:
+    inputs, lengths, labels = batch
+    return *augmentation(inputs, lengths, random), labels
 
 
 def _check_finite(losses: list[float], epoch: int) -> None:

@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sftsearch.trainables.augmentation_config import STRENGTHS
 from sftsearch.trainables.catalog import build_model
 from sftsearch.trainables.cost import Route
 from sftsearch.trainables.evaluation import Network
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.config import TrainConfig, TransformerConfig
+    from sftsearch.trainables.config import ModelConfig, TrainConfig
     from sftsearch.trainables.models.fusion import Batch, FusionModel
 
 MEGABYTE = 2**20
@@ -62,6 +63,7 @@ _WITHOUT_SHAPE = {
     "joint_learning_rate",
     "super_epoch",
     "equal_share",
+    "l2",
     # of the training
     "epochs",
     "learning_rate",
@@ -76,9 +78,13 @@ _WITHOUT_SHAPE = {
     "mixup_alpha",
     "mixup_warmup",
     "compile",
+    # augmentations change the batch before it is counted
+    *set(STRENGTHS) - {"modality_dropout"},
+    "rotate",
+    "spectrograms",
 }
 """Fields that change no tensor's shape; a field that is not listed is counted for each value."""
-_ONLY_WHETHER = ("dropout", "momentum", "label_smoothing")
+_ONLY_WHETHER = ("dropout", "momentum", "label_smoothing", "modality_dropout")
 """Fields of which only zero or not matters."""
 
 
@@ -104,7 +110,7 @@ _counted: dict[str, Memory] = {}
 def count_memory(
     name: str,
     spec: DatasetSpec,
-    config: TransformerConfig,
+    config: ModelConfig,
     training: TrainConfig,
     *,
     workers: int = 1,
@@ -134,7 +140,7 @@ def count_memory(
 def _key(
     name: str,
     spec: DatasetSpec,
-    config: TransformerConfig,
+    config: ModelConfig,
     training: TrainConfig,
     workers: int,
     attention: Attention,
@@ -161,7 +167,7 @@ def _key(
 def _count(
     name: str,
     spec: DatasetSpec,
-    config: TransformerConfig,
+    config: ModelConfig,
     training: TrainConfig,
     workers: int,
     attention: Attention,
@@ -175,7 +181,7 @@ def _count(
             model.begin_epoch(training.epochs - 1, training.epochs)  # of gated models: stage II
         weights = _bytes_of(_tensors(model))
         inference = _inference_bytes(model, _batch(spec, model.modalities, 1), training)
-        batch = _batch(spec, model.modalities, size)
+        batch = _batch(spec, model.modalities, size, may_drop=training.modality_dropout > 0)
         train = _training_bytes(model, batch, spec, training, workers)
     return Memory(train / MEGABYTE, inference / MEGABYTE, weights / MEGABYTE)
 
@@ -261,12 +267,17 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _batch(spec: DatasetSpec, names: Sequence[str], size: int) -> Batch:
-    """Return a batch of fake tensors; modalities without padding have no lengths."""
+def _batch(spec: DatasetSpec, names: Sequence[str], size: int, *, may_drop: bool = False) -> Batch:
+    """Return a batch of fake tensors; modalities without padding have no lengths.
+
+    `may_drop`: all have, of which 0 drops a modality in training.
+    """
     shapes = {name: spec.modalities[name] for name in names}
     inputs = {m: torch.empty(size, one.num_tokens, one.num_features) for m, one in shapes.items()}
     lengths = {
-        m: torch.empty(size, dtype=torch.int64) for m, one in shapes.items() if one.variable_length
+        m: torch.empty(size, dtype=torch.int64)
+        for m, one in shapes.items()
+        if one.variable_length or (may_drop and len(names) > 1)
     }
     if spec.task == "classification":
         return inputs, lengths, torch.empty(size, dtype=torch.int64)

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Whole = TypeVar("Whole", bound=Any)
 """An int, or a tensor of ints."""
+
+
+class Cut(NamedTuple):
+    """How the samples of one modality are cut into tokens."""
+
+    num_tokens: int
+    """n, without CLS."""
+    patch: int
+    """Samples per token."""
+    resampled: bool = False
+    """Whether each sample of the dataset, whatever its length, is resampled to n `patch` samples;
+    otherwise the last patch is padded, and shorter ones have fewer tokens."""
+
+    def is_exact(self, length: int, *, varies: bool) -> bool:
+        """Return whether `length` samples, which may be fewer if it `varies`, are not resampled."""
+        return not self.resampled or (not varies and length == self.num_tokens * self.patch)
 
 
 @dataclass(frozen=True, slots=True)

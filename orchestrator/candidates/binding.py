@@ -21,8 +21,9 @@ from sftsearch.datasets.errors import unknown
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.search_spaces.schema import Objective
 from sftsearch.trainables import catalog as models
-from sftsearch.trainables.config import ConfigError, TrainConfig, TransformerConfig
+from sftsearch.trainables.config import ConfigError, ModelConfig, TrainConfig
 from sftsearch.trainables.metrics import METRICS
+from sftsearch.trainables.models.fusion import solved_training
 from sftsearch.trainables.training_loss import check_loss
 
 if typing.TYPE_CHECKING:
@@ -37,13 +38,17 @@ _ADDED_LATER = frozenset(
         # of training
         *("accumulate", "average_weights", "class_weights", "label_smoothing", "momentum"),
         *("optimizer", "patience", "schedule", "step_epochs", "warmup_epochs"),
+        *("frequency_mask", "jitter", "modality_dropout", "rotate", "rotation", "scaling"),
+        *("spectrograms", "time_crop", "time_mask", "token_dropout"),
         # of models
         *("cls_sum", "joint_learning_rate", "modality_order", "pooling_eps", "pooling_weights"),
-        "soft_inference",
+        *("segments", "soft_inference", "tokenizer"),
     }
 )
 """Fields of existing configurations that were added after studies had run. They are hashed only if
 they differ from their default, so that ids stay the same; their defaults must never change."""
+_HAD_SEGMENTS = ("msaf", "msaf_lstm")
+"""Models that had a field `segments`, of another meaning, before all others had one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Configuration:
     model: str
     parameters: dict[str, Any]
     """Parameters as in the study file, with modalities in the dataset's order."""
-    model_config: TransformerConfig
+    model_config: ModelConfig
     train_config: TrainConfig
 
 
@@ -85,6 +90,8 @@ def bind(
     fields = fields_of(TRAINING)
     train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
     train_config = train_config.canonical(spec)
+    if models.MODELS[model].is_solved:  # the options of a study apply to its other models
+        train_config = solved_training(train_config)
     if train_config.mixup == "manifold" and not models.MODELS[model].mixes_latents:
         raise ConfigError(
             f"`mixup` must not be manifold for `kind: {model}`: its samples take different routes, "
@@ -108,7 +115,7 @@ def _exact(fields: Mapping[str, TypeAdapter[object]], name: str, value: object) 
 
 
 def _identity(
-    model: str, model_config: TransformerConfig, train_config: TrainConfig, fingerprint: str
+    model: str, model_config: ModelConfig, train_config: TrainConfig, fingerprint: str
 ) -> str:
     training = {_HASHED_AS.get(n, n): value for n, value in _hashed(TRAINING, train_config)}
     content = [
@@ -121,11 +128,22 @@ def _identity(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _hashed(name: str, config: TrainConfig | TransformerConfig) -> list[tuple[str, object]]:
+def _hashed(name: str, config: TrainConfig | ModelConfig) -> list[tuple[str, object]]:
     """Return the fields that determine a configuration's id, and their values."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    later = _ADDED_LATER - {"segments"} if name in _HAD_SEGMENTS else _ADDED_LATER
     values = [(field, getattr(config, field)) for field in fields_of(name)]
-    return [(n, v) for n, v in values if n not in _ADDED_LATER or v != defaults[n]]
+    values = [(n, _without_tokens(v) if n == "experts" else v) for n, v in values]
+    return [(n, v) for n, v in values if n not in later or v != defaults[n]]
+
+
+def _without_tokens(experts: Any) -> Any:
+    """Leave out the default `segments` and `tokenizer` of experts, which were added later."""
+    plain = {"segments": None, "tokenizer": "linear"}
+    return [
+        {n: v for n, v in expert.items() if n not in plain or v != plain[n]}
+        for expert in experts or ()
+    ]
 
 
 @functools.cache
@@ -141,7 +159,7 @@ def fields_of(name: str) -> dict[str, TypeAdapter[object]]:
     return {field: TypeAdapter(hints[field], config=strict) for field in names}
 
 
-def _config_of(name: str) -> type[TrainConfig | TransformerConfig]:
+def _config_of(name: str) -> type[TrainConfig | ModelConfig]:
     return TrainConfig if name == TRAINING else models.MODELS[name].config
 
 

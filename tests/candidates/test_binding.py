@@ -114,11 +114,16 @@ def test_bind_gives_different_values_different_ids() -> None:
         "label_smoothing": 0.1, "class_weights": "balanced",
         "mixup": "manifold", "mixup_alpha": 0.4, "mixup_warmup": 4, "mixup_weights": "sample",
         "regression_loss": "l2", "precision": "bfloat16", "compile": True,
+        "segments": 12, "tokenizer": "conv",
+        "time_crop": 0.1, "rotation": 10, "rotate": ["watch_acc"], "scaling": 0.1, "jitter": 0.1,
+        "token_dropout": 0.1, "time_mask": 0.1, "frequency_mask": 0.1,
+        "spectrograms": ["watch_acc"], "modality_dropout": 0.1,
     }  # fmt: skip
     needed: dict[str, Any] = {
         "tokens": {"stride": None}, "momentum": {"optimizer": "sgd"},
         "step_epochs": {"schedule": "step"}, "pooling_eps": {"pooling": "attention"},
-        "pooling_weights": {"pooling": "attention"},
+        "pooling_weights": {"pooling": "attention"}, "rotate": {"rotation": 5},
+        "spectrograms": {"time_mask": 0.2}, "segments": {"patch": 1},
     }  # fmt: skip
     """What a parameter needs to have an effect."""
     assert others.keys() == binding.parameters_of("sft").keys()
@@ -157,6 +162,12 @@ SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sft", {"schedule": "step", "plateau_patience": 3}, {"schedule": "step"}),
     ("sft", {"epochs": 5, "patience": 4}, {"epochs": 5}),
     ("sft", {"clip_norm": 1}, {"clip_norm": 1.0}),
+    ("sft", {"patch": dict.fromkeys(WEARABLES.modalities, 8)}, {}),
+    ("sft", {"patch": 1, "segments": 16}, {}),
+    ("sft", {"patch": 1, "segments": dict.fromkeys(WEARABLES.modalities, 12)},
+     {"patch": 1, "segments": 12}),
+    ("sft", {"rotate": ["watch_acc"], "spectrograms": ["watch_acc"]}, {}),
+    ("sft", {"rotation": 5, "rotate": [*WEARABLES.modalities]}, {"rotation": 5}),
 ]  # fmt: skip
 
 
@@ -232,7 +243,7 @@ def test_bind_keeps_the_study_files_names_and_sorts_modalities() -> None:
     [
         ({"dim": 20, "num_heads": 3}, "`num_heads` must divide `dim`"),
         ({"modalities": ["radar"]}, "has no modality 'radar'"),
-        ({"patch": 8.5}, "`patch`: It must be a whole number, but got 8.5."),
+        ({"patch": 8.5}, "`patch`: It must be a whole number or a mapping, but got 8.5."),
     ],
 )
 def test_bind_reports_invalid_combinations(values: dict[str, Any], message: str) -> None:

@@ -89,7 +89,7 @@ def test_shared_parameters_equal_parameters_listed_by_branch() -> None:
     ("old", "new", "message"),
     [
         ("patch: 8", "patch: eight",
-         'line 10: space.shared.patch: It must be a whole number, but got "eight".'),
+         'line 10: space.shared.patch: It must be a whole number or a mapping, but got "eight".'),
         ("patch: 8", "patches: 8",
          "line 10: space.shared.patches: No parameter is called 'patches'. Did you mean 'patch'?"),
         ("patch: 8", "patch: {kind: int, low: 8}",

@@ -63,15 +63,15 @@ def test_check_names_passes_a_valid_file() -> None:
          "{watch_acc: {kind: int, low: 1, high: 2}, phone_acc: x}",
          "line 11: space[0].stride.phone_acc: It must be a whole number, but got "
          '{"phone_acc": "x"}.'),
-        ("patch: 8", "patch: {watch_acc: {kind: choice, values: [8]}}",
-         "line 10: space[0].patch.watch_acc.values[0]: It must be a whole number, but got "
+        ("patch: 8", "summary: {watch_acc: {kind: choice, values: [8]}}",
+         "line 10: space[0].summary.watch_acc.values[0]: It must be a whole number, but got "
          '{"watch_acc": 8}.'),
         ("patch: 8", "patch: eight",
-         'line 10: space[0].patch: It must be a whole number, but got "eight".'),
+         'line 10: space[0].patch: It must be a whole number or a mapping, but got "eight".'),
         ("patch: 8", "patch: 8.0",
-         "line 10: space[0].patch: It must be a whole number, but got 8.0."),
+         "line 10: space[0].patch: It must be a whole number or a mapping, but got 8.0."),
         ("patch: 8", "patch: true",
-         "line 10: space[0].patch: It must be a whole number, but got true."),
+         "line 10: space[0].patch: It must be a whole number or a mapping, but got true."),
         ("values: [1, 2]", "values: [1, two]", "line 11: space[0].stride.values[1]: It must be a "
          'whole number or a mapping, but got "two".'),
         ("[watch_acc, phone_acc]", "watch_acc",

@@ -8,79 +8,41 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from sftsearch.datasets.catalog import describe
-from sftsearch.datasets.spec import DatasetSpec, ModalitySpec
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.checkpoint import read_checkpoint, write_checkpoint
-from sftsearch.trainables.config import ConfigError, TrainConfig
+from sftsearch.trainables.config import ConfigError, TrainConfig, TransformerConfig
 from sftsearch.trainables.cost import count_gmacs
-from sftsearch.trainables.evaluation import losses_of
 from sftsearch.trainables.layers.tokens import Sequence
 from sftsearch.trainables.mixup import Mixup
 
-from shapes import SMALL
+from small_models import ALONE, NUM_CLASSES, SPEC, batch, fill_padding, lengths, losses, small
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from sftsearch.trainables.config import TransformerConfig
     from sftsearch.trainables.layers.tokens import Tokens
-    from sftsearch.trainables.models.fusion import FusionModel
 
-NUM_CLASSES = 7
 MIXING_LATENTS = sorted(name for name, entry in MODELS.items() if entry.mixes_latents)
 """Models that support manifold mixup; the others refuse it, see `test_dynmm.py`."""
-SPEC: DatasetSpec = replace(
-    describe("synthetic"),
-    modalities={
-        "type": ModalitySpec(num_tokens=13, num_features=5),  # also a method of nn.Module
-        "audio": ModalitySpec(num_tokens=6, num_features=1),
-        "text": ModalitySpec(num_tokens=9, num_features=3),
-    },
-    classes=tuple(f"class_{index}" for index in range(NUM_CLASSES)),
+TRANSFORMERS = sorted(
+    name for name, entry in MODELS.items() if issubclass(entry.config, TransformerConfig)
 )
-ALONE = ("unimodal",)
-"""Models that take exactly one modality."""
-PAIRS = ("mmtm", "mi_matrix")
-"""Models that take exactly two."""
+WITH_DROPOUT = sorted(name for name, entry in MODELS.items() if hasattr(entry.config, "dropout"))
 POOLED = sorted(name for name, entry in MODELS.items() if hasattr(entry.config, "stride"))
 POOLED_APART = sorted(set(POOLED) - {"concat"})
 """Models that pool each modality separately."""
 
 
-def small(name: str, **options: Any) -> TransformerConfig:
-    depth = {key: value for key, value in SMALL.items() if hasattr(MODELS[name].config, key)}
-    if "fused_layers" in depth:
-        depth |= {"stride": 2}
-    chosen = {"modalities": ("type",)} if name in ALONE else {}
-    if name in PAIRS:
-        chosen = {"modalities": ("type", "text")}
-    shared = {"dim": 12, "num_heads": 3, "patch": 2}
-    shared = {key: value for key, value in shared.items() if hasattr(MODELS[name].config, key)}
-    return MODELS[name].config(**shared | depth | chosen | options)
-
-
-def losses(model: FusionModel, outputs: Tensor) -> Tensor:
-    """Return the training losses on `batch()`, (B,)."""
-    labels = torch.arange(len(outputs)) % NUM_CLASSES
-    return model.losses(partial(losses_of, "classification", TrainConfig()), outputs, labels)
-
-
-def batch(size: int = 4, seed: int = 1) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(size, shape.num_tokens, shape.num_features, generator=random)
-        for name, shape in SPEC.modalities.items()
-    }
+def with_dropout(name: str, rate: float) -> dict[str, float]:
+    return {"dropout": rate} if name in WITH_DROPOUT else {}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -135,7 +97,7 @@ def test_counting_operations_does_not_change_the_model(name: str) -> None:
 
 
 def test_configuration_survives_json(name: str) -> None:
-    config = small(name, modalities=("audio",), dropout=0.1)
+    config = small(name, modalities=("audio",), **with_dropout(name, 0.1))
     assert MODELS[name].config(**json.loads(json.dumps(asdict(config)))) == config
 
 
@@ -163,32 +125,13 @@ def test_every_chosen_modality_changes_the_outputs(name: str) -> None:
 
 @pytest.mark.medium
 def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(name: str) -> None:
-    model = build_model(name, SPEC, small(name, dropout=0.5), seed=0).double().eval()
+    config = small(name, **with_dropout(name, 0.5))
+    model = build_model(name, SPEC, config, seed=0).double().eval()
     inputs = {key: x_BTF.double() for key, x_BTF in batch(size=5).items()}
     together = model(inputs)
     alone = torch.cat([model({k: x[i : i + 1] for k, x in inputs.items()}) for i in range(5)])
     # float64: another batch size may change the order of sums; nothing else may differ.
     torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
-
-
-def lengths(size: int = 4) -> dict[str, Tensor]:
-    """Return lengths of full, cut and missing modalities; "audio" is always full."""
-    cut = torch.arange(size) % 4
-    return {
-        "type": torch.tensor([13, 7, 1, 0])[cut],
-        "text": torch.tensor([9, 0, 9, 2])[cut],
-    }
-
-
-def fill_padding(
-    inputs: dict[str, Tensor], known: dict[str, Tensor], value: float
-) -> dict[str, Tensor]:
-    """Put `value` into all padding."""
-    corrupted = dict(inputs)
-    for key, length in known.items():
-        padded = torch.arange(inputs[key].shape[1]) >= length[:, None]
-        corrupted[key] = inputs[key].masked_fill(padded[:, :, None], value)
-    return corrupted
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, math.nan, math.inf])
@@ -350,6 +293,7 @@ def test_a_stride_that_drops_nothing_is_a_token_budget(name: str) -> None:
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_dropout_acts_only_in_training(name: str) -> None:
     model = build_model(name, SPEC, small(name, dropout=0.5), seed=0)
     assert not torch.equal(model(batch()), model(batch()))
@@ -384,12 +328,14 @@ def test_an_unknown_modality_is_refused_with_the_nearest(name: str) -> None:
     assert "Did you mean 'audio'?" in message
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_patch_longer_than_a_modality_is_refused_naming_both(name: str) -> None:
     message = refused(name, patch=7, modalities=("audio",))
     assert "patch=7" in message
     assert "audio has 6 samples" in message
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_heads_that_do_not_divide_the_width_are_refused_naming_both(name: str) -> None:
     with pytest.raises(ConfigError, match=r"num_heads=5, dim=12"):
         small(name, num_heads=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -150,6 +151,17 @@ def test_all_parameters_in_epochs_change_with_their_number() -> None:
     expected = {"epochs": 16, "mixup_warmup": 4, "patience": 6, "warmup_epochs": 1.0}
     assert data["training"] == {"batch_size": 10, **expected}
     assert data["space"][0]["mixup_warmup"] == 2
+
+
+@pytest.mark.parametrize("axes", [None, 3])
+def test_rotation_needs_three_axes(axes: int | None) -> None:
+    shape = ModalitySpec(num_tokens=8, num_features=3, axes=axes)
+    spec = dataclasses.replace(dataset(100), modalities={"sensor": shape})
+    data = study(epochs=8, rotation=15)
+    data["space"][0]["rotation"] = choice(0, 15)
+    notes = adapt(data, spec, None)
+    assert ("rotation" in data["training"]) == ("rotation" in data["space"][0]) == (axes == 3)
+    assert len(notes) == (axes is None)
 
 
 def test_epochs_stay_if_the_own_dataset_is_unknown() -> None:

@@ -24,7 +24,7 @@ from sftsearch.trainables.distributed import ALONE, Workers
 from sftsearch.trainables.evaluation import Batches
 from sftsearch.trainables.fit import Fit
 
-from shapes import SMALL
+from shapes import OF_MSAF, SMALL
 
 if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
@@ -45,6 +45,8 @@ def build(name: str, store: Store, dtype: torch.dtype) -> FusionModel:
     """Build a small model."""
     config = MODELS[name].config
     some = {key: value for key, value in TINY.items() if hasattr(config, key)}
+    if name.startswith("msaf"):
+        some |= OF_MSAF
     modalities = tuple(store.spec.modalities)
     number = {"unimodal": 1, "mmtm": 2, "mi_matrix": 2}.get(name)
     if number:

@@ -31,6 +31,7 @@ SMALL = {
     "memory_layers": 1,
     "experts": ({"kind": "concat", "num_layers": 1}, {"kind": "late_fusion", "num_layers": 2}),
     "window": 4,  # of eight tokens, so that the pattern is sparse
-    "segments": 2,
 }
 """Fields that make any model small; each takes the ones it has."""
+OF_MSAF = {"segments": 2}
+"""Further ones of models of MSAF; in other models `segments` is the number of tokens."""

@@ -103,6 +103,14 @@ def field_values(draw: st.DrawFn, name: str, kind: Any) -> Any:
     return draw(st.integers(2, 9) if name == "window" else st.integers(0, 3))
 
 
+def draw_cut(draw: st.DrawFn, names: list[str], shortest: int) -> dict[str, Any]:
+    """Draw how samples are cut into tokens: by patch or into segments, also by modality."""
+    cut_by, most = draw(st.sampled_from([("patch", shortest), ("segments", 12)]))
+    number = st.integers(1, most)
+    value = {m: draw(number) for m in names} if draw(st.booleans()) else draw(number)
+    return {"patch": 1, "segments": None} | {cut_by: value}
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
     """Draw a dataset, a model, a subset of the modalities, and a valid configuration."""
@@ -119,10 +127,12 @@ def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
     heads = draw(st.integers(1, 3))
     options: dict[str, Any] = {
         "modalities": tuple(subset),
-        "patch": draw(st.integers(1, shortest)),
+        **draw_cut(draw, subset, shortest),
         "num_heads": heads,
         "dim": heads * draw(st.integers(1, 6)),
     }
+    if model.startswith("msaf"):
+        options["segments"] = draw(st.integers(1, 3))  # does not cut tokens
     config = MODELS[model].config
     pooled = {"stride": None, "tokens": None}
     if hasattr(config, "stride"):
@@ -131,6 +141,7 @@ def cases(draw: st.DrawFn) -> tuple[DatasetSpec, str, Any]:
         pooled[which] = {m: draw(sizes_of) for m in subset} if by_modality else draw(sizes_of)
         options |= pooled
     hints = typing.get_type_hints(config, localns={"Mapping": Mapping})
+    options = {name: value for name, value in options.items() if name in hints}
     for name, kind in hints.items():
         if name not in {*options, *pooled}:
             options[name] = field_values(draw, name, kind)

@@ -15,7 +15,7 @@ import torch
 from drive_parallel import build, histories
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.trainables.catalog import MODELS
+from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.distributed import Workers, normalizes_batches
 from sftsearch.trainables.fit import Fit
@@ -82,6 +82,8 @@ def test_normalizes_batches_finds_the_models_with_batch_norm(stores: Path) -> No
     store = open_dataset("synthetic", cache=stores)
     found = {n for n in MODELS if normalizes_batches(build(n, store, torch.float32))}
     assert found == set(BATCH_NORM)
+    statistics = MODELS["sft"].config(tokenizer="statistics")
+    assert normalizes_batches(build_model("sft", store.spec, statistics, seed=0))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

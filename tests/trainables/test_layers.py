@@ -19,7 +19,7 @@ from sftsearch.trainables.layers.attention import SelfAttention
 from sftsearch.trainables.layers.blocks import Block, dropout
 from sftsearch.trainables.layers.pooling import Pool, PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED, ModalityTokenizer, Sequence, Tokenizer
-from sftsearch.trainables.token_windows import Windows, windows_of_stride
+from sftsearch.trainables.token_windows import Cut, Windows, windows_of_stride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def test_a_token_is_the_projection_of_a_patch_plus_its_position() -> None:
     """Seven samples in patches of three give three tokens; two zero samples pad the last."""
-    tokenize = ModalityTokenizer(num_tokens=3, patch=3, num_features=2, dim=5).double()
+    tokenize = ModalityTokenizer(cut=Cut(3, 3), num_features=2, dim=5).double()
     x = torch.randn(4, 7, 2, dtype=torch.float64)
     z = tokenize(x).z
     assert z.shape == (4, 1 + 3, 5)
@@ -43,7 +43,7 @@ def test_a_token_is_the_projection_of_a_patch_plus_its_position() -> None:
 
 
 def test_cls_and_positions_start_as_standard_normal_numbers() -> None:
-    tokenize = ModalityTokenizer(num_tokens=199, patch=1, num_features=1, dim=100)
+    tokenize = ModalityTokenizer(cut=Cut(199, 1), num_features=1, dim=100)
     for parameter in (tokenize.cls, tokenize.positions):
         spread = 4 / parameter.numel() ** 0.5  # four standard errors of a mean
         assert parameter.mean().item() == pytest.approx(0, abs=spread)

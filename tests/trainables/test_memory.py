@@ -181,6 +181,20 @@ def test_other_tasks_and_lengths_are_counted(task: Any) -> None:
 
 
 @pytest.mark.medium
+def test_augmentations_change_no_memory_except_the_masks_of_dropped_modalities() -> None:
+    plain = count_memory("sft", TINY, sft(), TRAINING)
+    crop = dataclasses.replace(TRAINING, time_crop=0.2, jitter=0.1, token_dropout=0.1)
+    assert count_memory("sft", TINY, sft(), crop) == plain
+    dropped = dataclasses.replace(TRAINING, modality_dropout=0.1)
+    lengths = {m: dataclasses.replace(s, variable_length=True) for m, s in TINY.modalities.items()}
+    varies = dataclasses.replace(TINY, modalities=lengths)
+    found = count_memory("sft", TINY, sft(), dropped)
+    assert found.train_memory_mb == count_memory("sft", varies, sft(), TRAINING).train_memory_mb
+    assert found.train_memory_mb > plain.train_memory_mb
+    assert found.inference_memory_mb == plain.inference_memory_mb
+
+
+@pytest.mark.medium
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_counted_with_mixup_dropout_and_half_precision(name: str) -> None:
     modalities = {"unimodal": ("left",)}.get(name)

@@ -585,7 +585,7 @@ def test_the_page_lists_every_option_with_its_default() -> None:
 
 def test_the_recipes_of_the_page_are_valid() -> None:
     recipes = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
-    assert len(recipes) == 6
+    assert len(recipes) == 7
     for recipe in recipes:
         TrainConfig(**recipe["training"])
         for branch in recipe.get("space", []):

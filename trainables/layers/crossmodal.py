@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from sftsearch.trainables.layers.attention import SelfAttention, attend
 from sftsearch.trainables.layers.blocks import dropout
 from sftsearch.trainables.layers.fused_attention import attend_fused
+from sftsearch.trainables.layers.patches import cut_patches
 from sftsearch.trainables.layers.sparse_attention import lowest_score
-from sftsearch.trainables.layers.tokens import Sequence, cut_patches
+from sftsearch.trainables.layers.tokens import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sftsearch.trainables.layers.tokens import Tokens
+    from sftsearch.trainables.token_windows import Cut
 
 
 def attend_to(
@@ -164,18 +166,18 @@ class JoinStacks(nn.Module):
 class ProjectionTokenizer(nn.Module):
     """`x W` of one modality, a convolution of width `patch` without bias; adds no CLS token.
 
-    Shape: (B, n P, F) -> (B, n, D), n tokens of P samples. Same interface as `ModalityTokenizer`.
+    Shape: (B, T, F) -> (B, n, D), n tokens of P samples. Same interface as `ModalityTokenizer`.
     """
 
-    def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
+    def __init__(self, *, cut: Cut, num_features: int, dim: int) -> None:
         super().__init__()
-        self.num_tokens, self.patch = num_tokens, patch
-        self.projection = nn.Linear(patch * num_features, dim, bias=False)
+        self.cut = cut
+        self.projection = nn.Linear(cut.patch * num_features, dim, bias=False)
 
     def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
         """Turn samples into tokens; samples after `length` (B,) are not read."""
-        patches, valid = cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch)
-        return Sequence(self.projection(patches), valid)
+        patches = cut_patches(x, length, self.cut)
+        return Sequence(self.projection(patches.x.flatten(2)), patches.valid)
 
 
 class Sinusoids(nn.Module):

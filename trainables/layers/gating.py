@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sftsearch.trainables import cost
 from sftsearch.trainables.layers.blocks import Block, Head
+from sftsearch.trainables.layers.patches import cut_patches
 from sftsearch.trainables.layers.pooling import join_masks
-from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokenizer, cut_patches
+from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -113,10 +114,10 @@ class MLPGate(nn.Module):
     def __init__(
         self, spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
     ) -> None:
-        """Create the layers; `config` gives modalities and `patch`, and `hidden` is H."""
+        """Create the layers; `config` gives modalities and patches, and `hidden` is H."""
         super().__init__()
-        self.num_patches, self.patch = config.num_tokens(spec), config.patch
-        self.expand = nn.Linear(_patch_widths(spec, config), hidden)
+        self.cuts = config.cuts(spec)
+        self.expand = nn.Linear(sum(config.sample_widths(spec).values()), hidden)
         self.contract = nn.Linear(hidden, num_routes)
 
     def forward(
@@ -124,10 +125,8 @@ class MLPGate(nn.Module):
     ) -> Tensor:
         """Score the routes."""
         known = lengths or {}
-        means = [
-            mean_of_valid(*cut_patches(inputs[m], known.get(m), num_tokens=n, patch=self.patch))
-            for m, n in self.num_patches.items()
-        ]
+        patches = [cut_patches(inputs[m], known.get(m), cut) for m, cut in self.cuts.items()]
+        means = [mean_of_valid(one.x.flatten(2), one.valid) for one in patches]
         scores: Tensor = self.contract(F.relu(self.expand(torch.cat(means, dim=1))))
         return scores
 
@@ -152,7 +151,7 @@ class TransformerGate(nn.Module):
     def __init__(
         self, spec: DatasetSpec, config: TransformerConfig, *, num_layers: int, num_routes: int
     ) -> None:
-        """Create the layers; `config` gives modalities, `patch`, `dim` and `num_heads`."""
+        """Create the layers; `config` gives modalities, tokens, `dim` and `num_heads`."""
         super().__init__()
         self.tokenizer = Tokenizer(spec, config)
         self.blocks = nn.Sequential(
@@ -179,7 +178,7 @@ def mlp_gate_part(
     spec: DatasetSpec, config: TransformerConfig, *, hidden: int, num_routes: int
 ) -> cost.Part:
     """Return the cost of `MLPGate`; both `flops` and `macs` count all its products."""
-    width = _patch_widths(spec, config)
+    width = sum(config.sample_widths(spec).values())
     macs = hidden * (width + num_routes)
     return cost.Part(macs, macs, macs + hidden + num_routes)
 
@@ -196,8 +195,3 @@ def transformer_gate_part(
     ]
     macs = sum(part.macs for part in parts)
     return cost.Part(macs, macs, sum(part.parameters for part in parts))
-
-
-def _patch_widths(spec: DatasetSpec, config: TransformerConfig) -> int:
-    """Return the total width of one patch of every modality that is read."""
-    return sum(config.patch * spec.modalities[m].num_features for m in config.chosen(spec))

@@ -1,22 +1,26 @@
 """Turn the samples of a modality into tokens.
 
-Shapes: B batch, T samples of a modality, F features of a sample, P samples of a patch,
-n = ceil(T / P) tokens, D width. The CLS token of a sequence is at position 0.
+Shapes: B batch, T samples of a modality, F features of a sample, P samples of a patch, n tokens,
+D width. The CLS token of a sequence is at position 0.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sftsearch.trainables.layers.patches import FEATURES, cut_patches
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.token_windows import Cut
 
 
 class Sequence(NamedTuple):
@@ -39,41 +43,22 @@ BOTTLENECK = "bottleneck"
 """The shared tokens of MBT; this sequence has no CLS token."""
 
 
-def cut_patches(
-    x: Tensor, length: Tensor | None, *, num_tokens: int, patch: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the zero-padded patches (B, n, P F), and whether each has a real sample (B, n).
-
-    Args:
-        x: (B, T, F).
-        length: (B,), number of real samples of each row; None: all.
-        num_tokens: n.
-        patch: P.
-    """
-    valid = None
-    if length is not None:
-        padded = torch.arange(x.shape[1], device=x.device) >= length[:, None]
-        x = x.masked_fill(padded.unsqueeze(-1), 0.0)
-        starts = patch * torch.arange(num_tokens, device=x.device)
-        valid = starts < length[:, None]
-    missing = num_tokens * patch - x.shape[1]
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
-    return x.reshape(x.shape[0], num_tokens, -1), valid
-
-
 class ModalityTokenizer(nn.Module):
-    """`[cls; x W + b] + p` for the patches x of one modality (SFT paper, sec. 3).
+    """`[cls; x W + b] + p` for the features x of each patch of one modality (SFT paper, sec. 3).
 
-    Shape: (B, T, F) -> (B, 1 + n, D). The last patch is padded with zeros.
+    In the paper the features are the samples of the patch; see `patches` for others.
+
+    Shape: (B, T, F) -> (B, 1 + n, D).
     """
 
-    def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
+    def __init__(self, *, cut: Cut, num_features: int, dim: int, kind: str = "linear") -> None:
+        """Create the layers; `kind`: one of `FEATURES`."""
         super().__init__()
-        self.num_tokens, self.patch = num_tokens, patch
-        self.projection = nn.Linear(patch * num_features, dim)
+        self.cut = cut
+        self.features = FEATURES[kind](patch=cut.patch, num_features=num_features, dim=dim)
+        self.projection = nn.Linear(self.features.width, dim)
         self.cls = nn.Parameter(torch.randn(1, dim))
-        self.positions = nn.Parameter(torch.randn(1 + num_tokens, dim))
+        self.positions = nn.Parameter(torch.randn(1 + cut.num_tokens, dim))
 
     def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
         """Turn samples into tokens.
@@ -83,12 +68,24 @@ class ModalityTokenizer(nn.Module):
             length: (B,), number of real samples of each row; the others are not read. At 0 the
                 modality is missing, and only its CLS token is valid.
         """
-        patches, valid = cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch)
-        if valid is not None:
-            valid = F.pad(valid, (1, 0), value=True)
+        patches = cut_patches(x, length, self.cut)
+        valid = None if patches.valid is None else F.pad(patches.valid, (1, 0), value=True)
         cls_B1D = self.cls.expand(x.shape[0], 1, -1)
-        z = torch.cat([cls_B1D, self.projection(patches)], dim=1) + self.positions
+        z = torch.cat([cls_B1D, self.projection(self.features(patches))], dim=1) + self.positions
         return Sequence(z, valid)
+
+
+class CutSamples(nn.Module):
+    """Patches of a modality's samples, without projection or CLS: (B, T, F) -> (B, n, P F)."""
+
+    def __init__(self, *, cut: Cut, num_features: int, dim: int) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
+        """Cut samples into patches; samples after `length` (B,) are not read."""
+        patches = cut_patches(x, length, self.cut)
+        return Sequence(patches.x.flatten(2), patches.valid)
 
 
 class Tokenizer(nn.Module):
@@ -99,20 +96,16 @@ class Tokenizer(nn.Module):
         spec: DatasetSpec,
         config: TransformerConfig,
         *,
-        kind: Callable[..., nn.Module] = ModalityTokenizer,
+        of_modality: Callable[..., nn.Module] | None = None,
     ) -> None:
-        """Create one tokenizer per modality; `kind`: its class, as `ModalityTokenizer`."""
+        """Create one tokenizer per modality; `of_modality` replaces `ModalityTokenizer`."""
         super().__init__()
         self.names = config.chosen(spec)
+        create = of_modality or partial(ModalityTokenizer, kind=config.tokenizer)
         self.modalities = nn.ModuleList(
             [
-                kind(
-                    num_tokens=num_tokens,
-                    patch=config.patch,
-                    num_features=spec.modalities[name].num_features,
-                    dim=config.dim,
-                )
-                for name, num_tokens in config.num_tokens(spec).items()
+                create(cut=cut, num_features=spec.modalities[name].num_features, dim=config.dim)
+                for name, cut in config.cuts(spec).items()
             ]
         )
 

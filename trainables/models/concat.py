@@ -16,7 +16,6 @@ from torch import nn
 from sftsearch.trainables import cost
 from sftsearch.trainables.config import (
     ConfigError,
-    PoolingConfig,
     TransformerConfig,
     check_integer,
     check_names,
@@ -24,6 +23,7 @@ from sftsearch.trainables.config import (
 from sftsearch.trainables.layers.pooling import PoolEach, join_masks
 from sftsearch.trainables.layers.tokens import FUSED, Sequence, Tokens
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry, block_layers
+from sftsearch.trainables.pooling_config import PoolingConfig
 from sftsearch.trainables.token_windows import pools
 
 if TYPE_CHECKING:

@@ -64,11 +64,19 @@ def settings_of(config: TransformerConfig) -> dict[str, Any]:
     return plain
 
 
+INHERITED = ("modalities", "patch", "segments", "tokenizer", "dim", "num_heads", "dropout")
+"""Fields of a `DynMMConfig` that its experts inherit."""
+_TYPES = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
+"""Of inherited fields: one of another type has another meaning, as `segments` of MSAF."""
+_CUT_BY = {"patch": "segments", "segments": "patch"}
+"""Fields that exclude each other."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynMMConfig(GatedConfig):
     """DynMM; experts inherit the fields they do not set.
 
-    These are `modalities`, `patch`, `dim`, `num_heads` and `dropout`.
+    These are `INHERITED`. One that sets `patch` does not inherit `segments`, and the reverse.
     """
 
     experts: tuple[Mapping[str, Any], ...] | None = None
@@ -84,10 +92,7 @@ class DynMMConfig(GatedConfig):
 
     def _configured(self, experts: tuple[Mapping[str, Any], ...]) -> list[Expert]:
         """Return the experts with their inherited fields."""
-        shared = {
-            name: getattr(self, name)
-            for name in ("modalities", "patch", "dim", "num_heads", "dropout")
-        }
+        shared = {name: getattr(self, name) for name in INHERITED}
         return [_expert(i, given, shared) for i, given in enumerate(experts, start=1)]
 
     def experts_of(self, spec: DatasetSpec) -> list[Expert]:
@@ -117,6 +122,7 @@ class DynMMConfig(GatedConfig):
         return dataclasses.replace(
             GatedConfig.canonical(self, spec),
             experts=tuple({"kind": one.kind, **settings_of(one.config)} for one in experts),
+            tokenizer="linear" if self.gate == "mlp" else self.tokenizer,
             dim=40,
             num_heads=5,
             dropout=0.0,
@@ -167,27 +173,40 @@ def _expert(number: int, given: Mapping[str, Any], shared: dict[str, Any]) -> Ex
             f"`experts`, number {number}: No model is called '{kind}'.{hint}", "experts"
         )
     entry, naming = models[kind], _naming(number, kind)
-    # Both stages apply the task's loss to the outputs of the experts.
-    if getattr(entry.build, "losses", FusionModel.losses) is not FusionModel.losses:
-        raise ConfigError(
-            f"{naming}it has its own training loss, which a gate cannot weight.", "experts"
-        )
+    _check_entry(entry, naming)
     types = {field.name: field.type for field in dataclasses.fields(entry.config)}
     for name in given:
         if name not in types and name != "kind":
             near = nearest(name, types)
             hint = f" Did you mean '{near}'?" if near else ""
             raise ConfigError(f"{naming}no parameter is called '{name}'.{hint}", "experts")
-    parameters = {name: value for name, value in shared.items() if name in types}
+    parameters = {
+        name: value
+        for name, value in shared.items()
+        if types.get(name) == _TYPES[name] and _CUT_BY.get(name) not in given
+    }
     parameters |= {
         name: float(value) if types[name] == "float" and type(value) is int else value
         for name, value in given.items()
         if name != "kind"
     }
     try:
-        return Expert(kind, entry, entry.config(**parameters))
+        config = entry.config(**parameters)
     except ConfigError as error:
         raise ConfigError(f"{naming}{error}", "experts") from error
+    assert isinstance(config, TransformerConfig), "checked above"
+    return Expert(kind, entry, config)
+
+
+def _check_entry(entry: ModelEntry, naming: str) -> None:
+    """Raise ConfigError if a model cannot be an expert."""
+    # Both stages apply the task's loss to the outputs of the experts.
+    if getattr(entry.build, "losses", FusionModel.losses) is not FusionModel.losses:
+        raise ConfigError(
+            f"{naming}it has its own training loss, which a gate cannot weight.", "experts"
+        )
+    if not issubclass(entry.config, TransformerConfig):
+        raise ConfigError(f"{naming}it has no tokens, which an expert must have.", "experts")
 
 
 class DynMM(GatedModel):

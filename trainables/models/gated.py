@@ -115,10 +115,14 @@ class GatedConfig(TransformerConfig):
         return min(round(self.alone * num_epochs), num_epochs - 1)
 
     def gate_config(self) -> TransformerConfig:
-        """Return the gate's configuration: modalities, patch and sizes."""
-        heads = self.gate_heads if self.gate == "transformer" else 1
+        """Return the gate's configuration: modalities, tokens and sizes."""
         return TransformerConfig(
-            modalities=self.modalities, patch=self.patch, dim=self.gate_dim, num_heads=heads
+            modalities=self.modalities,
+            patch=self.patch,
+            segments=self.segments,
+            tokenizer=self.tokenizer,
+            dim=self.gate_dim,
+            num_heads=self.gate_heads if self.gate == "transformer" else 1,
         )
 
     def build_gate(self, spec: DatasetSpec, num_routes: int) -> nn.Module:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import PoolingConfig, check_integer
+from sftsearch.trainables.config import check_integer
 from sftsearch.trainables.models.concat import check_layers_after, pooled_after_first
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
+from sftsearch.trainables.pooling_config import PoolingConfig
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec

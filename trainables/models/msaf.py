@@ -24,6 +24,7 @@ from sftsearch.trainables.config import (
     TransformerConfig,
     check_integer,
     check_number,
+    check_own_tokens,
 )
 from sftsearch.trainables.layers.blocks import Each, dropout
 from sftsearch.trainables.layers.msaf import (
@@ -34,7 +35,7 @@ from sftsearch.trainables.layers.msaf import (
     num_blocks,
 )
 from sftsearch.trainables.layers.recurrent import LSTM, last_valid, lstm_macs, lstm_parameters
-from sftsearch.trainables.layers.tokens import Sequence, Tokenizer, cut_patches
+from sftsearch.trainables.layers.tokens import CutSamples, Sequence, Tokenizer
 from sftsearch.trainables.models.fusion import FusionModel, ModelEntry, block_layers
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class SplitConfig(TransformerConfig):
     block_dropout: float = 0.2
     """Probability that a block of a sample is dropped in training."""
     segments: int = 1
-    """Segments of time that are fused separately, each with its own weights."""
+    """Segments of time that are fused separately, each with its own weights. In other models this
+    is the number of tokens; here that follows from `patch`."""
 
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)  # super() does not work in a class with slots
@@ -95,6 +97,11 @@ class SplitConfig(TransformerConfig):
         check_number("suppression", self.suppression, least=0, below=1)
         check_number("block_dropout", self.block_dropout, least=0, below=1)
         check_integer("segments", self.segments, at_least=1)
+
+    @property
+    def num_segments(self) -> None:
+        """None: tokens are cut by `patch`."""
+        return
 
     def widths_of(self, spec: DatasetSpec) -> dict[str, int]:
         """Return the channels of each modality used."""
@@ -290,6 +297,7 @@ class MSAFLSTMConfig(SplitConfig):
 
     def __post_init__(self) -> None:
         SplitConfig.__post_init__(self)
+        check_own_tokens("msaf_lstm", self.tokenizer)
         if self.widths is not None:
             if not isinstance(self.widths, Mapping):
                 raise ConfigError(
@@ -326,18 +334,6 @@ class MSAFLSTMConfig(SplitConfig):
         )
 
 
-class Patches(nn.Module):
-    """Patches of a modality's samples, without projection or CLS: (B, T, F) -> (B, n, P F)."""
-
-    def __init__(self, *, num_tokens: int, patch: int, num_features: int, dim: int) -> None:
-        super().__init__()
-        self.num_tokens, self.patch = num_tokens, patch
-
-    def forward(self, x: Tensor, length: Tensor | None = None) -> Sequence:
-        """Cut samples into patches; samples after `length` (B,) are not read."""
-        return Sequence(*cut_patches(x, length, num_tokens=self.num_tokens, patch=self.patch))
-
-
 class LastSteps(nn.Module):
     """Compute outputs from the last valid token of every modality: {m: (B, T, D_m)} -> (B, C).
 
@@ -364,7 +360,7 @@ class MSAFLSTM(FusionModel):
 
     def __init__(self, spec: DatasetSpec, config: MSAFLSTMConfig) -> None:
         split, widths = config.split(spec), config.widths_of(spec)
-        features = {m: config.patch * spec.modalities[m].num_features for m in widths}
+        features = config.sample_widths(spec)
         super().__init__(
             spec,
             config,
@@ -373,7 +369,7 @@ class MSAFLSTM(FusionModel):
                 ChannelFusion(msaf_module(split, config, shared=0)),
                 Each({m: LSTM(width, width) for m, width in widths.items()}),
             ],
-            tokenizer=Tokenizer(spec, config, kind=Patches),
+            tokenizer=Tokenizer(spec, config, of_modality=CutSamples),
             head=LastSteps(widths, sum(split.widths), spec.num_outputs, dropout=config.dropout),
         )
 
@@ -381,9 +377,10 @@ class MSAFLSTM(FusionModel):
 def msaf_lstm_cost(spec: DatasetSpec, config: MSAFLSTMConfig) -> cost.Cost:
     """Return the cost: 4 D (F + D) multiply-adds per token and LSTM, and MSAF's products."""
     split, widths, tokens = config.split(spec), config.widths_of(spec), config.num_tokens(spec)
+    samples = config.sample_widths(spec)
     parts = [split.part(), cost.linear(sum(split.widths), spec.num_outputs)]
     for name, width in widths.items():
-        for features in (config.patch * spec.modalities[name].num_features, width):
+        for features in (samples[name], width):
             macs = tokens[name] * lstm_macs(features, width)
             parts.append(cost.Part(macs, macs, lstm_parameters(features, width)))
     return cost.total(parts)

@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import ConfigError, TransformerConfig, check_integer
+from sftsearch.trainables.config import (
+    ConfigError,
+    TransformerConfig,
+    check_integer,
+    check_own_tokens,
+)
 from sftsearch.trainables.layers.blocks import Each, dropout
 from sftsearch.trainables.layers.crossmodal import (
     Crossmodal,
@@ -77,6 +82,10 @@ class MulTOriginalConfig(MulTConfig):
     crossmodal_layers: int = 5
     memory_layers: int = 5
 
+    def __post_init__(self) -> None:
+        MulTConfig.__post_init__(self)
+        check_own_tokens("mult_original", self.tokenizer)
+
 
 class MulT(FusionModel):
     """MulT with the SFT paper's tokens; the CLS tokens are classified."""
@@ -119,7 +128,7 @@ class MulTOriginal(FusionModel):
             spec,
             config,
             layers,
-            tokenizer=Tokenizer(spec, config, kind=ProjectionTokenizer),
+            tokenizer=Tokenizer(spec, config, of_modality=ProjectionTokenizer),
             head=LastTokens(names, width, spec.num_outputs, dropout=config.dropout),
         )
 

@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import (
-    ConfigError,
-    MidFusionConfig,
-    check_choice,
-    check_integer,
-)
+from sftsearch.trainables.config import ConfigError, check_choice, check_integer
 from sftsearch.trainables.layers.blocks import AttentionBlock, Each
 from sftsearch.trainables.layers.pooling import PoolAndFuse
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry, block_layers
+from sftsearch.trainables.pooling_config import MidFusionConfig
 from sftsearch.trainables.token_windows import Pattern, pools
 
 if TYPE_CHECKING:

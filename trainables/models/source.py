@@ -9,7 +9,7 @@ import importlib
 from importlib import resources
 from typing import TypedDict
 
-from sftsearch.trainables import config
+from sftsearch.trainables import config, pooling_config
 from sftsearch.trainables.models.listing import FILES
 
 PACKAGE = "sftsearch.trainables.models"
@@ -85,8 +85,9 @@ def _read_model(file: str, name: str, entry: ast.Call) -> ModelSource:
 def _fields(file: str, class_name: str) -> dict[str, Parameter]:
     """Return the fields of a configuration class by name, those of its bases first."""
     file, class_name = _home(file, class_name)
-    if not file:  # declared in `trainables/config.py`, which does not import torch
-        shared = describe_fields(getattr(config, class_name))
+    if not file:  # declared in a file of `trainables` that does not import torch
+        home = config if hasattr(config, class_name) else pooling_config
+        shared = describe_fields(getattr(home, class_name))
         return {field["name"]: field for field in shared}
     found: dict[str, Parameter] = {}
     (declared,) = (
@@ -108,7 +109,7 @@ def _fields(file: str, class_name: str) -> dict[str, Parameter]:
 
 
 def _home(file: str, name: str) -> tuple[str, str]:
-    """Return the file that declares a name, empty for `trainables/config.py`, and the name."""
+    """Return the file that declares a name, empty if it is not in this folder, and the name."""
     for node in _parse(file).body:
         if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
             module = str(node.module)

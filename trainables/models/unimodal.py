@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.trainables import cost
-from sftsearch.trainables.config import ConfigError, MidFusionConfig
+from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.layers.tokens import FUSED
 from sftsearch.trainables.models.fusion import SFT_PAPER, FusionModel, ModelEntry
 from sftsearch.trainables.models.sft import check_attention, pooled_layers, pooled_parts
+from sftsearch.trainables.pooling_config import MidFusionConfig
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
