@@ -182,15 +182,27 @@ def backed_up(journal: Journal, callback: StudyCallback) -> Iterator[Backup | No
             callback.on_notice(f"The backup is incomplete. {backup.problem}")
 
 
-def mirror_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:
-    """Complete a study in MLflow; return the reason if that fails, else an empty text."""
-    from sftsearch.orchestrator.tracking.client import default_uri
+def mirror_study(
+    folder: Path, runs: str | Path, tracking_uri: str | None, *, note: str = ""
+) -> str:
+    """Complete a study in MLflow; return the reason if that fails, else an empty text.
+
+    A note, if given, replaces that of the study's run.
+    """
+    from sftsearch.orchestrator.tracking.client import TrackingError, default_uri
     from sftsearch.orchestrator.tracking.mirror import Mirror
 
     runs = local_runs_folder(runs)
     with Journal(folder) as journal, backed_up(journal, StudyCallback()):
         mirror = Mirror(journal, tracking_uri or default_uri(runs), runs)
-        return "" if mirror.close() else mirror.problem or "MLflow is too slow"
+        if not mirror.close():
+            return mirror.problem or "MLflow is too slow"
+        try:
+            if note:
+                mirror.write_note(note)
+        except TrackingError as error:
+            return str(error)
+        return ""
 
 
 def delete_study(folder: Path, runs: str | Path, tracking_uri: str | None) -> str:

@@ -95,7 +95,8 @@ class RunOptions(TypedDict, total=False):
     ship_code: bool
     """Send this version of sftsearch to the cluster's nodes."""
     worker: type[Worker]
-    """Class that trains a trial; by default `TrainingWorker`."""
+    """Class that trains a trial; by default `TrainingWorker`. With another no baselines are fitted:
+    its values may not be of the dataset."""
     formats: tuple[str, ...]
     """Report formats to write at the end; by default `REPORT_FORMATS`."""
 
@@ -244,7 +245,8 @@ class StudySession:
 
     def _search(self, journal: Journal, backup: Backup | None) -> Search:
         """Run the trials on Ray, and conclude the study."""
-        from sftsearch.orchestrator.execution import placement, tune  # Ray takes seconds to import
+        # Ray takes seconds to import.
+        from sftsearch.orchestrator.execution import baselines, placement, tune
         from sftsearch.orchestrator.execution.cluster import connected
         from sftsearch.orchestrator.search.engine import Search
 
@@ -264,15 +266,19 @@ class StudySession:
             self._callback.on_open(self._source, self.admission, search, max_concurrent_trials)
             search.finish_what_was_begun()
             is_alone = address is None
-            tune.run(
-                search,
-                study.resources,
-                self._trial_spec,
-                max_concurrent_trials=max_concurrent_trials,
-                patience=placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS,
-                worker=self._options.get("worker", TrainingWorker),
-                notice=self._callback.on_notice,
-            )
+            # The values of another worker may not be of the dataset.
+            wanted = "worker" not in self._options and study.search.baselines
+            with baselines.fitted(search, study, self._callback, wanted=wanted) as poll:
+                tune.run(
+                    search,
+                    study.resources,
+                    self._trial_spec,
+                    max_concurrent_trials=max_concurrent_trials,
+                    patience=placement.NO_NODE_SECONDS if is_alone else placement.NO_NODES_SECONDS,
+                    worker=self._options.get("worker", TrainingWorker),
+                    notice=self._callback.on_notice,
+                    poll=poll,
+                )
         search.conclude()
         search.close()
         return search
@@ -346,6 +352,7 @@ class StudySession:
     def _with_report(self, result: StudyResult, mirror: Mirror | None) -> StudyResult:
         """Write the report to the study's folder and, if MLflow is complete, to MLflow."""
         from sftsearch.orchestrator.report.formats import write_report
+        from sftsearch.orchestrator.report.note import describe_study
         from sftsearch.orchestrator.tracking.client import TrackingError
 
         formats = self._options.get("formats", REPORT_FORMATS)
@@ -356,6 +363,7 @@ class StudySession:
         if mirror is not None:
             try:
                 mirror.log_artifacts(files)
+                mirror.write_note(describe_study(result.analysis))
             except TrackingError as error:
                 problem = str(error)
         result.report, result.tracking_problem = files, problem

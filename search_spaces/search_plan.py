@@ -191,6 +191,9 @@ class SearchPlan(Section):
     """Worst value of the first objective that is of interest; `baseline`: that of the best
     baseline. Worse configurations are not on the front and get no more replicates, and the sampler
     `ehvi` does not look for them."""
+    baselines: bool = True
+    """Fit baselines (majority, linear models, MLPs) beside the trials, in about 20 seconds of one
+    core, and compare the front with them."""
     deterministic: bool = False
     """Make proposals and early stopping independent of the order in which concurrent trials end:
     both use only results that are known in every order. A free worker may have to wait."""
@@ -223,6 +226,8 @@ class SearchPlan(Section):
                 f"ones, but got (min={least}): which others have started when the first one is "
                 "stopped depends on the order in which trials end."
             )
+        if self.min_accuracy == "baseline" and not self.baselines:
+            raise ValueError("`min_accuracy: baseline` needs `baselines: true`.")
         if self.deterministic and self.min_accuracy == "baseline":
             raise ValueError(
                 "`deterministic` needs a number for `min_accuracy`, but got (baseline): when the "

@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = """
 study: {name: secure}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 2}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 2}
 training: {epochs: 1, batch_size: 256}
 space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 4, high: 5}}]
 """

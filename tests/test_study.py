@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {{name: small, description: A test.}}
 dataset: {{kind: synthetic}}
-search: {{sampler: {{kind: exhaustive}}, trials: {trials}, replicates: 2}}
+search: {{baselines: false, sampler: {{kind: exhaustive}}, trials: {trials}, replicates: 2}}
 training: {{epochs: 3, batch_size: 64, learning_rate: 3e-3}}
 resources: {{cpus: 1, concurrent_trials: {concurrent}}}
 space:

@@ -11,14 +11,14 @@ from sftsearch.trainables.models.listing import listed_models
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.config import ModelConfig
     from sftsearch.trainables.models.fusion import FusionModel
 
 MODELS = listed_models()
 """Every fusion model, by its name in study files."""
 
 
-def build_model(name: str, spec: DatasetSpec, config: TransformerConfig, seed: int) -> FusionModel:
+def build_model(name: str, spec: DatasetSpec, config: ModelConfig, seed: int) -> FusionModel:
     """Build a model with weights drawn from `seed`; the caller's random state does not change.
 
     Raises:

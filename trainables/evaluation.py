@@ -39,6 +39,11 @@ EVALUATION_BATCH = 512
 
 NUM_GROUPS = 100
 """Largest number of groups of a split."""
+NUM_BLOCKS = 20
+"""Blocks of consecutive samples of a split with unknown or fewer than `FEWEST_SUBJECTS` subjects.
+"""
+FEWEST_SUBJECTS = 3
+"""With fewer, samples are grouped by block: one or two subjects say nothing about others."""
 
 COUNTED: dict[Task, str] = {"classification": "top1", "regression": "acc2"}
 """For each task, the metric that is the share of correct decisions; groups count these.
@@ -60,7 +65,7 @@ class Evaluation:
     metrics: dict[str, float]
     """`loss`, the metrics of `metrics.score`, and those of `model.measure`."""
     groups: dict[str, list[float]]
-    """Subject (or one of 100 fixed parts) -> [correct decisions, samples]; see `COUNTED`."""
+    """Subject (or block of samples, see `Groups`) -> [correct, samples]; see `COUNTED`."""
     num_absent_classes: int
     """Classes (or labels) without samples, which means over classes leave out."""
 
@@ -298,19 +303,26 @@ def is_right(task: Task, outputs: Tensor, split: Split) -> npt.NDArray[np.bool_]
 
 
 class Groups:
-    """Count samples by subject, or by part of the split if subjects are unknown.
+    """Count samples by subject, or by block of consecutive samples if there are fewer than three.
 
-    A task that is not in `COUNTED` has no groups.
+    Consecutive samples may be of one recording, so they belong to the same group. A task that is
+    not in `COUNTED` has no groups.
     """
 
     def __init__(self, store: Store, split: Split) -> None:
         names = store.spec.subjects[split.name]
         known = len(names) > 0 and bool((split.subjects >= 0).all())
-        codes = split.subjects if known else np.arange(len(split))
-        if known and len(names) <= NUM_GROUPS:
-            self.names = list(names)
+        if not known:
+            codes = blocks_of(split, np.zeros(len(split), dtype=np.int64), NUM_BLOCKS)
+            self.names = [f"{block:02d}" for block in range(NUM_BLOCKS)]
+        elif len(names) < FEWEST_SUBJECTS:
+            number = NUM_BLOCKS // len(names)
+            codes = split.subjects * number + blocks_of(split, split.subjects, number)
+            self.names = [f"{name} block {block:02d}" for name in names for block in range(number)]
+        elif len(names) <= NUM_GROUPS:
+            codes, self.names = split.subjects, list(names)
         else:
-            codes = codes % NUM_GROUPS
+            codes = split.subjects % NUM_GROUPS
             self.names = [f"{group:02d}" for group in range(NUM_GROUPS)]
         if store.spec.task not in COUNTED:
             self.names = []
@@ -329,3 +341,23 @@ class Groups:
             for name, right, size in zip(self.names, correct, self.sizes, strict=True)
             if size
         }
+
+
+def blocks_of(split: Split, subjects: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+    """Return the block of each sample, from 0 to `number` - 1, (N,).
+
+    Each subject's samples of a class, in the order of the split, are cut into equal blocks; a block
+    then has all classes, also in a split that is sorted by class.
+
+    Args:
+        split: the samples.
+        subjects: of the samples, (N,).
+        number: blocks of a subject.
+    """
+    is_class = np.issubdtype(split.labels.dtype, np.integer)
+    labels = split.labels if is_class else np.zeros(len(split), dtype=np.int64)
+    blocks = np.empty(len(split), dtype=np.int64)
+    for subject, label in {*zip(subjects.tolist(), labels.tolist(), strict=True)}:
+        (rows,) = np.nonzero((subjects == subject) & (labels == label))
+        blocks[rows] = np.arange(len(rows)) * number // len(rows)
+    return blocks

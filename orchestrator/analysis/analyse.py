@@ -10,19 +10,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.analysis.bound import BoundStudy
+from sftsearch.orchestrator.analysis.confirmation import confirmation_of
+from sftsearch.orchestrator.analysis.curves import rising_of
 from sftsearch.orchestrator.analysis.effects import effects_of
 from sftsearch.orchestrator.analysis.families import families_of
 from sftsearch.orchestrator.analysis.front import FrontOptions, build_front, mark_front
 from sftsearch.orchestrator.analysis.importance import importance_of
+from sftsearch.orchestrator.analysis.modalities import verdicts_of
 from sftsearch.orchestrator.analysis.routes import levels_of, routes_of
 from sftsearch.orchestrator.analysis.standings import standings_of
 from sftsearch.orchestrator.analysis.tokens import tokens_of
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.confirmation import Confirmation
+    from sftsearch.orchestrator.analysis.curves import Rising
     from sftsearch.orchestrator.analysis.effects import Effects
     from sftsearch.orchestrator.analysis.families import FamilyComparison
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.importance import Band
+    from sftsearch.orchestrator.analysis.modalities import ModalityVerdict
     from sftsearch.orchestrator.analysis.routes import RoutedConfiguration, WeightLevel
     from sftsearch.orchestrator.analysis.standings import Standings
     from sftsearch.orchestrator.analysis.tokens import SequenceTokens
@@ -48,6 +54,12 @@ class Analysis:
     """Families at equal compute and equal tuning; None if fewer than two can be compared."""
     effects: Effects | None
     """None with too few configurations."""
+    modalities: tuple[ModalityVerdict, ...] = ()
+    """Modalities that were tried with and without; empty with too few configurations."""
+    rising: Rising | None = None
+    """How many trials were still rising at their last epoch; None without learning curves."""
+    confirmation: Confirmation | None = None
+    """What the test split says; None until the study is confirmed."""
 
     @classmethod
     def of(cls, front: Front) -> Analysis:
@@ -62,6 +74,9 @@ class Analysis:
             tokens=tokens_of(front, bound),
             standings=standings_of(front),
             effects=effects_of(front, bound),
+            modalities=verdicts_of(front, bound),
+            rising=rising_of(front.study),
+            confirmation=confirmation_of(front),
         )
 
 

@@ -36,6 +36,19 @@ class BoundStudy:
             self._bound[key] = _bind(model, parameters, self.spec)
         return self._bound[key]
 
+    def cost_of(self, model: str, parameters: Mapping[str, object], name: str) -> float | None:
+        """Return an exact cost of a configuration, such as `gflops`; None as for `bind`."""
+        configuration = self.bind(model, parameters)
+        if configuration is None or self.spec is None:
+            return None
+        from sftsearch.trainables.catalog import MODELS
+
+        try:
+            cost = MODELS[model].cost(self.spec, configuration.model_config)
+        except UserError:  # some models check their modalities only here
+            return None
+        return float(getattr(cost, name))
+
 
 def _spec_of(study: StudyRecord) -> DatasetSpec | None:
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sftsearch.orchestrator import bootstrap
+from sftsearch.orchestrator.analysis.curves import rising_trials
 from sftsearch.orchestrator.metrics import EXACT_COSTS, metric
 from sftsearch.orchestrator.surrogate.fold_effects import additive_means
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.storage.study_record import Groups, StudyRecord, TrialRecord
 
-Status = Literal["finished", "incomplete", "stopped", "failed"]
+Status = Literal["finished", "incomplete", "stopped", "failed", "baseline"]
 Interval = tuple[float, float]
 
 
@@ -52,13 +53,16 @@ class ConfigurationSummary:
     parameters: dict[str, object]
     status: Status
     reasons: tuple[str, ...] = ()
-    """Why it is not finished; empty if it is."""
+    """Why it is not finished; empty if it is. Of a baseline, what it is."""
     seeds: tuple[int, ...] = ()
     """The finished replicates that `values` are means of; see `is_fresh`."""
     is_fresh: bool = False
     """Whether `seeds` are only fresh replicates, trained after the choice for the report."""
     num_finished: int = 0
     """Number of all finished replicates."""
+    still_rising: bool | None = None
+    """Whether most finished replicates were still rising at their last epoch; see
+    `curves.rising_trials`. None without learning curves."""
     values: dict[str, float] = field(default_factory=dict)
     """Means over `seeds`; if no trial has finished, the exact costs."""
     deviations: dict[str, float] = field(default_factory=dict)
@@ -86,6 +90,16 @@ class ConfigurationSummary:
         """Return whether it is off the front and its difference from the front is within noise."""
         return not self.on_front and self.difference is not None and self.difference.within_noise
 
+    def spread(self, name: str) -> float | None:
+        """Return what follows ± after a mean, or None.
+
+        This is half of the 95 % interval if there is one, else the standard deviation over
+        replicates; a study has intervals of its accuracy or none.
+        """
+        if self.interval is not None:
+            return (self.interval[1] - self.interval[0]) / 2
+        return self.deviations.get(name)
+
 
 def summarize_configurations(study: StudyRecord, x: str, y: str) -> list[ConfigurationSummary]:
     """Return every configuration of a study with its means, without comparisons.
@@ -93,9 +107,19 @@ def summarize_configurations(study: StudyRecord, x: str, y: str) -> list[Configu
     A configuration is finished if it has all required replicates, their `x` and `y` are finite, and
     none was stopped.
     """
-    effects = _fold_effects(study, y)
-    return [
+    effects, rising = _fold_effects(study, y), rising_trials(study)
+    summaries = [
         _summarize(trials, study, x, y, effects) for trials in _by_configuration(study).values()
+    ]
+    by_id: dict[str, list[bool]] = {}
+    for trial in study.trials:
+        if trial.key in rising:
+            by_id.setdefault(trial.configuration_id, []).append(rising[trial.key])
+    return [
+        replace(c, still_rising=2 * sum(found) > len(found))
+        if (found := by_id.get(c.configuration_id))
+        else c
+        for c in summaries
     ]
 
 
@@ -120,7 +144,7 @@ def add_test_values(
             groups[number] = counts
     draws = bootstrap.resample_accuracies(list(groups.values()))
     for column, number in enumerate(groups):
-        interval = bootstrap.percentile_interval(draws[:, column])
+        interval = bootstrap.share_interval(draws[:, column])
         tested[number] = replace(tested[number], test_interval=interval)
     return tested
 

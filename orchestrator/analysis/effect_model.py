@@ -58,6 +58,7 @@ class EffectModel:
         *,
         num_folds: int | None,
         transform: OutcomeTransform,
+        uncertainty_N: Floats | None = None,
     ) -> None:
         """Fit the process.
 
@@ -67,6 +68,8 @@ class EffectModel:
                 row has one.
             num_folds: replicate r was validated on fold r modulo this; None: all on one split.
             transform: maps values to the scale of the process.
+            uncertainty_N: variance of each mean on that scale, in addition to the replicates'
+                noise, such as that of a predicted value, (N,); None: all are measured.
         """
         self._features = [
             feature
@@ -77,6 +80,8 @@ class EffectModel:
         folds_R = np.arange(values_NR.shape[1]) % (num_folds or 1)
         fit = additive_means(transform.to_latent(values_NR), folds_R)
         shared_NN = fit.weights @ fit.covariance @ fit.weights.T
+        if uncertainty_N is not None:
+            add_to_diagonal(shared_NN, uncertainty_N)
         self._hyperparameters = fit_hyperparameters(
             self._x_ND,
             fit.means,

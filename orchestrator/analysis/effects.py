@@ -12,23 +12,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sftsearch.orchestrator.analysis.effect_model import EffectModel
+from sftsearch.orchestrator.analysis.measured import measure
 from sftsearch.orchestrator.analysis.variants import Variants
-from sftsearch.orchestrator.metrics import metric
-from sftsearch.orchestrator.surrogate.transforms import OutcomeTransform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
 
     from sftsearch.orchestrator.analysis.bound import BoundStudy
-    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary, Interval
+    from sftsearch.orchestrator.analysis.configurations import Interval
     from sftsearch.orchestrator.analysis.front import Front
-
-    Floats = NDArray[np.float64]
 
 MOST_VALUES = 6
 """Values of a parameter that are compared; one with more is not."""
@@ -37,7 +30,7 @@ FEWEST_OF_VALUE = 3
 FEWEST_OF_PARAMETER = 8
 """Configurations in which a parameter has an effect that it needs."""
 FEWEST_OF_STUDY = 12
-"""Finished configurations that a study needs."""
+"""Configurations with a value that a study needs."""
 MOST_OF_STUDY = 150
 """Configurations that the process is fitted to; of more, this many are drawn by their ids."""
 
@@ -83,20 +76,18 @@ class Effects:
     """Those that vary in the most configurations first."""
     num_configurations: int
     """Configurations that the process is fitted to."""
+    num_predicted: int = 0
+    """Those of them that were stopped early, with predicted values; see `predict_stopped`."""
     num_stopped: int
-    """Configurations that were stopped early, have no final value and are left out."""
+    """Configurations that were stopped early, cannot be predicted and are left out."""
 
 
 def effects_of(front: Front, bound: BoundStudy) -> Effects | None:
     """Return the effects of parameters; None with too few configurations or no such parameter."""
-    tried = sorted(front.finished, key=lambda c: c.configuration_id)
-    if len(tried) < FEWEST_OF_STUDY:
+    measured = measure(front, most=MOST_OF_STUDY)
+    if len(measured.tried) < FEWEST_OF_STUDY:
         return None
-    if len(tried) > MOST_OF_STUDY:
-        # Ids are hashes, so equal steps through them are as good as a random draw.
-        picks = np.linspace(0, len(tried) - 1, MOST_OF_STUDY).round().astype(int)
-        tried = [tried[i] for i in picks]
-    variants = Variants(tried, bound, most_values=MOST_VALUES)
+    variants = Variants(measured.tried, bound, most_values=MOST_VALUES)
     groups = [
         group
         for name in variants.names
@@ -107,34 +98,19 @@ def effects_of(front: Front, bound: BoundStudy) -> Effects | None:
         return None
     model = EffectModel(
         variants.rows,
-        _values(tried, front),
+        measured.values,
         num_folds=front.study.folds,
-        transform=OutcomeTransform(metric(front.y).is_share, front.objectives.sign),
+        transform=measured.transform,
+        uncertainty_N=measured.uncertainty,
     )
     found = [_effect(group, variants, model, front.objectives.sign) for group in groups]
     found.sort(key=lambda one: (-one.num_configurations - one.num_without, one.parameter))
     return Effects(
         parameters=tuple(found),
-        num_configurations=len(tried),
-        num_stopped=sum(c.status == "stopped" for c in front.configurations),
+        num_configurations=len(measured.tried),
+        num_predicted=sum(measured.is_predicted),
+        num_stopped=measured.num_unknown,
     )
-
-
-def _values(tried: Sequence[ConfigurationSummary], front: Front) -> Floats:
-    """Return the values of all replicates, more is better, (N, R); NaN where one did not run.
-
-    All replicates count, not only the fresh ones: what was tried is then no selection.
-    """
-    rows = {c.configuration_id: n for n, c in enumerate(tried)}
-    found = [
-        (rows[t.configuration_id], t.seed, t.values[front.y])
-        for t in front.study.trials
-        if t.configuration_id in rows and t.status == "finished"
-    ]
-    values_NR = np.full((len(rows), 1 + max(seed for _, seed, _ in found)), np.nan)
-    for row, seed, value in found:
-        values_NR[row, seed] = front.objectives.sign * value
-    return values_NR
 
 
 @dataclass(frozen=True, slots=True)

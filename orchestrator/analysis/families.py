@@ -184,7 +184,7 @@ def _tune(
             family=name,
             num_run=len(found),
             value=values[name],
-            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
+            interval=bootstrap.share_interval(draws[name]) if name in draws else None,
             difference=None if name == best else difference_of(name, best, values, draws),
         )
         for name, found in members.items()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sftsearch.datasets.errors import UserError, look_up
-from sftsearch.orchestrator import pareto
+from sftsearch.orchestrator import bootstrap, pareto
+from sftsearch.orchestrator.analysis.baselines import compare_baselines
 from sftsearch.orchestrator.analysis.configurations import (
     add_test_values,
     summarize_configurations,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sftsearch.orchestrator.analysis.baselines import Baselines
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.hypervolume import HypervolumeStep
     from sftsearch.orchestrator.storage.study_record import StudyRecord
@@ -53,8 +55,10 @@ class Front:
     hypervolume: float
     progress: tuple[HypervolumeStep, ...]
     draws: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
-    """Bootstrap draws of the accuracy by configuration id, (R,), paired, so that differences of two
+    """Draws of the accuracy by configuration id, (R,), paired, so that differences of two
     are draws too. Only finished configurations with counts by group."""
+    baselines: Baselines | None = None
+    """None if the study has none, or if they do not have `y`."""
 
     @property
     def x(self) -> str:
@@ -78,25 +82,37 @@ class Front:
 
     @property
     def table(self) -> tuple[ConfigurationSummary, ...]:
-        """Return the rows to show: all, or the `top` best by y."""
-        if self.top is None:
-            return self.configurations
-        best = sorted(self.finished, key=self.quality, reverse=True)[: self.top]
-        chosen = {c.configuration_id for c in best}
-        return tuple(c for c in self.configurations if c.configuration_id in chosen)
+        """Return the rows to show: all, or the `top` best by y; then the baselines."""
+        shown = self.configurations
+        if self.top is not None:
+            best = sorted(self.finished, key=self.quality, reverse=True)[: self.top]
+            chosen = {c.configuration_id for c in best}
+            shown = tuple(c for c in shown if c.configuration_id in chosen)
+        return shown if self.baselines is None else (*shown, *reversed(self.baselines.summaries))
 
     @property
     def num_groups(self) -> int:
         """Return the number of validation subjects (or groups); 0 if none were recorded."""
-        counted = [c for c in self.finished if c.configuration_id in self.draws]
-        return len({name for c in counted for groups in c.groups for name in groups})
+        return len(self._group_names())
 
     @property
     def groups_are_subjects(self) -> bool:
-        """Return whether groups are subjects, not hundredths of the split (`00` to `99`)."""
-        first = min(self.finished, key=lambda c: c.configuration_id, default=None)
-        names = [] if first is None else [name for groups in first.groups[:1] for name in groups]
-        return not all(len(name) == 2 and name.isdigit() for name in names)
+        """Return whether groups are subjects, not blocks of samples (`00`, `s04 block 01`)."""
+        names = self._group_names()
+        return not all(_is_number(name) or bootstrap.BLOCK in name for name in names)
+
+    @property
+    def num_people(self) -> int | None:
+        """Return the number of validation subjects; None if they are unknown or too many."""
+        names = self._group_names()
+        if not names or any(_is_number(name) for name in names):
+            return None
+        return len({name.partition(bootstrap.BLOCK)[0] for name in names})
+
+    def _group_names(self) -> set[str]:
+        counted = [c.groups for c in self.finished if c.configuration_id in self.draws]
+        merged = bootstrap.merge_blocks(counted)
+        return {name for seeds in merged for groups in seeds for name in groups}
 
     def quality(self, c: ConfigurationSummary) -> float:
         """Return y of a configuration, sign-adjusted so that more is better."""
@@ -221,7 +237,18 @@ def build_front(marked: MarkedConfigurations) -> Front:
         hypervolume=scale.hypervolume(marked.points),
         progress=hypervolume_steps(study, candidates, scale),
         draws=draws,
+        baselines=compare_baselines(
+            study,
+            [c for c in finished if c.on_front],
+            objectives,
+            is_searched=_are_searched(objectives, study),
+            max_gflops=options.max_gflops,
+        ),
     )
+
+
+def _is_number(name: str) -> bool:
+    return len(name) == 2 and name.isdigit()
 
 
 def _check(study: StudyRecord, objectives: Objectives, options: FrontOptions) -> None:

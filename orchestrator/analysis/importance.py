@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sftsearch.orchestrator.analysis.measured import measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     Levels = NDArray[np.intp]
     Mask = NDArray[np.bool_]
 
-FEWEST_OF_BAND = 20
+FEWEST_OF_BAND = 15
 """Configurations that a band needs; with fewer its importances are empty."""
+FEWEST_BEST = 4
+"""Configurations that count as the best; in a large band it is a tenth."""
 MOST_LEVELS = 20
 """A number with more values than this is divided into this many equal-count bins."""
 PRIOR_WEIGHT = 1.0
 """Pseudo-configurations, spread evenly over the levels, added to each density."""
-FEWEST_OF_STUDY = 40
-"""Finished configurations that a study needs; with fewer there are no bands."""
+FEWEST_OF_STUDY = 15
+"""Configurations with a value that a study needs; with fewer there are no bands."""
+FEWEST_OF_BANDS = 40
+"""Configurations that several bands need; with fewer there is one, of all."""
 
 ABSENT = object()
 """The value of a parameter that a configuration lacks."""
@@ -52,25 +58,43 @@ class Band:
     importances: dict[str, float]
     """By parameter, highest first; the sum is 1. All 0 if no parameter has an effect (such as if
     all values are equal); empty if there are too few configurations."""
+    num_predicted: int = 0
+    """Configurations that were stopped early and count with predicted values."""
 
 
 def importance_of(front: Front) -> tuple[Band, ...]:
-    """Return the importance of parameters at three or four budgets; empty with too few results.
+    """Return the importance of parameters at up to four budgets; empty with too few results.
 
-    The budgets are quantiles of the costs of finished configurations.
+    The budgets are quantiles of the costs. Configurations that were stopped early count with their
+    predicted values; see `measured`.
     """
-    finished = front.finished
-    if len(finished) < FEWEST_OF_STUDY or not front.objectives.is_cost_minimized:
+    measured = measure(front)
+    rows = [
+        (c, float(value), is_predicted)
+        for c, value, is_predicted in zip(
+            measured.tried, measured.means(), measured.is_predicted, strict=True
+        )
+        if front.x in c.values
+    ]
+    if len(rows) < FEWEST_OF_STUDY or not front.objectives.is_cost_minimized:
         return ()
-    shares = [25, 50, 75, 100] if len(finished) >= 2 * FEWEST_OF_STUDY else [50, 75, 100]
-    costs = [c.values[front.x] for c in finished]
+    shares = [25, 50, 75, 100] if len(rows) >= 2 * FEWEST_OF_BANDS else [50, 75, 100]
+    costs = [c.values[front.x] for c, *_ in rows]
     # An observed cost as the limit keeps the configuration at the limit despite rounding.
-    limits = np.unique(np.percentile(costs, shares, method="inverted_cdf"))
-    return importance_by_band(
-        [{"model": c.model, **c.parameters} for c in finished],
-        [front.quality(c) for c in finished],
+    limits = np.unique(
+        np.percentile(
+            costs, shares if len(rows) >= FEWEST_OF_BANDS else [100], method="inverted_cdf"
+        )
+    )
+    found = importance_by_band(
+        [{"model": c.model, **c.parameters} for c, *_ in rows],
+        [value for _, value, _ in rows],
         costs,
         limits.tolist(),
+    )
+    predicted = [c.values[front.x] for c, _, is_predicted in rows if is_predicted]
+    return tuple(
+        replace(band, num_predicted=sum(cost <= band.limit for cost in predicted)) for band in found
     )
 
 
@@ -80,7 +104,7 @@ def importance_by_band(
     costs: ArrayLike,
     limits: Sequence[float],
     *,
-    target: float = 0.1,
+    target: float | None = None,
     region: float = 1.0,
 ) -> tuple[Band, ...]:
     """Return the importance of every parameter among the configurations up to each cost limit.
@@ -94,7 +118,8 @@ def importance_by_band(
         values: to maximize, (N,), such as accuracies.
         costs: (N,).
         limits: the highest cost of each band.
-        target: gamma', the share of a band's configurations that are the best.
+        target: gamma', the share of a band's configurations that are the best; None: a tenth, at
+            least `FEWEST_BEST` of them.
         region: gamma, the share that they are compared with; 1 is all.
 
     Raises:
@@ -107,7 +132,7 @@ def importance_by_band(
         raise ValueError(f"Parameters, values and costs must have equal lengths, but got {got}.")
     if np.isnan(value_N).any() or np.isnan(cost_N).any():
         raise ValueError("Values and costs must be numbers, but got NaN.")
-    if not 0 < target < region <= 1:
+    if not 0 < (0.1 if target is None else target) < region <= 1:
         raise ValueError(f"`0 < target < region <= 1` must hold, but got ({target=}, {region=}).")
     names = sorted({name for row in parameters for name in row})
     columns = {name: [row.get(name, ABSENT) for row in parameters] for name in names}
@@ -117,8 +142,9 @@ def importance_by_band(
         in_region = inside[is_among_best(value_N[inside], region)] if len(inside) else inside
         found: dict[str, float] = {}
         if len(in_region) >= FEWEST_OF_BAND:
+            share = max(0.1, FEWEST_BEST / len(inside)) if target is None else target
             is_best = (
-                value_N[in_region] >= value_N[inside[is_among_best(value_N[inside], target)]].min()
+                value_N[in_region] >= value_N[inside[is_among_best(value_N[inside], share)]].min()
             )
             found = {
                 name: max(0.0, excess_divergence([column[i] for i in in_region], is_best))

@@ -1,8 +1,7 @@
-"""Compute confidence intervals and front probabilities by bootstrap.
+"""Compute confidence intervals and front probabilities from draws over people and replicates.
 
-Intervals are 95 % percentile intervals over both subjects and replicates. Draws are paired by
-subject, so the difference of two configurations' draws is a draw of their difference; see
-`bootstrap`.
+Intervals are the central 95 % of draws of Student's t. Draws are paired by person, so the
+difference of two configurations' draws is a draw of their difference; see `bootstrap`.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def compare_with_front(
         compared.append(
             replace(
                 c,
-                interval=None if own is None else bootstrap.percentile_interval(own),
+                interval=None if own is None else bootstrap.share_interval(own),
                 front_probability=shares.get(c.configuration_id),
                 difference=None if rival is None else difference(c, rival, objectives.y, draws),
             )

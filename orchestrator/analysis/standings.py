@@ -139,7 +139,7 @@ def _at(
             family=name,
             num_within=len(within[name]),
             value=values[name],
-            interval=bootstrap.percentile_interval(draws[name]) if name in draws else None,
+            interval=bootstrap.share_interval(draws[name]) if name in draws else None,
             difference=difference_of(name, rival, values, draws),
         )
 

@@ -27,7 +27,7 @@ class TokensKept:
     stride: int | None
     """Tokens of the longest window that is pooled to one; None: the sequence is not pooled."""
     patch: int
-    """Samples per token before pooling."""
+    """Samples per token before pooling; of a joined sequence, the most of any modality."""
     num_tokens: int
     """Tokens before pooling."""
     num_kept: int
@@ -128,20 +128,21 @@ def _sequences(c: ConfigurationSummary, bound: BoundStudy) -> dict[str, Kept | N
 
 
 def _kept(configuration: Configuration, bound: BoundStudy) -> Iterator[tuple[str, Kept | None]]:
-    from sftsearch.trainables.config import PoolingConfig
+    from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.trainables.pooling_config import PoolingConfig
 
     config, spec = configuration.model_config, bound.spec
     assert spec is not None
-    tokens = config.num_tokens(spec)
+    if not isinstance(config, TransformerConfig):
+        return  # a model without tokens
+    cuts = config.cuts(spec)
     if not isinstance(config, PoolingConfig):
-        yield from ((name, (0, config.patch, number, number)) for name, number in tokens.items())
+        yield from ((m, (0, cut.patch, cut.num_tokens, cut.num_tokens)) for m, cut in cuts.items())
         return
-    windows = config.windows(spec)
-    for name in tokens:
-        yield name, _of(windows[name], config.patch) if name in windows else None
-    yield from (
-        (JOINED, _of(own, config.patch)) for name, own in windows.items() if name not in tokens
-    )
+    windows, longest = config.windows(spec), max(cut.patch for cut in cuts.values())
+    for name, cut in cuts.items():
+        yield name, _of(windows[name], cut.patch) if name in windows else None
+    yield from ((JOINED, _of(own, longest)) for name, own in windows.items() if name not in cuts)
 
 
 def _of(windows: Windows, patch: int) -> Kept:

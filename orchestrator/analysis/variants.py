@@ -32,7 +32,7 @@ class Variants:
         """Find the parameters that vary within a model.
 
         Args:
-            tried: finished configurations.
+            tried: configurations with a value.
             bound: of their study.
             most_values: that a parameter may have in a model; others are not switched.
         """

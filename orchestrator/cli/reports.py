@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from sftsearch.orchestrator.cli.errors import user_errors
 from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
 
@@ -153,31 +156,38 @@ def compare(
 
 @click.command()
 @click.argument("study")
+@click.option("--yes", is_flag=True, help="Do not ask before the test split is evaluated.")
 @runs_option
 @uri_option
 @json_option
 @user_errors
-def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
+def confirm(study: str, yes: bool, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
     """Evaluate the front of STUDY on the test split, once.
 
-    The result is recorded; a second call shows the recorded values. Afterwards the study cannot
-    be extended.
+    The baselines are evaluated, too. Says which configurations stand, whether their order turned,
+    and what to take. The result is recorded; a second call shows the recorded values. Afterwards
+    the study cannot be extended.
     """
     from rich.console import Console
 
     from sftsearch.orchestrator.analysis.analyse import analyse
-    from sftsearch.orchestrator.confirm import confirm_study
+    from sftsearch.orchestrator.confirm import check_confirmable, confirm_study
     from sftsearch.orchestrator.report.formats import FORMATS, write_report
     from sftsearch.orchestrator.report.json_report import to_json
+    from sftsearch.orchestrator.report.note import describe_study
     from sftsearch.orchestrator.report.table import confirmed_table
     from sftsearch.orchestrator.studies import find_study, mirror_study
 
     console = Console(stderr=as_json)
     folder = find_study(study, runs)
+    record = check_confirmable(folder)
+    if not record.confirmed and not yes:
+        _ask(record, console)
     with console.status("evaluating the front on the test split ..."):
         record = confirm_study(folder)
-        problem = mirror_study(folder, runs, tracking_uri)
-    analysis = analyse(record)
+        analysis = analyse(record)
+        note = describe_study(analysis)
+        problem = mirror_study(folder, runs, tracking_uri, note=note)
     files = write_report(analysis, tuple(FORMATS), folder / "report")
     if as_json:
         click.echo(to_json(analysis))
@@ -186,6 +196,36 @@ def confirm(study: str, runs: Path, tracking_uri: str | None, as_json: bool) -> 
         console.print(f"\nReport: {files[0]}", highlight=False, soft_wrap=True)
     if problem:
         click.echo(f"MLflow lacks the test values ({problem}). Repeat the command later.", err=True)
+
+
+def _ask(record: StudyRecord, console: Console) -> None:
+    """Show what validation says, and ask whether to evaluate the test split.
+
+    Raises:
+        UserError: nobody can answer.
+        Abort: the answer is no.
+    """
+    from sftsearch.datasets.errors import UserError
+    from sftsearch.orchestrator.analysis.front import FrontOptions, build_front, mark_front
+    from sftsearch.orchestrator.report.text import headline
+
+    if not _can_ask():
+        raise UserError(
+            f"`confirm` asks before it evaluates the test split of '{record.name}', and nobody can "
+            "answer here. Add --yes."
+        )
+    front = build_front(mark_front(record, FrontOptions()))
+    console.print(headline(front), highlight=False, markup=False)
+    click.confirm(
+        f"Evaluate the {len(front.points)} configurations of the front on the test split? This can "
+        "be done once, and the study can then not be extended.",
+        abort=True,
+        err=True,
+    )
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
 
 
 def _read_study(name: str, runs: Path, tracking_uri: str | None) -> StudyRecord:

@@ -109,7 +109,12 @@ def price(
         console.print(described, highlight=False)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExample:\n"
+    "  sftsearch data prepare mine --from features.parquet\n"
+    "  sftsearch init mine\n"
+    "  sftsearch run stride_mine.yaml"
+)
 @click.argument("dataset")
 @click.option(
     "--study",
@@ -127,16 +132,10 @@ def price(
 @root_option
 @user_errors
 def init(dataset: str, like: str, out: Path | None, root: str | None) -> None:
-    r"""Write a study file for DATASET, to be edited.
+    """Write a study file for DATASET.
 
     It is a shipped study adapted to the dataset, the same as `run STUDY --dataset DATASET` uses.
     An existing file is not overwritten.
-
-    \b
-    Example:
-      sftsearch data prepare csv clips.csv --name mine
-      sftsearch init mine
-      sftsearch run stride_mine.yaml
     """
     from sftsearch.orchestrator.study_file import check_study, write_study_file
 

@@ -43,6 +43,7 @@ class StudyScheduler(FIFOScheduler):
         *,
         notice: Callable[[str], None],
         max_trial_hours: float | None,
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         """Create the scheduler of one run.
 
@@ -53,11 +54,12 @@ class StudyScheduler(FIFOScheduler):
             interruption: counts interrupts.
             notice: called with a message when an interrupt is handled.
             max_trial_hours: time limit of a trial; None: no limit.
+            poll: called several times a second, from the first report of a trial on.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher, self._capacity, self._outcome = searcher, capacity, outcome
         self._interruption, self._notice = interruption, notice
-        self._max_trial_hours = max_trial_hours
+        self._max_trial_hours, self._poll, self._has_reported = max_trial_hours, poll, False
         self._started_at: dict[str, float] = {}
         """Monotonic time at which each trial was first seen running, by Tune's trial id."""
         self._count = 0
@@ -71,6 +73,7 @@ class StudyScheduler(FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, object]
     ) -> str:
         """Pass an epoch's report to the search, which decides whether the trial continues."""
+        self._has_reported = True
         continues = self._searcher.on_report(trial.trial_id, result)
         return FIFOScheduler.CONTINUE if continues else FIFOScheduler.STOP
 
@@ -89,6 +92,9 @@ class StudyScheduler(FIFOScheduler):
             self._count = count
             self._interrupt(tune_controller, live, now=count >= 2)
         self._end_overdue([trial for trial in live if trial.status == Trial.RUNNING])
+        if self._has_reported:
+            with self._outcome.failing_on_errors():
+                self._poll()
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:

@@ -47,6 +47,7 @@ def run(
     patience: float = NO_NODE_SECONDS,
     worker: type[Worker] = TrainingWorker,
     notice: Callable[[str], None] = lambda _: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a search on the connected Ray, to its end or until it is interrupted.
 
@@ -58,6 +59,7 @@ def run(
         patience: seconds to wait while no node fits a trial.
         worker: trains a trial.
         notice: called with a message when an interrupt is handled or the head node is down.
+        poll: called several times a second, from the first report of a trial on.
 
     Raises:
         UserError: the search cannot continue; `--resume` continues once the cause is fixed.
@@ -78,6 +80,7 @@ def run(
             outcome,
             interruption,
             notice=notice,
+            poll=poll,
             max_trial_hours=resources.max_trial_hours,
         )
         tuner = _tuner(searcher, scheduler, worker, scratch)

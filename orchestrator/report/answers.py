@@ -254,13 +254,18 @@ def effects_notes(effects: Effects, front: Front) -> list[str]:
     """Return what the effects mean and what they rest on."""
     label = metric(front.y).label
     left_out = ""
+    if effects.num_predicted:
+        left_out = (
+            f" {effects.num_predicted} of them were stopped early and count with the final values "
+            "that finished trials predict."
+        )
     if effects.num_stopped:
-        left_out = f" {effects.num_stopped} stopped early, without a final value, are left out."
+        left_out += f" {effects.num_stopped} stopped early, without a final value, are left out."
     number = sum(len(one.values) for one in effects.parameters)
     return [
         f"Differences in {label} on validation, averaged over the configurations tried, if only "
         "this parameter is switched. They are estimated by a Gaussian process, because the sampler "
-        f"did not choose values at random. It is fitted to {effects.num_configurations} finished "
+        f"did not choose values at random. It is fitted to {effects.num_configurations} "
         f"configurations.{left_out}",
         f"95 % intervals in brackets; one in 20 excludes 0 by chance alone ({number} here). The "
         "validation samples are not resampled.",

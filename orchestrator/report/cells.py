@@ -48,8 +48,11 @@ def _why_off(c: ConfigurationSummary, front: Front) -> str:
 
 
 def format_gain(c: ConfigurationSummary, front: Front) -> str:
-    """Return the difference from the front, and whether it is within noise."""
-    if c.status != "finished":
+    """Return the difference from the front, and whether it is within noise.
+
+    A baseline is compared with the best of the front.
+    """
+    if c.status not in ("finished", "baseline"):
         return "; ".join(c.reasons)
     if c.difference is None:
         return "cheapest" if c.on_front else MISSING
@@ -77,13 +80,11 @@ def format_change(mean: float, interval: Interval | None, y: str) -> str:
 
 
 def format_mean(c: ConfigurationSummary, name: str) -> str:
-    """Format the mean of a metric over replicates, with its standard deviation if known."""
+    """Format the mean of the accuracy metric over replicates, with its spread if known."""
     if not c.seeds or name not in c.values:
         return MISSING
-    text = metric(name).format(c.values[name])
-    if name not in c.deviations:
-        return text
-    return f"{text} ± {metric(name).format(c.deviations[name])}"
+    text, spread = metric(name).format(c.values[name]), c.spread(name)
+    return text if spread is None else f"{text} ± {metric(name).format(spread)}"
 
 
 def format_interval(interval: Interval | None) -> str:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.analysis.parameters import format_parameter
 from sftsearch.orchestrator.metrics import format_number, metric
+from sftsearch.orchestrator.report.baselines import split_lines
 from sftsearch.orchestrator.report.cells import format_mean, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sftsearch.orchestrator.analysis.analyse import Analysis
+    from sftsearch.orchestrator.analysis.baselines import Baselines
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     JSON = dict[str, object]
 
 PALETTE = ("#4e79a7", "#e8812b", "#4f9d55", "#b0629b", "#d94f54", "#3fa7a0", "#9c755f", "#8a8f2f")
+BASELINE_COLOR = "#7d7d7d"
 _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 _HOVER_WIDTH = 42
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star", "hexagon")
@@ -61,18 +64,26 @@ def _front_chart(front: Front) -> JSON:
             chosen = [c for c in front.finished if c.model == model and c.on_front == on_front]
             if chosen:
                 traces.append(_points(front, chosen, number, on_front=on_front))
+    if front.baselines is not None:
+        traces += [_baseline_points(front, front.baselines)]
     named: set[object] = set()
     for trace in reversed(traces):  # one legend entry a model, preferably of its front points
         trace["showlegend"] = trace["name"] not in named
         named.add(trace["name"])
     costs = [c.values[front.x] for c in front.finished]
+    if front.baselines is not None and costs:
+        costs += [c.values[front.x] for c in front.baselines.at_a_cost(front.x)]
     is_log = bool(costs) and min(costs) > 0
     title_y = f"{metric(front.y).label}, validation"
+    labels = [_knee_label(c, front, is_log) for c in front.points if c.is_knee]
+    inside, outside = split_lines(front)
+    labels += [_outside_label(n, text) for n, (text, _) in enumerate(outside)]
     layout = {
         "xaxis": _axis(metric(front.x).label, is_log=is_log)
         | (_log_ticks(costs) if is_log else {}),
         "yaxis": _axis(title_y),
-        "annotations": [_knee_label(c, front, is_log) for c in front.points if c.is_knee],
+        "annotations": labels,
+        "shapes": [_baseline_line(text, value) for text, value in inside],
     }
     return {"traces": traces, "layout": layout}
 
@@ -92,7 +103,7 @@ def _points(
         "y": [c.values[front.y] for c in chosen],
         "error_y": {
             "type": "data",
-            "array": [c.deviations.get(front.y, 0.0) for c in chosen],
+            "array": [c.spread(front.y) or 0.0 for c in chosen],
             "thickness": 1.5 if on_front else 1,
             "width": 3 if on_front else 0,
         },
@@ -106,6 +117,59 @@ def _points(
         "hoverinfo": "text",
         "customdata": [c.configuration_id for c in chosen],
         "meta": "front" if on_front else "dominated",
+    }
+
+
+def _baseline_points(front: Front, baselines: Baselines) -> JSON:
+    """Return the baselines with a cost, each with its name."""
+    chosen = baselines.at_a_cost(front.x)
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "baseline",
+        "x": [c.values[front.x] for c in chosen],
+        "y": [c.values[front.y] for c in chosen],
+        "text": [_escape_label(c.model) for c in chosen],
+        "textposition": "top center",
+        "marker": {"color": BASELINE_COLOR, "symbol": "x", "size": 10},
+        "hovertext": [_hover(c, front) for c in chosen],
+        "hoverinfo": "text",
+        "customdata": [c.configuration_id for c in chosen],
+        "meta": "baseline",
+    }
+
+
+def _baseline_line(text: str, value: float) -> JSON:
+    """Return a baseline without a cost as a line."""
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": value,
+        "y1": value,
+        "line": {"color": BASELINE_COLOR, "width": 1.5, "dash": "dot"},
+        "label": {
+            "text": _escape_label(text),
+            "textposition": "start",
+            "font": {"color": BASELINE_COLOR, "size": 12},
+        },
+    }
+
+
+def _outside_label(n: int, text: str) -> JSON:
+    """Return the label of a line that is out of range, in the lower left corner."""
+    return {
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0,
+        "y": 0,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "yshift": 16 * n,
+        "text": f"not in range: {_escape_label(text)}",
+        "showarrow": False,
+        "font": {"color": BASELINE_COLOR, "size": 12},
     }
 
 

@@ -10,7 +10,7 @@ from sftsearch.orchestrator.analysis.parameters import (
     format_parameter,
     varying_parameters,
 )
-from sftsearch.orchestrator.metrics import KNOWN_METRICS, metric
+from sftsearch.orchestrator.metrics import KNOWN_METRICS, MISSING, metric
 from sftsearch.orchestrator.report.cells import (
     format_front_probability,
     format_gain,
@@ -69,6 +69,8 @@ def columns(front: Front) -> list[Column]:
         found.append(Column(header, format_front_probability, lambda c: c.front_probability))
     others = (name for name in KNOWN_METRICS if name not in front.objectives.names)
     found += [_value_column(name) for name in others if name in measured]
+    if any(c.still_rising is not None for c in front.configurations):
+        found.append(Column("still rising", _format_rising, _format_rising, is_number=False))
     heading = "seeds" if front.study.folds is None else "replicates"
     return [*found, Column(heading, format_replicates, lambda c: float(len(c.seeds)))]
 
@@ -94,6 +96,10 @@ def _leading_columns(front: Front) -> list[Column]:
             )
         )
     return found
+
+
+def _format_rising(c: ConfigurationSummary) -> str:
+    return MISSING if c.still_rising is None else "yes" if c.still_rising else "no"
 
 
 def _value_column(name: str) -> Column:

@@ -36,6 +36,7 @@ def _flat(c: ConfigurationSummary, front: Front) -> dict[str, object]:
         "num_seeds": len(c.seeds),
         "fresh": int(c.is_fresh),
         "thinned": int(c.is_thinned),
+        "still_rising": "" if c.still_rising is None else int(c.still_rising),
     }
     for name, value in c.values.items():
         row[name] = value

@@ -6,7 +6,8 @@ import io
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.metrics import metric
-from sftsearch.orchestrator.report.charts import PALETTE
+from sftsearch.orchestrator.report.baselines import split_lines
+from sftsearch.orchestrator.report.charts import BASELINE_COLOR, PALETTE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from sftsearch.orchestrator.analysis.analyse import Analysis
+    from sftsearch.orchestrator.analysis.baselines import Baselines
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
 
@@ -50,7 +52,7 @@ def _draw(axes: Axes, front: Front) -> None:
             axes.errorbar(
                 [c.values[front.x] for c in chosen],
                 [c.values[front.y] for c in chosen],
-                yerr=[c.deviations.get(front.y, 0.0) for c in chosen],
+                yerr=[c.spread(front.y) or 0.0 for c in chosen],
                 fmt=_MARKERS[number % len(_MARKERS)],
                 color=color,
                 alpha=1.0 if on_front else 0.35,
@@ -62,6 +64,8 @@ def _draw(axes: Axes, front: Front) -> None:
         axes.plot(
             [], [], _MARKERS[number % len(_MARKERS)], color=color, label=model.replace("$", r"\$")
         )
+    if front.baselines is not None:
+        _draw_baselines(axes, front, front.baselines)
     xs, ys = front.staircase()
     axes.plot(xs, ys, drawstyle="steps-post", color="#444444", linewidth=1.2, zorder=3)
     if xs and min(c.values[front.x] for c in front.finished) > 0:
@@ -79,6 +83,30 @@ def _draw(axes: Axes, front: Front) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if models:
         axes.legend(frameon=False, loc="lower right")
+
+
+def _draw_baselines(axes: Axes, front: Front, baselines: Baselines) -> None:
+    """Draw baselines with a cost as named points, others as lines within the range of the rest."""
+    placed = baselines.at_a_cost(front.x)
+    xs, ys = [c.values[front.x] for c in placed], [c.values[front.y] for c in placed]
+    axes.plot(xs, ys, "X", color=BASELINE_COLOR, markersize=8, zorder=5)
+    for c, x, y in zip(placed, xs, ys, strict=True):
+        axes.annotate(
+            c.model.replace("$", r"\$"),
+            (x, y),
+            textcoords="offset points",
+            xytext=(0, 7),
+            ha="center",
+            color="#555555",
+        )
+    inside, outside = split_lines(front)
+    for text, value in inside:
+        axes.axhline(value, color=BASELINE_COLOR, linestyle=":", linewidth=1.2)
+        where = axes.get_yaxis_transform()
+        axes.text(0.01, value, text.replace("$", r"\$"), transform=where, va="bottom")
+    if outside:
+        text = "not in range: " + ", ".join(text for text, _ in outside)
+        axes.text(0.01, 0.01, text.replace("$", r"\$"), transform=axes.transAxes, color="#555555")
 
 
 def _draw_routes(axes: Axes, levels: Sequence[WeightLevel]) -> None:

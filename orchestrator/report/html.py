@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.report.sections import Section
 
 _HERE = Path(__file__).parent
+_CROSSES = " Crosses and dotted lines are baselines."
 _ROUTES_CHART = (
     '<div id="routes-chart" class="chart" role="figure" '
     'aria-label="Shares of routes and expected cost by resource weight, as in the table below.">'
@@ -61,7 +62,7 @@ def to_html(analysis: Analysis) -> str:
         "title": escape(f"{front.study.name} · sftsearch"),
         "name": escape(front.study.name),
         "dataset": escape(front.study.dataset),
-        "headline": escape(headline(front)),
+        "headline": _note(headline(front)),
         "description": escape(front.study.description),
         "tiles": _tiles(front),
         "head": "".join(_head(column, number) for number, column in enumerate(shown)),
@@ -78,12 +79,15 @@ def to_html(analysis: Analysis) -> str:
 
 def _caption(front: Front) -> str:
     unit = "seeds" if front.study.folds is None else "replicates"
-    shown = any(front.y in c.deviations for c in front.finished)
-    bars = f"Error bars: ± standard deviation over the {unit}. " if shown else ""
+    bars = ""
+    if front.num_groups:
+        bars = "Error bars: half of the 95 % confidence interval. "
+    elif any(front.y in c.deviations for c in front.finished):
+        bars = f"Error bars: ± standard deviation over the {unit}. "
     return (
         f"{bars}The line is the Pareto front: the best accuracy at each cost. Front points are "
         "bold, dominated points light. Hover over a point to see its configuration; click it to "
-        "find its row."
+        f"find its row.{'' if front.baselines is None else _CROSSES}"
     )
 
 

@@ -7,12 +7,14 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from sftsearch.orchestrator.report.advice import describe_modalities, describe_rising
 from sftsearch.orchestrator.report.answers import (
     describe_effects,
     describe_standings,
     describe_tokens,
 )
 from sftsearch.orchestrator.report.cells import verdict
+from sftsearch.orchestrator.report.confirmation import describe_confirmation
 from sftsearch.orchestrator.report.text import headline, notes
 
 if TYPE_CHECKING:
@@ -42,13 +44,20 @@ def to_json(analysis: Analysis) -> str:
         "study": study,
         "front": _front(front),
         "configurations": [_configuration(c, front) for c in front.configurations],
+        "baselines": _baselines(front),
         "families": None if compared is None else asdict(compared),
         "routes": [asdict(level) for level in analysis.route_levels],
         "importance": [asdict(band) for band in analysis.importance],
         "tokens": [asdict(one) for one in analysis.tokens],
         "standings": None if analysis.standings is None else asdict(analysis.standings),
         "effects": None if analysis.effects is None else asdict(analysis.effects),
+        "modalities": [asdict(one) for one in analysis.modalities],
+        "rising": None if analysis.rising is None else asdict(analysis.rising),
+        "confirmation": None if analysis.confirmation is None else asdict(analysis.confirmation),
         "answers": {
+            "modalities": describe_modalities(analysis),
+            "rising": describe_rising(analysis),
+            "confirmation": describe_confirmation(analysis),
             "tokens": describe_tokens(analysis),
             "standings": describe_standings(analysis),
             "effects": describe_effects(analysis),
@@ -75,6 +84,14 @@ def _front(front: Front) -> dict[str, object]:
         "hypervolume": front.hypervolume,
         "progress": [asdict(step) for step in front.progress],
     }
+
+
+def _baselines(front: Front) -> dict[str, object] | None:
+    found = front.baselines
+    if found is None:
+        return None
+    contest = None if found.contest is None else asdict(found.contest)
+    return {"results": [_configuration(c, front) for c in found.summaries], "contest": contest}
 
 
 def _configuration(c: ConfigurationSummary, front: Front) -> dict[str, object]:

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
 from sftsearch.orchestrator.analysis.routes import WEIGHT
 from sftsearch.orchestrator.metrics import MISSING, metric
+from sftsearch.orchestrator.report.advice import (
+    describe_modalities,
+    describe_rising,
+    modalities_note,
+    rising_note,
+)
 from sftsearch.orchestrator.report.answers import (
     AT_MOST,
     describe_effects,
@@ -19,13 +25,17 @@ from sftsearch.orchestrator.report.answers import (
     standing_rows,
     tokens_note,
 )
-from sftsearch.orchestrator.report.cells import format_change, format_interval
+from sftsearch.orchestrator.report.cells import format_interval
+from sftsearch.orchestrator.report.confirmation import (
+    confirmation_headers,
+    confirmation_rows,
+    describe_confirmation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sftsearch.orchestrator.analysis.analyse import Analysis
-    from sftsearch.orchestrator.analysis.compare import Comparison, Contest, Reached
     from sftsearch.orchestrator.analysis.families import (
         BestOfFamily,
         ExpectedBest,
@@ -49,7 +59,17 @@ class TextTable:
 class Section:
     """A section of a report: sentences, a table or both."""
 
-    key: Literal["tokens", "standings", "effects", "families", "routes", "importance"]
+    key: Literal[
+        "confirmation",
+        "modalities",
+        "rising",
+        "tokens",
+        "standings",
+        "effects",
+        "families",
+        "routes",
+        "importance",
+    ]
     title: str
     label: str
     """Description of the table for screen readers."""
@@ -62,6 +82,9 @@ class Section:
 def sections(analysis: Analysis) -> list[Section]:
     """Return the sections of a report that have content."""
     found = (
+        confirmation_section(analysis),
+        modalities_section(analysis),
+        rising_section(analysis),
         tokens_section(analysis),
         standings_section(analysis),
         effects_section(analysis),
@@ -72,7 +95,51 @@ def sections(analysis: Analysis) -> list[Section]:
     return [section for section in found if section is not None]
 
 
+def confirmation_section(analysis: Analysis) -> Section | None:
+    """Return what the test split says; None until the study is confirmed."""
+    if analysis.confirmation is None:
+        return None
+    front = analysis.front
+    return Section(
+        key="confirmation",
+        title="Confirmed on the test split",
+        label="Validation and test values of the front and the baselines",
+        table=TextTable(
+            headers=confirmation_headers(front), rows=confirmation_rows(front), notes=[]
+        ),
+        sentences=tuple(describe_confirmation(analysis)),
+    )
+
+
 # ------------------------------------------------------------------ answers in sentences
+
+
+def modalities_section(analysis: Analysis) -> Section | None:
+    """Return a verdict per modality; None if none was tried with and without."""
+    sentences = describe_modalities(analysis)
+    if not sentences:
+        return None
+    return Section(
+        key="modalities",
+        title="Modalities to keep",
+        label="",
+        table=TextTable(headers=[], rows=[], notes=[modalities_note(analysis.front)]),
+        sentences=tuple(sentences),
+    )
+
+
+def rising_section(analysis: Analysis) -> Section | None:
+    """Return whether the trials were long enough; None without learning curves."""
+    sentences = describe_rising(analysis)
+    if not sentences:
+        return None
+    return Section(
+        key="rising",
+        title="Length of training",
+        label="",
+        table=TextTable(headers=[], rows=[], notes=[rising_note(analysis)]),
+        sentences=tuple(sentences),
+    )
 
 
 def tokens_section(analysis: Analysis) -> Section | None:
@@ -185,7 +252,7 @@ def _family_notes(families: FamilyComparison) -> list[str]:
         f"the expected best of {k} {what} drawn from the finished ones of each family ({counts}); "
         f"{k} is the size of the smallest family.",
         "* marks the best of a column; ~ marks families whose difference from it is within noise "
-        "(95 % bootstrap confidence interval). The selection of best configurations is not "
+        "(95 % confidence interval). The selection of best configurations is not "
         "resampled.",
     ]
 
@@ -273,14 +340,14 @@ def importance_section(analysis: Analysis) -> Section | None:
         label="Importance of parameters by budget",
         table=TextTable(
             headers=["parameter", *(f"{AT_MOST} {x.format(b.limit)} {x.label}" for b in bands)],
-            rows=_importance_rows(bands),
+            rows=_importance_rows(bands, varying_parameters(front.configurations)),
             notes=[_importance_note(bands)],
         ),
     )
 
 
-def _importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
-    """Return a row per parameter, by falling maximum importance."""
+def _importance_rows(bands: tuple[Band, ...], varying: Sequence[str]) -> list[list[str]]:
+    """Return a row per parameter, by falling maximum importance; always that of `modalities`."""
 
     def share(band: Band, name: str) -> float:
         return band.importances.get(name, 0.0)
@@ -290,72 +357,24 @@ def _importance_rows(bands: tuple[Band, ...]) -> list[list[str]]:
 
     names = {name for band in bands for name in band.importances}
     most = {name: max(share(band, name) for band in bands) for name in names}
-    shown = sorted((name for name in names if most[name] >= 0.01), key=lambda n: (-most[n], n))
+    always = {"modalities"} & set(varying)
+    kept = (name for name in names if most[name] >= 0.01 or name in always)
+    shown = sorted(kept, key=lambda n: (-most[n], n))
     return [[name, *(format_value(band, name) for band in bands)] for name in shown]
 
 
 def _importance_note(bands: tuple[Band, ...]) -> str:
     numbers = ", ".join(str(band.num_configurations) for band in bands)
+    predicted = ""
+    if any(band.num_predicted for band in bands):
+        predicted = (
+            f", of which {', '.join(str(band.num_predicted) for band in bands)} were stopped early "
+            "and count with the final values that finished trials predict"
+        )
     return (
-        f"PED-ANOVA importance among the configurations within each budget ({numbers}): how much "
-        "a parameter's distribution in the best tenth differs from that in all, as a share of the "
-        "sum over parameters. Parameters below 1 % at every budget are omitted. (Watanabe, Bansal "
-        "and Hutter 2023, arXiv:2304.10255.)"
+        f"PED-ANOVA importance, computed from the configurations within each budget ({numbers}"
+        f"{predicted}): how much a parameter's distribution in the best tenth (at least four "
+        "configurations) differs from that in all, as a share of the sum over parameters. "
+        "Parameters below 1 % at every budget are omitted. (Watanabe, Bansal and Hutter 2023, "
+        "arXiv:2304.10255.)"
     )
-
-
-# ------------------------------------------------------------------ comparison
-
-
-def describe_comparison(comparison: Comparison) -> TextTable:
-    """Return a row per limit: costs first, then equal tuning."""
-    x, y = metric(comparison.x), metric(comparison.y)
-    number, timed = comparison.at_number, comparison.at_seconds
-    rows = [
-        [f"{AT_MOST} {x.format(contest.limit)} {x.label}", *_contest_cells(contest, comparison)]
-        for contest in comparison.at_cost
-    ]
-    rows.append([f"{number.limit:.0f} configurations", *_contest_cells(number, comparison)])
-    rows.append([f"{timed.limit:,.0f} s of training", *_contest_cells(timed, comparison)])
-    unit = "points" if y.is_share else y.label
-    return TextTable(
-        headers=["limit", *comparison.names, f"difference ({unit})", "P(first is better)"],
-        rows=rows,
-        notes=_comparison_notes(comparison),
-    )
-
-
-def _contest_cells(contest: Contest, comparison: Comparison) -> list[str]:
-    y = metric(comparison.y)
-
-    def format_value(reached: Reached | None) -> str:
-        if reached is None:
-            return MISSING
-        of = reached.configuration_id or f"of {reached.num_drawn}"
-        return f"{y.format(reached.value)} ({of})"
-
-    change = MISSING
-    if contest.difference is not None:
-        change = format_change(contest.difference, contest.interval, comparison.y)
-    sure = MISSING if contest.probability is None else f"{contest.probability:.2f}"
-    return [format_value(contest.first), format_value(contest.second), change, sure]
-
-
-def _comparison_notes(comparison: Comparison) -> list[str]:
-    each = zip(comparison.names, comparison.num_configurations, comparison.seconds, strict=True)
-    runs = ", ".join(f"{name} {number} in {seconds:,.0f} s" for name, number, seconds in each)
-    what = metric(comparison.y).label
-    chosen = (
-        "Only reported configurations are compared, by their fresh replicates."
-        if comparison.only_chosen
-        else "Both are selected by the values shown, which favors the side with more results."
-    )
-    return [
-        f"At equal cost: the best {what} of each side at or below the cost, with the id of its "
-        f"configuration. {chosen}",
-        "At equal tuning: the expected best of equally many configurations drawn from the finished "
-        f"ones of each side ({runs}; the time includes stopped and failed trials), and of as many "
-        "as each side finishes in equal time.",
-        "Probabilities and 95 % confidence intervals are from a bootstrap over subjects and "
-        "replicates, paired by subject. The selection of best configurations is not resampled.",
-    ]

@@ -17,12 +17,21 @@ from sftsearch.orchestrator.report.cells import (
     gain_heading,
     status_label,
 )
+from sftsearch.orchestrator.report.comparison import describe_comparison
+from sftsearch.orchestrator.report.confirmation import (
+    COLUMNS,
+    confirmation_headers,
+    confirmation_rows,
+    describe_confirmation,
+)
 from sftsearch.orchestrator.report.sections import (
-    describe_comparison,
+    confirmation_section,
     describe_route_levels,
     effects_section,
     families_section,
     importance_section,
+    modalities_section,
+    rising_section,
     standings_section,
     tokens_section,
 )
@@ -53,11 +62,16 @@ def front_table(analysis: Analysis) -> Group:
     Parameters are listed below the table, so that 80 columns are enough.
     """
     front = analysis.front
-    shown = front.points if front.top is None else front.table
+    found = [] if front.baselines is None else reversed(front.baselines.summaries)
+    shown = [*front.points, *found] if front.top is None else front.table
     names = varying_parameters(front.configurations)
-    lines = [f"{c.configuration_id}  {_parameters(c, names, front)}" for c in shown if names]
+    lines = [f"{c.configuration_id}  {_describe(c, names, front)}" for c in shown]
+    lines = [line for line in lines if not line.endswith("  ")]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
-    found = (
+    parts = (
+        confirmation_section(analysis),
+        modalities_section(analysis),
+        rising_section(analysis),
         tokens_section(analysis),
         # Files have all sections; a terminal has one about models and one about parameters.
         standings_section(analysis, intervals=False) or families_section(analysis, intervals=False),
@@ -76,7 +90,7 @@ def front_table(analysis: Analysis) -> Group:
         "",
         *([Text(describe_values(front)), Text()] if front.points else []),
         *below,
-        *(part for section in found if section is not None for part in _section(section)),
+        *(part for section in parts if section is not None for part in _section(section)),
         *([Text(routes, style="dim"), Text()] if routes else []),
         Text(" ".join(filter(None, sentences))),
     )
@@ -120,6 +134,11 @@ def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
     return table
 
 
+def _describe(c: ConfigurationSummary, names: Sequence[str], front: Front) -> str:
+    """Return a configuration's parameters, or what a baseline is."""
+    return "; ".join(c.reasons) if c.status == "baseline" else _parameters(c, names, front)
+
+
 def _parameters(c: ConfigurationSummary, names: Sequence[str], front: Front) -> str:
     """Return a configuration's parameters, without line breaks inside one."""
     known = [name for name in names if c.parameters.get(name) is not None]
@@ -141,34 +160,23 @@ def _matrix(found: TextTable) -> list[Table | Text]:
 
 
 def confirmed_table(analysis: Analysis) -> Group:
-    """Return a confirmed front for a terminal: validation and test values with intervals."""
+    """Return a confirmed front for a terminal: conclusions, validation and test values."""
     front = analysis.front
     table = Table(box=None, pad_edge=False)
-    y, x = metric(front.y), metric(front.x)
-    for name in ("configuration", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in (x.label, "validation", "test"):
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    for c in front.points:
-        cells = (
-            c.configuration_id,
-            c.model,
-            x.format(c.values.get(front.x)),
-            _with_interval(y.format(c.values.get(front.y)), c.interval),
-            _with_interval(y.format(c.test_values.get(front.y)), c.test_interval),
-        )
+    for n, name in enumerate(confirmation_headers(front)):
+        is_name = n < len(COLUMNS)
+        table.add_column(Text(name), justify="left" if is_name else "right", no_wrap=True)
+    for cells in confirmation_rows(front):
         table.add_row(*(Text(cell) for cell in cells))
+    y = metric(front.y)
     seeds = "seeds" if front.study.folds is None else "replicates"
     fresh = "fresh " if any(c.is_fresh for c in front.points) else ""
     caption = (
-        f"Mean {y.label} over {fresh}{seeds}; 95 % confidence intervals in brackets, from a "
-        f"bootstrap over subjects and {seeds}. {describe_test_split(front)}"
+        f"Mean {y.label} over {fresh}{seeds}; 95 % confidence intervals in brackets, over "
+        f"subjects and {seeds}. {describe_test_split(front)}"
     )
-    return Group(table, "", Text(caption))
-
-
-def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
-    return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    sentences = Text("\n".join(describe_confirmation(analysis)), style="bold")
+    return Group(sentences, "", table, "", Text(caption))
 
 
 def comparison_table(comparison: Comparison) -> Group:

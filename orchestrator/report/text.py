@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.report.baselines import baseline_notes, describe_contest
 
 if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.storage.study_record import StudyRecord
 
+FEWEST_PEOPLE = 3
+"""As `bootstrap.FEWEST_PEOPLE`, without numpy."""
 _FACTS = {"data set": "dataset", "licence": "license"}
 """Displayed names of facts that the journal stores under another name."""
 
 
 def headline(front: Front) -> str:
-    """Return the first sentence of a report."""
+    """Return the first sentences of a report; the first says if a baseline is as good."""
+    return " ".join(filter(None, [describe_contest(front), _describe_front(front)]))
+
+
+def _describe_front(front: Front) -> str:
     finished, points = front.finished, front.points
     if not finished:
         return "No configuration has finished all its seeds yet, so there is no front."
@@ -55,7 +62,7 @@ def notes(front: Front) -> list[str]:
     if front.num_groups:
         lines += _interval_notes(front)
     lines += [*_front_probability_notes(front), *_split_notes(front)]
-    lines += _certainty_notes(front)
+    lines += _certainty_notes(front) + baseline_notes(front)
     worst = f"{y.label} 0" if y.is_share else f"the worst {y.label}"
     several = len(front.objectives.names) > 2
     others = ", ".join(metric(name).label for name in front.objectives.names[2:])
@@ -83,19 +90,21 @@ def describe_replicates(study: StudyRecord) -> str:
 
 def describe_values(front: Front) -> str:
     """Return what the values shown are means of: fresh replicates or those of the search."""
-    points = front.points if front.top is None else front.table
+    rows = front.points if front.top is None else front.table
+    points = [c for c in rows if c.status != "baseline"]
     fresh = [c for c in points if c.is_fresh]
     brackets = " 95 % confidence intervals in brackets." if front.num_groups else ""
-    means = "means ± standard deviations" if any(c.deviations for c in points) else "means"
+    spread = ", ± standard deviation" if any(c.deviations for c in points) else ""
+    if front.num_groups:
+        spread = ", ± half of the 95 % confidence interval"
     if not fresh:
-        return (
-            f"Values are {means} over {describe_replicates(front.study)} on validation.{brackets}"
-        )
+        replicates = describe_replicates(front.study)
+        return f"Values are means over {replicates} on validation{spread}.{brackets}"
     number = sorted({len(c.seeds) for c in fresh})
     each = " to ".join(dict.fromkeys([str(number[0]), str(number[-1])]))
     what = "fresh replicate" if number == [1] else "fresh replicates"
     text = (
-        f"Values are {means} over {each} {what} each on validation, trained "
+        f"Values are means over {each} {what} each on validation{spread}, trained "
         f"with new seeds after the search had chosen what to report.{brackets}"
     )
     if len(fresh) < len(points):
@@ -171,7 +180,8 @@ def _means_note(front: Front) -> str:
     study = front.study
     text = (
         f"{label[:1].upper()}{label[1:]} is measured on the validation split: mean over "
-        f"{describe_replicates(study)}, ± standard deviation."
+        f"{describe_replicates(study)}, ± "
+        f"{'half of the 95 % interval' if front.num_groups else 'standard deviation'}."
     )
     if any(c.is_fresh for c in front.finished):
         text += " Reported configurations have the mean over their fresh replicates alone."
@@ -188,20 +198,25 @@ def _interval_notes(front: Front) -> list[str]:
     unit = "subjects" if front.groups_are_subjects else "groups of samples"
     seeds = "seeds" if front.study.folds is None else "replicates"
     lines = [
-        "Intervals are 95 % confidence intervals (CI) from a bootstrap over "
-        f"{front.num_groups} {unit} and the {seeds}, paired by "
+        "Intervals are 95 % confidence intervals (CI) over "
+        f"{front.num_groups} {unit} and the {seeds}, by Student's t, paired by "
         f"{'subject' if front.groups_are_subjects else 'group'} between configurations. A "
-        "difference is within noise if its interval contains 0. Costs are not resampled.",
+        "difference is within noise if its interval contains 0.",
     ]
     single = [len(c.seeds) == 1 for c in front.finished]
-    if any(single):
-        case = "With one seed" if all(single) else "For configurations with one replicate"
-        lines.append(f"{case} the intervals do not include the variation between seeds.")
-    if front.groups_are_subjects and front.num_groups < 10:
+    if all(single):
+        lines.append("With one seed the intervals do not include the variation between seeds.")
+    elif any(single):
         lines.append(
-            f"With {front.num_groups} subjects the intervals are too narrow: on simulated data "
-            "they contained the true value in about 77 % of cases with 3 subjects and in 87 % with "
-            "5, instead of 95 %."
+            "The variation between seeds is estimated from the configurations with several "
+            "replicates."
+        )
+    if front.num_people is not None and front.num_people < FEWEST_PEOPLE:
+        who = "one person" if front.num_people == 1 else "two people"
+        samples = "" if not front.groups_are_subjects else " Samples are taken as independent."
+        lines.append(
+            f"Validation has {who}, so the intervals hold for these people only: nothing is known "
+            f"about new people.{samples}"
         )
     return lines
 
@@ -222,8 +237,8 @@ def _front_probability_notes(front: Front) -> list[str]:
     if not front.num_groups:
         return []
     return [
-        "The front probability is the share of bootstrap resamples in which a configuration is on "
-        f"the front. {near}"
+        "The front probability is the share of bootstrap draws in which a configuration is on the "
+        f"front. {near}"
     ]
 
 

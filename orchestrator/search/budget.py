@@ -111,4 +111,6 @@ class Budget:
             (plan.max_hours, self.seconds / hour, reserved.seconds / hour, "hours"),
             (plan.max_gpu_hours, self.gpu_seconds / hour, reserved.gpu_seconds / hour, "GPU hours"),
         )
-        return [(limit, *rest) for limit, *rest in limits if limit is not None]
+        return [
+            (limit, used, kept, what) for limit, used, kept, what in limits if limit is not None
+        ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.early_stopping.base import Decision
+    from sftsearch.orchestrator.storage.baseline_events import BaselinesFitted
     from sftsearch.orchestrator.storage.event import JSON, Event, Numbers, TrialKey
     from sftsearch.orchestrator.storage.journal import Entry, Journal, MemoryJournal
     from sftsearch.orchestrator.storage.trial_state import TrialState
@@ -113,6 +114,10 @@ class Search:
         """Journal the surrogate's hyperparameters, from which later fits start."""
         if self._journals_fits:
             self._commit(_fitted(fit))
+
+    def record(self, event: BaselinesFitted) -> None:
+        """Journal the study's baselines, on which no decision depends."""
+        self._commit(event)
 
     def finish_what_was_begun(self) -> None:
         """Make the decisions that were due when the last driver died; add listeners before."""

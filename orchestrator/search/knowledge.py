@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import defaultdict
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ from sftsearch.orchestrator.objectives import Objectives
 from sftsearch.orchestrator.samplers.optuna_study import OptunaStudy
 from sftsearch.orchestrator.search.budget import Budget
 from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.baseline_events import BaselinesFitted
 from sftsearch.orchestrator.storage.events import (
     Admitted,
     Fitted,
@@ -91,6 +94,7 @@ class Knowledge:
         self.budget = Budget(plan, study.resources)
         self._admission = admission
         self._is_deterministic = plan.deterministic
+        self._must_beat_baseline = plan.min_accuracy == "baseline"
         self._views: dict[int, View] = {}
         """Of a deterministic study, by proposal whose result the sampler does not have yet."""
 
@@ -186,6 +190,16 @@ class Knowledge:
         for one in event.configurations:
             self.past.import_(one)
             self.surrogate.import_(one.id, one.point)
+
+    @_apply.register
+    def _baselines(self, event: BaselinesFitted) -> None:
+        name, by_name = self.objectives[0], defaultdict[str, list[float]](list)
+        for one in event.results:
+            if name in one.values:
+                by_name[one.name].append(self.past.sign * one.values[name])
+        if self._must_beat_baseline and by_name:
+            best = max(fmean(values) for values in by_name.values())
+            self.surrogate.require(self.past.sign * best)
 
     @_apply.register
     def _proposed(self, event: Proposed) -> None:

@@ -9,6 +9,7 @@ import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
+from sftsearch.orchestrator.storage.baseline_events import BaselinesFitted
 from sftsearch.orchestrator.storage.event import Event, TrialKey
 from sftsearch.orchestrator.storage.events import (
     Admitted,
@@ -27,12 +28,15 @@ from sftsearch.orchestrator.storage.events import (
 )
 from sftsearch.orchestrator.storage.journal import JournalError
 from sftsearch.orchestrator.storage.study_record import (
+    BaselineRecord,
     StudyFacts,
     StudyRecord,
     TrialRecord,
     as_groups,
+    baseline_record,
     build_record,
     milliseconds,
+    with_test,
 )
 from sftsearch.orchestrator.storage.trial_events import (
     EpochEnded,
@@ -66,6 +70,8 @@ class StudyState:
         self.facts = StudyFacts()
         self.posteriors: dict[str, Numbers] = {}
         """Posteriors of the last conclusion, by configuration."""
+        self.baselines: dict[str, BaselineRecord] | None = None
+        """The baselines by `BaselineResult.key`; None until they are fitted."""
         self.configurations: dict[str, ConfigurationState] = {}
         self.trials: dict[TrialKey, TrialState] = {}
         """All trials except withdrawn ones."""
@@ -155,6 +161,12 @@ class StudyState:
         for key, values in event.values.items():
             trial = self.trials[key]
             trial.test_values, trial.test_groups = values, event.groups[key]
+        known = self.baselines or {}
+        known.update({name: with_test(known[name], test) for name, test in event.baselines.items()})
+
+    @_apply.register
+    def _baselines(self, event: BaselinesFitted, time: float) -> None:
+        self.baselines = {one.key: baseline_record(one) for one in event.results}
 
     @_apply.register
     def _proposed(self, event: Proposed, time: float) -> None:
@@ -172,18 +184,7 @@ class StudyState:
         proposal = self.proposals[event.number]
         proposal.configuration_id = event.configuration_id
         proposal.num_first = proposal.pending = len(event.seeds)
-        configuration = ConfigurationState(
-            number=event.number,
-            id=event.configuration_id,
-            point=proposal.point,
-            model=event.model,
-            parameters=event.parameters,
-            cost=event.cost,
-            row=len(self.configurations),
-            epochs=event.epochs,
-            warmup=event.warmup,
-            group=event.group,
-        )
+        configuration = _configuration(event, proposal.point, row=len(self.configurations))
         self.configurations[configuration.id] = configuration
         self.admitted[proposal.point.branch] += 1
         self.refusals[proposal.point.branch] = self.refusals[None] = 0
@@ -279,6 +280,7 @@ class StudyState:
 
     def _end(self, key: TrialKey, status: str, time: float) -> TrialState:
         trial = self.trials[key]
+        trial.curve = _curve(trial, self.created)
         trial.status, trial.ended, trial.epochs = status, time, {}
         if self.running.pop(key, None) is None:
             self.waiting.remove(trial)  # an earlier driver started it
@@ -305,6 +307,28 @@ class StudyState:
             proposal.stopped |= trial.status == "stopped"
 
 
+def _configuration(event: Admitted, point: Point, *, row: int) -> ConfigurationState:
+    return ConfigurationState(
+        number=event.number,
+        id=event.configuration_id,
+        point=point,
+        model=event.model,
+        parameters=event.parameters,
+        cost=event.cost,
+        row=row,
+        epochs=event.epochs,
+        warmup=event.warmup,
+        group=event.group,
+    )
+
+
+def _curve(trial: TrialState, created: Created | None) -> tuple[float, ...]:
+    """Return the study's first objective after each epoch; empty if it has none by epoch."""
+    name = created.objectives[0][0] if created is not None else ""
+    epochs = [trial.epochs[epoch] for epoch in sorted(trial.epochs)]
+    return tuple(epoch[name] for epoch in epochs if name in epoch)
+
+
 def record_of(state: StudyState) -> StudyRecord:
     """Return the record of a study, which reports read.
 
@@ -314,7 +338,8 @@ def record_of(state: StudyState) -> StudyRecord:
     if state.created is None:
         raise ValueError("The journal has no `created` event: the study was never started.")
     started = [_trial_record(trial) for trial in state.trials.values() if trial.begun]
-    return build_record(state.created, state.facts, started, state.posteriors)
+    baselines = (state.baselines or {}).values()
+    return build_record(state.created, state.facts, started, state.posteriors, baselines)
 
 
 def _trial_record(trial: TrialState) -> TrialRecord:
@@ -328,6 +353,7 @@ def _trial_record(trial: TrialState) -> TrialRecord:
         status="running" if is_running else trial.status,
         values=dict(trial.values or configuration.cost),
         groups=as_groups(trial.groups),
+        curve=trial.curve,
         reason=trial.reason,
         epoch=trial.stopped_after,
         started=milliseconds(trial.started or 0.0) / 1e3,

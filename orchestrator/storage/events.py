@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Self, cast
 
+from sftsearch.orchestrator.storage.baseline_events import BaselinesFitted
 from sftsearch.orchestrator.storage.event import (
     JSON,
     Event,
@@ -199,6 +200,8 @@ class Confirmed(Event):
     """Test metrics by trial."""
     groups: dict[TrialKey, Groups]
     """Test samples by subject: (correct, count)."""
+    baselines: dict[str, JSON] = field(default_factory=dict)
+    """Test `values` and `groups` of the baselines, by `BaselineResult.key`."""
 
     def to_json(self) -> JSON:
         """Return the event as JSON, without its kind."""
@@ -206,7 +209,7 @@ class Confirmed(Event):
             str(key): {"values": values, "groups": self.groups[key]}
             for key, values in self.values.items()
         }
-        return {"trials": trials}
+        return {"trials": trials, **({"baselines": self.baselines} if self.baselines else {})}
 
     @classmethod
     def from_json(cls, body: JSON) -> Self:
@@ -214,7 +217,8 @@ class Confirmed(Event):
         raw = cast("dict[str, dict[str, Numbers]]", body["trials"])
         trials = {TrialKey.parse(text): test for text, test in raw.items()}
         groups = {key: cast("Groups", test["groups"]) for key, test in trials.items()}
-        return cls({key: test["values"] for key, test in trials.items()}, groups)
+        baselines = cast("dict[str, JSON]", body.get("baselines", {}))
+        return cls({key: test["values"] for key, test in trials.items()}, groups, baselines)
 
 
 # ------------------------------------------------------------------ configurations
@@ -345,6 +349,7 @@ EVENTS: dict[str, type[Event]] = {
     one.kind: one
     for one in (
         *(Created, Imported, Opened, Recorded, Concluded, Ended, Confirmed),
+        BaselinesFitted,
         *(Proposed, Refused, Admitted, Replicated, Frozen, Fitted, Expected, Told),
         *(Started, EpochEnded, Retried, Judged, Stopped, Finished, Failed),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from sftsearch.orchestrator.storage.events import (
     Admitted,
@@ -22,6 +22,7 @@ from sftsearch.orchestrator.storage.events import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from sftsearch.orchestrator.storage.baseline_events import BaselineResult
     from sftsearch.orchestrator.storage.event import JSON, Event, Numbers
 
 Groups = dict[str, tuple[float, float]]
@@ -48,6 +49,8 @@ class TrialRecord:
     """Final validation metrics and costs by name. A stopped trial has those of its last epoch, a
     failed or running one only its costs."""
     groups: Groups = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    """The study's first objective on validation after each epoch; empty while the trial runs."""
     reason: str = ""
     """Why the trial failed or was stopped; empty otherwise."""
     epoch: int | None = None
@@ -55,6 +58,26 @@ class TrialRecord:
     started: float = 0.0
     """Unix seconds; 0 if the trial never started."""
     ended: float = 0.0
+    test_values: dict[str, float] | None = None
+    """Test metrics; None until the study's front is confirmed."""
+    test_groups: Groups | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineRecord:
+    """A baseline fitted once, on the dataset's own split or one fold; it is no trial."""
+
+    name: str
+    """`majority` or `mean`, `linear`, `mlp`."""
+    description: str
+    """What it is in words, for example its statistics and modalities."""
+    modalities: tuple[str, ...]
+    parameters: JSON
+    seed: int
+    fold: int | None
+    values: dict[str, float]
+    """Validation metrics and costs by name."""
+    groups: Groups = field(default_factory=dict)
     test_values: dict[str, float] | None = None
     """Test metrics; None until the study's front is confirmed."""
     test_groups: Groups | None = None
@@ -134,6 +157,8 @@ class StudyRecord:
     """None while the study runs, and for studies without a surrogate."""
     recorded: bool = False
     """Whether the study is a recorded table, whose trials are also evaluated on the test split."""
+    baselines: tuple[BaselineRecord, ...] = ()
+    """The baselines, on each fold; empty if none were fitted."""
 
 
 @dataclass(slots=True)
@@ -205,6 +230,7 @@ def build_record(
     facts: StudyFacts,
     trials: Iterable[TrialRecord],
     posteriors: Mapping[str, Numbers],
+    baselines: Iterable[BaselineRecord] = (),
 ) -> StudyRecord:
     """Build the record of a study.
 
@@ -213,6 +239,7 @@ def build_record(
         facts: of the study as a whole.
         trials: the trials that were started.
         posteriors: mean, sd and on_front by configuration, from the last `Concluded`.
+        baselines: with their test values, if the study is confirmed.
     """
     trials = tuple(sorted(trials, key=lambda trial: (trial.started, trial.key)))
     return StudyRecord(
@@ -232,6 +259,7 @@ def build_record(
         folds=created.folds,
         fresh={identity: tuple(seeds) for identity, seeds in facts.fresh.items()},
         conclusion=_conclusion(facts.concluded, posteriors, trials),
+        baselines=tuple(sorted(baselines, key=lambda one: (one.name, one.fold or 0))),
     )
 
 
@@ -249,6 +277,27 @@ def _conclusion(
         false_stops=None if audits is None else FalseStops(**audits),  # type: ignore[arg-type]
         posteriors={i: Posterior(**one) for i, one in posteriors.items() if i not in outdated},
     )
+
+
+def baseline_record(result: BaselineResult) -> BaselineRecord:
+    """Return the record of a baseline's result."""
+    return BaselineRecord(
+        name=result.name,
+        description=result.description,
+        modalities=result.modalities,
+        parameters=dict(result.parameters),
+        seed=result.seed,
+        fold=result.fold,
+        values=dict(result.values),
+        groups=as_groups(result.groups),
+    )
+
+
+def with_test(baseline: BaselineRecord, test: JSON) -> BaselineRecord:
+    """Return a baseline with its `values` and `groups` on the test split."""
+    values = cast("dict[str, float]", test["values"])
+    groups = as_groups(cast("dict[str, Sequence[float]]", test["groups"]))
+    return dataclasses.replace(baseline, test_values=values, test_groups=groups)
 
 
 def milliseconds(seconds: float) -> int:

@@ -73,6 +73,8 @@ class TrialState:
     values: Numbers = field(default_factory=dict)
     """Final metrics and costs; a stopped trial has those of its last epoch."""
     groups: Groups = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    """The first objective after each epoch, once the trial has ended."""
     reason: str = ""
     """Why it failed or was stopped."""
     stopped_after: int | None = None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.events import Created
 
 PREFIX = "sftsearch."
+BASELINE = "baseline "
+"""Prefix of the keys of the runs of baselines, which have the tag `sftsearch.baseline`."""
 TEST = "test_"
 POSTERIOR = {"mean": "posterior_mean", "sd": "posterior_sd", "on_front": "front_probability"}
 """Field of a configuration's posterior -> metric in the runs of its trials."""
@@ -138,14 +140,17 @@ def find_experiment(client: MlflowClient, created: Created, runs: Path, uri: str
 def find_runs(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
     """Return a study's runs by trial key; the parent run's key is empty.
 
-    Runs without a valid key are skipped: the user may have added them to the experiment.
+    The key of a baseline's run begins with `BASELINE`. Runs without a valid key are skipped: the
+    user may have added them to the experiment.
     """
-    keyed = ((run.data.tags.get(f"{PREFIX}trial"), run) for run in _all_runs(client, experiment_id))
-    return {
-        key: run
-        for key, run in keyed
-        if key is not None and (not key or KEY_PATTERN.fullmatch(key))
-    }
+    runs = {}
+    for run in _all_runs(client, experiment_id):
+        key, baseline = (run.data.tags.get(f"{PREFIX}{name}") for name in ("trial", "baseline"))
+        if baseline is not None:
+            runs[f"{BASELINE}{baseline}"] = run
+        elif key is not None and (not key or KEY_PATTERN.fullmatch(key)):
+            runs[key] = run
+    return runs
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:

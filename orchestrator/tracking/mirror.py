@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
+    from sftsearch.orchestrator.storage.baseline_events import BaselineResult
     from sftsearch.orchestrator.storage.journal import Entry, Journal
 
 T = TypeVar("T")
@@ -94,6 +95,19 @@ class Mirror:
         self._stop.set()
         self._thread.join(patience + 15)
         return not self._thread.is_alive() and not self.problem
+
+    def write_note(self, text: str) -> None:
+        """Replace the note of the study's parent run; call it after `close`.
+
+        Raises:
+            TrackingError: MLflow does not accept it.
+        """
+        try:
+            self._open().set_tag(self.parent_id, "mlflow.note.content", text)
+        except Exception as error:
+            raise TrackingError(
+                f"The note could not be written to MLflow: {first_line(error)}"
+            ) from None
 
     def log_artifacts(self, files: Iterable[Path]) -> None:
         """Upload files to the study's parent run; call it after `close`.
@@ -181,6 +195,8 @@ class Mirror:
         def write(key: str, written: RunWrites) -> None:
             if key not in self._run_ids and written.started is not None:
                 self._run_ids[key] = self._create_child(client, written)
+            if key not in self._run_ids and written.baseline is not None:
+                self._run_ids[key] = self._create_baseline(client, written, written.baseline)
             if key in self._run_ids:  # a run that the user deleted stays deleted
                 _write(client, self._run_ids[key], written)
 
@@ -214,6 +230,27 @@ class Mirror:
                 f"{PREFIX}cost": json.dumps(started.cost),
                 f"{PREFIX}fingerprint": created.facts.get("fingerprint", ""),
                 f"{PREFIX}version": created.facts.get("sftsearch", ""),
+            },
+        )
+        run_id: str = run.info.run_id
+        return run_id
+
+    def _create_baseline(
+        self, client: MlflowClient, written: RunWrites, baseline: BaselineResult
+    ) -> str:
+        run = client.create_run(
+            self._experiment_id,
+            start_time=written.start_time,
+            run_name=f"baseline {baseline.key}",
+            tags={
+                "mlflow.parentRunId": self.parent_id,
+                "mlflow.note.content": baseline.description,
+                f"{PREFIX}baseline": baseline.key,
+                f"{PREFIX}model": baseline.name,
+                f"{PREFIX}modalities": json.dumps(baseline.modalities),
+                f"{PREFIX}parameters": json.dumps(baseline.parameters),
+                f"{PREFIX}seed": str(baseline.seed),
+                f"{PREFIX}fold": "" if baseline.fold is None else str(baseline.fold),
             },
         )
         run_id: str = run.info.run_id

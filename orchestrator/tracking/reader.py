@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from mlflow.exceptions import MlflowException
 
 from sftsearch.orchestrator.storage.events import Created
 from sftsearch.orchestrator.storage.study_record import (
+    BaselineRecord,
     StudyFacts,
     StudyRecord,
     TrialRecord,
@@ -16,6 +18,7 @@ from sftsearch.orchestrator.storage.study_record import (
     build_record,
 )
 from sftsearch.orchestrator.tracking.client import (
+    BASELINE,
     POSTERIOR,
     PREFIX,
     TEST,
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
+NUM_READERS = 8
+"""Runs whose learning curves are read concurrently from a server."""
 _STATUS = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
@@ -53,6 +59,7 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
             f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the known "
             "studies; for others set --runs or --tracking-uri."
         )
+    baselines = [_baseline_record(ours.pop(k)) for k in [*ours] if k.startswith(BASELINE)]
     tags = parent.data.tags
     facts = {
         name: json.loads(tags[f"{PREFIX}{name}"])
@@ -60,8 +67,28 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
         if f"{PREFIX}{name}" in tags
     }
     created = Created.from_json(json.loads(tags[f"{PREFIX}created"]))
-    trials = [_trial_record(run) for run in ours.values()]
-    return build_record(created, StudyFacts.from_json(facts), trials, _posteriors(ours.values()))
+    try:
+        curves = _curves(client, list(ours.values()), created.objectives[0][0], uri)
+    except MlflowException as error:
+        raise no_answer(uri, error) from None
+    trials = [_trial_record(run, curves.get(run.info.run_id, ())) for run in ours.values()]
+    posteriors = _posteriors(ours.values())
+    return build_record(created, StudyFacts.from_json(facts), trials, posteriors, baselines)
+
+
+def _curves(
+    client: MlflowClient, runs: list[Run], objective: str, uri: str
+) -> dict[str, tuple[float, ...]]:
+    """Return the objective after each epoch of the trials that have ended, by run id."""
+    name = f"epoch/{objective}"
+    ended = [r.info.run_id for r in runs if r.info.status in _STATUS and name in r.data.metrics]
+
+    def read(run_id: str) -> tuple[float, ...]:
+        by_epoch = {one.step: one.value for one in client.get_metric_history(run_id, name)}
+        return tuple(by_epoch[epoch] for epoch in sorted(by_epoch))
+
+    with ThreadPoolExecutor(NUM_READERS if uri.startswith(("http:", "https:")) else 1) as pool:
+        return dict(zip(ended, pool.map(read, ended), strict=True))
 
 
 def _posteriors(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
@@ -75,7 +102,25 @@ def _posteriors(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
     }
 
 
-def _trial_record(run: Run) -> TrialRecord:
+def _baseline_record(run: Run) -> BaselineRecord:
+    tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items()}
+    test = {n.removeprefix(TEST): v for n, v in run.data.metrics.items() if n.startswith(TEST)}
+    groups = as_groups(json.loads(tags["test_groups"])) if "test_groups" in tags else None
+    return BaselineRecord(
+        name=tags["model"],
+        description=tags["mlflow.note.content"],
+        modalities=tuple(json.loads(tags["modalities"])),
+        parameters=json.loads(tags["parameters"]),
+        seed=int(tags["seed"]),
+        fold=int(tags["fold"]) if tags["fold"] else None,
+        values={n: v for n, v in run.data.metrics.items() if not n.startswith(TEST)},
+        groups=as_groups(json.loads(tags["groups"])),
+        test_values=test or None,
+        test_groups=groups,
+    )
+
+
+def _trial_record(run: Run, curve: tuple[float, ...]) -> TrialRecord:
     tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items() if k.startswith(PREFIX)}
     metrics = {n: v for n, v in run.data.metrics.items() if n not in POSTERIOR.values()}
     final = {n: v for n, v in metrics.items() if not n.startswith(("epoch/", TEST))}
@@ -90,6 +135,7 @@ def _trial_record(run: Run) -> TrialRecord:
         status=_STATUS.get(run.info.status, "running"),
         values=final or json.loads(tags.get("reached", tags["cost"])),
         groups=as_groups(json.loads(tags.get("groups", "{}"))),
+        curve=curve,
         reason=tags.get("reason", ""),
         epoch=int(tags["epoch"]) if "epoch" in tags else None,
         started=run.info.start_time / 1e3,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 
+from sftsearch.orchestrator.storage.baseline_events import BaselineResult, BaselinesFitted
 from sftsearch.orchestrator.storage.event import Event, Numbers, TrialKey
 from sftsearch.orchestrator.storage.events import Concluded, Confirmed, Ended, Opened
 from sftsearch.orchestrator.storage.study_record import milliseconds
@@ -23,7 +24,7 @@ from sftsearch.orchestrator.storage.trial_events import (
     Started,
     Stopped,
 )
-from sftsearch.orchestrator.tracking.client import POSTERIOR, PREFIX, TEST
+from sftsearch.orchestrator.tracking.client import BASELINE, POSTERIOR, PREFIX, TEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,8 +43,10 @@ class RunWrites:
 
     started: Started | None = None
     """The trial's start, if it is in the batch; a new run is created from it."""
+    baseline: BaselineResult | None = None
+    """The baseline, if it is in the batch; a new run is created from it."""
     start_time: int = 0
-    """Time of `started`, in milliseconds."""
+    """Time of `started` or of the baseline, in milliseconds."""
     metrics: list[Metric] = field(default_factory=list)
     params: list[Param] = field(default_factory=list)
     tags: list[RunTag] = field(default_factory=list)
@@ -60,7 +63,7 @@ class RunWrites:
 
 
 class Writes(dict[str, RunWrites]):
-    """Writes by trial key as text; the parent run's key is empty."""
+    """Writes by trial key as text; the parent run's key is empty, and see `client.find_runs`."""
 
     def __missing__(self, key: str) -> RunWrites:
         self[key] = RunWrites()
@@ -79,7 +82,9 @@ class Writes(dict[str, RunWrites]):
         """
         if not isinstance(entry.event, Concluded):
             return
-        for key in filter(None, keys):
+        for key in keys:
+            if not key or key.startswith(BASELINE):
+                continue
             posterior = entry.event.beliefs.get(TrialKey.parse(key).configuration_id)
             if posterior:
                 named = {name: posterior[part] for part, name in POSTERIOR.items()}
@@ -142,10 +147,25 @@ class Writes(dict[str, RunWrites]):
         self[""].measure(found, moment)
 
     @_add.register
+    def _baselines(self, event: BaselinesFitted, moment: int) -> None:
+        for one in event.results:
+            written = self[f"{BASELINE}{one.key}"]
+            written.baseline, written.start_time = one, moment
+            shown = {"model": one.name, "modalities": [*one.modalities], "seed": one.seed}
+            written.params = [Param(name, _text(value)) for name, value in shown.items()]
+            written.measure(one.values, moment)
+            written.tag("groups", json.dumps(one.groups))
+            written.status, written.ended = FINISHED, moment
+
+    @_add.register
     def _confirmed(self, event: Confirmed, moment: int) -> None:
         for key, values in event.values.items():
             self[str(key)].measure(values, moment, prefix=TEST)
             self[str(key)].tag("test_groups", json.dumps(event.groups[key]))
+        for name, test in event.baselines.items():
+            written = self[f"{BASELINE}{name}"]
+            written.measure(cast("Numbers", test["values"]), moment, prefix=TEST)
+            written.tag("test_groups", json.dumps(test["groups"]))
 
     @_add.register
     def _ended(self, event: Ended, moment: int) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: NAME}
 dataset: {kind: synthetic}
-search: {sampler: exhaustive, trials: 6, replicates: 2}
+search: {baselines: false, sampler: exhaustive, trials: 6, replicates: 2}
 training: {epochs: 1, batch_size: 64}
 resources: {cpus: 1}
 space:
@@ -92,7 +92,7 @@ def test_compare_bootstraps_both_studies_together_once(runs: Path, resampled: li
 
 
 def test_confirm_bootstraps_each_split_once(runs: Path, resampled: list[int]) -> None:
-    output = json.loads(call("confirm", "second", "--runs", runs, "--json"))
+    output = json.loads(call("confirm", "second", "--runs", runs, "--yes", "--json"))
     num_tested = sum(c["test_interval"] is not None for c in output["configurations"])
     assert num_tested == len(output["front"]["configuration_ids"])
     assert resampled == [3, num_tested]

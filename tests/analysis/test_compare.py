@@ -12,7 +12,7 @@ import pytest
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis import compare
-from sftsearch.orchestrator.report.sections import describe_comparison
+from sftsearch.orchestrator.report.comparison import describe_comparison
 from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def test_compare_of_equal_studies_is_a_tie() -> None:
         assert (contest.difference, contest.probability) == (0.0, 0.5)
 
 
-def test_compare_gives_the_share_of_resamples_won() -> None:
-    """Each study is better on one of two subjects: half of the resamples are ties."""
+def test_compare_on_two_subjects_takes_samples_as_independent() -> None:
+    """Each of the two accuracies has the variance 49 / 200^2; neither study is better."""
     first = {"s1": (60.0, 100.0), "s2": (50.0, 100.0)}
     second = {"s1": (50.0, 100.0), "s2": (60.0, 100.0)}
     found = compare.compare_studies(
@@ -134,9 +134,9 @@ def test_compare_gives_the_share_of_resamples_won() -> None:
         study_of("b", trial("b", 0, 0.55, 1.0, groups=second)),
     )
     (contest,) = found.at_cost
-    # Both drawn once: a tie, with probability 1/2; else each study wins with 1/4.
+    half = 1.96 * (2 * 49) ** 0.5 / 200
     assert contest.probability == pytest.approx(0.5, abs=0.02)
-    assert contest.interval == pytest.approx((-0.1, 0.1))
+    assert contest.interval == pytest.approx((-half, half), abs=0.004)
 
 
 def test_compare_subtracts_fold_effects() -> None:

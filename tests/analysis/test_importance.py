@@ -11,6 +11,8 @@ import pytest
 from sftsearch.orchestrator.analysis import importance
 from sftsearch.orchestrator.analysis.importance import importance_by_band
 
+from report_studies import small_study, summarize, trial
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -149,9 +151,47 @@ def test_importance_of_equal_values_is_0() -> None:
 
 
 def test_importance_of_too_few_configurations_is_empty() -> None:
-    values = np.arange(19.0).tolist()
-    assert _only_band(_rows(19), values) == {}
-    assert len(_only_band(_rows(20), [*values, 19.0])) == 5
+    values = np.arange(14.0).tolist()
+    assert _only_band(_rows(14), values) == {}
+    assert len(_only_band(_rows(15), [*values, 14.0])) == 5
+
+
+def test_importance_of_a_small_band_rests_on_its_four_best() -> None:
+    """Of 15 configurations a tenth would be two, in which `a` and `b` cannot be distinguished."""
+    rows = [{"a": "x" if n < 4 else "y", "b": "x" if n in (0, 1, 8, 9) else "y"} for n in range(15)]
+    values = [15.0 - n for n in range(15)]
+    found = _only_band(rows, values)
+    is_best = np.arange(15) < 4
+    own = {
+        name: max(0.0, importance.excess_divergence([row[name] for row in rows], is_best))
+        for name in ("a", "b")
+    }
+    assert found == pytest.approx({n: v / sum(own.values()) for n, v in own.items()})
+    assert found["a"] > 0.9
+
+
+def test_importance_counts_stopped_configurations() -> None:
+    """Wide ones end at 0.9 and narrow ones at 0.5; the narrow ones are mostly stopped at 0.4."""
+    trials = []
+    for n in range(24):
+        wide = n % 3 == 0
+        values, curve = {"top1": 0.9 if wide else 0.5, "gflops": 1.0 + n}, (0.4, 0.4, 0.5, 0.5, 0.5)
+        more: dict[str, Any] = {"configuration": {"dim": 8 if wide else 4, "lucky": n % 2}}
+        if wide:
+            more["curve"] = (0.8, 0.8, 0.9, 0.9, 0.9)
+        elif n % 3 == 1:
+            more["curve"] = curve
+        else:
+            more |= {"curve": curve[:2], "epoch": 2, "status": "stopped"}
+            values["top1"] = 0.4
+        trials.append(trial(f"c{n:02d}", 0, values, **more))
+    (band,) = importance.importance_of(summarize(small_study(*trials)))
+    assert (band.num_configurations, band.num_predicted) == (24, 8)
+    assert band.importances["dim"] > 0.8
+    alone = small_study(*(t for t in trials if t.status == "finished"))
+    (band,) = importance.importance_of(summarize(alone))
+    assert (band.num_configurations, band.num_predicted) == (16, 0)
+    assert importance.importance_of(summarize(small_study(*alone.trials[:14]))) == ()
 
 
 def test_excess_divergence_of_two_levels_by_hand() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: tiny}
 dataset: {kind: wearables, folds: 5}
-search: {sampler: {kind: exhaustive}, trials: 6, replicates: 2}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 6, replicates: 2}
 training: {epochs: 2, batch_size: 256}
 resources: {cpus: 1, concurrent_trials: 1}
 space:
@@ -47,7 +47,7 @@ space:
 QUICK = """
 study: {name: tiny}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 4, replicates: 2}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 4, replicates: 2}
 training: {epochs: 2, batch_size: 256}
 resources: {cpus: 1, concurrent_trials: 1}
 space:

@@ -28,7 +28,7 @@ EPOCHS = 3
 SPACE = """
 study: {{name: overhead}}
 dataset: {{kind: wearables}}
-search: {{sampler: {{kind: tpe}}, trials: {trials}, replicates: 1}}
+search: {{baselines: false, sampler: {{kind: tpe}}, trials: {trials}, replicates: 1}}
 training: {{epochs: 3}}
 space:
   - kind: sft

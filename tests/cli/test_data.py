@@ -32,6 +32,7 @@ objectives:
 search:
   sampler: {kind: exhaustive}
   trials: 4
+  baselines: false
 training: {epochs: 1, batch_size: 32}
 space:
   - kind: late_fusion
@@ -203,7 +204,7 @@ def test_run_trains_on_a_prepared_dataset(file: Path, tmp_path: Path) -> None:
     assert report["study"]["dataset"] == "mine"
     chosen = [c["parameters"]["modalities"] for c in report["configurations"]]
     assert sorted(chosen) == [["image"], ["sound"], ["sound", "image"]]
-    assert call("confirm", "small_mine", "--runs", runs).exit_code == 0
+    assert call("confirm", "small_mine", "--runs", runs, "--yes").exit_code == 0
 
 
 def test_data_root_may_be_any_folder(file: Path, tmp_path: Path) -> None:

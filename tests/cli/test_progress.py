@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {name: watched}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 6}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 6}
 resources: {concurrent_trials: 1}
 space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 6}}]
 """

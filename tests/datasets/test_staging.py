@@ -171,7 +171,7 @@ dataset: {kind: mine, root: "s3://features/stores"}
 objectives:
   - {metric: top1, direction: maximize}
   - {metric: gflops, direction: minimize}
-search: {sampler: exhaustive, trials: 2}
+search: {baselines: false, sampler: exhaustive, trials: 2}
 training: {epochs: 1, batch_size: 16}
 space:
   - kind: unimodal

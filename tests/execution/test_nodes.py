@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STUDY = """
 study: {name: nodes}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 20}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 20}
 training: {epochs: 3, batch_size: 250}
 space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 20}}]
 """

@@ -34,7 +34,7 @@ pytestmark = [
 STUDY = """
 study: {{name: group}}
 dataset: {{kind: synthetic}}
-search: {{sampler: {{kind: exhaustive}}, trials: {trials}{search}}}
+search: {{baselines: false, sampler: {{kind: exhaustive}}, trials: {trials}{search}}}
 training: {{epochs: 3, batch_size: 250}}
 resources: {{{resources}}}
 space: [{{kind: sft, num_heads: 1, fused_layers: 1, dim: {{kind: int, low: 1, high: {trials}}}}}]

@@ -52,7 +52,7 @@ study: {{name: {name}}}
 dataset: {{kind: synthetic}}
 search:
   {{sampler: {{kind: tpe, startup_configurations: 2}}, trials: 8, replicates: 2,
-    deterministic: true}}
+    deterministic: true, baselines: false}}
 constraints: [{{metric: parameters, max: 6000}}]
 training: {{epochs: 3, batch_size: 256}}
 resources: {{cpus: 1, workers: {workers}, concurrent_trials: {slots}}}

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STUDY = """
 study: {{name: outage}}
 dataset: {{kind: wearables}}
-search: {{sampler: random, trials: {trials}}}
+search: {{baselines: false, sampler: random, trials: {trials}}}
 training: {{epochs: 3}}
 space:
   - kind: sft

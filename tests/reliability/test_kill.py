@@ -34,7 +34,7 @@ study: {name: kill}
 dataset: {kind: synthetic}
 # deterministic: the configurations, too, must equal those of the undisturbed study
 search: {sampler: {kind: tpe, startup_configurations: 2}, trials: 8, replicates: 2,
-  deterministic: true}
+  deterministic: true, baselines: false}
 constraints: [{metric: parameters, max: 6000}]
 training: {epochs: 3, batch_size: 256}
 space:
@@ -54,14 +54,14 @@ EVENTS = ["proposed", "admitted", "started", "epoch", "finished", "told", "ended
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def start(runs: Path, *options: str) -> subprocess.Popen[str]:
+def start(runs: Path, *options: str, text: str = STUDY) -> subprocess.Popen[str]:
     file = runs.parent / "kill.yaml"
-    file.write_text(STUDY)
+    file.write_text(text)
     return drive_study.start(file, runs, *options)
 
 
-def finish(runs: Path, *options: str) -> dict[str, Any]:
-    process = start(runs, *options)
+def finish(runs: Path, *options: str, text: str = STUDY) -> dict[str, Any]:
+    process = start(runs, *options, text=text)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err[-3000:]
     result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
@@ -113,7 +113,7 @@ def runs_by_trial(runs: Path) -> dict[str, tuple[int, int]]:
     experiment = client.get_experiment_by_name("kill")
     found: dict[str, tuple[int, int]] = {}
     for run in client.search_runs([experiment.experiment_id], max_results=1000):
-        key = run.data.tags["sftsearch.trial"]
+        key = run.data.tags.get("sftsearch.trial")  # runs of baselines have none
         if key:
             steps = len(client.get_metric_history(run.info.run_id, "epoch/loss"))
             found[key] = (found.get(key, (0, 0))[0] + 1, steps)
@@ -145,6 +145,22 @@ def test_driver_killed_after_the_mirror_s_bookkeeping_is_resumed(
     assert check(runs, finish(runs, "--resume")) == undisturbed
 
 
+@pytest.mark.parametrize(("kind", "number"), [("finished", "1"), ("baselines", "1")])
+def test_driver_killed_before_or_after_the_baselines_are_known_has_them_once(
+    tmp_path: Path, kind: str, number: str, undisturbed: dict[str, Any]
+) -> None:
+    """The decisions of a deterministic study are the same with baselines and without."""
+    runs, text = tmp_path / "runs", STUDY.replace("baselines: false", "baselines: true")
+    killed = start(runs, "--kill-after", kind, number, text=text)
+    killed.communicate(timeout=240)
+    assert killed.returncode == -9
+    before = [event.kind for event in read_events(runs / "kill")].count("baselines")
+    assert before == (kind == "baselines")
+    resumed = check(runs, finish(runs, "--resume", text=text))
+    assert [event.kind for event in read_events(runs / "kill")].count("baselines") == 1
+    assert resumed == undisturbed
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_driver_killed_five_times_is_resumed(
     tmp_path: Path, seed: int, undisturbed: dict[str, Any]
@@ -173,7 +189,7 @@ CLI = [sys.executable, "-c", "from sftsearch.orchestrator.cli.main import main; 
 LONG = """
 study: {name: long}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 5}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 5}
 training: {epochs: 12, batch_size: 256}
 resources: {cpus: 1, concurrent_trials: 2}
 space:

@@ -162,8 +162,12 @@ def test_effects_notes_state_what_they_rest_on() -> None:
     assert analysis.effects is not None
     text = " ".join(effects_notes(analysis.effects, analysis.front))
     assert "top-1 accuracy on validation" in text
-    assert "fitted to 41 finished configurations. 3 stopped early, without a final value" in text
+    assert "fitted to 41 configurations. 3 stopped early, without a final value" in text
     assert "one in 20 excludes 0 by chance alone (1 here)" in text
+    predicted = replace(analysis.effects, num_predicted=5)
+    assert "5 of them were stopped early and count with the final values" in " ".join(
+        effects_notes(predicted, analysis.front)
+    )
 
 
 def test_sentences_are_the_same_in_every_format() -> None:
@@ -174,6 +178,9 @@ def test_sentences_are_the_same_in_every_format() -> None:
     answers = json.loads(to_json(analysis))["answers"]
     terminal = " ".join(on_terminal(analysis).split())
     assert answers == {
+        "confirmation": [],
+        "modalities": [],
+        "rising": [],
         "tokens": [],
         "standings": describe_standings(analysis),
         "effects": describe_effects(analysis),
@@ -230,9 +237,9 @@ def test_describe_trials_counts_by_status() -> None:
 def test_describe_values_says_whether_they_are_from_fresh_replicates() -> None:
     study = fresh_study()
     expected = (
-        "Values are means ± standard deviations over 2 fresh replicates each on validation, "
-        "trained with new seeds after the search had chosen what to report. 95 % confidence "
-        "intervals in brackets."
+        "Values are means over 2 fresh replicates each on validation, ± half of the 95 % "
+        "confidence interval, trained with new seeds after the search had chosen what to report. "
+        "95 % confidence intervals in brackets."
     )
     assert describe_values(summarize(study)) == expected
     assert expected in " ".join(on_terminal(Analysis.of(summarize(study))).split())
@@ -246,7 +253,7 @@ def test_describe_values_says_whether_they_are_from_fresh_replicates() -> None:
     assert describe_values(top).endswith("not marked fresh have none.")
     without = summarize(replace(study, fresh={}, max_replicates=3))
     assert describe_values(without).startswith(
-        "Values are means ± standard deviations over 1 to 3 seeds on validation."
+        "Values are means over 1 to 3 seeds on validation, ± half of the 95 % confidence interval."
     )
     single = summarize(small_study(trial("a", 0, {"top1": 0.6, "gflops": 1.0})))
-    assert describe_values(single).startswith("Values are means over 1 seed on validation.")
+    assert describe_values(single).startswith("Values are means over 1 seed on validation")

@@ -30,6 +30,7 @@ from sftsearch.orchestrator.report.text import headline, notes
 from report_studies import small_study, summarize, trial
 
 if TYPE_CHECKING:
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.storage.study_record import StudyRecord, TrialRecord
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -96,13 +97,35 @@ def test_html_counts_configurations_above_max_gflops(study: StudyRecord) -> None
 
 def test_notes_state_subjects_seeds_and_split(study: StudyRecord) -> None:
     text = " ".join(notes(summarize(study)))
-    assert "bootstrap over 3 subjects and the seeds" in text
+    assert "over 3 subjects and the seeds, by Student's t, paired by subject" in text
     assert "conditional on this split" in text
-    assert "too narrow" in text
+    assert "these people only" not in text
     hundredths = {f"{g:02d}": (50.0, 100.0) for g in range(100)}
     values = {"top1": 0.5, "gflops": 1.0}
     front = summarize(small_study(trial("a", 0, values, groups=hundredths)))
     assert "100 groups of samples" in " ".join(notes(front))
+    assert front.num_people is None
+
+
+def test_notes_say_that_one_or_two_people_stand_for_nobody_else() -> None:
+    values, counts = {"top1": 0.5, "gflops": 1.0}, (50.0, 100.0)
+    blocks = {f"{name} block {n:02d}": counts for name in ("s1", "s2") for n in range(10)}
+    front = summarize(small_study(trial("a", 0, values, groups=blocks)))
+    text = " ".join(notes(front))
+    assert (front.num_people, front.num_groups) == (2, 20)
+    assert "over 20 groups of samples and the seeds" in text
+    assert "Validation has two people, so the intervals hold for these people only" in text
+    assert "independent" not in text
+    front = summarize(small_study(trial("a", 0, values, groups={"s1": counts})))
+    text = " ".join(notes(front))
+    assert "Validation has one person" in text
+    assert "Samples are taken as independent." in text
+    # In three folds of one person each, blocks are merged to three people.
+    folds = [{f"s{k} block {n:02d}": counts for n in range(20)} for k in range(3)]
+    trials = [trial("a", k, values, groups=groups) for k, groups in enumerate(folds)]
+    front = summarize(small_study(*trials, folds=3))
+    assert (front.num_people, front.num_groups, front.groups_are_subjects) == (3, 3, True)
+    assert "these people only" not in " ".join(notes(front))
 
 
 def test_formats_state_that_the_test_split_is_sealed(study: StudyRecord) -> None:
@@ -197,10 +220,11 @@ def test_json_has_null_for_nonfinite_values() -> None:
 
 def test_markdown_has_a_table_of_equal_rows(study: StudyRecord) -> None:
     tables = _tables(to_markdown(Analysis.of(summarize(study))))
-    front_table, standing_table, family_table = tables
+    front_table, standing_table, family_table, importance_table = tables
     assert len(front_table) == 22
     assert len(standing_table) == 8  # five models, and how many configurations are drawn
     assert len(family_table) == 7
+    assert importance_table[0].startswith("| parameter |")
 
 
 def _tables(markdown: str) -> list[list[str]]:
@@ -257,7 +281,7 @@ def test_formats_escape_text_of_a_study(study: StudyRecord, tmp_path: Path) -> N
     assert document["study"]["name"] == HOSTILE
     markdown = (tmp_path / "report.md").read_text()
     assert "<img" not in markdown
-    assert len(_tables(markdown)) == 3
+    assert len(_tables(markdown)) == 4
 
 
 def _plotly() -> str:
@@ -301,9 +325,13 @@ def test_confirmed_table_shows_test_and_validation(
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(confirmed_table(Analysis.of(front)))
     text = console.export_text()
+
+    def named(c: ConfigurationSummary) -> list[str]:
+        return [c.configuration_id, c.model]
+
     for c in front.points:
         assert c.test_interval is not None
-        line = next(line for line in text.splitlines() if c.configuration_id in line)
+        line = next(line for line in text.splitlines() if line.split()[:2] == named(c))
         assert f"{c.test_values['top1']:.3f}" in line
         assert f"[{c.test_interval[0]:.3f}, {c.test_interval[1]:.3f}]" in line
 

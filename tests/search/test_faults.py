@@ -48,7 +48,7 @@ CASES = {
     "median": "sampler: random, trials: 20, replicates: 2, "
     "early_stopping: {kind: median, min_epochs: 1}",
     "converged": "sampler: ehvi, trials: 60, until_converged: true, replicates: {min: 1, max: 3}",
-    "limited": f"sampler: ehvi, trials: 60, max_epochs: 70, {ADAPTIVE}",
+    "limited": f"sampler: ehvi, trials: 60, max_epochs: 110, {ADAPTIVE}",
 }
 """Search sections of study files; each leads to other kinds of events."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sftsearch.orchestrator.storage.baseline_events import BaselineResult, BaselinesFitted
 from sftsearch.search_spaces.mistakes import StudyFileError
 
 from toy_study import Memory, Training, source_of, width
@@ -26,6 +27,13 @@ def searched(plan: str, *, sigma: float = 0.001) -> Search:
     _, search = memory.open()
     memory.drive(search, Training(truth=truth, sigma=sigma))
     return search
+
+
+def baseline(name: str, top1: float) -> BaselineResult:
+    return BaselineResult(
+        name=name, description="", modalities=(), parameters={}, seed=0, fold=None,
+        values={"top1": top1}, groups={},
+    )  # fmt: skip
 
 
 def widths(search: Search, ids: list[str]) -> list[int]:
@@ -66,6 +74,23 @@ def test_sampler_does_not_look_for_worse_configurations() -> None:
     limited = searched("trials: 12, min_accuracy: 0.402").known.past.all
     assert min(proposed) < 88
     assert all(o.parameters["dim"] >= 80 for o in limited[6:])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("known", [True, False])
+def test_best_baseline_can_be_the_limit(known: bool) -> None:
+    memory = Memory(
+        source_of("sampler: ehvi, trials: 20, min_accuracy: baseline", space=width(*DIMS))
+    )
+    journal, search = memory.open()
+    results = [baseline("linear", 0.402), baseline("mlp", 0.35), baseline("majority", 0.2)]
+    if known:
+        search.record(BaselinesFitted(results=results, num_fitted=3))
+    memory.drive(search, Training(truth=truth, sigma=0.001))
+    expected = [dim for dim in DIMS if dim >= 88 or not known]
+    assert widths(search, search.known.surrogate.front()) == expected
+    _, resumed = memory.open(list(journal.events()))
+    assert widths(resumed, resumed.known.surrogate.front()) == expected
 
 
 def test_deterministic_study_needs_a_number() -> None:

@@ -55,7 +55,7 @@ RUNS = "s3://features/team/runs"
 STUDY = """
 study: {name: remote}
 dataset: {kind: synthetic}
-search: {sampler: {kind: exhaustive}, trials: 4}
+search: {baselines: false, sampler: {kind: exhaustive}, trials: 4}
 training: {epochs: 3, batch_size: 250}
 space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 1, high: 4}}]
 """

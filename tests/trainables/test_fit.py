@@ -277,16 +277,25 @@ def test_result_before_the_first_epoch_raises(store: Store) -> None:
         start(store).result()
 
 
-@pytest.mark.parametrize("people", [0, 3, 120])
-def test_groups_count_correct_decisions_by_subject_or_hundredth(
+@pytest.mark.parametrize("people", [0, 1, 2, 3, 120])
+def test_groups_count_correct_decisions_by_subject_or_block(
     tmp_path: Path, store: Store, people: int
 ) -> None:
-    """Three people have named groups; 120 or unknown people are counted modulo 100."""
+    """Three people have named groups, and 120 are counted modulo 100.
+
+    The samples of fewer or unknown people are cut into 20 blocks, each class of a person alone.
+    """
     own = small_store(tmp_path / "store", store.spec, people)
     fit = start(own)
     fit.run_epoch()
-    codes = np.arange(250) * 7 % people if people else np.arange(250)
+    codes = (np.arange(250) * 7 % people if people else np.zeros(250, dtype=int)).tolist()
     names = [f"validation_{code:03d}" if people == 3 else f"{code % 100:02d}" for code in codes]
+    if people < 3:
+        number = 20 // max(people, 1)
+        alike = list(zip(codes, own.split("validation").labels.tolist(), strict=True))
+        blocks = [alike[:n].count(one) * number // alike.count(one) for n, one in enumerate(alike)]
+        prefixes = [f"validation_{code:03d} block " if people else "" for code in codes]
+        names = [f"{person}{block:02d}" for person, block in zip(prefixes, blocks, strict=True)]
     assert {name: size for name, (_, size) in fit.groups().items()} == {
         name: names.count(name) for name in set(names)
     }

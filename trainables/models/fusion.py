@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sftsearch.trainables.config import TrainConfig, TransformerConfig
 from sftsearch.trainables.layers.blocks import Block, Each, Head
 from sftsearch.trainables.layers.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.trainables.config import TransformerConfig
+    from sftsearch.datasets.spec import DatasetSpec, Task
+    from sftsearch.trainables.config import ModelConfig
     from sftsearch.trainables.cost import Cost
     from sftsearch.trainables.layers.tokens import Tokens
 
@@ -46,7 +47,7 @@ class FusionModel(nn.Module):
     def __init__(
         self,
         spec: DatasetSpec,
-        config: TransformerConfig,
+        config: ModelConfig,
         layers: Iterable[nn.Module],
         *,
         readout: Iterable[str] = (),
@@ -69,11 +70,13 @@ class FusionModel(nn.Module):
         super().__init__()
         self.config = config
         self.modalities = config.chosen(spec)
-        self.tokenizer = tokenizer or Tokenizer(spec, config)
-        self.layers = nn.ModuleList(layers)
-        self.head = head or Head(
-            readout, dim=config.dim, num_outputs=spec.num_outputs, average=average
-        )
+        if tokenizer is None or head is None:
+            assert isinstance(config, TransformerConfig), "other models bring both"
+            tokenizer = tokenizer or Tokenizer(spec, config)
+            head = head or Head(
+                readout, dim=config.dim, num_outputs=spec.num_outputs, average=average
+            )
+        self.tokenizer, self.layers, self.head = tokenizer, nn.ModuleList(layers), head
         self.mixing_points = tuple(
             i for i, layer in enumerate(self.layers) if getattr(layer, "mixing_point", False)
         )
@@ -110,6 +113,23 @@ class FusionModel(nn.Module):
         """Compute the outputs (B, C) of all samples by one route; also run the gate (its cost)."""
         assert number == 0, number
         return self(inputs, lengths)  # type: ignore[no-any-return]
+
+    is_solved: bool = False
+    """Whether `begin_training` is the whole training, which then has one epoch without steps."""
+
+    def begin_training(self, task: Task, train: Iterable[Batch]) -> Tensor | None:
+        """Prepare for the first epoch.
+
+        This must be deterministic, and change only weights and buffers.
+
+        Args:
+            task: of the dataset.
+            train: batches of the training split; can be iterated repeatedly.
+
+        Returns:
+            of a solved model, its outputs (N, C) for the training split, on the CPU.
+        """
+        return None
 
     def losses(self, losses: Losses, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the training loss of each sample, (B,); by default the task's.
@@ -153,7 +173,7 @@ class FusionModel(nn.Module):
 class ModelEntry:
     """A listed model: its configuration class, constructor, cost and paper."""
 
-    config: type[TransformerConfig]
+    config: type[ModelConfig]
     build: Callable[[DatasetSpec, Any], FusionModel]
     cost: Callable[[DatasetSpec, Any], Cost]
     """A closed form that builds nothing; must equal the counts of the built model."""
@@ -162,6 +182,16 @@ class ModelEntry:
     """Whether it supports manifold mixup."""
     own_loss: bool = False
     """Whether it trains on a loss of its own instead of the task's."""
+    is_solved: bool = False
+    """See `FusionModel.is_solved`."""
+
+
+def solved_training(config: TrainConfig) -> TrainConfig:
+    """Return the training configuration of a solved model: one epoch.
+
+    The only other field that matters defines the reported loss of a regression.
+    """
+    return TrainConfig(epochs=1, regression_loss=config.regression_loss)
 
 
 SFT_PAPER = "Ding et al. 2021, Sparse Fusion for Multimodal Transformers, arXiv:2111.11992"

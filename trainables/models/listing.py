@@ -26,6 +26,9 @@ FILES = (
     "tensor_fusion",
     "decision_fusion",
     "gradient_blending",
+    "linear",
+    "mlp",
+    "minirocket",
 )
 """Files with a dict `MODELS` of models by name."""
 
