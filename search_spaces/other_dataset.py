@@ -45,7 +45,7 @@ def adapt_branch(branch: dict[str, Any], lengths: Mapping[str, int]) -> bool:
 
     They are replaced by subsets of the dataset's that are as large as the choices were: alone, in
     pairs, or of any size from the smallest. A parameter by modality gets the first modality's
-    values for each. Patches, segments and strides that are longer than a modality are left out.
+    values for each. Patches and strides that are longer than a modality are left out.
 
     Args:
         branch: of a study file without schema errors.
@@ -82,12 +82,13 @@ def _subsets(modalities: Sequence[str], sizes: set[int]) -> list[list[str]]:
 
 
 def _limit_tokens(branch: dict[str, Any], lengths: Mapping[str, int]) -> None:
-    """Leave out patches, segments and strides that are longer than a modality."""
+    """Leave out patches and strides that are longer than a modality.
+
+    `segments` needs no limit: a modality with fewer samples gets a token for each.
+    """
     shortest = min(lengths.values())
     if branch.get("patch") is not None:
         _each(branch, "patch", lambda m: lengths.get(m, shortest))
-    if branch.get("segments") is not None:
-        _each(branch, "segments", lambda m: lengths.get(m, shortest))
     if branch.get("stride") is not None:
         _each(branch, "stride", lambda m: _fewest_tokens(branch, m, lengths.get(m, shortest)))
 
@@ -100,7 +101,9 @@ def _fewest_tokens(branch: dict[str, Any], modality: str, length: int) -> int:
             value = value.get(modality)
         if value is not None:
             values = _values(value)
-            return min(values) if name == "segments" else -(-length // max(values, default=1))
+            if name == "segments":
+                return min([length, *values])
+            return -(-length // max(values, default=1))
     return length
 
 

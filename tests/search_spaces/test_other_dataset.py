@@ -93,10 +93,11 @@ def test_of_more_modalities_each_all_and_all_but_one() -> None:
     assert sorted(map(len, subsets(6, 2, 4))) == [5] * 6 + [6]
 
 
-def test_segments_are_at_most_the_samples_of_a_modality() -> None:
-    assert adapted(modalities=["a"], segments=choice(8, 16))["segments"] == choice(8)
-    by_modality = adapted(modalities=["a"], segments={"a": choice(8, 16)}, stride=choice(4, 16))
-    assert by_modality["segments"] == {"long": choice(8, 16), "short": choice(8)}
+def test_strides_are_at_most_the_fewest_segments_of_a_modality() -> None:
+    """12 samples in 16 or more segments are 12 tokens."""
+    branch = adapted(modalities=["a"], segments=choice(16, 32), stride={"a": choice(4, 8, 16, 64)})
+    assert branch["segments"] == choice(16, 32)
+    assert branch["stride"] == {"long": choice(4, 8, 16), "short": choice(4, 8)}
 
 
 def dataset(samples: int) -> DatasetSpec:
