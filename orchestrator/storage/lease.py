@@ -29,6 +29,9 @@ DRIVER = "driver.json"
 GENERATION = "generation"
 """File in a study's local folder: generation of the last driver that ran it on this machine."""
 MAX_DRIVER_BYTES = 1 << 16
+DRIVER_BYTES = 512
+"""Length of `driver.json`, filled with spaces: object stores give the length of a file before its
+content, so a reader would get the wrong length of one that is replaced in between."""
 HEARTBEAT_SECONDS = 60.0
 """After this time without an event, a driver writes `driver.json` again as a heartbeat."""
 QUIET_SECONDS = 5 * HEARTBEAT_SECONDS
@@ -118,7 +121,7 @@ class Lease:
             time=time.time(),
             ended=ended,
         )
-        self._study.write(DRIVER, json.dumps(asdict(driver)).encode())
+        self._study.write(DRIVER, json.dumps(asdict(driver)).encode().ljust(DRIVER_BYTES))
         self.through, self._renewed_at = through, time.monotonic()
 
 

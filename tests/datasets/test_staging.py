@@ -206,7 +206,7 @@ def test_a_study_trains_from_a_remote_store_after_a_cut_connection(
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "Ended: all trials ran." in done.output
-    confirmed = CliRunner().invoke(main, ["confirm", "from_s3", "--runs", str(runs)])
+    confirmed = CliRunner().invoke(main, ["confirm", "from_s3", "--yes", "--runs", str(runs)])
     assert confirmed.exit_code == 0, confirmed.output
     left = [path for path in runs.rglob("*") if path.is_file()]
     assert not [path for path in left if b"s3cret" in path.read_bytes()]

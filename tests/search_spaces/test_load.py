@@ -147,8 +147,8 @@ def test_parse_study_refuses_a_billion_laughs_at_the_first_anchor() -> None:
          "line 13: resources: A key must be text, not a collection."),
         ("  trials: 6\n", "  tirals: 6\n",
          "line 9: search.tirals: No key is called 'tirals'. Did you mean 'trials'? Known: balance, "
-         "deterministic, early_stopping, max_epochs, max_gpu_hours, max_hours, replicates, "
-         "sampler, trials, until_converged."),
+         "baselines, deterministic, early_stopping, max_epochs, max_gpu_hours, max_hours, "
+         "min_accuracy, replicates, sampler, trials, until_converged."),
         ("  trials: 6\n", "  trials: 6\n  balance: branch\n",
          "line 10: search.balance: No value is called 'branch'. Did you mean 'branches'? Known: "
          "branches, none."),

@@ -128,7 +128,7 @@ def test_study_resumes_on_another_machine(machine: Any, tmp_path: Path) -> None:
     _, where, log = find_trial(key, RUNS)
     assert where == f"{RUNS}/remote/trials/{key}"
     assert log.count("epoch=1 ") == 1
-    confirmed = CliRunner().invoke(main, ["confirm", "remote", "--runs", RUNS])
+    confirmed = CliRunner().invoke(main, ["confirm", "remote", "--yes", "--runs", RUNS])
     assert confirmed.exit_code == 0, confirmed.output
     machine("third")
     shown = CliRunner().invoke(main, ["status", "remote", "--runs", RUNS, "--json"])
@@ -296,8 +296,10 @@ def test_running_driver_is_visible_on_other_machines(
         with pytest.raises(StudyError, match=r"'s' is being run by process \d+ on 'first': stop"):
             delete_study(second, RUNS, None)
         assert names()
-        written = json.loads(study.read("driver.json", limit=9999))
-        study.write("driver.json", json.dumps(written | {"time": time.time() - 400}).encode())
+        written = json.loads(content := study.read("driver.json", limit=9999))
+        assert len(content) == lease.DRIVER_BYTES
+        quiet = json.dumps(written | {"time": time.time() - 400})
+        study.write("driver.json", quiet.encode().ljust(lease.DRIVER_BYTES))
         assert read_state(second).state.startswith("killed")
         machine("first")
         with monkeypatch.context() as patched:
