@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.report.baselines import split_lines
 from sftsearch.orchestrator.report.charts import BASELINE_COLOR, PALETTE
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from sftsearch.orchestrator.analysis.analyse import Analysis
     from sftsearch.orchestrator.analysis.baselines import Baselines
+    from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
 
@@ -41,6 +44,15 @@ def to_png(analysis: Analysis) -> bytes:
     return image.getvalue()
 
 
+def _bar(configuration: ConfigurationSummary, y: str) -> tuple[float, float]:
+    """Return the lengths of an error bar below and above the mean."""
+    value, interval = configuration.values[y], configuration.interval
+    if interval is None:
+        spread = configuration.spread(y) or 0.0
+        return spread, spread
+    return max(0.0, value - interval[0]), max(0.0, interval[1] - value)
+
+
 def _draw(axes: Axes, front: Front) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -52,7 +64,7 @@ def _draw(axes: Axes, front: Front) -> None:
             axes.errorbar(
                 [c.values[front.x] for c in chosen],
                 [c.values[front.y] for c in chosen],
-                yerr=[c.spread(front.y) or 0.0 for c in chosen],
+                yerr=np.array([_bar(c, front.y) for c in chosen]).reshape(-1, 2).T,
                 fmt=_MARKERS[number % len(_MARKERS)],
                 color=color,
                 alpha=1.0 if on_front else 0.35,
