@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+GIGA = 1e9
 
 MISSING = "\N{EN DASH}"
 """Shown in tables for a missing value."""
@@ -35,11 +40,19 @@ class Metric:
     """A share of correct decisions that trials count by subject, so it has intervals."""
     is_cost: bool = False
     """A cost of the model, shown on a log scale."""
+    unit: float | None = None
+    """Of what a count counts, in one unit of the value; the text has an SI prefix: `8.1 k`."""
+
+    def scaled(self, value: float) -> float:
+        """Return the value in units of what a count counts, for axes with SI prefixes."""
+        return value * (self.unit or 1.0)
 
     def format(self, value: float | None) -> str:
         """Return the value as text: shares with 3 decimals, others with 3 significant digits."""
         if value is None:
             return MISSING
+        if self.unit is not None:
+            return format_count(self.scaled(value))
         return f"{value:.3f}" if self.is_share else format_number(value)
 
 
@@ -47,8 +60,8 @@ def _share(label: str, *, is_counted: bool = False) -> Metric:
     return Metric(label=label, direction="maximize", is_share=True, is_counted=is_counted)
 
 
-def _cost(label: str) -> Metric:
-    return Metric(label=label, is_cost=True)
+def _cost(label: str, unit: float | None = None) -> Metric:
+    return Metric(label=label, is_cost=True, unit=unit)
 
 
 KNOWN_METRICS: dict[str, Metric] = {
@@ -72,11 +85,11 @@ KNOWN_METRICS: dict[str, Metric] = {
     "acc5": _share("accuracy of five steps"),
     "acc7": _share("accuracy of seven steps"),
     "loss": Metric(label="loss"),
-    "gflops": _cost("GFLOPs"),
-    "gmacs": _cost("GMACs"),
-    "parameters": _cost("parameters"),
-    "gflops_dense": _cost("GFLOPs (sparse attention as dense)"),
-    "gflops_expected": _cost("expected GFLOPs"),
+    "gflops": _cost("multiply-adds (paper)", GIGA),
+    "gmacs": _cost("multiply-adds", GIGA),
+    "parameters": _cost("parameters", 1.0),
+    "gflops_dense": _cost("multiply-adds (paper, sparse attention as dense)", GIGA),
+    "gflops_expected": _cost("expected multiply-adds (paper)", GIGA),
     "latency_ms": _cost("latency (ms)"),
     "train_step_ms": _cost("training step (ms)"),
     "train_memory_mb": _cost("training memory (MB)"),
@@ -98,6 +111,34 @@ def sign_of(direction: str) -> float:
 def metric(name: str) -> Metric:
     """Return the metric of this name, known or not."""
     return KNOWN_METRICS.get(name) or Metric(label=name)
+
+
+WHAT_IS_COUNTED = {
+    "gmacs": "Multiply-adds that run for one sample (`gmacs`): all matrix products and "
+    "convolutions, without biases, normalization and activations.",
+    "gflops": "Multiply-adds for one sample by the SFT paper's formula (`gflops`): attention and "
+    "MLPs of the layers, without tokenizer and head.",
+}
+"""What a cost counts and leaves out, in a sentence."""
+
+
+def what_is_counted(names: Iterable[str]) -> str:
+    """Return sentences on what the counts of multiply-adds among some metrics leave out."""
+    paper = ("gflops_dense", "gflops_expected")
+    found = dict.fromkeys("gflops" if name in paper else name for name in names)
+    return " ".join(WHAT_IS_COUNTED[name] for name in found if name in WHAT_IS_COUNTED)
+
+
+def format_count(value: float) -> str:
+    """Format a count with up to 3 significant digits and an SI prefix: `353`, `8.1 k`, `1.25 M`."""
+    if not math.isfinite(value):
+        return str(value)
+    for prefix in ("", " k", " M", " G", " T"):
+        digits = f"{value:.3g}"
+        if abs(float(digits)) < 1000 or prefix == " T":
+            return f"{float(digits):g}{prefix}"
+        value /= 1000
+    raise AssertionError("the last prefix returns")
 
 
 def format_number(value: float) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.pricing import paper_memory, paper_tables, paper_times
 from sftsearch.orchestrator.seeds import derive_seed
 
@@ -170,8 +171,8 @@ def rich_table(
 
     varying, _ = _split_by_variation(listing)
     table = Table(box=None)
-    for name in ("GFLOPs", "parameters"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("gflops", "parameters"):
+        table.add_column(metric(name).label, justify="right", no_wrap=True)
     if estimate is not None:
         table.add_column("s per trial", justify="right", no_wrap=True)
     table.add_column("model", no_wrap=True)
@@ -179,10 +180,11 @@ def rich_table(
     picks = np.linspace(0, len(listing) - 1, min(top, len(listing))).round().astype(int)
     for candidate in [listing[i] for i in picks]:
         bound, cost = candidate.configuration, candidate.cost
+        counts = [metric(name).format(getattr(cost, name)) for name in ("gflops", "parameters")]
         seconds = [f"{estimate.seconds_per_trial[candidate.id]:,.1f}"] if estimate else []
         shown = {n: _of_used(bound.parameters, n) for n in varying if n in bound.parameters}
         brief = _format_parameters(shown, admission.spec)
-        table.add_row(f"{cost.gflops:.3g}", f"{cost.parameters:,}", *seconds, bound.model, brief)
+        table.add_row(*counts, *seconds, bound.model, brief)
     return table
 
 
@@ -298,4 +300,5 @@ def _describe_size(listing: list[Candidate], admission: Admission) -> str:
     text = f"Shared by all: {_format_parameters(shared, admission.spec)}.\n" if shared else ""
     text += f"{len(listing):,} admissible configurations {of}{refused}; "
     times = f", {high / low:.3g} times" if low > 0 else ""
-    return f"{text}{low:.3g} to {high:.3g} GFLOPs{times}."
+    shown = metric("gflops")
+    return f"{text}{shown.format(low)} to {shown.format(high)} {shown.label}{times}."

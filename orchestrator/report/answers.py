@@ -94,7 +94,8 @@ def _describe_unpooled(whole: Sequence[TokensKept]) -> list[str]:
     patches = sorted({one.patch for one in whole})
     patch = " to ".join(dict.fromkeys([str(patches[0]), str(patches[-1])]))
     unit = "token" if lengths == [1] else "tokens"
-    return [f"not pooled (patch {patch}, {tokens} {unit}) in {number}"]
+    of = "sample" if patches == [1] else "samples"
+    return [f"not pooled ({tokens} {unit} of {patch} {of}) in {number}"]
 
 
 def _tokens(number: int) -> str:
@@ -104,8 +105,8 @@ def _tokens(number: int) -> str:
 def tokens_note() -> str:
     """Return what the sentences of `describe_tokens` count."""
     return (
-        "A stride and a token budget that pool alike are given as the same stride, in tokens of "
-        "`patch` samples. Near: the difference from the front is within noise."
+        "A stride and a token budget that pool alike are given as the same stride, in tokens. Near: "
+        "the difference from the front is within noise."
     )
 
 
@@ -122,7 +123,7 @@ def describe_standings(analysis: Analysis) -> list[str]:
 
 
 def _describe_family(n: int, name: str, found: Standings, front: Front) -> str:
-    at = [(format_limit(budget.limit), budget.standings[n]) for budget in found.budgets]
+    at = [(format_limit(budget.limit, front.x), budget.standings[n]) for budget in found.budgets]
     compared = [(limit, one.difference) for limit, one in at if one.difference is not None]
     missing = [limit for limit, one in at if one.difference is None]
     is_noise = [change.within_noise for _, change in compared]
@@ -153,7 +154,7 @@ def _describe_gap(
 def standing_headers(found: Standings, front: Front) -> list[str]:
     """Return the headers of the table of standings."""
     label = metric(front.x).label
-    return ["model", *(f"{AT_MOST} {format_limit(one.limit)} {label}" for one in found.budgets)]
+    return ["model", *(f"{AT_MOST} {format_limit(one.limit, front.x)} {label}" for one in found.budgets)]
 
 
 def standing_rows(found: Standings, front: Front, *, intervals: bool) -> list[list[str]]:
@@ -204,8 +205,10 @@ def standing_notes(found: Standings, front: Front) -> list[str]:
     return lines
 
 
-def format_limit(limit: float) -> str:
-    """Format a budget, which has two significant digits."""
+def format_limit(limit: float, cost: str) -> str:
+    """Format a budget, which has two significant digits, of a cost."""
+    if metric(cost).unit is not None:
+        return metric(cost).format(limit)
     if limit >= 100:
         return format_number(limit)
     return f"{limit:.2g}" if limit < 1e-4 else f"{limit:.10f}".rstrip("0").rstrip(".")

@@ -47,23 +47,24 @@ def _why_off(c: ConfigurationSummary, front: Front) -> str:
     return "not among the chosen" if is_better else "dominated"
 
 
-def format_gain(c: ConfigurationSummary, front: Front) -> str:
+def format_gain(c: ConfigurationSummary, front: Front, *, brief: bool = False) -> str:
     """Return the difference from the front, and whether it is within noise.
 
-    A baseline is compared with the best of the front.
+    A baseline is compared with the best of the front. `brief` leaves out the interval.
     """
     if c.status not in ("finished", "baseline"):
         return "; ".join(c.reasons)
     if c.difference is None:
         return "cheapest" if c.on_front else MISSING
     noise = ", within noise" if c.difference.within_noise else ""
-    return format_change(c.difference.mean, c.difference.interval, front.y) + noise
+    interval = None if brief else c.difference.interval
+    return format_change(c.difference.mean, interval, front.y) + noise
 
 
 def gain_heading(front: Front) -> str:
     """Return the column header of `format_gain`, with its unit."""
     y = metric(front.y)
-    return f"{'points' if y.is_share else y.label} against the front"
+    return f"{'points' if y.is_share else y.label} gained"
 
 
 def format_change(mean: float, interval: Interval | None, y: str) -> str:

@@ -51,7 +51,7 @@ def _front_chart(front: Front) -> JSON:
         "type": "scatter",
         "mode": "lines",
         "name": "front",
-        "x": xs,
+        "x": [metric(front.x).scaled(x) for x in xs],
         "y": ys,
         "line": {"shape": "hv", "width": 1.5},
         "hoverinfo": "skip",
@@ -80,7 +80,8 @@ def _front_chart(front: Front) -> JSON:
     labels += [_outside_label(n, text) for n, (text, _) in enumerate(outside)]
     layout = {
         "xaxis": _axis(metric(front.x).label, is_log=is_log)
-        | (_log_ticks(costs) if is_log else {}),
+        | (_log_ticks(costs) if is_log else {})
+        | ({} if metric(front.x).unit is None else {"tickformat": "~s"}),
         "yaxis": _axis(title_y),
         "annotations": labels,
         "shapes": [_baseline_line(text, value) for text, value in inside],
@@ -99,7 +100,7 @@ def _points(
         "name": _escape_label(chosen[0].model),
         "legendgroup": f"model {number}",
         "legendrank": 1001 + number,  # after the front line, which has Plotly's default rank 1000
-        "x": [c.values[front.x] for c in chosen],
+        "x": [metric(front.x).scaled(c.values[front.x]) for c in chosen],
         "y": [c.values[front.y] for c in chosen],
         "error_y": {
             "type": "data",
@@ -127,7 +128,7 @@ def _baseline_points(front: Front, baselines: Baselines) -> JSON:
         "type": "scatter",
         "mode": "markers+text",
         "name": "baseline",
-        "x": [c.values[front.x] for c in chosen],
+        "x": [metric(front.x).scaled(c.values[front.x]) for c in chosen],
         "y": [c.values[front.y] for c in chosen],
         "text": [_escape_label(c.model) for c in chosen],
         "textposition": "top center",
@@ -207,7 +208,7 @@ def _escape_label(text: str) -> str:
 
 
 def _knee_label(c: ConfigurationSummary, front: Front, is_log: bool) -> JSON:
-    x = c.values[front.x]
+    x = metric(front.x).scaled(c.values[front.x])
     return {
         "x": math.log10(x) if is_log else x,
         "y": c.values[front.y],
@@ -276,9 +277,9 @@ def _routes_chart(levels: Sequence[WeightLevel]) -> JSON:
     expected = {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": "expected GFLOPs",
+        "name": metric("gflops_expected").label,
         "x": weights,
-        "y": [level.expected for level in levels],
+        "y": [metric("gflops_expected").scaled(level.expected) for level in levels],
         "yaxis": "y2",
         "line": {"dash": "dash", "color": PALETTE[6]},
         "marker": {"symbol": "x", "size": 8},
@@ -287,7 +288,7 @@ def _routes_chart(levels: Sequence[WeightLevel]) -> JSON:
     layout = {
         "xaxis": _axis("resource weight (lambda)") | {"type": "category"},
         "yaxis": _axis("share of validation samples") | {"range": [-0.03, 1.03]},
-        "yaxis2": _axis("expected GFLOPs") | costs,
+        "yaxis2": _axis(metric("gflops_expected").label) | costs | {"tickformat": "~s"},
     }
     return {"traces": [*traces, expected], "layout": layout}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.metrics import format_count, metric
 from sftsearch.orchestrator.report.baselines import split_lines
 from sftsearch.orchestrator.report.charts import BASELINE_COLOR, PALETTE
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.analysis.configurations import ConfigurationSummary
     from sftsearch.orchestrator.analysis.front import Front
     from sftsearch.orchestrator.analysis.routes import WeightLevel
+    from sftsearch.orchestrator.metrics import Metric
 
 _MARKERS = "osD^Pp*h"
 
@@ -35,7 +36,7 @@ def to_png(analysis: Analysis) -> bytes:
 
     front, levels = analysis.front, analysis.route_levels
     figure = Figure(figsize=(16 if levels else 10, 6.4), dpi=150, layout="constrained")
-    _draw(figure.add_subplot(1, 2 if levels else 1, 1), front)
+    draw_front(figure.add_subplot(1, 2 if levels else 1, 1), front)
     if levels:
         _draw_routes(figure.add_subplot(1, 2, 2), levels)
     image = io.BytesIO()
@@ -53,16 +54,18 @@ def _bar(configuration: ConfigurationSummary, y: str) -> tuple[float, float]:
     return max(0.0, value - interval[0]), max(0.0, interval[1] - value)
 
 
-def _draw(axes: Axes, front: Front) -> None:
+def draw_front(axes: Axes, front: Front) -> None:
+    """Draw a front with its intervals and baselines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    x = metric(front.x)
     models = sorted({c.model for c in front.finished})
     for number, model in enumerate(models):
         color = PALETTE[number % len(PALETTE)]
         for on_front in (False, True):
             chosen = [c for c in front.finished if c.model == model and c.on_front == on_front]
             axes.errorbar(
-                [c.values[front.x] for c in chosen],
+                [x.scaled(c.values[front.x]) for c in chosen],
                 [c.values[front.y] for c in chosen],
                 yerr=np.array([_bar(c, front.y) for c in chosen]).reshape(-1, 2).T,
                 fmt=_MARKERS[number % len(_MARKERS)],
@@ -79,13 +82,14 @@ def _draw(axes: Axes, front: Front) -> None:
     if front.baselines is not None:
         _draw_baselines(axes, front, front.baselines)
     xs, ys = front.staircase()
+    xs = [x.scaled(value) for value in xs]
     axes.plot(xs, ys, drawstyle="steps-post", color="#444444", linewidth=1.2, zorder=3)
     if xs and min(c.values[front.x] for c in front.finished) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, x)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(metric(front.x).label.replace("$", r"\$"))
+    axes.set_xlabel(x.label.replace("$", r"\$"))
     axes.set_ylabel(f"{metric(front.y).label}, validation".replace("$", r"\$"))
     axes.set_title(
         f"{front.study.name}: {metric(front.y).label} against cost".replace("$", r"\$"), loc="left"
@@ -100,7 +104,8 @@ def _draw(axes: Axes, front: Front) -> None:
 def _draw_baselines(axes: Axes, front: Front, baselines: Baselines) -> None:
     """Draw baselines with a cost as named points, others as lines within the range of the rest."""
     placed = baselines.at_a_cost(front.x)
-    xs, ys = [c.values[front.x] for c in placed], [c.values[front.y] for c in placed]
+    xs = [metric(front.x).scaled(c.values[front.x]) for c in placed]
+    ys = [c.values[front.y] for c in placed]
     axes.plot(xs, ys, "X", color=BASELINE_COLOR, markersize=8, zorder=5)
     for c, x, y in zip(placed, xs, ys, strict=True):
         axes.annotate(
@@ -121,7 +126,14 @@ def _draw_baselines(axes: Axes, front: Front, baselines: Baselines) -> None:
         axes.text(0.01, 0.01, text.replace("$", r"\$"), transform=axes.transAxes, color="#555555")
 
 
+def _tick(value: float, shown: Metric) -> str:
+    """Return the text of a tick on an axis of scaled values."""
+    return f"{value:g}" if shown.unit is None else format_count(value)
+
+
 def _draw_routes(axes: Axes, levels: Sequence[WeightLevel]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     positions = range(len(levels))
     for number in range(len(levels[0].shares)):
         shares = [level.shares[number] for level in levels]
@@ -137,10 +149,12 @@ def _draw_routes(axes: Axes, levels: Sequence[WeightLevel]) -> None:
     axes.set_xlabel("resource weight (lambda)")
     axes.set_ylabel("share of validation samples")
     costs = axes.twinx()
-    expected = [level.expected for level in levels]
-    costs.plot(positions, expected, "x--", color="#444444", label="expected GFLOPs")
+    cost = metric("gflops_expected")
+    expected = [cost.scaled(level.expected) for level in levels]
+    costs.plot(positions, expected, "x--", color="#444444", label=cost.label)
     costs.set_ylim(bottom=0)
-    costs.set_ylabel("expected GFLOPs")
+    costs.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, cost)))
+    costs.set_ylabel(cost.label)
     costs.spines[["top"]].set_visible(False)
     axes.set_title("Routes by resource weight", loc="left")
     axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.8)

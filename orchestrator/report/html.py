@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.metrics import format_number
+from sftsearch.orchestrator.metrics import format_number, metric
 from sftsearch.orchestrator.report.cells import status_label
 from sftsearch.orchestrator.report.charts import charts_as_json
 from sftsearch.orchestrator.report.columns import columns
@@ -129,7 +129,8 @@ def _tiles(front: Front) -> str:
             f"{100 * study.conclusion.within_delta:.0f} %"
         )
     if front.max_gflops is not None:
-        figures[f"above {format_number(front.max_gflops)} GFLOPs, left out"] = str(
+        limit = metric("gflops")
+        figures[f"above {limit.format(front.max_gflops)} {limit.label}, left out"] = str(
             front.num_filtered
         )
     return "".join(

@@ -282,9 +282,9 @@ def _routes_table(analysis: Analysis) -> TextTable:
         headers=["configuration", *names, *labels, *routes, "by class"],
         rows=[_route_row(one, names, most, front) for one in routed],
         notes=[
-            "Share of validation samples on each route, mean over replicates. Expected GFLOPs: "
-            "those of the gate plus those of the routes, weighted by their shares. By class: the "
-            "share of a class's samples on the last route.",
+            "Share of validation samples on each route, mean over replicates. Expected "
+            "multiply-adds: those of the gate plus those of the routes, weighted by their shares. "
+            "By class: the share of a class's samples on the last route.",
             *filter(None, [describe_route_levels(analysis)]),
         ],
     )
@@ -318,7 +318,7 @@ def describe_route_levels(analysis: Analysis) -> str:
     if not levels:
         return ""
     steps = "; ".join(
-        f"{level.weight:g}: {metric('gflops_expected').format(level.expected)} GFLOPs, "
+        f"{level.weight:g}: {metric('gflops_expected').format(level.expected)} multiply-adds, "
         f"{' / '.join(f'{share:.2f}' for share in level.shares)}"
         for level in levels
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftsearch.orchestrator.analysis.parameters import abbreviate_parameter, varying_parameters
-from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.metrics import metric, what_is_counted
 from sftsearch.orchestrator.report.cells import (
     format_gain,
     format_mean,
@@ -24,6 +24,7 @@ from sftsearch.orchestrator.report.confirmation import (
     confirmation_rows,
     describe_confirmation,
 )
+from sftsearch.orchestrator.report.fitting_table import FittingColumn, FittingTable
 from sftsearch.orchestrator.report.sections import (
     confirmation_section,
     describe_route_levels,
@@ -65,7 +66,7 @@ def front_table(analysis: Analysis) -> Group:
     found = [] if front.baselines is None else reversed(front.baselines.summaries)
     shown = [*front.points, *found] if front.top is None else front.table
     names = varying_parameters(front.configurations)
-    lines = [f"{c.configuration_id}  {_describe(c, names, front)}" for c in shown]
+    lines = [f"{_named(c)}  {_describe(c, names, front)}" for c in shown]
     lines = [line for line in lines if not line.endswith("  ")]
     below = [Text("\n".join(lines), style="dim"), Text()] if lines else []
     parts = (
@@ -79,6 +80,7 @@ def front_table(analysis: Analysis) -> Group:
     )
     routes = describe_route_levels(analysis)
     sentences = [
+        what_is_counted(front.objectives.names),
         describe_trials(front),
         describe_certainty(front.study) if front.front_probability_source == "posterior" else "",
         describe_test_split(front),
@@ -88,7 +90,11 @@ def front_table(analysis: Analysis) -> Group:
         "",
         _points(shown, front),
         "",
-        *([Text(describe_values(front)), Text()] if front.points else []),
+        *(
+            [Text(f"{describe_values(front)} {_describe_gain(front)}"), Text()]
+            if front.points
+            else []
+        ),
         *below,
         *(part for section in parts if section is not None for part in _section(section)),
         *([Text(routes, style="dim"), Text()] if routes else []),
@@ -108,30 +114,62 @@ def _section(section: Section) -> list[Table | Text]:
     return [*parts, *_matrix(section.table)]
 
 
-def _points(shown: Sequence[ConfigurationSummary], front: Front) -> Table:
+def _points(shown: Sequence[ConfigurationSummary], front: Front) -> FittingTable:
     """Return the table of configurations."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "configuration", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in front.objectives.names:
-        table.add_column(Text(metric(name).label), justify="right", no_wrap=True)
-    table.add_column(Text(gain_heading(front)))
-    is_adaptive = len({format_replicates(c) for c in front.finished}) > 1
-    if is_adaptive:
-        table.add_column("replicates", justify="right")
-    for c in shown:
-        cells = (
-            status_label(c),
-            c.configuration_id,
-            c.model,
-            format_mean(c, front.y),
-            *(metric(name).format(c.values.get(name)) for name in front.objectives.names[1:]),
-            format_gain(c, front),
-            *([format_replicates(c)] if is_adaptive else []),
-        )
-        # Text, not str: brackets in a name are not markup.
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if c.is_knee else None)
-    return table
+    x, *others = front.objectives.names[1:]
+    columns = [
+        FittingColumn(header="", cells=[_status(c) for c in shown]),
+        FittingColumn(header="configuration", cells=[_identity(c) for c in shown]),
+        FittingColumn(header="model", cells=[c.model for c in shown]),
+        FittingColumn(
+            header=metric(front.y).label,
+            cells=[format_mean(c, front.y) for c in shown],
+            is_number=True,
+        ),
+        *(
+            FittingColumn(
+                header=metric(name).label,
+                cells=[metric(name).format(c.values.get(name)) for c in shown],
+                is_number=True,
+                rank=0 if name == x else 1,
+            )
+            for name in (x, *others)
+        ),
+        FittingColumn(
+            header=gain_heading(front),
+            cells=[_marked(format_gain(c, front)) for c in shown],
+            short=[_marked(format_gain(c, front, brief=True)) for c in shown],
+            rank=2,
+        ),
+    ]
+    if len({format_replicates(c) for c in front.finished}) > 1:
+        replicates = [format_replicates(c) for c in shown]
+        columns.append(FittingColumn(header="replicates", cells=replicates, is_number=True, rank=3))
+    return FittingTable(columns, bold=[c.is_knee for c in shown])
+
+
+def _describe_gain(front: Front) -> str:
+    baselines = "; of a baseline: over the best of the front" if front.baselines else ""
+    return (
+        f"{gain_heading(front).capitalize()}: over the next cheaper configuration of the "
+        f"front{baselines}; ~ within noise."
+    )
+
+
+def _marked(gain: str) -> str:
+    return gain.replace(", within noise", " ~")
+
+
+def _named(c: ConfigurationSummary) -> str:
+    return f"baseline {c.model}" if c.status == "baseline" else c.configuration_id
+
+
+def _status(c: ConfigurationSummary) -> str:
+    return "" if c.status == "baseline" else status_label(c)
+
+
+def _identity(c: ConfigurationSummary) -> str:
+    return "baseline" if c.status == "baseline" else c.configuration_id
 
 
 def _describe(c: ConfigurationSummary, names: Sequence[str], front: Front) -> str:
@@ -162,12 +200,22 @@ def _matrix(found: TextTable) -> list[Table | Text]:
 def confirmed_table(analysis: Analysis) -> Group:
     """Return a confirmed front for a terminal: conclusions, validation and test values."""
     front = analysis.front
-    table = Table(box=None, pad_edge=False)
-    for n, name in enumerate(confirmation_headers(front)):
-        is_name = n < len(COLUMNS)
-        table.add_column(Text(name), justify="left" if is_name else "right", no_wrap=True)
-    for cells in confirmation_rows(front):
-        table.add_row(*(Text(cell) for cell in cells))
+    headers = confirmation_headers(front)
+    columns = [list(column) for column in zip(*confirmation_rows(front), strict=True)]
+    columns[0] = ["baseline" if one.startswith("baseline-") else one for one in columns[0]]
+    table = FittingTable(
+        [
+            FittingColumn(
+                header=header,
+                cells=cells,
+                is_number=n >= len(COLUMNS),
+                rank=1 if header == "validation" else 0,
+                short=[cell.partition(" ")[0] for cell in cells],
+                is_kept=True,
+            )
+            for n, (header, cells) in enumerate(zip(headers, columns, strict=True))
+        ]
+    )
     y = metric(front.y)
     seeds = "seeds" if front.study.folds is None else "replicates"
     fresh = "fresh " if any(c.is_fresh for c in front.points) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.metrics import metric, what_is_counted
 from sftsearch.orchestrator.report.baselines import baseline_notes, describe_contest
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def notes(front: Front) -> list[str]:
             f"The front uses all objectives of the study, including {others}: a configuration is "
             "on it if no other is at least as good in all and better in one. The chart shows two."
         )
-    lines.append(describe_test_split(front))
-    return lines
+    counted = what_is_counted(front.objectives.names)
+    return [*lines, *([counted] if counted else []), describe_test_split(front)]
 
 
 def describe_replicates(study: StudyRecord) -> str:

@@ -110,6 +110,6 @@ def test_sentences_name_what_stands_and_what_to_take() -> None:
         "overlap.",
         "Worse on test than their interval on validation: a (0.600, 0.700 on validation).",
         "The order of the front is the same on test.",
-        "Of the front, take b: 0.800 top-1 accuracy on test at 2.00 GFLOPs.",
+        "Of the front, take b: 0.800 top-1 accuracy on test at 2 G multiply-adds (paper).",
     ]
     assert [row[0] for row in confirmation_rows(analysis.front)] == ["a", "b"]

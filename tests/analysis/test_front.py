@@ -33,7 +33,7 @@ def test_front_of_three_points_has_its_knee_and_hypervolume() -> None:
     assert [step.seconds for step in front.progress] == [1000, 1001, 1002, 1003]
     assert headline(front) == (
         "3 of 4 configurations are on the front; the best reaches 0.900 top-1 accuracy at 100 "
-        "GFLOPs; 10 % of that cost loses 10.0 points."
+        "G multiply-adds (paper); 10 % of that cost loses 10.0 points."
     )
 
 

@@ -153,10 +153,11 @@ def test_describe_tokens_lists_strides_or_their_range() -> None:
     )  # fmt: skip
     front = summarize(replace(study, trials=(*study.trials, worst)))
     assert describe_tokens(Analysis.of(front)) == [
-        "phone_acc: in 1 of the 5 configurations on the front, not pooled (patch 8, 16 tokens).",
+        "phone_acc: in 1 of the 5 configurations on the front, "
+        "not pooled (16 tokens of 8 samples).",
         "phone_gyro: in no configuration on the front.",
         "watch_acc: in all 5 configurations on the front, stride 4 to 32 (16 to 2 of 64 tokens) in "
-        "4, not pooled (patch 8, 16 tokens) in 1.",
+        "4, not pooled (16 tokens of 8 samples) in 1.",
         "watch_gyro: in 4 of the 5 configurations on the front, stride 64 (1 of 64 tokens).",
     ]
     fewer = summarize(replace(study, trials=study.trials[1:4]))

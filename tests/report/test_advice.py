@@ -61,7 +61,7 @@ def test_modalities_are_described_with_an_advice() -> None:
         "without)."
     )
     assert found[2].startswith("`emg` is not decided: without it +6.1 points [-100.0, +100.0] and")
-    assert "0.4 of the GMACs" in found[2]
+    assert "0.4 of the multiply-adds" in found[2]
 
 
 def test_rising_trials_are_described_with_a_number_of_epochs() -> None:

@@ -59,20 +59,20 @@ def on_terminal(analysis: Analysis, width: int = 100) -> str:
 
 
 def test_describe_standings_has_a_sentence_per_model() -> None:
-    """At 16 GFLOPs: the best of three of sft's four has mean (3 x 0.84 + 0.82) / 4 = 0.835."""
+    """At 16 G: the best of three of sft's four has mean (3 x 0.84 + 0.82) / 4 = 0.835."""
     analysis = Analysis.of(summarize(models_study()))
     assert describe_standings(analysis) == [
-        "late: fewer than 3 configurations cost at most 64 GFLOPs.",
-        "mbt: 8.0 points below mult at 4 GFLOPs [-8.0, -8.0]; 19.5 below sft at 16 [-19.5, -19.5]; "
-        "19.5 below sft at 64 [-19.5, -19.5].",
-        "mult: 8.0 points above mbt at 4 GFLOPs [+8.0, +8.0]; 11.5 below sft at 16 [-11.5, -11.5]; "
-        "12.0 below sft at 64 [-12.0, -12.0].",
-        "sft: 11.5 points above mult at 16 GFLOPs [+11.5, +11.5]; 12.0 above mult at 64 [+12.0, "
-        "+12.0]; fewer than 3 configurations cost at most 4.",
+        "late: fewer than 3 configurations cost at most 64 G multiply-adds (paper).",
+        "mbt: 8.0 points below mult at 4 G multiply-adds (paper) [-8.0, -8.0]; 19.5 below sft at "
+        "16 G [-19.5, -19.5]; 19.5 below sft at 64 G [-19.5, -19.5].",
+        "mult: 8.0 points above mbt at 4 G multiply-adds (paper) [+8.0, +8.0]; 11.5 below sft at "
+        "16 G [-11.5, -11.5]; 12.0 below sft at 64 G [-12.0, -12.0].",
+        "sft: 11.5 points above mult at 16 G multiply-adds (paper) [+11.5, +11.5]; 12.0 above mult "
+        "at 64 G [+12.0, +12.0]; fewer than 3 configurations cost at most 4 G.",
     ]
     section = standings_section(analysis, intervals=False)
     assert section is not None
-    assert section.table.headers[1] == "\N{LESS-THAN OR EQUAL TO} 4 GFLOPs"
+    assert section.table.headers[1] == "\N{LESS-THAN OR EQUAL TO} 4 G multiply-adds (paper)"
     dash = "\N{EN DASH}"
     assert section.table.rows == [
         ["late", dash, dash, dash],
@@ -92,7 +92,7 @@ def test_describe_standings_marks_what_is_within_noise() -> None:
     _, mbt, mult, sft = describe_standings(analysis)
     assert mbt.count("within noise") == 1
     assert mult.endswith(": within noise.")
-    assert sft.endswith(": within noise; fewer than 3 configurations cost at most 4.")
+    assert sft.endswith(": within noise; fewer than 3 configurations cost at most 4 G.")
     section = standings_section(analysis, intervals=False)
     assert section is not None
     assert [row[1] for row in section.table.rows[1:3]] == ["0.640~", "0.720*"]
@@ -112,12 +112,14 @@ def test_standing_notes_count_stopped_configurations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "text"),
-    [(1.5e-5, "1.5e-05"), (0.00013, "0.00013"), (0.0011, "0.0011"), (4.0, "4"), (25.0, "25"),
-     (1300.0, "1,300"), (120.0, "120")],
+    ("limit", "cost", "text"),
+    [(1.5e-5, "seconds", "1.5e-05"), (0.00013, "seconds", "0.00013"), (0.0011, "seconds", "0.0011"),
+     (4.0, "seconds", "4"), (25.0, "seconds", "25"), (1300.0, "seconds", "1,300"),
+     (120.0, "seconds", "120"), (1.5e-5, "gmacs", "15 k"), (25.0, "gflops", "25 G"),
+     (1300.0, "parameters", "1.3 k")],
 )  # fmt: skip
-def test_format_limit_is_short(limit: float, text: str) -> None:
-    assert format_limit(limit) == text
+def test_format_limit_is_short(limit: float, cost: str, text: str) -> None:
+    assert format_limit(limit, cost) == text
 
 
 # ---------------------------------------------------------------------- values of parameters

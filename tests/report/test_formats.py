@@ -80,7 +80,7 @@ def test_formats_rank_a_regression_by_its_error(
     assert "the worst mean absolute error and the highest cost" in " ".join(notes(front))
     assert headline(front) == (
         "2 of 3 configurations are on the front; the best reaches 0.600 mean absolute error at "
-        "10.0 GFLOPs; 10 % of that cost loses 0.3 mean absolute error."
+        "10 G multiply-adds (paper); 10 % of that cost loses 0.3 mean absolute error."
     )
     assert len(
         write_report(Analysis.of(summarize(study, y="mae")), list(FORMATS), tmp_path)
@@ -343,8 +343,15 @@ def test_front_table_prints_brackets_as_they_are(study: StudyRecord) -> None:
 
 
 def test_metric_formats_numbers_with_three_digits() -> None:
-    shown = [metric("gflops").format(v) for v in (0.0021, 0.034, 12.3, 0, 41285, 1e-9, None)]
+    shown = [metric("latency_ms").format(v) for v in (0.0021, 0.034, 12.3, 0, 41285, 1e-9, None)]
     assert shown == ["0.00210", "0.0340", "12.3", "0", "41,285", "1.00e-09", "–"]  # noqa: RUF001
+
+
+def test_counts_have_si_prefixes() -> None:
+    values = (0, 1e-9, 8.1e-6, 0.000_999_4, 0.000_999_6, 0.0012, 3.4, 41_285, 5e7)
+    shown = [metric("gmacs").format(value) for value in values]
+    assert shown == ["0", "1", "8.1 k", "999 k", "1 M", "1.2 M", "3.4 G", "41.3 T", "50000 T"]
+    assert metric("parameters").format(12_345) == "12.3 k"
 
 
 def test_front_does_not_change_the_record(study: StudyRecord) -> None:

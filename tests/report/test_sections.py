@@ -76,7 +76,7 @@ def test_families_section_has_a_dash_for_a_missing_value() -> None:
     table, heads = section.table.rows, section.table.headers
     assert table[0] == ["a", "0.500*", "0.700*", "0.700", "0.700", "0.700", "0.700"]
     assert table[1][1:3] == ["\N{EN DASH}", "0.600"]
-    assert heads[1] == "\N{LESS-THAN OR EQUAL TO} 1.00 GFLOPs"
+    assert heads[1] == "\N{LESS-THAN OR EQUAL TO} 1 G multiply-adds (paper)"
     assert heads[-1] == "expected best of 3"
     assert table[1][-1] == "0.890*"  # of four draws of three, three have 0.9 and one has 0.86
 
@@ -96,7 +96,9 @@ def test_routes_section_is_in_every_format() -> None:
     front = sweep()
     markdown = to_markdown(Analysis.of(front))
     assert "## Routes" in markdown
-    assert "0.1: 1.80 GFLOPs, 0.20 / 0.80; 0.5: 1.10 GFLOPs, 0.90 / 0.10" in markdown
+    assert (
+        "0.1: 1.8 G multiply-adds, 0.20 / 0.80; 0.5: 1.1 G multiply-adds, 0.90 / 0.10" in markdown
+    )
     page = to_html(Analysis.of(front))
     assert 'id="routes-chart"' in page
     levels = json.loads(to_json(Analysis.of(front)))["routes"]
