@@ -48,9 +48,9 @@ pytestmark = [pytest.mark.medium, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Any:
-    """Start Ray once for this file, because it takes seconds; fit baselines for 9 seconds."""
+    """Start Ray once for this file, because it takes seconds; fit baselines for 12 seconds."""
     with pytest.MonkeyPatch.context() as patched, connected(None):
-        patched.setattr(baselines, "MAX_SECONDS", 9.0)
+        patched.setattr(baselines, "MAX_SECONDS", 12.0)
         yield
 
 
@@ -155,7 +155,7 @@ def test_confirm_asks_and_then_says_that_the_baseline_wins(
     assert read_study(default_uri(linear), "linear", linear) == record
     for one in record.baselines:
         assert one.test_values is not None
-        if one.name == "linear":
+        if one.name != "majority":
             assert one.test_values["top1"] > 0.8
     assert "Take the baseline." in note_of(linear, "linear")
 

@@ -76,6 +76,12 @@ class Features:
         self.labels = torch.cat([torch.tensor(split.labels[_rows(split)]) for split in train])
         """Of the training samples, (N,) or (N, C)."""
 
+    def num_values(self, name: str) -> int:
+        """Return how many numbers of a modality `read` reads, at most."""
+        shape = self._store.spec.modalities[name]
+        samples = sum(len(_rows(split)) for split in self._train) + len(self._other)
+        return samples * shape.num_tokens * shape.num_features
+
     def read(
         self,
         name: str,

@@ -34,8 +34,14 @@ MLP_SMOOTHING = 0.1
 """Label smoothing in classification."""
 
 _TOLERANCE = 1e-4
-_SPEED = 5e9
-"""Operations per second that are expected of one CPU core."""
+_READ = 8e-8
+"""Seconds to read one number and to compute its part of all statistics, on one CPU core."""
+_START = 0.03
+"""Seconds of a fit, whatever its size."""
+_FACTORIZATION, _GRADIENT, _LAYER = 2e10, 4e9, 5e10
+"""Operations per second in the rotation, the gradients of `solve_logistic`, and layers."""
+_STEP = 6e-4
+"""Seconds of a step of the MLP, whatever its size."""
 
 
 def constant_outputs(task: Task, labels: Tensor, num_outputs: int) -> Tensor:
@@ -53,13 +59,26 @@ def constant_outputs(task: Task, labels: Tensor, num_outputs: int) -> Tensor:
     return ((counts + 1) / (counts + 1).sum()).log().float().unsqueeze(0)
 
 
+def read_seconds(num_values: int) -> float:
+    """Return a rough estimate of the seconds to compute the statistics of a modality."""
+    return _READ * num_values
+
+
 def linear_seconds(x: Tensor, num_outputs: int) -> float:
     """Return a rough estimate of the seconds that `linear_path` takes on x (N, P)."""
     num_samples, num_statistics = x.shape
     rank = min(x.shape)
     rotation = 4.0 * num_samples * num_statistics * rank + 20.0 * rank**3
     steps = 50 * len(PENALTIES)
-    return (rotation + steps * 4.0 * num_samples * rank * num_outputs) / _SPEED
+    gradients = steps * 4.0 * num_samples * rank * num_outputs
+    return _START + rotation / _FACTORIZATION + gradients / _GRADIENT
+
+
+def mlp_seconds(x: Tensor, num_outputs: int) -> float:
+    """Return a rough estimate of the seconds that `fit_mlp` takes on x (N, P)."""
+    hidden = HIDDEN["hidden_dim"]
+    step: float = 6.0 * MLP_BATCH * hidden * (x.shape[1] + num_outputs)
+    return _START + MLP_STEPS * (_STEP + step / _LAYER)
 
 
 def linear_path(

@@ -9,10 +9,9 @@ Shapes: N samples of a split, P statistics, C outputs.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,94 +23,31 @@ from sftsearch.trainables.baseline_models import (
     fit_mlp,
     linear_path,
     linear_seconds,
+    mlp_seconds,
+    read_seconds,
 )
+from sftsearch.trainables.baseline_results import Baseline, Baselines, rank_of
 from sftsearch.trainables.catalog import MODELS
 from sftsearch.trainables.config import TrainConfig
 from sftsearch.trainables.evaluation import Evaluation, Groups, is_right, losses_of, metrics_of
 from sftsearch.trainables.metrics import METRICS, num_absent_classes
-from sftsearch.trainables.training_record import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from sftsearch.datasets.samples import Split
     from sftsearch.datasets.spec import Task
     from sftsearch.datasets.store import Store
-
-Name = Literal["majority", "mean", "linear", "mlp"]
-Subset = tuple[str, ...]
+    from sftsearch.trainables.baseline_results import Candidate, Name, Subset
 
 LINEAR_SHARE = 0.5
 """Part of the time after which no linear model begins, so that MLPs have the rest."""
 NUM_SUBSETS, NUM_SETTINGS = 3, 2
 """MLPs are fitted on so many of the best subsets, each with so many of its best settings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline:
-    """A fitted baseline and its results on the validation split."""
-
-    name: Name
-    """majority: the most frequent class (or the frequency of each label); mean: of the training
-    labels (regression); linear and mlp: the models of the catalog with these names."""
-    description: str
-    """In words: statistics, segments, modalities, penalty."""
-    modalities: tuple[str, ...]
-    """In the dataset's order; empty for majority and mean."""
-    parameters: Mapping[str, Any]
-    """Fields of the model's configuration besides `modalities`; empty for majority and mean. With
-    `seed` they determine the weights: see `confirm_baseline`."""
-    seed: int
-    metrics: Mapping[str, float]
-    """`loss` and the task's metrics on the validation split, named as those of trials."""
-    groups: Mapping[str, list[float]]
-    """Subject -> [correct decisions, samples] on the validation split; see `Fit.groups`."""
-    cost: Mapping[str, float]
-    """gflops, gmacs and parameters by closed form; 0 for majority and mean."""
-    seconds: float
-    """CPU time to fit and evaluate it, without the statistics that it shares with others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Baselines:
-    """All baselines of one split or fold."""
-
-    results: tuple[Baseline, ...]
-    """In the order in which they were fitted; the first is majority or mean."""
-    metric: str
-    """The metric that chooses among them: the first of the task."""
-    skipped: tuple[str, ...]
-    """What the time limit left out, in words; empty if nothing."""
-    seconds: float
-    """CPU time of everything."""
-
-    def best(self, name: Name | None = None) -> Baseline | None:
-        """Return the best baseline on the validation split, of one name or of all.
-
-        Of equal ones that with the lower loss, then the first. None: there is none of this name.
-        """
-        found = [one for one in self.results if name in (None, one.name)]
-        return min(found, key=lambda one: rank_of(self.metric, one.metrics), default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `json.dumps`."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Baselines:
-        """Return the baselines of `to_json`, after any number of trips through JSON."""
-        results = tuple(
-            Baseline(**{**one, "modalities": tuple(one["modalities"])}) for one in record["results"]
-        )
-        return cls(**{**record, "results": results, "skipped": tuple(record["skipped"])})
-
-
-def rank_of(metric: str, metrics: Mapping[str, float]) -> tuple[float, float]:
-    """Return a key that sorts results from best to worst by a metric, then by the loss."""
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    return sign * metrics[metric], metrics["loss"]
+SLOWEST = 4.0
+"""Fitting also ends after so many times the limit in CPU time, on a very slow machine."""
 
 
 def fit_baselines(
@@ -119,6 +55,7 @@ def fit_baselines(
     *,
     config: TrainConfig | None = None,
     max_seconds: float = 20.0,
+    candidates: Sequence[Candidate] | None = None,
     seed: int = 0,
 ) -> Baselines:
     """Fit baselines on the training split and score them on the validation split.
@@ -128,18 +65,19 @@ def fit_baselines(
     best subsets of modalities, each with its two best kinds of statistics. Of a large training
     split an evenly spaced part is used.
 
-    The time limit counts CPU time and is checked between two fits, and while samples are read.
-    Everything else depends on the store and the seed alone.
+    The time limit counts what reading and each fit are estimated to take on one core, so that the
+    results depend on the store and the seed alone, not on how busy the machine is.
 
     Args:
         store: a dataset or a fold of it; the test split is not read.
         config: defines the `loss` of a regression as in trials.
-        max_seconds: no fit begins after this time.
+        max_seconds: estimated CPU time; no fit begins after it.
+        candidates: fit only these, in this order, after majority or mean; for other folds.
         seed: of the weights and batches of `mlp`.
     """
     search = _Search(store, config or TrainConfig(), max_seconds, seed)
     with torch.random.fork_rng(devices=[]):
-        search.run()
+        search.run(candidates)
     return Baselines(
         results=tuple(search.results),
         metric=METRICS[store.spec.task][0],
@@ -153,6 +91,7 @@ class _Search:
 
     def __init__(self, store: Store, config: TrainConfig, max_seconds: float, seed: int) -> None:
         self._start, self._limit = time.process_time(), max_seconds
+        self._planned = 0.0  # estimated seconds of what was begun
         self._store, self._config, self._seed = store, config, seed
         self._metric = METRICS[store.spec.task][0]
         self._validation = store.split("validation")
@@ -165,10 +104,23 @@ class _Search:
         """Return the CPU time so far, in seconds."""
         return time.process_time() - self._start
 
-    def run(self) -> None:
-        """Fit everything that the time limit allows."""
+    def run(self, candidates: Sequence[Candidate] | None) -> None:
+        """Fit everything, or the candidates, as far as the time limit allows."""
         self._fit_constant()
-        names = self._read()
+        if candidates is None:
+            self._fit_all(self._read(tuple(self._store.spec.modalities)))
+            return
+        wanted = {name for one in candidates for name in one.modalities}
+        found = self._read(tuple(name for name in self._store.spec.modalities if name in wanted))
+        try:
+            for one in candidates:
+                if set(one.modalities) <= set(found):
+                    fit = self._fit_mlp if one.name == "mlp" else self._fit_linear
+                    fit(one.modalities, one.setting, share=1.0)
+        except _OutOfTimeError as error:
+            self.skipped.append(f"candidates from {error} on")
+
+    def _fit_all(self, names: Subset) -> None:
         if not names:
             return
         try:
@@ -185,16 +137,19 @@ class _Search:
         except _OutOfTimeError as error:
             self.skipped.append(f"MLPs from {error} on")
 
-    def _read(self) -> Subset:
+    def _read(self, wanted: Subset) -> Subset:
         """Compute the statistics, and return the modalities that could be read in time."""
 
         def is_late() -> bool:
-            return self.elapsed() > LINEAR_SHARE * self._limit
+            return self.elapsed() > SLOWEST * LINEAR_SHARE * self._limit
 
         names = []
-        for name in self._store.spec.modalities:
-            if self._features.read(name, is_late=is_late):
+        for name in wanted:
+            seconds = read_seconds(self._features.num_values(name))
+            in_time = self._planned + seconds <= LINEAR_SHARE * self._limit
+            if in_time and self._features.read(name, is_late=is_late):
                 names.append(name)
+                self._planned += seconds
             else:
                 self.skipped.append(f"everything on {name}: it takes too long to read")
         return tuple(names)
@@ -211,17 +166,20 @@ class _Search:
         repeated = outputs.expand(len(self._validation), -1)
         self._add(name, what, (), {}, repeated, start)
 
-    def _fit_linear(self, subset: Subset, setting: Setting) -> Baseline | None:
+    def _fit_linear(
+        self, subset: Subset, setting: Setting, share: float = LINEAR_SHARE
+    ) -> Baseline | None:
         """Fit the linear model with each penalty, and keep the best; None: it is too large."""
         if (subset, setting) in self._linear:
             return self._linear[subset, setting]
         what = _describe(subset, setting)
-        self._check_time(what, LINEAR_SHARE)
         start, spec = self.elapsed(), self._store.spec
         found = self._features.of(subset, setting)
-        if not found or linear_seconds(found[0], spec.num_outputs) > self._limit:
+        seconds = linear_seconds(found[0], spec.num_outputs) if found else math.inf
+        if not found or seconds > self._limit:
             self.skipped.append(f"{what}: there are too many statistics")
             return None
+        self._begin(what, share, seconds)
         x_NP, other_MP = found
         best: tuple[tuple[float, float], float, Tensor] | None = None
         for l2, solution in linear_path(x_NP, self._features.labels, spec.num_outputs, spec.task):
@@ -280,13 +238,13 @@ class _Search:
             if i < len(settings[subset])
         ]
 
-    def _fit_mlp(self, subset: Subset, setting: Setting) -> None:
+    def _fit_mlp(self, subset: Subset, setting: Setting, share: float = 1.0) -> None:
         what = _describe(subset, setting)
-        self._check_time(what, 1.0)
         start, spec = self.elapsed(), self._store.spec
         found = self._features.of(subset, setting)
         assert found is not None, "a linear model was fitted to it"
         x_NP, other_MP = found
+        self._begin(what, share, mlp_seconds(x_NP, spec.num_outputs))
         labels = self._features.labels
         network = fit_mlp(x_NP, labels, spec.num_outputs, spec.task, seed=self._seed)
         outputs = network(other_MP)
@@ -326,9 +284,12 @@ class _Search:
     def _rank(self, one: Baseline) -> tuple[float, float]:
         return rank_of(self._metric, one.metrics)
 
-    def _check_time(self, what: str, share: float) -> None:
-        if self.elapsed() > share * self._limit:
+    def _begin(self, what: str, share: float, seconds: float) -> None:
+        """Count the estimated seconds of a fit, unless that part of the limit is used up."""
+        limit = share * self._limit
+        if self._planned > limit or self.elapsed() > SLOWEST * limit:
             raise _OutOfTimeError(what)
+        self._planned += seconds
 
 
 class _OutOfTimeError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.search.engine import Search
     from sftsearch.orchestrator.storage.event import JSON
     from sftsearch.search_spaces.schema import StudyFile
-    from sftsearch.trainables.baselines import Baseline, Baselines
+    from sftsearch.trainables.baseline_results import Baseline, Baselines
 
     Fitted = Mapping[int | None, Baselines]
 
 NICENESS = 10
 """A process of this niceness gets about a tenth of a CPU that a trial keeps busy."""
 MAX_SECONDS = 20.0
-"""CPU time for fitting the baselines of a study; none begins after it."""
+"""Estimated CPU time for fitting the baselines of a study; none begins after it."""
+FIRST_SHARE = 0.4
+"""Part of the time for the first of several folds, where everything is tried."""
 MAX_WAIT = 600.0
 """Seconds to wait for the baselines after the last trial, on a busy machine."""
 
@@ -57,7 +60,7 @@ class BaselineSpec:
     """The study's first objective."""
     direction: str
     max_seconds: float = MAX_SECONDS
-    """CPU time, shared by the folds; no fit begins after it."""
+    """Estimated CPU time, shared by the folds; no fit begins after it."""
 
 
 # ------------------------------------------------------------------ in the task
@@ -66,7 +69,7 @@ class BaselineSpec:
 def fit_on_every_fold(spec: BaselineSpec) -> BaselinesFitted:
     """Fit the baselines on each fold and choose the best of each name.
 
-    A fold that would begin after the time limit is skipped.
+    Everything is tried on the first fold, and its best are fitted on the others.
 
     Raises:
         UserError: the dataset cannot be read.
@@ -79,25 +82,27 @@ def fit_on_every_fold(spec: BaselineSpec) -> BaselinesFitted:
     from sftsearch.trainables.config import TrainConfig
 
     torch.set_num_threads(1)
-    began, started = time.process_time(), time.perf_counter()
+    started = time.perf_counter()
     store = open_dataset(spec.dataset, root=spec.root)
-    config = TrainConfig(regression_loss=spec.regression_loss)
-    folds: list[int | None] = [None] if spec.num_folds is None else [*range(spec.num_folds)]
-    fitted: dict[int | None, Baselines] = {}
-    skipped: list[str] = []
-    for n, fold in enumerate(folds):
-        left = spec.max_seconds - (time.process_time() - began)
-        if fitted and left <= 0:
-            skipped.append(f"fold {fold}")
-            continue
-        part = open_fold(store, fold, spec.num_folds)
-        fitted[fold] = fit_baselines(part, config=config, max_seconds=left / (len(folds) - n))
-        where = "" if fold is None else f" on fold {fold}"
-        skipped += [f"{what}{where}" for what in fitted[fold].skipped]
+    fit = functools.partial(fit_baselines, config=TrainConfig(regression_loss=spec.regression_loss))
+    first, *others = [None] if spec.num_folds is None else range(spec.num_folds)
+    seconds = spec.max_seconds * (FIRST_SHARE if others else 1.0)
+    fitted = {first: fit(open_fold(store, first, spec.num_folds), max_seconds=seconds)}
+    candidates = fitted[first].shortlist()
+    for fold in others:
+        fitted[fold] = fit(
+            open_fold(store, fold, spec.num_folds),
+            max_seconds=(spec.max_seconds - seconds) / len(others),
+            candidates=candidates,
+        )
     return BaselinesFitted(
         results=choose(fitted, spec),
         num_fitted=sum(len(one.results) for one in fitted.values()),
-        skipped=skipped,
+        skipped=[
+            what if fold is None else f"{what} on fold {fold}"
+            for fold, own in fitted.items()
+            for what in own.skipped
+        ],
         seconds=time.perf_counter() - started,
     )
 
@@ -106,7 +111,8 @@ def choose(fitted: Fitted, spec: BaselineSpec) -> list[BaselineResult]:
     """Return the best baseline of each name on each fold.
 
     With several folds it is the one with the best mean on the other folds, so that no fold's value
-    is biased by the choice. On the only split it is the best on that split.
+    is biased by the choice; only which candidates there are was decided on the first fold, which
+    favors them there. On the only split it is the best on that split.
     """
     return [
         _result(_best(name, fold, fitted, spec), fold)

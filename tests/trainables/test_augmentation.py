@@ -26,7 +26,6 @@ from sftsearch.trainables.fit import Fit
 from sftsearch.trainables.token_windows import Cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NUM_SAMPLES = 120
@@ -40,14 +39,7 @@ EVERYTHING: dict[str, Any] = {
     "time_crop": 0.3, "rotation": 20.0, "scaling": 0.1, "jitter": 0.05, "token_dropout": 0.2,
     "time_mask": 0.3, "frequency_mask": 0.5, "spectrograms": ("sound",), "modality_dropout": 0.2,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,9 @@ from sftsearch.datasets.samples import Split
 from sftsearch.datasets.spec import SPLITS, ModalitySpec
 from sftsearch.datasets.store import open_store
 from sftsearch.datasets.writer import write_store
-from sftsearch.trainables import baseline_features, baselines
-from sftsearch.trainables.baselines import (
-    Baseline,
-    Baselines,
-    confirm_baseline,
-    fit_baselines,
-    rank_of,
-)
+from sftsearch.trainables import baseline_features, baseline_results, baselines
+from sftsearch.trainables.baseline_results import Baseline, Baselines, rank_of
+from sftsearch.trainables.baselines import confirm_baseline, fit_baselines
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.config import TrainConfig
 from sftsearch.trainables.fit import Fit
@@ -158,24 +153,49 @@ def test_majority_is_the_most_frequent_class_of_the_training_split(
 def test_time_limit_leaves_the_most_useful_and_names_the_rest(
     stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that counts fits: each takes a second, of ten."""
-    clock = [0.0]
-    monkeypatch.setattr(baselines.time, "process_time", lambda: clock[0])
-
-    def add(self, name, *args):  # type: ignore[no-untyped-def]
-        clock[0] += 1.0
-        return original(self, name, *args)
-
-    original = baselines._Search._add
-    monkeypatch.setattr(baselines._Search, "_add", add)
-    found = fit_baselines(stores["synthetic"], max_seconds=10.0)
+    """Each fit is estimated to take a second, of ten; reading takes none."""
+    monkeypatch.setattr(baselines, "read_seconds", lambda num_values: 0.0)
+    for name in ("linear_seconds", "mlp_seconds"):
+        monkeypatch.setattr(baselines, name, lambda x, num_outputs: 1.0)
+    found = fit_baselines(stores["synthetic"], max_seconds=9.5)
     linear = [one for one in found.results if one.name == "linear"]
     assert [one.modalities for one in linear] == [("left", "right")] * 4 + [("left",)]
     assert len([one for one in found.results if one.name == "mlp"]) == 2
     assert found.skipped == ("linear models from mean and deviation of 4 segments of left on",)
-    short = fit_baselines(stores["synthetic"], max_seconds=6.0)
+    short = fit_baselines(stores["synthetic"], max_seconds=4.0)
     assert len(short.skipped) == 1
     assert len(short.results) == 1 + 3 + 1  # one subset, so one MLP
+
+
+def test_very_slow_machine_ends_the_fits_too(
+    stores: dict[str, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that jumps past four times the limit."""
+    clock = iter([0.0, *[50.0] * 100])
+    monkeypatch.setattr(baselines.time, "process_time", lambda: next(clock))
+    found = fit_baselines(stores["synthetic"], max_seconds=10.0)
+    assert [one.name for one in found.results] == ["majority"]
+    assert len(found.skipped) == 2
+
+
+@pytest.mark.usefixtures("_quick")
+def test_shortlist_is_all_that_is_fitted_on_another_fold(stores: dict[str, Store]) -> None:
+    first = fit_baselines(stores["synthetic"], max_seconds=600)
+    candidates = first.shortlist()
+    assert len(candidates) == baseline_results.NUM_SHORTLISTED
+    assert [one.name for one in candidates] == ["mlp", "linear"] * 3
+    for name in ("mlp", "linear"):
+        best = first.best(name)  # type: ignore[arg-type]
+        mine = next(one for one in candidates if one.name == name)
+        assert best is not None
+        assert (best.modalities, best.parameters["segments"]) == (
+            mine.modalities, mine.setting.segments,
+        )  # fmt: skip
+    again = fit_baselines(stores["synthetic"], max_seconds=600, candidates=candidates)
+    found = {(one.name, one.description): one.metrics for one in first.results}
+    assert [one.name for one in again.results] == ["majority", *["mlp", "linear"] * 3]
+    for one in again.results:
+        assert one.metrics == found[one.name, one.description]
 
 
 def store_of(path: Path, modalities: dict[str, np.ndarray], labels: np.ndarray) -> Store:

@@ -26,18 +26,11 @@ from sftsearch.trainables.evaluation import COUNTED, Batches, TrainingDiverged, 
 from sftsearch.trainables.fit import Fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from sftsearch.datasets.spec import DatasetSpec
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

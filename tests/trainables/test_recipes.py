@@ -32,7 +32,7 @@ from sftsearch.trainables.optimization import Optimization, averaging, factor_at
 from sftsearch.trainables.training_loss import balanced_weights, training_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor, nn
 
@@ -40,14 +40,7 @@ if TYPE_CHECKING:
 
 EPOCHS, BATCH, RATE = 4, 270, 0.02
 NUM_STEPS = 8  # of 2,000 samples; the last batch has 110
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
