@@ -14,7 +14,7 @@ help:  ## list the targets
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftsearch needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'Installing the pinned dependencies into .venv (takes some minutes the first time) ...'
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[export]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -15,6 +15,7 @@ from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.folds import fold_of, open_fold
 from sftsearch.orchestrator.analysis.front import FrontOptions, mark_front
 from sftsearch.orchestrator.candidates.binding import bind
+from sftsearch.orchestrator.plugins import check_plugins
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.storage.event import TrialKey
 from sftsearch.orchestrator.storage.events import Confirmed
@@ -41,6 +42,7 @@ def check_confirmable(folder: Path) -> StudyRecord:
 
     Raises:
         StudyError: the study is not finished or is a recorded table.
+        PluginFileError: it needs a plug-in that is not loaded.
     """
     state = StudyState.of(read_entries(folder))
     record = record_of(state)
@@ -54,6 +56,8 @@ def check_confirmable(folder: Path) -> StudyRecord:
             f"The study '{record.name}' is not finished, so its front is not final. Finish it with "
             "`sftsearch run --resume`, then confirm it."
         )
+    if state.created is not None and not record.confirmed:
+        check_plugins(record.name, state.created.definition, state.created.facts)
     return record
 
 
@@ -99,7 +103,8 @@ def _confirm(folder: Path, state: StudyState) -> Confirmed:
 
 def _evaluate_baseline(record: BaselineRecord, created: Created, store: Store) -> JSON:
     """Return a baseline's `values` and `groups` on the test split."""
-    from sftsearch.trainables.baselines import Baseline, confirm_baseline
+    from sftsearch.trainables.baseline_results import Baseline
+    from sftsearch.trainables.baselines import confirm_baseline
     from sftsearch.trainables.config import TrainConfig
 
     baseline = Baseline(

@@ -1,10 +1,4 @@
-"""Run a study from its file to its report. Also the Python API.
-
-Example:
-    >>> from sftsearch.orchestrator.study import run_study
-    >>> result = run_study("search_spaces/stride.yaml")
-    >>> print(result.record.trials)
-"""
+"""Run a study from its file to its report; `api/running.py` is the public function."""
 
 from __future__ import annotations
 
@@ -24,6 +18,7 @@ from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.objectives import Objectives
+from sftsearch.orchestrator.plugins import describe_plugins, load_plugins, to_json
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.search.warm_start import import_study
 from sftsearch.orchestrator.storage.backup import pull
@@ -34,13 +29,23 @@ from sftsearch.orchestrator.storage.runs_folder import local_runs_folder
 from sftsearch.orchestrator.storage.trial_events import TrialEnd
 from sftsearch.orchestrator.storage.trial_files import CHECKPOINT, open_trial_folder
 from sftsearch.orchestrator.studies import DEFAULT_RUNS, backed_up, find_study, trial_folder
-from sftsearch.orchestrator.study_file import check_resumable, check_study, definition_hash
+from sftsearch.orchestrator.study_file import (
+    check_needed_plugins,
+    check_resumable,
+    check_source,
+    definition_hash,
+    read_source,
+)
 from sftsearch.search_spaces.study_name import NAME_PATTERN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
 
+    from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.orchestrator.analysis.analyse import Analysis
+    from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.execution.worker import Worker
     from sftsearch.orchestrator.search.engine import Search, TrialSuggestion
     from sftsearch.orchestrator.storage.backup import Backup
@@ -48,6 +53,10 @@ if TYPE_CHECKING:
     from sftsearch.orchestrator.storage.journal import Entry
     from sftsearch.orchestrator.storage.study_record import StudyRecord
     from sftsearch.orchestrator.tracking.mirror import Mirror
+    from sftsearch.search_spaces.load import StudySource
+
+    StudyInput = str | Path | StudySource
+    """A study file, the name of a shipped one, or a study that was parsed."""
 
 REPORT_FORMATS = ("html", "csv", "json", "markdown", "png")
 SHOWN_VERSIONS = ("sftsearch", "ray", "optuna", "mlflow", "torch")
@@ -94,6 +103,8 @@ class RunOptions(TypedDict, total=False):
     """Folder or URI of that dataset's store."""
     ship_code: bool
     """Send this version of sftsearch to the cluster's nodes."""
+    plugins: Sequence[str | Path]
+    """Python files with models of your own; they are imported. See `plugins`."""
     worker: type[Worker]
     """Class that trains a trial; by default `TrainingWorker`. With another no baselines are fitted:
     its values may not be of the dataset."""
@@ -102,7 +113,7 @@ class RunOptions(TypedDict, total=False):
 
 
 def run_study(
-    file: str | Path,
+    file: StudyInput,
     *,
     runs: str | Path = DEFAULT_RUNS,
     callback: StudyCallback | None = None,
@@ -111,7 +122,7 @@ def run_study(
     """Run or resume a study, and write its report.
 
     Args:
-        file: a study file, or the name of a shipped one.
+        file: a study file, the name of a shipped one, or a study that was parsed.
         runs: the folder of all studies (this one's is `runs/<name>`), or the URI of a remote one;
             see `backup`.
         callback: receives progress.
@@ -128,15 +139,16 @@ class StudySession:
     """One run of a study: check, open, search, report."""
 
     def __init__(
-        self, file: str | Path, runs: str | Path, callback: StudyCallback, options: RunOptions
+        self, file: StudyInput, runs: str | Path, callback: StudyCallback, options: RunOptions
     ) -> None:
         """Check everything that can be checked before opening the study; see `run_study`."""
         self._callback, self._options = callback, options
         self._runs = local_runs_folder(runs)
         callback.on_stage("checking the study file")
-        self._source, self._spec, self.admission = check_study(
-            file, dataset=options.get("dataset"), root=options.get("root")
-        )
+        load_plugins(options.get("plugins", ()), callback.on_notice)
+        source = read_source(file, dataset=options.get("dataset"), root=options.get("root"))
+        check_needed_plugins(source, self._runs)
+        self._source, self._spec, self.admission = check_source(source)
         self.study = self._source.study
         for change in self._source.adapted:
             callback.on_notice(f"Adapted to '{self._spec.name}': {change}")
@@ -200,7 +212,7 @@ class StudySession:
         since = list(journal.entries(after=known, through=journal.last_id))
         self._entries += since
         state = StudyState.of(self._entries) if since else self._state
-        created = state.created or self._created()
+        created = state.created or _created(self._source, self._spec, self.admission)
         if state.created is None:
             self._append(journal, created)
         section = self.study.warm_start
@@ -215,31 +227,6 @@ class StudySession:
     def _append(self, journal: Journal, event: Event) -> None:
         """Append an event to the journal before the search exists."""
         self._entries.append(journal.append(event))
-
-    def _created(self) -> Created:
-        study, spec = self.study, self._spec
-        definition = binding.definition_of(self._source, spec)
-        versions = {name: importlib.metadata.version(name) for name in SHOWN_VERSIONS}
-        facts = {
-            "data set": spec.name,
-            "licence": spec.licence,
-            "attribution": spec.attribution,
-            "fingerprint": spec.fingerprint,
-            **versions,
-        }
-        return Created(
-            name=study.study.name,
-            description=study.study.description.strip(),
-            dataset=spec.name,
-            root=study.dataset.root,
-            num_seeds=study.search.replicates.min,
-            objectives=[[objective.metric, objective.direction] for objective in study.objectives],
-            facts=facts,
-            families=list(names_of_families(study.space)),
-            refused=self.admission.num_refused,
-            definition=definition,
-            definition_hash=definition_hash(definition),
-        )
 
     # ------------------------------------------------------------ searching
 
@@ -335,6 +322,7 @@ class StudySession:
             num_folds=study.dataset.folds,
             model=suggestion.model,
             parameters=suggestion.parameters,
+            plugins=to_json(binding.names_used(suggestion.model, study, suggestion.parameters)),
             training=dict(study.training),
             seed=suggestion.seed,
             cost=suggestion.cost,
@@ -374,3 +362,31 @@ class StudySession:
             backup.put_files("report", files)
         except UserError as error:
             self._callback.on_notice(f"The report was not backed up. {error}")
+
+
+def _created(source: StudySource, spec: DatasetSpec, admission: Admission) -> Created:
+    """Return the first event of a study."""
+    study = source.study
+    definition = binding.definition_of(source, spec)
+    versions = {name: importlib.metadata.version(name) for name in SHOWN_VERSIONS}
+    facts = {
+        "data set": spec.name,
+        "licence": spec.licence,
+        "attribution": spec.attribution,
+        "fingerprint": spec.fingerprint,
+        **versions,
+        **describe_plugins(binding.names_in(study)),
+    }
+    return Created(
+        name=study.study.name,
+        description=study.study.description.strip(),
+        dataset=spec.name,
+        root=study.dataset.root,
+        num_seeds=study.search.replicates.min,
+        objectives=[[objective.metric, objective.direction] for objective in study.objectives],
+        facts=facts,
+        families=list(names_of_families(study.space)),
+        refused=admission.num_refused,
+        definition=definition,
+        definition_hash=definition_hash(definition),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,16 +18,19 @@ from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.candidates.admission import Admission
 from sftsearch.orchestrator.candidates.study_checks import check_names
 from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.plugins import check_plugins, load_installed
+from sftsearch.orchestrator.search.state import StudyState
+from sftsearch.orchestrator.storage.journal import FILE_NAME, read_entries
 from sftsearch.orchestrator.storage.runs_folder import describe_runs_folder
 from sftsearch.orchestrator.studies import StudyError
 from sftsearch.search_spaces.load import StudySource, find_study_file, on_dataset, read_study
 from sftsearch.search_spaces.schema import StudyFile
 from sftsearch.search_spaces.shared_space import contract_shared
+from sftsearch.search_spaces.study_name import NAME_PATTERN
 from sftsearch.trainables.metrics import METRICS
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
-    from sftsearch.orchestrator.search.state import StudyState
     from sftsearch.orchestrator.storage.event import JSON
 
 _LINE = 90
@@ -34,22 +38,66 @@ _LINE = 90
 
 
 def check_study(
-    file: str | Path, *, dataset: str | None = None, root: str | None = None
+    file: str | Path | StudySource, *, dataset: str | None = None, root: str | None = None
 ) -> tuple[StudySource, DatasetSpec, Admission]:
     """Read a study file and check everything that can be checked before a trial runs.
 
     Args:
-        file: a study file, or the name of a shipped one.
+        file: a study file, the name of a shipped one, or a study that was parsed.
         dataset: another dataset than the file's; see `load.on_dataset`.
         root: of that dataset's store.
 
     Raises:
         UserError: the file has errors; all of them are listed.
     """
-    source = read_study(find_study_file(str(file)), binding.parameter_names)
+    return check_source(read_source(file, dataset=dataset, root=root))
+
+
+def read_source(
+    file: str | Path | StudySource, *, dataset: str | None = None, root: str | None = None
+) -> StudySource:
+    """Read a study file, and adapt it to another dataset, if one is given; see `check_study`.
+
+    Raises:
+        UserError: the file cannot be read or adapted.
+    """
+    load_installed()
+    source = (
+        file
+        if isinstance(file, StudySource)
+        else read_study(find_study_file(str(file)), binding.parameter_names)
+    )
     if dataset is not None:
         source.study  # noqa: B018 - raises schema errors
         source = _on_dataset(source, describe(dataset, root=root), root)
+    return source
+
+
+def check_needed_plugins(source: StudySource, runs: Path) -> None:
+    """Check that the plug-ins are loaded that a study of this name used before, if there is one.
+
+    This comes before `check_source`, for which their models are just unknown names.
+
+    Raises:
+        PluginFileError: one is not loaded, or has another source.
+    """
+    section = source.data.get("study")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+        return  # an error that `check_source` reports with all others
+    if not (runs / name / FILE_NAME).is_file():
+        return
+    created = StudyState.of(itertools.islice(read_entries(runs / name), 8)).created
+    if created is not None:
+        check_plugins(created.name, created.definition, created.facts)
+
+
+def check_source(source: StudySource) -> tuple[StudySource, DatasetSpec, Admission]:
+    """Check everything of a study file that can be checked before a trial runs.
+
+    Raises:
+        UserError: the file has errors; all of them are listed.
+    """
     check_names(source)
     chosen = source.study.dataset
     spec = describe(chosen.kind, root=chosen.root)

@@ -2,8 +2,7 @@
 
 The test run and every test have their own home folder, which child processes use too, for datasets
 and studies. The shipped datasets take seconds to write, so they are written once and linked into
-every test's cache. The current directory does not change, because Ray's workers import test modules
-from it.
+every test's cache. Ray's workers find test modules by PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ def isolate_from_user() -> Path:
     (home / CACHE).mkdir(parents=True)
     (home / ".ray").mkdir()
     os.environ["HOME"] = str(home)
-    # Ray workers and other child processes import shared test helpers.
-    paths = [str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH")]
+    # Ray workers and other child processes import test modules and what tests share.
+    own = [Path(__file__).parent / "support", Path(__file__).parents[1]]
+    paths = [*map(str, own), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["MPLCONFIGDIR"] = str(home / "matplotlib")  # one font cache for all tests
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

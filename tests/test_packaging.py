@@ -16,6 +16,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("datasets", "orchestrator", "search_spaces", "trainables")
+API = "orchestrator/api/public"
+"""The folder that is installed as `sftsearch.api`."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
@@ -43,14 +45,16 @@ def test_every_folder_with_python_files_is_a_declared_package() -> None:
     """A folder that is not listed is missing from the wheel."""
     folders = {path.parent for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
     found = {f"sftsearch.{'.'.join(folder.relative_to(ROOT).parts)}" for folder in folders}
+    found = found - {f"sftsearch.{API.replace('/', '.')}"} | {"sftsearch.api"}
     assert found == set(SETUPTOOLS["packages"])
-    assert SETUPTOOLS["package-dir"] == {f"sftsearch.{name}": name for name in FOLDERS}
+    named = {f"sftsearch.{name}": name for name in FOLDERS}
+    assert SETUPTOOLS["package-dir"] == {"sftsearch.api": API, **named}
 
 
 def test_packages_have_an_init_and_datasets_has_none() -> None:
     """With an init, Ray's workers would import our folder as Hugging Face's `datasets`."""
     for package in SETUPTOOLS["packages"]:
-        folder = ROOT.joinpath(*package.split(".")[1:])
+        folder = ROOT / SETUPTOOLS["package-dir"].get(package, "/".join(package.split(".")[1:]))
         assert (folder / "__init__.py").is_file() == (package != "sftsearch.datasets"), package
     assert not (ROOT / "sftsearch").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
@@ -61,7 +65,7 @@ def test_package_data_patterns_match_all_files() -> None:
     for package, patterns in SETUPTOOLS["package-data"].items():
         for pattern in patterns:
             inside = package.removeprefix("sftsearch.").replace(".", "/")
-            folders = FOLDERS if package == "*" else [inside]
+            folders = [*FOLDERS, API] if package == "*" else [inside]
             files = {file for name in folders for file in (ROOT / name).glob(pattern)}
             assert len(files) >= len(folders), f"{package} {pattern}"
             matched |= files

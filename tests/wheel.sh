@@ -28,8 +28,9 @@ from pathlib import Path
 wheel, source = zipfile.ZipFile(sys.argv[1]), Path(sys.argv[2])
 names = {name for name in wheel.namelist() if not name.endswith("/")}
 folders = ("datasets", "orchestrator", "search_spaces", "trainables")
+api = "orchestrator/api/public/"  # installed as `sftsearch.api`
 expected = {
-    f"sftsearch/{path.relative_to(source)}"
+    f"sftsearch/{str(path.relative_to(source)).replace(api, 'api/')}"
     for folder in folders
     for path in (source / folder).rglob("*")
     if path.is_file()
@@ -70,6 +71,7 @@ modules = [found.name for found in pkgutil.walk_packages(sftsearch.__path__, "sf
 folder = Path(next(iter(sftsearch.__path__))) / "datasets"
 modules += [f"sftsearch.datasets.{path.stem}" for path in folder.glob("*.py")]
 assert len(modules) > 40, modules
+assert "sftsearch.api" in modules, "the Python API has no short name"
 for name in modules:
     module = importlib.import_module(name)
     path = Path(module.__file__ or next(iter(module.__path__)))

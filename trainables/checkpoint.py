@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Incremented when older checkpoints can no longer be read."""
 
+OWN = "own."
 _RECORD = "sftsearch"
 _MAX_FILE_BYTES = 4 << 30  # a real checkpoint has a few megabytes
 
@@ -71,6 +72,8 @@ def read_checkpoint(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read tensors and record; the tensors must have the names, shapes and dtypes of `expected`.
 
+    The file may also have tensors of a plug-in's training function, whose names begin with `OWN`.
+
     Raises:
         CheckpointError: the file is missing, damaged, or does not match `expected`.
     """
@@ -79,14 +82,16 @@ def read_checkpoint(
             raise CheckpointError(path, f"it has more than {_MAX_FILE_BYTES >> 30} GiB")
         with safetensors.safe_open(path, framework="pt") as file:
             record = _parse_record(path, file.metadata())
-            _check_names(path, set(file.keys()), set(expected))
-            tensors = {name: file.get_tensor(name) for name in expected}
+            names = set(file.keys())
+            others = {name for name in names - set(expected) if name.startswith(OWN)}
+            _check_names(path, names - others, set(expected))
+            tensors = {name: file.get_tensor(name) for name in [*expected, *sorted(others)]}
     except FileNotFoundError:
         raise CheckpointError(path, "there is no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(path, str(error) or type(error).__name__) from error
     for name, tensor in tensors.items():
-        _check_tensor(path, name, tensor, expected[name])
+        _check_tensor(path, name, tensor, expected.get(name, tensor))
     return tensors, record
 
 

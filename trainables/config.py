@@ -18,6 +18,7 @@ from sftsearch.trainables.config_checks import (
     check_names,
     check_number,
 )
+from sftsearch.trainables.plugin_functions import DEFAULTS, FUNCTIONS
 from sftsearch.trainables.token_windows import Cut
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ class TrainConfig(AugmentationConfig):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast matrix products; weights and moments stay float32. For GPUs: CPUs without
     bfloat16 instructions take twice as long."""
+    training_loss: str = "task"
+    """task: the loss of the task. Otherwise the name of a loss of a plug-in, which replaces it in
+    training; the validation loss stays that of the task."""
+    trainer: str = "default"
+    """default: the training that all other fields describe. Otherwise the name of a training
+    function of a plug-in, which reads the fields that it needs."""
     compile: bool = False
     """Use torch.compile in training and evaluation. It takes minutes at the start of each trial,
     so it pays only in long training runs."""
@@ -148,6 +155,8 @@ class TrainConfig(AugmentationConfig):
         check_choice("mixup_weights", self.mixup_weights, ("batch", "sample"))
         check_choice("regression_loss", self.regression_loss, ("l1", "l2"))
         check_choice("precision", self.precision, ("float32", "bfloat16"))
+        for name, default in DEFAULTS.items():
+            check_choice(name, getattr(self, name), (default, *FUNCTIONS[name]))
         if not isinstance(self.compile, bool):
             raise ConfigError(
                 f"`compile` must be true or false, but got {self.compile!r}.", "compile"

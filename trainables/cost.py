@@ -258,7 +258,32 @@ def _count_fused(q: torch.Size, k: torch.Size, v: torch.Size, **_: object) -> in
     return 2 * q.numel() * k[-2] + 2 * q[:-1].numel() * k[-2] * v[-1]
 
 
-_FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_fused}
+def _count_matrix_vector(matrix: torch.Size, vector: torch.Size, **_: object) -> int:
+    return 2 * matrix.numel()
+
+
+def _count_added_matrix_vector(
+    added: torch.Size, matrix: torch.Size, vector: torch.Size, **_: object
+) -> int:
+    return 2 * matrix.numel()
+
+
+def _count_dot(vector: torch.Size, other: torch.Size, **_: object) -> int:
+    return 2 * vector.numel()
+
+
+_COUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_fused,
+    torch.ops.aten.mv: _count_matrix_vector,
+    torch.ops.aten.addmv: _count_added_matrix_vector,
+    torch.ops.aten.dot: _count_dot,
+}
+"""Operations that torch does not count: two operations per multiply-add."""
+
+
+def operation_counter() -> FlopCounterMode:
+    """Return a mode that counts two operations per multiply-add of everything that it sees."""
+    return FlopCounterMode(display=False, custom_mapping=_COUNTED)
 
 
 def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> float:
@@ -266,7 +291,7 @@ def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tenso
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
-    with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter, torch.no_grad():
+    with operation_counter() as counter, torch.no_grad():
         torch.func.functional_call(model, weights, (inputs, lengths))
     operations: int = counter.get_total_flops()
     return operations // 2 / GIGA

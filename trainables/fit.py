@@ -162,7 +162,7 @@ class Fit:
         """Train on every sample once and return the mean loss."""
         batches, workers = self._train_batches, self.workers
         if self.epoch == 0:
-            loss = _begin_training(self.model, self.task, self.config, batches, workers)
+            loss = begin_training(self.model, self.task, self.config, batches, workers)
             if loss is not None:
                 return loss
         random = np.random.default_rng([self.seed, self.epoch])
@@ -171,13 +171,13 @@ class Fit:
         self.model.begin_epoch(self.epoch, self.config.epochs)
         self.model.train()
         losses, sizes = [], []
-        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+        with torch.random.fork_rng(devices=cuda_devices(self.device)):
             torch.manual_seed(int(random.integers(2**63)) + self.workers.rank)
             if self.workers.rank:
                 random = np.random.default_rng([self.seed, self.epoch, self.workers.rank])
             for rows, share, is_last in _batches_of_steps(order, self.config):
                 own, weight = self.workers.part(rows), self.workers.weight(len(rows))
-                batch = _augmented(batches(own), self._augmentation, random)
+                batch = augmented(batches(own), self._augmentation, random)
                 mix = self._mixup.draw(len(own), random) if mixes else None
                 losses.append(self._backward(batch, mix, weight, share))
                 sizes.append(len(rows))
@@ -185,7 +185,7 @@ class Fit:
                     self._optimization.step()
         # One transfer per epoch: reading each loss would make a GPU wait after every step.
         values = self.workers.mean(torch.stack(losses)).tolist()
-        _check_finite(values, self.epoch + 1)
+        check_finite(values, self.epoch + 1)
         return float(np.average(values, weights=sizes))
 
     def _backward(self, batch: Batch, mix: Mix | None, weight: float, share: float) -> Tensor:
@@ -231,9 +231,9 @@ class Fit:
         times = []
         for _ in range(1 + repeats):
             start = time.perf_counter()
-            augmented = _augmented(batch, self._augmentation, random)
+            changed = augmented(batch, self._augmentation, random)
             mix = self._mixup.draw(len(batch[2]), random) if mixes else None
-            self._backward(augmented, mix, 1.0, 1.0).item()
+            self._backward(changed, mix, 1.0, 1.0).item()
             self._optimization.step()
             times.append(time.perf_counter() - start)
         return float(np.median(times[1:]))
@@ -284,8 +284,8 @@ class Fit:
             num_groups=len(self._groups.names),
         )
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+            for name in own:
+                own[name].copy_(tensors[name])
         self._restore(record)
 
     def follow_first(self) -> None:
@@ -323,7 +323,7 @@ def _identity(
     return as_read
 
 
-def _begin_training(
+def begin_training(
     model: FusionModel, task: Task, config: TrainConfig, batches: Batches, workers: Workers
 ) -> float | None:
     """Call the model's `begin_training` in evaluation mode.
@@ -338,7 +338,7 @@ def _begin_training(
         return None
     labels = torch.cat([labels.cpu() for _, _, labels in InOrder(batches)])
     loss = workers.mean(losses_of(task, config, outputs, labels).mean()).item()
-    _check_finite([loss], 1)
+    check_finite([loss], 1)
     return loss
 
 
@@ -361,18 +361,20 @@ def _batches_of_steps(
             yield rows, len(rows) / len(of_step), start + size >= len(of_step)
 
 
-def _augmented(batch: Batch, augmentation: Augmentation, random: np.random.Generator) -> Batch:
+def augmented(batch: Batch, augmentation: Augmentation, random: np.random.Generator) -> Batch:
+    """Return a batch with augmented inputs and lengths."""
     inputs, lengths, labels = batch
     return *augmentation(inputs, lengths, random), labels
 
 
-def _check_finite(losses: list[float], epoch: int) -> None:
+def check_finite(losses: list[float], epoch: int) -> None:
+    """Raise TrainingDiverged if the loss of a step of an epoch is not finite."""
     for step, loss in enumerate(losses, start=1):
         if not math.isfinite(loss):
             raise TrainingDiverged(f"The training loss of epoch {epoch}, step {step} is {loss}.")
 
 
-def _cuda_devices(device: str) -> list[int]:
+def cuda_devices(device: str) -> list[int]:
     """Return the indices of the GPUs whose random state training changes."""
     found = torch.device(device)
     return [found.index or 0] if found.type == "cuda" else []

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sftsearch.trainables.augmentation_config import STRENGTHS
-from sftsearch.trainables.catalog import build_model
+from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.cost import Route
 from sftsearch.trainables.evaluation import Network
 from sftsearch.trainables.layers.tokens import FUSED
@@ -78,6 +78,7 @@ _WITHOUT_SHAPE = {
     "mixup_alpha",
     "mixup_warmup",
     "compile",
+    "trainer",
     # augmentations change the batch before it is counted
     *set(STRENGTHS) - {"modality_dropout"},
     "rotate",
@@ -153,7 +154,7 @@ def _key(
     shaped["accumulate"] = training.accumulate > 1
     return json.dumps(
         [
-            name,
+            [name, MODELS[name].source_hash],
             shaped,
             [dataclasses.asdict(modality) for modality in spec.modalities.values()],
             [list(spec.modalities), spec.task, spec.num_outputs, spec.num_samples["train"]],

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from sftsearch.trainables.config import ConfigError
 from sftsearch.trainables.evaluation import losses_of
+from sftsearch.trainables.plugin_functions import function_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,12 +38,19 @@ def check_loss(config: TrainConfig, task: Task, *, own_loss: bool = False) -> No
 
     Raises:
         ConfigError: `label_smoothing` or `class_weights` is set, but the model does not train on
-            the cross-entropy of a classification.
+            the cross-entropy of a classification; or two losses replace the task's.
     """
+    if config.training_loss != "task" and own_loss:
+        raise ConfigError(
+            f"`training_loss` is '{config.training_loss}', but this model has a training loss of "
+            "its own: remove it.",
+            "training_loss",
+        )
+    own_loss = own_loss or config.training_loss != "task"
     for name, default in (("label_smoothing", 0.0), ("class_weights", "none")):
         value = getattr(config, name)
         if value != default and (own_loss or task != "classification"):
-            why = "this model has a training loss of its own" if own_loss else f"the task is {task}"
+            why = "the training has a loss of its own" if own_loss else f"the task is {task}"
             raise ConfigError(
                 f"`{name}` changes the cross-entropy of a classification, but {why}, and got "
                 f"{value!r}. Remove it.",
@@ -65,6 +73,8 @@ def training_losses(
         ConfigError: see `check_loss`.
     """
     check_loss(config, task)
+    if config.training_loss != "task":
+        return partial(_own_losses, config.training_loss)
     if config.label_smoothing == 0 and config.class_weights == "none":
         return partial(losses_of, task, config)
     weights_C: Tensor | None = None
@@ -81,6 +91,17 @@ def training_losses(
         )
 
     return losses
+
+
+def _own_losses(name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+    losses_B: Tensor = function_of("training_loss", name)(outputs, labels)
+    if losses_B.shape != (len(outputs),):
+        raise ConfigError(
+            f"The loss '{name}' must return one number per sample, (B,), but returned "
+            f"{tuple(losses_B.shape)} for {len(outputs)} samples: do not reduce over the batch.",
+            "training_loss",
+        )
+    return losses_B
 
 
 def balanced_weights(labels: npt.NDArray[np.generic], num_classes: int) -> Tensor:

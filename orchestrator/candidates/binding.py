@@ -17,18 +17,22 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sftsearch.datasets.errors import unknown
+from sftsearch.datasets.errors import look_up, unknown
 from sftsearch.orchestrator.metrics import metric
+from sftsearch.orchestrator.plugins import plugins_of
 from sftsearch.search_spaces.schema import Objective
 from sftsearch.trainables import catalog as models
 from sftsearch.trainables.config import ConfigError, ModelConfig, TrainConfig
 from sftsearch.trainables.metrics import METRICS
 from sftsearch.trainables.models.fusion import solved_training
+from sftsearch.trainables.own_training import check_trainer
+from sftsearch.trainables.plugin_functions import DEFAULTS, source_hashes
 from sftsearch.trainables.training_loss import check_loss
 
 if typing.TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
     from sftsearch.search_spaces.load import StudySource
+    from sftsearch.search_spaces.schema import StudyFile
 
 TRAINING = "training"
 _HASHED_AS = {"score_epoch": "value"}
@@ -40,6 +44,7 @@ _ADDED_LATER = frozenset(
         *("optimizer", "patience", "schedule", "step_epochs", "warmup_epochs"),
         *("frequency_mask", "jitter", "modality_dropout", "rotate", "rotation", "scaling"),
         *("spectrograms", "time_crop", "time_mask", "token_dropout"),
+        *("trainer", "training_loss"),
         # of models
         *("cls_sum", "joint_learning_rate", "modality_order", "pooling_eps", "pooling_weights"),
         *("segments", "soft_inference", "tokenizer"),
@@ -80,9 +85,10 @@ def bind(
     Raises:
         ConfigError: values are invalid together, such as a `num_heads` that does not divide `dim`.
     """
+    entry = look_up(models.MODELS, model, kind="model")
     own = fields_of(model)
     shared = {**training, **{name: v for name, v in values.items() if name not in own}}
-    model_config = models.MODELS[model].config(
+    model_config = entry.config(
         **{name: _exact(own, name, value) for name, value in values.items() if name in own}
     )
     chosen = model_config.chosen(spec)
@@ -90,15 +96,20 @@ def bind(
     fields = fields_of(TRAINING)
     train_config = TrainConfig(**{name: _exact(fields, name, shared[name]) for name in shared})
     train_config = train_config.canonical(spec)
-    if models.MODELS[model].is_solved:  # the options of a study apply to its other models
+    if entry.is_solved:  # the options of a study apply to its other models
         train_config = solved_training(train_config)
-    if train_config.mixup == "manifold" and not models.MODELS[model].mixes_latents:
+    if train_config.mixup == "manifold" and not entry.mixes_latents:
+        why = (
+            "a model of a plug-in does not say where its latents can be mixed"
+            if entry.source_hash
+            else "its samples take different routes, so no layer sees all of them"
+        )
         raise ConfigError(
-            f"`mixup` must not be manifold for `kind: {model}`: its samples take different routes, "
-            "so no layer sees all of them. Use input or modality.",
+            f"`mixup` must not be manifold for `kind: {model}`: {why}. Use input or modality.",
             "mixup",
         )
-    check_loss(train_config, spec.task, own_loss=models.MODELS[model].own_loss)
+    check_loss(train_config, spec.task, own_loss=entry.own_loss)
+    check_trainer(train_config)
     shown = dict(values) | {"modalities": list(chosen)}
     identity = _identity(model, model_config, train_config, spec.fingerprint)
     return Configuration(identity, model, shown, model_config, train_config)
@@ -124,6 +135,9 @@ def _identity(
         sorted(training.items()),
         fingerprint,
     ]
+    # Another source is another model.
+    sources = [models.MODELS[model].source_hash, *source_hashes(dataclasses.asdict(train_config))]
+    content += [source for source in sources if source]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -146,12 +160,16 @@ def _without_tokens(experts: Any) -> Any:
     ]
 
 
-@functools.cache
 def fields_of(name: str) -> dict[str, TypeAdapter[object]]:
     """Return the fields of a model's configuration (or of `TRAINING`) with their type adapters.
 
     They are in alphabetical order.
     """
+    return _fields(name, _source_of(name))
+
+
+@functools.cache
+def _fields(name: str, source_hash: str) -> dict[str, TypeAdapter[object]]:
     config = _config_of(name)
     hints = typing.get_type_hints(config, localns={"Mapping": Mapping, "Literal": Literal})
     strict = ConfigDict(strict=True, arbitrary_types_allowed=False)
@@ -163,9 +181,18 @@ def _config_of(name: str) -> type[TrainConfig | ModelConfig]:
     return TrainConfig if name == TRAINING else models.MODELS[name].config
 
 
-@functools.cache
+def _source_of(name: str) -> str:
+    """Return the hash of a plug-in's source, with which its fields may change."""
+    return "" if name == TRAINING else models.MODELS[name].source_hash
+
+
 def parameters_of(model: str) -> dict[str, TypeAdapter[object]]:
     """Return all parameters of a branch of this model, including those of training."""
+    return _parameters(model, _source_of(model))
+
+
+@functools.cache
+def _parameters(model: str, source_hash: str) -> dict[str, TypeAdapter[object]]:
     return fields_of(model) | fields_of(TRAINING)
 
 
@@ -223,13 +250,31 @@ def with_objectives(source: StudySource, spec: DatasetSpec) -> StudySource:
     return dataclasses.replace(source, checked=study)
 
 
+def names_used(model: str, study: StudyFile, parameters: Mapping[str, object]) -> list[str]:
+    """Return the model and the functions that a configuration of a study names."""
+    values = {**study.training, **parameters}
+    return [model, *(str(values[field]) for field in DEFAULTS if field in values)]
+
+
+def names_in(study: StudyFile) -> list[str]:
+    """Return the models and functions that a study names, also among values to choose from."""
+    found = [branch.kind for branch in study.space]
+    for values in (study.training, *(branch.parameters for branch in study.space)):
+        for field in DEFAULTS:
+            value = values.get(field)
+            found += [str(one) for one in getattr(value, "values", [value])]
+    return found
+
+
 def definition_of(source: StudySource, spec: DatasetSpec) -> dict[str, object]:
     """Return what defines a study: space, data, objectives, constraints, training, replicates.
+
+    Studies with models of plug-ins also have the hashes of these.
 
     The budget (trials, resources, sampler) is not part of it, so a study can be extended.
     """
     study = source.study
-    return {
+    definition: dict[str, object] = {
         "dataset": study.dataset.kind,
         "folds": study.dataset.folds,
         "fingerprint": spec.fingerprint,
@@ -239,3 +284,6 @@ def definition_of(source: StudySource, spec: DatasetSpec) -> dict[str, object]:
         "replicates": study.search.replicates.model_dump(),
         "space": [branch.model_dump() for branch in study.space],
     }
+    if found := plugins_of(names_in(study)):
+        definition["plugins"] = {name: plugin.sha256 for name, plugin in sorted(found.items())}
+    return definition

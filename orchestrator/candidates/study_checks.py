@@ -132,7 +132,8 @@ def _branch_mistakes(
 ) -> list[Mistake]:
     kind = str(branch["kind"])
     if kind not in models.MODELS:
-        return [source.mistake(("space", i, "kind"), unknown(kind, models.MODELS, kind="model"))]
+        text = f"{unknown(kind, models.MODELS, kind='model')} A model of your own needs --plugin."
+        return [source.mistake(("space", i, "kind"), text)]
     found = []
     for name, value in branch.items():
         if name == "kind":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+
+from sftsearch.orchestrator.cli.options import PLUGINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,6 +74,23 @@ def where_options(runs: Path, tracking_uri: str | None) -> str:
 
     options = "" if runs == Path("runs") else f" --runs {describe_runs_folder(runs)}"
     return options if tracking_uri is None else f"{options} --tracking-uri {masked(tracking_uri)}"
+
+
+def resume_command(
+    file: str,
+    where: str,
+    dataset: str | None,
+    root: str | None,
+    address: str | None,
+    *,
+    ship_code: bool,
+) -> str:
+    """Return the command that resumes a study, with every option that it was run with."""
+    named = [("--dataset", dataset), ("--root", root), ("--address", address)]
+    named += [("--plugin", str(one)) for one in click.get_current_context().meta.get(PLUGINS, ())]
+    options = "".join(f" {name} {shlex.quote(value)}" for name, value in named if value)
+    options += " --ship-code" if ship_code else ""
+    return f"sftsearch run {shlex.quote(file)} --resume{options}{where}"
 
 
 def print_result(result: StudyResult, where: str) -> None:

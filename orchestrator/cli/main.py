@@ -13,14 +13,18 @@ import click
 
 from sftsearch.orchestrator.cli import console
 from sftsearch.orchestrator.cli.data import data
+from sftsearch.orchestrator.cli.deploy import export, verify
 from sftsearch.orchestrator.cli.errors import user_errors
 from sftsearch.orchestrator.cli.options import (
     dataset_option,
     json_option,
+    plugin_option,
     root_option,
     runs_option,
     uri_option,
 )
+from sftsearch.orchestrator.cli.output import make_output_lasting
+from sftsearch.orchestrator.cli.plugins import check_model
 from sftsearch.orchestrator.cli.reports import compare, confirm, pareto
 from sftsearch.orchestrator.cli.spaces import check, init, models, price, schema
 from sftsearch.orchestrator.cli.studies import delete, list_, show, status, ui
@@ -35,11 +39,14 @@ COMMANDS = (
     price,
     init,
     models,
+    check_model,
     schema,
     data,
     pareto,
     compare,
     confirm,
+    export,
+    verify,
     list_,
     status,
     show,
@@ -59,6 +66,7 @@ Quick start with the shipped study `stride`:
   sftsearch run     stride    search; add --resume to continue later
   sftsearch pareto  stride    report the front as HTML and other files
   sftsearch confirm stride    evaluate the front on the test split, once
+  sftsearch export  stride    write the best model as ONNX; add --out FOLDER
   sftsearch ui                browse all trials in MLflow
 """
 
@@ -67,6 +75,7 @@ Quick start with the shipped study `stride`:
 @click.version_option(package_name="sftsearch")
 def main() -> None:
     """Group the commands; the help text is `HELP`."""
+    make_output_lasting()
 
 
 for command in COMMANDS:
@@ -93,6 +102,7 @@ for command in COMMANDS:
 @root_option
 @runs_option
 @uri_option
+@plugin_option
 @json_option
 @user_errors
 def run(
@@ -142,7 +152,8 @@ def run(
         if result.complete:
             click.echo(f"Ended: {result.reason}.")
     if not result.complete:
-        click.echo(f"Interrupted. Resume with: sftsearch run {file} --resume{where}", err=True)
+        call = console.resume_command(file, where, dataset, root, address, ship_code=ship_code)
+        click.echo(f"Interrupted. Resume with: {call}", err=True)
         sys.exit(130)
     if not any(trial.status == "finished" for trial in result.record.trials):
         raise click.ClickException(

@@ -57,3 +57,35 @@ uri_option = click.option(
     metavar="URI",
     help="URI of the MLflow server or store. Default: mlflow.db in the runs folder.",
 )
+
+
+PLUGINS = "sftsearch.plugins"
+"""Key of the given plug-ins in click's context."""
+
+
+def _load_plugins(
+    ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Import the given plug-ins before the command runs, which then knows the models by name."""
+    if not files or ctx.resilient_parsing:
+        return files
+    from sftsearch.orchestrator.plugins import load_plugins
+
+    ctx.meta[PLUGINS] = files
+    try:
+        load_plugins(files)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    return files
+
+
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    callback=_load_plugins,
+    expose_value=False,
+    help="Python file with models of your own, which is imported. May be repeated.",
+)

@@ -10,7 +10,12 @@ import click
 
 from sftsearch.orchestrator.cli.console import echo_json
 from sftsearch.orchestrator.cli.errors import user_errors
-from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_option
+from sftsearch.orchestrator.cli.options import (
+    json_option,
+    plugin_option,
+    runs_option,
+    uri_option,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,6 +164,7 @@ def compare(
 @click.option("--yes", is_flag=True, help="Do not ask before the test split is evaluated.")
 @runs_option
 @uri_option
+@plugin_option
 @json_option
 @user_errors
 def confirm(study: str, yes: bool, runs: Path, tracking_uri: str | None, as_json: bool) -> None:

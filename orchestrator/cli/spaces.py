@@ -9,13 +9,19 @@ import click
 from sftsearch.orchestrator.cli import console
 from sftsearch.orchestrator.cli.console import echo_json, spinner
 from sftsearch.orchestrator.cli.errors import user_errors
-from sftsearch.orchestrator.cli.options import dataset_option, json_option, root_option
+from sftsearch.orchestrator.cli.options import (
+    dataset_option,
+    json_option,
+    plugin_option,
+    root_option,
+)
 
 
 @click.command()
 @click.argument("file")
 @dataset_option
 @root_option
+@plugin_option
 @json_option
 @user_errors
 def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> None:
@@ -64,6 +70,7 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
 @click.option("--no-time", is_flag=True, help="Skip all measurements of time.")
 @dataset_option
 @root_option
+@plugin_option
 @json_option
 @user_errors
 def price(
@@ -130,6 +137,7 @@ def price(
     help="File to write [default: STUDY_DATASET.yaml].",
 )
 @root_option
+@plugin_option
 @user_errors
 def init(dataset: str, like: str, out: Path | None, root: str | None) -> None:
     """Write a study file for DATASET.
@@ -148,6 +156,7 @@ def init(dataset: str, like: str, out: Path | None, root: str | None) -> None:
 
 
 @click.command()
+@plugin_option
 @json_option
 @user_errors
 def models(as_json: bool) -> None:

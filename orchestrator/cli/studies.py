@@ -175,8 +175,11 @@ def ui(
             f"With --host {host}, anyone who can reach port {port} of this machine could read, "
             "change and delete all studies. Add --login, or --without-login to allow this."
         )
+    if tracking_uri is None and not runs.is_dir():
+        raise click.UsageError(f"There is no folder '{runs}'. Say where the studies are: --runs.")
     pages = ui.pages_of_studies(uri, runs)
-    click.echo(f"MLflow UI of {masked(uri)} on http://{host}:{port} (Ctrl-C stops it)")
+    server = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    click.echo(f"MLflow UI of {masked(uri)} on {server} (Ctrl-C stops it)")
     for name, page in list(pages.items())[:MAX_PAGES]:
-        click.echo(f"  {name}: http://{host}:{port}/{page}")
+        click.echo(f"  {name}: {server}/{page}")
     sys.exit(ui.serve_ui(uri, runs, port, host=host, login=login))

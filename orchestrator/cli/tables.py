@@ -10,7 +10,12 @@ import click
 from sftsearch.orchestrator.cli import console
 from sftsearch.orchestrator.cli.console import echo_json, spinner
 from sftsearch.orchestrator.cli.errors import user_errors
-from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_option
+from sftsearch.orchestrator.cli.options import (
+    json_option,
+    plugin_option,
+    runs_option,
+    uri_option,
+)
 
 
 @click.command(epilog="\b\nExample:\n  sftsearch table digits_table --out digits.parquet")
@@ -38,6 +43,7 @@ from sftsearch.orchestrator.cli.options import json_option, runs_option, uri_opt
 )
 @runs_option
 @uri_option
+@plugin_option
 @user_errors
 def table(
     file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
@@ -102,6 +108,7 @@ def table(
     type=click.IntRange(1, 1_000_000),
     help="Repeat with other seeds and replicates, and print means.",
 )
+@plugin_option
 @json_option
 @user_errors
 def simulate(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import getpass
 import importlib
 import logging
 import os
+import resource
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import ray
 
 from sftsearch.orchestrator.execution import head_watch
@@ -19,6 +22,11 @@ from sftsearch.orchestrator.execution.placement import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+MAX_SOCKET, LONGEST_SOCKET = 107, 70
+"""Bytes of a socket's path, and of its part below the temporary folder in Ray's sessions."""
+LEAST_ADDRESS_SPACE = 12e9
+"""Bytes of virtual memory that Ray's processes reserve, each."""
 
 PACKAGES = ("datasets", "orchestrator", "search_spaces", "trainables")
 
@@ -51,10 +59,10 @@ def connected(address: str | None, *, ship_code: bool = False) -> Iterator[None]
             _start_local()
         else:
             _join(address, ship_code=ship_code)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        where = "on this machine" if address is None else f"at '{address}'"
-        raise ResourceError(f"Cannot start or reach Ray {where}: {first}") from error
+    except ResourceError:
+        raise
+    except Exception as error:  # Ray raises many kinds, also plain `Exception`
+        raise _not_started(address, error) from error
     try:
         yield
     finally:
@@ -78,11 +86,77 @@ def disconnect() -> None:
             gc.enable()
 
 
+def _not_started(address: str | None, error: Exception) -> ResourceError:
+    """Return the error for a Ray that does not start, with its cause and a remedy if known."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    where = "on this machine" if address is None else f"at '{address}'"
+    remedy = ""
+    if isinstance(error, OSError) and error.filename:
+        remedy = f" Make '{error.filename}' writable, or set HOME and TMPDIR to writable folders."
+    return ResourceError(f"Cannot start or reach Ray {where}: {first}.{remedy}")
+
+
 def _start_local() -> None:
-    ray.init(
-        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
-    _tighten_token()
+    _check_address_space()
+    _name_user()
+    try:
+        with _away_from_current_folder():
+            ray.init(
+                address="local",
+                num_cpus=joblib.cpu_count(),  # those that affinity and cgroups leave us
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=_short_folder(),
+            )
+    finally:
+        _tighten_token()
+
+
+def _name_user() -> None:
+    """Give a user without an entry in /etc/passwd a name, which Ray and MLflow look up."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
+
+
+@contextlib.contextmanager
+def _away_from_current_folder() -> Iterator[None]:
+    """Leave the current folder for the duration of the block.
+
+    Ray puts the current folder first on the workers' import path. A `statistics.py` beside the
+    study file would replace the standard library's, and a downloaded folder could run code.
+    """
+    before = Path.cwd()
+    os.chdir("/")  # nobody else may write there
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _short_folder() -> str | None:
+    """Return a short folder for Ray's sockets if that of TMPDIR is too long; None: Ray's own."""
+    longest = len(os.fsencode(tempfile.gettempdir()))
+    if "RAY_TMPDIR" in os.environ or longest + LONGEST_SOCKET <= MAX_SOCKET:
+        return None
+    return f"/tmp/ray-{os.getuid()}"  # Ray creates it; sessions are its folders
+
+
+def _check_address_space() -> None:
+    """Refuse a limit on virtual memory that Ray's processes exceed: they would hang.
+
+    Raises:
+        ResourceError: the limit is too low.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise ResourceError(
+            f"Virtual memory is limited to {limit / 1e9:.3g} GB (ulimit -v), but Ray's processes "
+            f"reserve more than {LEAST_ADDRESS_SPACE / 1e9:.0f} GB of it, most of it unused. Raise "
+            "the limit (`ulimit -v unlimited`; on a cluster request more h_vmem)."
+        )
 
 
 def _join(address: str, *, ship_code: bool) -> None:
@@ -123,5 +197,5 @@ def _check_reachable(address: str) -> None:
 def _tighten_token() -> None:
     """Make Ray's authentication token readable by its owner only; Ray writes it for all users."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if token.is_file() and token.owner() == Path.home().owner():
+    if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class TrialSpec:
     """Increases each time a trial of the study is assigned to a worker."""
     resources: dict[str, float] = dataclasses.field(default_factory=dict)
     """What Ray reserves for each worker: CPU, GPU, memory, custom."""
+    plugins: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """The source of a model that is not of this package; see `plugins.load_shipped`."""
     rank: int = 0
     workers: int = 1
     """Processes that train the trial together; `rank` is the index of this one."""

@@ -70,6 +70,8 @@ class TrainingWorker:
 
     def __init__(self) -> None:
         self._stores: dict[tuple[str, str | None, int | None, int | None], Store] = {}
+        self._held = contextlib.ExitStack()
+        """What ends with the current trial: a training function that waits for its next epoch."""
         self._spec: TrialSpec | None = None
         self._folder: TrialFolder | None = None
         self._fit: Fit | None = None
@@ -93,6 +95,7 @@ class TrainingWorker:
 
     def start(self, spec: TrialSpec) -> None:
         """Build the model and check its cost; the first `step` reports an error."""
+        self._held.close()
         self._spec, self._fit, self._failure, self._parallel = spec, None, None, {}
         self._started = time.perf_counter()
         try:
@@ -120,12 +123,14 @@ class TrainingWorker:
         import torch
 
         from sftsearch.orchestrator.candidates.binding import bind
+        from sftsearch.orchestrator.plugins import load_shipped
         from sftsearch.trainables.catalog import build_model
         from sftsearch.trainables.cost import count_gmacs
         from sftsearch.trainables.distributed import Workers, normalizes_batches
-        from sftsearch.trainables.fit import Fit
+        from sftsearch.trainables.own_fit import OwnFit, begin_fit
 
         torch.set_num_threads(spec.threads)
+        load_shipped(spec.plugins)
         store = self.open_store(spec)
         bound = self._bound = bind(spec.model, spec.parameters, spec.training, store.spec)
         model = build_model(spec.model, store.spec, bound.model_config, spec.seed)
@@ -136,7 +141,9 @@ class TrainingWorker:
         _check_cost(spec, counted)
         workers = Workers(spec.rank, spec.workers)
         config, device = bound.train_config, spec.device
-        fit = Fit(model, store, config, seed=spec.seed, device=device, workers=workers)
+        fit = begin_fit(model, store, config, seed=spec.seed, device=device, workers=workers)
+        if isinstance(fit, OwnFit):
+            self._held.callback(fit.close)
         if spec.rank == 0:
             self._resume(fit)
         fit.follow_first()

@@ -105,8 +105,8 @@ def _tokens(number: int) -> str:
 def tokens_note() -> str:
     """Return what the sentences of `describe_tokens` count."""
     return (
-        "A stride and a token budget that pool alike are given as the same stride, in tokens. Near: "
-        "the difference from the front is within noise."
+        "A stride and a token budget that pool alike are given as the same stride, in tokens. "
+        "Near: the difference from the front is within noise."
     )
 
 
@@ -154,7 +154,10 @@ def _describe_gap(
 def standing_headers(found: Standings, front: Front) -> list[str]:
     """Return the headers of the table of standings."""
     label = metric(front.x).label
-    return ["model", *(f"{AT_MOST} {format_limit(one.limit, front.x)} {label}" for one in found.budgets)]
+    return [
+        "model",
+        *(f"{AT_MOST} {format_limit(one.limit, front.x)} {label}" for one in found.budgets),
+    ]
 
 
 def standing_rows(found: Standings, front: Front, *, intervals: bool) -> list[list[str]]:

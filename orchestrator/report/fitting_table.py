@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.measure import Measurement
 from rich.table import Table
@@ -73,7 +73,7 @@ class FittingTable:
     def _table(self, columns: Sequence[FittingColumn]) -> Table:
         table = Table(box=None, pad_edge=False)
         for column in columns:
-            justify = "right" if column.is_number else "left"
+            justify: Literal["left", "right"] = "right" if column.is_number else "left"
             table.add_column(Text(column.header), justify=justify, no_wrap=True)
         for n, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
             style = "bold" if n < len(self._bold) and self._bold[n] else None

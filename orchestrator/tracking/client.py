@@ -175,11 +175,13 @@ def delete_study(uri: str, name: str, runs: Path) -> None:
     client = open_client(uri, runs)
     try:
         experiment = client.get_experiment_by_name(name)
-        if experiment is None or experiment.lifecycle_stage != "active":
+        if experiment is None:
             return
         if f"{PREFIX}definition" not in experiment.tags:
             raise TrackingError(f"The MLflow experiment '{name}' is not a study; it was kept.")
         number = experiment.experiment_id
+        if experiment.lifecycle_stage != "active":  # in MLflow's UI; only active ones are renamed
+            client.restore_experiment(number)
         client.rename_experiment(number, f"{name} (deleted, experiment {number})")
         client.delete_experiment(number)
     except MlflowException as error:

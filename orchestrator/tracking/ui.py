@@ -49,7 +49,8 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
     Raises:
         TrackingError: the port is in use, or no password is set.
     """
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

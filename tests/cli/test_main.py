@@ -79,7 +79,7 @@ def test_help_describes_every_command_and_option(name: str) -> None:
 
 def test_help_lists_existing_commands_in_its_quick_start() -> None:
     names = re.findall(r"^ +sftsearch (\w+)", main.main.help or "", flags=re.MULTILINE)
-    assert names == ["check", "price", "run", "pareto", "confirm", "ui"]
+    assert names == ["check", "price", "run", "pareto", "confirm", "export", "ui"]
     assert set(names) <= set(main.main.commands)
 
 
@@ -174,6 +174,6 @@ def test_help_shows_the_quick_start_line_by_line() -> None:
     lines = call("--help").output.splitlines()
     shown = [line.strip() for line in lines if line.strip().startswith("sftsearch ")]
     assert [line.split()[1] for line in shown] == [
-        "check", "price", "run", "pareto", "confirm", "ui",
+        "check", "price", "run", "pareto", "confirm", "export", "ui",
     ]  # fmt: skip
     assert not any("\\b" in line for line in lines)

@@ -46,8 +46,8 @@ def front_of(*linear: float) -> Front:
 BEHIND = (
     "The best baseline beats the front: `linear` (what linear is) has 0.900 top-1 accuracy on "
     "validation at 1 M multiply-adds (paper); the best model of the front, a, has 0.800 "
-    "(difference -10.0 points [-10.0, -10.0] over 3 subjects, not corrected for the choice of the best, which favors "
-    "the front). Use the baseline, or search longer."
+    "(difference -10.0 points [-10.0, -10.0] over 3 subjects, not corrected for the choice of the "
+    "best, which favors the front). Use the baseline, or search longer."
 )
 
 

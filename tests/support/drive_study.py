@@ -1,7 +1,7 @@
 """Driver process for tests: run a study, and die at a given event.
 
     python -P tests/support/drive_study.py FILE RUNS [--resume] [--tracking-uri URI]
-        [--kill-after KIND NUMBER] [--jump SECONDS]
+        [--kill-after KIND NUMBER] [--jump SECONDS] [--plugin FILE]
 
 The last line printed is JSON with the final trials of Optuna. With `--kill-after` the process kills
 itself with SIGKILL after it has written NUMBER events of this KIND to the journal; for the KIND
@@ -77,13 +77,20 @@ def main() -> None:
     parser.add_argument("--tracking-uri")
     parser.add_argument("--kill-after", nargs=2, default=("never", "1"))
     parser.add_argument("--jump", type=float, default=0.0)
+    parser.add_argument("--plugin", action="append", default=[])
     arguments = parser.parse_args()
     let_clock_jump(arguments.jump)
     kind, number = arguments.kill_after
     watcher = Assassin(kind, int(number))
     watcher.watch_mirror()
-    options = {"resume": arguments.resume, "tracking_uri": arguments.tracking_uri}
-    result = run_study(arguments.file, runs=arguments.runs, callback=watcher, **options)
+    result = run_study(
+        arguments.file,
+        runs=arguments.runs,
+        callback=watcher,
+        resume=arguments.resume,
+        tracking_uri=arguments.tracking_uri,
+        plugins=arguments.plugin,
+    )
     assert result.sampler_study is not None
     trials = [
         {"params": trial.params, "state": trial.state.name, "values": trial.values}

@@ -241,7 +241,7 @@ class DynMM(GatedModel):
         exported models run all experts on all samples.
         """
         if not self.training and self.config.soft_inference:
-            return self.route(0, inputs, lengths)
+            return self.softly(inputs, lengths)
         if not self.training:
             routes = self.scores(inputs, lengths).argmax(dim=1)
             return choose(routes, self.num_routes, self._on_rows(inputs, lengths))
@@ -251,17 +251,15 @@ class DynMM(GatedModel):
         weights = self.weights(self.scores(inputs, lengths))
         return torch.cat([weighted_sum(weights, outputs), weights], dim=1)
 
-    def route(
+    def softly(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None) -> Tensor:
+        """Compute the weighted sum of all experts; see `GatedModel.softly`."""
+        outputs_BC = [expert(inputs, lengths) for expert in self.experts]
+        return weighted_sum(self.soft_weights(inputs, lengths), outputs_BC)
+
+    def on_route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Compute the outputs of one expert, and run the gate; see `FusionModel.route`.
-
-        With `soft_inference` the single route is the weighted sum of all experts.
-        """
-        if self.config.soft_inference:
-            outputs_BC = [expert(inputs, lengths) for expert in self.experts]
-            return weighted_sum(self.soft_weights(inputs, lengths), outputs_BC)
-        self.scores(inputs, lengths)
+        """Compute the outputs of one expert; see `GatedModel.on_route`."""
         outputs: Tensor = self.experts[number](inputs, lengths)
         return outputs
 

@@ -196,7 +196,7 @@ class DynMMFusion(GatedModel):
             drawn = torch.randint(self.num_weights, (size,), device=device)
             return self.by_weights(inputs, lengths, F.one_hot(drawn, self.num_weights))
         if not self.training and self.config.soft_inference:
-            return self.route(0, inputs, lengths)
+            return self.softly(inputs, lengths)
         scores = self.scores(inputs, lengths)
         if self.training:
             weights = self.weights(scores)
@@ -264,16 +264,14 @@ class DynMMFusion(GatedModel):
         tokenize = dict(zip(tokenizer.names, tokenizer.modalities, strict=True))
         return {name: tokenize[name](inputs[name], known.get(name)) for name in names}
 
-    def route(
+    def softly(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None) -> Tensor:
+        """Run the whole network, its operations mixed; see `GatedModel.softly`."""
+        return self.by_weights(inputs, lengths, self.soft_weights(inputs, lengths))
+
+    def on_route(
         self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Compute the outputs of one path, and run the gate; see `FusionModel.route`.
-
-        With `soft_inference` the single route is the whole network, its operations mixed.
-        """
-        if self.config.soft_inference:
-            return self.by_weights(inputs, lengths, self.soft_weights(inputs, lengths))
-        self.scores(inputs, lengths)
+        """Compute the outputs of one path; see `GatedModel.on_route`."""
         main = self._tokens((self.main,), inputs, lengths)
         others = self._tokens(self.others, inputs, lengths) if number else {}
         stages = zip(self.main_layers, self.other_layers, self.cells, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sftsearch.trainables.config import TrainConfig, TransformerConfig
@@ -114,6 +115,9 @@ class FusionModel(nn.Module):
         assert number == 0, number
         return self(inputs, lengths)  # type: ignore[no-any-return]
 
+    deployed_dtype: torch.dtype = torch.float32
+    """Precision in which a trained model is deployed."""
+
     is_solved: bool = False
     """Whether `begin_training` is the whole training, which then has one epoch without steps."""
 
@@ -184,6 +188,8 @@ class ModelEntry:
     """Whether it trains on a loss of its own instead of the task's."""
     is_solved: bool = False
     """See `FusionModel.is_solved`."""
+    source_hash: str = ""
+    """SHA-256 of the source of a plug-in's model; it is part of a configuration's id."""
 
 
 def solved_training(config: TrainConfig) -> TrainConfig:

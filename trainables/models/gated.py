@@ -199,6 +199,28 @@ class GatedModel(FusionModel):
                 return self.gate(inputs, lengths)  # type: ignore[no-any-return]
         return self.gate(inputs, lengths)  # type: ignore[no-any-return]
 
+    def route(
+        self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Compute the outputs of one route, and run the gate; see `FusionModel.route`.
+
+        With `soft_inference` the single route is all of them, weighted.
+        """
+        if self.config.soft_inference:
+            return self.softly(inputs, lengths)
+        self.scores(inputs, lengths)
+        return self.on_route(number, inputs, lengths)
+
+    def on_route(
+        self, number: int, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Compute the outputs (B, C) of all samples by one route, without the gate."""
+        raise NotImplementedError
+
+    def softly(self, inputs: dict[str, Tensor], lengths: dict[str, Tensor] | None = None) -> Tensor:
+        """Compute the outputs (B, C) of all routes, weighted by the gate (`soft_inference`)."""
+        raise NotImplementedError
+
     def weights(self, scores: Tensor) -> Tensor:
         """Return the weights of the routes in training, (B, routes)."""
         soft = relax(scores, self.tau, noise=self.config.noise)

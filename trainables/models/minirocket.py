@@ -170,7 +170,10 @@ class RandomConvolutions(NormalizedFeatures):
         device = "cpu" if x.device.type == "meta" else x.device.type
         with torch.autocast(device, enabled=False):
             kernels = self.kernels[number].to(x.dtype)
-            c_BKT = F.conv1d(x, kernels, padding=margin, dilation=step)
+            if x.dtype == torch.float64:
+                c_BKT = _convolve_by_product(x, kernels, step)
+            else:
+                c_BKT = F.conv1d(x, kernels, padding=margin, dilation=step)
         is_within = (torch.arange(NUM_KERNELS, device=x.device) + number) % 2 == 1
         cut = is_within[None, :, None] & (end_B11 > 2 * margin)
         inside = (steps_T >= margin * cut) & (steps_T < end_B11 - margin * cut)
@@ -235,6 +238,19 @@ class RandomConvolutions(NormalizedFeatures):
             self.biases[kernel, columns] = values.quantile(quantiles[kernel])
 
 
+def _convolve_by_product(x: Tensor, kernels: Tensor, step: int) -> Tensor:
+    """Convolve (B, F, T) with (K, F, 9) by one matrix product, (B, K, T).
+
+    ONNX Runtime has no convolution in float64 for CPUs.
+    """
+    num_samples, margin = x.shape[2], KERNEL // 2 * step
+    x = F.pad(x, (margin, margin))
+    taps_BFkT = torch.stack(
+        [x[:, :, i * step : i * step + num_samples] for i in range(KERNEL)], dim=2
+    )
+    return kernels.flatten(1) @ taps_BFkT.flatten(1, 2)
+
+
 def _by_channel(x: Tensor, length: Tensor | None) -> Tensor:
     """Return samples (B, T, F) as (B, F, T), with zeros as padding."""
     if length is not None:
@@ -259,6 +275,9 @@ def _draw_channels(count: int, num_channels: int) -> Tensor:
 
 class MiniRocket(SolvedModel):
     """Random convolutions of each modality and ridge regression on their features."""
+
+    deployed_dtype = torch.float64
+    """A count of positive values must not depend on the rounding of another runtime."""
 
     def __init__(self, spec: DatasetSpec, config: MiniRocketConfig) -> None:
         biases = config.biases(spec)

@@ -6,11 +6,12 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 from importlib import resources
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from sftsearch.trainables import config, pooling_config
-from sftsearch.trainables.models.listing import FILES
+from sftsearch.trainables.models.listing import FILES, added_models
 
 PACKAGE = "sftsearch.trainables.models"
 
@@ -34,17 +35,26 @@ class ModelSource:
 
 
 def read_models() -> list[ModelSource]:
-    """Return the models of the catalog, sorted by name."""
+    """Return the models of the catalog and of plug-ins, sorted by name."""
     found = [model for file in FILES for model in _read_file(file)]
+    found += [
+        ModelSource(name, entry.paper, describe_fields(entry.config))
+        for name, entry in added_models().items()
+    ]
     return sorted(found, key=lambda model: model.name)
 
 
 def describe_fields(of: type) -> list[Parameter]:
     """Return name, type and default of each field of a configuration class."""
     return [
-        {"name": field.name, "type": str(field.type), "default": field.default}
+        {"name": field.name, "type": _type_of(field), "default": field.default}
         for field in dataclasses.fields(of)
     ]
+
+
+def _type_of(field: dataclasses.Field[Any]) -> str:
+    """Return the type as it is written; that of a plug-in's parameter is no text."""
+    return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
 
 
 def _read_file(file: str) -> list[ModelSource]:

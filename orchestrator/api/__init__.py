@@ -1,0 +1,1 @@
+"""The Python API: what `sftsearch.api` (the folder `public`) exports."""

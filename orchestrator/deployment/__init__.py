@@ -1,0 +1,1 @@
+"""Take trained models out of a study: load, export, verify and describe them."""

@@ -1,0 +1,40 @@
+"""Run an ONNX export as an MLflow model; MLflow saves this file and executes it on loading."""
+
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class ExportedModel(PythonModel):
+    """The graphs of an export, run by its `predict.py`."""
+
+    script: ModuleType
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check the files of the export and open its graphs."""
+        folder = Path(context.artifacts["model"])
+        spec = util.spec_from_file_location("sftsearch_predict", folder / "predict.py")
+        assert spec is not None, "it is a Python file"
+        assert spec.loader is not None, "it is a Python file"
+        self.script = util.module_from_spec(spec)
+        spec.loader.exec_module(self.script)
+        self.model = self.script.read_model(folder)
+        self.run = self.script.open_graphs(folder)
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: dict[str, npt.NDArray[np.float32]],
+        params: dict[str, object] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Return the scores of samples, (B, C)."""
+        scores: npt.NDArray[np.float32] = self.script.predict(self.model, self.run, model_input)
+        return scores
+
+
+set_model(ExportedModel())
