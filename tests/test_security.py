@@ -189,6 +189,23 @@ def test_local_ray_requires_a_token_and_has_no_dashboard(
             assert tried.returncode == code, (claim, tried.stderr[-500:])
 
 
+@pytest.mark.medium
+@pytest.mark.timeout(180)
+def test_workers_import_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules of the standard library that Ray's workers and trials import, beside the study."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    mark = tmp_path / "executed"
+    for name in ("json", "statistics", "tempfile", "sftsearch", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise OSError\n")
+    monkeypatch.chdir(tmp_path)
+    result = run_study("study.yaml", runs="runs")
+    assert [trial.status for trial in result.record.trials] == ["finished"] * 2
+    assert not mark.exists()
+    assert (tmp_path / "runs" / "secure" / "journal.sqlite").is_file()
+
+
 # ------------------------------------------------------------------ untrusted files
 
 

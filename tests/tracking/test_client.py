@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sftsearch.orchestrator.tracking.client import default_uri, open_client
+from sftsearch.orchestrator.tracking.client import default_uri, delete_study, open_client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,3 +48,15 @@ def test_store_in_a_folder_with_odd_characters_is_created(tmp_path: Path) -> Non
     runs = tmp_path / "50%20 [of] runs?"
     open_client(default_uri(runs), runs)
     assert (runs / "mlflow.db").is_file()
+
+
+@pytest.mark.medium
+def test_delete_frees_the_name_of_an_experiment_deleted_in_the_ui(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    client = open_client(uri, tmp_path)
+    number = client.create_experiment("one", tags={"sftsearch.definition": "x"})
+    client.delete_experiment(number)  # as MLflow's UI does
+    delete_study(uri, "one", tmp_path)
+    assert client.get_experiment_by_name("one") is None
+    assert client.get_experiment(number).lifecycle_stage == "deleted"
+    client.create_experiment("one")
