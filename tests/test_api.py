@@ -81,6 +81,7 @@ def test_api_has_one_copy_of_each_class() -> None:
 
 
 @pytest.mark.medium
+@pytest.mark.timeout(180)
 def test_reading_a_study_imports_neither_ray_nor_mlflow_nor_torch(runs: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", READ, str(runs)],

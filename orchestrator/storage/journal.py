@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.file_lock import take_lock
 from sftsearch.orchestrator.storage.events import RETIRED, parse_event
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def _take_lock(folder: Path) -> IO[str]:
     """Lock the study exclusively until the returned file is closed or the process ends."""
     lock = (folder / LOCK_NAME).open("a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
@@ -311,6 +312,9 @@ def _take_lock(folder: Path) -> IO[str]:
             f"The study in '{folder}' is being run by another process (pid {owner}). "
             "Wait for it or stop it, then use --resume."
         ) from error
+    except OSError:
+        lock.close()
+        raise
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

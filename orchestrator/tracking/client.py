@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import logging
 import os
@@ -22,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import URL, make_url
 
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.file_lock import locked
 from sftsearch.orchestrator.storage.event import KEY_PATTERN
 
 if TYPE_CHECKING:
@@ -74,22 +74,30 @@ def sqlite_uri(path: Path) -> str:
 def open_client(uri: str, runs: Path) -> MlflowClient:
     """Return a client after checking that its store answers.
 
-    Concurrent creations of an SQLite store would break each other, so it is opened under a lock.
+    Concurrent creations of an SQLite store would break each other, so it is created under a lock.
+    One that exists may belong to somebody else, in a folder that only they can write.
 
     Raises:
         TrackingError: MLflow does not support the URI, or the store does not answer.
     """
-    runs.mkdir(parents=True, exist_ok=True)
     try:
-        with (runs / "mlflow.lock").open("a") as lock:
-            if uri.startswith("sqlite:"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_missing(uri):
+            runs.mkdir(parents=True, exist_ok=True)
+            with locked(runs / "mlflow.lock", wait=True):
                 _create_store(uri)
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
     except Exception as error:  # of MLflow, SQLAlchemy or requests
         raise no_answer(uri, error) from None  # the cause's text may contain the password
     return client
+
+
+def _is_missing(uri: str) -> bool:
+    """Return whether a store is an SQLite file that does not exist."""
+    if not uri.startswith("sqlite:"):
+        return False
+    file = make_url(uri).database
+    return file not in (None, "", ":memory:") and not Path(str(file)).exists()
 
 
 def _create_store(uri: str) -> None:
@@ -97,10 +105,9 @@ def _create_store(uri: str) -> None:
 
     MLflow creates the tables in many steps. If it is killed in between, it refuses the file.
     """
-    url = make_url(uri)
-    if not url.database or url.database == ":memory:" or Path(url.database).exists():
+    if not _is_missing(uri):  # any more
         return
-    path = Path(url.database)
+    path = Path(str(make_url(uri).database))
     unfinished = path.with_name(f"{path.name}.unfinished")
     for left in path.parent.glob(f"{glob.escape(unfinished.name)}*"):  # with SQLite's journal
         left.unlink()

@@ -60,3 +60,17 @@ def test_delete_frees_the_name_of_an_experiment_deleted_in_the_ui(tmp_path: Path
     assert client.get_experiment_by_name("one") is None
     assert client.get_experiment(number).lifecycle_stage == "deleted"
     client.create_experiment("one")
+
+
+@pytest.mark.medium
+def test_store_of_somebody_else_is_opened_without_writing(tmp_path: Path) -> None:
+    uri = default_uri(tmp_path)
+    open_client(uri, tmp_path).create_experiment("theirs")
+    (tmp_path / "mlflow.lock").unlink()
+    tmp_path.chmod(0o555)
+    try:
+        found = open_client(uri, tmp_path).get_experiment_by_name("theirs")
+    finally:
+        tmp_path.chmod(0o755)
+    assert found is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
