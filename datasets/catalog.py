@@ -239,7 +239,7 @@ def reader_for(name: str, path: Path | None) -> str:
         raise UserError(f"{known} Choose one by --reader, or give files by --from.")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return "parquet"
-    if (path / "dataset_dict.json").is_file():
+    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return "huggingface"
     if path.is_dir() and any(path.glob("*.csv")):
         return "arrays"

@@ -32,6 +32,10 @@ class DatasetError(UserError):
     """A dataset or its store is missing, damaged or inconsistent with its spec."""
 
 
+class BadSampleError(DatasetError):
+    """One sample is unusable, such as a recording of nobody; the others can be prepared."""
+
+
 class SealedSplitError(DatasetError):
     """The test split was requested outside the one command that may read it."""
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.errors import BadSampleError, DatasetError
 from sftsearch.datasets.file_lock import locked
 from sftsearch.datasets.preparation_record import PreparationRecord, read_record, write_record
 from sftsearch.datasets.sample_checks import count_classes
@@ -235,7 +235,14 @@ class _Writer:
 
     def _clean(self, sample: Sample) -> dict[str, npt.NDArray[Any]] | None:
         """Return the values of a sample, (T, F) by modality; None if it is dropped."""
-        found, clean = sample.read(), {}
+        try:
+            found = sample.read()
+        except BadSampleError:
+            if self.nan != "drop":
+                raise
+            self.state.dropped.append(sample.name)
+            return None
+        clean = {}
         for name, shape in self.draft.modalities.items():
             read = found.get(name)
             what = f"{name} of sample '{sample.name}'"

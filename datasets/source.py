@@ -9,7 +9,9 @@ Shapes: T tokens, F features.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +19,7 @@ import numpy as np
 from sftsearch.datasets.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -70,21 +71,57 @@ class Source:
     """See `DatasetSpec.best_accuracy`."""
 
 
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+"""Begin of the text that Git LFS leaves instead of a file that was not downloaded."""
+STORES = (".git/annex/objects", ".dvc/cache")
+"""Folders, in one above a dataset, to which git-annex and DVC link."""
+
+
 def unreadable(file: object, why: object) -> DatasetError:
     """Return a one-line error for a file that is damaged or of another format."""
+    if isinstance(file, Path) and _is_lfs_pointer(file):
+        why = "it is a Git LFS pointer instead of the data; run `git lfs pull` in its folder"
     what = " ".join(str(why).split())[:200].rstrip(".")
     return DatasetError(f"Cannot read {file}: {what}.")
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb") as stream:
+            return stream.read(len(LFS_MARK)) == LFS_MARK
+    except OSError:
+        return False
+
+
+def _stores(root: Path) -> Iterator[Path]:
+    """Yield the folders to which links may lead: stores of files whose names are their hashes."""
+    for above in (root, *root.parents):
+        yield from (above / store for store in STORES)
+        if root.is_relative_to(above / "snapshots"):  # of the Hugging Face hub
+            yield above / "blobs"
 
 
 def within(folder: Path, name: str) -> Path:
     """Return the path of a file in a folder.
 
+    Links may lead to other files of the folder, or to the store of git-annex, DVC or the Hugging
+    Face hub in a folder above it.
+
     Raises:
         DatasetError: the path leaves the folder, also through links.
     """
-    file = folder / name
-    if "\0" in name or not file.resolve().is_relative_to(folder.resolve()):
+    file, root = folder / name, folder.resolve()
+    written = Path(os.path.normpath(folder.absolute() / name))
+    if "\0" in name or not written.is_relative_to(os.path.normpath(folder.absolute())):
         raise DatasetError(f"A file must be in {folder}, but got {name!r:.100}.")
+    target = file.resolve()
+    if not any(target.is_relative_to(one) for one in (root, *_stores(root))):
+        raise DatasetError(
+            f"A file must be in {folder}, but {name!r:.100} is a link out of it: replace links by "
+            "files, for example with `cp -rL`."
+        )
     return file
 
 

@@ -148,7 +148,7 @@ def _label_column(file: Path, rows: dict[str, list[Any]]) -> tuple[list[Any], No
 def _find_loaders(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any] | None]]:
     """Return a loader for each sample, by modality; None for a missing modality."""
     loaders: dict[str, list[Callable[..., Any] | None]] = {}
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(path.glob("[!.]*")):  # without .ipynb_checkpoints and ._x of macOS
         if entry.is_dir() and any(entry.glob("*.npy")):
             loaders[entry.name] = [_file_loader(path, f"{entry.name}/{name}.npy") for name in names]
         elif entry.suffix == ".npy":

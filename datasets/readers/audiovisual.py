@@ -46,7 +46,7 @@ def open_vggsound(
     *,
     classes: str = "",
     modalities: str = "rgb,spec,flow",
-    spec_tokens: int = 1200,
+    spec_tokens: int = 998,
     missing: bool = False,
 ) -> Source:
     """List the clips of VGGSound, or of VGGS10 and VGGS100 with a class list.
@@ -58,7 +58,7 @@ def open_vggsound(
         path: the folder.
         classes: a file with one class per line; all classes by default.
         modalities: some of rgb, spec and flow, with commas.
-        spec_tokens: windows of sound per clip, 10 ms each.
+        spec_tokens: windows of sound per clip, 10 ms each; ten seconds have 998.
         missing: keep clips that lack some of their files.
 
     Raises:
@@ -131,10 +131,15 @@ def open_kinetics_sounds(
     chosen = _class_list(path, classes)
     clips = []
     for file_split, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        for row in _rows(path / f"{file_split}.csv", 4, header=True):
-            if chosen is None or row[0] in chosen:
-                name = f"{_youtube(row[1], row[2])}_{_seconds(row[3])}"
-                clips.append(Clip(name=name, split=split, label=row[0], subject=row[1]))
+        file = path / f"{file_split}.csv"
+        with _reading(file) as rows:
+            names = ("label", "youtube_id", "time_start", "time_end")
+            columns = _header(file, rows, names)
+            for row in filter(None, rows):
+                label, video, start, end = (row[column] for column in columns)
+                if chosen is None or label in chosen:
+                    name = f"{_youtube(video, start)}_{_seconds(end)}"
+                    clips.append(Clip(name=name, split=split, label=label, subject=video))
     published = Published(
         clips=clips,
         classes=_classes(clips, chosen, path),
@@ -230,8 +235,10 @@ def _rows(
     found = []
     with _reading(file) as rows:
         for number, row in enumerate(itertools.islice(rows, MAX_ROWS), start=1):
-            if not row or (comments and row[0].startswith("#")) or (header and number == 1):
+            if not row or (header and number == 1):
                 continue
+            if comments and (row[0].startswith("#") or row[0] == "YTID"):
+                continue  # some copies lack the # of the header
             if len(row) < width:
                 raise unreadable(file, f"row {number} must have {width} cells, but has {len(row)}")
             found.append(row)

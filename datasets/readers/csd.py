@@ -3,6 +3,10 @@
 A file has one group, named like the sequence, with `data/SEGMENT/features` (T, F) and
 `data/SEGMENT/intervals` (T, 2) in seconds. SEGMENT is a video, or `VIDEO[NUMBER]` for a clip. The
 label file has the same format: its intervals are the clips, its first feature is the sentiment.
+Labels of emotions only, as in CMU_MOSEI_LabelsEmotions.csd, are left alone.
+
+If a folder has several sequences of a modality, as the SDK downloads them, option `sequences`
+chooses one.
 
 A clip has the tokens whose midpoint is in its interval; modalities are not aligned. The published
 folds are lists of videos, expected as files `train.txt`, `valid.txt` and `test.txt` with one video
@@ -16,13 +20,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.readers.hdf5 import Reader
 from sftsearch.datasets.readers.tabular import parse_pairs
-from sftsearch.datasets.source import unreadable
+from sftsearch.datasets.source import unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -52,7 +57,7 @@ class Clip:
     read: Callable[[], Values]
 
 
-class Sequence:
+class ComputationalSequence:
     """A computational sequence; a child process keeps its file open."""
 
     def __init__(self, file: Path) -> None:
@@ -62,7 +67,7 @@ class Sequence:
         roots = {name.split("/", 1)[0] for name in arrays}
         if len(roots) != 1:
             raise unreadable(file, f"it must have one computational sequence, but has {len(roots)}")
-        (self._root,) = roots
+        (self.root,) = roots
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, array in arrays.items():
             parts = name.split("/")
@@ -75,28 +80,37 @@ class Sequence:
 
     def features(self, segment: str) -> npt.NDArray[Any]:
         """Return the features of a segment, (T, F)."""
-        return self._reader.read(f"{self._root}/data/{segment}/features")
+        return self._reader.read(f"{self.root}/data/{segment}/features")
 
     def intervals(self, segment: str) -> npt.NDArray[Any]:
         """Return start and end of each token in seconds, (T, 2)."""
-        found = self._reader.read(f"{self._root}/data/{segment}/intervals")
+        found = self._reader.read(f"{self.root}/data/{segment}/intervals")
         if found.shape != (self.shapes[segment][0], 2):
             raise unreadable(self.file, f"intervals of {segment} have the shape {found.shape}")
         return found
 
 
-def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list[Clip]]:
+def list_clips(
+    folder: Path, tokens: str, names: Sequence[str], chosen: str
+) -> tuple[dict[str, ModalitySpec], list[Clip]]:
     """Return the modalities and clips of a folder of `.csd` files.
+
+    Args:
+        folder: the folder.
+        tokens: maximum tokens of modalities, as audio=500,text=50.
+        names: the modalities to read.
+        chosen: files of modalities, as vision=FILE,audio=FILE; by default found by their names.
 
     Raises:
         DatasetError: a modality, the labels or a fold is missing, or a file has another format.
     """
     most = DEFAULT_TOKENS | parse_pairs(tokens, "tokens")
-    files = sorted(folder.glob("*.csd"))
-    labels = [file for file in files if "label" in file.name.lower()]
-    if len(labels) != 1:
-        raise unreadable(folder, f"it must have one *label*.csd, but has {len(labels)}")
-    sequences = {name: Sequence(_find(folder, files, labels, name)) for name in MARKS}
+    files = sorted(folder.glob("[!.]*.csd"))
+    truth = _sentiment(folder, [file for file in files if "label" in file.name.lower()])
+    rest = [file for file in files if "label" not in file.name.lower()]
+    file_of = _parse_files(chosen, folder)
+    found = {name: file_of.get(name) or _find(folder, rest, name) for name in names}
+    sequences = {name: ComputationalSequence(file) for name, file in found.items()}
     shapes = {}
     for name, sequence in sequences.items():
         widths = {shape[1] for shape in sequence.shapes.values()}
@@ -109,7 +123,6 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
         )
     fold_of = _folds(folder)
     clips = []
-    truth = Sequence(labels[0])
     for segment in sorted(truth.shapes):
         video = segment.partition("[")[0]
         if video in fold_of:
@@ -119,16 +132,41 @@ def list_clips(folder: Path, tokens: str) -> tuple[dict[str, ModalitySpec], list
     return shapes, clips
 
 
-def _find(folder: Path, files: list[Path], labels: list[Path], modality: str) -> Path:
-    found = [
-        file
-        for file in files
-        if file not in labels and any(mark in file.name.lower() for mark in MARKS[modality])
-    ]
+def _sentiment(folder: Path, files: list[Path]) -> ComputationalSequence:
+    """Return the one sequence of labels that are not emotions only."""
+    labels = [file for file in files if "emotion" not in file.name.lower()]
+    if len(labels) != 1:
+        what = f"it must have one *label*.csd of sentiment, not {len(labels)}"
+        only = "; its labels are emotions" if files and not labels else ""
+        raise unreadable(folder, what + only)
+    truth = ComputationalSequence(labels[0])
+    if "emotion" in truth.root.lower() or {shape[1] for shape in truth.shapes.values()} == {6}:
+        raise unreadable(labels[0], "its labels are emotions, not the sentiment")
+    return truth
+
+
+def _parse_files(chosen: str, folder: Path) -> dict[str, Path]:
+    """Return the file of each modality in a text such as `vision=FILE,audio=FILE`."""
+    files = {}
+    for part in filter(None, chosen.split(",")):
+        name, equals, file = (x.strip() for x in part.partition("="))
+        if not equals or not file or name not in MARKS:
+            raise DatasetError(
+                f"Option `sequences` must be MODALITY=FILE,... with {', '.join(MARKS)}, but got "
+                f"{chosen!r:.100}."
+            )
+        files[name] = within(folder, file)
+    return files
+
+
+def _find(folder: Path, files: list[Path], modality: str) -> Path:
+    found = [file for file in files if any(mark in file.name.lower() for mark in MARKS[modality])]
     if len(found) != 1:
         marks = " or ".join(MARKS[modality])
+        many = f": set `--option sequences={modality}=FILE`" if found else ""
         raise unreadable(
-            folder, f"it must have one .csd of {modality} ({marks} in its name), not {len(found)}"
+            folder,
+            f"it must have one .csd of {modality} ({marks} in its name), not {len(found)}{many}",
         )
     return found[0]
 
@@ -151,10 +189,10 @@ def _folds(folder: Path) -> dict[str, str]:
 
 
 def _clips(
-    truth: Sequence,
+    truth: ComputationalSequence,
     segment: str,
     split: str,
-    sequences: dict[str, Sequence],
+    sequences: dict[str, ComputationalSequence],
     shapes: dict[str, ModalitySpec],
 ) -> list[Clip]:
     """Return the clips of a segment of the labels, one per row."""
@@ -186,7 +224,7 @@ class _Cut:
 
     def __init__(
         self,
-        sequences: dict[str, Sequence],
+        sequences: dict[str, ComputationalSequence],
         shapes: dict[str, ModalitySpec],
         segment: str,
         video: str,

@@ -4,6 +4,12 @@
     SPLIT/state.json           the files, in order
     SPLIT/dataset_info.json    the features: names of classes, license, citation
     SPLIT/data-*.arrow         Arrow's stream format
+    SPLIT/indices.arrow        the rows that are in the split, in order, if it was filtered
+
+A single `Dataset` has the files of one split in the folder itself. Its splits are drawn (see
+`tabular.py`), as are those of a dataset with a training split only. Without a validation split, a
+fifth of the training samples validates, by subject if subjects are known. A split called `eval`
+is for validation.
 
 Files are read with Arrow, without the `datasets` library. Modalities are columns of lists of
 numbers, or of lists of tokens (also `Array2D`). Other columns are ignored, except for the label and
@@ -15,6 +21,8 @@ Shapes: T tokens, F features.
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +35,7 @@ from sftsearch.datasets.readers.tabular import (
     SUBJECT_COLUMNS,
     parse_pairs,
     read_labels,
+    read_splits,
 )
 from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 
 MAX_JSON = 16 << 20
 MAX_FILES = 100_000
+SPLITS = SPLIT_NAMES | {"eval": "validation", "evaluation": "validation"}
+_logger = logging.getLogger(__name__)
 
 
 def open_source(
@@ -88,6 +99,7 @@ def open_source(
             )
             for row in range(part.num_rows)
         ]
+    samples = _with_all_splits(path, samples)
     information = first.information
     return Source(
         task=labels.task,
@@ -103,15 +115,40 @@ def open_source(
 
 def _splits(path: Path) -> dict[str, _Split]:
     """Open all splits and check that their columns are equal."""
-    names = _json(path / "dataset_dict.json").get("splits")
-    if not isinstance(names, list) or not all(name in SPLIT_NAMES for name in names):
-        raise unreadable(path / "dataset_dict.json", f"its splits are invalid: {names!r:.80}")
-    splits = {SPLIT_NAMES[name]: _Split(path, name) for name in names}
+    file = path / "dataset_dict.json"
+    if not file.exists() and (path / "state.json").is_file():
+        _logger.warning("%s is a single Dataset, no DatasetDict: its splits are drawn", path)
+        return {"train": _Split(path, ".")}
+    names = _json(file).get("splits")
+    known = isinstance(names, list) and all(isinstance(n, str) and n in SPLITS for n in names)
+    if not names or not known or len({SPLITS[name] for name in names}) != len(names):
+        raise unreadable(file, f"its splits are invalid: {names!r:.80}")
+    splits = {SPLITS[name]: _Split(path, name) for name in names}
     first = next(iter(splits.values()))
     for split in splits.values():
         if not split.schema.equals(first.schema):
             raise unreadable(path, "its splits have different columns")
     return splits
+
+
+def _with_all_splits(path: Path, samples: list[Sample]) -> list[Sample]:
+    """Draw the splits of a dataset with a training split only, or its missing validation split."""
+    present = {sample.split for sample in samples}
+    if present not in ({"train"}, {"train", "test"}):
+        return samples
+    train = [sample for sample in samples if sample.split == "train"]
+    drawn = read_splits(
+        path,
+        None,
+        [sample.subject for sample in train],
+        [sample.label for sample in train],
+        [sample.name for sample in train],
+    )
+    if "test" in present:
+        _logger.warning("%s has no validation split: a fifth of the training samples is", path)
+        drawn = ["train" if split == "test" else split for split in drawn]
+    split_of = dict(zip((sample.name for sample in train), drawn, strict=True))
+    return [replace(sample, split=split_of.get(sample.name, "test")) for sample in samples]
 
 
 def _modalities(path: Path, schema: pa.Schema, given: str, label: str) -> list[str]:
@@ -165,16 +202,9 @@ class _Split:
 
     def __init__(self, path: Path, name: str) -> None:
         self.folder = within(path, name)
-        files = _json(self.folder / "state.json").get("_data_files")
-        if not isinstance(files, list) or not 0 < len(files) <= MAX_FILES:
-            raise unreadable(self.folder / "state.json", "it names no data files")
+        state = _json(self.folder / "state.json")
         self.information = _json(self.folder / "dataset_info.json")
-        self._batches: list[pa.RecordBatch] = []
-        for entry in files:
-            file_name = entry.get("filename") if isinstance(entry, dict) else None
-            if not isinstance(file_name, str):
-                raise unreadable(self.folder / "state.json", f"invalid data file {entry!r:.60}")
-            self._batches += self._map(within(self.folder, file_name))
+        self._batches = self._open(state.get("_data_files"))
         if not self._batches:
             raise unreadable(self.folder, "it has no samples")
         self.schema = self._batches[0].schema
@@ -182,6 +212,34 @@ class _Split:
             raise unreadable(self.folder, "its files have different columns")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.num_rows = int(self._starts[-1])
+        self._rows = self._indices(state.get("_indices_data_files"))
+        if self._rows is not None:
+            self.num_rows = len(self._rows)
+
+    def _open(self, files: Any) -> list[pa.RecordBatch]:
+        """Return the batches of the files that state.json names."""
+        if not isinstance(files, list) or not 0 < len(files) <= MAX_FILES:
+            raise unreadable(self.folder / "state.json", "it names no data files")
+        batches: list[pa.RecordBatch] = []
+        for entry in files:
+            file_name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(file_name, str):
+                raise unreadable(self.folder / "state.json", f"invalid data file {entry!r:.60}")
+            batches += self._map(within(self.folder, file_name))
+        return batches
+
+    def _indices(self, files: Any) -> npt.NDArray[np.int64] | None:
+        """Return the row of each sample in the data files; None if the split has all rows."""
+        if not files:
+            return None
+        batches = self._open(files)
+        kinds = [batch.schema.types for batch in batches]
+        if not batches or not all(len(k) == 1 and pa.types.is_integer(k[0]) for k in kinds):
+            raise unreadable(self.folder, "its indices are not one column of integers")
+        found = np.array([x for batch in batches for x in batch.column(0).to_pylist()])
+        if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= self.num_rows:
+            raise unreadable(self.folder, f"its indices must be in [0, {self.num_rows})")
+        return found.astype(np.int64)
 
     def _map(self, file: Path) -> list[pa.RecordBatch]:
         try:
@@ -203,10 +261,12 @@ class _Split:
         return names
 
     def column(self, name: str) -> list[Any]:
-        return [value for batch in self._batches for value in batch.column(name).to_pylist()]
+        found = [value for batch in self._batches for value in batch.column(name).to_pylist()]
+        return found if self._rows is None else [found[row] for row in self._rows]
 
     def cell(self, row: int, name: str) -> pa.Array | None:
         """Return the list in a cell, or None."""
+        row = row if self._rows is None else int(self._rows[row])
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         column = _plain(self._batches[number].column(name))
         cell = column[row - int(self._starts[number])]

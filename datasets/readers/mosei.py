@@ -8,8 +8,10 @@ The label is a number in [-3, 3]. By default it is rounded to seven classes, as 
 `labels=regression` keeps it. The subject of a clip is its source video.
 
 MulT files have no lengths: clips are padded to 50 (text) or 50 to 500 tokens and read with the
-padding. MMSA files have the lengths of vision and audio. The audio of some files has infinities;
-`--nan` says how to handle them.
+padding. MMSA files have the lengths of vision and audio. Zeros pad a clip at its end, or (an option
+of MMSA-FET) at its beginning: if there are zeros before the last `length` tokens and numbers
+after the first ones, the last ones are read. The audio of some files has infinities; `--nan` says
+how to handle them.
 
 Shapes: N clips, T tokens, F features.
 """
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.errors import DatasetError, look_up
 from sftsearch.datasets.readers import csd, safe_pickle
 from sftsearch.datasets.source import Sample, Source, unreadable
 from sftsearch.datasets.spec import ModalitySpec
@@ -48,35 +50,58 @@ CREDIT = {
 }
 
 
-def open_source(path: Path, *, labels: str = "seven", tokens: str = "") -> Source:
+def open_source(
+    path: Path,
+    *,
+    labels: str = "seven",
+    tokens: str = "",
+    modalities: str = "",
+    sequences: str = "",
+) -> Source:
     """List the clips of CMU-MOSEI: a pickle of MulT or MMSA, or a folder of .csd files.
 
     Args:
         path: the pickle, or the folder.
         labels: seven (rounded to classes) or regression.
         tokens: maximum tokens of modalities, as audio=500,text=50; for .csd files.
+        modalities: some of vision, audio and text, with commas; all by default.
+        sequences: the .csd files of modalities of which there are several, as vision=FILE.
 
     Raises:
         DatasetError: the file has another format, or a label is out of range.
     """
-    return _open("mosei", path, labels, tokens)
+    return _open("mosei", path, labels, tokens, modalities, sequences)
 
 
-def open_mosi(path: Path, *, labels: str = "seven", tokens: str = "") -> Source:
+def open_mosi(
+    path: Path,
+    *,
+    labels: str = "seven",
+    tokens: str = "",
+    modalities: str = "",
+    sequences: str = "",
+) -> Source:
     """List the clips of CMU-MOSI: a pickle of MulT or MMSA, or a folder of .csd files.
 
     Args and raises as `open_source`.
     """
-    return _open("mosi", path, labels, tokens)
+    return _open("mosi", path, labels, tokens, modalities, sequences)
 
 
-def _open(name: str, path: Path, labels: str, tokens: str) -> Source:
+def _open(
+    name: str, path: Path, labels: str, tokens: str, modalities: str, sequences: str
+) -> Source:
     if labels not in ("seven", "regression"):
         raise DatasetError(f"Option `labels` must be seven or regression, but got {labels!r}.")
+    given = {one.strip() for one in modalities.split(",") if one.strip()}
+    for one in given:
+        look_up(dict.fromkeys(MODALITIES), one, kind="modality of this dataset")
+    chosen = [one for one in MODALITIES if one in given or not given]
     if path.is_dir():
-        shapes, clips = csd.list_clips(path, tokens)
+        shapes, clips = csd.list_clips(path, tokens, chosen, sequences)
     else:
         shapes, clips = _from_pickle(path)
+        shapes = {one: shapes[one] for one in chosen}
     return Source(
         task="classification" if labels == "seven" else "regression",
         modalities=shapes,
@@ -122,6 +147,8 @@ def _part(file: Path, file_split: str, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise unreadable(file, f"{file_split} is not a dict")
     label = found.get("regression_labels", found.get("labels"))
+    if isinstance(label, list):  # as in the files of Self-MM
+        label = _array(label)
     count = len(label) if isinstance(label, np.ndarray) else 0
     for name in MODALITIES:
         x_NTF = found.get(name)
@@ -146,6 +173,14 @@ def _part(file: Path, file_split: str, found: Any) -> dict[str, Any]:
     return part
 
 
+def _array(found: Any) -> npt.NDArray[Any]:
+    """Convert a list to an array; an empty array if its entries have different shapes."""
+    try:
+        return np.asarray(found)
+    except ValueError:
+        return np.empty(0)
+
+
 def _values(file: Path, file_split: str, label: Any) -> list[float]:
     if not isinstance(label, np.ndarray) or label.dtype.kind not in "fiu":
         raise unreadable(file, f"{file_split} has no numeric labels")
@@ -161,7 +196,7 @@ def _values(file: Path, file_split: str, label: Any) -> list[float]:
 
 
 def _lengths(file: Path, what: str, lengths: Any, count: int) -> list[int]:
-    array = np.asarray(lengths)
+    array = _array(lengths)
     if array.dtype.kind not in "iu" or array.size != count or (count and array.min() < 0):
         raise unreadable(file, f"{what} must be {count} non-negative integers")
     found: list[int] = array.reshape(-1).tolist()
@@ -223,6 +258,13 @@ def _clips(
     return clips
 
 
+def _without_padding(x_TF: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Return the first `length` tokens, or the last ones if the padding is at the beginning."""
+    padding = len(x_TF) - length
+    is_at_front = padding > 0 and not x_TF[:padding].any() and x_TF[length:].any()
+    return x_TF[padding:] if is_at_front else x_TF[:length]
+
+
 class _Rows:
     """Reads the values of a clip from the arrays of a pickle, which may be memory-mapped."""
 
@@ -245,6 +287,6 @@ class _Rows:
                 if length > len(x_TF):
                     what = f"{name} of clip {self._number} has {len(x_TF)} tokens, not {length}"
                     raise unreadable(self._file, what)
-                x_TF = x_TF[:length]
+                x_TF = _without_padding(x_TF, length)
             values[name] = np.asarray(x_TF)
         return values

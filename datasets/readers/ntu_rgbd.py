@@ -11,22 +11,27 @@ meters relative to the spine base of the first body in its first frame. Longer s
 subsampled evenly to `tokens` frames. An absent person is a missing modality; in frames without a
 person who appears in others, the values are zero.
 
-Splits: `cross_subject`: the twenty published training performers, every fifth of them for
-validation; `cross_view`: cameras 2 and 3 for training, every tenth sample of them for validation,
-camera 1 for testing.
+Splits: `cross_subject`: the published training performers (20 of 60 classes, 53 of 120), every
+fifth of them for validation; `cross_view`: cameras 2 and 3 for training, every tenth sample of them
+for validation, camera 1 for testing; `cross_setup` (J. Liu et al., NTU RGB+D 120, TPAMI 2020): even
+setups for training, every tenth sample of them for validation, odd setups for testing.
+
+The authors list recordings without a body, to be ignored; `--nan drop` leaves them out.
 
 Shapes: T frames, F coordinates.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.errors import BadSampleError, DatasetError, look_up
 from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
@@ -37,60 +42,74 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TRAINING = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
-"""The published training performers of the cross-subject protocol."""
+"""The published training performers of the cross-subject protocol, for 60 classes."""
+TRAINING_120 = (
+    *TRAINING,
+    *(45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86),
+    *(89, 91, 92, 93, 94, 95, 97, 98, 100, 103),
+)
+"""The same for 120 classes."""
 VALIDATING = TRAINING[4::5]
+PROTOCOLS = ("cross_subject", "cross_view", "cross_setup")
+PEOPLE = ("person_1", "person_2")
 NUM_JOINTS = 25
 MAX_FRAMES, MAX_BODIES, MAX_BYTES = 10_000, 10, 256 << 20
+_logger = logging.getLogger(__name__)
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton")
 
 
 def open_source(
-    path: Path, *, protocol: str = "cross_subject", tokens: int = 64, classes: int = 60
+    path: Path,
+    *,
+    protocol: str = "cross_subject",
+    tokens: int = 64,
+    classes: int = 60,
+    modalities: str = "",
 ) -> Source:
     """List the skeletons of NTU RGB+D.
 
     Args:
         path: the folder of .skeleton files.
-        protocol: cross_subject or cross_view.
+        protocol: cross_subject, cross_view or cross_setup.
         tokens: maximum frames per sample.
         classes: 60 or 120.
+        modalities: person_1, or person_1,person_2; by default both if any sample has two people.
 
     Raises:
         DatasetError: the folder has another format, or an option is invalid.
     """
-    if protocol not in ("cross_subject", "cross_view") or tokens < 1 or classes not in (60, 120):
-        raise DatasetError(
-            "Option `protocol` must be cross_subject or cross_view, `tokens` positive, `classes` "
-            f"60 or 120, but got (protocol={protocol}, tokens={tokens}, classes={classes})."
-        )
+    _check_options(protocol, tokens, classes)
+    given = _given(modalities)
     samples: list[Sample] = []
-    for file in sorted(path.glob("*.skeleton")):
+    files: list[Path] = []
+    for file in sorted(path.glob("[!.]*.skeleton")):  # the others are copies by macOS
         found = _NAME.fullmatch(file.name)
         if found is None:
             raise unreadable(file, "it must be named SsssCcccPpppRrrrAaaa.skeleton")
-        _, camera, performer, _, action = map(int, found.groups())
+        _, _, performer, _, action = numbers = tuple(map(int, found.groups()))
         if not 1 <= action <= classes:
             if action <= 120:
                 continue  # of the 120-class dataset
             raise unreadable(file, f"action {action} is unknown")
-        by_subject = protocol == "cross_subject"
-        split = _subject_split(performer) if by_subject else _view_split(camera, len(samples))
-        inside = within(path, file.name)
+        files.append(within(path, file.name))
         samples.append(
             Sample(
                 name=file.stem,
-                split=split,
+                split=_split(protocol, classes, numbers[:3], len(samples)),
                 label=action - 1,
-                subject=f"performer {performer:03d}" if by_subject else None,
-                read=partial(_read, inside, tokens),
+                subject=f"performer {performer:03d}" if protocol == "cross_subject" else None,
+                read=partial(_read, files[-1], tokens),
             )
         )
     if not samples:
         raise unreadable(path, "it has no .skeleton files")
+    people = given or (PEOPLE if any(map(_has_two_people, files)) else PEOPLE[:1])
+    if people != PEOPLE and not given:
+        _logger.warning("no recording has two people: read without person_2")
     shape = ModalitySpec(num_tokens=tokens, num_features=3 * NUM_JOINTS, variable_length=True)
     return Source(
         task="classification",
-        modalities={"person_1": shape, "person_2": shape},
+        modalities=dict.fromkeys(people, shape),
         classes=tuple(f"A{number:03d}" for number in range(1, classes + 1)),
         samples=samples,
         licence="see the source page",
@@ -101,14 +120,39 @@ def open_source(
     )
 
 
-def _subject_split(performer: int) -> str:
-    if performer in VALIDATING:
-        return "validation"
-    return "train" if performer in TRAINING else "test"
+def _check_options(protocol: str, tokens: int, classes: int) -> None:
+    if protocol not in PROTOCOLS or tokens < 1 or classes not in (60, 120):
+        raise DatasetError(
+            f"Option `protocol` must be one of {', '.join(PROTOCOLS)}, `tokens` positive, "
+            f"`classes` 60 or 120, but got (protocol={protocol}, tokens={tokens}, "
+            f"classes={classes})."
+        )
 
 
-def _view_split(camera: int, number: int) -> str:
-    if camera == 1:
+def _given(modalities: str) -> tuple[str, ...]:
+    """Return the people named by option `modalities`, in the order of the reader; () for none."""
+    chosen = {name.strip() for name in modalities.split(",") if name.strip()}
+    for name in chosen:
+        look_up(dict.fromkeys(PEOPLE), name, kind="modality of this dataset")
+    return tuple(name for name in PEOPLE if name in chosen)
+
+
+def _has_two_people(file: Path) -> bool:
+    """Return whether a file has two bodies; False if it is damaged, which reading it reports."""
+    with contextlib.suppress(DatasetError):
+        return len({body for frame in read_skeletons(file) for body in frame}) > 1
+    return False
+
+
+def _split(protocol: str, classes: int, taken: tuple[int, ...], number: int) -> str:
+    """Return the split of a recording, by its setup, camera and performer, and its number."""
+    setup, camera, performer = taken
+    if protocol == "cross_subject":
+        training = TRAINING if classes == 60 else TRAINING_120
+        if performer in training[4::5]:
+            return "validation"
+        return "train" if performer in training else "test"
+    if camera == 1 if protocol == "cross_view" else setup % 2 == 1:
         return "test"
     return "validation" if number % 10 == 9 else "train"
 
@@ -120,11 +164,11 @@ def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32] | None]:
     num_frames = {body: sum(body in frame for frame in frames) for body in bodies}
     chosen = sorted(bodies, key=lambda body: -num_frames[body])[:2]
     if not chosen:
-        raise unreadable(file, "it has no bodies")
+        raise BadSampleError(f"Cannot read {file}: it has no bodies. Choose `--nan drop`.")
     rows = np.linspace(0, len(frames) - 1, min(tokens, len(frames))).round().astype(int)
     origin = next(frame[chosen[0]][0] for frame in frames if chosen[0] in frame)
-    values: dict[str, npt.NDArray[np.float32] | None] = {"person_1": None, "person_2": None}
-    for name, body in zip(values, chosen, strict=False):
+    values: dict[str, npt.NDArray[np.float32] | None] = dict.fromkeys(PEOPLE)
+    for name, body in zip(PEOPLE, chosen, strict=False):
         absent = np.zeros((NUM_JOINTS, 3))
         found = [frames[row][body] - origin if body in frames[row] else absent for row in rows]
         values[name] = np.stack(found).reshape(len(rows), -1).astype(np.float32)

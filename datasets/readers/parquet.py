@@ -1,6 +1,8 @@
 """Read a custom dataset from a Parquet file: one row per sample, one list column per modality.
 
-A modality is a column of flat lists of numbers, row-major tokens x features, or of lists of tokens.
+A modality is a column of flat lists of numbers, row-major tokens x features, or of lists of tokens,
+also as list views. Tensors of one shape (`arrow.fixed_shape_tensor`) are tokens by their first
+dimension, features by the others.
 The number of features per token of flat lists comes from the file metadata (`modality.NAME.dims`)
 or option `dims`. An optional column `NAME_tokens` has the token counts, where null or 0 means a
 missing modality; without it they follow from the lists.
@@ -12,6 +14,7 @@ Shapes: T tokens, F features.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,11 +121,17 @@ class _Table:
         self.path = file
         try:
             self._file = pq.ParquetFile(file)
-            self.schema = self._file.schema_arrow
+            stored = self._file.schema_arrow
             metadata = self._file.metadata
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
             raise unreadable(file, error) from error
+        tensors = {one.name: one.type for one in stored if _is_tensor(one.type)}
+        self.tensor_widths = {name: _tensor_width(file, name, tensors[name]) for name in tensors}
+        """Features per token of columns of tensors."""
+        self.schema = pa.schema(
+            [field.with_type(_as_lists(field.type)) for field in stored], stored.metadata
+        )
         self.num_rows = metadata.num_rows
         counts = [group.num_rows for group in groups]
         if not 0 < self.num_rows <= MAX_ROWS or sum(counts) != self.num_rows or min(counts) < 0:
@@ -168,6 +177,7 @@ class _Table:
             try:
                 table = self._file.read_row_group(number, columns=list(names))
                 table.validate(full=True)
+                table = _convert(table)
             except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
                 raise unreadable(self.path, error) from error
             self._last = number, names, table
@@ -176,6 +186,37 @@ class _Table:
 
 def _is_list(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+
+
+def _is_tensor(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.FixedShapeTensorType)
+
+
+def _tensor_width(file: Path, name: str, kind: pa.FixedShapeTensorType) -> int:
+    """Return the number of features per token: the product of all dimensions but the first."""
+    if kind.permutation and list(kind.permutation) != sorted(kind.permutation):
+        raise unreadable(file, f"the dimensions of {name} are permuted")
+    return math.prod(kind.shape[1:])
+
+
+def _as_lists(kind: pa.DataType) -> pa.DataType:
+    """Return the type of lists that a column of tensors or list views is converted to."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type if _is_tensor(kind) else kind
+    if isinstance(kind, pa.ListViewType | pa.LargeListViewType):
+        return pa.large_list(_as_lists(kind.value_type))
+    return kind
+
+
+def _convert(table: pa.Table) -> pa.Table:
+    """Convert the columns of tensors and of list views to lists."""
+    for number, field in enumerate(table.schema):
+        column, kind = table.column(number), _as_lists(field.type)
+        if kind != field.type:
+            if _is_tensor(field.type):
+                column = pa.chunked_array([part.storage for part in column.chunks], kind)
+            table = table.set_column(number, field.name, column.cast(kind))
+    return table
 
 
 def _inner(kind: pa.DataType) -> pa.DataType:
@@ -225,7 +266,7 @@ def _shapes(
         else:
             text = metadata.get(f"modality.{name}.dims", "")
             by_file = int(text) if text.isdigit() and text != "0" else 1
-            num_features = width_of.get(name) or by_file
+            num_features = width_of.get(name) or table.tensor_widths.get(name) or by_file
             sizes_N, rest = np.divmod(sizes_N, num_features)
             if rest.any():
                 raise unreadable(

@@ -294,10 +294,17 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     return _Array()
 
 
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    """Build an array of protocol 5; numpy 2.3 and later give `axes` for transposed arrays."""
     if not isinstance(dtype, _DType) or dtype.text == "O":
         raise ValueError("the dtype of a buffer must be numbers or strings")
-    return _build_array(shape, dtype, order == "F", content)
+    array = _build_array(shape, dtype, order == "F", content)
+    if order != "K" or axes is None:
+        return array
+    is_valid = isinstance(axes, tuple | list) and all(type(axis) is int for axis in axes)
+    if not is_valid or sorted(axes) != list(range(array.ndim)):
+        raise ValueError(f"the axes of an array are invalid: {axes!r:.60}")
+    return array.transpose(axes)
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:

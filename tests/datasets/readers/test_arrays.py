@@ -203,3 +203,12 @@ def test_widths_must_agree(tmp_path: Path) -> None:
     np.save(tmp_path / "extra.npy", extra)
     with pytest.raises(DatasetError, match="it must have 8 samples in C order, but has 7"):
         open_source(tmp_path)
+
+
+def test_hidden_folders_are_no_modalities(tmp_path: Path) -> None:
+    write(tmp_path, "npy")
+    before = list(open_source(tmp_path).modalities)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    np.save(tmp_path / ".ipynb_checkpoints" / "s0.npy", np.zeros((2, 2)))
+    (tmp_path / "._sound.npy").write_bytes(b"\0\5\26\7")
+    assert list(open_source(tmp_path).modalities) == before

@@ -239,3 +239,41 @@ def test_epic_kitchens_keeps_videos_in_one_split(tmp_path: Path, label: str) -> 
     assert videos["test"] == {"P02_9"}
     with pytest.raises(DatasetError, match="`label` must be verb or noun"):
         open_epic_kitchens(tmp_path, label="adverb")
+
+
+def test_a_header_without_a_mark_is_no_clip(tmp_path: Path) -> None:
+    (tmp_path / "class_labels_indices.csv").write_text(
+        "index,mid,display_name\n0,/m/1,A\n1,/m/2,B\n"
+    )
+    header = "YTID,start_seconds,end_seconds,positive_labels\n"
+    train = "".join(f'YTID{n},30.000,40.000,"/m/{1 + n % 2}"\n' for n in range(5))
+    (tmp_path / "balanced_train_segments.csv").write_text(header + train)
+    (tmp_path / "eval_segments.csv").write_text(header + 'idE,0.000,10.000,"/m/2"\n')
+    names = [*(f"YTID{n}_000030" for n in range(5)), "idE_000000"]
+    for name in names:
+        write_clip(tmp_path, name)
+    assert sorted(s.name for s in open_audioset(tmp_path).samples) == sorted(names)
+
+
+def test_kinetics_is_read_by_the_names_of_columns(tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "val", "test")):
+        (tmp_path / f"{split}.csv").write_text(
+            "split,time_end,time_start,youtube_id,label\n"
+            f"{split},15,5,a{n},skiing\n{split},15,5,b{n},yawning\n"
+        )
+        write_clip(tmp_path, f"a{n}_000005_000015")
+        write_clip(tmp_path, f"b{n}_000005_000015")
+    assert open_kinetics_sounds(tmp_path, classes="").classes == ("skiing", "yawning")
+    (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\na2,5,15,test\n")
+    with pytest.raises(DatasetError, match=r"test\.csv: it has no column label"):
+        open_kinetics_sounds(tmp_path, classes="")
+
+
+def test_ten_seconds_of_vggsound_fill_its_windows(tmp_path: Path) -> None:
+    lines = [f"v{n},5,{'ab'[n % 2]},{'test' if n > 7 else 'train'}" for n in range(10)]
+    (tmp_path / "vggsound.csv").write_text("\n".join(lines) + "\n")
+    for n in range(10):
+        write_clip(tmp_path, f"v{n}_000005")
+    shape = open_vggsound(tmp_path).modalities["spec"]
+    assert shape.num_tokens == 1 + (10 * 16_000 - 400) // 160
+    assert open_vggsound(tmp_path, spec_tokens=1200).modalities["spec"].num_tokens == 1200

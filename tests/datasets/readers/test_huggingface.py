@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sftsearch.datasets.catalog import reader_for
 from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.readers.huggingface import open_source
@@ -127,3 +128,87 @@ def test_options_are_checked(tmp_path: Path) -> None:
         open_source(tmp_path, modalities="sound", dims="sound=2")
     with pytest.raises(DatasetError, match="a modality must be a column of lists, but text is not"):
         open_source(tmp_path, modalities="sound,text")
+
+
+def names_and_splits(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for sample in open_source(folder, modalities="sound").samples:
+        found[sample.split].append(sample.name)
+    return found
+
+
+def test_only_the_indexed_rows_are_read(tmp_path: Path) -> None:
+    save(tmp_path)
+    indices = pa.table({"indices": pa.array([4, 0, 2], pa.uint64())})
+    file = tmp_path / "train" / "indices.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, indices.schema) as out:
+        out.write_table(indices)
+    state = tmp_path / "train" / "state.json"
+    files = json.loads(state.read_text()) | {"_indices_data_files": [{"filename": file.name}]}
+    state.write_text(json.dumps(files))
+    train = [s for s in open_source(tmp_path, modalities="sound").samples if s.split == "train"]
+    assert [s.subject for s in train] == ["train0", "train0", "train0"]
+    assert [s.read()["sound"][0, 0] for s in train] == [4, 0, 2]  # type: ignore[index]
+    wrong = pa.table({"indices": pa.array([5], pa.uint64())})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, wrong.schema) as out:
+        out.write_table(wrong)
+    with pytest.raises(DatasetError, match=r"its indices must be in \[0, 5\)"):
+        open_source(tmp_path)
+
+
+def test_a_fifth_validates_without_a_validation_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    found = names_and_splits(tmp_path)
+    assert found["test"] == ["test 0", "test 1"]
+    assert sorted(found["train"] + found["validation"]) == [f"train {n}" for n in range(5)]
+    assert "has no validation split" in caplog.text
+
+
+def test_eval_is_for_validation(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "validation").rename(tmp_path / "eval")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "eval", "test"]}')
+    assert {split: len(found) for split, found in names_and_splits(tmp_path).items()} == SIZES
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "eval", "validation"]}')
+    with pytest.raises(DatasetError, match="its splits are invalid"):
+        open_source(tmp_path)
+
+
+def test_a_single_dataset_has_drawn_splits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path)
+    found = names_and_splits(tmp_path / "train")
+    assert sum(map(len, found.values())) == SIZES["train"]
+    assert "is a single Dataset, no DatasetDict: its splits are drawn" in caplog.text
+    assert reader_for("mine", tmp_path / "train") == "huggingface"
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    save(tmp_path)
+    file = tmp_path / "train" / "data-00000-of-00002.arrow"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(DatasetError, match=r"it is a Git LFS pointer.*`git lfs pull`"):
+        open_source(tmp_path)
+
+
+def test_links_of_the_hub_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    save(folder)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(folder.rglob("*.arrow"))):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    assert len(open_source(folder, modalities="sound").samples) == sum(SIZES.values())
+    blobs.rename(tmp_path / "moved")
+    for file in folder.rglob("*.arrow"):
+        target = tmp_path / "moved" / file.readlink().name
+        file.unlink()
+        file.symlink_to(target)
+    with pytest.raises(DatasetError, match="is a link out of it"):
+        open_source(folder)

@@ -250,7 +250,7 @@ def test_sequences_are_cut_to_clips(tmp_path: Path) -> None:
         (lambda f: (f / "valid.txt").write_text("v1"), "video v1 is also in train"),
         (lambda f: (f / "glove_words.csd").unlink(), r"must have one .csd of text \(text or glove"),
         (lambda f: (f / "more_audio.csd").write_bytes(b"x"), "one .csd of audio"),
-        (lambda f: (f / "CMU_MOSEI_Labels.csd").unlink(), r"must have one \*label\*.csd"),
+        (lambda f: (f / "CMU_MOSEI_Labels.csd").unlink(), r"must have one \*label\*.csd of sent"),
         (lambda f: (f / "glove_words.csd").write_bytes(b"not HDF5"), "glove_words.csd: OSError"),
         (lambda f: [(f / f"{x}.txt").write_text("other") for x in ("train", "valid", "test")],
          r"video other is also in|no clip is from a video"),
@@ -262,3 +262,89 @@ def test_invalid_folders_are_refused(tmp_path: Path, damage: Any, message: str) 
     with pytest.raises(DatasetError, match=message) as raised:
         open_source(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_clips_padded_at_their_beginning_keep_their_tokens(tmp_path: Path) -> None:
+    content = mmsa()
+    for part in content.values():
+        for name in ("audio", "vision"):
+            for x_TF, length in zip(part[name], part[f"{name}_lengths"], strict=True):
+                x_TF[: len(x_TF) - length] = 0
+    part = content["train"]
+    part["vision"][0, :] = 0  # zeros are no sign of padding if nothing follows them
+    clips = open_source(saved(tmp_path, content)).samples
+    for number in range(COUNTS["train"]):
+        values = clips[number].read()
+        np.testing.assert_array_equal(values["audio"], part["audio"][number, number:])
+    np.testing.assert_array_equal(clips[0].read()["vision"], np.zeros((1, WIDTHS["vision"])))
+    np.testing.assert_array_equal(clips[1].read()["vision"], part["vision"][1, -2:])
+
+
+def test_clips_padded_at_their_end_are_read_from_their_beginning(tmp_path: Path) -> None:
+    content = mmsa()
+    part = content["train"]
+    for x_TF, length in zip(part["audio"], part["audio_lengths"], strict=True):
+        x_TF[length:] = 0
+    part["audio"][2, 0] = 0  # a silent first token
+    values = open_source(saved(tmp_path, content)).samples[2].read()
+    np.testing.assert_array_equal(values["audio"], part["audio"][2, :28])
+
+
+@pytest.mark.parametrize("convert", [list, np.ndarray.tolist, lambda x: [[one] for one in x]])
+def test_labels_may_be_lists(tmp_path: Path, convert: Any) -> None:
+    content = mmsa()
+    wanted = [sample.label for sample in open_source(saved(tmp_path, content)).samples]
+    for part in content.values():
+        part["regression_labels"] = convert(part["regression_labels"])
+    assert [sample.label for sample in open_source(saved(tmp_path, content)).samples] == wanted
+
+
+@pytest.mark.parametrize("labels", [["a"] * 6, [None] * 6, [[0], [1, 2], [0], [0], [0], [0]]])
+def test_lists_without_numbers_are_no_labels(tmp_path: Path, labels: list[Any]) -> None:
+    content = mmsa()
+    content["train"]["regression_labels"] = labels
+    with pytest.raises(DatasetError, match="train"):
+        open_source(saved(tmp_path, content))
+
+
+def test_emotions_are_no_sentiment(tmp_path: Path) -> None:
+    write_csd(tmp_path)
+    sentiment = [sample.label for sample in open_source(tmp_path).samples]
+    labels = tmp_path / "CMU_MOSEI_Labels.csd"
+    emotions = tmp_path / "CMU_MOSEI_LabelsEmotions.csd"
+    with h5py.File(emotions, "w") as file:
+        for video, clips in CLIPS.items():
+            file[f"Emotion Labels/data/{video}/features"] = np.ones((len(clips), 6))
+            file[f"Emotion Labels/data/{video}/intervals"] = np.array([c[:2] for c in clips])
+    assert [sample.label for sample in open_source(tmp_path).samples] == sentiment
+    labels.unlink()
+    with pytest.raises(
+        DatasetError, match=r"one \*label\*.csd of sentiment, not 0; its labels are emo"
+    ):
+        open_source(tmp_path)
+    emotions.rename(labels)
+    with pytest.raises(DatasetError, match="its labels are emotions, not the sentiment"):
+        open_source(tmp_path)
+
+
+def test_one_of_several_sequences_is_chosen(tmp_path: Path) -> None:
+    write_csd(tmp_path)
+    before = open_source(tmp_path).samples[1].read()
+    other = next(file for file in tmp_path.glob("*.csd") if "audio" in file.name.lower()
+                 or "covarep" in file.name.lower())  # fmt: skip
+    (tmp_path / "OpenSmile.csd").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match="not 2: set `--option sequences=audio=FILE`"):
+        open_source(tmp_path)
+    source = open_source(tmp_path, sequences=f"audio={other.name}")
+    np.testing.assert_array_equal(source.samples[1].read()["audio"], before["audio"])
+    assert list(open_source(tmp_path, modalities="vision,text").modalities) == ["vision", "text"]
+    with pytest.raises(DatasetError, match="`sequences` must be MODALITY=FILE"):
+        open_source(tmp_path, sequences="sound=a.csd")
+    with pytest.raises(DatasetError, match="A file must be in"):
+        open_source(tmp_path, sequences="audio=../a.csd")
+
+
+def test_modalities_of_a_pickle_are_chosen(tmp_path: Path) -> None:
+    source = open_source(saved(tmp_path, mmsa()), modalities="text,vision")
+    assert list(source.modalities) == ["vision", "text"]
+    assert set(source.samples[0].read()) >= {"vision", "text"}

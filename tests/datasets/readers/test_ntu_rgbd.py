@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.errors import BadSampleError, DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
-from sftsearch.datasets.readers.ntu_rgbd import TRAINING, VALIDATING, open_source, read_skeletons
+from sftsearch.datasets.readers.ntu_rgbd import (
+    TRAINING,
+    TRAINING_120,
+    VALIDATING,
+    open_source,
+    read_skeletons,
+)
 from sftsearch.datasets.store import open_store
 
 if TYPE_CHECKING:
@@ -126,7 +132,10 @@ def test_invalid_files_are_refused(folder: Path, content: str, message: str) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "cross_eye"}, "`protocol` must be cross_subject or cross_view"),
+        (
+            {"protocol": "cross_eye"},
+            "`protocol` must be one of cross_subject, cross_view, cross_setup",
+        ),
         ({"tokens": 0}, "`tokens` positive"),
         ({"classes": 61}, "`classes` 60 or 120"),
     ],
@@ -145,3 +154,57 @@ def test_invalid_file_names_are_refused(folder: Path) -> None:
         open_source(folder)
     (folder / name(1, 121)).rename(folder / name(1, 61))
     assert len(open_source(folder).samples) == 10  # of the 120-class dataset
+
+
+def test_the_120_classes_have_their_own_training_performers(folder: Path) -> None:
+    assert len(TRAINING_120) == len(set(TRAINING_120)) == 53
+    assert set(TRAINING) < set(TRAINING_120)
+    for performer in (41, 45, 103, 106):
+        (folder / name(performer, 120)).write_text(skeleton([[7]]))
+    splits = {s.subject: s.split for s in open_source(folder, classes=120).samples}
+    assert [splits[f"performer {n:03d}"] for n in (41, 45, 103, 106)] == [
+        "test", "train", "train", "test",
+    ]  # fmt: skip
+
+
+def test_even_setups_are_for_training_in_the_cross_setup_protocol(folder: Path) -> None:
+    for setup in (2, 17, 18):
+        (folder / f"S{setup:03d}C002P001R001A120.skeleton").write_text(skeleton([[7]]))
+    samples = open_source(folder, classes=120, protocol="cross_setup").samples
+    splits = {sample.name[:4]: sample.split for sample in samples}
+    assert (splits["S001"], splits["S017"]) == ("test", "test")
+    assert {splits["S002"], splits["S018"]} <= {"train", "validation"}
+    assert all(sample.subject is None for sample in samples)
+
+
+def test_recordings_of_one_person_have_one_modality(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in folder.glob("*A050.skeleton"):
+        file.unlink()
+    assert list(open_source(folder).modalities) == ["person_1"]
+    assert "no recording has two people: read without person_2" in caplog.text
+    caplog.clear()
+    both = open_source(folder, modalities="person_2,person_1").modalities
+    assert list(both) == ["person_1", "person_2"]
+    assert not caplog.text
+
+
+def test_the_second_person_can_be_left_out(folder: Path) -> None:
+    assert list(open_source(folder).modalities) == ["person_1", "person_2"]
+    assert list(open_source(folder, modalities="person_1").modalities) == ["person_1"]
+    with pytest.raises(UserError, match="No modality of this dataset is called 'person_3'"):
+        open_source(folder, modalities="person_3")
+
+
+def test_hidden_files_are_no_recordings(folder: Path) -> None:
+    (folder / f"._{name(1, 5)}").write_bytes(b"\0\5\26\7")
+    assert len(open_source(folder).samples) == 10
+
+
+def test_a_recording_of_nobody_is_dropped_or_named(folder: Path, tmp_path: Path) -> None:
+    (folder / name(1, 8)).write_text("2\n0\n0\n")
+    with pytest.raises(BadSampleError, match=r"A008\.skeleton: it has no bodies"):
+        prepare("ntu", open_source(folder), tmp_path / "failed")
+    done = prepare("ntu", open_source(folder), tmp_path / "dropped", nan="drop")
+    assert done.num_samples == 10

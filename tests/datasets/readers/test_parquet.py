@@ -221,3 +221,50 @@ def test_real_files(tmp_path: Path, file: Path, count: int, shapes: Any) -> None
             expected = np.array(train[number][key] or [], np.float32).reshape(-1, width)
             np.testing.assert_array_equal(split.modalities[key][number][: len(expected)], expected)
             assert not split.modalities[key][number][len(expected) :].any()
+
+
+def write_column(tmp_path: Path, column: pa.Array) -> Path:
+    file = tmp_path / "column.parquet"
+    labels = [number % 2 for number in range(len(column))]
+    pq.write_table(pa.table({"label": labels, "sound": column}), file, row_group_size=4)
+    return file
+
+
+SOUND = np.arange(12 * 6, dtype=np.float32).reshape(12, 3, 2)
+
+
+def test_tensors_are_tokens_by_their_first_dimension(tmp_path: Path) -> None:
+    file = write_column(tmp_path, pa.FixedShapeTensorArray.from_numpy_ndarray(SOUND))
+    source = open_source(file)
+    shape = source.modalities["sound"]
+    assert (shape.num_tokens, shape.num_features, shape.variable_length) == (3, 2, False)
+    for sample, wanted in zip(source.samples, SOUND, strict=True):
+        np.testing.assert_array_equal(sample.read()["sound"], wanted)
+
+
+def test_tensors_of_more_dimensions_have_flat_features(tmp_path: Path) -> None:
+    pictures = np.arange(12 * 24, dtype=np.float32).reshape(12, 2, 3, 4)
+    file = write_column(tmp_path, pa.FixedShapeTensorArray.from_numpy_ndarray(pictures))
+    source = open_source(file)
+    assert source.modalities["sound"].num_features == 12
+    np.testing.assert_array_equal(source.samples[5].read()["sound"], pictures[5].reshape(2, 12))
+
+
+def test_permuted_tensors_are_refused(tmp_path: Path) -> None:
+    kind = pa.fixed_shape_tensor(pa.float32(), [3, 2], permutation=[1, 0])
+    storage = pa.array(SOUND.reshape(12, 6).tolist(), pa.list_(pa.float32(), 6))
+    file = write_column(tmp_path, pa.ExtensionArray.from_storage(kind, storage))
+    with pytest.raises(DatasetError, match="the dimensions of sound are permuted"):
+        open_source(file)
+
+
+@pytest.mark.parametrize("view", [pa.list_view, pa.large_list_view])
+def test_list_views_are_lists(tmp_path: Path, view: Any) -> None:
+    rows = [token[: 1 + i % 3].tolist() for i, token in enumerate(SOUND)]
+    flat = pa.array([np.ravel(row).tolist() for row in rows], view(pa.float32()))
+    nested = pa.array(rows, view(view(pa.float32())))
+    for column, dims in ((flat, "sound=2"), (nested, "")):
+        source = open_source(write_column(tmp_path, column), dims=dims)
+        assert source.modalities["sound"].variable_length
+        for sample, wanted in zip(source.samples, rows, strict=True):
+            np.testing.assert_array_equal(sample.read()["sound"], wanted)

@@ -284,3 +284,38 @@ def test_a_missing_file_is_reported(tmp_path: Path) -> None:
         load(tmp_path / "none.pkl")
     with pytest.raises(DatasetError, match="Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("axes", [(0, 2, 1), (1, 0, 2), (2, 0, 1), (1, 2, 0)])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_transposed_arrays_are_read(tmp_path: Path, axes: tuple[int, ...], protocol: int) -> None:
+    wanted = np.arange(24.0).reshape(2, 3, 4).transpose(axes)
+    file = tmp_path / "transposed.pkl"
+    file.write_bytes(pickle.dumps(wanted, protocol))
+    np.testing.assert_array_equal(load(file), wanted)
+
+
+def test_large_transposed_arrays_are_read(tmp_path: Path) -> None:
+    wanted = np.arange(90_000).reshape(300, 100, 3).transpose(0, 2, 1)  # is memory-mapped
+    file = tmp_path / "large.pkl"
+    file.write_bytes(pickle.dumps(wanted, 5))
+    np.testing.assert_array_equal(load(file), wanted)
+
+
+class _Buffer:
+    """An array as a pickle of a new numpy describes it, with any order of axes."""
+
+    def __init__(self, axes: Any) -> None:
+        self.axes = axes
+
+    def __reduce__(self) -> Any:
+        content = np.arange(6.0).tobytes()
+        return np._core.numeric._frombuffer, (content, np.dtype("f8"), (2, 3), "K", self.axes)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 0), (0, 2), (-1, 0), (True, 0), "10", 1, (0.0, 1.0)])
+def test_invalid_orders_of_axes_are_refused(tmp_path: Path, axes: Any) -> None:
+    file = tmp_path / "axes.pkl"
+    file.write_bytes(pickle.dumps(_Buffer(axes), 5))
+    with pytest.raises(DatasetError, match="the axes of an array are invalid"):
+        load(file)
