@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
 import ray
 
 from sftsearch.orchestrator.execution import head_watch
@@ -103,7 +102,7 @@ def _start_local() -> None:
         with _away_from_current_folder():
             ray.init(
                 address="local",
-                num_cpus=joblib.cpu_count(),  # those that affinity and cgroups leave us
+                num_cpus=_usable_cpus(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -111,6 +110,15 @@ def _start_local() -> None:
             )
     finally:
         _tighten_token()
+
+
+def _usable_cpus() -> int | None:
+    """Return the CPUs of this process if they are not all (taskset, SLURM), else None.
+
+    Ray itself accounts for the limits of a container.
+    """
+    usable = len(os.sched_getaffinity(0))
+    return usable if usable < (os.cpu_count() or 1) else None
 
 
 def _name_user() -> None:

@@ -168,6 +168,12 @@ def test_page_compares_the_models_in_a_table(
     assert (log.requests, log.messages) == ([], [])
 
 
+def number(text: str) -> float:
+    """Return the number of a cell, with its SI prefix."""
+    digits, _, prefix = text.replace(",", "").partition(" ")
+    return float(digits) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[prefix]
+
+
 @pytest.mark.parametrize(
     "header", ["multiply-adds (paper)", "parameters", "stride", "latency (ms)"]
 )
@@ -181,7 +187,7 @@ def test_table_header_sorts_by_number(
     for direction in ("ascending", "descending"):
         button.click()
         assert cell.get_attribute("aria-sort") == direction
-        values = [float(text.replace(",", "")) for text in column(page, header)]
+        values = [number(text) for text in column(page, header)]
         assert len(values) == 20
         assert values == sorted(values, reverse=direction == "descending")
     assert page.locator("#table th:not([aria-sort=none])").count() == 1
