@@ -18,7 +18,7 @@ from sftsearch.orchestrator.candidates import binding
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.objectives import Objectives
-from sftsearch.orchestrator.plugins import describe_plugins, load_plugins, to_json
+from sftsearch.orchestrator.plugins import check_plugins, describe_plugins, load_plugins, to_json
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.search.warm_start import import_study
 from sftsearch.orchestrator.storage.backup import pull
@@ -147,8 +147,11 @@ class StudySession:
         callback.on_stage("checking the study file")
         load_plugins(options.get("plugins", ()), callback.on_notice)
         source = read_source(file, dataset=options.get("dataset"), root=options.get("root"))
-        check_needed_plugins(source, self._runs)
-        self._source, self._spec, self.admission = check_source(source)
+        try:
+            self._source, self._spec, self.admission = check_source(source)
+        except UserError:
+            check_needed_plugins(source, self._runs)  # explains names that a plug-in had
+            raise
         self.study = self._source.study
         for change in self._source.adapted:
             callback.on_notice(f"Adapted to '{self._spec.name}': {change}")
@@ -159,6 +162,8 @@ class StudySession:
         """Entries of the journal, which is read once."""
         self._state = StudyState.of(self._entries)
         """The state after these entries."""
+        if (created := self._state.created) is not None:
+            check_plugins(created.name, created.definition, created.facts)
         resume = options.get("resume", False)
         check_resumable(self._source, self._spec, self._folder, self._state, resume=resume)
         callback.on_stage(f"opening the dataset '{self._spec.name}'")

@@ -76,7 +76,7 @@ def read_source(
 def check_needed_plugins(source: StudySource, runs: Path) -> None:
     """Check that the plug-ins are loaded that a study of this name used before, if there is one.
 
-    This comes before `check_source`, for which their models are just unknown names.
+    It explains an error of `check_source`, for which their models are just unknown names.
 
     Raises:
         PluginFileError: one is not loaded, or has another source.
