@@ -9,13 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from sftsearch.trainables.catalog import MODELS, build_model
 from sftsearch.trainables.deployed_model import DeployedModel, TrainedNetwork
+from sftsearch.trainables.layers.tensor_fusion import LowRankFusion
 
 from small_models import SPEC, small
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sftsearch.datasets.spec import DatasetSpec
 
 VARIABLE = ("type", "text")
@@ -55,7 +59,18 @@ def deployed(
         TrainedNetwork(spec, build_model(name, spec, config, seed=seed), statistics(seed))
         for seed in range(replicates)
     ]
+    for network in networks:
+        _enlarge_factors(network)
     return DeployedModel(spec, networks)
+
+
+def _enlarge_factors(network: nn.Module) -> None:
+    """Enlarge the factors of `lmf`; untrained, their product is almost equal for all classes."""
+    for layer in network.modules():
+        if isinstance(layer, LowRankFusion):
+            with torch.no_grad():
+                for factor in layer.factors:
+                    factor.mul_(5.0)
 
 
 def samples(model: DeployedModel, size: int = 7, seed: int = 1) -> dict[str, Any]:
