@@ -231,7 +231,7 @@ GOOD = random_samples(2)
     ("samples", "message"),
     [
         (GOOD["type"], "Samples must be a dictionary of modalities, such as {'type': array}"),
-        ({"tipe": GOOD["type"]}, r"No modality is called 'tipe'\. Did you mean 'type'\?"),
+        ({"types": GOOD["type"]}, r"No modality is called 'types'\. Did you mean 'type'\?"),
         ({}, "There are no samples of type, audio, text"),
         ({**GOOD, "type": GOOD["type"][:1]}, "equally many samples, but got type 1, audio 2"),
         (
