@@ -112,7 +112,7 @@ def test_study_is_found_by_name_path_and_variable(
 
 
 def test_missing_study_is_a_line_that_lists_the_others(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no study 'toi' in .*Known: toy\.$"):
+    with pytest.raises(UserError, match=r"no study 'toys' in .*Known: toy\.$"):
         load_study("toys", runs=runs)
     with pytest.raises(UserError, match=r"no study 'toy' in .*Known: none"):
         load_study(tmp_path / "toy")
