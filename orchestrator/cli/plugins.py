@@ -22,7 +22,7 @@ from sftsearch.orchestrator.cli.options import json_option, root_option
 @json_option
 @user_errors
 def check_model(file: Path, dataset: str | None, root: str | None, as_json: bool) -> None:
-    """Check that the models in the Python file FILE can be searched.
+    """Check that the models in a Python FILE can be searched.
 
     FILE is imported, and each of its models is built with its default parameters. The checks are
     those of the shipped models: price, outputs, gradients, padding, missing modalities, saving.

@@ -25,7 +25,7 @@ from sftsearch.orchestrator.cli.options import (
 @json_option
 @user_errors
 def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> None:
-    """Validate the study FILE and report all errors with their lines.
+    """Validate the study FILE; report all errors with their lines.
 
     FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
     code is 2 if there is an error.

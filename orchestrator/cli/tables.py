@@ -48,7 +48,7 @@ from sftsearch.orchestrator.cli.options import (
 def table(
     file: str, out: Path, near: int, near_replicates: int, runs: Path, tracking_uri: str | None
 ) -> None:
-    """Train every configuration of the study FILE and record a table.
+    """Train all configurations of the study FILE; record a table.
 
     FILE needs the sampler `exhaustive` and a fixed number of replicates. Every epoch of every trial
     is recorded. Then the configurations nearest the front get more replicates, because small
