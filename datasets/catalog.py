@@ -269,7 +269,7 @@ def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> So
         for option in parameters.values()
         if option.kind is option.KEYWORD_ONLY
     }
-    known["axes"] = ""  # of every reader
+    known = {"axes": "", "modalities": ""} | known  # the options of every reader
     if path is None and parameters["path"].default is inspect.Parameter.empty:
         raise UserError(f"The reader '{name}' needs published files. Give their path by --from.")
     values: dict[str, object] = {"axes": ""}
@@ -280,8 +280,24 @@ def read_source(name: str, path: Path | None, options: Iterable[str] = ()) -> So
         default = look_up(known, key, kind=f"option of the reader '{name}'")
         values[key] = _parse_option(key, value, default)
     axes = values.pop("axes")
+    chosen = "" if "modalities" in parameters else str(values.pop("modalities", ""))
     source = read(path, **values)
+    if chosen:
+        source = with_modalities(source, chosen)
     return with_axes(source, str(axes)) if axes else source
+
+
+def with_modalities(source: Source, chosen: str) -> Source:
+    """Return a source with some of its modalities, given as `audio,text`, in its own order.
+
+    Raises:
+        UserError: no modality has this name.
+    """
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    for name in names:
+        look_up(source.modalities, name, kind="modality of this dataset")
+    kept = {name: shape for name, shape in source.modalities.items() if name in names}
+    return replace(source, modalities=kept)
 
 
 def with_axes(source: Source, axes: str) -> Source:

@@ -31,9 +31,8 @@ class UserError(ValueError):
 class DatasetError(UserError):
     """A dataset or its store is missing, damaged or inconsistent with its spec."""
 
-
-class BadSampleError(DatasetError):
-    """One sample is unusable, such as a recording of nobody; the others can be prepared."""
+    reason: str = ""
+    """What is wrong, without the name of the file; the same for files with the same fault."""
 
 
 class SealedSplitError(DatasetError):

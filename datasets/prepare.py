@@ -1,8 +1,9 @@
 """Write the samples of a source to a store, one sample at a time; resumable.
 
-Samples read so far are in a folder next to that of the store: parts of up to 64 MiB and a progress
-record. The store appears when it is complete. Memory use is bounded for any source, and a second
-call resumes after the last part.
+Samples that were read are kept in a folder next to that of the store (`read_samples.py`) until the
+store is complete. A second call, after an interruption or a correction of some files, reads only
+the other ones. Memory use is bounded for any source, and the store does not depend on
+interruptions.
 
 Shapes: T tokens, F features.
 """
@@ -12,33 +13,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import os
 import shutil
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from sftsearch.datasets.errors import BadSampleError, DatasetError
+from sftsearch.datasets.bad_samples import BadSample, refusal
+from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.file_lock import locked
-from sftsearch.datasets.preparation_record import PreparationRecord, read_record, write_record
-from sftsearch.datasets.sample_checks import count_classes
-from sftsearch.datasets.samples import Ragged, Split
-from sftsearch.datasets.source import as_float32, first_tokens
-from sftsearch.datasets.spec import SPLITS, DatasetSpec
-from sftsearch.datasets.writer import (
-    BATCH_BYTES,
-    Moments,
-    add_tokens,
-    check_samples,
-    finish,
-    record_batch,
-    split_writer,
-    statistics_of,
+from sftsearch.datasets.listing import draft_spec, resolve_duplicates
+from sftsearch.datasets.preparation_report import (
+    PreparationReport,
+    report_preparation,
+    write_report,
 )
+from sftsearch.datasets.read_samples import ReadSample, ReadSamples, sample_key
+from sftsearch.datasets.source import as_float32, checked_tokens
+from sftsearch.datasets.spec import SPLITS, DatasetSpec
+from sftsearch.datasets.store_assembly import StoreAssembly, hashed_shapes
+from sftsearch.datasets.writer import BATCH_BYTES, finish, sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,8 +47,10 @@ if TYPE_CHECKING:
 
 OnNaN = Literal["zero", "drop", "fail"]
 """How to handle NaN and infinity: replace by 0, drop the sample, or raise an error."""
-
-_logger = logging.getLogger(__name__)
+OnBad = Literal["drop", "fail"]
+"""How to handle samples that cannot be used: drop them, or raise an error that names all."""
+HOPELESS = 100
+"""If the first so many samples are all bad, the others are not read before the error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +62,12 @@ class Prepared:
     num_zeroed: int
     """Non-finite numbers replaced by 0."""
     num_dropped: int
-    """Samples dropped because of a non-finite number."""
+    """Samples dropped because they cannot be used or have a number that is not finite."""
+    report: PreparationReport
+
+
+def _ignore(done: int, total: int) -> None:
+    """Report no progress."""
 
 
 def prepare(
@@ -75,8 +76,11 @@ def prepare(
     path: Path,
     *,
     nan: OnNaN = "fail",
+    bad: OnBad = "fail",
     revision: str = "",
-    progress: Progress = lambda done, total: None,
+    options: Sequence[str] = (),
+    progress: Progress = _ignore,
+    writing: Progress = _ignore,
 ) -> Prepared:
     """Write the samples of a source as a store.
 
@@ -85,76 +89,40 @@ def prepare(
         source: the samples that a reader listed.
         path: the folder of the store; it must not exist.
         nan: how to handle numbers that are not finite.
-        revision: `revision_of` the files; an interrupted preparation of another one restarts.
-        progress: called after each sample.
+        bad: how to handle samples that cannot be used.
+        revision: `revision_of` the files; samples that name no files are read again if it changes.
+        options: of the reader; with other ones, all samples are read again.
+        progress: called after each sample that was read.
+        writing: called after each sample that was written to the store.
 
     Raises:
-        DatasetError: the source is not a valid dataset, a file cannot be read, a number is not
-            finite (`nan="fail"`), or another process prepares the same store.
+        DatasetError: the source is not a valid dataset, samples cannot be used (`bad="fail"`), a
+            number is not finite (`nan="fail"`), another process prepares the same store, or the
+            folder cannot be written.
     """
-    draft = _draft(name, source)
+    samples, num_equal = resolve_duplicates(source.samples)
+    draft = draft_spec(name, source, [one for one in samples if not (one.bad and bad == "drop")])
     if path.exists():
         raise DatasetError(
             f"A dataset '{name}' already exists: {path}. Choose another name, or run "
             f"`sftsearch data remove {name}` first."
         )
     building = path.parent / f".preparing-{path.name}"
-    building.mkdir(parents=True, exist_ok=True)
-    with _exclusive(building, name):
-        writer = _Writer(building, draft, source, nan, _identity(draft, source, nan, revision))
-        writer.run(progress)
-        return writer.finish(path)
-
-
-def _draft(name: str, source: Source) -> DatasetSpec:
-    """Return the spec, except for the fingerprint and the samples to be dropped.
-
-    Raises:
-        DatasetError: a sample name is duplicated, a split is unknown or empty, a subject is in two
-            splits, or the spec is invalid.
-    """
-    names, counts = Counter(sample.name for sample in source.samples), dict.fromkeys(SPLITS, 0)
-    duplicate = next((sample for sample, count in names.items() if count > 1), None)
-    if duplicate is not None:
-        raise DatasetError(f"Sample names must be unique, but two are called '{duplicate}'.")
-    people: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for sample in source.samples:
-        if sample.split not in counts:
-            raise DatasetError(
-                f"Sample '{sample.name}' must be in {', '.join(SPLITS)}, but got {sample.split!r}."
-            )
-        counts[sample.split] += 1
-        if sample.subject is not None:
-            people[sample.split].add(sample.subject)
-    for split, count in counts.items():
-        if not count:
-            raise DatasetError(f"'{name}' must have samples in every split, but {split} has none.")
-    _check_leaks(name, people)
-    return DatasetSpec(
-        name=name,
-        task=source.task,
-        modalities=dict(source.modalities),
-        classes=source.classes,
-        num_samples=counts,
-        subjects={split: tuple(sorted(people[split])) for split in SPLITS},
-        licence=source.licence,
-        attribution=source.attribution,
-        source=source.source,
-        description=source.description,
-        fingerprint="0" * 64,
-        best_accuracy=source.best_accuracy,
-    )
-
-
-def _check_leaks(name: str, people: Mapping[str, set[str]]) -> None:
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        leaks = sorted(people[one] & people[other])
-        if leaks:
-            more = "" if len(leaks) == 1 else f" and {len(leaks) - 1} more"
-            raise DatasetError(
-                f"Splits of '{name}' must not share a subject, but '{leaks[0]}'{more} "
-                f"{'is' if len(leaks) == 1 else 'are'} in {one} and in {other}."
-            )
+    with _disk_errors(path.parent), _exclusive(building, name):
+        identity = _identity(draft, options)
+        cache = ReadSamples(building, draft.modalities, identity, BATCH_BYTES)
+        reading = _Reading(draft, cache, nan, revision)
+        reading.run(samples, progress, stop_early=bad == "fail")
+        notes = [*source.notes]
+        if num_equal:
+            notes.append(f"Listed more than once with equal entries: {num_equal}, kept once.")
+        draft = reading.without_absent(draft, notes)
+        refused = [one for one in reading.bad if (nan if one.is_nonfinite else bad) == "fail"]
+        if refused:
+            raise refusal(refused, reading.num_done, building)
+        store = StoreAssembly(draft, cache, BATCH_BYTES)
+        store.write(building / "store", reading.usable, writing)
+        return _finish(path, building / "store", store, reading, notes)
 
 
 def revision_of(path: Path | None) -> str:
@@ -169,23 +137,33 @@ def revision_of(path: Path | None) -> str:
     return digest.hexdigest()
 
 
-def _identity(draft: DatasetSpec, source: Source, nan: OnNaN, revision: str) -> str:
-    """Return a hash of everything a preparation depends on except the values."""
-    fields = asdict(draft) | {"modalities": _shapes(draft)}
-    digest = hashlib.sha256(json.dumps([fields, nan, revision]).encode())
-    for sample in source.samples:
-        line = [sample.name, sample.split, sample.label, sample.subject]
-        digest.update(json.dumps(line).encode())
-    return digest.hexdigest()
+def _identity(draft: DatasetSpec, options: Sequence[str]) -> str:
+    """Return a hash of everything that values depend on except their files."""
+    content = json.dumps([hashed_shapes(draft), sorted(options)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Convert errors of writing a folder to one line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DatasetError(
+            f"Cannot write the dataset in {folder}: {why}. Make room or choose another folder by "
+            "the environment variable SFTSEARCH_CACHE; the same command then continues."
+        ) from error
 
 
 @contextlib.contextmanager
 def _exclusive(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a folder.
+    """Create a folder and hold its lock.
 
     Raises:
         DatasetError: another process prepares the same dataset.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder / ".lock", wait=False))
@@ -194,198 +172,154 @@ def _exclusive(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-class _Writer:
-    """Reads samples and writes them in parts."""
+class _Reading:
+    """Reads the samples that are not in the parts yet, and sorts out the bad ones."""
 
-    def __init__(
-        self, folder: Path, draft: DatasetSpec, source: Source, nan: OnNaN, identity: str
-    ) -> None:
-        self.folder, self.draft, self.source, self.nan = folder, draft, source, nan
-        self.state = read_record(folder, identity) or self._fresh(identity)
-        self._codes = {
-            split: {person: code for code, person in enumerate(people)}
-            for split, people in draft.subjects.items()
-        }
+    def __init__(self, draft: DatasetSpec, cache: ReadSamples, nan: OnNaN, revision: str) -> None:
+        self._modalities, self._cache, self._nan = draft.modalities, cache, nan
+        self._revision = revision
+        self.usable: list[tuple[Sample, ReadSample]] = []
+        self.bad: list[BadSample] = []
+        self.num_done = 0
 
-    def _fresh(self, identity: str) -> PreparationRecord:
-        for file in self.folder.glob("*.arrow"):
-            file.unlink()
-        return PreparationRecord(
-            identity,
-            class_counts={split: [0] * self.draft.num_classes for split in SPLITS},
-            moments={name: Moments() for name in self.draft.modalities},
-        )
+    def run(self, samples: Sequence[Sample], progress: Progress, *, stop_early: bool) -> None:
+        """Read all samples, or the first `HOPELESS` if they are all bad and `stop_early`."""
+        progress(0, len(samples))
+        for sample in samples:
+            found = self._find(sample)
+            if isinstance(found, BadSample):
+                self.bad.append(found)
+            else:
+                self.usable.append((sample, found))
+            self.num_done += 1
+            progress(self.num_done, len(samples))
+            if stop_early and not self.usable and len(self.bad) == HOPELESS:
+                break
+        self._cache.flush()
 
-    def run(self, progress: Progress) -> None:
-        """Read the remaining samples and write them part by part."""
-        total = len(self.source.samples)
-        progress(self.state.done, total)
-        pending: list[tuple[Sample, dict[str, npt.NDArray[Any]]]] = []
-        size = 0
-        for number in range(self.state.done, total):
-            sample = self.source.samples[number]
-            values = self._clean(sample)
-            if values is not None:
-                pending.append((sample, values))
-                size += sum(x.nbytes for x in values.values())
-            if size >= BATCH_BYTES or number == total - 1:
-                self._write(pending, number + 1)
-                pending, size = [], 0
-            progress(number + 1, total)
-
-    def _clean(self, sample: Sample) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the values of a sample, (T, F) by modality; None if it is dropped."""
+    def _find(self, sample: Sample) -> ReadSample | BadSample:
+        if sample.bad:
+            message = f"Sample '{sample.name}' cannot be used: {sample.bad}."
+            return _bad(sample, sample.bad, message)
         try:
-            found = sample.read()
-        except BadSampleError:
-            if self.nan != "drop":
-                raise
-            self.state.dropped.append(sample.name)
-            return None
-        clean = {}
-        for name, shape in self.draft.modalities.items():
-            read = found.get(name)
+            key = sample_key(sample, self._revision)
+            known = self._cache.find(key)
+            if known is not None and (self._nan == "zero" or not known.num_zeroed):
+                return known
+            read = sample.read()
+        except DatasetError as error:
+            return _bad(sample, error.reason or str(error), str(error))
+        except OSError as error:
+            why = error.strerror or str(error)
+            return _bad(sample, why, f"Cannot read sample '{sample.name}': {why}.")
+        return self._check(sample, key, read)
+
+    def without_absent(self, draft: DatasetSpec, notes: list[str]) -> DatasetSpec:
+        """Return the spec without the modalities that no training sample has.
+
+        Samples that have no other one become bad.
+
+        Args:
+            draft: the spec.
+            notes: gets a sentence for each modality.
+        """
+        of_training = [read.lengths for sample, read in self.usable if sample.split == "train"]
+        names = list(draft.modalities)
+        kept = [number for number in range(len(names)) if any(x[number] for x in of_training)]
+        if len(kept) == len(names) or not kept:
+            return draft
+        for name in (name for number, name in enumerate(names) if number not in kept):
+            others = ",".join(names[number] for number in kept)
+            notes.append(
+                f"No training sample has {name}: it is left out. `--option modalities={others}` "
+                "does not read it."
+            )
+        usable = []
+        for sample, read in self.usable:
+            lengths = tuple(read.lengths[number] for number in kept)
+            if any(lengths):
+                usable.append((sample, replace(read, lengths=lengths)))
+            else:
+                text = "it has no modality of the training samples"
+                self.bad.append(_bad(sample, text, f"Sample '{sample.name}': {text}."))
+        self.usable = usable
+        return replace(draft, modalities={names[i]: draft.modalities[names[i]] for i in kept})
+
+    def _check(
+        self, sample: Sample, key: str, read: Mapping[str, npt.NDArray[Any] | None]
+    ) -> ReadSample | BadSample:
+        """Convert the values of a sample and keep them, unless they cannot be used."""
+        values, lengths, num_zeroed = {}, [], 0
+        for name, shape in self._modalities.items():
+            found = read.get(name)
             what = f"{name} of sample '{sample.name}'"
-            empty = np.zeros((0, shape.num_features), dtype=np.float32)
-            x_TF = empty if read is None else as_float32(first_tokens(read, shape, what))
-            if not shape.variable_length and len(x_TF) != shape.num_tokens:
-                raise DatasetError(
-                    f"{what} must have {shape.num_tokens} tokens, but got {len(x_TF)}."
-                )
+            x_TF = np.zeros((0, shape.num_features)) if found is None else found
+            try:
+                checked_tokens(x_TF, shape)
+            except DatasetError as error:
+                return _bad(sample, f"{name} {error}", f"{what} {error}.")
+            lengths.append(len(x_TF))
+            x_TF = as_float32(x_TF[: shape.num_tokens])
             with np.errstate(over="ignore"):
                 x_TF = x_TF.astype(shape.dtype, copy=False)
             is_bad = ~np.isfinite(x_TF)
             if is_bad.any():
-                if self.nan == "drop":
-                    self.state.dropped.append(sample.name)
-                    return None
-                x_TF = self._replace_bad(x_TF, is_bad, what)
-            clean[name] = x_TF
-        if not any(len(x_TF) for x_TF in clean.values()):
-            raise DatasetError(f"Sample '{sample.name}' must have a modality, but has none.")
-        return clean
+                if self._nan != "zero":
+                    return _nonfinite(sample, name, x_TF, is_bad)
+                num_zeroed += int(is_bad.sum())
+                x_TF = np.where(is_bad, 0, x_TF).astype(x_TF.dtype)
+            values[name] = x_TF
+        if not any(lengths):
+            message = f"Sample '{sample.name}' must have a modality, but has none."
+            return _bad(sample, "it has no modality", message)
+        return self._cache.add(key, values, tuple(lengths), num_zeroed)
 
-    def _replace_bad(
-        self, x_TF: npt.NDArray[Any], is_bad: npt.NDArray[np.bool_], what: str
-    ) -> npt.NDArray[Any]:
-        if self.nan == "fail":
-            token, feature = (int(index[0]) for index in np.nonzero(is_bad))
-            limit = " in float16" if x_TF.dtype == np.float16 else ""
+
+def _bad(sample: Sample, reason: str, message: str) -> BadSample:
+    return BadSample(name=sample.name, split=sample.split, reason=reason, message=message)
+
+
+def _nonfinite(
+    sample: Sample, modality: str, x_TF: npt.NDArray[Any], is_bad: npt.NDArray[np.bool_]
+) -> BadSample:
+    token, feature = (int(index[0]) for index in np.nonzero(is_bad))
+    limit = " in float16" if x_TF.dtype == np.float16 else ""
+    message = (
+        f"{modality} of sample '{sample.name}' must be finite{limit}, but token {token}, feature "
+        f"{feature} is {x_TF[token, feature]}."
+    )
+    return BadSample(
+        name=sample.name,
+        split=sample.split,
+        reason=f"{modality} is not finite{limit}",
+        message=message,
+        is_nonfinite=True,
+    )
+
+
+def _finish(
+    path: Path, folder: Path, store: StoreAssembly, reading: _Reading, notes: Sequence[str]
+) -> Prepared:
+    """Write manifest and report of the store in `folder`, and rename it to `path`."""
+    for split, count in store.counts.items():
+        if not count:
             raise DatasetError(
-                f"{what} must be finite{limit}, but token {token}, feature {feature} is "
-                f"{x_TF[token, feature]}. Choose `--nan zero` or `--nan drop`."
+                f"No sample of {split} is left: all of them cannot be used or have numbers that "
+                "are not finite."
             )
-        self.state.num_zeroed += int(is_bad.sum())
-        return np.where(is_bad, 0, x_TF).astype(x_TF.dtype)
-
-    def _write(
-        self, pending: Sequence[tuple[Sample, dict[str, npt.NDArray[Any]]]], done: int
-    ) -> None:
-        """Write the pending samples as one part per split, then update the record."""
-        state = self.state
-        for split in SPLITS:
-            chosen = [one for one in pending if one[0].split == split]
-            if not chosen:
-                continue
-            part = self._gather(split, chosen)
-            check_samples(self.draft, part)
-            batch = record_batch(self.draft, part)
-            with split_writer(self._part(split, state.parts[split]), self.draft) as writer:
-                writer.write_batch(batch)
-            state.parts[split] += 1
-            state.counts[split] += len(part)
-            counts = count_classes(self.draft, part.labels)
-            state.class_counts[split] = [
-                a + b for a, b in zip(state.class_counts[split], counts, strict=True)
-            ]
-            state.content = _chain_hash(state.content, split, part)
-            if split == "train":
-                add_tokens(state.moments, part)
-        state.done = done
-        write_record(self.folder, state)
-
-    def _gather(
-        self, split: str, chosen: Sequence[tuple[Sample, dict[str, npt.NDArray[Any]]]]
-    ) -> Split:
-        modalities: dict[str, Any] = {}
-        lengths = {}
-        for name, shape in self.draft.modalities.items():
-            arrays = [values[name] for _, values in chosen]
-            if shape.variable_length:
-                lengths[name] = np.array([len(x) for x in arrays], dtype=np.int64)
-                starts = np.concatenate([[0], np.cumsum(lengths[name])])
-                modalities[name] = Ragged([np.concatenate(arrays)], [starts], shape.num_tokens)
-            else:
-                modalities[name] = np.stack(arrays).astype(np.float32, copy=False)
-        found: list[Any] = [sample.label for sample, _ in chosen]
-        dtype = np.int64 if self.draft.task == "classification" else np.float32
-        labels: npt.NDArray[Any] = np.array(found, dtype=dtype)
-        people = self._codes[split]
-        return Split(
-            name=split,
-            modalities=modalities,
-            labels=labels,
-            subjects=np.array(
-                [people.get(sample.subject or "", -1) for sample, _ in chosen], dtype=np.int64
-            ),
-            lengths=lengths,
-        )
-
-    def _part(self, split: str, number: int) -> Path:
-        return self.folder / f"{split}-{number:05d}.arrow"
-
-    def finish(self, path: Path) -> Prepared:
-        """Merge the parts into the store and rename it to `path`."""
-        state = self.state
-        for split, count in state.counts.items():
-            if not count:
-                raise DatasetError(
-                    f"No sample of {split} is left: all had numbers that are not finite. "
-                    "Choose `--nan zero`."
-                )
-        statistics = statistics_of(state.moments)
-        spec = _with_counts(self.draft, state)
-        building = self.folder / "store"
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        for split in SPLITS:
-            with split_writer(building / f"{split}.arrow", spec) as writer:
-                for number in range(state.parts[split]):
-                    part = os.fspath(self._part(split, number))
-                    writer.write_batch(pa.ipc.open_file(pa.memory_map(part)).get_batch(0))
-        counts = {split: tuple(found) for split, found in state.class_counts.items()}
-        finish(building, path, spec, counts, statistics)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if state.dropped:
-            shown = ", ".join(state.dropped[:20])
-            _logger.warning("dropped samples with numbers that are not finite: %s", shown)
-        return Prepared(
-            path=path,
-            num_samples=sum(state.counts.values()),
-            num_zeroed=state.num_zeroed,
-            num_dropped=len(state.dropped),
-        )
-
-
-def _with_counts(draft: DatasetSpec, state: PreparationRecord) -> DatasetSpec:
-    """Return the spec of the written samples; its fingerprint hashes names and content."""
-    fields = asdict(draft) | {"modalities": draft.modalities, "num_samples": dict(state.counts)}
-    declared = [draft.name, draft.task, draft.classes, draft.subjects]
-    content = json.dumps([declared, _shapes(draft), state.content])
-    return DatasetSpec(**fields | {"fingerprint": hashlib.sha256(content.encode()).hexdigest()})
-
-
-def _shapes(draft: DatasetSpec) -> dict[str, object]:
-    return {name: shape.hashed() for name, shape in draft.modalities.items()}
-
-
-def _chain_hash(before: str, split: str, part: Split) -> str:
-    digest = hashlib.sha256(f"{before} {split}".encode())
-    digest.update(part.labels.tobytes())
-    digest.update(part.subjects.tobytes())
-    for name, source in part.modalities.items():
-        for x in source.parts if isinstance(source, Ragged) else (source[:],):
-            digest.update(np.ascontiguousarray(x).tobytes())
-        if name in part.lengths:
-            digest.update(part.lengths[name].tobytes())
-    return digest.hexdigest()
+    spec, statistics = store.spec(), store.statistics()
+    lengths = {
+        split: [read.lengths for sample, read in reading.usable if sample.split == split]
+        for split in SPLITS
+    }
+    report = report_preparation(spec, lengths, store.class_counts, reading.bad, notes)
+    sync(write_report(folder, report))
+    finish(folder, path, spec, store.class_counts, statistics)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return Prepared(
+        path=path,
+        num_samples=sum(store.counts.values()),
+        num_zeroed=sum(read.num_zeroed for _, read in reading.usable),
+        num_dropped=len(reading.bad),
+        report=report,
+    )

@@ -42,11 +42,15 @@ class Sample:
     subject: str | None = None
     """A group that must not be in two splits: a person, or the source video."""
     read: Callable[[], Values]
-    """Read the values of every modality, which may not be finite.
+    """Read the values of every modality, all tokens, which may not be finite.
 
     Raises:
         DatasetError: the values cannot be read; the message names the file.
     """
+    files: tuple[Path, ...] = ()
+    """All files that the values are read from; empty if samples share files."""
+    bad: str = ""
+    """Why the listing says that the sample cannot be used, such as "it has no label"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +73,8 @@ class Source:
     """One sentence."""
     best_accuracy: float | None = None
     """See `DatasetSpec.best_accuracy`."""
+    notes: Sequence[str] = ()
+    """Sentences on what the reader left out or had to assume, shown after the preparation."""
 
 
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
@@ -82,7 +88,9 @@ def unreadable(file: object, why: object) -> DatasetError:
     if isinstance(file, Path) and _is_lfs_pointer(file):
         why = "it is a Git LFS pointer instead of the data; run `git lfs pull` in its folder"
     what = " ".join(str(why).split())[:200].rstrip(".")
-    return DatasetError(f"Cannot read {file}: {what}.")
+    error = DatasetError(f"Cannot read {file}: {what}.")
+    error.reason = what
+    return error
 
 
 def _is_lfs_pointer(file: Path) -> bool:
@@ -125,18 +133,19 @@ def within(folder: Path, name: str) -> Path:
     return file
 
 
-def first_tokens(values: npt.NDArray[Any], shape: ModalitySpec, what: str) -> npt.NDArray[Any]:
-    """Return the first `num_tokens` tokens of (T, F).
+def checked_tokens(values: npt.NDArray[Any], shape: ModalitySpec) -> None:
+    """Check the values of a modality of one sample.
 
     Raises:
-        DatasetError: the values are not numbers of shape (T, F) with the right F.
+        DatasetError: the values are not numbers (T, F) with the right F, or of a modality of fixed
+            length, their T is wrong; the message is a predicate, such as "must have 5 tokens".
     """
     if values.ndim != 2 or values.shape[1] != shape.num_features or values.dtype.kind not in "fiub":
         raise DatasetError(
-            f"{what} must be numbers (tokens, {shape.num_features}), but got {values.dtype} "
-            f"{values.shape}."
+            f"must be numbers (tokens, {shape.num_features}), but got {values.dtype} {values.shape}"
         )
-    return values[: shape.num_tokens]
+    if not shape.variable_length and len(values) < shape.num_tokens:
+        raise DatasetError(f"must have {shape.num_tokens} tokens, but got {len(values)}")
 
 
 def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -6,8 +6,9 @@
     NAME.npz            one array per modality; or
     MODALITY.npy        (N, T, F), in the order of the table
 
-A missing file means a missing modality of the sample. Arrays are never unpickled; the shape in a
-header is checked against the file size before use.
+A missing file means a missing modality of the sample. Files that belong to no sample are counted,
+or refused if they differ from names of samples in case only. Arrays are never unpickled; the shape
+in a header is checked against the file size before use.
 
 Shapes: N samples, T tokens, F features.
 """
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.readers.named_files import NamedFiles
 from sftsearch.datasets.readers.tabular import (
     SUBJECT_COLUMNS,
     parse_pairs,
@@ -38,7 +40,7 @@ from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import NAME_PATTERN, ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -80,9 +82,14 @@ def open_source(
     column = next((name for name in SUBJECT_COLUMNS if name in rows), None)
     people = [person or None for person in rows[column]] if column else [None] * len(names)
     splits = read_splits(file, rows.get("split"), people, labels.values, names)
-    loaders = _find_loaders(path, names)
-    shapes = _shapes(path, loaders, parse_pairs(tokens, "tokens"), dtype)
+    loaders, notes = _find_loaders(path, names)
+    faults: dict[int, str] = {}
+    shapes = _shapes(path, loaders, parse_pairs(tokens, "tokens"), dtype, faults)
     classes = tuple(name.removeprefix(LABEL) for name in rows if name.startswith(LABEL))
+    used = {"name", "label", "split", column}
+    others = [name for name in rows if name not in used and not name.startswith(LABEL)]
+    if others:
+        notes.append(f"Columns of {table} left out: {', '.join(others)}.")
     return Source(
         task=labels.task,
         modalities=shapes,
@@ -93,7 +100,9 @@ def open_source(
                 split=splits[i],
                 label=labels.values[i],
                 subject=people[i],
-                read=partial(_read, loaders, i, shapes),
+                read=partial(_read, loaders, i),
+                files=_files_of(loaders, i),
+                bad=faults.get(i) or labels.fault(i),
             )
             for i, name in enumerate(names)
         ],
@@ -101,6 +110,7 @@ def open_source(
         attribution=attribution,
         source=path.name,
         description=f"Read from the folder {path.name}.",
+        notes=notes,
     )
 
 
@@ -136,7 +146,7 @@ def _label_column(file: Path, rows: dict[str, list[Any]]) -> tuple[list[Any], No
     found: list[Any] = rows["label"]
     for kind in (int, float):
         try:
-            return [kind(text) for text in found], None
+            return [kind(text) if text else None for text in found], None
         except ValueError:
             continue
     return found, None
@@ -145,42 +155,59 @@ def _label_column(file: Path, rows: dict[str, list[Any]]) -> tuple[list[Any], No
 # ------------------------------------------------------------------ loaders of values
 
 
-def _find_loaders(path: Path, names: Sequence[str]) -> dict[str, list[Callable[..., Any] | None]]:
-    """Return a loader for each sample, by modality; None for a missing modality."""
-    loaders: dict[str, list[Callable[..., Any] | None]] = {}
+Loaders = dict[str, list["partial[Any] | None"]]
+"""A loader for each sample, by modality; None for a missing modality."""
+
+
+def _find_loaders(path: Path, names: Sequence[str]) -> tuple[Loaders, list[str]]:
+    """Return the loaders of all modalities, and notes on files that belong to no sample."""
+    loaders: Loaders = {}
+    notes = []
     for entry in sorted(path.glob("[!.]*")):  # without .ipynb_checkpoints and ._x of macOS
-        if entry.is_dir() and any(entry.glob("*.npy")):
-            loaders[entry.name] = [_file_loader(path, f"{entry.name}/{name}.npy") for name in names]
+        if entry.is_dir():
+            listed = NamedFiles(path, entry.name, ".npy")
+            if len(listed):
+                loaders[entry.name] = _file_loaders(listed, names)
+                notes.append(listed.check(names))
         elif entry.suffix == ".npy":
             loaders[entry.stem] = _row_loaders(within(path, entry.name), len(names))
-    archives = [within(path, f"{name}.npz") for name in names]
-    members = [_members(file) if file.is_file() else frozenset() for file in archives]
+    listed = NamedFiles(path, ".", ".npz")
+    archives = [listed.find(name) for name in names]
+    notes.append(listed.check(names))
+    members = [_members(file) if file else frozenset() for file in archives]
     for member in sorted(frozenset().union(*members)):
         loaders[member] = [
-            partial(read_member, file, member) if member in in_file else None
+            partial(read_member, file, member) if file and member in in_file else None
             for file, in_file in zip(archives, members, strict=True)
         ]
     if not loaders:
         raise unreadable(path, "it has no MODALITY/NAME.npy, NAME.npz or MODALITY.npy")
-    return loaders
+    return loaders, [note for note in notes if note]
 
 
-def _file_loader(path: Path, name: str) -> partial[Any] | None:
-    file = within(path, name)
-    return partial(read_array, file) if file.is_file() else None
+def _file_loaders(listed: NamedFiles, names: Sequence[str]) -> list[partial[Any] | None]:
+    files = [listed.find(name) for name in names]
+    return [partial(read_array, file) if file else None for file in files]
 
 
-def _row_loaders(file: Path, count: int) -> list[Callable[..., Any] | None]:
+def _files_of(loaders: Loaders, number: int) -> tuple[Path, ...]:
+    """Return the files of a sample; for arrays of all samples, the whole array."""
+    found = (reads[number] for reads in loaders.values())
+    return tuple(dict.fromkeys(read.args[0] for read in found if read is not None))
+
+
+def _row_loaders(file: Path, count: int) -> list[partial[Any] | None]:
     with _convert_errors(file), file.open("rb") as stream:
         shape, kind, is_fortran = _header(file, stream, file.stat().st_size, 3)
         offset = stream.tell()
     if shape[0] != count or is_fortran:
         raise unreadable(file, f"it must have {count} samples in C order, but has {shape[0]}")
     array = np.memmap(file, kind, "r", offset, shape)
-    return [partial(_row, array, i) for i in range(count)]
+    return [partial(_row, file, array, i) for i in range(count)]
 
 
-def _row(array: npt.NDArray[Any], number: int, *, header: bool = False) -> Any:
+def _row(file: Path, array: npt.NDArray[Any], number: int, *, header: bool = False) -> Any:
+    """Return a row of the array of a file, (T, F), or only its shape."""
     return array.shape[1:] if header else array[number]
 
 
@@ -271,15 +298,23 @@ def _header(
 
 def _shapes(
     path: Path,
-    loaders: dict[str, list[Callable[..., Any] | None]],
+    loaders: Loaders,
     most: dict[str, int],
     dtype: str,
+    faults: dict[int, str],
 ) -> dict[str, ModalitySpec]:
+    """Return the shapes of all modalities; what is wrong with a file becomes its sample's fault."""
     shapes = {}
     for modality, reads in loaders.items():
         if not re.fullmatch(NAME_PATTERN, modality):
             raise unreadable(path, f"a modality name must be lower case, but is {modality!r:.40}")
-        found = [read(header=True) if read else (0, None) for read in reads]
+        found: list[tuple[int, int | None]] = []
+        for number, read in enumerate(reads):
+            try:
+                found.append(read(header=True) if read else (0, None))
+            except DatasetError as error:
+                faults[number] = error.reason
+                found.append((0, None))
         widths = {width for length, width in found if width is not None}
         if len(widths) != 1:
             raise unreadable(path, f"{modality} has different feature counts: {sorted(widths)[:3]}")
@@ -297,13 +332,6 @@ def _shapes(
     return shapes
 
 
-def _read(
-    loaders: dict[str, list[Callable[..., Any] | None]],
-    number: int,
-    shapes: dict[str, ModalitySpec],
-) -> dict[str, npt.NDArray[Any] | None]:
-    values: dict[str, npt.NDArray[Any] | None] = {}
-    for name, reads in loaders.items():
-        read = reads[number]
-        values[name] = None if read is None else read()[: shapes[name].num_tokens]
-    return values
+def _read(loaders: Loaders, number: int) -> dict[str, npt.NDArray[Any] | None]:
+    found = {name: reads[number] for name, reads in loaders.items()}
+    return {name: None if read is None else read() for name, read in found.items()}

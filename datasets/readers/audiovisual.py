@@ -4,17 +4,18 @@ These datasets are published as annotations of videos; features must be computed
 folder has
 
     features/rgb/CLIP.npy    I3D features of a clip, (T, F); 38 x 1024 in the SFT paper
-    features/flow/CLIP.npy   the same for the optical flow
+    features/flow/CLIP.npy   the same for the optical flow; also CLIP_rgb.npy and CLIP_flow.npy
     audio/CLIP.wav           sound, converted to log-mel tokens (`sound.py`)
 
-and the published annotations. A clip that lacks a file is dropped and counted; with `missing=true`
-it is kept if it has any file.
+and the published annotations. A clip that lacks a file is left out and counted; with `missing=true`
+it is kept if it has any file. Of a clip that is listed with two classes the first counts.
 
-    VGGSound          vggsound.csv; CLIP is ID_SSSSSS
+    VGGSound          vggsound.csv, or the older train.csv and test.csv; CLIP is ID_SSSSSS
     AudioSet          *_train_segments.csv, eval_segments.csv, class_labels_indices.csv; ID_SSSSSS
     Kinetics-Sounds   train.csv, val.csv, test.csv and a class list; ID_SSSSSS_EEEEEE
     Moments in Time   trainingSet.csv, validationSet.csv; the path without its extension
-    Epic-Kitchens     EPIC_100_train.csv, EPIC_100_validation.csv; the narration's id
+    Epic-Kitchens     EPIC_100_train.csv, EPIC_100_validation.csv, and for the names of classes
+                      EPIC_100_verb_classes.csv, EPIC_100_noun_classes.csv; the narration's id
 
 ID is the YouTube id; SSSSSS and EEEEEE are start and end in seconds, six digits.
 
@@ -65,14 +66,8 @@ def open_vggsound(
         DatasetError: the folder has another format, or an option is invalid.
     """
     chosen = _class_list(path, classes)
-    rows = []
-    for row in _rows(path / "vggsound.csv", 4):
-        if chosen is None or row[2] in chosen:
-            if row[3] not in ("train", "test"):
-                raise unreadable(
-                    path / "vggsound.csv", f"a split must be train or test, not {row[3]!r:.40}"
-                )
-            rows.append(Clip(name=_youtube(row[0], row[1]), split=row[3], label=row[2]))
+    listed = _vggsound_clips(path)
+    rows = [clip for clip in listed if chosen is None or clip.label in chosen]
     published = Published(
         clips=rows,
         classes=_classes(rows, chosen, path),
@@ -81,6 +76,23 @@ def open_vggsound(
         description="Clips of VGGSound: video and sound.",
     )
     return source_of_clips(path, published, modalities, spec_tokens, missing)
+
+
+def _vggsound_clips(path: Path) -> list[Clip]:
+    """Return the clips of vggsound.csv, or of train.csv and test.csv as published at first."""
+    file, clips = path / "vggsound.csv", []
+    older = [(path / f"{split}.csv", split) for split in ("train", "test")]
+    if not file.is_file() and all(one.is_file() for one, _ in older):
+        for one, split in older:
+            for name, label, *_ in _rows(one, 2):
+                video, _, start = name.removesuffix(".mp4").rpartition("_")
+                clips.append(Clip(name=_youtube(video, start), split=split, label=label))
+        return clips
+    for row in _rows(file, 4):
+        if row[3] not in ("train", "test"):
+            raise unreadable(file, f"a split must be train or test, not {row[3]!r:.40}")
+        clips.append(Clip(name=_youtube(row[0], row[1]), split=row[3], label=row[2]))
+    return clips
 
 
 def open_audioset(
@@ -202,10 +214,11 @@ def open_epic_kitchens(
     most = max((clip.label for clip in clips), default=0)
     if most > 10_000:
         raise unreadable(path, f"{label}_class goes up to {most}")
-    named = [replace(clip, label=f"{label}_{clip.label}") for clip in clips]
+    classes = _epic_classes(path, label, most)
+    named = [replace(clip, label=classes[clip.label]) for clip in clips]
     published = Published(
         clips=hold_out_videos(named),
-        classes=tuple(f"{label}_{number}" for number in range(most + 1)),
+        classes=classes,
         attribution="D. Damen et al.: Rescaling Egocentric Vision: Collection, Pipeline and "
         "Challenges for EPIC-KITCHENS-100. IJCV 2022.",
         source="https://epic-kitchens.github.io/",
@@ -213,6 +226,22 @@ def open_epic_kitchens(
         licence="CC BY-NC 4.0",
     )
     return source_of_clips(path, published, modalities, spec_tokens, missing)
+
+
+def _epic_classes(path: Path, label: str, most: int) -> tuple[str, ...]:
+    """Return the names of all classes; `verb_0`, ... up to the largest label without the list."""
+    file = path / f"EPIC_100_{label}_classes.csv"
+    if not file.is_file():
+        return tuple(f"{label}_{number}" for number in range(most + 1))
+    with _reading(file) as rows:
+        columns = _header(file, rows, ("id", "key"))
+        name_of = {row[columns[0]]: row[columns[1]] for row in filter(None, rows)}
+    numbers = [str(number) for number in range(len(name_of))]
+    if len(name_of) <= most or set(numbers) != name_of.keys():
+        raise unreadable(file, f"its ids must be 0, 1, ... with {most} among them")
+    if len(set(name_of.values())) < len(name_of):
+        raise unreadable(file, "two classes have the same name")
+    return tuple(name_of[number] for number in numbers)
 
 
 # ------------------------------------------------------------------ annotations

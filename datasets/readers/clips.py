@@ -7,7 +7,7 @@ Shapes: T tokens, F features.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,13 @@ import numpy as np
 
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.readers.arrays import read_array
+from sftsearch.datasets.readers.named_files import NamedFiles
 from sftsearch.datasets.readers.sound import log_mel, read_sound
-from sftsearch.datasets.source import Sample, Source, unreadable, within
+from sftsearch.datasets.source import Sample, Source, unreadable
 from sftsearch.datasets.spec import ModalitySpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -34,7 +35,6 @@ SECONDS = 30.0
 VALIDATION = 0.2
 VALIDATION_SEED = 1111
 """As in the code of the SFT paper: numpy shuffles the training clips; the last fifth validates."""
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,14 +83,18 @@ def source_of_clips(
         )
     if spec_tokens < 1:
         raise DatasetError(f"Option `spec_tokens` must be positive, but got {spec_tokens}.")
-    listed = [(clip, _files(path, clip, names)) for clip in published.clips]
+    listed, notes = _first_labels(published.clips)
+    folders = {name: _folder(path, name) for name in names}
+    with_files = [(clip, _files(folders, clip)) for clip in listed]
     is_kept = any if missing else all
-    found = [(clip, files) for clip, files in listed if is_kept(files.values())]
-    if len(found) < len(listed):
-        num_dropped = len(listed) - len(found)
-        _logger.warning("dropped %d of %d clips that lack files", num_dropped, len(listed))
+    found = [(clip, files) for clip, files in with_files if is_kept(files.values())]
     if not found:
         raise unreadable(path, "no clip has its files: features/rgb/CLIP.npy, audio/CLIP.wav, ...")
+    for files in folders.values():
+        files.check([clip.name for clip in listed])
+    if len(found) < len(listed):
+        dropped = f"{len(listed) - len(found)} of {len(listed)}"
+        notes.append(f"Left out {dropped} listed clips, because they lack files.")
     shapes = _shapes(found, names, spec_tokens, missing)
     clips = _hold_out([clip for clip, _ in found])
     codes = {name: code for code, name in enumerate(published.classes)}
@@ -100,7 +104,8 @@ def source_of_clips(
             split=clip.split,
             label=_label(clip, codes, published),
             subject=clip.subject,
-            read=partial(_read, files, shapes),
+            read=partial(_read, files),
+            files=tuple(file for file in files.values() if file),
         )
         for clip, (_, files) in zip(clips, found, strict=True)
     ]
@@ -113,7 +118,22 @@ def source_of_clips(
         attribution=published.attribution,
         source=published.source,
         description=published.description,
+        notes=notes,
     )
+
+
+def _first_labels(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+    """Keep the first entry of clips that are listed in one split with several classes.
+
+    Kinetics-600 lists some clips twice. A clip in two splits is left to the preparation.
+    """
+    first = {(clip.name, clip.split): clip for clip in reversed(clips)}
+    kept = [clip for clip in clips if first[clip.name, clip.split] is clip]
+    others = [clip for clip in clips if clip.label != first[clip.name, clip.split].label]
+    if not others:
+        return kept, []
+    shown = ", ".join(clip.name for clip in others[:3])
+    return kept, [f"Clips with two classes, of which the first counts: {len(others)} ({shown})."]
 
 
 def _label(clip: Clip, codes: dict[str, int], published: Published) -> int | tuple[int, ...]:
@@ -122,15 +142,18 @@ def _label(clip: Clip, codes: dict[str, int], published: Published) -> int | tup
     return codes[clip.label]
 
 
-def _files(path: Path, clip: Clip, names: Sequence[str]) -> dict[str, Path | None]:
-    found: dict[str, Path | None] = {}
-    for name in names:
-        relative = (
-            f"audio/{clip.name}.wav" if name == "spec" else f"features/{name}/{clip.name}.npy"
-        )
-        file = within(path, relative)
-        found[name] = file if file.is_file() else None
-    return found
+def _folder(path: Path, modality: str) -> NamedFiles:
+    if modality == "spec":
+        return NamedFiles(path, "audio", ".wav")
+    return NamedFiles(path, f"features/{modality}", ".npy")
+
+
+def _files(folders: Mapping[str, NamedFiles], clip: Clip) -> dict[str, Path | None]:
+    """Return the files of a clip; extractors of features write `CLIP_rgb.npy` or `CLIP.npy`."""
+    return {
+        name: files.find(clip.name) or files.find(f"{clip.name}_{name}")
+        for name, files in folders.items()
+    }
 
 
 def _shapes(
@@ -147,7 +170,11 @@ def _shapes(
                 num_tokens=spec_tokens, num_features=NUM_BANDS, variable_length=True
             )
             continue
-        sizes = [read_array(files[name], header=True) for _, files in clips if files[name]]  # type: ignore[arg-type]
+        sizes = []
+        for _, files in clips:
+            file = files[name]
+            with contextlib.suppress(DatasetError):  # reading it will name the file
+                sizes += [read_array(file, header=True)] if file else []
         if not sizes:
             raise DatasetError(f"No clip has {name}. Remove it from option `modalities`.")
         lengths, widths = zip(*sizes, strict=True)
@@ -160,16 +187,13 @@ def _shapes(
     return shapes
 
 
-def _read(
-    files: dict[str, Path | None], shapes: dict[str, ModalitySpec]
-) -> dict[str, npt.NDArray[Any] | None]:
+def _read(files: Mapping[str, Path | None]) -> dict[str, npt.NDArray[Any] | None]:
     values: dict[str, npt.NDArray[Any] | None] = {}
     for name, file in files.items():
         if file is None:
             values[name] = None
         elif name == "spec":
-            tokens = log_mel(read_sound(file, seconds=SECONDS))
-            values[name] = tokens[: shapes[name].num_tokens]
+            values[name] = log_mel(read_sound(file, seconds=SECONDS))
         else:
             values[name] = read_array(file)
     return values

@@ -245,5 +245,5 @@ class _Cut:
                 x_TF = sequence.features(self._video)[(middle_T >= begin) & (middle_T < end)]
             else:
                 x_TF = None
-            values[name] = None if x_TF is None else x_TF[: self._shapes[name].num_tokens]
+            values[name] = x_TF
         return values

@@ -73,7 +73,7 @@ def open_source(path: Path, *, tokens: int = 256) -> Source:
                 split=split,
                 label=digit,
                 subject=speaker,
-                read=partial(_read, inside, image, tokens),
+                read=partial(_read, inside, image),
             )
         )
     if not samples:
@@ -138,9 +138,9 @@ def read_idx(path: Path, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.ui
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(count, *shape)
 
 
-def _read(file: Path, image: npt.NDArray[np.uint8], tokens: int) -> dict[str, npt.NDArray[Any]]:
-    x_S = read_sound(file, RATE, seconds=tokens / 100 + 1)
+def _read(file: Path, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    x_S = read_sound(file, RATE)
     bands = log_mel(x_S, rate=RATE, num_bands=NUM_BANDS)
     half = SIDE // 2
     patches = image.reshape(half, 2, half, 2).transpose(0, 2, 1, 3).reshape(half * half, 4)
-    return {"audio": bands[:tokens] / 5, "image": patches.astype(np.float32) / 255}
+    return {"audio": bands / 5, "image": patches.astype(np.float32) / 255}

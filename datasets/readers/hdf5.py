@@ -9,6 +9,7 @@ This module is also the program of the child: `python -m sftsearch.datasets.read
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import resource
@@ -34,6 +35,7 @@ MAX_BYTES = 1 << 30
 MAX_MEMORY = 8 << 30
 """Limit of the address space of the child: HDF5 itself, and a slice of compressed chunks."""
 MAX_NAMES = 2_000_000
+MAX_ATTRIBUTES, MAX_ATTRIBUTE_BYTES = 1000, 1 << 20
 SECONDS = 120.0
 """Time limit of a response."""
 
@@ -83,6 +85,19 @@ class Reader:
         if kind.hasobject or math.prod(shape) * kind.itemsize != len(content):
             raise unreadable(self.file, f"the size of {name} does not fit its shape")
         return np.frombuffer(content, kind).reshape(shape)
+
+    def attributes(self, path: str = "/") -> dict[str, Any]:
+        """Return the attributes of a group or array: texts, numbers, lists of them, and tables.
+
+        A table, such as the `split` of Fuel, is a list of rows {column: value}; columns of
+        references are left out.
+
+        Raises:
+            DatasetError: there is no such item, or the file is damaged.
+        """
+        response, _ = self._request({"attributes": path})
+        found: dict[str, Any] = response["attributes"]
+        return found
 
     def _request(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         assert self.process.stdin is not None
@@ -145,6 +160,8 @@ def _serve(path: str) -> None:
             file = file or h5py.File(path, "r", locking=False)
             if "list" in request:
                 response: dict[str, Any] = {"arrays": _list_arrays(file, request["list"])}
+            elif "attributes" in request:
+                response = {"attributes": _attributes(_get_item(file, request["attributes"]))}
             else:
                 response, content = _slice(file, request["read"], request["start"], request["stop"])
         except MemoryError:
@@ -184,6 +201,33 @@ def _list_arrays(file: Any, group: str) -> dict[str, Any]:
             if len(found) + len(pending) > MAX_NAMES:
                 raise ValueError(f"it has more than {MAX_NAMES} arrays and groups")
     return found
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """Return the attributes of simple types and moderate size."""
+    found = {}
+    for name in itertools.islice(item.attrs, MAX_ATTRIBUTES):
+        kind = item.attrs.get_id(name)
+        if math.prod(kind.shape) * kind.dtype.itemsize <= MAX_ATTRIBUTE_BYTES:
+            found[name] = _plain(np.asarray(item.attrs[name]))
+    return found
+
+
+def _plain(values: npt.NDArray[Any]) -> Any:
+    """Convert an array to numbers, texts and lists; None for other types."""
+    if values.dtype.names:
+        columns = {name: _plain(values[name]) for name in values.dtype.names}
+        columns = {name: column for name, column in columns.items() if isinstance(column, list)}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if values.dtype.kind in "fiub":
+        return values.tolist()
+    if values.dtype.kind not in "SUO":
+        return None
+    texts = values.ravel().tolist()
+    if not all(isinstance(text, str | bytes) for text in texts):
+        return None
+    decoded = [x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in texts]
+    return decoded if values.ndim else decoded[0]
 
 
 def _get_item(file: Any, path: str) -> Any:

@@ -21,7 +21,6 @@ Shapes: T tokens, F features.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 MAX_JSON = 16 << 20
 MAX_FILES = 100_000
 SPLITS = SPLIT_NAMES | {"eval": "validation", "evaluation": "validation"}
-_logger = logging.getLogger(__name__)
 
 
 def open_source(
@@ -77,7 +75,8 @@ def open_source(
     Raises:
         DatasetError: the folder has another format.
     """
-    splits = _splits(path)
+    notes: list[str] = []
+    splits = _splits(path, notes)
     first = next(iter(splits.values()))
     chosen = _modalities(path, first.schema, modalities, label)
     shapes = _shapes(splits, chosen, dims, tokens, dtype)
@@ -85,6 +84,8 @@ def open_source(
     classes = first.class_names(label)
     names = [classes[v] for v in values] if classes and _are_indices(values, classes) else None
     labels = read_labels(path, values, names, task)
+    if subject:
+        look_up(dict.fromkeys(first.schema.names), subject, kind="column of this dataset")
     column = subject or next((name for name in SUBJECT_COLUMNS if name in first.schema.names), None)
     samples: list[Sample] = []
     for split, part in splits.items():
@@ -96,10 +97,11 @@ def open_source(
                 label=labels.values[len(samples) + row],
                 subject=None if people[row] is None else str(people[row]),
                 read=partial(part.read, row, shapes),
+                bad=labels.fault(len(samples) + row),
             )
             for row in range(part.num_rows)
         ]
-    samples = _with_all_splits(path, samples)
+    samples = _with_all_splits(path, samples, notes)
     information = first.information
     return Source(
         task=labels.task,
@@ -110,14 +112,15 @@ def open_source(
         attribution=_text(information.get("citation")) or "not stated",
         source=_text(information.get("homepage")) or path.name,
         description=f"Read from the Hugging Face dataset {path.name}.",
+        notes=notes + _left_out(first.schema, {label, column, *shapes}),
     )
 
 
-def _splits(path: Path) -> dict[str, _Split]:
+def _splits(path: Path, notes: list[str]) -> dict[str, _Split]:
     """Open all splits and check that their columns are equal."""
     file = path / "dataset_dict.json"
     if not file.exists() and (path / "state.json").is_file():
-        _logger.warning("%s is a single Dataset, no DatasetDict: its splits are drawn", path)
+        notes.append("It is a single Dataset, no DatasetDict: its splits are drawn.")
         return {"train": _Split(path, ".")}
     names = _json(file).get("splits")
     known = isinstance(names, list) and all(isinstance(n, str) and n in SPLITS for n in names)
@@ -131,7 +134,7 @@ def _splits(path: Path) -> dict[str, _Split]:
     return splits
 
 
-def _with_all_splits(path: Path, samples: list[Sample]) -> list[Sample]:
+def _with_all_splits(path: Path, samples: list[Sample], notes: list[str]) -> list[Sample]:
     """Draw the splits of a dataset with a training split only, or its missing validation split."""
     present = {sample.split for sample in samples}
     if present not in ({"train"}, {"train", "test"}):
@@ -145,7 +148,7 @@ def _with_all_splits(path: Path, samples: list[Sample]) -> list[Sample]:
         [sample.name for sample in train],
     )
     if "test" in present:
-        _logger.warning("%s has no validation split: a fifth of the training samples is", path)
+        notes.append("It has no validation split: a fifth of the training samples is.")
         drawn = ["train" if split == "test" else split for split in drawn]
     split_of = dict(zip((sample.name for sample in train), drawn, strict=True))
     return [replace(sample, split=split_of.get(sample.name, "test")) for sample in samples]
@@ -162,6 +165,14 @@ def _modalities(path: Path, schema: pa.Schema, given: str, label: str) -> list[s
     if not chosen or flat:
         raise unreadable(path, f"a modality must be a column of lists, but {flat or 'none'} is not")
     return chosen
+
+
+def _left_out(schema: pa.Schema, used: set[str | None]) -> list[str]:
+    """Return a note on the columns that are not read."""
+    others = [field for field in schema if field.name not in used]
+    text = ", ".join(f"{field.name} ({field.type})"[:60] for field in others[:20])
+    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
+    return [f"Columns left out: {text}{more}."] if others else []
 
 
 def _text(value: object) -> str:
@@ -304,7 +315,7 @@ class _Split:
         values: dict[str, npt.NDArray[Any] | None] = {}
         for name, shape in shapes.items():
             found = self.tokens(row, name, shape.num_features)
-            values[name] = None if found is None else found[: shape.num_tokens]
+            values[name] = found
         return values
 
 

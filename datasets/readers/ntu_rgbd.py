@@ -16,7 +16,7 @@ fifth of them for validation; `cross_view`: cameras 2 and 3 for training, every 
 for validation, camera 1 for testing; `cross_setup` (J. Liu et al., NTU RGB+D 120, TPAMI 2020): even
 setups for training, every tenth sample of them for validation, odd setups for testing.
 
-The authors list recordings without a body, to be ignored; `--nan drop` leaves them out.
+The authors list recordings without a body, to be ignored; `--bad drop` leaves them out.
 
 Shapes: T frames, F coordinates.
 """
@@ -24,14 +24,13 @@ Shapes: T frames, F coordinates.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.datasets.errors import BadSampleError, DatasetError, look_up
+from sftsearch.datasets.errors import DatasetError, look_up
 from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
@@ -54,7 +53,6 @@ PROTOCOLS = ("cross_subject", "cross_view", "cross_setup")
 PEOPLE = ("person_1", "person_2")
 NUM_JOINTS = 25
 MAX_FRAMES, MAX_BODIES, MAX_BYTES = 10_000, 10, 256 << 20
-_logger = logging.getLogger(__name__)
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton")
 
 
@@ -99,13 +97,15 @@ def open_source(
                 label=action - 1,
                 subject=f"performer {performer:03d}" if protocol == "cross_subject" else None,
                 read=partial(_read, files[-1], tokens),
+                files=(files[-1],),
             )
         )
     if not samples:
         raise unreadable(path, "it has no .skeleton files")
     people = given or (PEOPLE if any(map(_has_two_people, files)) else PEOPLE[:1])
+    notes = []
     if people != PEOPLE and not given:
-        _logger.warning("no recording has two people: read without person_2")
+        notes.append("No recording has two people: read without person_2.")
     shape = ModalitySpec(num_tokens=tokens, num_features=3 * NUM_JOINTS, variable_length=True)
     return Source(
         task="classification",
@@ -117,6 +117,7 @@ def open_source(
         "Analysis. CVPR 2016.",
         source="https://rose1.ntu.edu.sg/dataset/actionRecognition/",
         description="Actions of one or two people, as skeletons of 25 joints.",
+        notes=notes,
     )
 
 
@@ -164,7 +165,7 @@ def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32] | None]:
     num_frames = {body: sum(body in frame for frame in frames) for body in bodies}
     chosen = sorted(bodies, key=lambda body: -num_frames[body])[:2]
     if not chosen:
-        raise BadSampleError(f"Cannot read {file}: it has no bodies. Choose `--nan drop`.")
+        raise unreadable(file, "it has no bodies")
     rows = np.linspace(0, len(frames) - 1, min(tokens, len(frames))).round().astype(int)
     origin = next(frame[chosen[0]][0] for frame in frames if chosen[0] in frame)
     values: dict[str, npt.NDArray[np.float32] | None] = dict.fromkeys(PEOPLE)

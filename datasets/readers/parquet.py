@@ -48,7 +48,7 @@ def open_source(
     *,
     label: str = "label",
     task: str = "auto",
-    split: str = "split",
+    split: str = "",
     subject: str = "",
     modalities: str = "",
     dims: str = "",
@@ -63,7 +63,8 @@ def open_source(
         path: the file or folder.
         label: the column of labels; names of integer classes may be in LABEL_name.
         task: auto, classification, multilabel or regression.
-        split: the column of splits; without it splits are drawn by subject, else by class.
+        split: the column of splits, by default `split`; without it splits are drawn by subject,
+            else by class.
         subject: the column of subjects; by default the first of subject, speaker, ...
         modalities: the columns of modalities, with commas; by default all columns of lists.
         dims: features per token, as audio=32,image=1; overrides the file metadata.
@@ -82,7 +83,9 @@ def open_source(
     labels = _labels(table, rows, label, task)
     people = _subjects(file, rows, subject, table)
     identifiers = _identifiers(table, rows)
-    splits = read_splits(file, rows.get(split), people, labels.values, identifiers)
+    if split and split not in rows:
+        raise _no_column(file, split, "split", table)
+    splits = read_splits(file, rows.get(split or "split"), people, labels.values, identifiers)
     samples = [
         Sample(
             name=identifiers[i],
@@ -90,6 +93,7 @@ def open_source(
             label=labels.values[i],
             subject=people[i],
             read=_Row(table, i, shapes, sizes),
+            bad=labels.fault(i),
         )
         for i in range(table.num_rows)
     ]
@@ -102,7 +106,20 @@ def open_source(
         attribution=attribution,
         source=file.name,
         description=f"Read from the Parquet file {file.name}.",
+        notes=_left_out(table, {label, split or "split", subject, *shapes, *sizes}),
     )
+
+
+def _left_out(table: _Table, used: set[str]) -> list[str]:
+    """Return a note on the columns that are neither modalities nor read for another purpose."""
+    label_names = {f"{name}_name" for name in used}
+    known = {*used, *label_names, "id", *SUBJECT_COLUMNS}
+    others = [field for field in table.schema if field.name not in known]
+    if not others:
+        return []
+    text = ", ".join(f"{field.name} ({field.type})" for field in others[:20])
+    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
+    return [f"Columns left out, because a modality must be lists of numbers: {text}{more}."]
 
 
 def _find_file(path: Path) -> Path:
@@ -373,7 +390,7 @@ class _Row:
         x_TF = np.asarray(inner).reshape(-1, shape.num_features)
         if count is not None and count != len(x_TF):
             raise self._error(name, f"has {len(x_TF)} tokens, but {name}_tokens is {count}")
-        return x_TF[: shape.num_tokens]
+        return x_TF
 
     def _error(self, name: str, why: str) -> DatasetError:
         return unreadable(self._table.path, f"{name} of row {self._number} {why}")

@@ -5,9 +5,10 @@ Audio-Visual Database of Emotional Speech and Song, PLoS ONE 13(5), 2018), CC BY
 are `Actor_12/03-01-05-01-02-01-12.wav`: modality, channel, emotion, intensity, statement,
 repetition, actor; actors with odd numbers are men, those with even numbers women.
 
-A sample is the sound as 13 cepstral coefficients (MFCC) every 10 ms. Each of six folds has two men
-and two women; `fold` is the test split, the next one the validation split, the others are for
-training.
+A sample is the sound as 13 cepstral coefficients (MFCC) every 10 ms. Six folds of four consecutive
+actors, two men and two women, as in the MSAF paper; `fold` is the test split, the next one the
+validation split, the others are for training. By default a sample is the whole recording; the MSAF
+paper skips half a second and keeps 2.45 seconds: `start_ms=500`, `tokens=243`.
 
 Shapes: T tokens, F features.
 """
@@ -19,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets.errors import DatasetError
-from sftsearch.datasets.readers.sound import mfcc, read_sound
+from sftsearch.datasets.readers.sound import RATE, mfcc, read_sound
 from sftsearch.datasets.source import Sample, Source, unreadable, within
 from sftsearch.datasets.spec import ModalitySpec
 
@@ -34,27 +35,29 @@ NUM_ACTORS, NUM_FOLDS = 24, 6
 NUM_COEFFICIENTS = 13
 SECONDS = 10.0
 """Seconds of sound to read; the longest recording has under six."""
-_NAME = re.compile(r"03-01-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav")
+MAX_SKIPPED_MS = 5000
+_NAME = re.compile(r"03-01-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.wav", re.IGNORECASE)
 
 
-def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
+def open_source(path: Path, *, fold: int = 0, tokens: int = 600, start_ms: int = 0) -> Source:
     """List the recordings of RAVDESS speech.
 
     Args:
         path: the folder of Actor_01, ..., Actor_24.
         fold: the test fold, 0 to 5.
         tokens: maximum windows of 10 ms per recording.
+        start_ms: milliseconds to skip at the beginning of each recording.
 
     Raises:
         DatasetError: the folder has another format, or an option is invalid.
     """
-    if not 0 <= fold < NUM_FOLDS or tokens < 1:
+    if not 0 <= fold < NUM_FOLDS or tokens < 1 or not 0 <= start_ms <= MAX_SKIPPED_MS:
         raise DatasetError(
-            f"Option `fold` must be 0 to {NUM_FOLDS - 1} and `tokens` positive, but got "
-            f"(fold={fold}, tokens={tokens})."
+            f"Option `fold` must be 0 to {NUM_FOLDS - 1}, `tokens` positive, `start_ms` 0 to "
+            f"{MAX_SKIPPED_MS}, but got (fold={fold}, tokens={tokens}, start_ms={start_ms})."
         )
     samples = []
-    for file in sorted(path.glob("Actor_*/*.wav")):
+    for file in sorted(path.glob("Actor_*/[!.]*")):
         found = _NAME.fullmatch(file.name)
         if found is None:
             continue  # songs and videos have similar names
@@ -70,7 +73,8 @@ def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
                 split=_split(actor, fold),
                 label=emotion - 1,
                 subject=f"actor {actor:02d}",
-                read=partial(_read, inside, tokens),
+                read=partial(_read, inside, start_ms),
+                files=(inside,),
             )
         )
     if not samples:
@@ -94,7 +98,7 @@ def open_source(path: Path, *, fold: int = 0, tokens: int = 400) -> Source:
 
 def fold_of(actor: int) -> int:
     """Return the fold of an actor, 1 to 24: two men and two women each."""
-    return (actor - 1) // 2 % NUM_FOLDS
+    return (actor - 1) // 4
 
 
 def _split(actor: int, fold: int) -> str:
@@ -102,5 +106,9 @@ def _split(actor: int, fold: int) -> str:
     return splits.get(fold_of(actor), "train")
 
 
-def _read(file: Path, tokens: int) -> dict[str, npt.NDArray[np.float32]]:
-    return {"audio": mfcc(read_sound(file, seconds=SECONDS))[:tokens]}
+def _read(file: Path, start_ms: int) -> dict[str, npt.NDArray[np.float32]]:
+    skipped = start_ms * RATE // 1000
+    x_S = read_sound(file, seconds=SECONDS)
+    if len(x_S) <= skipped:
+        raise unreadable(file, f"it has no sound after {start_ms} ms")
+    return {"audio": mfcc(x_S[skipped:])}

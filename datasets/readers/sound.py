@@ -1,10 +1,11 @@
 """Convert sound files to tokens: log-mel bands or cepstral coefficients (MFCC).
 
 The front end of audio transformers: 16 kHz, one channel, windows of 25 ms (Hamming) every 10 ms,
-power spectra, 128 bands of the mel scale, logarithm. The mel scale is HTK's, m(f) = 2595
-log10(1 + f / 700); a band is a triangle of height 1 over mel, from the center of its lower neighbor
-to that of its upper one (S. Young et al., The HTK Book, sec. 5.4). MFCC are the first coefficients
-of the orthonormal DCT-II of the log-mel bands.
+power spectra, 128 bands of the mel scale, logarithm. A window is padded with zeros to the least
+power of two for which every band has a frequency of the spectrum. The mel scale is HTK's,
+m(f) = 2595 log10(1 + f / 700); a band is a triangle of height 1 over mel, from the center of its
+lower neighbor to that of its upper one (S. Young et al., The HTK Book, sec. 5.4). MFCC are the
+first coefficients of the orthonormal DCT-II of the log-mel bands.
 
 Shapes: S samples of sound, T windows, F bands or coefficients.
 """
@@ -54,7 +55,8 @@ def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> np
                 for block in sound.blocks(1 << 16, frames=count, dtype="float64", always_2d=True)
             ]
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError) as error:
-        raise unreadable(file, error) from error
+        why = str(error).removeprefix(f"Error opening {str(file)!r}: ")
+        raise unreadable(file, why) from error
     x_S = np.concatenate(blocks) if blocks else np.zeros(0)
     if not len(x_S):
         raise unreadable(file, "it has no samples")
@@ -73,7 +75,7 @@ def log_mel(
     if len(x_S) < window:
         x_S = np.pad(x_S, (0, window - len(x_S)))
     frames_TW = np.lib.stride_tricks.sliding_window_view(x_S, window)[::hop]
-    num_points = 1 << (window - 1).bit_length()
+    num_points = spectrum_points(rate, window, num_bands)
     bands_KF = mel_bands(rate, num_points, num_bands)
     parts = []
     for start in range(0, len(frames_TW), 1024):  # windows overlap, so blocks bound the memory
@@ -94,6 +96,18 @@ def mfcc(
 
 def _windows(rate: int) -> tuple[int, int]:
     return WINDOW * rate // RATE, HOP * rate // RATE
+
+
+@functools.cache
+def spectrum_points(rate: int, window: int, num_bands: int) -> int:
+    """Return the points of the spectrum: a power of two for which no band is empty.
+
+    With 512 points, the first of 128 bands at 16 kHz would be constant.
+    """
+    num_points = 1 << (window - 1).bit_length()
+    while not mel_bands(rate, num_points, num_bands).any(axis=0).all():
+        num_points *= 2
+    return num_points
 
 
 @functools.cache

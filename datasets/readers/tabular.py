@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import DatasetError
@@ -45,6 +45,12 @@ class Labels:
     task: Task
     classes: tuple[str, ...]
     values: list[Label]
+    missing: frozenset[int] = frozenset()
+    """Samples without a label; their values mean nothing."""
+
+    def fault(self, number: int) -> str:
+        """Return why a sample cannot be used, for `Sample.bad`; empty if it can."""
+        return "it has no label" if number in self.missing else ""
 
 
 def read_labels(
@@ -53,7 +59,8 @@ def read_labels(
     """Convert the values of a column to labels.
 
     Strings are class names; integers are class indices, named by `names` or by themselves; other
-    numbers are regression targets; lists of 0 and 1 are labels of a multi-label task.
+    numbers are regression targets; lists of 0 and 1 are labels of a multi-label task. None, NaN and
+    an empty text mean that the label is missing.
 
     Args:
         where: the file, for errors.
@@ -68,9 +75,26 @@ def read_labels(
         raise DatasetError(
             f"`task` must be auto, classification, multilabel or regression, but got {task!r}."
         )
-    empty = next((i for i, value in enumerate(values) if value is None), None)
-    if empty is not None:
-        raise unreadable(where, f"sample {empty} has no label")
+    missing = frozenset(i for i, value in enumerate(values) if _is_missing(value))
+    first = next((i for i in range(len(values)) if i not in missing), None)
+    if first is None:
+        raise unreadable(where, "no sample has a label")
+    values = [values[first if i in missing else i] for i in range(len(values))]
+    names = names and [names[first if i in missing else i] for i in range(len(names))]
+    return replace(_convert(where, values, names, task), missing=missing)
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_missing, value))
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _convert(
+    where: object, values: Sequence[Any], names: Sequence[Any] | None, task: str
+) -> Labels:
     if task == "multilabel" or (task == "auto" and isinstance(values[0], list | tuple)):
         return _multilabel(where, values)
     if task == "regression" or (task == "auto" and any(isinstance(v, float) for v in values)):

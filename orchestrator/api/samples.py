@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sftsearch.datasets.prepare import OnNaN
+    from sftsearch.datasets.prepare import OnBad, OnNaN
     from sftsearch.datasets.samples import Split
     from sftsearch.datasets.spec import DatasetSpec, ModalitySpec, Task
     from sftsearch.datasets.store import Store
@@ -147,6 +147,7 @@ def prepare_dataset(
     reader: str | None = None,
     options: Mapping[str, object] | None = None,
     nan: OnNaN = "fail",
+    bad: OnBad = "fail",
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Prepare a dataset from published files or your own, as `sftsearch data prepare`.
@@ -158,6 +159,8 @@ def prepare_dataset(
         options: of the reader, such as `{"label": "class", "dims": {"audio": 32}}`.
         nan: how to handle numbers that are not finite: `fail`, or replace them by `zero`, or `drop`
             the sample.
+        bad: how to handle samples that cannot be used: `fail` with an error that names them all, or
+            `drop` them.
         progress: called with the number of samples read and of all samples.
 
     Raises:
@@ -168,6 +171,8 @@ def prepare_dataset(
 
     if nan not in ("fail", "zero", "drop"):
         raise UserError(f"`nan` must be fail, zero or drop, but got {nan!r}.")
+    if bad not in ("fail", "drop"):
+        raise UserError(f"`bad` must be fail or drop, but got {bad!r}.")
     catalog.check_new_name(name)
     path = None if source is None else Path(source).expanduser()
     if path is not None and not path.exists():
@@ -179,7 +184,9 @@ def prepare_dataset(
         found,
         catalog.prepared_folder() / name,
         nan=nan,
+        bad=bad,
         revision=revision_of(path),
+        options=texts,
         progress=progress or (lambda done, total: None),
     )
     return open_dataset(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from sftsearch.orchestrator.cli.options import json_option, root_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sftsearch.datasets.prepare import OnNaN, Prepared
+    from sftsearch.datasets.prepare import OnBad, OnNaN, Prepared
     from sftsearch.datasets.source import Source
     from sftsearch.datasets.store import Store
 
@@ -170,6 +171,13 @@ Examples:
     help="On NaN or infinity: raise an error, replace by 0, or drop the sample.",
 )
 @click.option(
+    "--bad",
+    type=click.Choice(["fail", "drop"]),
+    default="fail",
+    show_default=True,
+    help="On samples that cannot be used: raise an error that names all, or drop them.",
+)
+@click.option(
     "--to", metavar="URI", help="Also upload the store for other nodes: s3://BUCKET/PREFIX."
 )
 @json_option
@@ -180,6 +188,7 @@ def data_prepare(
     reader_name: str | None,
     options: tuple[str, ...],
     nan: OnNaN,
+    bad: OnBad,
     to: str | None,
     as_json: bool,
 ) -> None:
@@ -193,7 +202,7 @@ def data_prepare(
     with spinner(f"listing the samples of {source or name}"):
         chosen = reader_name or catalog.reader_for(name, source)
         found = catalog.read_source(chosen, source, options)
-    done = _prepare(name, found, source, nan)
+    done = _prepare(name, found, source, options, nan, bad)
     store = catalog.open_dataset(name)
     uri = None
     if to is not None:
@@ -202,18 +211,25 @@ def data_prepare(
     if as_json:
         facts: dict[str, object] = {"path": str(done.path), "uri": uri}
         facts |= {"num_samples": done.num_samples, "num_zeroed": done.num_zeroed}
-        echo_json(facts | {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint})
+        facts |= {"num_dropped": done.num_dropped, "fingerprint": store.spec.fingerprint}
+        echo_json(facts | asdict(done.report))
         return
     print_store(store)
-    if done.num_zeroed or done.num_dropped:
-        text = f"{done.num_zeroed} numbers replaced by 0, {done.num_dropped} samples dropped"
-        click.echo(f"{'not finite:':<13} {text}")
+    if done.num_zeroed:
+        click.echo(f"{'not finite:':<13} {done.num_zeroed} numbers replaced by 0")
     if uri is not None:
         click.echo(f"{'uploaded to:':<13} {uri}")
         click.echo(f"in a study file: dataset: {{kind: {name}, root: '{to}'}}")
 
 
-def _prepare(name: str, found: Source, source: Path | None, nan: OnNaN) -> Prepared:
+def _prepare(
+    name: str,
+    found: Source,
+    source: Path | None,
+    options: tuple[str, ...],
+    nan: OnNaN,
+    bad: OnBad,
+) -> Prepared:
     """Prepare a dataset with a progress bar."""
     from rich.console import Console
     from rich.progress import (
@@ -228,14 +244,21 @@ def _prepare(name: str, found: Source, source: Path | None, nan: OnNaN) -> Prepa
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("samples", total=len(found.samples))
+        total = len(found.samples)
+        reading = bar.add_task("reading", total=total)
+        writing = bar.add_task("writing", total=total, visible=False)
         return prepare.prepare(
             name,
             found,
             catalog.prepared_folder() / name,
             nan=nan,
+            bad=bad,
             revision=prepare.revision_of(source),
-            progress=lambda count, total: bar.update(task, completed=count, total=total),
+            options=options,
+            progress=lambda count, total: bar.update(reading, completed=count, total=total),
+            writing=lambda count, total: bar.update(
+                writing, completed=count, total=total, visible=True
+            ),
         )
 
 
@@ -318,3 +341,20 @@ def print_store(store: Store) -> None:
         click.echo(f"{split + ':':<13} {text}")
     if spec.best_accuracy is not None:
         click.echo(f"best possible test accuracy (Bayes): {spec.best_accuracy:.4f}")
+    _print_report(store)
+
+
+def _print_report(store: Store) -> None:
+    """Print what the preparation of a store found, if it has such a report."""
+    from sftsearch.datasets.preparation_report import read_report
+
+    report = read_report(store.path)
+    if report is None:
+        return
+    click.echo("")
+    rows = [
+        {name.replace("_", " "): x for name, x in asdict(one).items()} for one in report.coverage
+    ]
+    print_rows(rows, tuple(rows[0]))
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}")

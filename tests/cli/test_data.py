@@ -124,7 +124,7 @@ def test_data_prepare_refuses_or_drops_nonfinite_samples(tmp_path: Path) -> None
     assert "sound of sample 'row 5' must be finite, but token 0, feature 1 is nan" in done.output
     done = call("data", "prepare", "mine", "--from", file, "--nan", "drop")
     assert done.exit_code == 0
-    assert "not finite:   0 numbers replaced by 0, 1 samples dropped" in done.output
+    assert "Left out 1 of 60 samples: 1 x sound is not finite (row 5)" in done.output
 
 
 def test_data_prepare_reports_counts_in_json(file: Path, cache: Path) -> None:
@@ -180,7 +180,7 @@ def test_data_info_draws_a_picture(file: Path, tmp_path: Path) -> None:
 def test_data_list_shows_readers_with_their_options() -> None:
     listed = json.loads(call("data", "list", "--readers", "--json").output)
     rows = {row["reader"]: row for row in listed}
-    assert rows["ravdess"]["options"] == "fold=0, tokens=400"
+    assert rows["ravdess"]["options"] == "fold=0, tokens=600, start_ms=0"
     assert "VGGSound" in rows["vggsound"]["what it reads"]
 
 

@@ -156,15 +156,13 @@ def test_only_the_indexed_rows_are_read(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_a_fifth_validates_without_a_validation_split(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fifth_validates_without_a_validation_split(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     found = names_and_splits(tmp_path)
     assert found["test"] == ["test 0", "test 1"]
     assert sorted(found["train"] + found["validation"]) == [f"train {n}" for n in range(5)]
-    assert "has no validation split" in caplog.text
+    assert "It has no validation split" in open_source(tmp_path).notes[0]
 
 
 def test_eval_is_for_validation(tmp_path: Path) -> None:
@@ -177,13 +175,12 @@ def test_eval_is_for_validation(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_a_single_dataset_has_drawn_splits(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_single_dataset_has_drawn_splits(tmp_path: Path) -> None:
     save(tmp_path)
     found = names_and_splits(tmp_path / "train")
     assert sum(map(len, found.values())) == SIZES["train"]
-    assert "is a single Dataset, no DatasetDict: its splits are drawn" in caplog.text
+    (note, *_) = open_source(tmp_path / "train").notes
+    assert note == "It is a single Dataset, no DatasetDict: its splits are drawn."
     assert reader_for("mine", tmp_path / "train") == "huggingface"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.medium
 def test_films_are_read(folder: Path) -> None:
-    source = open_source(folder, splits=SPLITS, text_tokens=3)
+    source = open_source(folder, splits=SPLITS, text_tokens=3, image_tokens=16)
     assert source.task == "multilabel"
     assert len(source.classes) == 23
     store = open_store(prepare("mmimdb", source, folder / "store").path)
@@ -47,6 +48,46 @@ def test_films_are_read(folder: Path) -> None:
     np.testing.assert_array_equal(validation.modalities["text"], text[9:13].reshape(4, 3, 100))
     np.testing.assert_array_equal(validation.modalities["image"], image[9:13].reshape(4, 16, 256))
     np.testing.assert_array_equal(validation.labels, genres[9:13])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_file_names_genres_and_splits(folder: Path, as_json: bool) -> None:
+    names = [f"Genre {number}" for number in range(23)]
+    rows = [("train", 0, 8), ("dev", 8, 14), ("test", 14, 18)]
+    kind = [("split", "S5"), ("source", "S12"), ("start", "i8"), ("stop", "i8"),
+            ("indices", h5py.ref_dtype), ("available", "?")]  # fmt: skip
+    with h5py.File(folder / "multimodal_imdb.hdf5", "a") as file:
+        table = np.zeros(2 * len(rows), dtype=kind)
+        for number, source in enumerate((b"features", b"genres")):
+            for row, (split, start, stop) in enumerate(rows):
+                one = (split.encode(), source, start, stop, None, True)
+                table[number * len(rows) + row] = one
+        file.attrs["split"] = table
+        where = file if as_json else file["genres"]
+        where.attrs["target_names"] = json.dumps(names) if as_json else names
+    source = open_source(folder)
+    assert source.classes == tuple(names)
+    found = [sample.split for sample in source.samples]
+    assert found == ["train"] * 8 + ["validation"] * 6 + ["test"] * 4
+    assert source.modalities["image"].num_tokens == 1
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("train", 0, 9), ("dev", 8, 18)], "splits of its attribute `split` overlap"),
+        ([("train", 0, 9), ("test", 9, 17)], "`split` leaves out film 17"),
+        ([("later", 0, 18)], "`split` has 'later', 0"),
+    ],
+)
+def test_wrong_splits_of_the_file_are_refused(folder: Path, rows: Any, message: str) -> None:
+    kind = [("split", "S5"), ("start", "i8"), ("stop", "i8")]
+    with h5py.File(folder / "multimodal_imdb.hdf5", "a") as file:
+        file.attrs["split"] = np.array(rows, dtype=kind)
+    with pytest.raises(DatasetError, match=message):
+        open_source(folder)
 
 
 def test_split_sizes_equal_those_of_the_paper() -> None:

@@ -237,9 +237,12 @@ def test_sequences_are_cut_to_clips(tmp_path: Path) -> None:
     values = source.samples[1].read()  # from 2 to 5 seconds
     assert values["vision"][:, 0].tolist() == [2 + i / 4 for i in range(12)]  # type: ignore[index]
     assert values["text"][:, 299].tolist() == [2 + i / 2 for i in range(6)]  # type: ignore[index]
-    np.testing.assert_allclose(values["audio"][:, 0], 2 + np.arange(25) / 10, rtol=1e-6)  # type: ignore[index]
+    np.testing.assert_allclose(values["audio"][:, 0], 2 + np.arange(30) / 10, rtol=1e-6)  # type: ignore[index]
     done = prepare("mosei", source, tmp_path / "store")
     assert done.num_samples == 4
+    by_name = {(one.modality, one.split): one for one in done.report.coverage}
+    audio = by_name["audio", "train"]
+    assert (audio.samples, audio.longest, audio.cut) == (2, 30, 1)
 
 
 @pytest.mark.medium

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sftsearch.datasets.errors import BadSampleError, DatasetError, UserError
+from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.readers.ntu_rgbd import (
     TRAINING,
@@ -177,17 +177,15 @@ def test_even_setups_are_for_training_in_the_cross_setup_protocol(folder: Path) 
     assert all(sample.subject is None for sample in samples)
 
 
-def test_recordings_of_one_person_have_one_modality(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recordings_of_one_person_have_one_modality(folder: Path) -> None:
     for file in folder.glob("*A050.skeleton"):
         file.unlink()
-    assert list(open_source(folder).modalities) == ["person_1"]
-    assert "no recording has two people: read without person_2" in caplog.text
-    caplog.clear()
-    both = open_source(folder, modalities="person_2,person_1").modalities
-    assert list(both) == ["person_1", "person_2"]
-    assert not caplog.text
+    source = open_source(folder)
+    assert list(source.modalities) == ["person_1"]
+    assert source.notes == ["No recording has two people: read without person_2."]
+    both = open_source(folder, modalities="person_2,person_1")
+    assert list(both.modalities) == ["person_1", "person_2"]
+    assert not both.notes
 
 
 def test_the_second_person_can_be_left_out(folder: Path) -> None:
@@ -204,7 +202,7 @@ def test_hidden_files_are_no_recordings(folder: Path) -> None:
 
 def test_a_recording_of_nobody_is_dropped_or_named(folder: Path, tmp_path: Path) -> None:
     (folder / name(1, 8)).write_text("2\n0\n0\n")
-    with pytest.raises(BadSampleError, match=r"A008\.skeleton: it has no bodies"):
+    with pytest.raises(DatasetError, match=r"A008\.skeleton: it has no bodies"):
         prepare("ntu", open_source(folder), tmp_path / "failed")
-    done = prepare("ntu", open_source(folder), tmp_path / "dropped", nan="drop")
+    done = prepare("ntu", open_source(folder), tmp_path / "dropped", bad="drop")
     assert done.num_samples == 10

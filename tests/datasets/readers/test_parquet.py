@@ -101,7 +101,7 @@ def test_options(tmp_path: Path) -> None:
     assert source.task == "regression"
     shape = source.modalities["picture"]
     assert (shape.num_tokens, shape.num_features, shape.dtype) == (1, 2, "float16")
-    assert source.samples[4].read()["picture"].tolist() == [[4.0, 1.0]]  # type: ignore[union-attr]
+    assert source.samples[4].read()["picture"].tolist() == [[4.0, 1.0], [2.0, 3.0]]  # type: ignore[union-attr]
     assert [s.subject for s in source.samples] == [f"r{n}" for n in range(6)]
     assert (source.licence, source.attribution) == ("mine", "me")
     tags = saved(tmp_path, table(tags=[[0, 1], [1, 1]] * 3))
@@ -135,7 +135,9 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
         ({"split": ["later"] * 6}, {}, "a split must be one of"),
         ({"sound": None, "picture": None}, {}, "it has no column of lists"),
         ({"picture": [[]] * 6}, {}, "picture is empty in every row|is null"),
-        ({"label": [None, *[1] * 5]}, {}, "sample 0 has no label"),
+        ({"label": [None] * 6}, {}, "no sample has a label"),
+        ({}, {"split": "NOSUCH"}, "it has no column 'NOSUCH' for a split; it has "),
+        ({}, {"subject": "NOSUCH"}, "it has no column 'NOSUCH' for a subject; it has "),
     ],
 )
 def test_invalid_columns_and_options_are_refused(
@@ -172,7 +174,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_nan_is_left_to_prepare(tmp_path: Path) -> None:
     source = open_source(saved(tmp_path, table(picture=[[0.0, float("nan"), 1.0, 2.0]] * 6)))
-    with pytest.raises(DatasetError, match="picture of sample 'r0' must be finite, but token 1"):
+    with pytest.raises(DatasetError, match=r"6 x picture is not finite \(r0, r1, "):
         prepare("mine", source, tmp_path / "store")
 
 

@@ -33,12 +33,12 @@ def test_the_task_is_inferred_from_the_labels(
 @pytest.mark.parametrize(
     ("values", "names", "task", "message"),
     [
-        ([1, None], None, "auto", "sample 1 has no label"),
+        ([None, ""], None, "auto", "no sample has a label"),
         ([0, -1], None, "auto", r"classes must be in \[0, 10000\), but got -1 to 0"),
         ([0, 10**9], None, "auto", "classes must be in"),
         ([0, "a"], None, "auto", "classes must be strings or integers, but got int, str"),
         ([0, 1.5], None, "classification", "classes must be strings or integers"),
-        ([0.5, float("nan")], None, "auto", "the label of sample 1 must be finite, not nan"),
+        ([0.5, float("inf")], None, "auto", "the label of sample 1 must be finite, not inf"),
         (["a"], None, "regression", "must be finite, not 'a'"),
         ([[0, 1], [1]], None, "auto", "sample 1 must have 2 labels of 0 and 1"),
         ([[0, 2]], None, "auto", "sample 0 must have 2 labels of 0 and 1"),
@@ -51,6 +51,25 @@ def test_invalid_labels_are_refused(values: Any, names: Any, task: str, message:
     with pytest.raises(DatasetError, match=message) as raised:
         read_labels("x", values, names, task)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "classes"),
+    [
+        ([1, None, 0], {1}, ("0", "1")),
+        (["", "b", "a", " "], {0, 3}, ("a", "b")),
+        ([0.5, float("nan")], {1}, ()),
+        ([[0, 1], [1, None]], {1}, ("label_0", "label_1")),
+    ],
+)
+def test_missing_labels_are_of_no_class(
+    values: list[Any], missing: set[int], classes: tuple[str, ...]
+) -> None:
+    found = read_labels("x", values, None, "auto")
+    assert (found.missing, found.classes) == (missing, classes)
+    faults = [found.fault(number) for number in range(len(values))]
+    assert [number for number, fault in enumerate(faults) if fault] == sorted(missing)
+    assert set(faults) == {"", "it has no label"}
 
 
 def test_common_split_names_are_accepted() -> None:
