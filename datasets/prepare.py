@@ -149,7 +149,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        why = (error.strerror or str(error)).rpartition("] ")[2]  # Arrow: "... [errno 28] No ..."
         raise DatasetError(
             f"Cannot write the dataset in {folder}: {why}. Make room or choose another folder by "
             "the environment variable SFTSEARCH_CACHE; the same command then continues."

@@ -13,6 +13,9 @@ Shapes: S samples of sound, T windows, F bands or coefficients.
 from __future__ import annotations
 
 import functools
+import io
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +38,19 @@ MAX_SECONDS = 3600.0
 MAX_CHANNELS = 32
 
 
-def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> npt.NDArray[Any]:
+def read_sound(
+    file: Path | str,
+    rate: int = RATE,
+    seconds: float = MAX_SECONDS,
+    content: bytes | None = None,
+) -> npt.NDArray[Any]:
     """Read the first seconds of a sound file, channels averaged, resampled to `rate`, (S,).
+
+    Args:
+        file: the file; with `content`, only its name in errors.
+        rate: samples a second of the result.
+        seconds: how much to read.
+        content: the bytes of the file, if it is part of another one.
 
     Raises:
         DatasetError: the file is unreadable or empty.
@@ -44,7 +58,7 @@ def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> np
     import soundfile  # type: ignore[import-untyped]
 
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(file if content is None else io.BytesIO(content)) as sound:
             source_rate, channels = sound.samplerate, sound.channels
             if not 1000 <= source_rate <= 768_000 or not 1 <= channels <= MAX_CHANNELS:
                 raise unreadable(file, f"it has {channels} channels at {source_rate} Hz")
@@ -55,7 +69,7 @@ def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> np
                 for block in sound.blocks(1 << 16, frames=count, dtype="float64", always_2d=True)
             ]
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError) as error:
-        why = str(error).removeprefix(f"Error opening {str(file)!r}: ")
+        why = re.sub(r"^Error opening .*: ", "", str(error))
         raise unreadable(file, why) from error
     x_S = np.concatenate(blocks) if blocks else np.zeros(0)
     if not len(x_S):
@@ -65,6 +79,23 @@ def read_sound(file: Path, rate: int = RATE, seconds: float = MAX_SECONDS) -> np
     common = np.gcd(source_rate, rate)
     resampled: npt.NDArray[Any] = resample_poly(x_S, rate // common, source_rate // common)
     return resampled
+
+
+def num_windows(file: Path | str, content: bytes) -> int:
+    """Return the tokens of `log_mel` for the bytes of a sound file, by its header.
+
+    Raises:
+        DatasetError: the file is unreadable.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as sound:
+            frames, rate = int(sound.frames), int(sound.samplerate)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise unreadable(file, re.sub(r"^Error opening .*: ", "", str(error))) from error
+    count = math.ceil(min(frames, MAX_SECONDS * rate) * RATE / rate)
+    return 1 + max(count - WINDOW, 0) // HOP
 
 
 def log_mel(

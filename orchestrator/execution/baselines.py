@@ -215,8 +215,15 @@ def fitted(
         max_seconds=MAX_SECONDS,
     )
     task = BaselineTask(spec, search.record, progress.on_notice)
+    search.expect_baselines(True)
+
+    def poll() -> None:
+        task.poll()
+        if task.is_over or task.is_late:
+            search.expect_baselines(False)
+
     try:
-        yield task.poll
+        yield poll
         if search.exhausted:
             task.poll()
             if not task.is_over:
@@ -246,6 +253,12 @@ class BaselineTask:
         self._reference: ObjectRef[str] | None = None
         self.is_over = False
         """Whether there is nothing left to wait for."""
+        self._started = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it takes so long that no proposal should wait for it any longer."""
+        return bool(self._started) and time.monotonic() - self._started > MAX_WAIT
 
     def poll(self) -> None:
         """Start the task, or record its result if it has ended."""
@@ -255,6 +268,7 @@ class BaselineTask:
             # Its niceness cannot be lowered again, so the process must not train trials afterwards.
             remote = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(fit_as_text)
             self._reference = remote.remote(dataclasses.asdict(self._spec))
+            self._started = time.monotonic()
         elif _has_ended(self._reference, timeout=0):
             self._take(self._reference)
 

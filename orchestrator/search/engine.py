@@ -116,8 +116,12 @@ class Search:
             self._commit(_fitted(fit))
 
     def record(self, event: BaselinesFitted) -> None:
-        """Journal the study's baselines, on which no decision depends."""
+        """Journal the study's baselines; later proposals have to surpass them."""
         self._commit(event)
+
+    def expect_baselines(self, are_expected: bool) -> None:
+        """Say whether `record` will be called; a deterministic study then waits for it."""
+        self._planner.expects_baselines = are_expected
 
     def finish_what_was_begun(self) -> None:
         """Make the decisions that were due when the last driver died; add listeners before."""

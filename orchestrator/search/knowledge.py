@@ -38,7 +38,7 @@ from sftsearch.orchestrator.storage.trial_events import Failed, Finished, Judged
 from sftsearch.orchestrator.surrogate.fitted_model import Fit
 from sftsearch.orchestrator.surrogate.gp import Hyperparameters
 from sftsearch.orchestrator.surrogate.model import SurrogateModel
-from sftsearch.orchestrator.surrogate.observations import Observations
+from sftsearch.orchestrator.surrogate.observations import Alternative, Observations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,13 +193,25 @@ class Knowledge:
 
     @_apply.register
     def _baselines(self, event: BaselinesFitted) -> None:
-        name, by_name = self.objectives[0], defaultdict[str, list[float]](list)
+        objective, costs = self.objectives[0], self.past.costs
+        by_name: dict[str, list[Numbers]] = defaultdict(list)
         for one in event.results:
-            if name in one.values:
-                by_name[one.name].append(self.past.sign * one.values[name])
-        if self._must_beat_baseline and by_name:
-            best = max(fmean(values) for values in by_name.values())
-            self.surrogate.require(self.past.sign * best)
+            if objective in one.values:
+                by_name[one.name].append(one.values)
+        values = {
+            name: self.past.sign * fmean(fold[objective] for fold in folds)
+            for name, folds in by_name.items()
+        }
+        if self._must_beat_baseline and values:
+            self.surrogate.require(self.past.sign * max(values.values()))
+        paid = {
+            name: tuple(fmean(fold.get(cost, 0.0) for fold in folds) for cost in costs)
+            for name, folds in by_name.items()
+        }
+        # A cost of 0, as of the majority class, has no place on a logarithmic scale.
+        self.surrogate.surpass(
+            [Alternative(values[name], paid[name]) for name in values if min(paid[name]) > 0]
+        )
 
     @_apply.register
     def _proposed(self, event: Proposed) -> None:

@@ -60,6 +60,8 @@ class Planner:
         """
         self.used_up = False
         """Whether the sampler had nothing left to propose."""
+        self.expects_baselines = False
+        """Whether the study's baselines are being fitted."""
         self._limit_reached = ""
         self._plan, self._known, self._state = plan, known, known.state
         self._admission, self._commit, self._max_concurrent_trials = (
@@ -143,12 +145,22 @@ class Planner:
         """
         if not self._plan.deterministic:
             return True
+        if self._waits_for_baselines():
+            return False
         width = math.ceil((self._max_concurrent_trials + 1) / self._plan.replicates.min)
         while len(self._state.untold) >= width:
             if self._state.proposals[self._state.untold[0]].pending:
                 return False
             self._tell(self._state.untold[0])
         return True
+
+    def _waits_for_baselines(self) -> bool:
+        """Return whether the next proposal would depend on when the baselines are known."""
+        sampler, past = self._plan.sampler, self._known.past
+        is_known = self._state.baselines is not None
+        if sampler.kind != "ehvi" or not self.expects_baselines or is_known:
+            return False
+        return len(past) + len(past.imported) >= sampler.startup_configurations
 
     def _add_next(self) -> None:
         """Add a configuration, or a replicate if it is expected to change the front more.

@@ -48,7 +48,7 @@ class BaselineResult:
 class BaselinesFitted(Event):
     """The study's baselines were fitted. They are no trials.
 
-    No decision depends on them but with `min_accuracy: baseline`.
+    Later proposals of the sampler `ehvi` have to surpass them.
     """
 
     kind = "baselines"

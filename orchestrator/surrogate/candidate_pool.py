@@ -19,7 +19,7 @@ from sftsearch.trainables.config import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission, Candidate
     from sftsearch.search_spaces.point import Point
@@ -165,6 +165,10 @@ class CandidatePool:
     def encode_points(self, points: Sequence[tuple[str, Point]]) -> tuple[Floats, Floats]:
         """Return features and scaled costs of points, admissible or not."""
         return self._encoder.encode([self._admission.price(point) for _, point in points])
+
+    def scale(self, costs_NC: ArrayLike) -> Floats:
+        """Return costs on the scale of the acquisition function; see `Encoder.scale`."""
+        return self._encoder.scale(costs_NC)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:

@@ -30,13 +30,17 @@ from sftsearch.orchestrator.surrogate.proposals import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from sftsearch.orchestrator.candidates.admission import Admission
     from sftsearch.orchestrator.surrogate.fitted_model import Fit, FittedModel, Posterior
-    from sftsearch.orchestrator.surrogate.observations import Measurements, Observations
+    from sftsearch.orchestrator.surrogate.observations import (
+        Alternative,
+        Measurements,
+        Observations,
+    )
     from sftsearch.search_spaces.point import Point
 
     Floats = NDArray[np.float64]
@@ -118,6 +122,11 @@ class SurrogateModel:
     def import_(self, configuration_id: str, point: Point) -> None:
         """Add a configuration of another study; call in the order of `Observations`."""
         self._features_imported.add(configuration_id, point)
+
+    def surpass(self, alternatives: Sequence[Alternative]) -> None:
+        """Expect a gain only from configurations that no alternative dominates."""
+        self.past.alternatives = list(alternatives)
+        self._outlook = None
 
     def require(self, value: float) -> None:
         """Set the worst value of the first objective that is of interest."""
@@ -260,5 +269,13 @@ class SurrogateModel:
         if self._outlook is None or self._outlook.model is not model:
             waiting = [observed.row for observed in self.past.pending()]
             x, u = self.features.arrays()
-            self._outlook = look_ahead(model, x[waiting], u[waiting], self.past.floor)
+            others = self.past.alternatives
+            self._outlook = look_ahead(
+                model,
+                x[waiting],
+                u[waiting],
+                self.past.floor,
+                self.pool.scale([other.costs for other in others]),
+                np.array([other.value for other in others]),
+            )
         return self._outlook

@@ -64,6 +64,16 @@ class Measurements:
         return len(self.ids) + len(self.imported)
 
 
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A model outside the study that a configuration has to surpass, such as a baseline."""
+
+    value: float
+    """Of the first objective, higher is better."""
+    costs: tuple[float, ...]
+    """In the order of `Observations.costs`."""
+
+
 class Observations:
     """All configurations of a study, in the order of admission."""
 
@@ -99,6 +109,8 @@ class Observations:
         """Lowest accuracy that is of interest, higher is better; None: any is."""
         self.transform = OutcomeTransform(is_share, sign, floor or 0.0)
         """Maps values to the scale of the surrogate."""
+        self.alternatives: list[Alternative] = []
+        """What can be had without the study: its baselines."""
         self.imported: list[ImportedConfiguration] = []
         """Measurements of another study, which are not part of this study."""
         self._imported_index: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """Expected improvement of candidates while other trials are running.
 
-Shapes: N candidates, M of them compared, W pending configurations, D features.
+Shapes: N candidates, M of them compared, W pending configurations, K models outside the study, D
+features.
 """
 
 from __future__ import annotations
@@ -104,7 +105,14 @@ class Outlook:
         return expected_improvement(among.u[rows], means, sds, self.stairs)
 
 
-def look_ahead(model: FittedModel, x_waiting: Floats, u_waiting: Floats, floor: float) -> Outlook:
+def look_ahead(
+    model: FittedModel,
+    x_waiting: Floats,
+    u_waiting: Floats,
+    floor: float,
+    u_others: Floats,
+    values_others: Floats,
+) -> Outlook:
     """Return a fitted model in which pending trials have their expected values.
 
     Args:
@@ -112,6 +120,8 @@ def look_ahead(model: FittedModel, x_waiting: Floats, u_waiting: Floats, floor: 
         x_waiting: features of the pending configurations, (W, D).
         u_waiting: their scaled costs, (W, costs).
         floor: the value assumed where nothing is affordable.
+        u_others: scaled costs of models outside the study that have to be surpassed, (K, costs).
+        values_others: their values, (K,).
     """
     held, process = model.held, model.process
     means, u = model.posterior.means, model.posterior.u
@@ -126,6 +136,7 @@ def look_ahead(model: FittedModel, x_waiting: Floats, u_waiting: Floats, floor: 
         )
         expected = model.to_values(expected)
         means, u = np.concatenate([means, expected]), np.vstack([u, u_waiting])
+    means, u = np.concatenate([means, values_others]), np.vstack([u, u_others])
     return Outlook(model, process, staircase(u, means, floor=floor))
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from sftsearch.datasets.store import open_store, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -442,3 +442,45 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     highest, anonymous = (int(text) / 1024 for text in done.stdout.split())
     assert anonymous < 500
     assert highest < 1000
+
+
+# Folders that cannot be written
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(
+        DatasetError, match=r"cache/prepared: Not a directory\. Make room"
+    ):
+        prepare("mine", source(), tmp_path / "cache" / "prepared" / "mine")
+
+
+WITH_LITTLE_SPACE = """
+import resource, sys
+from pathlib import Path
+from sftsearch.datasets.errors import DatasetError
+from sftsearch.datasets.prepare import prepare
+
+sys.path.insert(0, sys.argv[2])
+from test_prepare import source
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # EFBIG, raised where ENOSPC would be
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    prepare("mine", source(), Path(sys.argv[1]))
+except DatasetError as error:
+    print(error)
+"""
+
+
+@pytest.mark.medium
+def test_a_disk_without_space_is_one_line_and_the_same_call_continues(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-P", "-c", WITH_LITTLE_SPACE, str(tmp_path / "mine"), here]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=100)
+    assert done.stdout.startswith(
+        f"Cannot write the dataset in {tmp_path}: File too large. Make room"
+    )
+    assert done.stdout.count("\n") == 1
+    assert prepare("mine", source(), tmp_path / "mine").num_samples == 90

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 
 from sftsearch.datasets.catalog import reader_for
 from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
 from sftsearch.datasets.readers.huggingface import open_source
+from sftsearch.datasets.readers.sound import log_mel, read_sound
 from sftsearch.datasets.store import open_store
 
 if TYPE_CHECKING:
@@ -126,7 +129,9 @@ def test_options_are_checked(tmp_path: Path) -> None:
         open_source(tmp_path, label="labl")
     with pytest.raises(DatasetError, match="sound of sample 0 is not a multiple of 2 features"):
         open_source(tmp_path, modalities="sound", dims="sound=2")
-    with pytest.raises(DatasetError, match="a modality must be a column of lists, but text is not"):
+    with pytest.raises(
+        DatasetError, match="a modality must be a column of lists or sounds, but text is not"
+    ):
         open_source(tmp_path, modalities="sound,text")
 
 
@@ -182,6 +187,53 @@ def test_a_single_dataset_has_drawn_splits(tmp_path: Path) -> None:
     (note, *_) = open_source(tmp_path / "train").notes
     assert note == "It is a single Dataset, no DatasetDict: its splits are drawn."
     assert reader_for("mine", tmp_path / "train") == "huggingface"
+
+
+def wave(seconds: float, rate: int = 8000) -> bytes:
+    content = io.BytesIO()
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, int(seconds * rate))
+    soundfile.write(content, sound, rate, format="WAV")
+    return content.getvalue()
+
+
+def with_sounds(folder: Path, cells: list[dict[str, Any] | None]) -> None:
+    """Replace the columns of all splits by a label and sounds; `cells` are those of training."""
+    save(folder)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, count in SIZES.items():
+        found = cells if split == "train" else [{"bytes": wave(0.1), "path": "x.wav"}] * count
+        table = pa.table(
+            {"label": pa.array([n % 2 for n in range(count)]), "audio": pa.array(found, kind)}
+        )
+        file = folder / split / "data-00000-of-00002.arrow"
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+        state = {"_data_files": [{"filename": file.name}]}
+        (folder / split / "state.json").write_text(json.dumps(state))
+
+
+def test_sounds_become_log_mel_tokens(tmp_path: Path) -> None:
+    cells = [{"bytes": wave(0.1 * n), "path": None} for n in range(1, 5)]
+    with_sounds(tmp_path, [*cells, None])
+    source = open_source(tmp_path, tokens="audio=30")
+    shape = source.modalities["audio"]
+    assert (shape.num_tokens, shape.num_features, shape.variable_length) == (30, 128, True)
+    expected = log_mel(read_sound("x", content=wave(0.1)))
+    np.testing.assert_array_equal(source.samples[0].read()["audio"], expected)  # type: ignore[arg-type]
+    done = prepare("mine", source, tmp_path / "store", bad="drop")
+    audio = done.report.coverage[0]
+    assert (audio.samples, audio.longest, audio.cut) == (4, 38, 1)
+    assert done.report.dropped == {"it has no modality": ("train 4",)}
+
+
+def test_damaged_and_external_sounds_are_bad_samples(tmp_path: Path) -> None:
+    good = {"bytes": wave(0.1), "path": None}
+    cells = [good, {"bytes": b"RIFF", "path": None}, good, {"bytes": None, "path": "a.wav"}, good]
+    with_sounds(tmp_path, cells)
+    message = r"2 of 10 samples .*\(train 1\).*save the dataset with embedded sounds.*\(train 3\)"
+    with pytest.raises(DatasetError, match=message):
+        prepare("mine", open_source(tmp_path), tmp_path / "store")
+    assert prepare("mine", open_source(tmp_path), tmp_path / "store", bad="drop").num_samples == 8
 
 
 def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
