@@ -19,7 +19,7 @@ from sftsearch.datasets.errors import DatasetError, UserError, look_up, unknown
 from sftsearch.datasets.spec import FORMAT_VERSION, MANIFEST, NAME_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
     from sftsearch.datasets.samples import Split
@@ -80,6 +80,7 @@ READERS: dict[str, str] = {
     "vggsound": "audiovisual:open_vggsound",
 }
 """Readers of published files: module of `datasets/readers` and function, imported on first use."""
+_plugin_readers: dict[str, Callable[..., Source]] = {}
 
 
 def reader(name: str) -> Callable[..., Source]:
@@ -88,11 +89,30 @@ def reader(name: str) -> Callable[..., Source]:
     Raises:
         UserError: no reader has this name.
     """
+    if name in _plugin_readers:
+        return _plugin_readers[name]
     module, function = look_up(READERS, name, kind="reader").split(":")
     found: Callable[..., Source] = getattr(
         importlib.import_module(f"sftsearch.datasets.readers.{module}"), function
     )
     return found
+
+
+def add_readers(readers: Mapping[str, Callable[..., Source]]) -> None:
+    """Add readers of a plug-in, which may not have the name of a shipped one.
+
+    Raises:
+        UserError: a name is taken.
+    """
+    for name in readers:
+        if name in READERS:
+            raise UserError(f"'{name}' is the name of a shipped reader: choose another.")
+    _plugin_readers.update(readers)
+
+
+def reader_names() -> list[str]:
+    """Return the names of all readers, sorted."""
+    return sorted({*READERS, *_plugin_readers})
 
 
 def prepared_names(*, cache: Path | None = None) -> list[str]:
@@ -232,10 +252,10 @@ def reader_for(name: str, path: Path | None) -> str:
     Raises:
         UserError: no reader has this name, and the path fits none.
     """
-    if name in READERS:
+    if name in reader_names():
         return name
     if path is None:
-        known = unknown(name, READERS, kind="reader")
+        known = unknown(name, reader_names(), kind="reader")
         raise UserError(f"{known} Choose one by --reader, or give files by --from.")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         return "parquet"
@@ -246,7 +266,7 @@ def reader_for(name: str, path: Path | None) -> str:
     raise UserError(
         f"No reader is called '{name}', and {path} is not a Parquet file, a folder of "
         f"arrays with a CSV, or a saved Hugging Face dataset. Choose one by --reader. Known: "
-        f"{', '.join(sorted(READERS))}."
+        f"{', '.join(reader_names())}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Load plug-ins, from files or installed distributions: models, losses and training functions.
+"""Load plug-ins, from files or installed distributions: models, functions and dataset readers.
 
 A file is imported only if a user names it, by `--plugin FILE` or `plugins=[FILE]`; a distribution
 only because it is installed, by its entry points. Study files, journals and stored datasets hold
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sftsearch.datasets.catalog import add_readers
 from sftsearch.datasets.errors import UserError
 from sftsearch.trainables.plugin_functions import DEFAULTS, FUNCTIONS, PluginFunction
 
@@ -34,10 +35,16 @@ if TYPE_CHECKING:
 
 GROUP = "sftsearch.models"
 """Entry points of a distribution's models: `name = "module:Class"`."""
-FUNCTION_GROUPS = {"trainer": "sftsearch.trainers", "training_loss": "sftsearch.losses"}
-"""Entry points of its functions, by the field of `TrainConfig` that names them."""
-TABLES = {"trainer": "TRAINERS", "training_loss": "LOSSES"}
-"""Names of the dicts of a file that list its functions, by the same fields."""
+READER = "reader"
+"""The kind of functions that list the samples of a dataset."""
+FUNCTION_GROUPS = {
+    "trainer": "sftsearch.trainers",
+    "training_loss": "sftsearch.losses",
+    READER: "sftsearch.datasets",
+}
+"""Entry points of its functions, by the field of `TrainConfig` that names them, or `READER`."""
+TABLES = {"trainer": "TRAINERS", "training_loss": "LOSSES", READER: "READERS"}
+"""Names of the dicts of a file that list its functions, by the same keys."""
 NAME_PATTERN = "[a-z][a-z0-9_]*"
 MAX_BYTES = 1_000_000
 """Largest file: its text is sent with each trial."""
@@ -70,7 +77,7 @@ class Contents:
 
     models: Mapping[str, type[nn.Module]]
     functions: Mapping[str, Mapping[str, Callable[..., Any]]]
-    """By field of `TrainConfig`."""
+    """By the keys of `TABLES`."""
 
     @property
     def names(self) -> list[str]:
@@ -232,7 +239,10 @@ def _add(plugin: Plugin, contents: Contents) -> None:
         for name, model in contents.models.items()
     }
     add_models(entries)
+    add_readers(contents.functions.get(READER, {}))
     for field, table in contents.functions.items():
+        if field == READER:  # no trial needs it: what it reads is a store like any other
+            continue
         FUNCTIONS[field] |= {
             name: PluginFunction(call, plugin.sha256) for name, call in table.items()
         }
@@ -262,7 +272,7 @@ def load_installed() -> tuple[str, ...]:
 
 
 def _load_installed(point: metadata.EntryPoint, field: str | None) -> None:
-    """Load an entry point: a model, or the function for a field of `TrainConfig`."""
+    """Load an entry point: a model, a function for a field of `TrainConfig`, or a reader."""
     found = point.load()
     is_usable = _is_module(found) if field is None else callable(found)
     if not is_usable or not re.fullmatch(NAME_PATTERN, point.name):

@@ -18,6 +18,10 @@ MOST_FOR_SUBSETS = 4
 MOST_EPOCHS = 10
 """Limit of the factor by which the epochs grow on a smaller dataset."""
 DEFAULT_EPOCHS, DEFAULT_BATCH = 20, 24  # of the training configuration
+FEW_SUBJECTS = 5
+"""With fewer subjects in validation, what is best for them is often not best for others."""
+NUM_FOLDS = 4
+"""One for the search, and one for each of three fresh replicates."""
 WHOLE_EPOCHS = ("mixup_warmup", "plateau_patience", "step_epochs", "patience")
 """Training parameters in epochs, which change with their number."""
 
@@ -35,6 +39,7 @@ def adapt(data: dict[str, Any], spec: DatasetSpec, own: DatasetSpec | None) -> l
         one sentence for each change.
     """
     notes = _adapt_modalities(data["space"], spec) + _drop_rotation(data, spec)
+    notes += _add_folds(data["dataset"], spec)
     if own is not None:
         notes += _adapt_epochs(data, spec.num_samples["train"], own.num_samples["train"])
     return notes
@@ -158,6 +163,23 @@ def _drop_rotation(data: dict[str, Any], spec: DatasetSpec) -> list[str]:
     dropped = [section.pop("rotation") for section in sections if "rotation" in section]
     why = f"no modality of '{spec.name}' is declared as a three-axis sensor (`axes: 3`)."
     return [f"rotation: left out, as {why}"] if dropped else []
+
+
+def _add_folds(dataset: dict[str, Any], spec: DatasetSpec) -> list[str]:
+    """Validate on several groups of subjects in turn if one split would have few of them."""
+    validating = len(spec.subjects["validation"])
+    people = validating + len(spec.subjects["train"])
+    if "folds" in dataset:
+        dataset["folds"] = min(dataset["folds"], max(people, 2))
+        return []
+    if not 0 < validating < FEW_SUBJECTS or people < NUM_FOLDS:
+        return []
+    dataset["folds"] = NUM_FOLDS
+    found = "one subject" if validating == 1 else f"{validating} subjects"
+    return [
+        f"folds: {NUM_FOLDS}, as validation has {found}: the replicates of a configuration "
+        f"validate on different ones of {people}."
+    ]
 
 
 def _adapt_epochs(data: dict[str, Any], samples: int, own_samples: int) -> list[str]:

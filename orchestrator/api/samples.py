@@ -16,7 +16,7 @@ from sftsearch.datasets import catalog
 from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -148,6 +148,7 @@ def prepare_dataset(
     options: Mapping[str, object] | None = None,
     nan: OnNaN = "fail",
     bad: OnBad = "fail",
+    plugins: Sequence[str | Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Prepare a dataset from published files or your own, as `sftsearch data prepare`.
@@ -161,6 +162,7 @@ def prepare_dataset(
             the sample.
         bad: how to handle samples that cannot be used: `fail` with an error that names them all, or
             `drop` them.
+        plugins: Python files with readers of your own, which are imported.
         progress: called with the number of samples read and of all samples.
 
     Raises:
@@ -168,12 +170,14 @@ def prepare_dataset(
             reader expects.
     """
     from sftsearch.datasets.prepare import prepare, revision_of
+    from sftsearch.orchestrator.plugins import load_plugins
 
     if nan not in ("fail", "zero", "drop"):
         raise UserError(f"`nan` must be fail, zero or drop, but got {nan!r}.")
     if bad not in ("fail", "drop"):
         raise UserError(f"`bad` must be fail or drop, but got {bad!r}.")
     catalog.check_new_name(name)
+    load_plugins(plugins)
     path = None if source is None else Path(source).expanduser()
     if path is not None and not path.exists():
         raise UserError(f"There is no file or folder '{path}'.")

@@ -11,7 +11,7 @@ import click
 
 from sftsearch.orchestrator.cli.console import echo_json, print_rows, spinner
 from sftsearch.orchestrator.cli.errors import user_errors
-from sftsearch.orchestrator.cli.options import json_option, root_option
+from sftsearch.orchestrator.cli.options import json_option, plugin_option, root_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +28,17 @@ def data() -> None:
 
 @data.command(name="list")
 @click.option("--readers", is_flag=True, help="List the readers of `prepare` instead.")
+@plugin_option
 @json_option
 @user_errors
 def data_list(readers: bool, as_json: bool) -> None:
     """List the datasets, built in or prepared on this machine."""
-    from sftsearch.datasets.catalog import READERS, known_names, reader
+    from sftsearch.datasets.catalog import known_names, reader, reader_names
+    from sftsearch.orchestrator.plugins import load_installed
 
     if readers:
-        rows = [_reader_row(name, reader(name)) for name in sorted(READERS)]
+        load_installed()
+        rows = [_reader_row(name, reader(name)) for name in reader_names()]
     else:
         rows = [_dataset_row(name) for name in known_names()]
     if as_json:
@@ -180,6 +183,7 @@ Examples:
 @click.option(
     "--to", metavar="URI", help="Also upload the store for other nodes: s3://BUCKET/PREFIX."
 )
+@plugin_option
 @json_option
 @user_errors
 def data_prepare(
@@ -195,8 +199,11 @@ def data_prepare(
     """Prepare a dataset; the help is `PREPARE_HELP`."""
     from sftsearch.datasets import catalog, staging
     from sftsearch.datasets.remote import RemoteFolder
+    from sftsearch.orchestrator.plugins import load_installed
 
     catalog.check_new_name(name)
+    for problem in load_installed():
+        click.echo(f"Warning: {problem}", err=True)
     if to is not None:
         RemoteFolder(to)  # raises before the long work
     with spinner(f"listing the samples of {source or name}"):

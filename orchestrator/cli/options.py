@@ -87,5 +87,5 @@ plugin_option = click.option(
     metavar="FILE",
     callback=_load_plugins,
     expose_value=False,
-    help="Python file with models of your own, which is imported. May be repeated.",
+    help="Python file with models or readers of your own, which is imported. May be repeated.",
 )

@@ -449,9 +449,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    with pytest.raises(
-        DatasetError, match=r"cache/prepared: Not a directory\. Make room"
-    ):
+    with pytest.raises(DatasetError, match=r"cache/prepared: Not a directory\. Make room"):
         prepare("mine", source(), tmp_path / "cache" / "prepared" / "mine")
 
 

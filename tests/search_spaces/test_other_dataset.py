@@ -120,6 +120,7 @@ def dataset(samples: int) -> DatasetSpec:
 def study(**training: Any) -> dict[str, Any]:
     stopping = {"kind": "mo_asha", "min_epochs": 4}
     return {
+        "dataset": {"kind": "other"},
         "training": training,
         "search": {"early_stopping": stopping},
         "space": [{"kind": "sft"}],
@@ -169,3 +170,31 @@ def test_epochs_stay_if_the_own_dataset_is_unknown() -> None:
     data = study(epochs=8)
     assert adapt(data, dataset(10), None) == []
     assert data["training"] == {"epochs": 8}
+
+
+@pytest.mark.parametrize(
+    ("train", "validating", "given", "expected"),
+    [
+        (9, 3, None, 4),
+        (3, 1, None, 4),
+        (2, 1, None, None),  # too few people for four folds
+        (12, 5, None, None),  # enough validate
+        (0, 0, None, None),  # subjects are unknown
+        (12, 5, 6, 6),
+        (2, 1, 6, 3),  # not more folds than people
+    ],
+)
+def test_few_validation_subjects_lead_to_folds(
+    train: int, validating: int, given: int | None, expected: int | None
+) -> None:
+    people = {"train": train, "validation": validating, "test": 2}
+    subjects = {
+        split: tuple(f"{split} {i:02d}" for i in range(count)) for split, count in people.items()
+    }
+    spec = dataclasses.replace(dataset(100), subjects=subjects)
+    data = study(epochs=8)
+    if given is not None:
+        data["dataset"]["folds"] = given
+    notes = adapt(data, spec, None)
+    assert data["dataset"].get("folds") == expected
+    assert [note.split(":")[0] for note in notes] == (["folds"] if expected and not given else [])
