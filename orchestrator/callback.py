@@ -25,5 +25,11 @@ class StudyCallback:
     def on_event(self, entry: Entry) -> None:
         """Called with each new event, after it was applied to the study's state."""
 
+    def on_tracking(self, problem: str) -> None:
+        """Called when MLflow stops answering, with the reason, or answers again (empty).
+
+        From another thread than the other methods.
+        """
+
     def on_notice(self, text: str) -> None:
         """Called with a message that the user should see immediately."""

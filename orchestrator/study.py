@@ -36,6 +36,7 @@ from sftsearch.orchestrator.study_file import (
     definition_hash,
     read_source,
 )
+from sftsearch.orchestrator.tracking.uris import check_uri
 from sftsearch.search_spaces.study_name import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class StudySession:
         self._callback, self._options = callback, options
         self._runs = local_runs_folder(runs)
         callback.on_stage("checking the study file")
+        check_uri(options.get("tracking_uri"))
         load_plugins(options.get("plugins", ()), callback.on_notice)
         source = read_source(file, dataset=options.get("dataset"), root=options.get("root"))
         try:
@@ -178,7 +180,8 @@ class StudySession:
             from sftsearch.orchestrator.tracking.mirror import Mirror  # MLflow takes seconds
 
             uri = self._options.get("tracking_uri") or default_uri(self._runs)
-            mirror = Mirror(journal, uri, self._runs, created=created)
+            noticed = self._callback.on_tracking
+            mirror = Mirror(journal, uri, self._runs, created=created, on_problem=noticed)
             try:
                 search = self._search(journal, backup)
             except BaseException:

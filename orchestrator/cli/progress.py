@@ -51,6 +51,8 @@ class ConsoleProgress(StudyCallback):
         self._share_before = 0.0
         self._began = time.monotonic()
         self._last_line = 0.0
+        self._tracking = ""
+        """What the progress line says of MLflow."""
 
     def __enter__(self) -> ConsoleProgress:
         return self
@@ -132,6 +134,17 @@ class ConsoleProgress(StudyCallback):
         with self._mutex:
             self._console.print(f"[yellow]{escape(text)}[/]", highlight=False)
 
+    def on_tracking(self, problem: str) -> None:
+        """Print that MLflow does not answer, or answers again."""
+        self._tracking = ", MLflow does not answer" if problem else ""
+        if problem:
+            self.on_notice(
+                f"MLflow does not answer: {problem}. The study goes on; what MLflow lacks is "
+                "written when it answers, at the latest by --resume."
+            )
+        else:
+            self.on_notice("MLflow answers again.")
+
     def _outcome(self, values: Numbers) -> list[float]:
         return [values[metric] for metric, _ in self._objectives]
 
@@ -168,7 +181,7 @@ class ConsoleProgress(StudyCallback):
         if binding and shares[binding] > share:
             share = min(1.0, shares[binding])
             text += f", {share:.0%} of {binding}"
-        return share, f"{text}, {search.num_running} running"
+        return share, f"{text}, {search.num_running} running{self._tracking}"
 
     def _best(self) -> str:
         if not self._outcomes:

@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from sqlalchemy.engine import URL, make_url
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.file_lock import locked
 from sftsearch.orchestrator.storage.event import KEY_PATTERN
+from sftsearch.orchestrator.tracking.moved_runs import follow_moved_runs
+from sftsearch.orchestrator.tracking.uris import check_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,8 +81,10 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
     One that exists may belong to somebody else, in a folder that only they can write.
 
     Raises:
-        TrackingError: MLflow does not support the URI, or the store does not answer.
+        UserError: MLflow does not support the URI.
+        TrackingError: the store does not answer.
     """
+    check_uri(uri)
     try:
         if _is_missing(uri):
             runs.mkdir(parents=True, exist_ok=True)
@@ -87,6 +92,8 @@ def open_client(uri: str, runs: Path) -> MlflowClient:
                 _create_store(uri)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
+        if uri == default_uri(runs):
+            follow_moved_runs(runs / "mlflow.db")
     except Exception as error:  # of MLflow, SQLAlchemy or requests
         raise no_answer(uri, error) from None  # the cause's text may contain the password
     return client
@@ -201,6 +208,15 @@ def no_answer(uri: str, error: Exception) -> TrackingError:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without passwords."""
+    """Return the first line of an error's message, without passwords.
+
+    Of the long messages of HTTP clients, only the operating system's reason is kept.
+    """
     lines = masked(str(error)).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if "Max retries exceeded" in lines[0]:
+        reasons = list(re.finditer(r"\[Errno -?\d+\] ([^'\")(]+)|timed out", lines[0]))
+        if reasons:
+            return (reasons[-1][1] or reasons[-1][0]).strip()
+    return textwrap.shorten(lines[0], 600, placeholder=" ...")

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
+from mlflow.entities import RunTag
+
 from sftsearch.orchestrator.storage.events import Created
 from sftsearch.orchestrator.storage.study_record import StudyFacts
 from sftsearch.orchestrator.tracking.bookkeeping import Bookkeeping, read_bookkeeping
@@ -27,10 +29,11 @@ from sftsearch.orchestrator.tracking.client import (
     first_line,
     open_client,
 )
+from sftsearch.orchestrator.tracking.long_values import NOTE, split_long
 from sftsearch.orchestrator.tracking.writes import RUNNING, RunWrites, Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -61,6 +64,7 @@ class Mirror:
         *,
         created: Created | None = None,
         interval: float = 1.0,
+        on_problem: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Start mirroring.
 
@@ -70,7 +74,10 @@ class Mirror:
             runs: the folder of all studies.
             created: the study's first event; None: read it from the journal.
             interval: seconds between two batches.
+            on_problem: called by the mirror's thread when MLflow stops answering, with the reason,
+                and with an empty text when it answers again.
         """
+        self._on_problem = on_problem
         self.uri = uri
         self.problem = ""
         """Why the last attempt failed; empty if it succeeded."""
@@ -103,7 +110,8 @@ class Mirror:
             TrackingError: MLflow does not accept it.
         """
         try:
-            self._open().set_tag(self.parent_id, "mlflow.note.content", text)
+            short, _ = split_long({NOTE: text})
+            self._open().set_tag(self.parent_id, NOTE, short[NOTE])
         except Exception as error:
             raise TrackingError(
                 f"The note could not be written to MLflow: {first_line(error)}"
@@ -130,17 +138,25 @@ class Mirror:
             try:
                 while self._catch_up():
                     pass
-                self.problem, pause = "", self._interval
+                self._report("")
+                pause = self._interval
                 if stopping:
                     return
             except Exception as error:  # never fail the study; try again after a pause
-                self.problem = first_line(error)
+                self._report(first_line(error))
                 self._client = None
                 pause = min(max(2 * pause, self._interval), MAX_PAUSE)
                 if time.monotonic() > self._give_up_at:
                     return
                 if stopping:
                     time.sleep(0.5)
+
+    def _report(self, problem: str) -> None:
+        """Set `problem`, and call back if MLflow stopped or began to answer."""
+        has_changed = bool(problem) != bool(self.problem)
+        self.problem = problem
+        if has_changed:
+            self._on_problem(problem)
 
     def _open(self) -> MlflowClient:
         """Connect and find the runs that earlier attempts or drivers created."""
@@ -214,11 +230,11 @@ class Mirror:
         assert started is not None
         assert created is not None
         folds, replicate = created.folds, started.trial.replicate
-        run = client.create_run(
+        return _create_run(
+            client,
             self._experiment_id,
-            start_time=written.start_time,
-            run_name=f"{started.model} {started.trial}",
-            tags={
+            f"{started.model} {started.trial}",
+            {
                 "mlflow.parentRunId": self.parent_id,
                 f"{PREFIX}trial": str(started.trial),
                 f"{PREFIX}configuration_id": started.configuration_id,
@@ -231,20 +247,19 @@ class Mirror:
                 f"{PREFIX}fingerprint": created.facts.get("fingerprint", ""),
                 f"{PREFIX}version": created.facts.get("sftsearch", ""),
             },
+            written.start_time,
         )
-        run_id: str = run.info.run_id
-        return run_id
 
     def _create_baseline(
         self, client: MlflowClient, written: RunWrites, baseline: BaselineResult
     ) -> str:
-        run = client.create_run(
+        return _create_run(
+            client,
             self._experiment_id,
-            start_time=written.start_time,
-            run_name=f"baseline {baseline.key}",
-            tags={
+            f"baseline {baseline.key}",
+            {
                 "mlflow.parentRunId": self.parent_id,
-                "mlflow.note.content": baseline.description,
+                NOTE: baseline.description,
                 f"{PREFIX}baseline": baseline.key,
                 f"{PREFIX}model": baseline.name,
                 f"{PREFIX}modalities": json.dumps(baseline.modalities),
@@ -252,25 +267,23 @@ class Mirror:
                 f"{PREFIX}seed": str(baseline.seed),
                 f"{PREFIX}fold": "" if baseline.fold is None else str(baseline.fold),
             },
+            written.start_time,
         )
-        run_id: str = run.info.run_id
-        return run_id
 
     def _create_parent(self, client: MlflowClient, created: Created) -> str:
         full = created.definition
         part = {name: full[name] for name in ("folds", "replicates") if name in full}
-        body = created.to_json() | {"definition": part}  # the full one may be too long for a tag
-        run = client.create_run(
+        body = created.to_json() | {"definition": part}  # reports need no more
+        return _create_run(
+            client,
             self._experiment_id,
-            run_name=created.name,
-            tags={
+            created.name,
+            {
                 f"{PREFIX}trial": "",
                 f"{PREFIX}created": json.dumps(body),
-                "mlflow.note.content": created.description,
+                NOTE: created.description,
             },
         )
-        run_id: str = run.info.run_id
-        return run_id
 
 
 def _matches(mirrored: Bookkeeping, journal: Journal) -> bool:
@@ -286,11 +299,26 @@ def _read_created(journal: Journal) -> Created:
         return next(entry.event for entry in entries if isinstance(entry.event, Created))
 
 
+def _create_run(
+    client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str], start: int = 0
+) -> str:
+    """Create a run and return its id; values too long for tags become artifacts."""
+    short, artifacts = split_long(tags)
+    run = client.create_run(experiment_id, run_name=name, tags=short, start_time=start or None)
+    run_id: str = run.info.run_id
+    for path, text in artifacts.items():
+        client.log_text(run_id, text, path)
+    return run_id
+
+
 def _write(client: MlflowClient, run_id: str, written: RunWrites) -> None:
+    short, artifacts = split_long({tag.key: tag.value for tag in written.tags})
+    for path, text in artifacts.items():  # before the tags that refer to them
+        client.log_text(run_id, text, path)
     for metrics, params, tags in zip_longest(
         _batched(written.metrics, MAX_METRICS),
         _batched(written.params, MAX_PARAMS),
-        _batched(written.tags, MAX_PARAMS),
+        _batched([RunTag(key, value) for key, value in short.items()], MAX_PARAMS),
         fillvalue=(),
     ):
         client.log_batch(run_id, metrics=metrics, params=params, tags=tags)

@@ -28,9 +28,10 @@ from sftsearch.orchestrator.tracking.client import (
     no_answer,
     open_client,
 )
+from sftsearch.orchestrator.tracking.long_values import full_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from mlflow import MlflowClient
@@ -59,8 +60,16 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
             f"MLflow at '{masked(uri)}' has no study '{name}'. `sftsearch list` shows the known "
             "studies; for others set --runs or --tracking-uri."
         )
-    baselines = [_baseline_record(ours.pop(k)) for k in [*ours] if k.startswith(BASELINE)]
-    tags = parent.data.tags
+    try:
+        tags = full_tags(client, parent.info.run_id, parent.data.tags)
+        tags_of = {
+            run.info.run_id: full_tags(client, run.info.run_id, run.data.tags)
+            for run in ours.values()
+        }
+    except MlflowException as error:
+        raise no_answer(uri, error) from None
+    of_baselines = [ours.pop(key) for key in [*ours] if key.startswith(BASELINE)]
+    baselines = [_baseline_record(run, tags_of[run.info.run_id]) for run in of_baselines]
     facts = {
         name: json.loads(tags[f"{PREFIX}{name}"])
         for name in StudyFacts().to_json()
@@ -71,7 +80,10 @@ def read_study(uri: str, name: str, runs: Path) -> StudyRecord:
         curves = _curves(client, list(ours.values()), created.objectives[0][0], uri)
     except MlflowException as error:
         raise no_answer(uri, error) from None
-    trials = [_trial_record(run, curves.get(run.info.run_id, ())) for run in ours.values()]
+    trials = [
+        _trial_record(run, tags_of[run.info.run_id], curves.get(run.info.run_id, ()))
+        for run in ours.values()
+    ]
     posteriors = _posteriors(ours.values())
     return build_record(created, StudyFacts.from_json(facts), trials, posteriors, baselines)
 
@@ -102,8 +114,8 @@ def _posteriors(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
     }
 
 
-def _baseline_record(run: Run) -> BaselineRecord:
-    tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items()}
+def _baseline_record(run: Run, full: Mapping[str, str]) -> BaselineRecord:
+    tags = {k.removeprefix(PREFIX): v for k, v in full.items()}
     test = {n.removeprefix(TEST): v for n, v in run.data.metrics.items() if n.startswith(TEST)}
     groups = as_groups(json.loads(tags["test_groups"])) if "test_groups" in tags else None
     return BaselineRecord(
@@ -120,8 +132,8 @@ def _baseline_record(run: Run) -> BaselineRecord:
     )
 
 
-def _trial_record(run: Run, curve: tuple[float, ...]) -> TrialRecord:
-    tags = {k.removeprefix(PREFIX): v for k, v in run.data.tags.items() if k.startswith(PREFIX)}
+def _trial_record(run: Run, full: Mapping[str, str], curve: tuple[float, ...]) -> TrialRecord:
+    tags = {k.removeprefix(PREFIX): v for k, v in full.items() if k.startswith(PREFIX)}
     metrics = {n: v for n, v in run.data.metrics.items() if n not in POSTERIOR.values()}
     final = {n: v for n, v in metrics.items() if not n.startswith(("epoch/", TEST))}
     test = {n.removeprefix(TEST): v for n, v in metrics.items() if n.startswith(TEST)}

@@ -25,6 +25,7 @@ from sftsearch.orchestrator.storage.trial_events import (
     Stopped,
 )
 from sftsearch.orchestrator.tracking.client import BASELINE, POSTERIOR, PREFIX, TEST
+from sftsearch.orchestrator.tracking.long_values import shortened_param
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,4 +175,5 @@ class Writes(dict[str, RunWrites]):
 
 
 def _text(value: object) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return shortened_param(text)

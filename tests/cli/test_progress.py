@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import socket
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -61,3 +62,24 @@ def test_progress_lines_have_count_time_left_and_best(
     areas = [float(line.rpartition("hypervolume ")[2]) for line in lines]
     assert areas == sorted(areas)
     assert 0.1 < areas[0] + 0.05 < areas[-1] < 0.6
+
+
+@pytest.mark.medium
+def test_a_tracking_server_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "watched.yaml").write_text(STUDY)
+    text = io.StringIO()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with progress.ConsoleProgress(Console(file=text, width=200)) as callback:
+        result = run_study(
+            tmp_path / "watched.yaml", runs=tmp_path, callback=callback, worker=Quick, formats=(),
+            tracking_uri=uri,
+        )  # fmt: skip
+    notice, first = text.getvalue().find("MLflow does not answer: "), text.getvalue().find(" of 6 ")
+    assert 0 < notice < first  # before the first trial
+    assert "Connection refused. The study goes on" in text.getvalue()
+    lines = [line for line in text.getvalue().splitlines() if " of 6 trials" in line]
+    assert all("running, MLflow does not answer" in line for line in lines)
+    assert result.complete
+    assert "Connection refused" in result.tracking_problem

@@ -450,6 +450,26 @@ def test_ui_serves_the_runs_folder_on_loopback_and_ends_all_its_processes(
         process.communicate()
 
 
+@pytest.mark.service
+@pytest.mark.timeout(300)
+def test_mirror_says_once_that_mlflow_does_not_answer_and_that_it_does_again(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    server = MlflowServer(tmp_path, f"sqlite:///{tmp_path / 'server.db'}")
+    with Journal(tmp_path / "s") as journal:
+        add_trials(journal, 0, 2)
+        mirror = Mirror(journal, server.uri, tmp_path, interval=0.1, on_problem=said.append)
+        wait_until(lambda: said)
+        assert "Connection refused" in said[0]
+        time.sleep(1)
+        assert len(said) == 1
+        with server:
+            wait_until(lambda: len(said) > 1)
+            assert said[1:] == [""]
+            assert mirror.close()
+
+
 def servers_on(port: int) -> list[str]:
     """Return the command lines of MLflow processes that contain the port."""
     lines = []
