@@ -20,7 +20,9 @@ NUM_SPREAD_DRAWS = 256
 class EHVISampler(Sampler):
     """Proposes by expected hypervolume improvement, computed by the surrogate.
 
-    The startup configurations are spread over the space, starting with a cheap one.
+    The startup configurations are spread over the space, starting with a cheap one. While no
+    configuration is expected to reach the best baseline, every second proposal is the one that is
+    expected to exceed it most, at whatever cost: hypervolume alone favors cheap ones.
     """
 
     def __init__(self, section: EHVI) -> None:
@@ -39,7 +41,11 @@ class EHVISampler(Sampler):
         if len(past) + num_imported < startup or num_measured < min(2, startup):
             candidate = self._spread(history, branch)
         else:
-            candidate = surrogate.compare(history.study.num_proposals, branch).best
+            number = history.study.num_proposals
+            comparison = surrogate.compare(number, branch)
+            candidate = comparison.best
+            if number % 2 and comparison.excesses is not None:
+                candidate = comparison.most_accurate
         return None if candidate is None else Proposal(candidate.point)
 
     def _spread(self, history: History, branch: int | None) -> Candidate | None:

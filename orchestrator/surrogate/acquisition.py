@@ -101,7 +101,7 @@ def expected_improvement(
             block = slice(i, i + _BLOCK)
             volume_M = np.sum(weight_KM[:, block] * volume[index_KM[:, block]], axis=0)
             (met,) = np.nonzero(volume_M)
-            excess_M = _expected_excess(mu_M[block][met] - level, sd_M[block][met])
+            excess_M = expected_excess(mu_M[block][met] - level, sd_M[block][met])
             gain_M[i + met] += volume_M[met] * excess_M
     return gain_M
 
@@ -119,7 +119,7 @@ def _one_cost(u_M1: Floats, mu_M: Floats, sd_M: Floats, stairs: Staircase) -> Fl
     return gain_M
 
 
-def _expected_excess(lead: Floats, sd: Floats) -> Floats:
+def expected_excess(lead: Floats, sd: Floats) -> Floats:
     """Return E max(0, Y) elementwise for Y normal with mean `lead`; exact for sd 0."""
     certain = sd < 1e-100  # a smaller sd would overflow the squared ratio
     z = np.maximum(lead / np.where(certain, 1.0, sd), -1e8)  # finite even if `lead` is -inf

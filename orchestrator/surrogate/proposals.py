@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.orchestrator.surrogate.acquisition import Staircase, expected_improvement, staircase
+from sftsearch.orchestrator.surrogate.acquisition import (
+    Staircase,
+    expected_excess,
+    expected_improvement,
+    staircase,
+)
 from sftsearch.orchestrator.surrogate.anchor import MAX_IMPORTED, MAX_OBSERVED
 from sftsearch.orchestrator.surrogate.gp import GaussianProcess
 
@@ -41,6 +46,17 @@ class Comparison:
     """The rows that were compared, (M,)."""
     gains: Floats
     """Expected gain in hypervolume, accuracy times scaled cost, (M,)."""
+    excesses: Floats | None = None
+    """Expected excess over the best model outside the study, at any cost, (M,); None if the study
+    is expected to have a better one already, or there is none outside."""
+
+    def joined(self, other: Comparison) -> Comparison:
+        """Return both comparisons, of the same outlook, as one."""
+        excesses = None
+        if self.excesses is not None and other.excesses is not None:
+            excesses = np.append(self.excesses, other.excesses)
+        rows, gains = np.append(self.rows, other.rows), np.append(self.gains, other.gains)
+        return Comparison(self.among, rows, gains, excesses)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -57,6 +73,13 @@ class Comparison:
         """The most promising candidate, if any."""
         return None if self.best_row is None else self.among.rows[self.best_row]
 
+    @property
+    def most_accurate(self) -> Candidate | None:
+        """The candidate with the highest expected excess, if excesses are known."""
+        if self.excesses is None or not len(self.rows):
+            return None
+        return self.among.rows[int(self.rows[int(self.excesses.argmax())])]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlook:
@@ -68,6 +91,8 @@ class Outlook:
     model: FittedModel
     process: GaussianProcess
     stairs: Staircase
+    target: float | None = None
+    """Value of the best model outside the study, if no configuration is expected to reach it."""
 
     def compare(self, number: int, among: Candidates, free: Indices) -> Comparison:
         """Compare candidates by expected improvement; if there are many, only a subset.
@@ -79,16 +104,21 @@ class Outlook:
         """
         most = _num_compared(self.model.measurements)
         if len(free) <= most:
-            return Comparison(among, free, self._gains(among, free))
+            return self._comparison(among, free)
         random_ = np.random.default_rng([self.model.data.seed, number])
         some = random_.choice(free, most // 2, replace=False)
-        gains = self._gains(among, some)
-        best = some[np.argsort(-gains, kind="stable")[:8]]
+        first = self._comparison(among, some)
+        best = some[np.argsort(-first.gains, kind="stable")[:8]]
         lengthscales = self.model.hyperparameters.lengthscales
         more = _close(among.x, lengthscales, best, free, most // 2, random_)
         more = more[~np.isin(more, some)]
-        gains = np.append(gains, self._gains(among, more))
-        return Comparison(among, np.append(some, more), gains)
+        return first.joined(self._comparison(among, more))
+
+    def _comparison(self, among: Candidates, rows: Indices) -> Comparison:
+        means, sds = self.model.as_values(*self.process.predict(among.x[rows]))
+        gains = expected_improvement(among.u[rows], means, sds, self.stairs)
+        excesses = None if self.target is None else expected_excess(means - self.target, sds)
+        return Comparison(among, rows, gains, excesses)
 
     def gain_of_replicates(self, among: Candidates, row: int, replicates: int) -> float:
         """Return the expected improvement by a candidate's first replicates.
@@ -99,10 +129,6 @@ class Outlook:
         moved = sd**2 / np.sqrt(sd**2 + self.model.hyperparameters.sigma**2 / replicates)
         mean, moved = self.model.as_values(mean, moved)
         return float(expected_improvement(among.u[[row]], mean, moved, self.stairs)[0])
-
-    def _gains(self, among: Candidates, rows: Indices) -> Floats:
-        means, sds = self.model.as_values(*self.process.predict(among.x[rows]))
-        return expected_improvement(among.u[rows], means, sds, self.stairs)
 
 
 def look_ahead(
@@ -137,7 +163,10 @@ def look_ahead(
         expected = model.to_values(expected)
         means, u = np.concatenate([means, expected]), np.vstack([u, u_waiting])
     means, u = np.concatenate([means, values_others]), np.vstack([u, u_others])
-    return Outlook(model, process, staircase(u, means, floor=floor))
+    target = float(values_others.max(initial=-np.inf))
+    if not len(values_others) or model.posterior.means.max() >= target:
+        return Outlook(model, process, staircase(u, means, floor=floor))
+    return Outlook(model, process, staircase(u, means, floor=floor), target)
 
 
 def seconds_of(measurements: Measurements) -> Floats:

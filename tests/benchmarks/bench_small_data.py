@@ -21,6 +21,7 @@ import os
 import re
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,20 +66,32 @@ def compare(record: StudyRecord) -> dict[str, object]:
     chosen = max(mark_front(record, FrontOptions()).points, key=lambda one: one.values["top1"])
     trials = {(trial.configuration_id, trial.seed): trial for trial in record.trials}
     own = [trials[chosen.configuration_id, seed].test_groups or {} for seed in chosen.seeds]
-    best = max(record.baselines, key=lambda one: one.values["top1"])
-    right = {s: float(np.mean([groups[s][0] for groups in own])) for s in own[0]}
+    best = best_baseline(record.baselines)
+    right = mean_right(own)
     sizes = {s: own[0][s][1] for s in own[0]}
-    groups = best.test_groups or {}
-    theirs = {subject: groups[subject][0] for subject in sizes}
+    theirs = mean_right([one.test_groups or {} for one in best])
     total = sum(sizes.values())
     return {
         "model": chosen.model,
         "gmacs": chosen.values["gmacs"],
         "test": sum(right.values()) / total,
-        "baseline": described(best),
+        "baseline": described(best[0]),
         "baseline_test": sum(theirs.values()) / total,
         **difference(right, theirs, sizes),
     }
+
+
+def best_baseline(baselines: Sequence[BaselineRecord]) -> list[BaselineRecord]:
+    """Return the results, one for each fold, of the baseline that is best on validation."""
+    by_name: dict[str, list[BaselineRecord]] = defaultdict(list)
+    for one in baselines:
+        by_name[one.name].append(one)
+    return max(by_name.values(), key=lambda ones: float(np.mean([x.values["top1"] for x in ones])))
+
+
+def mean_right(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Return the correct decisions by subject, averaged over replicates or folds."""
+    return {s: float(np.mean([groups[s][0] for groups in found])) for s in found[0]}
 
 
 def described(baseline: BaselineRecord) -> str:

@@ -117,3 +117,20 @@ def test_a_study_whose_baselines_fail_goes_on() -> None:
         values = {"top1": truth(assignment), "seconds": 1.0, **assignment.cost}
         search.finish(assignment.key, values, {"s01": [1.0, 2.0]})
     assert search.exhausted
+
+
+@pytest.mark.medium
+def test_every_second_proposal_seeks_to_beat_a_baseline_that_nothing_beats() -> None:
+    """A baseline that only the widest quarter beats: half of the proposals go there first."""
+    event = fitted(0.3 + 0.2 * 250 / 320, costs()[8])
+    plan = "trials: 12"
+    numbers = []
+    for known in (False, True):
+        study = memory(plan)
+        _, search = study.open()
+        if known:
+            search.record(event)
+        drive(study, search)
+        numbers.append([dim for dim in proposed(search) if dim > 250])
+    assert len(numbers[1]) > len(numbers[0])
+    assert len(numbers[1]) >= 3
