@@ -61,10 +61,12 @@ def writers() -> dict[str, tuple[Callable[[Path], object], dict[str, str]]]:
         "mosi": (lambda f: pickled(f, test_mosei.mmsa), {"labels": "regression"}),
         "mosei csd": (test_mosei.write_csd, {}),
         "mmimdb": (test_mmimdb.write, {"splits": test_mmimdb.SPLITS}),
+        "mmimdb attributes": (test_mmimdb.write_with_attributes, {"image_tokens": "16"}),
         "parquet": (lambda f: test_parquet.saved(f, test_parquet.table()), {}),
         "arrays": (lambda f: test_arrays.write(f, "npy"), {}),
         "arrays npz": (lambda f: test_arrays.write(f, "npz"), {}),
         "huggingface": (test_huggingface.save, {"modalities": "sound,picture"}),
+        "huggingface sounds": (test_huggingface.save_sounds, {}),
         "ntu_rgbd": (test_ntu_rgbd.write, {}),
         "vggsound": (test_audiovisual.vggsound, {"spec_tokens": "12"}),
         "ravdess": (test_ravdess.write, {}),
@@ -148,8 +150,8 @@ def run_case(name: str, clean: Path, work: Path, seed: int, options: dict[str, s
     given = [f"{key}={value}" for key, value in options.items()]
     try:
         source = read_source(name.split()[0], pickles[0] if pickles else path, given)
-        nan = dice.choice(["zero", "drop", "fail"])
-        done = prepare("fuzzed", source, work / "store" / "fuzzed", nan=nan)  # type: ignore[arg-type]
+        nan, bad = dice.choice(["zero", "drop", "fail"]), dice.choice(["drop", "fail"])
+        done = prepare("fuzzed", source, work / "store" / "fuzzed", nan=nan, bad=bad)  # type: ignore[arg-type]
     except UserError as error:
         if len(str(error).splitlines()) != 1:
             raise RuntimeError(f"not one line: {error}") from error

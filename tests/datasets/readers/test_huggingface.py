@@ -212,6 +212,11 @@ def with_sounds(folder: Path, cells: list[dict[str, Any] | None]) -> None:
         (folder / split / "state.json").write_text(json.dumps(state))
 
 
+def save_sounds(folder: Path) -> None:
+    """Write a dataset of embedded sounds, for the fuzzer."""
+    with_sounds(folder, [{"bytes": wave(0.05), "path": "x.wav"}] * SIZES["train"])
+
+
 def test_sounds_become_log_mel_tokens(tmp_path: Path) -> None:
     cells = [{"bytes": wave(0.1 * n), "path": None} for n in range(1, 5)]
     with_sounds(tmp_path, [*cells, None])

@@ -50,24 +50,31 @@ def test_films_are_read(folder: Path) -> None:
     np.testing.assert_array_equal(validation.labels, genres[9:13])
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_file_names_genres_and_splits(folder: Path, as_json: bool) -> None:
-    names = [f"Genre {number}" for number in range(23)]
-    rows = [("train", 0, 8), ("dev", 8, 14), ("test", 14, 18)]
+NAMES = [f"Genre {number}" for number in range(23)]
+
+
+def write_with_attributes(folder: Path, as_json: bool = True) -> None:
+    """Write a file with the names of the genres, and with Fuel's table of the splits."""
+    write(folder)
+    rows = [(b"train", 0, 8), (b"dev", 8, 14), (b"test", 14, 18)]
     kind = [("split", "S5"), ("source", "S12"), ("start", "i8"), ("stop", "i8"),
             ("indices", h5py.ref_dtype), ("available", "?")]  # fmt: skip
+    table = np.zeros(2 * len(rows), dtype=kind)
+    for number, source in enumerate((b"features", b"genres")):
+        for row, (split, start, stop) in enumerate(rows):
+            table[number * len(rows) + row] = (split, source, start, stop, None, True)
     with h5py.File(folder / "multimodal_imdb.hdf5", "a") as file:
-        table = np.zeros(2 * len(rows), dtype=kind)
-        for number, source in enumerate((b"features", b"genres")):
-            for row, (split, start, stop) in enumerate(rows):
-                one = (split.encode(), source, start, stop, None, True)
-                table[number * len(rows) + row] = one
         file.attrs["split"] = table
         where = file if as_json else file["genres"]
-        where.attrs["target_names"] = json.dumps(names) if as_json else names
-    source = open_source(folder)
-    assert source.classes == tuple(names)
+        where.attrs["target_names"] = json.dumps(NAMES) if as_json else NAMES
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_file_names_genres_and_splits(tmp_path: Path, as_json: bool) -> None:
+    write_with_attributes(tmp_path, as_json)
+    source = open_source(tmp_path)
+    assert source.classes == tuple(NAMES)
     found = [sample.split for sample in source.samples]
     assert found == ["train"] * 8 + ["validation"] * 6 + ["test"] * 4
     assert source.modalities["image"].num_tokens == 1
