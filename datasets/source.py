@@ -133,6 +133,23 @@ def within(folder: Path, name: str) -> Path:
     return file
 
 
+def guarded(read: Callable[[], Values], name: str) -> Callable[[], Values]:
+    """Return a function that reads a sample and turns any error into one of this sample.
+
+    For functions of others, whose errors are not known.
+    """
+
+    def read_guarded() -> Values:
+        try:
+            return read()
+        except DatasetError:
+            raise
+        except Exception as error:
+            raise unreadable(name, f"{type(error).__name__}: {error}") from error
+
+    return read_guarded
+
+
 def checked_tokens(values: npt.NDArray[Any], shape: ModalitySpec) -> None:
     """Check the values of a modality of one sample.
 

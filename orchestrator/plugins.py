@@ -24,8 +24,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sftsearch.datasets.catalog import add_readers
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.reader_catalog import add_readers
 from sftsearch.trainables.plugin_functions import DEFAULTS, FUNCTIONS, PluginFunction
 
 if TYPE_CHECKING:

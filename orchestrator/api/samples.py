@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sftsearch.datasets import catalog
+from sftsearch.datasets import catalog, reader_catalog
 from sftsearch.datasets.errors import UserError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def prepare_dataset(
     if path is not None and not path.exists():
         raise UserError(f"There is no file or folder '{path}'.")
     texts = [f"{key}={_as_text(value)}" for key, value in (options or {}).items()]
-    found = catalog.read_source(reader or catalog.reader_for(name, path), path, texts)
+    found = reader_catalog.read_source(reader or reader_catalog.reader_for(name, path), path, texts)
     prepare(
         name,
         found,

@@ -33,7 +33,8 @@ def data() -> None:
 @user_errors
 def data_list(readers: bool, as_json: bool) -> None:
     """List the datasets, built in or prepared on this machine."""
-    from sftsearch.datasets.catalog import known_names, reader, reader_names
+    from sftsearch.datasets.catalog import known_names
+    from sftsearch.datasets.reader_catalog import reader, reader_names
     from sftsearch.orchestrator.plugins import load_installed
 
     if readers:
@@ -197,7 +198,7 @@ def data_prepare(
     as_json: bool,
 ) -> None:
     """Prepare a dataset; the help is `PREPARE_HELP`."""
-    from sftsearch.datasets import catalog, staging
+    from sftsearch.datasets import catalog, reader_catalog, staging
     from sftsearch.datasets.remote import RemoteFolder
     from sftsearch.orchestrator.plugins import load_installed
 
@@ -207,8 +208,8 @@ def data_prepare(
     if to is not None:
         RemoteFolder(to)  # raises before the long work
     with spinner(f"listing the samples of {source or name}"):
-        chosen = reader_name or catalog.reader_for(name, source)
-        found = catalog.read_source(chosen, source, options)
+        chosen = reader_name or reader_catalog.reader_for(name, source)
+        found = reader_catalog.read_source(chosen, source, options)
     done = _prepare(name, found, source, options, nan, bad)
     store = catalog.open_dataset(name)
     uri = None

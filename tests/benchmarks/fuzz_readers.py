@@ -133,9 +133,9 @@ def run_case(name: str, clean: Path, work: Path, seed: int, options: dict[str, s
     Raises:
         Exception: the case is a fault.
     """
-    from sftsearch.datasets.catalog import read_source
     from sftsearch.datasets.errors import UserError
     from sftsearch.datasets.prepare import prepare
+    from sftsearch.datasets.reader_catalog import read_source
     from sftsearch.datasets.spec import SPLITS
     from sftsearch.datasets.store import open_store, verify
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sftsearch.datasets.catalog import DATASETS, READERS, read_source, reader, reader_for
+from sftsearch.datasets.catalog import DATASETS
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.reader_catalog import READERS, read_source, reader, reader_for
 from sftsearch.datasets.sample_checks import count_classes
 from sftsearch.datasets.source import Source
 from sftsearch.datasets.spec import SPLITS

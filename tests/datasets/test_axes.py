@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sftsearch.datasets import prepare, wearables
-from sftsearch.datasets.catalog import read_source
 from sftsearch.datasets.errors import DatasetError, UserError
+from sftsearch.datasets.reader_catalog import read_source
 from sftsearch.datasets.spec import ModalitySpec
 from sftsearch.datasets.store import open_store
 

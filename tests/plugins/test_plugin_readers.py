@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from sftsearch.datasets.catalog import open_dataset, reader_names
+from sftsearch.datasets.catalog import open_dataset
 from sftsearch.datasets.errors import UserError
+from sftsearch.datasets.reader_catalog import reader_names
 from sftsearch.orchestrator import plugins
 from sftsearch.orchestrator.api.public import prepare_dataset
 from sftsearch.orchestrator.cli.main import main
@@ -22,7 +23,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
 @pytest.fixture(autouse=True)
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFTSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sftsearch.datasets.catalog._plugin_readers", {})
+    monkeypatch.setattr("sftsearch.datasets.reader_catalog._plugin_readers", {})
     plugins.load_installed.cache_clear()
 
 
@@ -56,7 +57,7 @@ def test_the_page_s_reader_prepares_a_dataset_that_needs_no_plugin(
     (command,) = re.findall(r"^sftsearch (data prepare mine --reader .*)$", PAGE, re.MULTILINE)
     done = call(*command.split(), "--option", "licence=mine")
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr("sftsearch.datasets.catalog._plugin_readers", {})
+    monkeypatch.setattr("sftsearch.datasets.reader_catalog._plugin_readers", {})
     store = open_dataset("mine")
     assert store.spec.num_samples == dict.fromkeys(("train", "validation", "test"), 15)
     assert store.spec.licence == "mine"
@@ -85,6 +86,19 @@ def test_a_damaged_file_is_a_bad_sample(reader: Path) -> None:
     assert done.exit_code == 1
     assert "acc of sample 'r7' must be numbers (tokens, 3), but got float64 (1, 2)" in done.output
     assert call(*arguments, "--bad", "drop").exit_code == 0
+
+
+def test_errors_of_a_reader_are_one_line(reader: Path) -> None:
+    (reader.parent / "my_folder" / "r7.txt").write_text("one two three\n")
+    arguments = ("data", "prepare", "mine", "--reader", "my_format", "--plugin", str(reader),
+                 "--from", str(reader.parent / "my_folder"))  # fmt: skip
+    done = call(*arguments)
+    assert done.exit_code == 1
+    assert "Error: Cannot read r7: ValueError: could not convert string 'one'" in done.output
+    (reader.parent / "my_folder" / "list.csv").unlink()
+    done = call(*arguments)
+    assert done.exit_code == 1
+    assert "the reader 'my_format' failed: FileNotFoundError" in done.output
 
 
 def test_names_of_shipped_readers_are_refused(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from sftsearch.datasets.catalog import reader_for
 from sftsearch.datasets.errors import DatasetError, UserError
 from sftsearch.datasets.prepare import prepare
+from sftsearch.datasets.reader_catalog import reader_for
 from sftsearch.datasets.readers.huggingface import open_source
 from sftsearch.datasets.readers.sound import log_mel, read_sound
 from sftsearch.datasets.store import open_store

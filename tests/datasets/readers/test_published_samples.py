@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftsearch.datasets.catalog import read_source
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.prepare import Prepared, prepare
+from sftsearch.datasets.reader_catalog import read_source
 from sftsearch.datasets.readers import audiovisual, huggingface, safe_pickle
 
 ROOT = Path(__file__).resolve().parents[3]
