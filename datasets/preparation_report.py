@@ -138,8 +138,8 @@ def _validation_warnings(spec: DatasetSpec) -> Iterator[str]:
         )
     if count < FEW_VALIDATION_SAMPLES:
         yield (
-            f"validation has {count} samples: configurations that differ by less than "
-            f"{100 / count:.0f} points cannot be told apart."
+            f"validation has {count} samples: differences between configurations of less than "
+            f"{100 / count:.0f} points mean nothing."
         )
 
 

@@ -86,9 +86,8 @@ def open_source(
     faults: dict[int, str] = {}
     shapes = _shapes(path, loaders, parse_pairs(tokens, "tokens"), dtype, faults)
     classes = tuple(name.removeprefix(LABEL) for name in rows if name.startswith(LABEL))
-    used = {"name", "label", "split", column}
-    others = [name for name in rows if name not in used and not name.startswith(LABEL)]
-    if others:
+    used = {"name", "label", "split", column, *(name for name in rows if name.startswith(LABEL))}
+    if others := [name for name in rows if name not in used]:
         notes.append(f"Columns of {table} left out: {', '.join(others)}.")
     return Source(
         task=labels.task,

@@ -38,6 +38,7 @@ from sftsearch.datasets.readers.sound import num_windows
 from sftsearch.datasets.readers.tabular import (
     SPLIT_NAMES,
     SUBJECT_COLUMNS,
+    Labels,
     parse_pairs,
     read_labels,
     read_splits,
@@ -88,13 +89,9 @@ def open_source(
     first = next(iter(splits.values()))
     chosen = _modalities(path, first.schema, modalities, label)
     shapes = _shapes(splits, chosen, dims, tokens, dtype)
-    values = [value for part in splits.values() for value in part.column(label)]
     classes = first.class_names(label)
-    names = [classes[v] for v in values] if classes and _are_indices(values, classes) else None
-    labels = read_labels(path, values, names, task)
-    if subject:
-        look_up(dict.fromkeys(first.schema.names), subject, kind="column of this dataset")
-    column = subject or next((name for name in SUBJECT_COLUMNS if name in first.schema.names), None)
+    labels = _labels(path, splits, label, task, classes)
+    column = _subject_column(first.schema, subject)
     samples: list[Sample] = []
     for split, part in splits.items():
         people = part.column(column) if column else [None] * part.num_rows
@@ -109,19 +106,37 @@ def open_source(
             )
             for row in range(part.num_rows)
         ]
-    samples = _with_all_splits(path, samples, notes)
     information = first.information
     return Source(
         task=labels.task,
         modalities=shapes,
         classes=tuple(classes) if classes and labels.task == "classification" else labels.classes,
-        samples=samples,
+        samples=_with_all_splits(path, samples, notes),
         licence=_text(information.get("license")) or "not stated",
         attribution=_text(information.get("citation")) or "not stated",
         source=_text(information.get("homepage")) or path.name,
         description=f"Read from the Hugging Face dataset {path.name}.",
-        notes=notes + _left_out(first.schema, {label, column, *shapes}),
+        notes=[*notes, *_left_out(first.schema, {label, column, *shapes})],
     )
+
+
+def _labels(
+    path: Path, splits: dict[str, SavedSplit], label: str, task: str, classes: list[str]
+) -> Labels:
+    values = [value for part in splits.values() for value in part.column(label)]
+    names = [classes[v] for v in values] if classes and _are_indices(values, classes) else None
+    return read_labels(path, values, names, task)
+
+
+def _subject_column(schema: pa.Schema, given: str) -> str | None:
+    """Return the column of subjects, if there is one.
+
+    Raises:
+        UserError: there is no column of the given name.
+    """
+    if given:
+        look_up(dict.fromkeys(schema.names), given, kind="column of this dataset")
+    return given or next((name for name in SUBJECT_COLUMNS if name in schema.names), None)
 
 
 def _splits(path: Path, notes: list[str]) -> dict[str, SavedSplit]:

@@ -51,6 +51,7 @@ TRAINING_120 = (
 VALIDATING = TRAINING[4::5]
 PROTOCOLS = ("cross_subject", "cross_view", "cross_setup")
 PEOPLE = ("person_1", "person_2")
+ALONE = "No recording has two people: read without person_2."
 NUM_JOINTS = 25
 MAX_FRAMES, MAX_BODIES, MAX_BYTES = 10_000, 10, 256 << 20
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})\.skeleton")
@@ -86,9 +87,9 @@ def open_source(
             raise unreadable(file, "it must be named SsssCcccPpppRrrrAaaa.skeleton")
         _, _, performer, _, action = numbers = tuple(map(int, found.groups()))
         if not 1 <= action <= classes:
-            if action <= 120:
-                continue  # of the 120-class dataset
-            raise unreadable(file, f"action {action} is unknown")
+            if action > 120:
+                raise unreadable(file, f"action {action} is unknown")
+            continue  # of the 120-class dataset
         files.append(within(path, file.name))
         samples.append(
             Sample(
@@ -103,9 +104,6 @@ def open_source(
     if not samples:
         raise unreadable(path, "it has no .skeleton files")
     people = given or (PEOPLE if any(map(_has_two_people, files)) else PEOPLE[:1])
-    notes = []
-    if people != PEOPLE and not given:
-        notes.append("No recording has two people: read without person_2.")
     shape = ModalitySpec(num_tokens=tokens, num_features=3 * NUM_JOINTS, variable_length=True)
     return Source(
         task="classification",
@@ -117,7 +115,7 @@ def open_source(
         "Analysis. CVPR 2016.",
         source="https://rose1.ntu.edu.sg/dataset/actionRecognition/",
         description="Actions of one or two people, as skeletons of 25 joints.",
-        notes=notes,
+        notes=[] if given or people == PEOPLE else [ALONE],
     )
 
 

@@ -83,9 +83,8 @@ def open_source(
     labels = _labels(table, rows, label, task)
     people = _subjects(file, rows, subject, table)
     identifiers = _identifiers(table, rows)
-    if split and split not in rows:
-        raise _no_column(file, split, "split", table)
-    splits = read_splits(file, rows.get(split or "split"), people, labels.values, identifiers)
+    given = _column(table, rows, split, "split") if split else rows.get("split")
+    splits = read_splits(file, given, people, labels.values, identifiers)
     samples = [
         Sample(
             name=identifiers[i],
@@ -97,17 +96,12 @@ def open_source(
         )
         for i in range(table.num_rows)
     ]
+    used = {label, split or "split", subject, *shapes, *sizes}
     return Source(
-        task=labels.task,
-        modalities=shapes,
-        classes=labels.classes,
-        samples=samples,
-        licence=licence,
-        attribution=attribution,
-        source=file.name,
-        description=f"Read from the Parquet file {file.name}.",
-        notes=_left_out(table, {label, split or "split", subject, *shapes, *sizes}),
-    )
+        task=labels.task, modalities=shapes, classes=labels.classes, samples=samples,
+        licence=licence, attribution=attribution, source=file.name,
+        description=f"Read from the Parquet file {file.name}.", notes=_left_out(table, used),
+    )  # fmt: skip
 
 
 def _left_out(table: _Table, used: set[str]) -> list[str]:
@@ -118,8 +112,7 @@ def _left_out(table: _Table, used: set[str]) -> list[str]:
     if not others:
         return []
     text = ", ".join(f"{field.name} ({field.type})" for field in others[:20])
-    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
-    return [f"Columns left out, because a modality must be lists of numbers: {text}{more}."]
+    return [f"Columns left out, because a modality must be lists of numbers: {text}."]
 
 
 def _find_file(path: Path) -> Path:
@@ -256,6 +249,17 @@ def _modalities(table: _Table, given: str, label: str) -> list[str]:
     return chosen
 
 
+def _column(table: _Table, rows: dict[str, list[Any]], name: str, what: str) -> list[Any]:
+    """Return a column that the user named.
+
+    Raises:
+        DatasetError: there is no such column.
+    """
+    if name not in rows:
+        raise _no_column(table.path, name, what, table)
+    return rows[name]
+
+
 def _no_column(file: Path, name: str, what: str, table: _Table) -> DatasetError:
     known = ", ".join(table.schema.names[:30])
     return unreadable(file, f"it has no column '{name}' for a {what}; it has {known}")
@@ -339,8 +343,8 @@ def _identifiers(table: _Table, rows: dict[str, list[Any]]) -> list[str]:
 def _subjects(
     file: Path, rows: dict[str, list[Any]], given: str, table: _Table
 ) -> list[str | None]:
-    if given and given not in rows:
-        raise _no_column(file, given, "subject", table)
+    if given:
+        _column(table, rows, given, "subject")
     column = given or next((name for name in SUBJECT_COLUMNS if name in rows), None)
     if column is None:
         return [None] * table.num_rows

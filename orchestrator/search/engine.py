@@ -95,8 +95,8 @@ class Search:
         for entry in journal.entries(through=journal.last_id) if entries is None else entries:
             self.known.apply(entry)
         self.state.take_over()
-        known, commit = self.known, self._commit
-        self._planner = Planner(study.search, known, admission, commit, max_concurrent_trials)
+        given = self._plan, self.known, admission, self._commit, max_concurrent_trials
+        self._planner = Planner(*given)
 
     def listen(self, listener: Callable[[Entry], None]) -> None:
         """Call `listener` with every event from now on, after it was applied to the state."""
@@ -306,7 +306,7 @@ class Search:
 
     def conclude(self) -> None:
         """Journal the study's conclusions, if a configuration has a value; then nothing may run."""
-        # A fit for conclusions only, of a study that may be resumed, must not change its decisions.
+        # A fit for conclusions must not change the decisions of a resumed study.
         self._journals_fits = self.exhausted or not self._plan.deterministic
         self.known.release()
         if self.known.past.has_values:

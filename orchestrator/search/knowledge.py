@@ -194,23 +194,22 @@ class Knowledge:
     @_apply.register
     def _baselines(self, event: BaselinesFitted) -> None:
         objective, costs = self.objectives[0], self.past.costs
-        by_name: dict[str, list[Numbers]] = defaultdict(list)
-        for one in event.results:
-            if objective in one.values:
-                by_name[one.name].append(one.values)
-        values = {
-            name: self.past.sign * fmean(fold[objective] for fold in folds)
-            for name, folds in by_name.items()
-        }
-        if self._must_beat_baseline and values:
-            self.surrogate.require(self.past.sign * max(values.values()))
-        paid = {
-            name: tuple(fmean(fold.get(cost, 0.0) for fold in folds) for cost in costs)
-            for name, folds in by_name.items()
-        }
-        # A cost of 0, as of the majority class, has no place on a logarithmic scale.
+        found = [one for one in event.results if objective in one.values]
+        by_name: dict[str, list[float]] = defaultdict(list)
+        for one in found:
+            by_name[one.name].append(self.past.sign * one.values[objective])
+        if self._must_beat_baseline and by_name:
+            self.surrogate.require(self.past.sign * max(map(fmean, by_name.values())))
+        # First replicates are on the first fold. A cost of 0, as of the majority class, has no
+        # place on a logarithmic scale.
+        first = [one for one in found if not one.fold]
+        paid = [tuple(one.values.get(cost, 0.0) for cost in costs) for one in first]
         self.surrogate.surpass(
-            [Alternative(values[name], paid[name]) for name in values if min(paid[name]) > 0]
+            [
+                Alternative(self.past.sign * one.values[objective], cost)
+                for one, cost in zip(first, paid, strict=True)
+                if min(cost) > 0
+            ]
         )
 
     @_apply.register

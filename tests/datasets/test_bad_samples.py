@@ -126,18 +126,18 @@ def test_a_wrong_option_is_reported_before_everything_is_read(tmp_path: Path) ->
     assert len(read) == HOPELESS
 
 
-def test_what_was_read_is_kept_when_bad_samples_are_mended(tmp_path: Path) -> None:
+def test_what_was_read_is_kept_when_bad_samples_are_repaired(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="2 of 60 samples"):
         prepare("mine", source(n5=damaged, n30=nonfinite), tmp_path / "mine")
     read: list[int] = []
-    mended = source()
+    repaired = source()
     samples = [
         replace(one, read=lambda i=i: read.append(i) or values(i))  # type: ignore[func-returns-value]
-        for i, one in enumerate(mended.samples)
+        for i, one in enumerate(repaired.samples)
     ]
-    again = prepare("mine", replace(mended, samples=samples), tmp_path / "mine")
+    again = prepare("mine", replace(repaired, samples=samples), tmp_path / "mine")
     assert read == [5, 30]
-    fresh = prepare("mine", mended, tmp_path / "other" / "mine")
+    fresh = prepare("mine", repaired, tmp_path / "other" / "mine")
     assert open_store(again.path).checksums == open_store(fresh.path).checksums
 
 

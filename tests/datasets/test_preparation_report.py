@@ -121,8 +121,8 @@ def test_one_validation_subject_is_said(tmp_path: Path) -> None:
 def test_few_validation_samples_are_said_with_their_resolution(tmp_path: Path) -> None:
     mine = source(60, people=False)
     assert warnings(tmp_path, mine) == (
-        "validation has 20 samples: configurations that differ by less than 5 points cannot be "
-        "told apart.",
+        "validation has 20 samples: differences between configurations of less than 5 points mean "
+        "nothing.",
     )
 
 

@@ -134,3 +134,19 @@ def test_every_second_proposal_seeks_to_beat_a_baseline_that_nothing_beats() -> 
         numbers.append([dim for dim in proposed(search) if dim > 250])
     assert len(numbers[1]) > len(numbers[0])
     assert len(numbers[1]) >= 3
+
+
+@pytest.mark.medium
+def test_with_folds_a_baseline_counts_by_its_first_fold() -> None:
+    """First replicates are on the first fold, so a mean over folds would be of other people."""
+    _, search = memory("trials: 8").open()
+    results = [
+        BaselineResult(
+            name="linear", description="", modalities=(), parameters={}, seed=0, fold=fold,
+            values={"top1": top1, "gflops": 1e-3}, groups={},
+        )
+        for fold, top1 in enumerate((0.9, 0.6, 0.5))
+    ]  # fmt: skip
+    search.record(BaselinesFitted(results=results, num_fitted=3))
+    (one,) = search.known.past.alternatives
+    assert one.value == 0.9

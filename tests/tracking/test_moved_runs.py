@@ -52,11 +52,11 @@ def test_a_copy_leaves_the_original_and_its_own_locations_alone(tmp_path: Path) 
     assert text_of(tmp_path / "copy", run_id, tmp_path / "read") == "hello"
 
 
-def test_artifacts_elsewhere_are_left_alone(tmp_path: Path) -> None:
+def test_artifacts_of_other_folders_are_left_alone(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    store_with_artifact(runs, tmp_path / "elsewhere")
+    store_with_artifact(runs, tmp_path / "other")
     (runs / "mlartifacts").mkdir()
-    shutil.rmtree(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "other")
     assert follow_moved_runs(runs / "mlflow.db") == 0
 
 
