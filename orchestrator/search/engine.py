@@ -126,8 +126,7 @@ class Search:
     def finish_what_was_begun(self) -> None:
         """Make the decisions that were due when the last driver died; add listeners before."""
         for trial in [t for t in self.state.waiting if t.epochs]:
-            epoch = max(trial.epochs)
-            if epoch > trial.judged:
+            if (epoch := max(trial.epochs)) > trial.judged:
                 self._judge(trial, epoch)
         self._planner.finish_what_was_begun()
 
@@ -196,8 +195,7 @@ class Search:
                 names = ", ".join(sorted(differs))
                 self.on_failure(key, f"epoch {epoch} gave other values when repeated ({names})")
             return not differs
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             self.on_failure(key, f"`{bad[0]}` is not finite in epoch {epoch}")
             return False
         self._commit(EpochEnded(key, epoch, dict(metrics), is_last))
