@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -214,3 +218,56 @@ def test_study_without_baselines_fits_none(tmp_path: Path) -> None:
     result = run_study(file, runs=tmp_path / "runs", formats=("json", "png", "html"))
     assert result.record.baselines == ()
     assert json.loads(result.report[0].read_text())["baselines"] is None
+
+
+WAITING = """
+study: {{name: {name}}}
+dataset: {{kind: {name}, root: "{root}"}}
+search: {{sampler: {{kind: ehvi, startup_configurations: 3}}, trials: 6, deterministic: true}}
+training: {{epochs: 1, batch_size: 64}}
+space:
+  - kind: late_fusion
+    modalities: [a, b]
+    patch: 4
+    num_heads: 2
+    dim: {{kind: choice, values: [4, 8, 12, 16, 20, 24, 28, 32]}}
+    num_layers: 1
+"""
+
+
+def test_a_deterministic_study_continues_when_its_baselines_are_fitted(tmp_path: Path) -> None:
+    """No trial runs meanwhile: the startup configurations take less time than the baselines."""
+    shown_classes.write(tmp_path / "stores", "waiting")
+    file = tmp_path / "waiting.yaml"
+    file.write_text(WAITING.format(name="waiting", root=tmp_path / "stores"))
+    result = run_study(file, runs=tmp_path / "runs", formats=())
+    assert result.complete
+    kinds = [event.kind for event in read_events(tmp_path / "runs" / "waiting")]
+    assert kinds.count("started") == 6
+    fitted = kinds.index("baselines")
+    assert kinds[:fitted].count("started") == 3
+
+
+def test_ctrl_c_ends_a_study_that_waits_for_its_baselines(tmp_path: Path) -> None:
+    shown_classes.write(tmp_path / "stores", "stopped")
+    file = tmp_path / "stopped.yaml"
+    file.write_text(WAITING.format(name="stopped", root=tmp_path / "stores"))
+    waited = []
+
+    class Interrupting(StudyCallback):
+        def on_event(self, entry: Entry) -> None:
+            """Interrupt the study two seconds after its last startup configuration."""
+            waited.append(entry.event.kind)
+            if waited.count("finished") == 3 and "ended" not in waited:
+                threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(baselines, "fit_as_text", _never)
+        result = run_study(file, runs=tmp_path / "runs", callback=Interrupting(), formats=())
+    assert not result.complete
+    assert waited.count("started") == 3
+
+
+def _never(spec: object) -> str:
+    time.sleep(600)
+    return ""

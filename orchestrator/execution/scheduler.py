@@ -97,6 +97,14 @@ class StudyScheduler(FIFOScheduler):
                 self._poll()
         return super().choose_trial_to_run(tune_controller)
 
+    def on_idle(self) -> None:
+        """Poll and handle interrupts while no trial runs and none can be added yet."""
+        if self._interruption.count > self._count:
+            self._count = self._interruption.count
+            self._outcome.close()
+            self._notice("Stopping now.")
+        self._poll()
+
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """End the run if a trial's process could not start, as no other would either.
 

@@ -40,6 +40,10 @@ class StudySearcher(Searcher):
         self._outcome = outcome
         self._specs: dict[str, TrialSpec] = {}
         """Specs of the running trials, by Tune's trial id."""
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called while no trial runs any more: Tune then asks for a trial once a second, and does
+        nothing else."""
+        self._has_suggested = False
 
     def __getstate__(self) -> dict[str, object]:
         """Return no state: Tune pickles its searcher, but we never restore Tune."""
@@ -52,6 +56,8 @@ class StudySearcher(Searcher):
 
     def _suggest(self, trial_id: str) -> dict[str, str] | None:
         finished = cast("dict[str, str]", Searcher.FINISHED)  # a string constant of Tune
+        if self._has_suggested and not self._search.num_running:
+            self.on_idle()
         if not self._outcome.adds_trials:
             return finished
         if self._search.num_running >= self._capacity.max_concurrent_trials():
@@ -59,6 +65,7 @@ class StudySearcher(Searcher):
         suggestion = self._search.propose()
         if suggestion is None:
             return finished if self._search.exhausted else None
+        self._has_suggested = True
         spec = self._specs[trial_id] = self._make_spec(suggestion)
         return {SPEC: spec.to_json()}
 

@@ -83,6 +83,7 @@ def run(
             poll=poll,
             max_trial_hours=resources.max_trial_hours,
         )
+        searcher.on_idle = scheduler.on_idle
         tuner = _tuner(searcher, scheduler, worker, scratch)
         try:
             tuner.fit()
