@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     """(T, F) by modality, of the storage type; no tokens: the modality is missing."""
 
 
+MAX_MAPPED = 2
+"""Parts that are mapped at a time, which bounds the memory; samples are read in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadSample:
     """A sample that was read, and where its values are."""
@@ -150,6 +154,8 @@ class ReadSamples:
     def values(self, read: ReadSample) -> dict[str, npt.NDArray[Any]]:
         """Return the values of a sample in a written part, (T, F) by modality, without copying."""
         if read.part not in self._columns:
+            if len(self._columns) == MAX_MAPPED:
+                del self._columns[next(iter(self._columns))]
             self._columns[read.part] = self._map(read.part)
         found = {}
         for name, (flat, ends) in self._columns[read.part].items():

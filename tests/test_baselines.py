@@ -258,7 +258,7 @@ def test_ctrl_c_ends_a_study_that_waits_for_its_baselines(tmp_path: Path) -> Non
         def on_event(self, entry: Entry) -> None:
             """Interrupt the study two seconds after its last startup configuration."""
             waited.append(entry.event.kind)
-            if waited.count("finished") == 3 and "ended" not in waited:
+            if waited.count("finished") == 3 and waited[-1] == "finished":
                 threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.MonkeyPatch.context() as patched:

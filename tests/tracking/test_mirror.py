@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sftsearch.datasets.errors import UserError
 from sftsearch.orchestrator.analysis.analyse import Analysis
 from sftsearch.orchestrator.report.json_report import to_json
 from sftsearch.orchestrator.storage import study_record
@@ -344,14 +345,14 @@ def test_mirror_does_not_recreate_a_deleted_run(tmp_path: Path) -> None:
     ("uri", "message"),
     [
         ("sqlite:////proc/nowhere/mlflow.db", "MLflow does not answer at"),
-        ("nonsense://x", "MLflow does not answer at"),
+        ("nonsense://x", "unknown scheme 'nonsense'"),
         ("http://127.0.0.1:9", "MLflow does not answer at"),
     ],
 )
 def test_read_study_reports_an_unreachable_store_in_one_line(
     tmp_path: Path, uri: str, message: str
 ) -> None:
-    with pytest.raises(TrackingError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_study(uri, "mirrored", tmp_path)
     assert "\n" not in str(caught.value)
 

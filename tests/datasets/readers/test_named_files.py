@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import unicodedata
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from sftsearch.datasets.errors import DatasetError
 from sftsearch.datasets.readers.named_files import NamedFiles
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def write(folder: Path, *names: str) -> None:
@@ -93,15 +91,15 @@ except Exception as error:
 
 
 @pytest.mark.medium
-def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    write(tmp_path, "deep/a.npy")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    (tmp_path / "audio" / "deep").chmod(0)
-    command = [sys.executable, "-P", "-c", READ_AS_NOBODY, str(tmp_path)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    finally:
-        (tmp_path / "audio" / "deep").chmod(0o755)
+def test_a_folder_that_cannot_be_read_is_named() -> None:
+    """In a folder that other users can enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        write(Path(folder), "deep/a.npy")
+        (Path(folder) / "audio").chmod(0o755)
+        (Path(folder) / "audio" / "deep").chmod(0)
+        command = [sys.executable, "-P", "-c", READ_AS_NOBODY, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (Path(folder) / "audio" / "deep").chmod(0o755)
     assert done.stdout.startswith("DatasetError Cannot read ")
     assert done.stdout.endswith("audio/deep: Permission denied.\n")
