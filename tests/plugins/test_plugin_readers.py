@@ -46,6 +46,13 @@ def reader(tmp_path: Path) -> Path:
     return file
 
 
+def preparing(reader: Path) -> tuple[str, ...]:
+    """Return the command that prepares the folder beside a reader's file."""
+    folder = str(reader.parent / "my_folder")
+    return ("data", "prepare", "mine", "--reader", "my_format", "--plugin", str(reader),
+            "--from", folder)  # fmt: skip
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, [*arguments])
 
@@ -80,8 +87,7 @@ def test_python_takes_the_same_file(reader: Path) -> None:
 
 def test_a_damaged_file_is_a_bad_sample(reader: Path) -> None:
     (reader.parent / "my_folder" / "r7.txt").write_text("1 2\n")
-    arguments = ("data", "prepare", "mine", "--reader", "my_format", "--plugin", str(reader),
-                 "--from", str(reader.parent / "my_folder"))  # fmt: skip
+    arguments = preparing(reader)
     done = call(*arguments)
     assert done.exit_code == 1
     assert "acc of sample 'r7' must be numbers (tokens, 3), but got float64 (1, 2)" in done.output
@@ -90,8 +96,7 @@ def test_a_damaged_file_is_a_bad_sample(reader: Path) -> None:
 
 def test_errors_of_a_reader_are_one_line(reader: Path) -> None:
     (reader.parent / "my_folder" / "r7.txt").write_text("one two three\n")
-    arguments = ("data", "prepare", "mine", "--reader", "my_format", "--plugin", str(reader),
-                 "--from", str(reader.parent / "my_folder"))  # fmt: skip
+    arguments = preparing(reader)
     done = call(*arguments)
     assert done.exit_code == 1
     assert "Error: Cannot read r7: ValueError: could not convert string 'one'" in done.output
