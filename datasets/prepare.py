@@ -111,14 +111,13 @@ def prepare(
     with _disk_errors(path.parent), _exclusive(building, name):
         identity = _identity(draft, options)
         cache = ReadSamples(building, draft.modalities, identity, BATCH_BYTES)
-        reading = _Reading(draft, cache, nan, revision)
-        reading.run(samples, progress, stop_early=bad == "fail")
+        reading = _Reading(draft, cache, nan, bad, revision)
+        reading.run(samples, progress)
         notes = [*source.notes]
         if num_equal:
             notes.append(f"Listed more than once with equal entries: {num_equal}, kept once.")
         draft = reading.without_absent(draft, notes)
-        refused = [one for one in reading.bad if (nan if one.is_nonfinite else bad) == "fail"]
-        if refused:
+        if refused := reading.refused():
             raise refusal(refused, reading.num_done, building)
         store = StoreAssembly(draft, cache, BATCH_BYTES)
         store.write(building / "store", reading.usable, writing)
@@ -175,15 +174,23 @@ def _exclusive(folder: Path, name: str) -> Iterator[None]:
 class _Reading:
     """Reads the samples that are not in the parts yet, and sorts out the bad ones."""
 
-    def __init__(self, draft: DatasetSpec, cache: ReadSamples, nan: OnNaN, revision: str) -> None:
-        self._modalities, self._cache, self._nan = draft.modalities, cache, nan
-        self._revision = revision
+    def __init__(
+        self, draft: DatasetSpec, cache: ReadSamples, nan: OnNaN, bad: OnBad, revision: str
+    ) -> None:
+        self._modalities, self._cache = draft.modalities, cache
+        self._nan, self._on_bad, self._revision = nan, bad, revision
         self.usable: list[tuple[Sample, ReadSample]] = []
         self.bad: list[BadSample] = []
         self.num_done = 0
 
-    def run(self, samples: Sequence[Sample], progress: Progress, *, stop_early: bool) -> None:
-        """Read all samples, or the first `HOPELESS` if they are all bad and `stop_early`."""
+    def refused(self) -> list[BadSample]:
+        """Return the bad samples that are not to be dropped."""
+        return [
+            one for one in self.bad if (self._nan if one.is_nonfinite else self._on_bad) == "fail"
+        ]
+
+    def run(self, samples: Sequence[Sample], progress: Progress) -> None:
+        """Read all samples, or the first `HOPELESS` if all of them are refused."""
         progress(0, len(samples))
         for sample in samples:
             found = self._find(sample)
@@ -193,7 +200,7 @@ class _Reading:
                 self.usable.append((sample, found))
             self.num_done += 1
             progress(self.num_done, len(samples))
-            if stop_early and not self.usable and len(self.bad) == HOPELESS:
+            if self.num_done == HOPELESS and len(self.refused()) == HOPELESS:
                 break
         self._cache.flush()
 

@@ -126,6 +126,13 @@ def test_a_wrong_option_is_reported_before_everything_is_read(tmp_path: Path) ->
     assert len(read) == HOPELESS
 
 
+def test_samples_to_be_dropped_do_not_end_the_reading(tmp_path: Path) -> None:
+    """Even if the first ones are all dropped."""
+    mine = source(3 * HOPELESS, **{f"n{number}": nonfinite for number in range(HOPELESS + 20)})
+    done = prepare("mine", mine, tmp_path / "mine", nan="drop")
+    assert (done.num_samples, done.num_dropped) == (2 * HOPELESS - 20, HOPELESS + 20)
+
+
 def test_what_was_read_is_kept_when_bad_samples_are_repaired(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="2 of 60 samples"):
         prepare("mine", source(n5=damaged, n30=nonfinite), tmp_path / "mine")
