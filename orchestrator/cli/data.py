@@ -35,9 +35,10 @@ def data_list(readers: bool, as_json: bool) -> None:
     """List the datasets, built in or prepared on this machine."""
     from sftsearch.datasets.catalog import known_names
     from sftsearch.datasets.reader_catalog import reader, reader_names
-    from sftsearch.orchestrator.plugins import load_installed
 
     if readers:
+        from sftsearch.orchestrator.plugins import load_installed
+
         load_installed()
         rows = [_reader_row(name, reader(name)) for name in reader_names()]
     else:
@@ -360,9 +361,7 @@ def _print_report(store: Store) -> None:
     if report is None:
         return
     click.echo("")
-    rows = [
-        {name.replace("_", " "): x for name, x in asdict(one).items()} for one in report.coverage
-    ]
+    rows = [asdict(one) for one in report.coverage]
     print_rows(rows, tuple(rows[0]))
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
