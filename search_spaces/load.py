@@ -70,7 +70,7 @@ def find_study_file(name: str) -> Path:
         NoStudyFileError: neither exists.
     """
     path = Path(name)
-    if _is(path, Path.is_file):
+    if _is(path, Path.exists) and not path.is_dir():  # also a pipe, as /dev/stdin
         return path
     shipped = Path(str(resources.files("sftsearch.search_spaces")))
     known = sorted(file.stem for file in shipped.glob("*.yaml"))

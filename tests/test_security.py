@@ -17,6 +17,8 @@ from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -50,6 +52,8 @@ training: {epochs: 1, batch_size: 256}
 space: [{kind: sft, num_heads: 1, fused_layers: 1, dim: {kind: int, low: 4, high: 5}}]
 """
 SECRET = "hunter2-of-tests"
+PROGRAM = (sys.executable, "-P", "-c", "from sftsearch.orchestrator.cli.main import main; main()")
+"""The program as its installed script starts it: without the current folder on the path."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     runs = tmp_path_factory.mktemp("secure")
     (runs / "secure.yaml").write_text(STUDY)
     return run_study(runs / "secure.yaml", runs=runs)
+
+
+def add_hostile_modules(folder: Path) -> Path:
+    """Write modules that Python programs import; the returned file exists once one was."""
+    mark = folder / "executed"
+    for name in ("json", "statistics", "tempfile", "sftsearch", "numpy", "h5py", "mlflow", "flask"):
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise OSError\n")
+    return mark
 
 
 def copy_of(finished: StudyResult, folder: Path) -> Path:
@@ -110,15 +122,12 @@ def other_address() -> str:
 def ui(finished: StudyResult, request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """Serve the UI with the options of the parameter; yield its host and port."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-c",
-        "from sftsearch.orchestrator.cli.main import main; main()",
-        "ui",
-    ]
-    command += ["--runs", str(finished.folder.parent), "--port", str(port), *request.param]
+    hostile = finished.folder.parent / "hostile"
+    hostile.mkdir(exist_ok=True)
+    add_hostile_modules(hostile)
     process = subprocess.Popen(
-        command,
+        [*PROGRAM, "ui", "--runs", "..", "--port", str(port), *request.param],
+        cwd=hostile,
         env=os.environ | {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -196,14 +205,42 @@ def test_workers_import_nothing_from_the_current_folder(
 ) -> None:
     """Modules of the standard library that Ray's workers and trials import, beside the study."""
     (tmp_path / "study.yaml").write_text(STUDY)
-    mark = tmp_path / "executed"
-    for name in ("json", "statistics", "tempfile", "sftsearch", "numpy"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise OSError\n")
+    mark = add_hostile_modules(tmp_path)
     monkeypatch.chdir(tmp_path)
     result = run_study("study.yaml", runs="runs")
     assert [trial.status for trial in result.record.trials] == ["finished"] * 2
     assert not mark.exists()
     assert (tmp_path / "runs" / "secure" / "journal.sqlite").is_file()
+
+
+@pytest.mark.medium
+@pytest.mark.timeout(180)
+def test_preparation_imports_nothing_from_the_folder_of_the_data(tmp_path: Path) -> None:
+    """HDF5 is read by a child process, which must not import the folder's `h5py.py` either."""
+    with h5py.File(tmp_path / "multimodal_imdb.hdf5", "w") as file:
+        file["features"] = np.ones((18, 300), np.float32)
+        file["vgg_features"] = np.ones((18, 4096), np.float32)
+        file["genres"] = np.arange(18 * 23).reshape(18, 23) % 3 % 2
+    mark = add_hostile_modules(tmp_path)
+    done = subprocess.run(
+        [*PROGRAM, "data", "prepare", "mmimdb", "--from", ".", "--option", "splits=9,4,5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()
+
+
+@pytest.mark.service
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("ui", [[]], indirect=True)
+def test_ui_imports_nothing_from_the_current_folder(
+    ui: tuple[str, int], finished: StudyResult
+) -> None:
+    assert status_of(f"http://127.0.0.1:{ui[1]}/health") == 200
+    assert not (finished.folder.parent / "hostile" / "executed").exists()
 
 
 # ------------------------------------------------------------------ untrusted files

@@ -28,14 +28,17 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
     """Validate the study FILE; report all errors with their lines.
 
     FILE is a YAML file, or the name of a shipped study. Nothing is trained or written. The exit
-    code is 2 if there is an error.
+    code is 2 if there is an error. If this machine has too few CPUs or GPUs, that is said, too:
+    the study may be for a cluster.
     """
+    from sftsearch.orchestrator.machine import describe_lack
     from sftsearch.orchestrator.study_file import check_study
 
     with spinner("checking the study file"):
         source, _, admission = check_study(file, dataset=dataset, root=root)
     study = source.study
     size = len(admission.table) if admission.table is not None else None
+    lack = describe_lack(study.resources)
     facts = {
         "study": study.study.name,
         "dataset": study.dataset.kind,
@@ -45,6 +48,7 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
         "admissible": size,
         "refused": admission.num_refused,
         "adapted": list(source.adapted),
+        "lacking": lack,
     }
     if as_json:
         echo_json(facts)
@@ -60,6 +64,8 @@ def check(file: str, dataset: str | None, root: str | None, as_json: bool) -> No
         f"({study.search.replicates}) over {space}"
         f"{' (' + refused + ')' if refused else ''} on {study.dataset.kind}."
     )
+    if lack:
+        click.echo(lack, err=True)
 
 
 @click.command()

@@ -18,6 +18,7 @@ import ray
 
 from sftsearch.orchestrator.execution import head_watch
 from sftsearch.orchestrator.execution.placement import ResourceError
+from sftsearch.orchestrator.machine import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +103,7 @@ def _start_local() -> None:
         with _away_from_current_folder():
             ray.init(
                 address="local",
-                num_cpus=_usable_cpus(),
+                num_cpus=usable_cpus(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -110,15 +111,6 @@ def _start_local() -> None:
             )
     finally:
         _tighten_token()
-
-
-def _usable_cpus() -> int | None:
-    """Return the CPUs of this process if they are not all (taskset, SLURM), else None.
-
-    Ray itself accounts for the limits of a container.
-    """
-    usable = len(os.sched_getaffinity(0))
-    return usable if usable < (os.cpu_count() or 1) else None
 
 
 def _name_user() -> None:

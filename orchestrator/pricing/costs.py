@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sftsearch.orchestrator.machine import usable_cpus
 from sftsearch.orchestrator.metrics import metric
 from sftsearch.orchestrator.pricing import paper_memory, paper_tables, paper_times
 from sftsearch.orchestrator.seeds import derive_seed
@@ -121,10 +122,7 @@ def fit_line(x: list[float], y: list[float]) -> tuple[float, float]:
 
 
 def _max_concurrent_trials(resources: Resources) -> int:
-    import os
-
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fits = max(1, int(cpus / resources.cpus))
+    fits = max(1, int(usable_cpus() / resources.cpus))
     limit = resources.concurrent_trials
     return fits if limit == "auto" else min(limit, fits)
 

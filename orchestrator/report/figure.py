@@ -99,6 +99,20 @@ def draw_front(axes: Axes, front: Front) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if models:
         axes.legend(frameon=False, loc="lower right")
+        axes.set_ylim(*_shown_values(front))
+
+
+def _shown_values(front: Front) -> tuple[float, float]:
+    """Return the ends of the axis: long error bars off the front are cut."""
+    values = [c.values[front.y] for c in front.finished]
+    if front.baselines is not None:
+        values += [c.values[front.y] for c in front.baselines.at_a_cost(front.x)]
+        values += [value for _, value in split_lines(front)[0]]
+    for c in front.points:
+        below, above = _bar(c, front.y)
+        values += [c.values[front.y] - below, c.values[front.y] + above]
+    margin = 0.05 * (max(values) - min(values)) or 0.01
+    return min(values) - margin, max(values) + margin
 
 
 def _draw_baselines(axes: Axes, front: Front, baselines: Baselines) -> None:

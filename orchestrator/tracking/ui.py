@@ -66,6 +66,8 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
     # every user of the machine could read in the command line.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri
+    # The server and its processes would import a `json.py` from the current folder.
+    environment["PYTHONSAFEPATH"] = "1"
     if login:
         command += ["--app-name", "basic-auth"]
         environment |= _login(runs)

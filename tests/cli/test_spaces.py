@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,9 +38,40 @@ def test_check_describes_the_study_and_writes_nothing(
     assert json.loads(call("check", study_file, "--json").output) == {
         "study": "small", "dataset": "wearables", "trials": 2, "points": 2,
         "replicates": {"min": 1, "max": 1, "fresh": 0},
-        "admissible": 2, "refused": {}, "adapted": [],
+        "admissible": 2, "refused": {}, "adapted": [], "lacking": "",
     }  # fmt: skip
     assert list(tmp_path.iterdir()) == [study_file]
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ("{cpus: 1000}", "a trial requests 1000 CPUs and 0 GPUs."),
+        ("{gpus: 64}", "a trial requests 1 CPUs and 64 GPUs."),
+        ("{cpus: 300, workers: 3}", "a trial requests 900 CPUs and 0 GPUs."),
+        ("{overrides: [{metric: gmacs, above: 1, cpus: 888}]}", "requests 888 CPUs and 0 GPUs."),
+    ],
+)
+def test_check_says_what_this_machine_lacks(
+    study_file: Path, requested: str, expected: str
+) -> None:
+    study_file.write_text(f"{study_file.read_text()}\nresources: {requested}\n")
+    result = call("check", study_file)
+    assert (result.exit_code, "is valid" in result.stdout) == (0, True), result.output
+    assert expected in result.stderr
+    assert "run the study in a cluster with --address." in result.stderr
+    assert expected in json.loads(call("check", study_file, "--json").stdout)["lacking"]
+
+
+def test_check_reads_a_study_from_a_pipe(study_file: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        written = threads.submit(pipe.write_text, study_file.read_text())
+        result = call("check", pipe)
+        written.result()
+    assert result.exit_code == 0, result.output
+    assert "study 'small' is valid" in result.output
 
 
 @pytest.mark.medium
