@@ -47,16 +47,14 @@ def save_mlflow(folder: Path, export: Path, model: DeployedModel, example: Array
         model: the trained model.
         example: some samples, as inputs by name.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about type hints, which cannot name several arrays
-        mlflow.pyfunc.save_model(
-            path=str(folder),
-            python_model=str(SCRIPT),
-            artifacts={"model": str(export)},
-            signature=signature_of(model),
-            input_example=example,
-            pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnxruntime")],
-        )
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(SCRIPT),
+        artifacts={"model": str(export)},
+        signature=signature_of(model),
+        input_example=example,
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnxruntime")],
+    )
 
 
 def signature_of(model: DeployedModel) -> ModelSignature:

@@ -14,6 +14,7 @@ class ExportedModel(PythonModel):
     """The graphs of an export, run by its `predict.py`."""
 
     script: ModuleType
+    _skip_type_hint_validation = True  # MLflow's type hints cannot name several arrays
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files of the export and open its graphs."""
@@ -26,13 +27,13 @@ class ExportedModel(PythonModel):
         self.model = self.script.read_model(folder)
         self.run = self.script.open_graphs(folder)
 
-    def predict(
+    def predict(  # type: ignore[no-untyped-def]
         self,
         context: PythonModelContext,
-        model_input: dict[str, npt.NDArray[np.float32]],
+        model_input,  # noqa: ANN001
         params: dict[str, object] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the scores of samples, (B, C)."""
+        """Return the scores of samples, (B, C); `model_input` has arrays by name."""
         scores: npt.NDArray[np.float32] = self.script.predict(self.model, self.run, model_input)
         return scores
 
