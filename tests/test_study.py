@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -422,6 +423,18 @@ def test_study_continues_after_failed_trials(tmp_path: Path) -> None:
         (16, 1): {"finished"},
     }
     assert read_study(result.tracking_uri, "small", tmp_path) == result.record
+
+
+def test_run_reads_a_study_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        written = threads.submit(
+            pipe.write_text, STUDY.format(trials=2, dims="[8, 16]", concurrent="auto")
+        )
+        result = run_study(pipe, runs=tmp_path)
+        written.result()
+    assert {trial.status for trial in result.record.trials} == {"finished"}
 
 
 def test_run_study_refuses_more_resources_than_the_machine_has(tmp_path: Path) -> None:

@@ -55,13 +55,16 @@ def status(study: str, runs: Path, as_json: bool) -> None:
     """Show the progress and the failures of STUDY.
 
     Shows the number of trials by state, the reasons of failures and refusals, the audited share of
-    wrong stops, and how many events MLflow lacks.
+    wrong stops, how many events MLflow lacks, and the plug-ins that the study needs.
     """
+    from sftsearch.orchestrator.plugins import FACT
     from sftsearch.orchestrator.studies import find_study, read_record, read_state
 
     folder = find_study(study, runs)
     record, state = read_record(folder), read_state(folder)
+    plugins = {name: text for name, text in record.facts.items() if name.startswith(FACT)}
     facts = {"study": record.name, "folder": str(folder), **asdict(state), **console.counts(record)}
+    facts["plugins"] = {name.removeprefix(FACT): text for name, text in plugins.items()}
     if as_json:
         echo_json(facts)
         return
@@ -71,6 +74,8 @@ def status(study: str, runs: Path, as_json: bool) -> None:
         f"{facts['failed']} failed, {facts['running']} unfinished"
         + ("." if state.unmirrored is None else f"; MLflow lacks {state.unmirrored} events.")
     )
+    for name, text in plugins.items():
+        click.echo(f"{name}: {text}")
     for line in console.describe_conclusion(record):
         click.echo(line)
     for reason, number in record.refused.items():

@@ -30,7 +30,7 @@ class ExportedModel(PythonModel):
     def predict(  # type: ignore[no-untyped-def]
         self,
         context: PythonModelContext,
-        model_input,  # noqa: ANN001
+        model_input,
         params: dict[str, object] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the scores of samples, (B, C); `model_input` has arrays by name."""

@@ -54,6 +54,15 @@ def test_list_shows_other_studies_if_one_is_damaged(runs: Path) -> None:
     assert unbegun == "unbegun: The journal has no `created` event: the study never began."
 
 
+def test_ui_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    result = call("ui", "--runs", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert (
+        f"There is no folder '{tmp_path / 'nowhere'}'. Say where the studies are" in result.output
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_status_gives_counts_and_reasons(runs: Path) -> None:
     text = call("status", "small", "--runs", runs).output
     assert "1 of 4 trials finished, 0 stopped, 1 failed, 0 unfinished" in text

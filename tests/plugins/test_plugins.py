@@ -374,6 +374,7 @@ def test_no_command_imports_a_file_that_a_runs_folder_names(
         assert "which is not loaded. Add --plugin FILE" in result.output
     else:
         assert result.exit_code == 0, result.output
+        assert name != "status" or f"plug-in of net: {bomb}\n" in result.output
     assert mark_front(read_record(runs / "own"), FrontOptions()).points
     assert BoundStudy(read_record(runs / "own")).bind("net", {}) is None
     assert not mark.exists()
