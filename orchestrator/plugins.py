@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from sftsearch.datasets.errors import UserError
 from sftsearch.datasets.reader_catalog import add_readers
-from sftsearch.trainables.plugin_functions import DEFAULTS, FUNCTIONS, PluginFunction
+from sftsearch.trainables.config import TOKENIZERS
+from sftsearch.trainables.plugin_functions import (
+    DEFAULTS,
+    FUNCTIONS,
+    MODULE_PREFIX,
+    PluginFunction,
+    describe_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -37,13 +44,21 @@ GROUP = "sftsearch.models"
 """Entry points of a distribution's models: `name = "module:Class"`."""
 READER = "reader"
 """The kind of functions that list the samples of a dataset."""
+ENCODER = "tokenizer"
+"""The parameter that names an encoder."""
 FUNCTION_GROUPS = {
+    ENCODER: "sftsearch.encoders",
     "trainer": "sftsearch.trainers",
     "training_loss": "sftsearch.losses",
     READER: "sftsearch.datasets",
 }
-"""Entry points of its functions, by the field of `TrainConfig` that names them, or `READER`."""
-TABLES = {"trainer": "TRAINERS", "training_loss": "LOSSES", READER: "READERS"}
+"""Entry points of its functions, by the parameter that names them, or `READER`."""
+TABLES = {
+    ENCODER: "ENCODERS",
+    "trainer": "TRAINERS",
+    "training_loss": "LOSSES",
+    READER: "READERS",
+}
 """Names of the dicts of a file that list its functions, by the same keys."""
 NAME_PATTERN = "[a-z][a-z0-9_]*"
 MAX_BYTES = 1_000_000
@@ -156,13 +171,13 @@ def contents_of(plugin: Plugin) -> Contents:
     models = getattr(module, "MODELS", None)
     models = _public_models(module) if models is None else models
     functions = {field: getattr(module, table, {}) for field, table in TABLES.items()}
-    if not isinstance(models, dict) or not all(map(_is_module, models.values())):
-        raise PluginFileError(f"`MODELS` of {plugin.name} must be a dict of classes of nn.Module.")
-    for field, table in functions.items():
-        if not isinstance(table, dict) or not all(map(callable, table.values())):
-            raise PluginFileError(
-                f"`{TABLES[field]}` of {plugin.name} must be a dict of functions."
-            )
+    modules = {"MODELS": models, TABLES[ENCODER]: functions[ENCODER]}
+    for name, table in (modules | {TABLES[field]: functions[field] for field in TABLES}).items():
+        is_usable, what = (
+            (_is_module, "classes of nn.Module") if name in modules else (callable, "functions")
+        )
+        if not isinstance(table, dict) or not all(map(is_usable, table.values())):
+            raise PluginFileError(f"`{name}` of {plugin.name} must be a dict of {what}.")
     contents = Contents(models, functions)
     if not contents.names:
         raise PluginFileError(
@@ -175,7 +190,7 @@ def contents_of(plugin: Plugin) -> Contents:
                 f"A name must be lower-case letters, digits and underscores, but {plugin.name} has "
                 f"{name!r}."
             )
-        if contents.names.count(name) > 1 or name in DEFAULTS.values():
+        if contents.names.count(name) > 1 or name in (*DEFAULTS.values(), *TOKENIZERS):
             raise PluginFileError(f"The name '{name}' of {plugin.name} is taken: choose another.")
     return contents
 
@@ -203,8 +218,6 @@ def _public_models(module: ModuleType) -> dict[str, type[nn.Module]]:
 
 def _import_text(plugin: Plugin) -> ModuleType:
     """Run the text of a plug-in as a module with a name of its own; once per process and text."""
-    from sftsearch.trainables.plugin_model import MODULE_PREFIX, describe_error
-
     assert plugin.text is not None, "a distribution has no text"
     name = f"{MODULE_PREFIX}{plugin.sha256[:16]}"
     if name in sys.modules:
@@ -272,11 +285,11 @@ def load_installed() -> tuple[str, ...]:
 
 
 def _load_installed(point: metadata.EntryPoint, field: str | None) -> None:
-    """Load an entry point: a model, a function for a field of `TrainConfig`, or a reader."""
+    """Load an entry point: a model, an encoder, a function for training, or a reader."""
     found = point.load()
-    is_usable = _is_module(found) if field is None else callable(found)
+    is_usable = _is_module(found) if field in (None, ENCODER) else callable(found)
     if not is_usable or not re.fullmatch(NAME_PATTERN, point.name):
-        what = "a class of nn.Module" if field is None else "a function"
+        what = "a class of nn.Module" if field in (None, ENCODER) else "a function"
         raise PluginFileError(f"'{point.name} = {point.value}' must name {what}.")
     dist = point.dist
     name = f"{dist.name} {dist.version}" if dist else point.value

@@ -155,8 +155,8 @@ class TrainConfig(AugmentationConfig):
         check_choice("mixup_weights", self.mixup_weights, ("batch", "sample"))
         check_choice("regression_loss", self.regression_loss, ("l1", "l2"))
         check_choice("precision", self.precision, ("float32", "bfloat16"))
-        for name, default in DEFAULTS.items():
-            check_choice(name, getattr(self, name), (default, *FUNCTIONS[name]))
+        for name in ("trainer", "training_loss"):
+            check_choice(name, getattr(self, name), (DEFAULTS[name], *FUNCTIONS[name]))
         if not isinstance(self.compile, bool):
             raise ConfigError(
                 f"`compile` must be true or false, but got {self.compile!r}.", "compile"
@@ -271,9 +271,10 @@ class TransformerConfig(ModelConfig):
     """Tokens of each modality, in place of `patch`: every sample, whatever its length, is resampled
     to so many equal segments. A modality with fewer samples has one token for each. One value for
     all modalities, or one per modality."""
-    tokenizer: Literal["linear", "statistics", "linear_statistics", "conv"] = "linear"
-    """What a token is made of: a linear map of its samples (the papers), of their mean, deviation
-    and mean absolute difference, or of both; or the mean of two convolutions over its samples."""
+    tokenizer: str = "linear"
+    """What a token is made of: a linear map of its samples (`linear`, the papers), of their mean,
+    deviation and mean absolute difference (`statistics`), or of both (`linear_statistics`); the
+    mean of two convolutions over its samples (`conv`); or the encoder of a plug-in."""
     dim: int = 40
     """Width of every token."""
     num_heads: int = 5
@@ -292,7 +293,7 @@ class TransformerConfig(ModelConfig):
                     "segments",
                     "patch",
                 )
-        check_choice("tokenizer", self.tokenizer, TOKENIZERS)
+        check_choice("tokenizer", self.tokenizer, (*TOKENIZERS, *FUNCTIONS["tokenizer"]))
         check_integer("dim", self.dim, at_least=1)
         check_integer("num_heads", self.num_heads, at_least=1)
         check_number("dropout", self.dropout, least=0, below=1)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from sftsearch.trainables.config import CONV_KERNELS
+from sftsearch.trainables.config import CONV_KERNELS, TOKENIZERS
+from sftsearch.trainables.encoders import count_encoder
+from sftsearch.trainables.operations import operation_counter
 
 if TYPE_CHECKING:
     from sftsearch.datasets.spec import DatasetSpec
@@ -128,7 +129,8 @@ def bounded(routes: list[Part], parameters: int) -> Cost:
 def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = False) -> Part:
     """Return the cost of all tokenizers: projection of the features, CLS token, positions.
 
-    The SFT paper does not count them. `plain`: only the projection of samples, without bias.
+    The SFT paper does not count them. A plug-in's encoder has no closed form and is counted.
+    `plain`: only the projection of samples, without bias.
     """
     d, macs, parameters = config.dim, 0, 0
     for name, cut in config.cuts(spec).items():
@@ -137,8 +139,7 @@ def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = Fal
             "linear": cut.patch * num_features,
             "statistics": 3 * num_features,
             "linear_statistics": (cut.patch + 3) * num_features,
-            "conv": d,
-        }[config.tokenizer]
+        }.get(config.tokenizer, d)
         macs += n * width * d
         parameters += width * d + (0 if plain else d + (n + 1) * d + d)
         if config.tokenizer == "conv":  # at every sample, the padding of the last patch included
@@ -146,6 +147,10 @@ def tokenizer(spec: DatasetSpec, config: TransformerConfig, *, plain: bool = Fal
             weights = first * num_features * d + second * d
             macs += n * cut.patch * weights
             parameters += weights + 2 * d
+        if config.tokenizer not in TOKENIZERS:  # a plug-in's encoder
+            counted = count_encoder(config.tokenizer, n, cut.patch, num_features, d)
+            macs += counted.macs
+            parameters += counted.parameters
     return Part(0, macs, parameters)
 
 
@@ -251,39 +256,6 @@ class Route(nn.Module):
         """Compute the outputs (B, C) of the route."""
         outputs: Tensor = self.model.route(self.number, inputs, lengths)  # type: ignore[operator]
         return outputs
-
-
-def _count_fused(q: torch.Size, k: torch.Size, v: torch.Size, **_: object) -> int:
-    """Count two operations a multiply-add of fused attention, which torch does not count."""
-    return 2 * q.numel() * k[-2] + 2 * q[:-1].numel() * k[-2] * v[-1]
-
-
-def _count_matrix_vector(matrix: torch.Size, vector: torch.Size, **_: object) -> int:
-    return 2 * matrix.numel()
-
-
-def _count_added_matrix_vector(
-    added: torch.Size, matrix: torch.Size, vector: torch.Size, **_: object
-) -> int:
-    return 2 * matrix.numel()
-
-
-def _count_dot(vector: torch.Size, other: torch.Size, **_: object) -> int:
-    return 2 * vector.numel()
-
-
-_COUNTED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_fused,
-    torch.ops.aten.mv: _count_matrix_vector,
-    torch.ops.aten.addmv: _count_added_matrix_vector,
-    torch.ops.aten.dot: _count_dot,
-}
-"""Operations that torch does not count: two operations per multiply-add."""
-
-
-def operation_counter() -> FlopCounterMode:
-    """Return a mode that counts two operations per multiply-add of everything that it sees."""
-    return FlopCounterMode(display=False, custom_mapping=_COUNTED)
 
 
 def _count(model: nn.Module, inputs: dict[str, Tensor], lengths: dict[str, Tensor]) -> float:

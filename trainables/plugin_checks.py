@@ -15,12 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sftsearch.datasets.spec import ModalitySpec
-from sftsearch.trainables.cost import GIGA, operation_counter
+from sftsearch.trainables.cost import GIGA
+from sftsearch.trainables.operations import operation_counter
+from sftsearch.trainables.plugin_functions import describe_error
 from sftsearch.trainables.plugin_model import (
     PluginConfig,
     PluginModel,
     count_cost,
-    describe_error,
     model_entry,
     signature_faults,
 )

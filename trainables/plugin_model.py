@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from sftsearch.datasets.errors import UserError
 from sftsearch.trainables.config import ConfigError, ModelConfig, TrainConfig
 from sftsearch.trainables.cost import Cost, count_gmacs
 from sftsearch.trainables.models.fusion import FusionModel, ModelEntry
+from sftsearch.trainables.operations import Operations, explain_uncountable
+from sftsearch.trainables.plugin_functions import PluginError, describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +34,6 @@ FIRST = ("shapes", "num_outputs")
 """The first parameters of a constructor."""
 _RESERVED = {"kind", "modalities", *(field.name for field in dataclasses.fields(TrainConfig))}
 """Keys of a branch in a study file that no parameter may have."""
-_PRODUCTS = ("_trilinear", "_cdist_forward", "_pdist_forward", "addbmm", "vdot", "lstm", "gru")
-_FAMILIES = ("_fft_", "linalg_", "_linalg_", "mkldnn_", "grid_sampler", "quantized_")
-"""Operations of torch with products of numbers that torch's counter does not count."""
-
-
-class PluginError(UserError):
-    """A plug-in cannot be used as it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,13 +271,13 @@ def _count_cost(spec: DatasetSpec, config: PluginConfig) -> Cost:
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = PluginModel(spec, config)
-        seen = _Operations()
+        seen = Operations()
         try:
             with torch.no_grad(), seen:
                 shape = tuple(model.route(0, *_meta_batch(spec, model.modalities)).shape)
             gmacs = count_gmacs(model, spec, config)
         except Exception as error:
-            raise PluginError(_uncountable(config.model.__name__, error)) from error
+            raise PluginError(explain_uncountable(config.model.__name__, error)) from error
     if shape != (1, spec.num_outputs):
         raise PluginError(
             f"`{config.model.__name__}` must return outputs of shape (B, {spec.num_outputs}), but "
@@ -311,67 +303,3 @@ def _meta_batch(
             m: torch.empty(1, dtype=torch.int64) for m, one in shapes.items() if one.variable_length
         }
     return inputs, lengths
-
-
-def _uncountable(name: str, error: Exception) -> str:
-    """Return the message for a model that does not run on the meta device."""
-    text = describe_error(error)
-    hint = ""
-    if "expected device meta" in text or "same device" in text or "two devices" in text:
-        hint = (
-            " Register constants by `register_buffer`, and create tensors in `forward` on the "
-            "device of the inputs, such as by `x.new_zeros`."
-        )
-    elif any(sign in text for sign in ("meta tensor", "item()", "nonzero", "data-dependent")):
-        hint = (
-            " It must not depend on the values of the inputs or lengths: use masks instead of "
-            "`if`, `.item()`, boolean indices or packed sequences."
-        )
-    return (
-        f"The price of `{name}` cannot be counted, because its forward fails on the meta device, "
-        f"whose tensors have shapes but no values: {text}{hint}"
-    )
-
-
-def describe_error(error: BaseException) -> str:
-    """Return the type and the first line of an error's message, and the place in the plug-in."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    where, trace = "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").startswith(MODULE_PREFIX):
-            where = f" (line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return text.rstrip(".") + where + "."
-
-
-MODULE_PREFIX = "sftsearch_plugin_"
-"""Start of the name under which a plug-in's file is imported."""
-
-
-class _Operations(TorchDispatchMode):
-    """Collects the operations that it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._seen: set[Any] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Run an operation and note it."""
-        self._seen.add(func)
-        return func(*args, **(kwargs or {}))
-
-    def uncounted(self) -> list[str]:
-        """Return the names of the operations with products that no counter counts."""
-        found = set()
-        for func in self._seen:
-            packet = func.overloadpacket
-            namespace, _, name = str(func.name()).partition("::")
-            name = name.split(".")[0]
-            is_known = namespace in ("aten", "prims", "prim")
-            is_product = name in _PRODUCTS or name.startswith(_FAMILIES)
-            if packet not in flop_registry and (not is_known or is_product):
-                found.add(f"{namespace}.{name}")
-        return sorted(found)

@@ -26,7 +26,7 @@ from sftsearch.trainables.config import ConfigError, ModelConfig, TrainConfig
 from sftsearch.trainables.metrics import METRICS
 from sftsearch.trainables.models.fusion import solved_training
 from sftsearch.trainables.own_training import check_trainer
-from sftsearch.trainables.plugin_functions import DEFAULTS, source_hashes
+from sftsearch.trainables.plugin_functions import DEFAULTS, named_in, source_hashes
 from sftsearch.trainables.training_loss import check_loss
 
 if typing.TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _identity(
         fingerprint,
     ]
     # Another source is another model.
-    sources = [models.MODELS[model].source_hash, *source_hashes(dataclasses.asdict(train_config))]
+    named = dataclasses.asdict(model_config) | dataclasses.asdict(train_config)
+    sources = [models.MODELS[model].source_hash, *source_hashes(named)]
     content += [source for source in sources if source]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -252,17 +253,17 @@ def with_objectives(source: StudySource, spec: DatasetSpec) -> StudySource:
 
 def names_used(model: str, study: StudyFile, parameters: Mapping[str, object]) -> list[str]:
     """Return the model and the functions that a configuration of a study names."""
-    values = {**study.training, **parameters}
-    return [model, *(str(values[field]) for field in DEFAULTS if field in values)]
+    return [model, *(name for _, name in named_in({**study.training, **parameters}))]
 
 
 def names_in(study: StudyFile) -> list[str]:
     """Return the models and functions that a study names, also among values to choose from."""
     found = [branch.kind for branch in study.space]
     for values in (study.training, *(branch.parameters for branch in study.space)):
-        for field in DEFAULTS:
-            value = values.get(field)
-            found += [str(one) for one in getattr(value, "values", [value])]
+        for name in (*DEFAULTS, "experts"):
+            value = values.get(name)
+            for one in getattr(value, "values", [value]):
+                found += [named for _, named in named_in({name: one})]
     return found
 
 

@@ -24,16 +24,17 @@ from sftsearch.orchestrator.cli.options import json_option, root_option
 def check_model(file: Path, dataset: str | None, root: str | None, as_json: bool) -> None:
     """Check that the models in a Python FILE can be searched.
 
-    FILE is imported, and each of its models is built with its default parameters. The checks are
-    those of the shipped models: price, outputs, gradients, padding, missing modalities, saving.
-    The exit code is 1 if one fails.
+    FILE is imported, and each of its models and encoders is built with its default parameters. The
+    checks are those of the shipped models: price, outputs, gradients, padding, missing modalities,
+    saving. The exit code is 1 if one fails.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from sftsearch.datasets.catalog import describe
-    from sftsearch.orchestrator.plugins import contents_of, read_plugin
+    from sftsearch.orchestrator.plugins import ENCODER, contents_of, read_plugin
+    from sftsearch.trainables.encoders import probe
     from sftsearch.trainables.plugin_checks import check_model as run_checks
     from sftsearch.trainables.plugin_checks import checked_spec
 
@@ -41,11 +42,14 @@ def check_model(file: Path, dataset: str | None, root: str | None, as_json: bool
     if dataset is None:
         spec = checked_spec(spec)
     plugin = read_plugin(file)
-    found = {name: run_checks(model, spec) for name, model in contents_of(plugin).models.items()}
+    contents = contents_of(plugin)
+    encoders = {name: probe(one) for name, one in contents.functions[ENCODER].items()}
+    models = {**contents.models, **encoders}
+    found = {name: run_checks(model, spec) for name, model in models.items()}
     failed = sum(not one.passed for checks in found.values() for one in checks)
     if as_json:
-        models = {name: [dataclasses.asdict(one) for one in own] for name, own in found.items()}
-        echo_json({"file": plugin.name, "sha256": plugin.sha256, "models": models})
+        results = {name: [dataclasses.asdict(one) for one in own] for name, own in found.items()}
+        echo_json({"file": plugin.name, "sha256": plugin.sha256, "models": results})
         sys.exit(min(failed, 1))
     table = Table(box=None, pad_edge=False, title_justify="left")
     for column in ("model", "check", "", ""):

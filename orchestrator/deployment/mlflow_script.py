@@ -3,6 +3,7 @@
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ class ExportedModel(PythonModel):
     """The graphs of an export, run by its `predict.py`."""
 
     script: ModuleType
-    _skip_type_hint_validation = True  # MLflow's type hints cannot name several arrays
+    _skip_type_hint_validation = True  # MLflow's type hints cannot name several arrays: see below
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files of the export and open its graphs."""
@@ -27,15 +28,17 @@ class ExportedModel(PythonModel):
         self.model = self.script.read_model(folder)
         self.run = self.script.open_graphs(folder)
 
-    def predict(  # type: ignore[no-untyped-def]
+    def predict(
         self,
         context: PythonModelContext,
-        model_input,
+        model_input: Any,
         params: dict[str, object] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the scores of samples, (B, C); `model_input` has arrays by name."""
         scores: npt.NDArray[np.float32] = self.script.predict(self.model, self.run, model_input)
         return scores
+
+    del predict.__annotations__["model_input"]  # MLflow would warn of it
 
 
 set_model(ExportedModel())

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sftsearch.datasets import reader_catalog
 from sftsearch.orchestrator import plugins
 from sftsearch.trainables.models import listing
-from sftsearch.trainables.plugin_functions import FUNCTIONS
-from sftsearch.trainables.plugin_model import MODULE_PREFIX
+from sftsearch.trainables.plugin_functions import FUNCTIONS, MODULE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ def forget_plugins() -> None:
     for table in FUNCTIONS.values():
         table.clear()
     plugins._loaded.clear()
+    reader_catalog._plugin_readers.clear()
     plugins.load_installed.cache_clear()
     for name in [name for name in sys.modules if name.startswith(MODULE_PREFIX)]:
         del sys.modules[name]

@@ -25,7 +25,8 @@ from sftsearch.trainables.config import ConfigError, TrainConfig
 from sftsearch.trainables.cost import GIGA, count_gmacs
 from sftsearch.trainables.memory import count_memory
 from sftsearch.trainables.plugin_checks import MODALITIES, checked_spec
-from sftsearch.trainables.plugin_model import PluginError, model_entry
+from sftsearch.trainables.plugin_functions import PluginError
+from sftsearch.trainables.plugin_model import model_entry
 
 if TYPE_CHECKING:
     from sftsearch.trainables.cost import Cost

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sftsearch.datasets.catalog import describe
+from sftsearch.datasets.reader_catalog import reader_names
 from sftsearch.orchestrator import plugins
 from sftsearch.orchestrator.analysis.bound import BoundStudy
 from sftsearch.orchestrator.analysis.front import FrontOptions, mark_front
@@ -21,6 +22,7 @@ from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.execution.trial_spec import TrialSpec
 from sftsearch.orchestrator.execution.worker import TrainingWorker
 from sftsearch.orchestrator.plugins import (
+    FUNCTION_GROUPS,
     PluginFileError,
     check_plugins,
     load_plugins,
@@ -32,7 +34,7 @@ from sftsearch.orchestrator.storage.trial_files import WEIGHTS
 from sftsearch.orchestrator.studies import read_record
 from sftsearch.orchestrator.study_file import check_study
 from sftsearch.trainables.catalog import MODELS
-from sftsearch.trainables.plugin_model import PluginError
+from sftsearch.trainables.plugin_functions import FUNCTIONS, PluginError
 
 from journals import Journal
 from trial_specs import run, trial_spec
@@ -271,12 +273,19 @@ def test_a_text_that_differs_from_its_hash_is_not_imported(tmp_path: Path) -> No
 # ------------------------------------------------------------------ installed distributions
 
 
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *, points: str, text: str) -> None:
+def install(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    points: str,
+    text: str,
+    group: str = "sftsearch.models",
+) -> None:
     """Write what pip writes for a package, and put it on the path."""
     info = folder / "own_models-1.2.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-models\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[sftsearch.models]\n{points}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
     (folder / "own_models").mkdir()
     (folder / "own_models" / "__init__.py").write_text("")
     (folder / "own_models" / "nets.py").write_text(text)
@@ -298,6 +307,18 @@ def test_installed_models_are_found_by_their_entry_points(
     load_shipped([sent])
     with pytest.raises(PluginFileError, match=r"does not have the plug-in own-models 1\.2"):
         load_shipped([sent | {"sha256": "0" * 64}])
+
+
+@pytest.mark.parametrize("group", FUNCTION_GROUPS.values())
+def test_installed_functions_are_found_by_their_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    install(tmp_path, monkeypatch, points="own = own_models.nets:Net", text=MODEL, group=group)
+    assert plugins.load_installed() == ()
+    assert loaded_plugins()["own"].name == "own-models 1.2"
+    found = [*FUNCTIONS.values(), reader_names()]
+    assert ["own" in table for table in found] == [one == group for one in FUNCTION_GROUPS.values()]
+    assert "own" not in MODELS
 
 
 @pytest.mark.medium

@@ -6,6 +6,7 @@ N = n P points, W features of a token, D width.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftsearch.trainables.config import CONV_KERNELS
+from sftsearch.trainables.encoders import build_encoder
 
 if TYPE_CHECKING:
     from sftsearch.trainables.token_windows import Cut
@@ -241,6 +243,25 @@ class ConvolutionFeatures(nn.Module):
         convolved = F.relu(convolution(x.flatten(1, 2).transpose(1, 2)))
         apart: Tensor = convolved.transpose(1, 2).unflatten(1, x.shape[1:3])
         return apart
+
+
+class EncodedFeatures(nn.Module):
+    """What the encoder of a plug-in makes of a patch: W = D."""
+
+    def __init__(self, *, patch: int, num_features: int, dim: int, encoder: str) -> None:
+        super().__init__()
+        self.width = dim
+        self.encoder = build_encoder(encoder, patch, num_features, dim)
+
+    def forward(self, patches: Patches) -> Tensor:
+        """Encode each patch by itself."""
+        tokens: Tensor = self.encoder(patches.x.flatten(0, 1)).unflatten(0, patches.x.shape[:2])
+        return tokens
+
+
+def features_of(tokenizer: str) -> Any:
+    """Return the layer with the features of a kind of tokenizer, or of a plug-in's encoder."""
+    return FEATURES.get(tokenizer) or partial(EncodedFeatures, encoder=tokenizer)
 
 
 FEATURES: dict[str, Any] = {

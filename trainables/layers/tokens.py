@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftsearch.trainables.layers.patches import FEATURES, cut_patches
+from sftsearch.trainables.layers.patches import cut_patches, features_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +52,10 @@ class ModalityTokenizer(nn.Module):
     """
 
     def __init__(self, *, cut: Cut, num_features: int, dim: int, kind: str = "linear") -> None:
-        """Create the layers; `kind`: one of `FEATURES`."""
+        """Create the layers; `kind`: of the tokenizer."""
         super().__init__()
         self.cut = cut
-        self.features = FEATURES[kind](patch=cut.patch, num_features=num_features, dim=dim)
+        self.features = features_of(kind)(patch=cut.patch, num_features=num_features, dim=dim)
         self.projection = nn.Linear(self.features.width, dim)
         self.cls = nn.Parameter(torch.randn(1, dim))
         self.positions = nn.Parameter(torch.randn(1 + cut.num_tokens, dim))
