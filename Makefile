@@ -5,7 +5,7 @@ BIN := .venv/bin
 PARALLEL := -n 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test-quick test test-all lint format types layers wheel check clean help
+.PHONY: run test-quick test test-all lint format types layers wheel clone check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +55,9 @@ layers: .venv/installed-dev .typing  ## check the import layers
 
 wheel: .venv/installed-dev  ## build the wheel, install it in a fresh environment, use it
 	bash tests/wheel.sh
+
+clone: .venv/installed-dev  ## go from a fresh clone to a prediction (about eight minutes)
+	bash tests/fresh_clone.sh
 
 check: lint types layers wheel  ## run all checks except the tests
 
