@@ -76,7 +76,7 @@ def prepare(
     path: Path,
     *,
     nan: OnNaN = "fail",
-    bad: OnBad = "fail",
+    bad: OnBad | None = None,
     revision: str = "",
     options: Sequence[str] = (),
     progress: Progress = _ignore,
@@ -89,7 +89,7 @@ def prepare(
         source: the samples that a reader listed.
         path: the folder of the store; it must not exist.
         nan: how to handle numbers that are not finite.
-        bad: how to handle samples that cannot be used.
+        bad: how to handle samples that cannot be used; None: `drop` if `nan` is, else `fail`.
         revision: `revision_of` the files; samples that name no files are read again if it changes.
         options: of the reader; with other ones, all samples are read again.
         progress: called after each sample that was read.
@@ -101,6 +101,7 @@ def prepare(
             folder cannot be written.
     """
     samples, num_equal = resolve_duplicates(source.samples)
+    bad = bad or ("drop" if nan == "drop" else "fail")
     draft = draft_spec(name, source, [one for one in samples if not (one.bad and bad == "drop")])
     if path.exists():
         raise DatasetError(

@@ -147,7 +147,7 @@ def prepare_dataset(
     reader: str | None = None,
     options: Mapping[str, object] | None = None,
     nan: OnNaN = "fail",
-    bad: OnBad = "fail",
+    bad: OnBad | None = None,
     plugins: Sequence[str | Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -161,7 +161,7 @@ def prepare_dataset(
         nan: how to handle numbers that are not finite: `fail`, or replace them by `zero`, or `drop`
             the sample.
         bad: how to handle samples that cannot be used: `fail` with an error that names them all, or
-            `drop` them.
+            `drop` them. None: `drop` if `nan` is, else `fail`.
         plugins: Python files with readers of your own, which are imported.
         progress: called with the number of samples read and of all samples.
 
@@ -174,7 +174,7 @@ def prepare_dataset(
 
     if nan not in ("fail", "zero", "drop"):
         raise UserError(f"`nan` must be fail, zero or drop, but got {nan!r}.")
-    if bad not in ("fail", "drop"):
+    if bad not in (None, "fail", "drop"):
         raise UserError(f"`bad` must be fail or drop, but got {bad!r}.")
     catalog.check_new_name(name)
     load_plugins(plugins)

@@ -178,9 +178,8 @@ Examples:
 @click.option(
     "--bad",
     type=click.Choice(["fail", "drop"]),
-    default="fail",
-    show_default=True,
-    help="On samples that cannot be used: raise an error that names all, or drop them.",
+    help="On samples that cannot be used: raise an error that names all, or drop them. Default: "
+    "fail, or drop with --nan drop.",
 )
 @click.option(
     "--to", metavar="URI", help="Also upload the store for other nodes: s3://BUCKET/PREFIX."
@@ -194,7 +193,7 @@ def data_prepare(
     reader_name: str | None,
     options: tuple[str, ...],
     nan: OnNaN,
-    bad: OnBad,
+    bad: OnBad | None,
     to: str | None,
     as_json: bool,
 ) -> None:
@@ -237,7 +236,7 @@ def _prepare(
     source: Path | None,
     options: tuple[str, ...],
     nan: OnNaN,
-    bad: OnBad,
+    bad: OnBad | None,
 ) -> Prepared:
     """Prepare a dataset with a progress bar."""
     from rich.console import Console

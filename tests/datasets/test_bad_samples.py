@@ -107,6 +107,14 @@ def test_bad_samples_are_dropped_and_counted(tmp_path: Path) -> None:
     }
 
 
+def test_dropping_nonfinite_numbers_drops_other_bad_samples_too(tmp_path: Path) -> None:
+    mine = source(n5=damaged, n30=nonfinite)
+    done = prepare("mine", mine, tmp_path / "mine", nan="drop")
+    assert done.report.dropped == {
+        "it is not a sound file": ("clip5",), "x is not finite": ("clip30",),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("nan", "bad"), [("drop", "fail"), ("zero", "fail"), ("fail", "drop")])
 def test_each_option_handles_its_own_samples(tmp_path: Path, nan: Any, bad: Any) -> None:
     with pytest.raises(DatasetError, match="clip5" if bad == "fail" else "clip30"):
