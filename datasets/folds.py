@@ -99,14 +99,63 @@ def open_fold(store: Store, number: int | None, num_folds: int | None) -> Store:
     )
 
 
+def open_pooled(store: Store) -> Store:
+    """Return the store with the samples of training and validation together as its training split.
+
+    The validation split has the same samples as before, all of which are now trained on, and no
+    subjects.
+
+    Raises:
+        DatasetError: a file is damaged.
+    """
+    spec, parts = store.spec, [store.split(name) for name in POOLED]
+    train, validation = parts
+    people = tuple(sorted(person for name in POOLED for person in spec.subjects[name]))
+    code_of = {person: code for code, person in enumerate(people)}
+    index = np.arange(len(train) + len(validation))
+    pooled = Split(
+        name="train",
+        modalities={
+            key: Rows([one.modalities[key] for one in parts], index) for key in spec.modalities
+        },
+        labels=np.concatenate([one.labels for one in parts]),
+        subjects=np.concatenate([_codes(store, one, code_of) for one in parts]),
+        lengths={key: np.concatenate([one.lengths[key] for one in parts]) for key in train.lengths},
+    )
+    identity = f"{spec.fingerprint}, training and validation"
+    return Fold(
+        spec=replace(
+            spec,
+            subjects={**spec.subjects, "train": people, "validation": ()},
+            num_samples={**spec.num_samples, "train": len(index)},
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        ),
+        path=store.path,
+        statistics={
+            name: (mean_F.astype(np.float32), std_F.astype(np.float32))
+            for name, (mean_F, std_F) in training_statistics(pooled).items()
+        },
+        class_counts={**store.class_counts, "train": count_classes(spec, pooled.labels)},
+        checksums=store.checksums,
+        base=store,
+        splits={
+            "train": pooled,
+            "validation": replace(validation, subjects=np.full(len(validation), -1)),
+        },
+        number=None,
+        num_folds=None,
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fold(Store):
-    """A store with the splits of one fold; `statistics` are those of its training split."""
+    """A store with other splits of its samples; `statistics` are those of its training split."""
 
     base: Store
     splits: dict[str, Split]
-    number: int
-    num_folds: int
+    number: int | None
+    """None: training and validation are pooled."""
+    num_folds: int | None
 
     def split(self, name: str, *, unseal_test: bool = False) -> Split:
         """Return a split; see `Store.split`."""
@@ -114,6 +163,8 @@ class Fold(Store):
         return split if split else self.base.split(name, unseal_test=unseal_test)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.number is None:
+            return open_pooled, (self.base,)
         return open_fold, (self.base, self.number, self.num_folds)
 
 

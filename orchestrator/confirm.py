@@ -4,6 +4,10 @@ Each trial of the front is evaluated with its final weights. The results are jou
 are shown, and a second call returns the recorded results. If the front has fresh replicates, only
 those are evaluated. The baselines are fitted again, which gives the same weights, and evaluated
 beside it.
+
+With a refit, all of them are trained again before, on training and validation together, for as many
+epochs as in the study. Nothing is chosen any more, so the validation samples are free, and these
+are the weights that an export contains.
 """
 
 from __future__ import annotations
@@ -11,19 +15,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from sftsearch.datasets.catalog import open_dataset
-from sftsearch.datasets.folds import fold_of, open_fold
+from sftsearch.datasets.folds import open_fold
 from sftsearch.orchestrator.analysis.front import FrontOptions, mark_front
 from sftsearch.orchestrator.candidates.binding import bind
+from sftsearch.orchestrator.deployment.trained import data_of, load_network, open_store_of
 from sftsearch.orchestrator.plugins import check_plugins
+from sftsearch.orchestrator.refit import refit_trial
 from sftsearch.orchestrator.search.state import StudyState, record_of
 from sftsearch.orchestrator.storage.event import TrialKey
 from sftsearch.orchestrator.storage.events import Confirmed
 from sftsearch.orchestrator.storage.journal import Journal, read_entries
-from sftsearch.orchestrator.storage.trial_files import WEIGHTS, open_trial_folder
-from sftsearch.orchestrator.studies import StudyError, trial_folder
+from sftsearch.orchestrator.storage.trial_events import Refitted
+from sftsearch.orchestrator.studies import StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
@@ -61,47 +67,67 @@ def check_confirmable(folder: Path) -> StudyRecord:
     return record
 
 
-def confirm_study(folder: Path) -> StudyRecord:
+def confirm_study(
+    folder: Path,
+    *,
+    refit: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> StudyRecord:
     """Evaluate a study's front on the test split, once, and journal the results.
 
     Args:
         folder: the study's folder.
+        refit: train the front and the baselines on training and validation before. Trainings are
+            journaled; a call after an interruption does not repeat them.
+        progress: called with the number of trials trained again and of all.
 
     Raises:
-        StudyError: the study is not finished or is a recorded table, or weights are missing.
+        StudyError: the study is not finished or is a recorded table, weights are missing, or a
+            training does not end well.
     """
     record = check_confirmable(folder)
     if record.confirmed:
         return record
     with Journal(folder) as journal:
-        state = StudyState.of(journal.entries())
-        event = _confirm(folder, state)
-        state.apply(journal.append(event))
+        entries = list(journal.entries())
+        done = {one.event.trial for one in entries if isinstance(one.event, Refitted)}
+        state = StudyState.of(entries)
+        created = state.created
+        assert created is not None, "it has a front"
+        trials, store = _front_trials(state), open_store_of(created)
+        for number, trial in enumerate(trials if refit else ()):
+            progress(number, len(trials))
+            if trial.key not in done:
+                state.apply(journal.append(refit_trial(folder, trial, created, store)))
+        state.apply(journal.append(_evaluate_all(folder, state, trials, store, refit=refit)))
         return record_of(state)
 
 
-def _confirm(folder: Path, state: StudyState) -> Confirmed:
-    record, created = record_of(state), state.created
-    assert created is not None
-    front = mark_front(record, FrontOptions()).points
+def _front_trials(state: StudyState) -> list[TrialState]:
+    """Return the trials whose values the front reports."""
+    front = mark_front(record_of(state), FrontOptions()).points
     chosen = {TrialKey(point.configuration_id, seed) for point in front for seed in point.seeds}
-    trials = [trial for key, trial in state.trials.items() if key in chosen]
-    store = open_dataset(record.dataset, root=record.root)
-    if store.spec.fingerprint != created.definition["fingerprint"]:
-        raise StudyError(
-            f"The dataset '{record.dataset}' has changed since the study '{record.name}' (its "
-            "fingerprint differs). Restore the original dataset to confirm the study."
-        )
-    evaluated = {trial.key: _evaluate(folder, trial, created, store) for trial in trials}
+    return [trial for key, trial in state.trials.items() if key in chosen]
+
+
+def _evaluate_all(
+    folder: Path, state: StudyState, trials: Sequence[TrialState], store: Store, *, refit: bool
+) -> Confirmed:
+    created = state.created
+    assert created is not None, "it has trials"
+    evaluated = {one.key: _evaluate(folder, one, created, store, refit=refit) for one in trials}
     values = {key: evaluation.metrics for key, evaluation in evaluated.items()}
     groups: dict[TrialKey, Groups] = {key: {**one.groups} for key, one in evaluated.items()}
     baselines = {
-        key: _evaluate_baseline(one, created, store) for key, one in (state.baselines or {}).items()
+        key: _evaluate_baseline(one, created, store, refit=refit)
+        for key, one in (state.baselines or {}).items()
     }
-    return Confirmed(values, groups, baselines)
+    return Confirmed(values, groups, baselines, refit)
 
 
-def _evaluate_baseline(record: BaselineRecord, created: Created, store: Store) -> JSON:
+def _evaluate_baseline(
+    record: BaselineRecord, created: Created, store: Store, *, refit: bool
+) -> JSON:
     """Return a baseline's `values` and `groups` on the test split."""
     from sftsearch.trainables.baseline_results import Baseline
     from sftsearch.trainables.baselines import confirm_baseline
@@ -119,37 +145,23 @@ def _evaluate_baseline(record: BaselineRecord, created: Created, store: Store) -
         seconds=0.0,
     )
     loss: Literal["l1", "l2"] = "l2" if created.training.get("regression_loss") == "l2" else "l1"
-    store = open_fold(store, record.fold, created.folds)
-    evaluation = confirm_baseline(store, baseline, config=TrainConfig(regression_loss=loss))
+    config = TrainConfig(regression_loss=loss)
+    own = store if refit else open_fold(store, record.fold, created.folds)
+    evaluation = confirm_baseline(own, baseline, config=config, with_validation=refit)
     return {"values": dict(evaluation.metrics), "groups": dict(evaluation.groups)}
 
 
-def _evaluate(folder: Path, trial: TrialState, created: Created, store: Store) -> Evaluation:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from sftsearch.trainables.catalog import build_model
+def _evaluate(
+    folder: Path, trial: TrialState, created: Created, store: Store, *, refit: bool
+) -> Evaluation:
     from sftsearch.trainables.evaluation import evaluate
 
-    folds, seed, one = created.folds, trial.key.replicate, trial.configuration
-    bound = bind(one.model, one.parameters, created.training, store.spec)
-    store = open_fold(store, fold_of(seed, folds), folds)  # scaled as for the training of this fold
-    model = build_model(one.model, store.spec, bound.model_config, seed)
-    where = trial_folder(folder, trial.key)
-    try:
-        with open_trial_folder(where).load(WEIGHTS) as path:
-            if path is None:
-                raise FileNotFoundError("no such file")
-            model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise StudyError(
-            f"The weights of trial {trial.key} cannot be read ({first}): restore "
-            f"'{where}/{WEIGHTS}'. Weights far below the front are deleted when they exceed "
-            "`resources.max_weights_gb`."
-        ) from error
-    split = store.split("test", unseal_test=True)
-    evaluation = evaluate(model, store, split, bound.train_config)
+    seed, one = trial.key.replicate, trial.configuration
+    own = data_of(store, created, seed, refit=refit)  # scaled as for the training
+    model = load_network(folder, created, one, own, seed, refit=refit)
+    bound = bind(one.model, one.parameters, created.training, own.spec)
+    split = own.split("test", unseal_test=True)
+    evaluation = evaluate(model, own, split, bound.train_config)
     if not all(math.isfinite(value) for value in evaluation.metrics.values()):
         raise StudyError(f"The test values of trial {trial.key} are not finite.")
     return evaluation

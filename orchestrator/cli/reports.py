@@ -162,17 +162,27 @@ def compare(
 @click.command()
 @click.argument("study")
 @click.option("--yes", is_flag=True, help="Do not ask before the test split is evaluated.")
+@click.option(
+    "--refit",
+    is_flag=True,
+    help="Train the front again before, on training and validation, and export these weights.",
+)
 @runs_option
 @uri_option
 @plugin_option
 @json_option
 @user_errors
-def confirm(study: str, yes: bool, runs: Path, tracking_uri: str | None, as_json: bool) -> None:
+def confirm(
+    study: str, yes: bool, refit: bool, runs: Path, tracking_uri: str | None, as_json: bool
+) -> None:
     """Evaluate the front of STUDY on the test split, once.
 
     The baselines are evaluated, too. Says which configurations stand, whether their order turned,
     and what to take. The result is recorded; a second call shows the recorded values. Afterwards
     the study cannot be extended.
+
+    With --refit the configurations of the front and the baselines are trained again before, on
+    training and validation together, and `export` then has these weights.
     """
     from rich.console import Console
 
@@ -189,8 +199,12 @@ def confirm(study: str, yes: bool, runs: Path, tracking_uri: str | None, as_json
     record = check_confirmable(folder)
     if not record.confirmed and not yes:
         _ask(record, console)
-    with console.status("evaluating the front on the test split ..."):
-        record = confirm_study(folder)
+    with console.status("evaluating the front on the test split ...") as status:
+        record = confirm_study(
+            folder,
+            refit=refit,
+            progress=lambda done, of: status.update(f"training again: {done} of {of} ..."),
+        )
         analysis = analyse(record)
         note = describe_study(analysis)
         problem = mirror_study(folder, runs, tracking_uri, note=note)

@@ -68,6 +68,7 @@ def write_card(subject: Subject, kind: Format, verification: Verification | None
 def describe_replicates(subject: Subject) -> str:
     """Return which replicates were exported."""
     known = "fresh replicate" if subject.summary.is_fresh else "replicate"
+    known = f"refitted {known}" if subject.front.study.refit else known
     if len(subject.seeds) > 1:
         seeds = ", ".join(map(str, subject.seeds))
         return f"the mean of the scores of the {known}s {seeds}"
@@ -149,6 +150,11 @@ def _describe_accuracy(subject: Subject) -> str:
         "The test split was evaluated once, after the study." if study.confirmed
         else "The test split has not been evaluated (`sftsearch confirm` does, once)."
     )  # fmt: skip
+    if study.refit:
+        tested += (
+            " Before, the models were trained again on training and validation: these weights are "
+            "exported, and the values on validation are of the models before."
+        )
     notes = [f"Validation is on {split}. {chosen} {tested}", describe_contest(front)]
     table = (
         f"| | validation {y.label} | 95 % interval | test {y.label} | 95 % interval |\n"

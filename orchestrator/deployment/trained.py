@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sftsearch.datasets.catalog import open_dataset
-from sftsearch.datasets.folds import fold_of, open_fold
+from sftsearch.datasets.folds import fold_of, open_fold, open_pooled
 from sftsearch.orchestrator.candidates.binding import bind
 from sftsearch.orchestrator.plugins import check_plugins
 from sftsearch.orchestrator.search.state import StudyState
 from sftsearch.orchestrator.storage.event import TrialKey
 from sftsearch.orchestrator.storage.journal import read_entries
-from sftsearch.orchestrator.storage.trial_files import WEIGHTS, open_trial_folder
+from sftsearch.orchestrator.storage.trial_files import REFIT_WEIGHTS, WEIGHTS, open_trial_folder
 from sftsearch.orchestrator.studies import StudyError, trial_folder
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sftsearch.datasets.store import Store
     from sftsearch.orchestrator.storage.events import Created
     from sftsearch.orchestrator.storage.trial_state import ConfigurationState
-    from sftsearch.trainables.deployed_model import DeployedModel, TrainedNetwork
+    from sftsearch.trainables.deployed_model import DeployedModel
+    from sftsearch.trainables.models.fusion import FusionModel
 
 
 def load_trained(
@@ -69,7 +70,8 @@ def choose_replicates(
             f"The configuration {configuration_id} has no finished replicate {replicate}. "
             f"Finished: {known}."
         )
-    kept = [seed for seed in finished if _has_weights(folder, configuration_id, seed)]
+    name = REFIT_WEIGHTS if state.facts.refit else WEIGHTS
+    kept = [seed for seed in finished if _has_weights(folder, configuration_id, seed, name)]
     wanted = kept if replicate is None else [seed for seed in kept if seed == replicate]
     if not wanted:
         which = "any replicate" if replicate is None else f"replicate {replicate}"
@@ -92,13 +94,18 @@ def load_replicates(
         StudyError: weights are missing or damaged, or the dataset has changed.
         PluginFileError: it needs a plug-in that is not loaded.
     """
-    from sftsearch.trainables.deployed_model import DeployedModel
+    from sftsearch.trainables.deployed_model import DeployedModel, TrainedNetwork
 
     created, configuration = state.created, _configuration(state, configuration_id)
     assert created is not None, "it has a configuration"
     check_plugins(created.name, created.definition, created.facts)
     store = open_store_of(created)
-    networks = [_load(folder, created, configuration, store, seed) for seed in seeds]
+    refit = state.facts.refit
+    networks = []
+    for seed in seeds:
+        own = data_of(store, created, seed, refit=refit)
+        network = load_network(folder, created, configuration, own, seed, refit=refit)
+        networks.append(TrainedNetwork(store.spec, network, own.statistics))
     return DeployedModel(store.spec, networks)
 
 
@@ -124,27 +131,51 @@ def _configuration(state: StudyState, configuration_id: str) -> ConfigurationSta
     return found
 
 
-def _has_weights(folder: Path, configuration_id: str, seed: int) -> bool:
+def _has_weights(folder: Path, configuration_id: str, seed: int, name: str) -> bool:
     where = trial_folder(folder, TrialKey(configuration_id, seed))
-    return open_trial_folder(where).size(WEIGHTS) > 0
+    return open_trial_folder(where).size(name) > 0
 
 
-def _load(
-    folder: Path, created: Created, configuration: ConfigurationState, store: Store, seed: int
-) -> TrainedNetwork:
+def data_of(store: Store, created: Created, seed: int, *, refit: bool) -> Store:
+    """Return the store that a replicate was trained on: its fold, or all but the test split."""
+    if refit:
+        return open_pooled(store)
+    return open_fold(store, fold_of(seed, created.folds), created.folds)
+
+
+def load_network(
+    folder: Path,
+    created: Created,
+    configuration: ConfigurationState,
+    store: Store,
+    seed: int,
+    *,
+    refit: bool,
+) -> FusionModel:
+    """Build the network of a replicate and load its weights.
+
+    Args:
+        folder: the study's.
+        created: the study's first event.
+        configuration: its configuration.
+        store: see `data_of`.
+        seed: the replicate.
+        refit: load the weights of the training on training and validation.
+
+    Raises:
+        StudyError: the weights are missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from sftsearch.trainables.catalog import build_model
-    from sftsearch.trainables.deployed_model import TrainedNetwork
 
-    model = configuration.model
+    model, name = configuration.model, REFIT_WEIGHTS if refit else WEIGHTS
     bound = bind(model, configuration.parameters, created.training, store.spec)
-    own = open_fold(store, fold_of(seed, created.folds), created.folds)
     network = build_model(model, store.spec, bound.model_config, seed)
     where = trial_folder(folder, TrialKey(configuration.id, seed))
     try:
-        with open_trial_folder(where).load(WEIGHTS) as path:
+        with open_trial_folder(where).load(name) as path:
             if path is None:
                 raise FileNotFoundError("no such file")
             network.load_state_dict(load_file(path))
@@ -152,6 +183,7 @@ def _load(
         first = str(error).strip().splitlines()[0]
         raise StudyError(
             f"The weights of trial {configuration.id}-{seed} cannot be read ({first}): restore "
-            f"'{where}/{WEIGHTS}'."
+            f"'{where}/{name}'. Weights far below the front are deleted when they exceed "
+            "`resources.max_weights_gb`."
         ) from error
-    return TrainedNetwork(store.spec, network, own.statistics)
+    return network

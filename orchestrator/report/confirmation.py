@@ -27,7 +27,12 @@ def describe_confirmation(analysis: Analysis) -> list[str]:
     found, front = analysis.confirmation, analysis.front
     if found is None:
         return []
+    refit = (
+        "Test values are of models that were trained again on training and validation, baselines "
+        "too; validation values are of the models before."
+    )
     return [
+        *([refit] if front.study.refit else []),
         *_describe_verdicts(found, front),
         _describe_order(found, front),
         _describe_choice(found, front),

@@ -23,6 +23,7 @@ from sftsearch.orchestrator.storage.trial_events import (
     Failed,
     Finished,
     Judged,
+    Refitted,
     Retried,
     Started,
     Stopped,
@@ -202,6 +203,8 @@ class Confirmed(Event):
     """Test samples by subject: (correct, count)."""
     baselines: dict[str, JSON] = field(default_factory=dict)
     """Test `values` and `groups` of the baselines, by `BaselineResult.key`."""
+    refit: bool = False
+    """Whether all were trained again on training and validation before."""
 
     def to_json(self) -> JSON:
         """Return the event as JSON, without its kind."""
@@ -209,7 +212,9 @@ class Confirmed(Event):
             str(key): {"values": values, "groups": self.groups[key]}
             for key, values in self.values.items()
         }
-        return {"trials": trials, **({"baselines": self.baselines} if self.baselines else {})}
+        body: JSON = {"trials": trials}
+        body |= {"baselines": self.baselines} if self.baselines else {}
+        return body | ({"refit": True} if self.refit else {})
 
     @classmethod
     def from_json(cls, body: JSON) -> Self:
@@ -218,7 +223,8 @@ class Confirmed(Event):
         trials = {TrialKey.parse(text): test for text, test in raw.items()}
         groups = {key: cast("Groups", test["groups"]) for key, test in trials.items()}
         baselines = cast("dict[str, JSON]", body.get("baselines", {}))
-        return cls({key: test["values"] for key, test in trials.items()}, groups, baselines)
+        values = {key: test["values"] for key, test in trials.items()}
+        return cls(values, groups, baselines, body.get("refit") is True)
 
 
 # ------------------------------------------------------------------ configurations
@@ -351,7 +357,7 @@ EVENTS: dict[str, type[Event]] = {
         *(Created, Imported, Opened, Recorded, Concluded, Ended, Confirmed),
         BaselinesFitted,
         *(Proposed, Refused, Admitted, Replicated, Frozen, Fitted, Expected, Told),
-        *(Started, EpochEnded, Retried, Judged, Stopped, Finished, Failed),
+        *(Started, EpochEnded, Retried, Judged, Stopped, Finished, Failed, Refitted),
     )
 }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Groups = dict[str, tuple[float, float]]
 """Samples by subject, or by fixed parts of a split without subjects: name -> (correct, count)."""
 REFUSED, FRESH, CONCLUDED = "refused", "fresh", "concluded"
-RECORDED, CONFIRMED = "recorded", "confirmed"
+RECORDED, CONFIRMED, REFIT = "recorded", "confirmed", "refit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +142,8 @@ class StudyRecord:
     """
     trials: tuple[TrialRecord, ...]
     confirmed: bool = False
+    refit: bool = False
+    """Whether test values are of models that were trained again on training and validation."""
     root: str | None = None
     """Folder of the dataset's store; None: the machine's default."""
     families: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ class StudyFacts:
     """The last conclusion, without the posteriors."""
     recorded: bool = False
     confirmed: bool = False
+    refit: bool = False
 
     def apply(self, event: Event) -> tuple[str, ...]:
         """Update the facts with an event; return the names of those it sets."""
@@ -199,8 +202,8 @@ class StudyFacts:
             self.recorded = True
             return (RECORDED,)
         if isinstance(event, Confirmed):
-            self.confirmed = True
-            return (CONFIRMED,)
+            self.confirmed, self.refit = True, event.refit
+            return (CONFIRMED, REFIT)
         return ()
 
     def to_json(self) -> JSON:
@@ -213,6 +216,7 @@ class StudyFacts:
             CONCLUDED: concluded and {name: concluded[name] for name in kept},
             RECORDED: self.recorded,
             CONFIRMED: self.confirmed,
+            REFIT: self.refit,
         }
 
     @classmethod
@@ -254,6 +258,7 @@ def build_record(
         refused=dict(Counter(created.refused) + Counter(facts.refused)),
         trials=trials,
         confirmed=facts.confirmed,
+        refit=facts.refit,
         recorded=facts.recorded,
         max_replicates=created.max_replicates,
         folds=created.folds,

@@ -127,4 +127,13 @@ class Failed(Event):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refitted(Event):
+    """A finished trial was trained again on training and validation."""
+
+    kind = "refitted"
+    trial: TrialKey
+    epochs: int
+
+
 TrialEnd = Finished | Stopped | Failed

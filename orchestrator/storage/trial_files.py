@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
+REFIT_WEIGHTS = "refit.safetensors"
+"""Weights of a trial that was trained again on training and validation."""
 LOG = "trial.log"
 OWNER = "owner"
 """File with the fencing token of the worker that may write to the folder; also its lock."""
