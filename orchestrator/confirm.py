@@ -13,6 +13,7 @@ are the weights that an export contains.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING, Literal
 
 from sftsearch.datasets.folds import open_fold
@@ -29,7 +30,7 @@ from sftsearch.orchestrator.storage.trial_events import Refitted
 from sftsearch.orchestrator.studies import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from sftsearch.datasets.store import Store
@@ -122,7 +123,32 @@ def _evaluate_all(
         key: _evaluate_baseline(one, created, store, refit=refit)
         for key, one in (state.baselines or {}).items()
     }
-    return Confirmed(values, groups, baselines, refit)
+    return Confirmed(values, groups, baselines, refit, _average(evaluated, trials, created, store))
+
+
+def _average(
+    evaluated: Mapping[TrialKey, Evaluation],
+    trials: Sequence[TrialState],
+    created: Created,
+    store: Store,
+) -> dict[str, JSON]:
+    """Score the mean probabilities of the replicates of each configuration with several."""
+    from sftsearch.trainables.evaluation import average_outputs, score_outputs
+
+    found: dict[str, JSON] = {}
+    split, of_configuration = store.split("test", unseal_test=True), defaultdict(list)
+    for trial in trials:
+        of_configuration[trial.configuration.id].append(trial)
+    for identity, members in of_configuration.items():
+        if len(members) > 1:
+            one = members[0].configuration
+            bound = bind(one.model, one.parameters, created.training, store.spec)
+            outputs = [evaluated[trial.key].outputs for trial in members]
+            mean = average_outputs(store.spec.task, outputs)
+            scored = score_outputs(mean, store, split, bound.train_config)
+            tested = {"values": scored.metrics, "groups": scored.groups}
+            found[identity] = {"members": len(members), **tested}
+    return found
 
 
 def _evaluate_baseline(

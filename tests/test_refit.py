@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from sftsearch.datasets.catalog import open_dataset
@@ -116,6 +117,18 @@ def test_refitted_models_are_confirmed_and_exported(runs: Path) -> None:
         model = load_trained(runs / "again", trial.configuration_id, replicate=trial.seed)
         for name, weights in fit.weights().items():
             np.testing.assert_array_equal(model.members[0].network.state_dict()[name], weights)
+    identity, ensemble = next(iter(record.ensembles.items()))
+    model = load_trained(runs / "again", identity, ensemble=True)
+    inputs = {
+        name: torch.from_numpy(np.array(one[np.arange(len(test))], np.float32))
+        for name, one in test.modalities.items()
+    }
+    lengths = {name: torch.from_numpy(one) for name, one in test.lengths.items()}
+    with torch.no_grad():
+        right = model(inputs, lengths)["scores"].argmax(dim=1).numpy() == test.labels
+    assert ensemble.num_members == 2
+    assert ensemble.test_values["top1"] == pytest.approx(right.mean(), abs=1e-12)
+    assert "The mean of its 2 replicates" in " ".join(result.output.split())
     out = str(runs / "export")
     exported = CliRunner().invoke(
         main, ["export", "again", "--best", "--to", "pt2", "--out", out, "--runs", str(runs)]

@@ -29,15 +29,14 @@ from sftsearch.trainables.baseline_models import (
 from sftsearch.trainables.baseline_results import Baseline, Baselines, rank_of
 from sftsearch.trainables.catalog import MODELS
 from sftsearch.trainables.config import TrainConfig
-from sftsearch.trainables.evaluation import Evaluation, Groups, is_right, losses_of, metrics_of
-from sftsearch.trainables.metrics import METRICS, num_absent_classes
+from sftsearch.trainables.evaluation import Evaluation, losses_of, score_outputs
+from sftsearch.trainables.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from sftsearch.datasets.samples import Split
     from sftsearch.datasets.spec import Task
     from sftsearch.datasets.store import Store
     from sftsearch.trainables.baseline_results import Candidate, Name, Subset
@@ -260,7 +259,7 @@ class _Search:
         start: float,
     ) -> Baseline:
         """Score the outputs (N, C) and keep the result."""
-        evaluation = _evaluate(self._store, self._validation, outputs, self._config)
+        evaluation = score_outputs(outputs, self._store, self._validation, self._config)
         cost = dict.fromkeys(("gflops", "gmacs", "parameters"), 0.0)
         if name in MODELS:
             entry = MODELS[name]
@@ -315,7 +314,7 @@ def confirm_baseline(
     names = ("train", "validation") if with_validation else ("train",)
     features = Features(store, [store.split(name) for name in names], test)
     outputs = _refit(features, baseline, spec.num_outputs, spec.task)
-    return _evaluate(store, test, outputs.expand(len(test), -1), config or TrainConfig())
+    return score_outputs(outputs.expand(len(test), -1), store, test, config or TrainConfig())
 
 
 def _refit(features: Features, baseline: Baseline, num_outputs: int, task: Task) -> Tensor:
@@ -333,16 +332,6 @@ def _refit(features: Features, baseline: Baseline, num_outputs: int, task: Task)
         return fit_linear(x_NP, labels, num_outputs, task, l2=given["l2"]).outputs(other_MP)
     with torch.random.fork_rng(devices=[]):
         return fit_mlp(x_NP, labels, num_outputs, task, seed=baseline.seed)(other_MP)
-
-
-def _evaluate(store: Store, split: Split, outputs: Tensor, config: TrainConfig) -> Evaluation:
-    """Score the outputs (N, C) of a split."""
-    task, groups = store.spec.task, Groups(store, split)
-    return Evaluation(
-        metrics_of(task, config, outputs, split, store.spec.classes),
-        groups.by_name(groups.count(is_right(task, outputs, split))),
-        num_absent_classes(task, split.labels, outputs.shape[1]),
-    )
 
 
 def _subsets(names: Subset) -> Iterator[Subset]:

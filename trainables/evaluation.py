@@ -5,7 +5,8 @@ Shapes: N samples of a split, B of a batch, T tokens, F features, C outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class Evaluation:
     """Subject (or block of samples, see `Groups`) -> [correct, samples]; see `COUNTED`."""
     num_absent_classes: int
     """Classes (or labels) without samples, which means over classes leave out."""
+    outputs: Tensor = field(compare=False, repr=False)
+    """(N, C), in the order of the split."""
 
 
 class Batches:
@@ -224,15 +227,29 @@ def evaluate(
         Network(model, config, device),
         Batches(store, split, model.modalities, device),
     )
-    outputs = predict(network, batches, batch_size)
-    groups = Groups(store, split)
-    correct = groups.count(is_right(store.spec.task, outputs, split))
+    found = score_outputs(predict(network, batches, batch_size), store, split, config)
+    return replace(found, metrics=found.metrics | measures_of(model, batches))
+
+
+def score_outputs(outputs: Tensor, store: Store, split: Split, config: TrainConfig) -> Evaluation:
+    """Score the outputs (N, C) of a split; see `evaluate`."""
+    task, groups = store.spec.task, Groups(store, split)
     return Evaluation(
-        metrics_of(store.spec.task, config, outputs, split, store.spec.classes)
-        | measures_of(model, batches),
-        groups.by_name(correct),
-        num_absent_classes(store.spec.task, split.labels, outputs.shape[1]),
+        metrics=metrics_of(task, config, outputs, split, store.spec.classes),
+        groups=groups.by_name(groups.count(is_right(task, outputs, split))),
+        num_absent_classes=num_absent_classes(task, split.labels, outputs.shape[1]),
+        outputs=outputs,
     )
+
+
+def average_outputs(task: Task, members: Sequence[Tensor]) -> Tensor:
+    """Return outputs (N, C) with the mean of the members' probabilities, or of their numbers."""
+    stacked = torch.stack(list(members))
+    if task == "regression":
+        return stacked.mean(dim=0)
+    if task == "multilabel":
+        return stacked.sigmoid().mean(dim=0).logit(eps=1e-7)
+    return stacked.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(stacked))
 
 
 @torch.inference_mode()

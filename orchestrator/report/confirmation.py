@@ -36,6 +36,7 @@ def describe_confirmation(analysis: Analysis) -> list[str]:
         *_describe_verdicts(found, front),
         _describe_order(found, front),
         _describe_choice(found, front),
+        *_describe_ensemble(found, front),
         *_describe_baseline(found, front),
     ]
 
@@ -92,6 +93,18 @@ def _describe_choice(found: Confirmation, front: Front) -> str:
             f"of it ({_change(other, front, verdict=False)})"
         )
     return f"{text}."
+
+
+def _describe_ensemble(found: Confirmation, front: Front) -> list[str]:
+    """Return what the mean of the replicates of the configuration to take has on test."""
+    y, ensemble = metric(front.y), front.study.ensembles.get(found.take)
+    if ensemble is None or front.y not in ensemble.test_values:
+        return []
+    return [
+        f"The mean of its {ensemble.num_members} replicates (`export --ensemble`) has "
+        f"{y.format(ensemble.test_values[front.y])} on test, at {ensemble.num_members} times its "
+        "cost."
+    ]
 
 
 def _placed(c: ConfigurationSummary, front: Front) -> str:

@@ -205,6 +205,8 @@ class Confirmed(Event):
     """Test `values` and `groups` of the baselines, by `BaselineResult.key`."""
     refit: bool = False
     """Whether all were trained again on training and validation before."""
+    ensembles: dict[str, JSON] = field(default_factory=dict)
+    """By configuration: `members`, and test `values` and `groups` of their mean probabilities."""
 
     def to_json(self) -> JSON:
         """Return the event as JSON, without its kind."""
@@ -214,6 +216,7 @@ class Confirmed(Event):
         }
         body: JSON = {"trials": trials}
         body |= {"baselines": self.baselines} if self.baselines else {}
+        body |= {"ensembles": self.ensembles} if self.ensembles else {}
         return body | ({"refit": True} if self.refit else {})
 
     @classmethod
@@ -224,7 +227,8 @@ class Confirmed(Event):
         groups = {key: cast("Groups", test["groups"]) for key, test in trials.items()}
         baselines = cast("dict[str, JSON]", body.get("baselines", {}))
         values = {key: test["values"] for key, test in trials.items()}
-        return cls(values, groups, baselines, body.get("refit") is True)
+        ensembles = cast("dict[str, JSON]", body.get("ensembles", {}))
+        return cls(values, groups, baselines, body.get("refit") is True, ensembles)
 
 
 # ------------------------------------------------------------------ configurations

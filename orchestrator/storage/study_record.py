@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Groups = dict[str, tuple[float, float]]
 """Samples by subject, or by fixed parts of a split without subjects: name -> (correct, count)."""
 REFUSED, FRESH, CONCLUDED = "refused", "fresh", "concluded"
-RECORDED, CONFIRMED, REFIT = "recorded", "confirmed", "refit"
+RECORDED, CONFIRMED, REFIT, ENSEMBLES = "recorded", "confirmed", "refit", "ensembles"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,16 @@ class BaselineRecord:
     test_values: dict[str, float] | None = None
     """Test metrics; None until the study's front is confirmed."""
     test_groups: Groups | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnsembleRecord:
+    """The mean of the probabilities of a configuration's replicates, on the test split."""
+
+    num_members: int
+    """It costs as many times a replicate."""
+    test_values: dict[str, float]
+    test_groups: Groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +154,8 @@ class StudyRecord:
     confirmed: bool = False
     refit: bool = False
     """Whether test values are of models that were trained again on training and validation."""
+    ensembles: dict[str, EnsembleRecord] = field(default_factory=dict)
+    """Of the confirmed configurations with several replicates, by id."""
     root: str | None = None
     """Folder of the dataset's store; None: the machine's default."""
     families: tuple[str, ...] = ()
@@ -176,6 +188,7 @@ class StudyFacts:
     recorded: bool = False
     confirmed: bool = False
     refit: bool = False
+    ensembles: dict[str, JSON] = field(default_factory=dict)
 
     def apply(self, event: Event) -> tuple[str, ...]:
         """Update the facts with an event; return the names of those it sets."""
@@ -202,8 +215,8 @@ class StudyFacts:
             self.recorded = True
             return (RECORDED,)
         if isinstance(event, Confirmed):
-            self.confirmed, self.refit = True, event.refit
-            return (CONFIRMED, REFIT)
+            self.confirmed, self.refit, self.ensembles = True, event.refit, event.ensembles
+            return (CONFIRMED, REFIT, ENSEMBLES)
         return ()
 
     def to_json(self) -> JSON:
@@ -217,6 +230,7 @@ class StudyFacts:
             RECORDED: self.recorded,
             CONFIRMED: self.confirmed,
             REFIT: self.refit,
+            ENSEMBLES: self.ensembles,
         }
 
     @classmethod
@@ -259,6 +273,7 @@ def build_record(
         trials=trials,
         confirmed=facts.confirmed,
         refit=facts.refit,
+        ensembles={key: ensemble_record(one) for key, one in facts.ensembles.items()},
         recorded=facts.recorded,
         max_replicates=created.max_replicates,
         folds=created.folds,
@@ -303,6 +318,15 @@ def with_test(baseline: BaselineRecord, test: JSON) -> BaselineRecord:
     values = cast("dict[str, float]", test["values"])
     groups = as_groups(cast("dict[str, Sequence[float]]", test["groups"]))
     return dataclasses.replace(baseline, test_values=values, test_groups=groups)
+
+
+def ensemble_record(test: JSON) -> EnsembleRecord:
+    """Parse `members`, `values` and `groups` of an ensemble on the test split."""
+    return EnsembleRecord(
+        num_members=cast("int", test["members"]),
+        test_values=cast("dict[str, float]", test["values"]),
+        test_groups=as_groups(cast("dict[str, Sequence[float]]", test["groups"])),
+    )
 
 
 def milliseconds(seconds: float) -> int:
