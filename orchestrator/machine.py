@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 def usable_cpus() -> int:
     """Count the CPUs of this process, within its affinity and the limit of its container."""
-    import joblib
+    from joblib import cpu_count
 
-    count: int = joblib.cpu_count()
+    count: int = cpu_count()
     return count
 
 
