@@ -235,6 +235,7 @@ space:
 """
 
 
+@pytest.mark.slow
 def test_a_deterministic_study_continues_when_its_baselines_are_fitted(tmp_path: Path) -> None:
     """No trial runs meanwhile: the startup configurations take less time than the baselines."""
     shown_classes.write(tmp_path / "stores", "waiting")

@@ -363,6 +363,7 @@ def test_tracking_errors_do_not_contain_passwords(tmp_path: Path, scheme: str) -
     assert "me@127.0.0.1" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 @pytest.mark.timeout(240)
 def test_run_writes_secrets_to_no_file_or_output(tmp_path: Path) -> None:

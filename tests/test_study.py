@@ -115,6 +115,7 @@ def test_mlflow_has_the_same_record(finished: StudyResult) -> None:
     assert "report/report.html" in artifacts
 
 
+@pytest.mark.slow
 def test_resumed_run_reads_the_journal_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +244,7 @@ def test_resumed_study_calls_back_for_its_first_decision(tmp_path: Path) -> None
     assert written[0].kind in ("judged", "stopped")
 
 
+@pytest.mark.slow
 def test_study_ends_at_its_limit_and_a_higher_one_extends_it(tmp_path: Path) -> None:
     """Also after the fresh replicates of the reported configurations."""
     text = STUDY.format(trials=8, dims="[8, 16]", concurrent="1")
@@ -406,6 +408,7 @@ class BreakingWorker:
         return {"epochs": [], "final": {"values": values, "groups": {}, "facts": {}}}
 
 
+@pytest.mark.slow
 def test_study_continues_after_failed_trials(tmp_path: Path) -> None:
     result = run_study(
         write(tmp_path, concurrent="1"), runs=tmp_path, worker=BreakingWorker, formats=()

@@ -184,6 +184,7 @@ class Crowded(Idle):
         return finished({"top1": share, **self.spec.cost})
 
 
+@pytest.mark.slow
 def test_trial_out_of_memory_on_a_shared_gpu_is_retried_alone_once(tmp_path: Path) -> None:
     result = run(tmp_path, "cpus: 1, gpus: 0.25", Crowded)
     outcomes = {t.configuration["dim"]: t.values.get("top1") for t in result.record.trials}
