@@ -83,11 +83,16 @@ def confirm_study(
         progress: called with the number of trials trained again and of all.
 
     Raises:
-        StudyError: the study is not finished or is a recorded table, weights are missing, or a
-            training does not end well.
+        StudyError: the study is not finished or is a recorded table, weights are missing, a
+            training diverges, or the study was confirmed without the refit.
     """
     record = check_confirmable(folder)
     if record.confirmed:
+        if refit and not record.refit:
+            raise StudyError(
+                f"The study '{record.name}' was confirmed without a refit, and the test split is "
+                "evaluated once. Show the recorded values without --refit."
+            )
         return record
     with Journal(folder) as journal:
         entries = list(journal.entries())

@@ -19,7 +19,7 @@ from sftsearch.orchestrator.cli.main import main
 from sftsearch.orchestrator.confirm import confirm_study
 from sftsearch.orchestrator.deployment.trained import load_trained
 from sftsearch.orchestrator.storage.trial_files import REFIT_WEIGHTS
-from sftsearch.orchestrator.studies import read_record, trial_folder
+from sftsearch.orchestrator.studies import StudyError, read_record, trial_folder
 from sftsearch.orchestrator.study import StudyResult, run_study
 from sftsearch.orchestrator.tracking.reader import read_study
 from sftsearch.trainables.catalog import build_model
@@ -141,6 +141,9 @@ def test_refitted_baselines_have_both_splits(runs: Path, finished: StudyResult) 
     plain = Path(shutil.copytree(runs, runs.parent / "plain"))
     before, after = confirm_study(plain / "again"), confirm_study(runs / "again", refit=True)
     assert not before.refit
+    with pytest.raises(StudyError, match="was confirmed without a refit"):
+        confirm_study(plain / "again", refit=True)
+    assert confirm_study(runs / "again", refit=True) == after
     by_name = {
         (one.name, one.fold): (one.test_groups, other.test_groups)
         for one, other in zip(before.baselines, after.baselines, strict=True)
