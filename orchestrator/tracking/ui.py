@@ -66,8 +66,9 @@ def serve_ui(uri: str, runs: Path, port: int, *, host: str = LOOPBACK, login: bo
     # every user of the machine could read in the command line.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri
-    # The server and its processes would import a `json.py` from the current folder.
-    environment["PYTHONSAFEPATH"] = "1"
+    # The server and its processes would import a `json.py` from the current folder; Uvicorn would
+    # put that folder first by itself. Nobody else may write into the root.
+    environment |= {"PYTHONSAFEPATH": "1", "UVICORN_APP_DIR": "/"}
     if login:
         command += ["--app-name", "basic-auth"]
         environment |= _login(runs)
